@@ -1,0 +1,78 @@
+"""From a config to the things it describes."""
+
+from __future__ import annotations
+
+import torch
+
+from mmfast import data, modalities, nn
+from mmfast.config import Config
+from mmfast.data import Data
+from mmfast.errors import MmfastError, unknown
+from mmfast.modalities.image import Image
+from mmfast.model import Model
+from mmfast.schedule import Schedule, Weight
+
+
+def build_schedule(config: Config) -> Schedule:
+    """The schedule, with the weight of every modality but the anchor."""
+    weights = {
+        name: Weight(spec.weight.kind, spec.weight.scale)
+        for name, spec in config.modalities.items()
+        if name != config.anchor
+    }
+    make = {"cosine": Schedule.cosine, "linear": Schedule.linear}[config.schedule.kind]
+    return make(config.schedule.T, weights)
+
+
+def build_model(config: Config) -> Model:
+    """The model with its initial weights, a function of config.seed."""
+    kinds = {name: modalities.kind(spec.kind) for name, spec in config.modalities.items()}
+    if kinds[config.anchor] is not Image:
+        raise MmfastError(f"anchor is {config.anchor!r}, a {config.modalities[config.anchor].kind}; it should be an image")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        anchor_spec = config.modalities[config.anchor]
+        size = anchor_spec.size
+        anchor = Image(config.anchor, anchor_spec, modalities.Room(size, size))
+        room = Model.room(anchor, config.space)
+        parts = {
+            name: anchor if name == config.anchor else kinds[name](name, spec, room)
+            for name, spec in config.modalities.items()
+        }
+        network = nn.kind(config.backbone.kind).Backbone
+        return Model(
+            config.anchor,
+            parts,
+            build_schedule(config),
+            lambda channels, size: network(config.backbone, channels, size),
+            config.space,
+            config.loss.target,
+        )
+
+
+def build_data(config: Config) -> Data:
+    """The data set, which must hold every modality of the config. Raises MmfastError where it does not."""
+    found = data.kind(config.data.kind).open(config.data, config.modalities)
+    for part, name in ((found.train, "train"), (found.test, "test")):
+        if len(part) == 0:
+            raise MmfastError(f"data ({config.data.kind}) has no {name} examples; it should hold at least one")
+    held = found.train.__getitems__([0]).data
+    for name in config.modalities:
+        if name not in held:
+            raise unknown("modality", name, held)
+    return found
+
+
+def pick_device(name: str) -> torch.device:
+    """train.device as a torch device; "auto" is the first GPU, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise MmfastError(f"train.device is {name!r}; it should be auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MmfastError(f"train.device is {name!r}, but torch finds no GPU; use cpu or auto")
+    if device.type not in ("cpu", "cuda"):
+        raise MmfastError(f"train.device is {name!r}; it should be auto, cpu, cuda or cuda:N")
+    return device

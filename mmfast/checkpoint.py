@@ -1,0 +1,216 @@
+"""A run's folder: nothing in it is ever half written, and no run writes into another's.
+
+RUN/config.yaml          the resolved config
+RUN/trainer.safetensors  all that resuming needs: weights, averages, optimiser, step (and the one before it)
+RUN/model.safetensors    the weights; ema.safetensors their average: what sampling loads
+RUN/stats.jsonl          a line a step; samples/*.png, tensorboard/, metrics.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmfast import config as configs
+from mmfast.config import Config
+from mmfast.errors import MmfastError
+
+STATE, PREVIOUS = "trainer.safetensors", "trainer.previous.safetensors"
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a file beside `path`, and put it in its place only when it is whole and on the disk."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put a text file in its place atomically."""
+    write_atomically(path, lambda file: file.write_text(text) and None)
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # some file systems cannot
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Tensors by name, with a JSON dictionary, as one safetensors file, atomically."""
+    plain = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
+    write_atomically(path, lambda file: save_file(plain, file, {"mmfast": json.dumps(metadata)}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What save_tensors wrote. Raises MmfastError for a file that is missing, truncated or another's."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("mmfast", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise MmfastError(f"{path} does not exist; `mmfast train` writes it") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise MmfastError(f"{path} is truncated or damaged ({' '.join(str(error).split())})") from None
+    if not isinstance(metadata, dict):
+        raise MmfastError(f"{path} was not written by mmfast")
+    return tensors, metadata
+
+
+@dataclass
+class Run:
+    """The folder of one run."""
+
+    folder: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config.yaml"
+
+    @property
+    def stats_file(self) -> Path:
+        return self.folder / "stats.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.folder / "samples"
+
+    @classmethod
+    def start(cls, folder: str | Path, config: Config) -> Run:
+        """Make a run's folder, or take up the run that is in it if its config is the same.
+
+        Raises MmfastError for another config, a folder with other things in it, or one that cannot be written.
+        """
+        run = cls(Path(folder))
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            run.samples.parent.stat()
+        except OSError as error:
+            raise MmfastError(f"--out {folder} cannot be made: {error.strerror}; choose another folder") from None
+        if not os.access(run.folder, os.W_OK | os.X_OK):
+            raise MmfastError(f"--out {folder} cannot be written to; choose another folder")
+        if run.config_file.exists():
+            changed = configs.differences(run.config(), config)
+            if changed:
+                raise MmfastError(
+                    f"--out {folder} holds a run with another config ({'; '.join(changed[:4])}"
+                    f"{'; ...' if len(changed) > 4 else ''}); nothing was changed: choose another --out, or repeat the "
+                    "command that made the run to go on with it"
+                )
+        else:
+            others = [file.name for file in run.folder.iterdir() if not file.name.startswith(".config.yaml.")]
+            if others:
+                raise MmfastError(
+                    f"--out {folder} holds files that are no run ({', '.join(sorted(others)[:3])}); choose a new folder"
+                )
+            run.guard(lambda: write_text(run.config_file, configs.to_yaml(config)))
+        run.guard(lambda: run.samples.mkdir(exist_ok=True))
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """A run that exists. Raises MmfastError where there is none."""
+        run = cls(Path(folder))
+        if not run.config_file.exists():
+            raise MmfastError(f"{folder} holds no run (no config.yaml); `mmfast train PRESET --out {folder}` makes one")
+        return run
+
+    def config(self) -> Config:
+        """The run's config, as it was resolved when the run began."""
+        return configs.load(str(self.config_file))
+
+    def guard(self, write: Callable[[], object]) -> None:
+        """Do a write, and turn the system's refusal into an error that says what to do."""
+        try:
+            write()
+        except OSError as error:
+            raise MmfastError(
+                f"{self.folder} cannot be written to: {error.strerror}; make room or permit it, then repeat the command"
+            ) from None
+
+    def save_state(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Keep the trainer's state, and the one before it."""
+        current, previous = self.folder / STATE, self.folder / PREVIOUS
+        if current.exists():
+            os.replace(current, previous)
+        self.guard(lambda: save_tensors(current, tensors, metadata))
+
+    def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest whole state; None for a run that has none yet.
+
+        Raises MmfastError for a damaged one, saying how to go on from the one before it.
+        """
+        current, previous = self.folder / STATE, self.folder / PREVIOUS
+        if not current.exists():
+            # Killed between the two renames of save_state.
+            return load_tensors(previous) if previous.exists() else None
+        try:
+            return load_tensors(current)
+        except MmfastError as error:
+            older = f"go on from the checkpoint before it, {PREVIOUS}" if previous.exists() else "start again"
+            raise MmfastError(f"{error}; nothing was changed: move it away and repeat the command to {older}") from None
+
+    def load_weights(self, model: torch.nn.Module, ema: bool = True) -> None:
+        """Fill a model from ema.safetensors (or model.safetensors)."""
+        path = self.folder / ("ema.safetensors" if ema else "model.safetensors")
+        tensors, _ = load_tensors(path)
+        load_into(model, tensors, path)
+
+    def keep_stats_until(self, step: int) -> None:
+        """Drop the lines of stats.jsonl after a step: they are about to be made again."""
+        if not self.stats_file.exists():
+            return
+        kept = [line for line, stats in _lines(self.stats_file) if stats["step"] <= step]
+        self.guard(lambda: write_text(self.stats_file, "".join(kept)))
+
+    def append_stats(self, lines: list[dict[str, Any]]) -> None:
+        def write() -> None:
+            with open(self.stats_file, "a") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+
+        self.guard(write)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The whole lines of a stats file; a kill may have cut the last one short."""
+    for line in path.read_text().splitlines(keepends=True):
+        with contextlib.suppress(ValueError):
+            stats = json.loads(line)
+            if line.endswith("\n") and "step" in stats:
+                yield line, stats
+
+
+def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """load_state_dict with a one-line error."""
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise MmfastError(f"{path} does not fit the model of config.yaml: {reason}") from None
+
+

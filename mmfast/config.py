@@ -1,0 +1,256 @@
+"""Typed configs: defaults, then a YAML file (a preset or one's own), then the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mmfast import data, modalities, nn
+from mmfast.errors import MmfastError, unknown
+from mmfast.options import check, option
+from mmfast.process import TARGETS
+from mmfast.sample import SAMPLERS
+
+
+@dataclass
+class ScheduleSpec:
+    kind: str = option("cosine", "alpha_bar(t)", choices=("cosine", "linear"))
+    T: int = option(1000, "number of steps of the process", min=1)
+
+
+@dataclass
+class LossSpec:
+    target: str = option("eps", "what the network predicts of the anchor", choices=tuple(TARGETS))
+    min_snr_gamma: float | None = option(None, "weight the steps as min-SNR-gamma does; null: not", above=0)
+
+
+@dataclass
+class TrainSpec:
+    steps: int = option(100_000, "optimiser steps", min=1)
+    batch_size: int = option(128, "examples a step", min=1)
+    accumulation: int = option(1, "parts that a step's batch is computed in", min=1)
+    learning_rate: float = option(1e-4, "learning rate after the warm-up", above=0)
+    warmup: int = option(100, "steps over which the learning rate rises from zero", min=0)
+    decay: str = option("constant", "the learning rate after the warm-up", choices=("constant", "cosine"))
+    weight_decay: float = option(0.0, "AdamW's weight decay", min=0)
+    grad_clip: float = option(1.0, "largest norm of the gradient", above=0)
+    ema_decay: float = option(0.9999, "decay of the averaged weights", min=0, max=1)
+    given_probability: float = option(
+        0.25, "how often each modality is given (told to the network) in training", min=0, max=1
+    )
+    precision: str = option("fp32", "arithmetic of the network", choices=("fp32", "bf16"))
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    compile: bool = option(False, "compile the network with torch.compile")
+    workers: int = option(0, "processes that load data", min=0)
+    log_every: int = option(50, "steps between two writes of stats.jsonl and TensorBoard", min=1)
+    sample_every: int = option(5000, "steps between two sample grids; 0 for none", min=0)
+    checkpoint_every: int = option(1000, "steps between two checkpoints", min=1)
+    tensorboard: bool = option(True, "write TensorBoard's files, where it is installed")
+
+
+@dataclass
+class SampleSpec:
+    sampler: str = option("ddpm", "the sampler", choices=tuple(SAMPLERS))
+    steps: int = option(50, "network evaluations a sample", min=1)
+    eta: float = option(0.0, "noise of the DDIM sampler", min=0, max=1)
+    guidance_scale: float = option(1.0, "guidance by what is given; 1 for none", min=0)
+    clamp: float | None = option(1.0, "hold the predicted image within -clamp .. clamp; null: not", above=0)
+    batch_size: int = option(250, "samples at a time", min=1)
+    count: int = option(16, "samples in a grid", min=1)
+
+
+@dataclass
+class EvaluateSpec:
+    samples: int = option(1000, "samples a direction; 0 for no evaluation after training", min=0)
+    bound_steps: int = option(8, "timesteps a held-out example for the bound's Monte Carlo sums", min=1)
+
+
+@dataclass
+class Config:
+    """Everything that a run depends on. `data`, `backbone` and each modality have the options of their kind."""
+
+    anchor: str = option("image", "the modality that is diffused itself")
+    space: str = option("own", "channels of the modalities in the diffusion space", choices=("own", "shared"))
+    seed: int = option(0, "seed of weights, order, timesteps and noise", min=0, max=2**63 - 1)
+    data: Any = None
+    modalities: dict[str, Any] = field(default_factory=dict)
+    schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    backbone: Any = None
+    loss: LossSpec = field(default_factory=LossSpec)
+    train: TrainSpec = field(default_factory=TrainSpec)
+    sample: SampleSpec = field(default_factory=SampleSpec)
+    evaluate: EvaluateSpec = field(default_factory=EvaluateSpec)
+
+
+SECTIONS = {f.name: f.default_factory for f in dataclasses.fields(Config) if f.name in
+            ("schedule", "loss", "train", "sample", "evaluate")}
+
+
+def presets() -> list[str]:
+    """The names of the presets that come with the package."""
+    folder = resources.files("mmfast") / "presets"
+    return sorted(file.name[:-5] for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def load(source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
+    """A preset's name or a YAML file, with overrides ("train.steps", "100") put over it.
+
+    Raises MmfastError, naming the key, for anything unknown, of the wrong type or out of bounds.
+    """
+    text = _read(source)
+    try:
+        raw = OmegaConf.create(yaml.safe_load(text) or {})
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise MmfastError(f"{source} is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, DictConfig):
+        raise MmfastError(f"{source} holds a {type(raw).__name__}; it should hold keys, as the presets do")
+    for key, value in overrides:
+        _override(raw, key, value)
+    return resolve(raw, source)
+
+
+def _read(source: str) -> str:
+    if source in presets():
+        return (resources.files("mmfast") / "presets" / f"{source}.yaml").read_text()
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        raise unknown("config", source, [*presets(), "or the path of a .yaml file"])
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise MmfastError(f"config {source} cannot be read: {error.strerror}") from None
+
+
+def _override(raw: DictConfig, key: str, value: str) -> None:
+    try:
+        OmegaConf.update(raw, key, yaml.safe_load(value), merge=True, force_add=True)
+    except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
+        raise MmfastError(f"--{key} {value}: {_one_line(error)}") from None
+
+
+def resolve(raw: DictConfig, source: str = "config") -> Config:
+    """Give every part of a plain config the types and defaults of its kind, and check the bounds."""
+    known = [f.name for f in dataclasses.fields(Config)]
+    for key in raw:
+        if key not in known:
+            raise unknown(f"{source}: key", key, known)
+    config = Config()
+    for name in ("anchor", "space", "seed"):
+        if name in raw:
+            part = _typed(Config, OmegaConf.create({name: raw[name]}), "")
+            setattr(config, name, getattr(part, name))
+    for name, section in SECTIONS.items():
+        setattr(config, name, _typed(section, _section(raw, name), f"{name}."))  # type: ignore[arg-type]
+    config.data = _of_kind(raw, "data", lambda kind: data.kind(kind).Spec, "digits", data.KINDS)
+    config.backbone = _of_kind(raw, "backbone", lambda kind: nn.kind(kind).Spec, "unet", nn.KINDS)
+    for name in _section(raw, "modalities"):
+        key = f"modalities.{name}"
+        config.modalities[str(name)] = _of_kind(
+            raw, key, lambda kind: modalities.kind(kind).Spec, None, list(modalities.KINDS)
+        )
+    if not config.modalities:
+        raise MmfastError(f"{source} has no modalities; it should name at least the anchor, {config.anchor!r}")
+    if config.anchor not in config.modalities:
+        raise unknown("anchor", config.anchor, config.modalities)
+    check(config, "")
+    for name, spec in config.modalities.items():
+        check(spec, f"modalities.{name}.")
+    if config.train.batch_size % config.train.accumulation:
+        raise MmfastError(
+            f"train.accumulation is {config.train.accumulation}; it should divide train.batch_size, "
+            f"{config.train.batch_size}"
+        )
+    return config
+
+
+def _section(raw: DictConfig, key: str) -> DictConfig:
+    part = OmegaConf.select(raw, key)
+    if part is None:
+        return OmegaConf.create({})
+    if not isinstance(part, DictConfig):
+        raise MmfastError(f"{key} is {part!r}; it should hold keys of its own")
+    return part
+
+
+def _of_kind(raw: DictConfig, key: str, spec: Any, default: str | None, kinds: Sequence[str]) -> Any:
+    part = _section(raw, key)
+    kind = part.get("kind", default)
+    if kind is None:
+        raise MmfastError(f"{key}.kind is missing; it should be one of {', '.join(kinds)}")
+    if kind not in kinds:
+        raise unknown(f"{key}.kind", kind, kinds)
+    return _typed(spec(kind), part, f"{key}.")
+
+
+def _typed(section: type, part: DictConfig, prefix: str) -> Any:
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(section), part))
+    except OmegaConfBaseException as error:
+        key = f"{prefix}{getattr(error, 'full_key', None) or getattr(error, 'key', '')}"
+        names = [f.name for f in dataclasses.fields(section)]
+        last = key.removeprefix(prefix)
+        if last and last.split(".")[0] not in names:
+            raise unknown(f"{prefix or 'config '}key", last, names) from None
+        raise MmfastError(f"{key}: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config, every option written out."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """The keys in which two configs differ, each with both values."""
+
+    def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+        if isinstance(value, dict):
+            return {k: v for key, part in value.items() for k, v in flat(part, f"{prefix}{key}.").items()}
+        return {prefix[:-1]: value}
+
+    a, b = flat(dataclasses.asdict(old)), flat(dataclasses.asdict(new))
+    return [f"{key} {a.get(key)!r} -> {b.get(key)!r}" for key in {**a, **b} if a.get(key) != b.get(key)]
+
+
+def describe() -> str:
+    """Every option with its type, default and help, for --help."""
+    lines: list[str] = []
+
+    def section(title: str, spec: Any, prefix: str) -> None:
+        lines.append(title)
+        for f in dataclasses.fields(spec):
+            if dataclasses.is_dataclass(getattr(spec, f.name)):
+                for inner in dataclasses.fields(getattr(spec, f.name)):
+                    lines.append(_line(f"{prefix}{f.name}.{inner.name}", getattr(getattr(spec, f.name), inner.name), inner))
+            elif f.name != "kind" and "help" in f.metadata:
+                lines.append(_line(prefix + f.name, getattr(spec, f.name), f))
+        lines.append("")
+
+    section("the run", Config(), "")
+    for name, factory in SECTIONS.items():
+        section(name, factory(), f"{name}.")  # type: ignore[operator]
+    for kind in data.KINDS:
+        section(f"data, kind {kind}", data.kind(kind).Spec(), "data.")
+    for kind in nn.KINDS:
+        section(f"backbone, kind {kind}", nn.kind(kind).Spec(), "backbone.")
+    for kind, part in modalities.KINDS.items():
+        section(f"modalities, kind {kind}", part.Spec(), "modalities.NAME.")
+    return "\n".join(lines)
+
+
+def _line(key: str, default: Any, f: Any) -> str:
+    choices = f.metadata.get("choices")
+    text = f.metadata.get("help", "") + (f" ({', '.join(choices)})" if choices else "")
+    shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+    return f"  --{key:<36} {text} [{shown}]"

@@ -1,0 +1,22 @@
+"""Data sets: one file a kind, each with an `open(spec) -> Data`; a new file in this folder is a new kind."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+from mmfast.data.base import Batch, Data, Examples
+from mmfast.errors import unknown
+
+KINDS = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"]
+
+
+def kind(name: str) -> ModuleType:
+    """The module of this kind of data. Raises MmfastError for an unknown one."""
+    if name not in KINDS:
+        raise unknown("data.kind", name, KINDS)
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+__all__ = ["KINDS", "Batch", "Data", "Examples", "kind"]

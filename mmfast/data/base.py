@@ -1,0 +1,62 @@
+"""What a data set is: examples to train on, examples held out, and judges that read a modality off an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """Some examples: every modality [B, ...] by name, and for those that not all have, who has it (bool [B])."""
+
+    data: dict[str, Tensor]
+    present: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.data.values())))
+
+    def to(self, device: torch.device) -> Batch:
+        def move(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: x.to(device, non_blocking=True) for name, x in tensors.items()}
+
+        return Batch(move(self.data), move(self.present))
+
+
+class Examples(Protocol):
+    """Examples by number, 0 .. len - 1, in an order that never changes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch: ...
+
+
+@dataclass
+class InMemory:
+    """Examples held as tensors [len, ...]."""
+
+    tensors: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        index = torch.as_tensor(indices)
+        return Batch({name: x[index] for name, x in self.tensors.items()})
+
+
+# Reads a modality off generated images, independently of the model: float [B, C, H, W] -> x [B, ...].
+Judge = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Data:
+    """A data set, split. `judges` makes, by modality, what the evaluation asks about generated images."""
+
+    train: Examples
+    test: Examples
+    judges: Callable[[], dict[str, Judge]] = dict

@@ -1,0 +1,70 @@
+"""The handwritten digits that scikit-learn ships: 1,797 images of 8 x 8, with their labels and their ink."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmfast.options import option
+from mmfast.data.base import Data, InMemory, Judge
+from mmfast.errors import missing_extra
+
+LEVELS = 17
+# A pixel (0 .. 16) is ink from here on: the edge that the fewest real pixels lie at, so that one level matters least.
+INK = 7
+
+
+@dataclass
+class Spec:
+    kind: str = "digits"
+    test_fraction: float = option(0.2, "share of the images held out for the evaluation", above=0, max=0.9)
+
+
+def _load() -> Any:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise missing_extra("scikit-learn", "digits", "the digits data set") from None
+    return load_digits()
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Images in -1 .. 1 on the digits' own scale: whole numbers 0 .. 16."""
+    return ((images.clamp(-1, 1) + 1) * ((LEVELS - 1) / 2)).round()
+
+
+def ink(images: Tensor) -> Tensor:
+    """The mask of an image: int64 [B, 8, 8], 1 where there is ink."""
+    return (pixels(images)[:, 0] >= INK).long()
+
+
+def _classifier(images: Tensor, labels: Tensor) -> Judge:
+    """scikit-learn's logistic regression on the pixels of real digits."""
+    from sklearn.linear_model import LogisticRegression
+
+    regression = LogisticRegression(max_iter=5000, C=0.1).fit(pixels(images).flatten(1).numpy(), labels.numpy())
+
+    def judge(generated: Tensor) -> Tensor:
+        return torch.from_numpy(regression.predict(pixels(generated).flatten(1).cpu().numpy())).long()
+
+    return judge
+
+
+def open(spec: Spec, modalities: Mapping[str, Any]) -> Data:
+    """The digits as image (float [1, 8, 8] in -1 .. 1), label and mask, split the same way every time."""
+    raw = _load()
+    images = torch.from_numpy(raw.images).float()[:, None] / ((LEVELS - 1) / 2) - 1
+    tensors = {"image": images, "label": torch.from_numpy(raw.target).long(), "mask": ink(images)}
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    held_out = round(len(images) * spec.test_fraction)
+    test, train = order[:held_out], order[held_out:]
+
+    def part(index: Tensor) -> InMemory:
+        return InMemory({name: x[index] for name, x in tensors.items()})
+
+    # The judge learns from every real digit: it is to be right about digits, not to generalise.
+    return Data(part(train), part(test), lambda: {"label": _classifier(images, tensors["label"]), "mask": ink})

@@ -1,0 +1,144 @@
+"""What a trained model does in every direction: sample grids, and the figures of metrics.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image as PILImage
+from torch import Tensor
+
+from mmfast.checkpoint import Run, write_atomically, write_text
+from mmfast.config import Config
+from mmfast.data import Batch, Data, Examples
+from mmfast.draw import sample_grid
+from mmfast.log import Board
+from mmfast.metrics.bound import bound
+from mmfast.metrics.frechet import frechet_distance, pixel_features
+from mmfast.model import Model
+from mmfast.sample import sample
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """config.sample as the arguments of mmfast.sample.sample."""
+    spec = config.sample
+    return {
+        "steps": min(spec.steps, config.schedule.T),
+        "sampler": spec.sampler,
+        "eta": spec.eta,
+        "guidance_scale": spec.guidance_scale,
+        "clamp": spec.clamp,
+        "batch_size": spec.batch_size,
+        "seed": config.seed,
+    }
+
+
+def held_out(examples: Examples, count: int, names: Sequence[str]) -> Batch:
+    """`count` examples that have all of these modalities, again from the first when they run out."""
+    batch = examples.__getitems__(range(len(examples)))
+    whole = torch.ones(len(batch), dtype=torch.bool)
+    for name, present in batch.present.items():
+        if name in names:
+            whole &= present
+    index = whole.nonzero()[:, 0]
+    index = index[torch.arange(count) % max(1, len(index))]
+    return Batch({name: batch.data[name][index] for name in names})
+
+
+def save_picture(run: Run, name: str, picture: PILImage.Image) -> None:
+    file = run.samples / f"{name}.png"
+    run.guard(lambda: write_atomically(file, lambda temporary: picture.save(temporary)))
+
+
+def sample_run(
+    run: Run,
+    model: Model,
+    config: Config,
+    data: Data,
+    step: int,
+    board: Board | None = None,
+    quiet: bool = False,
+) -> None:
+    """Sample grids in every direction, as RUN/samples/step-*.png: joint, and given each modality in turn."""
+    names, count = tuple(model.parts), config.sample.count
+    examples = held_out(data.test, count, names)
+    parts = {name: model.part(name) for name in names}
+    for given in ["", *(name for name in names if len(names) > 1)]:
+        what = {given: examples.data[given]} if given else {}
+        text = f"samples given {given}" if given else "samples"
+        drawn = sample(model, count, what, progress=False if quiet else text, **settings(config))
+        title = f"given {given}: the rest generated" if given else "generated together, nothing given"
+        picture = sample_grid(parts, drawn, f"{title} (step {step})", [given])
+        name = f"given-{given}" if given else "joint"
+        save_picture(run, f"step-{step:07d}-{name}", picture)
+        if board is not None:
+            board.picture(name, picture, step)
+
+
+def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> dict[str, float]:
+    """The figures of a model, on samples drawn from z_T.
+
+    For each modality beside the anchor: joint_* (does it agree with the image generated with it, by the data
+    set's judge), conditional_* (does the image generated from it show it, by the judge) and recovered_* (is it what
+    goes with a held-out real image). The Frechet distance of the samples to the real data, beside that of one half
+    of the real data to the other. The bound on held-out data.
+    """
+    names, anchor, count = tuple(model.parts), model.anchor_name, config.evaluate.samples
+    judges = data.judges()
+    truth = held_out(data.test, count, names)
+    metrics: dict[str, float] = {"samples": float(count)}
+
+    def draw(given: str, seed: int) -> dict[str, Tensor]:
+        what = {given: truth.data[given]} if given else {}
+        text = f"evaluating, given {given}" if given else "evaluating, joint"
+        drawn = sample(
+            model, count, what, progress=False if quiet else text, **{**settings(config), "seed": config.seed + seed}
+        )
+        return {name: x.cpu() for name, x in drawn.items()}
+
+    joint = draw("", 1)
+    recovered = draw(anchor, 2) if model.names else {}
+    for k, name in enumerate(model.names):
+        part = model.part(name)
+        if name in judges:
+            metrics[f"{name}.joint_{part.joint_metric}"] = part.score(joint[name], judges[name](joint[anchor]))
+            drawn = draw(name, 3 + k)
+            metrics[f"{name}.conditional_{part.metric}"] = part.score(judges[name](drawn[anchor]), truth.data[name])
+        metrics[f"{name}.recovered_{part.metric}"] = part.score(recovered[name], truth.data[name])
+    metrics |= distances(joint[anchor], data, anchor)
+    device = model.schedule.alpha_bar.device
+    batch = held_out(data.test, min(count, len(data.test)), names)
+    metrics |= bound(model, batch.to(device), config.evaluate.bound_steps, config.seed)
+    return metrics
+
+
+def distances(images: Tensor, data: Data, anchor: str, most: int = 10_000) -> dict[str, float]:
+    """The Frechet distance in pixel space: samples against real images, and two halves of the real ones."""
+    real = torch.cat(
+        [
+            pixel_features(part.__getitems__(range(min(len(part), most))).data[anchor])
+            for part in (data.train, data.test)
+        ]
+    )
+    # The split is a shuffled one: neighbours in a data set are often kin.
+    shuffled = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
+    half = len(real) // 2
+    found = {"frechet.samples": frechet_distance(pixel_features(images), real)}
+    if half > 1:
+        found["frechet.real_halves"] = frechet_distance(shuffled[:half], shuffled[half:])
+    return found
+
+
+def evaluate_run(run: Run, model: Model, config: Config, data: Data, quiet: bool = False) -> dict[str, float]:
+    """Evaluate a run's averaged weights and write RUN/metrics.json."""
+    metrics = evaluate(model, config, data, quiet)
+    run.guard(lambda: write_text(run.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n"))
+    return metrics
+
+
+def table(metrics: dict[str, float]) -> str:
+    """The figures as lines of text."""
+    width = max(len(name) for name in metrics)
+    return "\n".join(f"{name:<{width}}  {value:.4g}" for name, value in metrics.items())

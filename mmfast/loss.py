@@ -1,0 +1,123 @@
+"""The loss: the four parts of the bound, each under its name, and the simple loss that training minimises.
+
+All return nats per sample, [B], summed over the sample's dimensions, but for `simple`, which is a mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mmfast import ops, process
+from mmfast.errors import MmfastError, unknown
+from mmfast.ops import Block
+from mmfast.ops.arguments import Term
+from mmfast.process import Time
+from mmfast.schedule import Schedule
+
+
+def L0(schedule: Schedule, z0: Term, encodings: Mapping[str, Term], present: Tensor | None = None) -> Tensor:
+    """L0 = KL(q(z_T | z_0, X) || N(0, I)) = 1/2 [D v + |sqrt(abar_T) z_0 + m_T|^2 - D - D ln v], v = 1 - abar_T.
+
+    z0: [B, ...]; encodings by name; returns [B]. Without parameters unless encoders are learned.
+    """
+    mean, _ = ops.q_sample(z0, encodings, schedule.T, schedule, noise=_zeros(z0), present=present)
+    mean = mean.flatten(1)
+    v = (1 - schedule.alpha_bar[-1]).to(mean.dtype)
+    D = mean.shape[1]
+    return 0.5 * (D * v + mean.square().sum(1) - D - D * torch.log(v))
+
+
+def L1(
+    schedule: Schedule,
+    t: Time,
+    eps: Tensor,
+    eps_hat: Tensor,
+    encodings: Mapping[str, Term],
+    encodings_hat: Mapping[str, Term],
+) -> Tensor:
+    """One term of L1 = sum_{t >= 2} KL(q(z_{t-1} | z_t, z_0, X) || p(z_{t-1} | z_t)): its value at t, [B].
+
+    Both have the posterior's variance, so the KL is |difference of means|^2 / (2 variance), with the difference
+    (1 - a_t)/(sqrt(a_t) sqrt(1 - abar_t)) (eps - eps_hat) + sum_i w_t^(i) (E_i(x_i) - E_i(xhat_i)) up to sign.
+    An encoding that is given is the same on both sides and adds nothing.
+    """
+    process.check_time("t", t, 2, schedule.T)
+    j = process.jump(schedule, t)
+    names = list(encodings)
+    _, of_eps, _ = process.posterior_mean_eps(j)
+    w = j.w[:, schedule.index(tuple(names))]
+    terms: list[Term] = [eps, eps_hat]
+    terms += [encodings[name] for name in names] + [encodings_hat[name] for name in names]
+    difference = ops.combine(terms, torch.cat((of_eps[:, None], -of_eps[:, None], -w, w), 1))
+    assert isinstance(difference, Tensor)
+    squared = difference.flatten(1).square().sum(1)
+    return squared / (2 * process.posterior_variance(j)).to(squared.dtype)
+
+
+def L2(nll: Mapping[str, Tensor]) -> Tensor:
+    """One term of L2 = - sum_i E_t ln p(x_i | z_t): the sum of the modalities' -ln p(x_i | z_t) at t, [B].
+
+    nll: by modality, [B] (Modality.nll). The heads must recover every modality from z_t at every t.
+    """
+    if not nll:
+        raise MmfastError("nll is empty; L2 sums over at least one modality")
+    return torch.stack(list(nll.values())).sum(0)
+
+
+def L3(schedule: Schedule, z0: Tensor, z0_hat: Tensor, bins: int = 256) -> Tensor:
+    """L3 = -ln p(z_0 | z_1), a Gaussian around z0_hat integrated over each value's bin (Ho et al., 2020), [B].
+
+    z0, z0_hat: [B, ...] in -1 .. 1, z0 on `bins` evenly spaced levels; the last bins reach to infinity. The
+    variance is that of the first step, 1 - a_1. The source does not spell this part out; this is our reading.
+    """
+    sigma = (1 - schedule.alpha_bar[1]).sqrt().to(z0.dtype)
+    half = 1 / (bins - 1)
+    upper = torch.where(z0 > 1 - half, math.inf, (z0 - z0_hat + half) / sigma)
+    lower = torch.where(z0 < -1 + half, -math.inf, (z0 - z0_hat - half) / sigma)
+    return -_log_normal_mass(lower, upper).flatten(1).sum(1)
+
+
+def _log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
+    """ln P(lower < x < upper) for a standard normal, exact in the tails too."""
+    # Reflect so that both ends lie as far left as they can: there the log of the distribution is accurate.
+    reflect = lower > 0
+    a, b = torch.where(reflect, -upper, lower), torch.where(reflect, -lower, upper)
+    log_a, log_b = torch.special.log_ndtr(a), torch.special.log_ndtr(b)
+    return log_b + torch.log1p(-torch.exp(log_a - log_b))
+
+
+def _zeros(z0: Term) -> Tensor:
+    if isinstance(z0, Block):
+        B, _, *rest = z0.tensor.shape
+        return z0.tensor.new_zeros(B, z0.channels, *rest)
+    return torch.zeros_like(z0)
+
+
+def simple(
+    prediction: Tensor,
+    z0: Tensor,
+    eps: Tensor,
+    t: Tensor,
+    schedule: Schedule,
+    target: str = "eps",
+    min_snr_gamma: float | None = None,
+) -> Tensor:
+    """The simple loss |target - prediction|^2, a mean over each sample's elements, [B].
+
+    The target is eps, x0 or v = sqrt(abar_t) eps - sqrt(1 - abar_t) z_0; min_snr_gamma weights the steps as
+    min-SNR-gamma does (Hang et al., 2023). prediction, z0, eps: [B, ...]; t: int64 [B].
+    """
+    if target not in process.TARGETS:
+        raise unknown("target", target, process.TARGETS)
+    kind = process.TARGETS[target]
+    alpha_bar = process.rows(schedule.alpha_bar, t)
+    truth = ops.combine([z0, eps], torch.stack(kind.target(alpha_bar), 1))
+    assert isinstance(truth, Tensor)
+    error = (prediction.float() - truth.float()).square().flatten(1).mean(1)
+    if min_snr_gamma is not None:
+        error = error * kind.min_snr(alpha_bar / (1 - alpha_bar), min_snr_gamma).to(error.dtype)
+    return error

@@ -1,0 +1,1 @@
+"""Measures of samples against real data, and of the model against the bound."""

@@ -1,0 +1,91 @@
+"""The bound of the data's likelihood under the model, in its four parts (design, section 3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mmfast import loss, ops, process
+from mmfast.data import Batch
+from mmfast.model import Model, Prediction
+from mmfast.ops.reference import random_words
+from mmfast.process import TARGETS
+from mmfast.streams import EVALUATE
+
+
+@torch.no_grad()
+def bound(model: Model, batch: Batch, steps: int = 8, seed: int = 0) -> dict[str, float]:
+    """-ln p(X) <= L0 + L1 + L2 + L3 with every modality generated and nothing given: nats an example.
+
+    The sums over t are Monte Carlo over `steps` timesteps an example; `bound.X_bits` are bits per dimension of the
+    anchor. batch: on the model's device.
+    """
+    schedule, anchor = model.schedule, batch.data[model.anchor_name]
+    B, device = len(batch), anchor.device
+    numbers = torch.arange(B, device=device)
+    encodings = model.encode(batch.data)
+    terms = {name: model.in_space(name, E) for name, E in encodings.items()}
+    told = model.tell(None, {}, torch.zeros(B, 1 + len(model.names), device=device))
+    parts: dict[str, list[Tensor]] = {"L1": [], "L2": []}
+    for k in range(steps):
+        key = torch.tensor((seed, k), device=device)
+        u = random_words(key, numbers, EVALUATE, 1)[:, 0, 0]
+        noise = {"seed": seed, "sample_ids": numbers, "stream": EVALUATE, "draw": k + 1}
+        # L1 sums over t = 2 .. T; L2 is a mean over t = 1 .. T. One draw of t for each.
+        t = 2 + (u * (schedule.T - 1) >> 32)
+        z_t, eps = ops.q_sample(model.anchor_in_space(anchor), terms, t, schedule, **noise)  # type: ignore[arg-type]
+        prediction = model(z_t, t, told)
+        E_hat = {name: model.part(name).encode_prediction(x) for name, x in prediction.heads.items()}
+        terms_hat = {name: model.in_space(name, x) for name, x in E_hat.items()}
+        eps_hat = implied_eps(model, z_t, t, prediction, E_hat)
+        parts["L1"].append((schedule.T - 1) * loss.L1(schedule, t, eps, eps_hat, terms, terms_hat))
+        nll = {name: model.part(name).nll(x.float(), batch.data[name]) for name, x in prediction.heads.items()}
+        parts["L2"].append(loss.L2(nll) if nll else torch.zeros(B, device=device))
+    one = torch.ones_like(numbers)
+    z_1, _ = ops.q_sample(model.anchor_in_space(anchor), terms, one, schedule, seed=seed, stream=EVALUATE)
+    prediction = model(z_1, one, told)
+    E_hat = {name: model.part(name).encode_prediction(x) for name, x in prediction.heads.items()}
+    z0_hat = predicted_anchor(model, z_1, one, prediction, E_hat)
+    levels = model.part(model.anchor_name).spec.levels
+    found = {
+        "L0": loss.L0(schedule, model.anchor_in_space(anchor), terms),
+        **{name: torch.stack(values).mean(0) for name, values in parts.items()},
+        "L3": loss.L3(schedule, anchor, z0_hat, levels),
+    }
+    nats = {name: float(value.double().mean()) for name, value in found.items()}
+    nats["total"] = sum(nats.values())
+    bits = 1 / (math.prod(model.shape) * math.log(2))
+    return {f"bound.{name}": x for name, x in nats.items()} | {f"bound.{n}_bits": x * bits for n, x in nats.items()}
+
+
+def predicted_anchor(
+    model: Model, z_t: Tensor, t: Tensor, prediction: Prediction, E_hat: dict[str, Tensor]
+) -> Tensor:
+    """z_0 of the anchor as the network's prediction implies it, from y_t = z_t - m_t: [B, C, H, W]."""
+    schedule = model.schedule
+    of_y, of_prediction = TARGETS[model.target].x0(process.rows(schedule.alpha_bar, t))
+    terms = [model.anchor_block(z_t), prediction.anchor.float()]
+    coefs = torch.stack((of_y, of_prediction), 1)
+    if model.space == "shared":
+        terms += E_hat.values()
+        coefs = torch.cat((coefs, -of_y[:, None] * process.rows(schedule.W, t)[:, schedule.index(tuple(E_hat))]), 1)
+    z0 = ops.combine(terms, coefs)
+    assert isinstance(z0, Tensor)
+    return z0
+
+
+def implied_eps(model: Model, z_t: Tensor, t: Tensor, prediction: Prediction, E_hat: dict[str, Tensor]) -> Tensor:
+    """eps in the whole space as predicted: (z_t - m_t(xhat) - sqrt(abar_t) z0hat) / sqrt(1 - abar_t).
+
+    In the anchor's channels this is the network's own noise prediction; in a modality's it follows from its head.
+    """
+    schedule = model.schedule
+    z0_hat = predicted_anchor(model, z_t, t, prediction, E_hat)
+    of_z0, W, sigma = process.marginal(schedule, t)
+    terms = [z_t, model.anchor_in_space(z0_hat), *(model.in_space(name, x) for name, x in E_hat.items())]
+    coefs = torch.cat((torch.ones_like(sigma)[:, None], -of_z0[:, None], -W[:, schedule.index(tuple(E_hat))]), 1)
+    eps = ops.combine(terms, coefs / sigma[:, None])
+    assert isinstance(eps, Tensor)
+    return eps

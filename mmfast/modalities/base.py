@@ -1,0 +1,153 @@
+"""What a modality is: its encoder into the diffusion space, its head out of it, its loss, picture and score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image as PILImage
+from torch import Tensor, nn
+
+from mmfast.options import option
+from mmfast.errors import MmfastError
+from mmfast.schedule import KINDS as WEIGHTS
+
+
+@dataclass
+class WeightSpec:
+    """The cumulative weight W of a modality."""
+
+    kind: str = option("carried", "the shape of W(t)", choices=tuple(WEIGHTS))
+    scale: float = option(1.0, "scale s of W, for encodings of unit RMS")
+
+
+@dataclass
+class Spec:
+    """The options that every modality has."""
+
+    kind: str = option("", "the kind of modality")
+    encoder: str = option("fixed", "how x enters the diffusion space", choices=("fixed", "learned"))
+    weight: WeightSpec = field(default_factory=WeightSpec)
+    loss_weight: float = option(1.0, "lambda of this modality's part of the loss", min=0)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where a modality lives in the diffusion space: its channels (None: as many as it wants) and the grid."""
+
+    height: int
+    width: int
+    channels: int | None = None
+
+
+class Modality(nn.Module):
+    """One kind of data: x <-> the diffusion space.
+
+    A subclass sets `kind` and its Spec, and is registered by its file being in this package. `channels` is the
+    number of channels that `encode` makes. Encodings have unit RMS, or the scale of W would mean nothing.
+    """
+
+    kind: ClassVar[str]
+    Spec: ClassVar[type[Spec]]
+    # How a score is called, against the truth and between two generated modalities.
+    metric: ClassVar[str]
+    joint_metric: ClassVar[str]
+
+    channels: int
+
+    def __init__(self, name: str, spec: Any) -> None:
+        super().__init__()
+        self.name = name
+        self.spec = spec
+
+    def build_head(self, features: int) -> None:
+        """Make the head for a backbone that returns this many feature channels."""
+        raise NotImplementedError
+
+    def check(self, x: Tensor, where: str) -> None:
+        """Raise MmfastError if x (on the host, [B, ...]) is no valid batch; `where` names it."""
+        raise NotImplementedError
+
+    def encode(self, x: Tensor) -> Tensor:
+        """E(x): [B, channels, H or 1, W or 1], unit RMS."""
+        raise NotImplementedError
+
+    def head(self, features: Tensor) -> Tensor:
+        """D(features): [B, F, H, W] -> the parameters of p(x | z_t)."""
+        raise NotImplementedError
+
+    def nll(self, prediction: Tensor, x: Tensor) -> Tensor:
+        """-ln p(x | z_t) in nats, [B]: this modality's part of L2."""
+        raise NotImplementedError
+
+    def loss(self, prediction: Tensor, x: Tensor) -> Tensor:
+        """The training loss [B]: nll as a mean over what is predicted, so that loss_weight keeps its meaning."""
+        raise NotImplementedError
+
+    def encode_prediction(self, prediction: Tensor) -> Tensor:
+        """E(xhat): the expected encoding under the head's distribution."""
+        raise NotImplementedError
+
+    def decode(self, prediction: Tensor) -> Tensor:
+        """xhat: the likeliest x."""
+        raise NotImplementedError
+
+    def show(self, x: Tensor, size: int) -> PILImage.Image:
+        """One x (without the batch dimension) as an RGB picture of about size x size pixels."""
+        raise NotImplementedError
+
+    def score(self, x: Tensor, truth: Tensor) -> float:
+        """How well x agrees with the truth, over the batch: `metric`."""
+        raise NotImplementedError
+
+    def parse(self, text: str) -> Tensor:
+        """One x from the command line (`--given name=text`)."""
+        raise MmfastError(f"--given {self.name}={text}: a {self.kind} cannot be given as text")
+
+
+def unit_rms(x: Tensor) -> Tensor:
+    """Each sample scaled to a root mean square of one."""
+    return x * torch.rsqrt(x.square().flatten(1).mean(1) + 1e-8).reshape(-1, *[1] * (x.dim() - 1))
+
+
+def check_floats(x: Tensor, shape: tuple[int, ...], where: str) -> None:
+    """Raise MmfastError unless x is floating, of [B, *shape] and finite."""
+    if tuple(x.shape[1:]) != shape or not x.is_floating_point():
+        raise MmfastError(f"{where} is {x.dtype} {list(x.shape)}; it should be float [B, {', '.join(map(str, shape))}]")
+    finite = torch.isfinite(x).flatten(1).all(1)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
+        raise MmfastError(f"{where} holds NaN or infinite values (example {row} of the batch); mend or drop it")
+
+
+def check_classes(x: Tensor, shape: tuple[int, ...], classes: int, where: str) -> None:
+    """Raise MmfastError unless x is int64 [B, *shape] with values in 0 .. classes - 1."""
+    if tuple(x.shape[1:]) != shape or x.dtype != torch.int64:
+        raise MmfastError(f"{where} is {x.dtype} {list(x.shape)}; it should be int64 {['B', *shape]}")
+    if x.numel() and (int(x.min()) < 0 or int(x.max()) >= classes):
+        raise MmfastError(f"{where} runs from {int(x.min())} to {int(x.max())}; it should lie in 0 .. {classes - 1}")
+
+
+def code(classes: int, width: int) -> Tensor:
+    """Fixed encodings of `classes` classes: float32 [classes, width], rows of unit RMS, as far apart as can be.
+
+    The corners of a regular simplex, turned at random (always the same way) into `width` dimensions; fewer
+    dimensions than classes - 1 take its projection.
+    """
+    if classes == 1:
+        return torch.ones(1, width)
+    if width == 1:
+        line = torch.linspace(-1, 1, classes)[:, None]
+        return line if classes == 2 else line / line.square().mean().sqrt()
+    generator = torch.Generator().manual_seed(classes * 100_003 + width)
+    corners = torch.eye(classes) - 1 / classes
+    directions = torch.randn(classes, max(width, classes), generator=generator)
+    turned = corners @ torch.linalg.qr(directions.T)[0].T[:, :width]
+    return turned / turned.square().mean(1, keepdim=True).sqrt()
+
+
+def head_norm(features: int) -> nn.Sequential:
+    """What every head begins with."""
+    groups = next(g for g in (32, 16, 8, 4, 2, 1) if features % g == 0)
+    return nn.Sequential(nn.GroupNorm(groups, features), nn.SiLU())

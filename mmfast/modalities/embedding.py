@@ -1,0 +1,102 @@
+"""Embeddings: a vector an example, as a pretrained network gives it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image as PILImage
+from torch import Tensor, nn
+
+from mmfast.options import option
+from mmfast.errors import MmfastError
+from mmfast.modalities import base
+from mmfast.modalities.base import Modality, Room
+
+
+@dataclass
+class EmbeddingSpec(base.Spec):
+    """float [B, dim]; only its direction counts."""
+
+    kind: str = "embedding"
+    dim: int = option(384, "length of the vector", min=1)
+    sigma: float = option(0.1, "standard deviation of the Gaussian head", above=0)
+
+
+class Embedding(Modality):
+    kind = "embedding"
+    Spec = EmbeddingSpec
+    metric = joint_metric = "cosine"
+
+    def __init__(self, name: str, spec: EmbeddingSpec, room: Room) -> None:
+        super().__init__(name, spec)
+        self.grid = (room.height, room.width)
+        cells = room.height * room.width
+        # Fixed: the vector is laid out over the grid, every number in a cell of its own. Learned: a projection,
+        # the same at every pixel (over the whole grid in shared channels).
+        fixed = spec.encoder == "fixed"
+        self.channels = room.channels or (-(-spec.dim // cells) if fixed else min(spec.dim, 32))
+        if fixed and self.channels * cells < spec.dim:
+            raise MmfastError(
+                f"modalities.{name}.dim is {spec.dim}; {self.channels} channels of {room.height} x {room.width} hold "
+                f"{self.channels * cells}: use encoder=learned or space=own"
+            )
+        if not fixed and room.channels is None:
+            self.grid = (1, 1)
+        self.proj = None if fixed else nn.Linear(spec.dim, self.channels * self.grid[0] * self.grid[1], bias=False)
+
+    def build_head(self, features: int) -> None:
+        self.norm = base.head_norm(features)
+        self.out = nn.Linear(features, self.spec.dim)
+
+    def check(self, x: Tensor, where: str) -> None:
+        base.check_floats(x, (self.spec.dim,), where)
+
+    def encode(self, x: Tensor) -> Tensor:
+        room = self.channels * self.grid[0] * self.grid[1]
+        if self.proj is not None:
+            return base.unit_rms(self.proj(x)).unflatten(1, (self.channels, *self.grid))
+        # Repeated until the grid is full, so that unit RMS holds whatever the sizes are.
+        copies = math.ceil(room / self.spec.dim)
+        return base.unit_rms(x).repeat(1, copies)[:, :room].unflatten(1, (self.channels, *self.grid))
+
+    def head(self, features: Tensor) -> Tensor:
+        return self.out(self.norm(features).mean((2, 3)))
+
+    def nll(self, prediction: Tensor, x: Tensor) -> Tensor:
+        squared = ((prediction - base.unit_rms(x)) / self.spec.sigma).square()
+        return (0.5 * squared + math.log(self.spec.sigma * math.sqrt(2 * math.pi))).sum(1)
+
+    def loss(self, prediction: Tensor, x: Tensor) -> Tensor:
+        return (prediction - base.unit_rms(x)).square().mean(1)
+
+    def encode_prediction(self, prediction: Tensor) -> Tensor:
+        return self.encode(prediction.float())
+
+    def decode(self, prediction: Tensor) -> Tensor:
+        return base.unit_rms(prediction.float())
+
+    def show(self, x: Tensor, size: int) -> PILImage.Image:
+        """The vector as a square of coloured cells: blue below zero, red above."""
+        side = math.ceil(math.sqrt(x.numel()))
+        values = F.pad(base.unit_rms(x[None])[0].cpu() / 2, (0, side * side - x.numel())).clamp(-1, 1)
+        red, blue = values.clamp(min=0), (-values).clamp(min=0)
+        array = ((1 - torch.stack((blue, red + blue, red), -1)) * 255).to(torch.uint8).numpy()
+        picture = PILImage.fromarray(array.reshape(side, side, 3))
+        return picture.resize((size, size), PILImage.Resampling.NEAREST)
+
+    def score(self, x: Tensor, truth: Tensor) -> float:
+        return float(F.cosine_similarity(x, truth, dim=1).mean())
+
+    def parse(self, text: str) -> Tensor:
+        try:
+            array = np.load(text, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise MmfastError(f"--given {self.name}={text}: no .npy file of a vector ({error})") from None
+        x = torch.from_numpy(np.asarray(array, dtype=np.float32)).reshape(-1)
+        if x.numel() != self.spec.dim:
+            raise MmfastError(f"--given {self.name}={text}: {x.numel()} numbers; it should have {self.spec.dim}")
+        return x

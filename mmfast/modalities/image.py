@@ -1,0 +1,99 @@
+"""Images: the usual anchor; beside another anchor, a modality with a Gaussian head."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+from torch import Tensor, nn
+
+from mmfast.options import option
+from mmfast.errors import MmfastError
+from mmfast.modalities import base
+from mmfast.modalities.base import Modality, Room
+
+
+@dataclass
+class ImageSpec(base.Spec):
+    """float [B, channels, size, size] in -1 .. 1."""
+
+    kind: str = "image"
+    channels: int = option(3, "1 (grey) or 3 (colour)", min=1)
+    size: int = option(64, "height and width in pixels", min=1)
+    levels: int = option(256, "how many values a pixel can take", min=2)
+    sigma: float = option(0.1, "standard deviation of the Gaussian head", above=0)
+
+
+class Image(Modality):
+    kind = "image"
+    Spec = ImageSpec
+    metric = joint_metric = "rmse"
+
+    def __init__(self, name: str, spec: ImageSpec, room: Room) -> None:
+        super().__init__(name, spec)
+        self.shape = (spec.channels, spec.size, spec.size)
+        self.channels = room.channels or spec.channels
+        if self.channels % spec.channels and spec.encoder == "fixed":
+            raise MmfastError(
+                f"modalities.{name} has {spec.channels} channels, which do not fit {self.channels} shared ones"
+            )
+        self.conv = nn.Conv2d(spec.channels, self.channels, 3, padding=1) if spec.encoder == "learned" else None
+
+    def build_head(self, features: int) -> None:
+        self.norm = base.head_norm(features)
+        self.out = nn.Conv2d(features, self.spec.channels, 3, padding=1)
+
+    def check(self, x: Tensor, where: str) -> None:
+        base.check_floats(x, self.shape, where)
+
+    def encode(self, x: Tensor) -> Tensor:
+        if self.conv is not None:
+            return base.unit_rms(self.conv(x))
+        # A dark image must not be blown up: the pixels' own scale, -1 .. 1, is near unit RMS already.
+        return x.repeat(1, self.channels // x.shape[1], 1, 1)
+
+    def head(self, features: Tensor) -> Tensor:
+        return self.out(self.norm(features))
+
+    def nll(self, prediction: Tensor, x: Tensor) -> Tensor:
+        squared = ((prediction - x) / self.spec.sigma).square()
+        return (0.5 * squared + math.log(self.spec.sigma * math.sqrt(2 * math.pi))).flatten(1).sum(1)
+
+    def loss(self, prediction: Tensor, x: Tensor) -> Tensor:
+        return (prediction - x).square().flatten(1).mean(1)
+
+    def encode_prediction(self, prediction: Tensor) -> Tensor:
+        return self.encode(prediction)
+
+    def decode(self, prediction: Tensor) -> Tensor:
+        return prediction.clamp(-1, 1)
+
+    def show(self, x: Tensor, size: int) -> PILImage.Image:
+        pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+        array = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
+        return PILImage.fromarray(np.ascontiguousarray(array)).resize((size, size), PILImage.Resampling.NEAREST)
+
+    def score(self, x: Tensor, truth: Tensor) -> float:
+        return float((x - truth).square().mean().sqrt())
+
+    def parse(self, text: str) -> Tensor:
+        return read_image(text, self.spec.channels, self.spec.size)
+
+
+def read_image(path: str, channels: int, size: int) -> Tensor:
+    """A picture file as float [channels, size, size] in -1 .. 1, its middle square resized."""
+    try:
+        with PILImage.open(path) as file:
+            picture = file.convert("L" if channels == 1 else "RGB")
+    except OSError as error:
+        raise MmfastError(f"{path} cannot be read as a picture: {str(error).splitlines()[0]}") from None
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    box = (left, top, left + side, top + side)
+    if picture.size != (size, size):
+        picture = picture.resize((size, size), PILImage.Resampling.LANCZOS, box=box)
+    array = np.asarray(picture, dtype=np.float32).reshape(size, size, channels)
+    return torch.from_numpy(array.copy()).permute(2, 0, 1) / 127.5 - 1

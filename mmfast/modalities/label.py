@@ -1,0 +1,89 @@
+"""Labels: one class an example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image as PILImage
+from torch import Tensor, nn
+
+from mmfast.options import option
+from mmfast.draw import text_tile
+from mmfast.errors import MmfastError
+from mmfast.modalities import base
+from mmfast.modalities.base import Modality, Room
+
+
+@dataclass
+class LabelSpec(base.Spec):
+    """int64 [B] of class numbers."""
+
+    kind: str = "label"
+    classes: int = option(10, "how many classes", min=1)
+    names: list[str] = option([], "the classes' names, for pictures")
+
+
+class Label(Modality):
+    kind = "label"
+    Spec = LabelSpec
+    metric, joint_metric = "accuracy", "agreement"
+
+    def __init__(self, name: str, spec: LabelSpec, room: Room) -> None:
+        super().__init__(name, spec)
+        if spec.names and len(spec.names) != spec.classes:
+            raise MmfastError(
+                f"modalities.{name}.names has {len(spec.names)} names; it should have {spec.classes}, one a class"
+            )
+        # In channels of its own a label is a point of a simplex, the same at every pixel. Shared channels are too
+        # few for that, so there it is a pattern over the whole grid.
+        self.channels = room.channels or max(1, min(spec.classes - 1, 16))
+        grid = (room.height, room.width) if room.channels else (1, 1)
+        codes = base.code(spec.classes, self.channels * grid[0] * grid[1]).unflatten(1, (self.channels, *grid))
+        if spec.encoder == "learned":
+            self.codes = nn.Parameter(codes)
+        else:
+            self.register_buffer("codes", codes)
+
+    def build_head(self, features: int) -> None:
+        self.norm = base.head_norm(features)
+        self.out = nn.Linear(features, self.spec.classes)
+
+    def check(self, x: Tensor, where: str) -> None:
+        base.check_classes(x, (), self.spec.classes, where)
+
+    def _codes(self) -> Tensor:
+        return self.codes if self.spec.encoder == "fixed" else base.unit_rms(self.codes)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self._codes()[x]
+
+    def head(self, features: Tensor) -> Tensor:
+        return self.out(self.norm(features).mean((2, 3)))
+
+    def nll(self, prediction: Tensor, x: Tensor) -> Tensor:
+        return F.cross_entropy(prediction, x, reduction="none")
+
+    def loss(self, prediction: Tensor, x: Tensor) -> Tensor:
+        return self.nll(prediction, x)
+
+    def encode_prediction(self, prediction: Tensor) -> Tensor:
+        return torch.einsum("bk,kchw->bchw", prediction.float().softmax(1), self._codes())
+
+    def decode(self, prediction: Tensor) -> Tensor:
+        return prediction.argmax(1)
+
+    def show(self, x: Tensor, size: int) -> PILImage.Image:
+        return text_tile(self.spec.names[int(x)] if self.spec.names else str(int(x)), size)
+
+    def score(self, x: Tensor, truth: Tensor) -> float:
+        return float((x == truth).float().mean())
+
+    def parse(self, text: str) -> Tensor:
+        if text in self.spec.names:
+            return torch.tensor(self.spec.names.index(text))
+        if text.isdecimal() and int(text) < self.spec.classes:
+            return torch.tensor(int(text))
+        names = f" or one of {', '.join(self.spec.names)}" if self.spec.names else ""
+        raise MmfastError(f"--given {self.name}={text}: a label lies in 0 .. {self.spec.classes - 1}{names}")

@@ -1,0 +1,113 @@
+"""Masks: a class for each pixel."""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image as PILImage
+from torch import Tensor, nn
+
+from mmfast.options import option
+from mmfast.errors import MmfastError
+from mmfast.modalities import base
+from mmfast.modalities.base import Modality, Room
+
+
+@dataclass
+class MaskSpec(base.Spec):
+    """int64 [B, size, size] of class numbers, 0 being the background."""
+
+    kind: str = "mask"
+    classes: int = option(2, "how many classes, the background included", min=2)
+    size: int = option(64, "height and width in pixels", min=1)
+
+
+class Mask(Modality):
+    kind = "mask"
+    Spec = MaskSpec
+    metric = joint_metric = "iou"
+
+    def __init__(self, name: str, spec: MaskSpec, room: Room) -> None:
+        super().__init__(name, spec)
+        self.channels = room.channels or max(1, min(spec.classes - 1, 16))
+        codes = base.code(spec.classes, self.channels)
+        if spec.encoder == "learned":
+            self.codes = nn.Parameter(codes)
+        else:
+            self.register_buffer("codes", codes)
+
+    def build_head(self, features: int) -> None:
+        self.norm = base.head_norm(features)
+        self.out = nn.Conv2d(features, self.spec.classes, 3, padding=1)
+
+    def check(self, x: Tensor, where: str) -> None:
+        base.check_classes(x, (self.spec.size, self.spec.size), self.spec.classes, where)
+
+    def _codes(self) -> Tensor:
+        return self.codes if self.spec.encoder == "fixed" else base.unit_rms(self.codes)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return F.embedding(x, self._codes()).permute(0, 3, 1, 2)
+
+    def head(self, features: Tensor) -> Tensor:
+        return self.out(self.norm(features))
+
+    def nll(self, prediction: Tensor, x: Tensor) -> Tensor:
+        return F.cross_entropy(prediction, x, reduction="none").flatten(1).sum(1)
+
+    def loss(self, prediction: Tensor, x: Tensor) -> Tensor:
+        return F.cross_entropy(prediction, x, reduction="none").flatten(1).mean(1)
+
+    def encode_prediction(self, prediction: Tensor) -> Tensor:
+        return torch.einsum("bkhw,kc->bchw", prediction.float().softmax(1), self._codes())
+
+    def decode(self, prediction: Tensor) -> Tensor:
+        return prediction.argmax(1)
+
+    def show(self, x: Tensor, size: int) -> PILImage.Image:
+        array = palette(self.spec.classes)[x.cpu().numpy()]
+        return PILImage.fromarray(array).resize((size, size), PILImage.Resampling.NEAREST)
+
+    def score(self, x: Tensor, truth: Tensor) -> float:
+        """Mean over the classes but the background of intersection over union, over the whole batch."""
+        ious = []
+        for k in range(1, self.spec.classes):
+            union = ((x == k) | (truth == k)).sum()
+            if union:
+                ious.append(float(((x == k) & (truth == k)).sum() / union))
+        return sum(ious) / len(ious) if ious else 1.0
+
+    def parse(self, text: str) -> Tensor:
+        return read_mask(text, self.spec.classes, self.spec.size)
+
+
+def palette(classes: int) -> np.ndarray:
+    """uint8 [classes, 3]: near black for the background, then hues spread around the circle."""
+    hues = [colorsys.hsv_to_rgb((0.47 + 0.618 * k) % 1.0, 0.65, 0.95) for k in range(classes - 1)]
+    return (np.array([(0.08, 0.08, 0.12), *hues]) * 255).astype(np.uint8)
+
+
+def read_mask(path: str, classes: int, size: int) -> Tensor:
+    """A picture file whose grey or palette values are class numbers, as int64 [size, size].
+
+    A two-class mask may also be black and white (any value above 127 is class 1).
+    """
+    try:
+        with PILImage.open(path) as file:
+            picture = file if file.mode in ("P", "L", "1", "I") else file.convert("L")
+            side = min(picture.size)
+            left, top = (picture.width - side) // 2, (picture.height - side) // 2
+            box = (left, top, left + side, top + side)
+            picture = picture.resize((size, size), PILImage.Resampling.NEAREST, box=box)
+            values = np.asarray(picture).astype(np.int64)
+    except OSError as error:
+        raise MmfastError(f"{path} cannot be read as a mask: {str(error).splitlines()[0]}") from None
+    if classes == 2 and values.max() > 1:
+        values = (values > 127).astype(np.int64)
+    if values.max() >= classes:
+        raise MmfastError(f"{path} holds class {values.max()}; the mask has classes 0 .. {classes - 1}")
+    return torch.from_numpy(values)

@@ -1,0 +1,180 @@
+"""What the public ops accept, checked and brought to the form that the primitive takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmfast.errors import MmfastError, unknown
+from mmfast.schedule import Schedule
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Block(NamedTuple):
+    """A term that covers some channels of the diffusion space and is zero elsewhere, without being padded.
+
+    tensor: [B, c, ...], of which every dimension but the second may be 1; it covers the channels
+    start .. start + c of a space of `channels`.
+    """
+
+    tensor: Tensor
+    start: int
+    channels: int
+
+
+Term = Tensor | Block
+Encodings = Mapping[str, Term] | Sequence[Term]
+Seed = int | Tensor | None
+# Tensors of one rank and type, the first channel of each (-1: all of the space), their common shape and type.
+Gathered = tuple[list[Tensor], list[int], list[int], torch.dtype]
+
+
+def gather(
+    terms: Sequence[Term], like_first: bool = False, what: str = "terms"
+) -> Gathered:
+    """Tensors of one rank and type, each one's first channel (-1: all), the common shape and type.
+
+    With like_first the others must broadcast to the first one's shape. Raises MmfastError naming the term.
+    """
+    tensors, starts, shapes = [], [], []
+    for i, term in enumerate(terms):
+        tensor, start, channels = term if isinstance(term, Block) else (term, -1, 0)
+        name = _name(what, i)
+        _check_tensor(name, tensor)
+        size = list(tensor.shape)
+        if isinstance(term, Block):
+            if tensor.dim() < 2 or start < 0 or start + tensor.shape[1] > channels:
+                raise MmfastError(
+                    f"{name} is a Block of shape {size} from channel {start} of {channels}; it should be "
+                    "[B, c, ...] with start + c within the channels"
+                )
+            size[1] = channels
+        tensors.append(tensor)
+        starts.append(start)
+        shapes.append(size)
+    shape = _common_shape(shapes, like_first, what)
+    rank = len(shape)
+    for i, tensor in enumerate(tensors):
+        if tensor.dim() != rank:
+            if starts[i] >= 0:
+                raise MmfastError(f"{_name(what, i)} is a Block of rank {tensor.dim()}, not {rank}")
+            tensors[i] = tensor[(None,) * (rank - tensor.dim())]
+    dtype = tensors[0].dtype if tensors else torch.float32
+    for tensor in tensors[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    for i, tensor in enumerate(tensors):
+        if tensor.device != tensors[0].device:
+            raise MmfastError(
+                f"{_name(what, i)} is on {tensor.device}; it should be on {tensors[0].device} with the rest"
+            )
+    return [x.to(dtype) for x in tensors], starts, shape, dtype
+
+
+def _name(what: str, i: int) -> str:
+    """How an error calls term i: "z_t, eps, encodings" names the first two, and the rest by their place."""
+    *first, rest = what.split(", ")
+    return first[i] if i < len(first) else f"{rest}[{i - len(first)}]"
+
+
+def _check_tensor(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise MmfastError(f"{name} is a {type(tensor).__name__}; it should be a tensor or a mmfast.ops.Block")
+    if tensor.dtype not in FLOATS:
+        raise MmfastError(f"{name} is {tensor.dtype}; it should be float32, float64, bfloat16 or float16")
+
+
+def _common_shape(shapes: list[list[int]], like_first: bool, what: str) -> list[int]:
+    if not shapes:
+        return []
+    if all(size == shapes[0] for size in shapes):
+        return shapes[0]
+    try:
+        shape = list(torch.broadcast_shapes(*shapes))
+    except RuntimeError:
+        raise MmfastError(f"{what} have shapes {shapes}, which do not broadcast together") from None
+    if like_first and shape != shapes[0]:
+        raise MmfastError(f"{what} have shapes {shapes}; each should broadcast to the first, {shapes[0]}")
+    return shape
+
+
+def select(encodings: Encodings, sched: Schedule) -> tuple[tuple[str, ...], list[Term]]:
+    """The names and terms of the encodings that are there; a sequence is in the order of sched.names."""
+    if isinstance(encodings, Mapping):
+        for name in encodings:
+            if name not in sched.names:
+                raise unknown("encodings' modality", name, sched.names)
+        return tuple(encodings), list(encodings.values())
+    if len(encodings) != len(sched.names):
+        raise MmfastError(
+            f"encodings has {len(encodings)} tensors; the schedule has weights for {len(sched.names)} modalities "
+            f"({', '.join(sched.names) or 'none'}): name them in a dict to give a subset"
+        )
+    return sched.names, list(encodings)
+
+
+def check_batch(name: str, values: object, batch: int) -> None:
+    """Raise MmfastError for a [B] tensor of another length; ints and 0-dimensional tensors serve any batch."""
+    if isinstance(values, Tensor) and values.dim() and values.shape[0] != batch:
+        raise MmfastError(f"{name} has {values.shape[0]} entries; it should have {batch}, one a sample")
+
+
+def columns(batch: int, *parts: Tensor) -> Tensor:
+    """Coefficients [B], [1], [B, n] or [1, n], side by side as [B or 1, K]."""
+    parts2 = [part[:, None] if part.dim() == 1 else part for part in parts]
+    most = batch if any(part.shape[0] != 1 for part in parts2) else 1
+    return torch.cat([part.expand(most, -1) for part in parts2], 1)
+
+
+def check_noise(noise: object, shape: list[int]) -> None:
+    _check_tensor("noise", noise)
+    if isinstance(noise, Tensor) and list(noise.shape) != shape:
+        raise MmfastError(f"noise has shape {list(noise.shape)}; it should be that of z0, {shape}")
+
+
+def check_present(present: Tensor, batch: int, modalities: int) -> None:
+    if present.dim() != 2 or present.shape[1] != modalities or present.shape[0] not in (1, batch):
+        raise MmfastError(f"present has shape {list(present.shape)}; it should be [{batch}, {modalities}]")
+
+
+def noise_identity(
+    seed: Seed, draw: int | Tensor, sample_ids: Tensor | None, stream: int, batch: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The noise's identity as the primitive takes it: key = (seed, draw) as int64 [2], and ids int64 [B]."""
+    if not 0 <= stream < 1 << 16:
+        raise MmfastError(f"stream is {stream}; it should lie in 0 .. 65535")
+    if isinstance(draw, int) and not 0 <= draw < 1 << 32:
+        raise MmfastError(f"draw is {draw}; it should lie in 0 .. 2^32 - 1")
+    if sample_ids is None:
+        sample_ids = torch.arange(batch, device=device)
+    elif not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64 or sample_ids.shape != (batch,):
+        kind = list(sample_ids.shape) if isinstance(sample_ids, Tensor) else type(sample_ids).__name__
+        raise MmfastError(f"sample_ids is {kind}; it should be an int64 tensor [{batch}], one a sample")
+    elif sample_ids.device != device:
+        raise MmfastError(f"sample_ids is on {sample_ids.device}; it should be on {device} with the rest")
+    return _key(seed, draw, device), sample_ids
+
+
+def _key(seed: Seed, draw: int | Tensor, device: torch.device) -> Tensor:
+    if seed is None:
+        # The default CPU generator, so that torch.manual_seed repeats it on every device.
+        seed = torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64)
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            raise MmfastError(f"seed is a {seed.dtype} tensor of {seed.numel()} values; it should be one int64")
+        high = seed.reshape(())
+        low = draw.reshape(()) if isinstance(draw, Tensor) else torch.full_like(high, draw)
+        return torch.stack((high.to(device), low.to(device)))
+    if isinstance(seed, bool) or not isinstance(seed, (int, torch.SymInt)):
+        raise MmfastError(f"seed is {seed!r}; it should be an int, an int64 tensor or None")
+    if not -(1 << 63) <= seed < 1 << 64:
+        raise MmfastError(f"seed is {seed}; it should fit 64 bits")
+    seed = seed - (1 << 64) if seed >= 1 << 63 else seed
+    if isinstance(draw, Tensor):
+        low = draw.reshape(()).to(device)
+        return torch.stack((torch.full_like(low, seed), low))
+    # A small copy from pageable memory is staged by the driver: it does not wait for the GPU's work.
+    return torch.tensor((seed, draw), dtype=torch.int64).to(device, non_blocking=True)

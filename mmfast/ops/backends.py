@@ -1,0 +1,93 @@
+"""Which backends there are, which can run here, and which one serves a call.
+
+A backend is one module of this package with `name`, `devices`, `unavailable()`, `describe()`, `combine` and
+`combine_backward` (signatures: reference.py). Each loads on its own, so that none can break the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+from collections.abc import Iterator
+from types import ModuleType
+
+from mmfast.errors import BackendError
+
+# In the order of preference. The last one always runs.
+MODULES = {"cpu": "mmfast.ops.cpu", "reference": "mmfast.ops.reference"}
+PLANNED = {"cuda": "the CUDA C++ kernels are not written yet", "triton": "the Triton kernels are not written yet"}
+
+_override: list[str] = []
+
+
+@functools.cache
+def load(name: str) -> tuple[ModuleType | None, str | None]:
+    """The backend's module, and None or one line on why it cannot run."""
+    if name in PLANNED:
+        return None, PLANNED[name]
+    module = importlib.import_module(MODULES[name])
+    return module, module.unavailable()
+
+
+@functools.cache
+def automatic(device: str) -> ModuleType:
+    """The first backend, in the order of preference, that serves this kind of device and can run."""
+    for name in MODULES:
+        module, reason = load(name)
+        if module is not None and reason is None and device in module.devices:
+            return module
+    return _reference()
+
+
+def _reference() -> ModuleType:
+    return importlib.import_module(MODULES["reference"])
+
+
+@functools.cache
+def forced(name: str, device: str) -> ModuleType:
+    """The named backend; raises BackendError where it cannot serve this kind of device."""
+    if name not in MODULES and name not in PLANNED:
+        known = ", ".join([*MODULES, *PLANNED])
+        raise BackendError(f"MMFAST_BACKEND is {name!r}; it should be one of {known}, or unset")
+    module, reason = load(name)
+    if module is None or reason is not None:
+        raise BackendError(f"backend {name!r} cannot run here: {reason}; `mmfast info` lists those that can")
+    if device not in module.devices:
+        serves = ", ".join(module.devices)
+        raise BackendError(f"backend {name!r} is forced, but the tensors are on {device!r}; it serves {serves}")
+    return module
+
+
+def choose(device: str) -> ModuleType:
+    """The backend for tensors on this kind of device ("cpu", "cuda")."""
+    name = _override[-1] if _override else os.environ.get("MMFAST_BACKEND")
+    return forced(name, device) if name else automatic(device)
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Force a backend within a `with` block, as the environment variable MMFAST_BACKEND does for a process.
+
+    Raises BackendError (a ValueError) if there is no such backend or it cannot run here.
+    """
+    module, reason = load(name) if name in MODULES or name in PLANNED else (None, "there is no such backend")
+    if module is None or reason is not None:
+        raise BackendError(f"backend {name!r} cannot run here: {reason}; `mmfast info` lists those that can")
+    _override.append(name)
+    try:
+        yield
+    finally:
+        _override.pop()
+
+
+def report() -> dict[str, dict[str, str | bool]]:
+    """For each backend: whether it can run here, and what it is or why it cannot."""
+    result: dict[str, dict[str, str | bool]] = {}
+    for name in [*MODULES, *PLANNED]:
+        module, reason = load(name)
+        available = module is not None and reason is None
+        detail = module.describe() if module is not None and available else str(reason)
+        result[name] = {"available": available, "detail": detail}
+    return result

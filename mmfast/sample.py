@@ -1,0 +1,260 @@
+"""Sampling: one loop for joint, conditional and marginal generation; samplers are pure functions.
+
+In the shift view y_t = z_t - m_t is the ordinary DDPM variable, so a step of any standard sampler is: subtract
+m_t, step y, add m_s. That is one linear combination, one pass of mmfast.ops.combine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mmfast import ops
+from mmfast.errors import MmfastError, unknown
+from mmfast.model import Model, Prediction
+from mmfast.process import TARGETS
+from mmfast.streams import SAMPLE
+
+
+@dataclass(frozen=True)
+class Step:
+    """y_s = of_z0 z0hat + of_y y_t + of_last (the last step's z0hat) + sigma noise."""
+
+    of_z0: float
+    of_y: float
+    sigma: float = 0.0
+    of_last: float = 0.0
+
+
+def ddpm(abar: Callable[[int], float], t: int, s: int, last: int | None, eta: float) -> Step:
+    """The ancestral step (Ho et al., 2020): the posterior's mean and variance with z0hat for z_0."""
+    a, v_t, v_s = abar(t) / abar(s), 1 - abar(t), 1 - abar(s)
+    return Step(math.sqrt(abar(s)) * (1 - a) / v_t, math.sqrt(a) * v_s / v_t, math.sqrt((1 - a) * v_s / v_t))
+
+
+def ddim(abar: Callable[[int], float], t: int, s: int, last: int | None, eta: float) -> Step:
+    """DDIM (Song et al., 2021): deterministic for eta = 0, the ancestral step's noise for eta = 1."""
+    a, v_t, v_s = abar(t) / abar(s), 1 - abar(t), 1 - abar(s)
+    sigma = eta * math.sqrt((1 - a) * v_s / v_t)
+    of_y = math.sqrt(max(v_s - sigma**2, 0.0) / v_t)
+    return Step(math.sqrt(abar(s)) - of_y * math.sqrt(abar(t)), of_y, sigma)
+
+
+def dpmpp_2m(abar: Callable[[int], float], t: int, s: int, last: int | None, eta: float) -> Step:
+    """DPM-Solver++(2M) (Lu et al., 2022): second order from the last step's z0hat; the ends are first order."""
+    first = ddim(abar, t, s, last, eta=0.0)
+    if last is None or s == 0 or abar(t) == 0:
+        return first
+
+    def log_snr(u: int) -> float:
+        return 0.5 * math.log(abar(u) / (1 - abar(u)))
+
+    if abar(last) == 0:
+        return first
+    # z0hat extrapolated along lambda: (1 + 1/2r) z0hat - (1/2r) z0hat_last, r the ratio of the steps.
+    half = (log_snr(s) - log_snr(t)) / (log_snr(t) - log_snr(last)) / 2
+    return Step(first.of_z0 * (1 + half), first.of_y, 0.0, -first.of_z0 * half)
+
+
+SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
+
+
+def timesteps(T: int, steps: int) -> list[int]:
+    """`steps` + 1 times from T down to 0, evenly spaced."""
+    if not 1 <= steps <= T:
+        raise MmfastError(f"steps is {steps}; it should lie in 1 .. {T}, the schedule's number of steps")
+    return [round(T * (steps - i) / steps) for i in range(steps + 1)]
+
+
+@torch.no_grad()
+def sample(
+    model: Model,
+    count: int | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    *,
+    steps: int = 50,
+    sampler: str = "ddpm",
+    eta: float = 0.0,
+    guidance_scale: float | Mapping[str, float] = 1.0,
+    clamp: float | None = 1.0,
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+    batch_size: int = 256,
+    progress: bool | str = False,
+) -> dict[str, Tensor]:
+    """Draw examples from z_T ~ N(m_T of what is given, I): all modalities, those given as they are.
+
+    Joint generation gives nothing, conditional generation any subset (the anchor too: then z_t is made anew
+    around it, and only the others evolve), marginal generation ignores what it does not want of the result.
+
+    Args:
+        count: how many; None for as many as `given` holds.
+        given: by name, [count, ...] or [1, ...] for all.
+        steps, sampler, eta: how many steps of "ddpm", "ddim" (with eta) or "dpmpp_2m".
+        guidance_scale: 1 for none; one for all that is given, or by name. Each guided modality adds
+            (scale - 1) (prediction - prediction without it).
+        clamp: hold the predicted z_0 within -clamp .. clamp; None not to.
+        seed, sample_ids: the noise's identity; example i is the same in any batch.
+        progress: show a bar, with this text.
+
+    Returns every modality by name, [count, ...], on the model's device.
+    """
+    given = dict(given or {})
+    count = _count(model, count, given)
+    if sampler not in SAMPLERS:
+        raise unknown("sampler", sampler, SAMPLERS)
+    grid = timesteps(model.schedule.T, steps)
+    device = model.schedule.alpha_bar.device
+    ids = torch.arange(count) if sample_ids is None else sample_ids
+    if ids.shape != (count,):
+        raise MmfastError(f"sample_ids has shape {list(ids.shape)}; it should be [{count}]")
+    settings = _Settings(SAMPLERS[sampler], eta, grid, _scales(guidance_scale, given), clamp, seed)
+    training = model.training
+    model.eval()
+    batches = ids.split(batch_size)
+    text = progress if isinstance(progress, str) else "sampling"
+    bar = tqdm(total=len(batches) * steps, desc=text, unit="step", disable=not progress, leave=False)
+    results, start = [], 0
+    with bar:
+        for batch in batches:
+            part = {
+                name: (x if len(x) == 1 else x[start : start + len(batch)]).expand(len(batch), *x.shape[1:]).to(device)
+                for name, x in given.items()
+            }
+            results.append(_Loop(model, part, settings, batch.to(device)).run(bar))
+            start += len(batch)
+    model.train(training)
+    return {name: torch.cat([r[name] for r in results]) for name in results[0]}
+
+
+@dataclass(frozen=True)
+class _Settings:
+    step: Callable[..., Step]
+    eta: float
+    grid: list[int]
+    scales: dict[str, float]
+    clamp: float | None
+    seed: int
+
+
+def _count(model: Model, count: int | None, given: Mapping[str, Tensor]) -> int:
+    for name, x in given.items():
+        if name not in model.parts:
+            raise unknown("given modality", name, model.parts)
+        model.part(name).check(x.cpu(), f"given[{name!r}]")
+        if len(x) != 1 and count is not None and len(x) != count:
+            raise MmfastError(f"given[{name!r}] holds {len(x)} examples; it should hold 1 or {count}")
+    sizes = {len(x) for x in given.values() if len(x) != 1}
+    if len(sizes) > 1:
+        raise MmfastError(f"given modalities hold {sorted(sizes)} examples; they should hold one number of them")
+    count = count if count is not None else max(sizes, default=1)
+    if count < 1:
+        raise MmfastError(f"count is {count}; it should be at least 1")
+    return count
+
+
+def _scales(guidance_scale: float | Mapping[str, float], given: Mapping[str, Tensor]) -> dict[str, float]:
+    if not isinstance(guidance_scale, Mapping):
+        guidance_scale = {name: float(guidance_scale) for name in given}
+    for name in guidance_scale:
+        if name not in given:
+            raise unknown("guidance_scale's modality", name, given)
+    return {name: scale for name, scale in guidance_scale.items() if scale != 1}
+
+
+class _Loop:
+    """The loop over the steps for one batch. All coefficients are on the device before it starts."""
+
+    def __init__(self, model: Model, given: dict[str, Tensor], settings: _Settings, ids: Tensor) -> None:
+        self.model, self.given, self.settings, self.ids = model, given, settings, ids
+        self.anchor = given.get(model.anchor_name)
+        self.truth = model.encode(given)
+        self.told = {name: self._tell(without=name) for name in ["", *settings.scales]}
+        self._plan(settings.grid)
+
+    def _tell(self, without: str) -> Tensor:
+        """What the network is told when it is not told of one modality ("": told of all that is given)."""
+        names = (self.model.anchor_name, *self.model.names)
+        flags = [float(name in self.given and name != without) for name in names]
+        given = torch.tensor([flags], device=self.ids.device).expand(len(self.ids), -1)
+        return self.model.tell(self.anchor, self.truth, given)
+
+    def _plan(self, grid: list[int]) -> None:
+        """The coefficients of every step: rows of the tables that `run` hands to ops.combine."""
+        model, schedule, settings = self.model, self.model.schedule, self.settings
+        abar = schedule.alpha_bar.tolist().__getitem__
+        W = schedule.W.cpu()[:, schedule.index(model.names)]
+        of_z0, of_step, sigma, last = [], [], [], None
+        for t, s in zip(grid[:-1], grid[1:], strict=True):
+            of_y, of_prediction = (float(c) for c in TARGETS[model.target].x0(schedule.alpha_bar[t]))
+            of_z0.append([of_y, of_prediction, *(-of_y * W[t]).tolist()])
+            step = settings.step(abar, t, s, last, settings.eta)
+            # z_s = of_z0 z0hat + of_y (z_t - m_t) + m_s + of_last z0hat_last + sigma noise
+            of_step.append([step.of_z0, step.of_y, *(W[s] - step.of_y * W[t]).tolist(), step.of_last])
+            sigma.append(step.sigma)
+            last = t
+        like = {"dtype": torch.float64, "device": self.ids.device}
+        self.of_z0, self.of_step, self.sigma = (torch.tensor(x, **like) for x in (of_z0, of_step, sigma))
+        self.W_T = W[grid[0]].to(self.ids.device)
+
+    def _predict(self, z: Tensor, t: int) -> Prediction:
+        """The network's prediction; with guidance, pushed away from the one that is not told of a modality."""
+        time = torch.full_like(self.ids, t)
+        told = self.model(z, time, self.told[""])
+        anchor, heads = told.anchor.float(), {name: x.float() for name, x in told.heads.items()}
+        guided = Prediction(anchor, dict(heads))
+        for name, scale in self.settings.scales.items():
+            untold = self.model(z, time, self.told[name])
+            guided.anchor = guided.anchor + (scale - 1) * (anchor - untold.anchor.float())
+            for head, x in untold.heads.items():
+                guided.heads[head] = guided.heads[head] + (scale - 1) * (heads[head] - x.float())
+        return guided
+
+    def _z0(self, z: Tensor, prediction: Prediction, E: Mapping[str, Tensor], i: int) -> Tensor:
+        """The anchor at step i: the truth where it is given, else read from y_t and the prediction, and clamped."""
+        if self.anchor is not None:
+            return self.anchor
+        shared = list(E.values()) if self.model.space == "shared" else []
+        terms = [self.model.anchor_block(z), prediction.anchor, *shared]
+        z0 = _tensor(ops.combine(terms, self.of_z0[i : i + 1, : len(terms)]))
+        clamp = self.settings.clamp
+        return z0 if clamp is None else z0.clamp(-clamp, clamp)
+
+    def run(self, bar: tqdm) -> dict[str, Tensor]:
+        model, grid = self.model, self.settings.grid
+        noise: dict[str, Any] = {"seed": self.settings.seed, "sample_ids": self.ids, "stream": SAMPLE}
+        shape = (len(self.ids), model.channels, *model.shape[1:])
+        z = ops.randn(shape, draw=grid[0], device=self.ids.device, **noise)
+        if self.truth:
+            weights = self.W_T[[model.names.index(name) for name in self.truth]]
+            terms = [model.in_space(name, x) for name, x in self.truth.items()]
+            z = _tensor(ops.combine([z, *terms], torch.cat((weights.new_ones(1), weights))[None]))
+        last = None
+        for i, (t, s) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+            prediction = self._predict(z, t)
+            # A given modality keeps its true encoding; the others take what their heads expect.
+            E = {
+                name: self.truth[name] if name in self.truth else model.part(name).encode_prediction(x)
+                for name, x in prediction.heads.items()
+            }
+            z0 = self._z0(z, prediction, E, i)
+            before = z0 if last is None else last
+            terms = [model.anchor_in_space(z0), z, *(model.in_space(name, x) for name, x in E.items())]
+            terms.append(model.anchor_in_space(before))
+            z = _tensor(ops.combine(terms, self.of_step[i : i + 1], self.sigma[i : i + 1], draw=s, **noise))
+            last = z0
+            bar.update()
+        generated = {name: model.part(name).decode(x) for name, x in prediction.heads.items()}
+        generated[model.anchor_name] = z0
+        return {name: self.given.get(name, generated[name]) for name in model.parts}
+
+
+def _tensor(result: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    assert isinstance(result, Tensor)
+    return result

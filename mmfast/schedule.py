@@ -1,0 +1,246 @@
+"""The schedule: alpha_bar(t) and the modality weights W_i(t), from which everything else is derived.
+
+Design: the schedule is two functions of time. Both are tables in float64 from t = 0 (data) to t = T; the
+coefficients that the ops read are derived from them in float64 and kept as float32 (process.py).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmfast.errors import MmfastError, unknown
+
+
+def _none(alpha_bar: Tensor) -> Tensor:
+    """W_t = 0: the modality leaves no mark in z_t."""
+    return torch.zeros_like(alpha_bar)
+
+
+def _carried(alpha_bar: Tensor) -> Tensor:
+    """W_t = sqrt(abar_t): the modality is diffused as the anchor is (own channels only, since W_0 = 1)."""
+    return alpha_bar.sqrt()
+
+
+def _bridge(alpha_bar: Tensor) -> Tensor:
+    """W_t = 4 sqrt(abar_t) (1 - sqrt(abar_t)): zero at both ends, at most 1."""
+    return 4 * alpha_bar.sqrt() * (1 - alpha_bar.sqrt())
+
+
+def _shift(alpha_bar: Tensor) -> Tensor:
+    """W_t = 1 - sqrt(abar_t): z_T is centred on the modality, for translation from a known source."""
+    return 1 - alpha_bar.sqrt()
+
+
+def _constant(alpha_bar: Tensor) -> Tensor:
+    """w_t = 1, the paper's literal form: W_t = sqrt(a_t) (W_{t-1} + 1), W_0 = 0."""
+    W = torch.zeros_like(alpha_bar)
+    for t in range(1, len(alpha_bar)):
+        W[t] = torch.sqrt(alpha_bar[t] / alpha_bar[t - 1]) * (W[t - 1] + 1)
+    return W
+
+
+KINDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": _none,
+    "carried": _carried,
+    "bridge": _bridge,
+    "shift": _shift,
+    "constant": _constant,
+}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A modality's cumulative weight W(t) = scale * kind(abar(t)); kinds: none, carried, bridge, shift, constant."""
+
+    kind: str = "carried"
+    scale: float = 1.0
+
+    def __call__(self, alpha_bar: Tensor) -> Tensor:
+        """alpha_bar: float64 [T + 1] -> W: float64 [T + 1]."""
+        if self.kind not in KINDS:
+            raise unknown("weight kind", self.kind, KINDS)
+        return self.scale * KINDS[self.kind](alpha_bar)
+
+
+def none() -> Weight:
+    """W_t = 0."""
+    return Weight("none")
+
+
+def carried(scale: float = 1.0) -> Weight:
+    """W_t = scale sqrt(abar_t), from W_0 = scale: for own channels only."""
+    return Weight("carried", scale)
+
+
+def bridge(scale: float = 1.0) -> Weight:
+    """W_t = 4 scale sqrt(abar_t) (1 - sqrt(abar_t)): zero at both ends with its peak, `scale`, between."""
+    return Weight("bridge", scale)
+
+
+def shift(scale: float = 1.0) -> Weight:
+    """W_t = scale (1 - sqrt(abar_t)): for translation from a source that is always given."""
+    return Weight("shift", scale)
+
+
+def constant(scale: float = 1.0) -> Weight:
+    """w_t = scale at every step, the paper's literal form; W grows without bound, which Schedule warns of."""
+    return Weight("constant", scale)
+
+
+# What a user may give as a modality's W: a Weight, any function of alpha_bar, or its table [T + 1].
+WeightLike = Weight | Callable[[Tensor], Tensor] | Tensor
+
+
+class Schedule(nn.Module):
+    """alpha_bar and the weights W of N modalities at t = 0 .. T.
+
+    Args:
+        alpha_bar: [T + 1] (or a list), from alpha_bar[0] = 1 down to alpha_bar[T] >= 0, never rising.
+        weights: name -> W, by modality: `mmfast.bridge(2.0)`, any function alpha_bar -> W, or a table [T + 1].
+
+    Attributes:
+        alpha_bar: float64 [T + 1].
+        W: float64 [T + 1, N], columns in the order of `names`.
+        names: the modalities' names.
+        T: the number of steps.
+
+    Warns, with L0 in nats a dimension, where z_T is far from N(0, I) for encodings of unit RMS.
+    Raises MmfastError (a ValueError) for tables of the wrong shape or range.
+    """
+
+    # A bound looser than this is a prior that sampling from N(0, I) visibly does not match.
+    L0_WARNING = 0.01
+
+    def __init__(
+        self, alpha_bar: Tensor | list[float], weights: Mapping[str, WeightLike] | None = None
+    ) -> None:
+        super().__init__()
+        table = torch.as_tensor(alpha_bar, dtype=torch.float64).detach().cpu().clone()
+        _check_alpha_bar(table)
+        self.T = len(table) - 1
+        self.names: tuple[str, ...] = tuple(weights or {})
+        columns = [_weight_table(name, w, table) for name, w in (weights or {}).items()]
+        W = torch.stack(columns, 1) if columns else table.new_zeros(self.T + 1, 0)
+        self.alpha_bar: Tensor
+        self.W: Tensor
+        self.marginal64: Tensor
+        self.marginal32: Tensor
+        self.register_buffer("alpha_bar", table, persistent=False)
+        self.register_buffer("W", W, persistent=False)
+        # One row a step: sqrt(abar_t), W_t^(1..N), sqrt(1 - abar_t); what q_sample multiplies by.
+        marginal = torch.cat((table.sqrt()[:, None], W, (1 - table).sqrt()[:, None]), 1)
+        self.register_buffer("marginal64", marginal, persistent=False)
+        self.register_buffer("marginal32", marginal.float(), persistent=False)
+        self._warn_if_far_from_prior()
+
+    @classmethod
+    def linear(
+        cls,
+        T: int = 1000,
+        weights: Mapping[str, WeightLike] | None = None,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+    ) -> Schedule:
+        """1 - a_t rises linearly from beta_start to beta_end over T steps (Ho et al., 2020)."""
+        _check_steps(T)
+        betas = torch.linspace(beta_start, beta_end, T, dtype=torch.float64)
+        return cls(_cumulative(1 - betas), weights)
+
+    @classmethod
+    def cosine(
+        cls,
+        T: int = 1000,
+        weights: Mapping[str, WeightLike] | None = None,
+        offset: float = 0.008,
+        max_beta: float = 0.999,
+    ) -> Schedule:
+        """abar_t = cos^2(pi/2 (t/T + offset)/(1 + offset)) up to a factor, 1 - a_t <= max_beta (Nichol, Dhariwal, 2021)."""
+        _check_steps(T)
+        time = torch.arange(T + 1, dtype=torch.float64) / T
+        f = torch.cos((time + offset) / (1 + offset) * (math.pi / 2)) ** 2
+        return cls(_cumulative((f[1:] / f[:-1]).clamp(min=1 - max_beta)), weights)
+
+    def index(self, names: tuple[str, ...]) -> list[int]:
+        """The columns of W for these modalities. Raises MmfastError for one that the schedule lacks."""
+        for name in names:
+            if name not in self.names:
+                raise unknown("modality", name, self.names)
+        return [self.names.index(name) for name in names]
+
+    def prior_divergence(self) -> float:
+        """L0 in nats a dimension for unit-RMS data and encodings: KL(q(z_T | z_0, X) || N(0, 1)).
+
+        1/2 (v + abar_T + sum_i W_T^(i)^2 - 1 - ln v), v = 1 - abar_T, taking z_0 and the encodings as
+        uncorrelated; infinite if v = 0. The exact L0 of an example is loss.L0.
+        """
+        v = 1 - float(self.alpha_bar[-1])
+        mean_square = float(self.alpha_bar[-1] + self.W[-1].square().sum())
+        return 0.5 * (v + mean_square - 1 - math.log(v)) if v > 0 else math.inf
+
+    def _warn_if_far_from_prior(self) -> None:
+        nats = self.prior_divergence()
+        if nats > self.L0_WARNING:
+            W = ", ".join(f"{name} {float(w):.3g}" for name, w in zip(self.names, self.W[-1], strict=True))
+            warnings.warn(
+                f"z_T is far from N(0, I): L0 is {nats:.3g} nats a dimension (alpha_bar_T = "
+                f"{float(self.alpha_bar[-1]):.3g}; W_T: {W or 'none'}), so samples drawn from N(0, I) start off "
+                "the training distribution; use more steps or a bounded weight (carried, bridge), or always "
+                "give the modalities whose W_T is large",
+                stacklevel=4,
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Schedule:
+        # A cast (.half(), .to(bfloat16)) must not reach the tables: 1 - abar in half precision is wrong. Only the
+        # device that fn moves to is taken from it.
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                self._buffers[name] = buffer.to(fn(buffer.new_empty(0)).device)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"T={self.T}, modalities={list(self.names)}"
+
+
+def _cumulative(a: Tensor) -> Tensor:
+    """a_1..a_T -> abar_0..abar_T."""
+    return torch.cat((a.new_ones(1), a.cumprod(0)))
+
+
+def _check_steps(T: Any) -> None:
+    if not isinstance(T, int) or isinstance(T, bool) or T < 1:
+        raise MmfastError(f"T is {T!r}; it should be a positive whole number of steps")
+
+
+def _check_alpha_bar(table: Tensor) -> None:
+    if table.dim() != 1 or len(table) < 2:
+        raise MmfastError(f"alpha_bar has shape {list(table.shape)}; it should be [T + 1], from t = 0 to T >= 1")
+    if not bool(torch.isfinite(table).all()) or bool((table < 0).any()) or bool((table > 1).any()):
+        raise MmfastError("alpha_bar holds values that are NaN or outside 0 .. 1; it should fall from 1 to 0")
+    if float(table[0]) != 1.0:
+        raise MmfastError(f"alpha_bar[0] is {float(table[0])}; it should be 1, since t = 0 is data")
+    if bool((table[1:] > table[:-1]).any()):
+        raise MmfastError("alpha_bar rises somewhere; it should never rise from t = 0 to T")
+
+
+def _weight_table(name: str, weight: WeightLike, alpha_bar: Tensor) -> Tensor:
+    if not (callable(weight) or isinstance(weight, (Tensor, list, tuple))):
+        raise MmfastError(
+            f"weights[{name!r}] is {weight!r}; it should be a Weight such as mmfast.bridge(2.0), a function of "
+            "alpha_bar, or a table [T + 1]"
+        )
+    table = weight(alpha_bar) if callable(weight) else weight
+    table = torch.as_tensor(table, dtype=torch.float64).detach().cpu()
+    if table.shape != alpha_bar.shape:
+        raise MmfastError(
+            f"weights[{name!r}] has shape {list(table.shape)}; it should be [T + 1] = [{len(alpha_bar)}]"
+        )
+    if not bool(torch.isfinite(table).all()):
+        raise MmfastError(f"weights[{name!r}] holds NaN or infinite values; W(t) should be finite at every t")
+    return table

@@ -1,0 +1,8 @@
+"""The streams of the counter-based generator: noise of different purposes never meets, whatever the seed."""
+
+TRAIN_NOISE = 0
+TIMESTEP = 1
+GIVEN = 2
+ORDER = 3
+SAMPLE = 4
+EVALUATE = 5

@@ -1,0 +1,295 @@
+"""Training. The order of the data, the timesteps, what is given and the noise are functions of (seed, number of
+the example in the run), so resuming is one integer and needs no random state; nor do more ranks or accumulation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from mmfast import loss, ops
+from mmfast.build import build_data, build_model, pick_device
+from mmfast.checkpoint import Run, load_into, save_tensors
+from mmfast.config import Config
+from mmfast.data import Batch, Data, Examples
+from mmfast.ema import EMA
+from mmfast.errors import MmfastError
+from mmfast.log import Board
+from mmfast.model import Model
+from mmfast.ops.reference import random_words
+from mmfast.streams import GIVEN, ORDER, TIMESTEP, TRAIN_NOISE
+
+
+def words(seed: int, numbers: Tensor, stream: int, count: int, draw: int = 0) -> Tensor:
+    """`count` random 32-bit words for each example of the run: int64 [B] -> int64 [B, count]."""
+    key = torch.tensor((seed, draw), device=numbers.device)
+    return random_words(key, numbers, stream, -(-count // 4)).flatten(1)[:, :count]
+
+
+def timesteps(seed: int, numbers: Tensor, T: int) -> Tensor:
+    """t of each example of the run, uniform on 1 .. T: int64 [B]."""
+    return 1 + (words(seed, numbers, TIMESTEP, 1)[:, 0] * T >> 32)
+
+
+def given_flags(seed: int, numbers: Tensor, count: int, probability: float) -> Tensor:
+    """Which of `count` modalities each example of the run is given: float [B, count] of 0 and 1."""
+    return (words(seed, numbers, GIVEN, count) < probability * 2.0**32).float()
+
+
+@dataclass
+class Order:
+    """Example number n of the run -> its index in the data set: a new permutation every epoch."""
+
+    seed: int
+    length: int
+    epoch: int = -1
+    permutation: Tensor = torch.empty(0)
+
+    def index(self, n: int) -> int:
+        epoch, place = divmod(n, self.length)
+        if epoch != self.epoch:
+            keys = words(self.seed, torch.arange(self.length), ORDER, 1, draw=epoch)[:, 0]
+            self.epoch, self.permutation = epoch, keys.argsort(stable=True)
+        return int(self.permutation[place])
+
+
+class _Batches:
+    """The indices of each micro-batch from an optimiser step on, for a DataLoader."""
+
+    def __init__(self, config: Config, length: int, done: int) -> None:
+        self.config, self.length, self.done = config, length, done
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = Order(self.config.seed, self.length)
+        size = self.config.train.batch_size // self.config.train.accumulation
+        first, last = (step * self.config.train.batch_size for step in (self.done, self.config.train.steps))
+        for start in range(first, last, size):
+            yield [order.index(n) for n in range(start, start + size)]
+
+
+def loader(config: Config, examples: Examples, done: int) -> Iterator[Batch]:
+    """The micro-batches of the run from step `done` on."""
+    batches: Any = _Batches(config, len(examples), done)
+    return iter(
+        DataLoader(
+            examples,  # type: ignore[arg-type]
+            batch_sampler=batches,
+            num_workers=config.train.workers,
+            collate_fn=lambda batch: batch,
+        )
+    )
+
+
+def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[str, Tensor]:
+    """The parts of the training loss, each a mean over the batch: |target - prediction|^2 and lambda_i l_i.
+
+    What is given to the network is known to it, so it counts in no part; nor does what is missing.
+    batch: on the model's device; numbers: int64 [B], the examples' numbers in the run.
+    """
+    anchor, C = batch.data[model.anchor_name], model.shape[0]
+    t = timesteps(config.seed, numbers, model.schedule.T)
+    flags = given_flags(config.seed, numbers, 1 + len(model.names), config.train.given_probability)
+    there = [batch.present.get(name) for name in (model.anchor_name, *model.names)]
+    everything = torch.ones_like(flags[:, 0])
+    present = torch.stack([everything if p is None else p.float() for p in there], 1)
+    given, wanted = flags * present, (1 - flags) * present
+
+    encodings = model.encode(batch.data)
+    z0 = model.anchor_in_space(anchor)
+    terms = {name: model.in_space(name, E) for name, E in encodings.items()}
+    z_t, eps = ops.q_sample(
+        z0, terms, t, model.schedule, seed=config.seed, sample_ids=numbers, stream=TRAIN_NOISE, present=present[:, 1:]
+    )
+    with torch.autocast(anchor.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+        prediction = model(z_t, t, model.tell(anchor, encodings, given))
+    target = (anchor, eps[:, :C], t, model.schedule, model.target, config.loss.min_snr_gamma)
+    parts = {model.anchor_name: loss.simple(prediction.anchor, *target)}
+    for name, output in prediction.heads.items():
+        part = model.part(name)
+        parts[name] = part.spec.loss_weight * part.loss(output.float(), batch.data[name])
+    return {name: (wanted[:, k] * value).mean() for k, (name, value) in enumerate(parts.items())}
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """The learning rate of optimiser step `step` (from 1)."""
+    train = config.train
+    rise = min(1.0, step / train.warmup) if train.warmup else 1.0
+    progress = max(0.0, (step - train.warmup) / max(1, train.steps - train.warmup))
+    fall = 0.5 * (1 + math.cos(math.pi * min(1.0, progress))) if train.decay == "cosine" else 1.0
+    return train.learning_rate * rise * fall
+
+
+class Trainer:
+    """One run: its model, optimiser and averages, and the steps done so far."""
+
+    def __init__(self, config: Config, run: Run, data: Data) -> None:
+        self.config, self.run, self.data = config, run, data
+        self.device = pick_device(config.train.device)
+        self.model = build_model(config).to(self.device)
+        self.ema = EMA(self.model, config.train.ema_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), config.train.learning_rate, weight_decay=config.train.weight_decay
+        )
+        self.done = 0
+        self.pending: list[dict[str, Any]] = []
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, but the step's number."""
+        tensors = {f"model.{name}": x for name, x in self.model.state_dict().items()}
+        tensors |= {f"ema.{name}": x for name, x in self.ema.model.state_dict().items()}
+        for index, entry in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": x for name, x in entry.items()}
+        return tensors
+
+    def restore(self) -> None:
+        """Take up the newest checkpoint, if there is one, and drop the stats that come after it."""
+        found = self.run.load_state()
+        if found is not None:
+            tensors, metadata = found
+            self.done = metadata["step"]
+            parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
+            for name, x in tensors.items():
+                kind, rest = name.split(".", 1)
+                parts[kind][rest] = x
+            load_into(self.model, parts["model"], self.run.folder)
+            load_into(self.ema.model, parts["ema"], self.run.folder)
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, x in parts["optimizer"].items():
+                index, rest = name.split(".", 1)
+                state.setdefault(int(index), {})[rest] = x
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.run.keep_stats_until(self.done)
+
+    def checkpoint(self) -> None:
+        """Write the state and, beside it, the weights and their average for others to load."""
+        self.flush()
+        self.run.save_state(self.state(), {"step": self.done})
+        self.export()
+
+    def export(self) -> None:
+        for name, model in (("model", self.model), ("ema", self.ema.model)):
+            file = self.run.folder / f"{name}.safetensors"
+            self.run.guard(lambda f=file, m=model: save_tensors(f, m.state_dict(), {"step": self.done}))  # type: ignore[misc]
+
+    def step(self, batches: Iterator[Batch], network: Model) -> None:
+        """One optimiser step, over `accumulation` micro-batches."""
+        train = self.config.train
+        first = self.done * train.batch_size
+        size = train.batch_size // train.accumulation
+        totals: dict[str, Tensor] = {}
+        for k in range(train.accumulation):
+            batch = next(batches)
+            self._check(batch)
+            # Dropout is the one thing that draws from torch's generator: a function of the place in the run too.
+            torch.manual_seed(self.config.seed ^ (first + k * size) << 20)
+            numbers = torch.arange(first + k * size, first + (k + 1) * size, device=self.device)
+            found = losses(network, batch.to(self.device), numbers, self.config)
+            total = torch.stack(list(found.values())).sum()
+            (total / train.accumulation).backward()
+            for name, value in {"loss": total, **{f"loss.{n}": x for n, x in found.items()}}.items():
+                totals[name] = totals.get(name, 0) + value.detach() / train.accumulation
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.grad_clip)
+        self.done += 1
+        rate = learning_rate(self.config, self.done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.model, self.done)
+        images = self.done * train.batch_size
+        self.pending.append(
+            {"step": self.done, "images": images, **totals, "grad_norm": norm.detach(), "learning_rate": rate}
+        )
+
+    def _check(self, batch: Batch) -> None:
+        for name in self.model.parts:
+            self.model.part(name).check(batch.data[name], f"data: {name}")
+
+    def flush(self, board: Board | None = None) -> dict[str, Any]:
+        """Write the stats of the steps since the last flush; returns the last of them.
+
+        This is where the host reads the losses: once in many steps, so that it seldom waits for a GPU.
+        Raises MmfastError if a loss is not finite; the last checkpoint stays as it is.
+        """
+        if not self.pending:
+            return {}
+        names = [name for name, value in self.pending[0].items() if isinstance(value, Tensor)]
+        values = torch.stack([torch.stack([line[name] for name in names]) for line in self.pending]).tolist()
+        lines = [{**line, **dict(zip(names, row, strict=True))} for line, row in zip(self.pending, values, strict=True)]
+        for line in lines:
+            if not math.isfinite(line["loss"]):
+                raise MmfastError(
+                    f"the loss is {line['loss']} at step {line['step']}; the last checkpoint is kept. Lower "
+                    "train.learning_rate or train.grad_clip, or use train.precision=fp32, in a new --out"
+                )
+        self.run.append_stats(lines)
+        if board is not None:
+            for line in lines:
+                board.add(line)
+        self.pending = []
+        return lines[-1]
+
+
+def train(config: Config, out: str, quiet: bool = False) -> Run:
+    """Train a config into the folder `out`, or go on with the run that is there; ends with samples and metrics.
+
+    Returns the run. Raises MmfastError for bad input, before anything is changed.
+    """
+    from mmfast.evaluate import evaluate_run, sample_run
+
+    data = build_data(config)
+    build_model(config)  # a config that makes no model should not leave a folder behind
+    pick_device(config.train.device)
+    run = Run.start(out, config)
+    trainer = Trainer(config, run, data)
+    trainer.restore()
+    steps = config.train.steps
+    if trainer.done and not quiet:
+        print(f"{out}: going on after step {trainer.done} of {steps}")
+    _steps(trainer, quiet)
+    trainer.export()  # a kill may have come between the last checkpoint and its export
+    sample_run(run, trainer.ema.model, config, data, trainer.done, quiet=quiet)
+    if config.evaluate.samples and not (run.folder / "metrics.json").exists():
+        evaluate_run(run, trainer.ema.model, config, data, quiet=quiet)
+    return run
+
+
+def _steps(trainer: Trainer, quiet: bool) -> None:
+    from mmfast.evaluate import sample_run
+
+    config, run, steps = trainer.config, trainer.run, trainer.config.train.steps
+    network = trainer.model
+    if config.train.compile:
+        network.backbone.compile()
+    batches = loader(config, trainer.data.train, trainer.done)
+    board = Board(run.folder / "tensorboard", config, trainer.done)
+    bar = tqdm(total=steps, initial=trainer.done, desc="training", unit="step", disable=quiet, smoothing=0.05)
+    with bar, contextlib.closing(board):
+        while trainer.done < steps:
+            trainer.step(batches, network)
+            bar.update()
+            due = _due(trainer.done, steps)
+            if due(config.train.log_every):
+                stats = trainer.flush(board)
+                bar.set_postfix(_postfix(stats))
+            if due(config.train.checkpoint_every):
+                trainer.checkpoint()
+            if config.train.sample_every and trainer.done % config.train.sample_every == 0 and trainer.done < steps:
+                sample_run(run, trainer.ema.model, config, trainer.data, trainer.done, board=board, quiet=True)
+
+
+def _due(done: int, steps: int) -> Any:
+    return lambda every: done % every == 0 or done == steps
+
+
+def _postfix(stats: Mapping[str, Any]) -> dict[str, str]:
+    return {name.removeprefix("loss."): f"{x:.3f}" for name, x in stats.items() if name.startswith("loss")}
