@@ -28,7 +28,9 @@ def build_model(config: Config) -> Model:
     """The model with its initial weights, a function of config.seed."""
     kinds = {name: modalities.kind(spec.kind) for name, spec in config.modalities.items()}
     if kinds[config.anchor] is not Image:
-        raise MmfastError(f"anchor is {config.anchor!r}, a {config.modalities[config.anchor].kind}; it should be an image")
+        raise MmfastError(
+            f"anchor is {config.anchor!r}, a {config.modalities[config.anchor].kind}; it should be an image"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         anchor_spec = config.modalities[config.anchor]

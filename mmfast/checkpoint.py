@@ -29,7 +29,7 @@ from mmfast.errors import MmfastError
 STATE, PREVIOUS = "trainer.safetensors", "trainer.previous.safetensors"
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, and put it in its place only when it is whole and on the disk."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -49,7 +49,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Put a text file in its place atomically."""
-    write_atomically(path, lambda file: file.write_text(text) and None)
+    write_atomically(path, lambda file: file.write_text(text))
 
 
 def _sync_folder(folder: Path) -> None:
@@ -212,5 +212,3 @@ def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise MmfastError(f"{path} does not fit the model of config.yaml: {reason}") from None
-
-

@@ -8,7 +8,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -24,8 +24,15 @@ examples:
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise MmfastError(f"{message}; see `{self.prog} --help`")
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="mmfast",
         description="Multimodal, multitask diffusion: images with their masks, labels and embeddings, any from any.",
         epilog=EPILOG,
@@ -51,7 +58,11 @@ def parser() -> argparse.ArgumentParser:
     sample = commands.add_parser("sample", help="draw samples from a run", allow_abbrev=False)
     sample.add_argument("run", metavar="RUN", help="the folder of a run")
     sample.add_argument(
-        "--given", nargs="+", default=[], metavar="NAME=VALUE", action="extend",
+        "--given",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        action="extend",
         help="modalities that are given: label=3, image=file.png, mask=file.png, embedding=file.npy, or NAME=data for "
         "held-out examples of the run's data",
     )
@@ -77,9 +88,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns 0, or 2 after printing the one-line error of bad input."""
-    top = parser()
-    args, rest = top.parse_known_args(argv)
     try:
+        args, rest = parser().parse_known_args(argv)
         if args.command != "train" and rest:
             raise MmfastError(f"{rest[0]} is no option of `mmfast {args.command}`; see `mmfast {args.command} --help`")
         return COMMANDS[args.command](args, rest)
@@ -164,7 +174,6 @@ def _given(pairs: Sequence[str], model: Any, config: Any, count: int) -> dict[st
 def _sample(args: argparse.Namespace, rest: Sequence[str]) -> int:
     import numpy as np
 
-    from mmfast.checkpoint import write_atomically
     from mmfast.draw import sample_grid
     from mmfast.evaluate import settings
     from mmfast.sample import sample
@@ -183,7 +192,7 @@ def _sample(args: argparse.Namespace, rest: Sequence[str]) -> int:
     _write(file, lambda temporary: picture.save(temporary))
     print(file)
     if args.npz:
-        arrays = {name: x.cpu().numpy() for name, x in drawn.items()}
+        arrays: dict[str, Any] = {name: x.cpu().numpy() for name, x in drawn.items()}
         npz = Path(args.npz)
         if npz.suffix != ".npz":
             raise MmfastError(f"--npz is {args.npz}; it should end in .npz")
@@ -213,7 +222,6 @@ def _new_file(folder: Path, stem: str) -> Path:
 
 def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from mmfast.build import build_data
-    from mmfast.checkpoint import write_text
     from mmfast.evaluate import evaluate, table
 
     _, config, model = load_run(args.run)
@@ -232,7 +240,7 @@ def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
 def _info(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from mmfast.ops import backends
 
-    found = {
+    found: dict[str, Any] = {
         "mmfast": mmfast.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -90,8 +90,11 @@ class Config:
     evaluate: EvaluateSpec = field(default_factory=EvaluateSpec)
 
 
-SECTIONS = {f.name: f.default_factory for f in dataclasses.fields(Config) if f.name in
-            ("schedule", "loss", "train", "sample", "evaluate")}
+SECTIONS = {
+    f.name: f.default_factory
+    for f in dataclasses.fields(Config)
+    if f.name in ("schedule", "loss", "train", "sample", "evaluate")
+}
 
 
 def presets() -> list[str]:
@@ -143,17 +146,16 @@ def resolve(raw: DictConfig, source: str = "config") -> Config:
         if key not in known:
             raise unknown(f"{source}: key", key, known)
     config = Config()
-    for name in ("anchor", "space", "seed"):
-        if name in raw:
-            part = _typed(Config, OmegaConf.create({name: raw[name]}), "")
-            setattr(config, name, getattr(part, name))
+    plain = [name for name in ("anchor", "space", "seed") if name in raw]
+    given = _typed(Config, OmegaConf.create({name: raw[name] for name in plain}), "")
+    config.anchor, config.space, config.seed = given.anchor, given.space, given.seed
     for name, section in SECTIONS.items():
         setattr(config, name, _typed(section, _section(raw, name), f"{name}."))  # type: ignore[arg-type]
     config.data = _of_kind(raw, "data", lambda kind: data.kind(kind).Spec, "digits", data.KINDS)
     config.backbone = _of_kind(raw, "backbone", lambda kind: nn.kind(kind).Spec, "unet", nn.KINDS)
-    for name in _section(raw, "modalities"):
-        key = f"modalities.{name}"
-        config.modalities[str(name)] = _of_kind(
+    for part in map(str, _section(raw, "modalities")):
+        key = f"modalities.{part}"
+        config.modalities[part] = _of_kind(
             raw, key, lambda kind: modalities.kind(kind).Spec, None, list(modalities.KINDS)
         )
     if not config.modalities:
@@ -228,14 +230,14 @@ def describe() -> str:
     lines: list[str] = []
 
     def section(title: str, spec: Any, prefix: str) -> None:
-        lines.append(title)
+        lines.extend([title] if title else [])
         for f in dataclasses.fields(spec):
-            if dataclasses.is_dataclass(getattr(spec, f.name)):
-                for inner in dataclasses.fields(getattr(spec, f.name)):
-                    lines.append(_line(f"{prefix}{f.name}.{inner.name}", getattr(getattr(spec, f.name), inner.name), inner))
-            elif f.name != "kind" and "help" in f.metadata:
-                lines.append(_line(prefix + f.name, getattr(spec, f.name), f))
-        lines.append("")
+            value = getattr(spec, f.name)
+            if f.metadata.get("help"):
+                lines.append(_line(prefix + f.name, value, f))
+            elif dataclasses.is_dataclass(value) and f.name not in SECTIONS:
+                section("", value, f"{prefix}{f.name}.")
+        lines.extend([""] if title else [])
 
     section("the run", Config(), "")
     for name, factory in SECTIONS.items():

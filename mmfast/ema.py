@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+Averaged = TypeVar("Averaged", bound=nn.Module)
 
 
-class EMA:
+class EMA(Generic[Averaged]):
     """shadow <- shadow + (1 - decay) (weights - shadow), in one fused pass over all weights.
 
     The decay starts low, min(decay, (1 + step) / (10 + step)), so that the first weights do not linger.
     `model` is the averaged model, for evaluation.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: Averaged, decay: float) -> None:
         self.decay = decay
-        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.model = copy.deepcopy(model)
+        self.model.requires_grad_(False).eval()
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Take in the weights after optimiser step `step` (from 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        shadow, weights = list(self.model.parameters()), list(model.parameters())
+        shadow: list[Tensor] = list(self.model.parameters())
+        weights: list[Tensor] = list(model.parameters())
         torch._foreach_lerp_(shadow, weights, 1 - decay)
         for kept, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             kept.copy_(buffer)

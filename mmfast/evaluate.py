@@ -14,6 +14,7 @@ from mmfast.checkpoint import Run, write_atomically, write_text
 from mmfast.config import Config
 from mmfast.data import Batch, Data, Examples
 from mmfast.draw import sample_grid
+from mmfast.errors import MmfastError
 from mmfast.log import Board
 from mmfast.metrics.bound import bound
 from mmfast.metrics.frechet import frechet_distance, pixel_features
@@ -37,14 +38,21 @@ def settings(config: Config) -> dict[str, Any]:
 
 def held_out(examples: Examples, count: int, names: Sequence[str]) -> Batch:
     """`count` examples that have all of these modalities, again from the first when they run out."""
-    batch = examples.__getitems__(range(len(examples)))
-    whole = torch.ones(len(batch), dtype=torch.bool)
-    for name, present in batch.present.items():
-        if name in names:
-            whole &= present
-    index = whole.nonzero()[:, 0]
-    index = index[torch.arange(count) % max(1, len(index))]
-    return Batch({name: batch.data[name][index] for name in names})
+    found: list[dict[str, Tensor]] = []
+    for start in range(0, len(examples), 64):
+        batch = examples.__getitems__(range(start, min(start + 64, len(examples))))
+        whole = torch.ones(len(batch), dtype=torch.bool)
+        for name in names:
+            whole &= batch.present.get(name, whole)
+        found.append({name: batch.data[name][whole] for name in names})
+        if sum(len(part[names[0]]) for part in found) >= count:
+            break
+    data = {name: torch.cat([part[name] for part in found]) for name in names}
+    available = len(data[names[0]])
+    if not available:
+        raise MmfastError(f"data: no held-out example has all of {', '.join(names)}; raise data.test_fraction")
+    index = torch.arange(count) % available
+    return Batch({name: x[index] for name, x in data.items()})
 
 
 def save_picture(run: Run, name: str, picture: PILImage.Image) -> None:
@@ -94,7 +102,11 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> d
         what = {given: truth.data[given]} if given else {}
         text = f"evaluating, given {given}" if given else "evaluating, joint"
         drawn = sample(
-            model, count, what, progress=False if quiet else text, **{**settings(config), "seed": config.seed + seed}
+            model,
+            count,
+            what,
+            progress=False if quiet else text,
+            **{**settings(config), "seed": config.seed + seed},
         )
         return {name: x.cpu() for name, x in drawn.items()}
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmfast import modalities
 from mmfast.errors import MmfastError, unknown
 from mmfast.modalities import Modality, Room
-from mmfast.modalities.image import Image
 from mmfast.modalities.base import head_norm
+from mmfast.modalities.image import Image
 from mmfast.ops import Block
 from mmfast.process import TARGETS
 from mmfast.schedule import Schedule

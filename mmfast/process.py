@@ -92,9 +92,7 @@ def jump(schedule: Schedule, t: Time, s: Time | None = None) -> Jump:
         raise MmfastError(f"s has shape {list(s.shape)}; it should be that of t, {list(t.shape)}")
     if _readable(t, s) and bool((torch.as_tensor(s) >= torch.as_tensor(t)).any()):
         raise MmfastError("s is not before t somewhere; a step goes from t to an earlier s < t")
-    return Jump(
-        rows(schedule.alpha_bar, t), rows(schedule.alpha_bar, s), rows(schedule.W, t), rows(schedule.W, s)
-    )
+    return Jump(rows(schedule.alpha_bar, t), rows(schedule.alpha_bar, s), rows(schedule.W, t), rows(schedule.W, s))
 
 
 def marginal(schedule: Schedule, t: Time) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,6 +6,7 @@ m_t, step y, add m_s. That is one linear combination, one pass of mmfast.ops.com
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -191,7 +192,7 @@ class _Loop:
         abar = schedule.alpha_bar.tolist().__getitem__
         W = schedule.W.cpu()[:, schedule.index(model.names)]
         of_z0, of_step, sigma, last = [], [], [], None
-        for t, s in zip(grid[:-1], grid[1:], strict=True):
+        for t, s in itertools.pairwise(grid):
             of_y, of_prediction = (float(c) for c in TARGETS[model.target].x0(schedule.alpha_bar[t]))
             of_z0.append([of_y, of_prediction, *(-of_y * W[t]).tolist()])
             step = settings.step(abar, t, s, last, settings.eta)
@@ -199,7 +200,7 @@ class _Loop:
             of_step.append([step.of_z0, step.of_y, *(W[s] - step.of_y * W[t]).tolist(), step.of_last])
             sigma.append(step.sigma)
             last = t
-        like = {"dtype": torch.float64, "device": self.ids.device}
+        like: dict[str, Any] = {"dtype": torch.float64, "device": self.ids.device}
         self.of_z0, self.of_step, self.sigma = (torch.tensor(x, **like) for x in (of_z0, of_step, sigma))
         self.W_T = W[grid[0]].to(self.ids.device)
 
@@ -236,7 +237,7 @@ class _Loop:
             terms = [model.in_space(name, x) for name, x in self.truth.items()]
             z = _tensor(ops.combine([z, *terms], torch.cat((weights.new_ones(1), weights))[None]))
         last = None
-        for i, (t, s) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+        for i, (t, s) in enumerate(itertools.pairwise(grid)):
             prediction = self._predict(z, t)
             # A given modality keeps its true encoding; the others take what their heads expect.
             E = {

@@ -118,9 +118,7 @@ class Schedule(nn.Module):
     # A bound looser than this is a prior that sampling from N(0, I) visibly does not match.
     L0_WARNING = 0.01
 
-    def __init__(
-        self, alpha_bar: Tensor | list[float], weights: Mapping[str, WeightLike] | None = None
-    ) -> None:
+    def __init__(self, alpha_bar: Tensor | list[float], weights: Mapping[str, WeightLike] | None = None) -> None:
         super().__init__()
         table = torch.as_tensor(alpha_bar, dtype=torch.float64).detach().cpu().clone()
         _check_alpha_bar(table)
@@ -161,7 +159,7 @@ class Schedule(nn.Module):
         offset: float = 0.008,
         max_beta: float = 0.999,
     ) -> Schedule:
-        """abar_t = cos^2(pi/2 (t/T + offset)/(1 + offset)) up to a factor, 1 - a_t <= max_beta (Nichol, Dhariwal, 2021)."""
+        """abar_t ~ cos^2(pi/2 (t/T + offset)/(1 + offset)), with 1 - a_t <= max_beta (Nichol and Dhariwal, 2021)."""
         _check_steps(T)
         time = torch.arange(T + 1, dtype=torch.float64) / T
         f = torch.cos((time + offset) / (1 + offset) * (math.pi / 2)) ** 2
@@ -238,9 +236,7 @@ def _weight_table(name: str, weight: WeightLike, alpha_bar: Tensor) -> Tensor:
     table = weight(alpha_bar) if callable(weight) else weight
     table = torch.as_tensor(table, dtype=torch.float64).detach().cpu()
     if table.shape != alpha_bar.shape:
-        raise MmfastError(
-            f"weights[{name!r}] has shape {list(table.shape)}; it should be [T + 1] = [{len(alpha_bar)}]"
-        )
+        raise MmfastError(f"weights[{name!r}] has shape {list(table.shape)}; it should be [T + 1] = [{len(alpha_bar)}]")
     if not bool(torch.isfinite(table).all()):
         raise MmfastError(f"weights[{name!r}] holds NaN or infinite values; W(t) should be finite at every t")
     return table

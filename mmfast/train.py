@@ -51,11 +51,11 @@ class Order:
     seed: int
     length: int
     epoch: int = -1
-    permutation: Tensor = torch.empty(0)
+    permutation: Tensor | None = None
 
     def index(self, n: int) -> int:
         epoch, place = divmod(n, self.length)
-        if epoch != self.epoch:
+        if self.permutation is None or epoch != self.epoch:
             keys = words(self.seed, torch.arange(self.length), ORDER, 1, draw=epoch)[:, 0]
             self.epoch, self.permutation = epoch, keys.argsort(stable=True)
         return int(self.permutation[place])
@@ -83,9 +83,13 @@ def loader(config: Config, examples: Examples, done: int) -> Iterator[Batch]:
             examples,  # type: ignore[arg-type]
             batch_sampler=batches,
             num_workers=config.train.workers,
-            collate_fn=lambda batch: batch,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
         )
     )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[str, Tensor]:
@@ -106,7 +110,14 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
     z0 = model.anchor_in_space(anchor)
     terms = {name: model.in_space(name, E) for name, E in encodings.items()}
     z_t, eps = ops.q_sample(
-        z0, terms, t, model.schedule, seed=config.seed, sample_ids=numbers, stream=TRAIN_NOISE, present=present[:, 1:]
+        z0,
+        terms,
+        t,
+        model.schedule,
+        seed=config.seed,
+        sample_ids=numbers,
+        stream=TRAIN_NOISE,
+        present=present[:, 1:],
     )
     with torch.autocast(anchor.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
         prediction = model(z_t, t, model.tell(anchor, encodings, given))
@@ -136,7 +147,10 @@ class Trainer:
         self.model = build_model(config).to(self.device)
         self.ema = EMA(self.model, config.train.ema_decay)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), config.train.learning_rate, weight_decay=config.train.weight_decay
+            self.model.parameters(),
+            config.train.learning_rate,
+            weight_decay=config.train.weight_decay,
+            fused=True,
         )
         self.done = 0
         self.pending: list[dict[str, Any]] = []

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmfast.options import option
 from mmfast.data.base import Data, InMemory, Judge
 from mmfast.errors import missing_extra
+from mmfast.options import option
 
 LEVELS = 17
 # A pixel (0 .. 16) is ink from here on: the edge that the fewest real pixels lie at, so that one level matters least.

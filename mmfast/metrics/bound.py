@@ -60,9 +60,7 @@ def bound(model: Model, batch: Batch, steps: int = 8, seed: int = 0) -> dict[str
     return {f"bound.{name}": x for name, x in nats.items()} | {f"bound.{n}_bits": x * bits for n, x in nats.items()}
 
 
-def predicted_anchor(
-    model: Model, z_t: Tensor, t: Tensor, prediction: Prediction, E_hat: dict[str, Tensor]
-) -> Tensor:
+def predicted_anchor(model: Model, z_t: Tensor, t: Tensor, prediction: Prediction, E_hat: dict[str, Tensor]) -> Tensor:
     """z_0 of the anchor as the network's prediction implies it, from y_t = z_t - m_t: [B, C, H, W]."""
     schedule = model.schedule
     of_y, of_prediction = TARGETS[model.target].x0(process.rows(schedule.alpha_bar, t))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
 import torch.nn.functional as F
+from torch import Tensor
 
 from mmfast.errors import MmfastError
 
@@ -15,7 +15,9 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     Computed in float64 from the symmetric form S_a^(1/2) S_b S_a^(1/2), whose eigenvalues are those of S_a S_b.
     """
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise MmfastError(f"features are {list(a.shape)} and {list(b.shape)}; they should be [n, D] and [m, D], n, m > 1")
+        raise MmfastError(
+            f"features are {list(a.shape)} and {list(b.shape)}; they should be [n, D] and [m, D], n, m > 1"
+        )
     x, y = a.cpu().double().numpy(), b.cpu().double().numpy()
     cov_x, cov_y = (np.atleast_2d(np.cov(z, rowvar=False)) for z in (x, y))
     values, vectors = np.linalg.eigh(cov_x)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
-from mmfast.options import option
 from mmfast.errors import MmfastError
+from mmfast.options import option
 from mmfast.schedule import KINDS as WEIGHTS
 
 
@@ -26,7 +27,7 @@ class WeightSpec:
 class Spec:
     """The options that every modality has."""
 
-    kind: str = option("", "the kind of modality")
+    kind: str = ""
     encoder: str = option("fixed", "how x enters the diffusion space", choices=("fixed", "learned"))
     weight: WeightSpec = field(default_factory=WeightSpec)
     loss_weight: float = option(1.0, "lambda of this modality's part of the loss", min=0)
@@ -54,9 +55,12 @@ class Modality(nn.Module):
     metric: ClassVar[str]
     joint_metric: ClassVar[str]
 
+    # The endings of the files that `read` reads.
+    extensions: ClassVar[tuple[str, ...]] = ()
+
     channels: int
 
-    def __init__(self, name: str, spec: Any) -> None:
+    def __init__(self, name: str, spec: Any, room: Room) -> None:
         super().__init__()
         self.name = name
         self.spec = spec
@@ -101,9 +105,19 @@ class Modality(nn.Module):
         """How well x agrees with the truth, over the batch: `metric`."""
         raise NotImplementedError
 
+    @classmethod
+    def read(cls, path: Path, spec: Any) -> Tensor:
+        """One x from a file. Raises MmfastError naming it."""
+        raise NotImplementedError
+
+    @classmethod
+    def blank(cls, spec: Any) -> Tensor:
+        """What stands for one x that is missing."""
+        raise NotImplementedError
+
     def parse(self, text: str) -> Tensor:
-        """One x from the command line (`--given name=text`)."""
-        raise MmfastError(f"--given {self.name}={text}: a {self.kind} cannot be given as text")
+        """One x from the command line (`--given name=text`): a file's path, unless the kind has a shorter form."""
+        return self.read(Path(text), self.spec)
 
 
 def unit_rms(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,10 +12,10 @@ import torch.nn.functional as F
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
-from mmfast.options import option
 from mmfast.errors import MmfastError
 from mmfast.modalities import base
 from mmfast.modalities.base import Modality, Room
+from mmfast.options import option
 
 
 @dataclass
@@ -30,9 +31,10 @@ class Embedding(Modality):
     kind = "embedding"
     Spec = EmbeddingSpec
     metric = joint_metric = "cosine"
+    extensions = (".npy",)
 
     def __init__(self, name: str, spec: EmbeddingSpec, room: Room) -> None:
-        super().__init__(name, spec)
+        super().__init__(name, spec, room)
         self.grid = (room.height, room.width)
         cells = room.height * room.width
         # Fixed: the vector is laid out over the grid, every number in a cell of its own. Learned: a projection,
@@ -91,12 +93,17 @@ class Embedding(Modality):
     def score(self, x: Tensor, truth: Tensor) -> float:
         return float(F.cosine_similarity(x, truth, dim=1).mean())
 
-    def parse(self, text: str) -> Tensor:
+    @classmethod
+    def read(cls, path: Path, spec: EmbeddingSpec) -> Tensor:
         try:
-            array = np.load(text, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise MmfastError(f"--given {self.name}={text}: no .npy file of a vector ({error})") from None
+            array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise MmfastError(f"{path} cannot be read as a vector (.npy): {' '.join(str(error).split())}") from None
         x = torch.from_numpy(np.asarray(array, dtype=np.float32)).reshape(-1)
-        if x.numel() != self.spec.dim:
-            raise MmfastError(f"--given {self.name}={text}: {x.numel()} numbers; it should have {self.spec.dim}")
+        if x.numel() != spec.dim:
+            raise MmfastError(f"{path} holds {x.numel()} numbers; it should hold {spec.dim}")
         return x
+
+    @classmethod
+    def blank(cls, spec: EmbeddingSpec) -> Tensor:
+        return torch.zeros(spec.dim)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
-from mmfast.options import option
 from mmfast.errors import MmfastError
 from mmfast.modalities import base
 from mmfast.modalities.base import Modality, Room
+from mmfast.options import option
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass
@@ -31,9 +34,10 @@ class Image(Modality):
     kind = "image"
     Spec = ImageSpec
     metric = joint_metric = "rmse"
+    extensions = PICTURES
 
     def __init__(self, name: str, spec: ImageSpec, room: Room) -> None:
-        super().__init__(name, spec)
+        super().__init__(name, spec, room)
         self.shape = (spec.channels, spec.size, spec.size)
         self.channels = room.channels or spec.channels
         if self.channels % spec.channels and spec.encoder == "fixed":
@@ -79,11 +83,16 @@ class Image(Modality):
     def score(self, x: Tensor, truth: Tensor) -> float:
         return float((x - truth).square().mean().sqrt())
 
-    def parse(self, text: str) -> Tensor:
-        return read_image(text, self.spec.channels, self.spec.size)
+    @classmethod
+    def read(cls, path: Path, spec: ImageSpec) -> Tensor:
+        return read_image(path, spec.channels, spec.size)
+
+    @classmethod
+    def blank(cls, spec: ImageSpec) -> Tensor:
+        return torch.zeros(spec.channels, spec.size, spec.size)
 
 
-def read_image(path: str, channels: int, size: int) -> Tensor:
+def read_image(path: Path, channels: int, size: int) -> Tensor:
     """A picture file as float [channels, size, size] in -1 .. 1, its middle square resized."""
     try:
         with PILImage.open(path) as file:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
-from mmfast.options import option
 from mmfast.draw import text_tile
 from mmfast.errors import MmfastError
 from mmfast.modalities import base
 from mmfast.modalities.base import Modality, Room
+from mmfast.options import option
 
 
 @dataclass
@@ -29,9 +30,10 @@ class Label(Modality):
     kind = "label"
     Spec = LabelSpec
     metric, joint_metric = "accuracy", "agreement"
+    extensions = (".txt",)
 
     def __init__(self, name: str, spec: LabelSpec, room: Room) -> None:
-        super().__init__(name, spec)
+        super().__init__(name, spec, room)
         if spec.names and len(spec.names) != spec.classes:
             raise MmfastError(
                 f"modalities.{name}.names has {len(spec.names)} names; it should have {spec.classes}, one a class"
@@ -80,10 +82,26 @@ class Label(Modality):
     def score(self, x: Tensor, truth: Tensor) -> float:
         return float((x == truth).float().mean())
 
+    @classmethod
+    def read(cls, path: Path, spec: LabelSpec) -> Tensor:
+        try:
+            return number(path.read_text().strip(), spec, str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise MmfastError(f"{path} cannot be read as a label: {error}") from None
+
+    @classmethod
+    def blank(cls, spec: LabelSpec) -> Tensor:
+        return torch.tensor(0)
+
     def parse(self, text: str) -> Tensor:
-        if text in self.spec.names:
-            return torch.tensor(self.spec.names.index(text))
-        if text.isdecimal() and int(text) < self.spec.classes:
-            return torch.tensor(int(text))
-        names = f" or one of {', '.join(self.spec.names)}" if self.spec.names else ""
-        raise MmfastError(f"--given {self.name}={text}: a label lies in 0 .. {self.spec.classes - 1}{names}")
+        return number(text, self.spec, f"--given {self.name}={text}")
+
+
+def number(text: str, spec: LabelSpec, where: str) -> Tensor:
+    """A class given by number or by name. Raises MmfastError for what is neither."""
+    if text in spec.names:
+        return torch.tensor(spec.names.index(text))
+    if text.isdecimal() and int(text) < spec.classes:
+        return torch.tensor(int(text))
+    names = f" or one of {', '.join(spec.names)}" if spec.names else ""
+    raise MmfastError(f"{where}: {text!r} is no label; it should lie in 0 .. {spec.classes - 1}{names}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,10 +12,10 @@ import torch.nn.functional as F
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
-from mmfast.options import option
 from mmfast.errors import MmfastError
 from mmfast.modalities import base
 from mmfast.modalities.base import Modality, Room
+from mmfast.options import option
 
 
 @dataclass
@@ -30,9 +31,10 @@ class Mask(Modality):
     kind = "mask"
     Spec = MaskSpec
     metric = joint_metric = "iou"
+    extensions = (".png", ".bmp", ".gif")
 
     def __init__(self, name: str, spec: MaskSpec, room: Room) -> None:
-        super().__init__(name, spec)
+        super().__init__(name, spec, room)
         self.channels = room.channels or max(1, min(spec.classes - 1, 16))
         codes = base.code(spec.classes, self.channels)
         if spec.encoder == "learned":
@@ -81,8 +83,13 @@ class Mask(Modality):
                 ious.append(float(((x == k) & (truth == k)).sum() / union))
         return sum(ious) / len(ious) if ious else 1.0
 
-    def parse(self, text: str) -> Tensor:
-        return read_mask(text, self.spec.classes, self.spec.size)
+    @classmethod
+    def read(cls, path: Path, spec: MaskSpec) -> Tensor:
+        return read_mask(path, spec.classes, spec.size)
+
+    @classmethod
+    def blank(cls, spec: MaskSpec) -> Tensor:
+        return torch.zeros(spec.size, spec.size, dtype=torch.int64)
 
 
 def palette(classes: int) -> np.ndarray:
@@ -91,7 +98,7 @@ def palette(classes: int) -> np.ndarray:
     return (np.array([(0.08, 0.08, 0.12), *hues]) * 255).astype(np.uint8)
 
 
-def read_mask(path: str, classes: int, size: int) -> Tensor:
+def read_mask(path: Path, classes: int, size: int) -> Tensor:
     """A picture file whose grey or palette values are class numbers, as int64 [size, size].
 
     A two-class mask may also be black and white (any value above 127 is class 1).

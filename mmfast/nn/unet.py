@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfast.options import option
 from mmfast.errors import MmfastError
+from mmfast.options import option
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Attention(nn.Module):
         return x + self.out(h.transpose(-1, -2).reshape(B, C, H, W))
 
 
-class Level(nn.Sequential):
+class Level(nn.ModuleList):
     """Residual blocks and attentions in a row, all told the time."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class Backbone(nn.Module):
             layers: list[nn.Module] = [Residual(inputs, outputs, time, spec.dropout)]
             if resolution in spec.attention:
                 layers.append(Attention(outputs, spec.head_channels))
-            return Level(*layers)
+            return Level(layers)
 
         self.first = nn.Conv2d(in_channels, width, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -123,13 +123,15 @@ class Backbone(nn.Module):
                 channels = multiplier * width
                 kept.append(channels)
             if depth < halvings:
-                self.down.append(Level(Residual(channels, channels, time, spec.dropout, resample=0.5)))
+                self.down.append(Level([Residual(channels, channels, time, spec.dropout, resample=0.5)]))
                 kept.append(channels)
                 resolution //= 2
         self.middle = Level(
-            Residual(channels, channels, time, spec.dropout),
-            Attention(channels, spec.head_channels),
-            Residual(channels, channels, time, spec.dropout),
+            [
+                Residual(channels, channels, time, spec.dropout),
+                Attention(channels, spec.head_channels),
+                Residual(channels, channels, time, spec.dropout),
+            ]
         )
         for depth, multiplier in reversed(list(enumerate(spec.multipliers))):
             for i in range(spec.blocks + 1):

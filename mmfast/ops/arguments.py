@@ -33,9 +33,7 @@ Seed = int | Tensor | None
 Gathered = tuple[list[Tensor], list[int], list[int], torch.dtype]
 
 
-def gather(
-    terms: Sequence[Term], like_first: bool = False, what: str = "terms"
-) -> Gathered:
+def gather(terms: Sequence[Term], like_first: bool = False, what: str = "terms") -> Gathered:
     """Tensors of one rank and type, each one's first channel (-1: all), the common shape and type.
 
     With like_first the others must broadcast to the first one's shape. Raises MmfastError naming the term.

@@ -17,7 +17,10 @@ from mmfast.errors import BackendError
 
 # In the order of preference. The last one always runs.
 MODULES = {"cpu": "mmfast.ops.cpu", "reference": "mmfast.ops.reference"}
-PLANNED = {"cuda": "the CUDA C++ kernels are not written yet", "triton": "the Triton kernels are not written yet"}
+PLANNED = {
+    "cuda": "the CUDA C++ kernels are not written yet",
+    "triton": "the Triton kernels are not written yet",
+}
 
 _override: list[str] = []
 

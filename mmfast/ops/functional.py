@@ -56,9 +56,7 @@ def combine(
     Raises MmfastError (a ValueError or TypeError by its kind) naming the argument at fault.
     """
     tensors, starts, shape, dtype = gather(terms)
-    out, eps = _combine(
-        tensors, starts, coefs, sigma, shape, dtype, seed, sample_ids, stream, draw, return_noise
-    )
+    out, eps = _combine(tensors, starts, coefs, sigma, shape, dtype, seed, sample_ids, stream, draw, return_noise)
     return (out, eps) if return_noise else out
 
 
@@ -94,7 +92,16 @@ def _combine(
             raise MmfastError(f"sigma has shape {list(sigma.shape)}; it should be [{batch[0]}], one a sample")
         sigma = sigma.to(compute).expand(batch[0])
     out, eps = library.combine(
-        tensors, starts, coefs, sigma, key, sample_ids if key is not None else None, stream, batch, dtype, return_noise
+        tensors,
+        starts,
+        coefs,
+        sigma,
+        key,
+        sample_ids if key is not None else None,
+        stream,
+        batch,
+        dtype,
+        return_noise,
     )
     if not shape:
         out, eps = out.reshape(()), eps.reshape(()) if return_noise else eps

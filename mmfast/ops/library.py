@@ -87,10 +87,8 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx, starts, key, sample_ids, stream, shape, dtype, return_noise, coefs, sigma, *terms):  # type: ignore[no-untyped-def]
         with torch._C._AutoDispatchBelowAutograd():
-            out, eps = _combine(
-                terms, starts, coefs, sigma, key, sample_ids, stream, shape, dtype, return_noise
-            )
-        ctx.options = (starts, stream, len(terms), [x.shape for x in terms], [x.dtype for x in terms])
+            out, eps = _combine(terms, starts, coefs, sigma, key, sample_ids, stream, shape, dtype, return_noise)
+        ctx.options = (starts, stream, [x.shape for x in terms], [x.dtype for x in terms])
         # Only the gradient of the coefficients reads the terms: without it they need not be kept alive.
         kept = terms if ctx.needs_input_grad[7] else ()
         ctx.save_for_backward(coefs, sigma, key, sample_ids, *kept)
@@ -99,7 +97,7 @@ class _Combine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _grad_eps):  # type: ignore[no-untyped-def]
-        starts, stream, count, shapes, dtypes = ctx.options
+        starts, stream, shapes, dtypes = ctx.options
         coefs, sigma, key, sample_ids, *terms = ctx.saved_tensors
         if not terms:
             terms = [grad.new_empty((), dtype=d).expand(s) for s, d in zip(shapes, dtypes, strict=True)]
@@ -127,13 +125,9 @@ def _autograd(
     return_noise: bool,
 ) -> tuple[Tensor, Tensor]:
     if torch.is_grad_enabled() and (
-        coefs.requires_grad
-        or (sigma is not None and sigma.requires_grad)
-        or any(term.requires_grad for term in terms)
+        coefs.requires_grad or (sigma is not None and sigma.requires_grad) or any(term.requires_grad for term in terms)
     ):
-        return _Combine.apply(
-            starts, key, sample_ids, stream, shape, dtype, return_noise, coefs, sigma, *terms
-        )
+        return _Combine.apply(starts, key, sample_ids, stream, shape, dtype, return_noise, coefs, sigma, *terms)
     with torch._C._AutoDispatchBelowAutograd():
         return _combine(terms, starts, coefs, sigma, key, sample_ids, stream, shape, dtype, return_noise)
 

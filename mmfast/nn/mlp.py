@@ -1,0 +1,57 @@
+"""A residual MLP over all pixels at once: for very small images, where it is many times faster than a U-Net."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmfast.nn.unet import timestep_embedding
+from mmfast.options import option
+
+
+@dataclass
+class Spec:
+    kind: str = "mlp"
+    width: int = option(512, "width of the hidden layers", min=1)
+    blocks: int = option(4, "residual blocks", min=1)
+    features: int = option(32, "feature channels a pixel", min=1)
+    dropout: float = option(0.0, "dropout in the residual blocks", min=0, max=1)
+
+
+class Residual(nn.Module):
+    """norm scaled and shifted by the time, linear, SiLU, linear; plus the input."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.time = nn.Linear(width, 2 * width)
+        self.inner, self.outer = nn.Linear(width, width), nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:  # both [B, width]
+        scale, shift = self.time(emb).chunk(2, 1)
+        return h + self.outer(self.dropout(F.silu(self.inner(self.norm(h) * (1 + scale) + shift))))
+
+
+class Backbone(nn.Module):
+    """[B, in_channels, size, size] and t [B] -> features [B, features, size, size]."""
+
+    def __init__(self, spec: Spec, in_channels: int, size: int) -> None:
+        super().__init__()
+        self.features, self.size, self.width = spec.features, size, spec.width
+        self.time = nn.Sequential(nn.Linear(spec.width, spec.width), nn.SiLU(), nn.Linear(spec.width, spec.width))
+        self.first = nn.Linear(in_channels * size * size, spec.width)
+        self.blocks = nn.ModuleList(Residual(spec.width, spec.dropout) for _ in range(spec.blocks))
+        self.norm = nn.LayerNorm(spec.width)
+        self.last = nn.Linear(spec.width, spec.features * size * size)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        emb = F.silu(self.time(timestep_embedding(t, self.width).to(x.dtype)))
+        h = self.first(x.flatten(1))
+        for block in self.blocks:
+            h = block(h, emb)
+        return self.last(self.norm(h)).unflatten(1, (self.features, self.size, self.size))

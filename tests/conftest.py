@@ -1,0 +1,29 @@
+"""What the tests share: the backends that can run here, quick settings, and nothing else."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+from mmfast.ops import backends
+
+# Small tensors: a second thread costs more than it brings. A test of threads sets its own number.
+torch.set_num_threads(1)
+
+# Derandomised, so that a run of the suite means the same everywhere; deadlines mean nothing on a shared machine.
+settings.register_profile("mmfast", deadline=None, max_examples=40, derandomize=True)
+settings.load_profile("mmfast")
+
+
+def pytest_generate_tests(metafunc):
+    """A test that takes `each_backend` runs with every backend of the CPU that can run here, forced."""
+    if "each_backend" in metafunc.fixturenames:
+        names = [n for n in backends.MODULES if backends.load(n)[1] is None and "cpu" in backends.load(n)[0].devices]
+        metafunc.parametrize("each_backend", names)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of torch's threads for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

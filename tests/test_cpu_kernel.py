@@ -1,0 +1,417 @@
+"""The C++ kernels for the CPU, against numpy and float64 torch written out here on their own."""
+
+import math
+from fractions import Fraction
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+
+cpu = pytest.importorskip("mmfast.ops.cpu")
+if cpu.unavailable():
+    pytest.skip(cpu.unavailable(), allow_module_level=True)
+from mmfast import _cpu  # noqa: E402
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+KEY = torch.tensor([-0x0123456789ABCDEF, 5])
+fast = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(params=cpu.isas())
+def isa(request):
+    cpu.set_isa(request.param)
+    yield request.param
+    cpu.set_isa(None)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def philox(counter, key):
+    c, k = [np.asarray(x, np.uint64) for x in counter], [np.uint64(x) for x in key]
+    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    for _ in range(10):
+        p, q = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
+        c = [q >> half ^ c[1] ^ k[0], q & low, p >> half ^ c[3] ^ k[1], p & low]
+        k = [k[0] + np.uint64(0x9E3779B9) & low, k[1] + np.uint64(0xBB67AE85) & low]
+    return c
+
+
+def normals_of_words(a, b):
+    """float64 Box-Muller of uint32 words; the angle is reduced in integers, so its zeros are exact."""
+    u = (a.astype(np.float32).astype(np.float64) * 2.0**-32 + 2.0**-33).astype(np.float32).astype(np.float64)
+    turn = b.astype(np.int64) + 2**29
+    quadrant, rest = turn >> 30 & 3, (turn & (2**30 - 1)) - 2**29
+    s, c = np.sin(rest * (np.pi / 2**31)), np.cos(rest * (np.pi / 2**31))
+    cosine = np.choose(quadrant, [c, -s, -c, s])
+    sine = np.choose(quadrant, [s, c, -s, -c])
+    r = np.sqrt(-2 * np.log(u))
+    return (r * cosine).astype(np.float32), (r * sine).astype(np.float32)
+
+
+def expected_noise(key, sample_id, stream, first, count):
+    """Elements [first, first + count) of a sample's noise; both multiples of 4."""
+    seed, draw = (int(x) for x in key)
+    j = np.arange(first // 4, (first + count) // 4)
+    top = (sample_id >> 32 & 0xFFFF) | stream << 16
+    words = philox([j, draw & 0xFFFFFFFF, sample_id & 0xFFFFFFFF, top], [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF])
+    x0, x1, x2, x3 = (np.broadcast_to(w, j.shape).astype(np.uint32) for w in words)
+    return np.stack([*normals_of_words(x0, x1), *normals_of_words(x2, x3)], 1).ravel()
+
+
+def ulps(a, b):
+    def steps(x):
+        bits = np.asarray(x, np.float32).view(np.int32).astype(np.int64)
+        return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+
+    return int(np.abs(steps(a) - steps(b)).max(initial=0))
+
+
+def randn(shape, ids, stream=0, key=KEY, dtype=torch.float32):
+    """The noise alone: no terms, sigma one."""
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    ids = torch.as_tensor(ids)
+    return cpu.combine([], [], torch.empty(len(ids), 0, dtype=real), torch.ones(len(ids), dtype=real), key, ids,
+                       stream, shape, dtype, True)  # fmt: skip
+
+
+def identical(a, b):
+    """The same bits, any NaN being like another."""
+    return a.dtype == b.dtype and torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(7), b.nan_to_num(7))
+
+
+# The noise
+
+
+def test_philox_known_answers():
+    ones, pi = 0xFFFFFFFF, [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344]
+    for counter, key, answer in [
+        ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        ([ones] * 4, [ones] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        (pi, [0xA4093822, 0x299F31D0], [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]),
+    ]:
+        assert [int(w) for w in philox(counter, key)] == answer
+
+
+def interesting_words():
+    rng = np.random.default_rng(0)
+    edges = np.array([0, 1, 2, 3, 63, 64, 127, 128, 129, 255, 256, 257, 2**24 - 1, 2**24, 2**24 + 1, 2**32 - 1])
+    around = np.concatenate([np.arange(16) * 2**28 + d for d in range(-3, 4)] + [2**32 - edges, edges])
+    powers = np.concatenate([2 ** np.arange(32) + d for d in (-1, 0, 1)])
+    special = np.concatenate([around, powers]).astype(np.int64) % 2**32
+    a, b = (x.ravel() for x in np.meshgrid(special, special))
+    random = rng.integers(0, 2**32, (2, 2**21))
+    a, b = np.concatenate([a, random[0]]), np.concatenate([b, random[1]])
+    return a[: len(a) // 16 * 16].astype(np.uint32), b[: len(a) // 16 * 16].astype(np.uint32)
+
+
+def test_box_muller_within_4_ulp_and_alike_on_every_isa():
+    a, b = interesting_words()
+    want = normals_of_words(a, b)
+    results = []
+    for name in cpu.isas():
+        cpu.set_isa(name)
+        got = np.empty((2, len(a)), np.float32)
+        _cpu.box_muller(a.ctypes.data, b.ctypes.data, got[0].ctypes.data, got[1].ctypes.data, len(a))
+        results.append(got)
+    cpu.set_isa(None)
+    assert np.isfinite(results[0]).all()
+    assert max(ulps(results[0][0], want[0]), ulps(results[0][1], want[1])) <= 4
+    for other in results[1:]:
+        assert np.array_equal(results[0].view(np.uint32), other.view(np.uint32))
+
+
+@pytest.mark.parametrize("stream", [0, 3, 65535])
+def test_noise_is_what_the_counter_says(isa, stream):
+    ids = [0, 1, 2**32 - 1, 2**40 + 17, 2**48 - 1]
+    for key in (KEY, torch.tensor([2**63 - 1, 2**32 - 1]), torch.tensor([0, 0])):
+        out, eps = randn([len(ids), 1000], ids, stream, key)
+        assert torch.equal(out, eps)
+        for row, i in zip(eps.numpy(), ids, strict=True):
+            assert ulps(row, expected_noise(key, i, stream, 0, 1000)) <= 4
+
+
+def test_millions_of_normals(isa):
+    n = 2**17 if isa == "baseline" else 2**21
+    eps = randn([1, n], [9])[1].numpy()[0]
+    assert ulps(eps, expected_noise(KEY, 9, 0, 0, n)) <= 4
+    assert abs(eps.mean()) < 5 / math.sqrt(n) and abs(eps.std() - 1) < 5 / math.sqrt(2 * n)
+
+
+def test_noise_of_other_dtypes_is_the_float32_noise_rounded(isa):
+    eps = randn([2, 777], [4, 5])[1]
+    for dtype in DTYPES:
+        out, other = randn([2, 777], [4, 5], dtype=dtype)
+        assert torch.equal(other, eps.to(dtype)) and torch.equal(out, other)
+
+
+def test_noise_does_not_depend_on_the_batch_or_the_shape():
+    ids = torch.tensor([7, 2**45, 3, 11])
+    eps = randn([4, 3, 5, 7], ids)[1]
+    order = torch.tensor([2, 0, 3, 1])
+    assert torch.equal(randn([4, 3, 5, 7], ids[order])[1], eps[order])
+    for b in range(4):
+        assert torch.equal(randn([1, 105], ids[b : b + 1])[1].view(3, 5, 7), eps[b])
+    assert torch.equal(randn([4, 50], ids)[1], eps.flatten(1)[:, :50])
+
+
+# The combination
+
+
+@st.composite
+def problems(draw):
+    """A call of `combine` with odd shapes, strides, broadcasts, blocks and missing terms."""
+    dtype = draw(st.sampled_from(DTYPES))
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    shape = [draw(st.integers(0, 4)) if draw(st.integers(0, 9)) == 0 else draw(st.integers(1, 4))]
+    shape += draw(st.lists(st.sampled_from([0, 1, 2, 3, 5, 8, 17, 33, 70]), min_size=0, max_size=3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    terms, starts = [], []
+    for _ in range(draw(st.integers(0, 4))):
+        size, start = [n if draw(st.integers(0, 3)) else 1 for n in shape], -1
+        if len(shape) > 1 and shape[1] > 0 and draw(st.booleans()):
+            start = draw(st.integers(0, shape[1] - 1))
+            size[1] = draw(st.integers(1, shape[1] - start))
+        step = draw(st.sampled_from([1, 1, 2]))
+        term = torch.randn([n * step for n in size], generator=generator, dtype=torch.float64).to(dtype)
+        term = term[tuple(slice(None, None, step) for _ in size)]
+        how = draw(st.sampled_from(["as is", "transposed", "expanded"]))
+        if how == "transposed" and len(shape) > 2:
+            term = term.transpose(1, -1).contiguous().transpose(1, -1)
+        if how == "expanded" and start < 0:
+            term = term.expand(shape[0], *term.shape[1:])
+        terms.append(term)
+        starts.append(start)
+    coefs = torch.randn(shape[0], len(terms), generator=generator).to(real)
+    coefs = torch.where(torch.rand(coefs.shape, generator=generator) < 0.2, 0.0, coefs)
+    for k, term in enumerate(terms):  # what is not to be read
+        if term.shape[0] == shape[0] and term.stride(0) and term.numel():
+            term[coefs[:, k] == 0] = math.nan
+    sigma = draw(st.sampled_from([None, 0.0, 0.7]))
+    if sigma is not None:
+        sigma = torch.full([shape[0]], sigma, dtype=real)
+        sigma[::2] *= 2
+    return_noise = draw(st.booleans())
+    ids = torch.randint(0, 2**48, [shape[0]], generator=generator)
+    key = (KEY, ids) if sigma is not None or return_noise else (None, None)
+    return terms, starts, coefs, sigma, *key, draw(st.integers(0, 65535)), shape, dtype, return_noise
+
+
+def cover(term, start, shape):
+    """The term in the whole space, in float64."""
+    if start < 0:
+        return term.double().expand(shape)
+    whole = torch.zeros(shape, dtype=torch.float64)
+    whole[:, start : start + term.size(1)] = term.double()
+    return whole
+
+
+def exact(terms, starts, coefs, sigma, eps, shape):
+    """The combination in float64, and the sum of the absolute values of its parts."""
+    total, size = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+    column = [-1] + [1] * (len(shape) - 1)
+    parts = [(coefs[:, k], cover(t, s, shape)) for k, (t, s) in enumerate(zip(terms, starts, strict=True))]
+    if sigma is not None:
+        parts.append((sigma, eps.double()))
+    for coef, x in parts:
+        coef = coef.double().view(column)
+        part = torch.where(coef == 0, 0.0, coef * x)
+        total, size = total + part, size + part.abs()
+    return total, size
+
+
+@fast
+@given(problems())
+def test_combine_against_float64(problem):
+    terms, starts, coefs, sigma, key, ids, stream, shape, dtype, return_noise = problem
+    results = []
+    for name in cpu.isas():
+        cpu.set_isa(name)
+        results.append(cpu.combine(*problem))
+    cpu.set_isa(None)
+    out, eps = results[0]
+    for other in results[1:]:
+        assert identical(other[0], out) and identical(other[1], eps)
+    noise = torch.zeros(shape)
+    if key is not None and shape[0]:
+        noise = randn(shape, ids, stream)[1]
+    assert list(eps.shape) == (shape if return_noise else [0])
+    assert out.dtype == eps.dtype == dtype and list(out.shape) == shape and out.is_contiguous()
+    if return_noise:
+        assert torch.equal(eps, noise.to(dtype))
+    want, size = exact(terms, starts, coefs, sigma, noise, shape)
+    unit = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    # One rounding an addition, each of a partial sum no larger than `size`; and the last one to dtype.
+    bound = (len(terms) + 2) * unit * size + torch.finfo(dtype).eps / 2 * want.abs() + torch.finfo(dtype).tiny
+    assert ((out.double() - want).abs() <= bound).all()
+
+
+@fast
+@given(problems(), st.data())
+def test_backward_against_autograd(problem, data):
+    terms, starts, coefs, sigma, key, ids, stream, shape, dtype, _ = problem
+    terms = [t.nan_to_num(0.5) for t in terms]
+    needs = data.draw(st.lists(st.booleans(), min_size=len(terms) + 2, max_size=len(terms) + 2))
+    needs[-1] = needs[-1] and sigma is not None
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    results = []
+    for name in cpu.isas():
+        cpu.set_isa(name)
+        results.append(cpu.combine_backward(grad, terms, starts, coefs, sigma, key, ids, stream, needs))
+    cpu.set_isa(None)
+    for other in results[1:]:
+        assert all(identical(a, b) for a, b in zip(results[0], other, strict=True))
+    got = iter(results[0])
+    noise = randn(shape, ids, stream)[1].double() if key is not None and shape[0] else torch.zeros(shape).double()
+    g, column = grad.double(), [-1] + [1] * (len(shape) - 1)
+
+    def check(result, like, products, sum_to):
+        """The result against the sum of the products, with an error of one rounding and some of a sum's."""
+        assert result.shape == like.shape and result.dtype == like.dtype
+        want, size = products.sum_to_size(sum_to), products.abs().sum_to_size(sum_to)
+        unit = torch.finfo(coefs.dtype).eps
+        error = (result.double().reshape(sum_to) - want).abs()
+        info = torch.finfo(like.dtype)
+        assert (error <= info.eps * want.abs() + 2 * unit * size + info.tiny).all()
+
+    for k, (term, start) in enumerate(zip(terms, starts, strict=True)):
+        if needs[k]:
+            part = g if start < 0 else g[:, start : start + term.size(1)]
+            check(next(got), term, coefs[:, k].double().view(column) * part, list(term.shape))
+    if needs[-2]:
+        result = next(got)
+        assert result.shape == coefs.shape and result.dtype == coefs.dtype
+        for k, (term, start) in enumerate(zip(terms, starts, strict=True)):
+            check(result[:, k], coefs[:, k], g * cover(term, start, shape), [shape[0]] + [1] * (len(shape) - 1))
+    if needs[-1]:
+        check(next(got), sigma, g * noise, [shape[0]] + [1] * (len(shape) - 1))
+    assert next(got, None) is None
+
+
+def big_call(dtype=torch.float32, batch=3):
+    shape, g = [batch, 6, 61, 67], torch.Generator().manual_seed(0)
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    sizes = [shape, [batch, 6, 1, 1], [batch, 2, 61, 67], [1, 6, 61, 67]]
+    terms = [torch.randn(s, generator=g).to(dtype) for s in sizes]
+    coefs, sigma = torch.randn(batch, 4, generator=g, dtype=real), torch.rand(batch, generator=g, dtype=real)
+    return terms, [-1, -1, 3, -1], coefs, sigma, KEY, torch.arange(batch), 1, shape, dtype, True
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_change_nothing(threads, dtype):
+    call = big_call(dtype)
+    grad = torch.randn(call[7], generator=torch.Generator().manual_seed(3)).to(dtype)
+    results = []
+    for n in (1, 2, 3, 7):
+        threads(n)
+        results.append([*cpu.combine(*call), *cpu.combine_backward(grad, *call[:7], [True] * 6)])
+    for other in results[1:]:
+        assert all(identical(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_samples_do_not_depend_on_each_other():
+    terms, starts, coefs, sigma, key, ids, stream, shape, dtype, _ = big_call()
+    out, eps = cpu.combine(*big_call())
+    for b in range(shape[0]):
+        one = [t if t.size(0) == 1 else t[b : b + 1] for t in terms]
+        alone = cpu.combine(one, starts, coefs[b : b + 1], sigma[b : b + 1], key, ids[b : b + 1], stream,
+                            [1, *shape[1:]], dtype, True)  # fmt: skip
+        assert torch.equal(alone[0][0], out[b]) and torch.equal(alone[1][0], eps[b])
+
+
+def test_large_outputs_written_past_the_caches(isa):
+    n = 1_600_003 if isa != "baseline" else 300_003
+    x, ids = torch.randn(2, n), torch.tensor([1, 2])
+    args = torch.tensor([[0.5], [2.0]]), torch.tensor([0.25, 1.5]), KEY
+    out, eps = cpu.combine([x], [-1], *args, ids, 0, [2, n], torch.float32, True)
+    for b in range(2):
+        one = cpu.combine([x[b : b + 1]], [-1], args[0][b : b + 1], args[1][b : b + 1], KEY, ids[b : b + 1], 0,
+                          [1, n], torch.float32, True)  # fmt: skip
+        assert torch.equal(one[0][0], out[b]) and torch.equal(one[1][0], eps[b])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nothing_is_written_outside(isa, dtype):
+    """Raw pointers into the middle of buffers, at every alignment and many lengths."""
+    guard, kind = 100, DTYPES.index(dtype)
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    coefs, sigma, ids = torch.ones(2, 1, dtype=real), torch.ones(2, dtype=real), torch.arange(2)
+    for n in [*range(1, 20), 31, 63, 64, 65, 100, 127, 129, 200]:
+        for offset in range(0, 17, 1 + n // 20):
+            out, eps, x = torch.full([3, guard * 2 + 2 * n], 77.0, dtype=dtype)
+            x.fill_(math.nan)
+            inside = slice(guard - offset, guard - offset + 2 * n)
+            x[inside] = 0.5
+            at = [t[inside].data_ptr() for t in (x, out, eps)]
+            assert not _cpu.combine(kind, [2, n], at[:1], [(2, n)], [(n, 1)], [-1], coefs.data_ptr(), sigma.data_ptr(),
+                                    KEY.data_ptr(), ids.data_ptr(), 0, at[1], at[2], 1)  # fmt: skip
+            for t in (out, eps):
+                assert (t[: inside.start] == 77).all() and (t[inside.stop :] == 77).all()
+            assert not out.isnan().any()
+            assert torch.equal(eps[inside].view(2, n), randn([2, n], [0, 1], dtype=dtype)[1])
+
+
+SPECIAL = torch.tensor([0.0, 1.0, math.inf, math.nan, 65504.0, 65519.9, 65520.0, 1e38, 3.4e38, 2.0**-14, 2.0**-24,
+                        2.0**-25, 1.5 * 2.0**-25, 2.0**-126, 2.0**-149, 1e-40, 1 + 2.0**-11, 1 + 3 * 2.0**-11,
+                        1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-8 + 2.0**-20])  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_conversions(isa, dtype):
+    """Every half value read; and written: ties, overflow, subnormals, NaN, as torch rounds."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)[None]
+    one = torch.ones(1, 1)
+    out = cpu.combine([every], [-1], one, None, None, None, 0, [1, 2**16], dtype, False)[0]
+    assert identical(out, every)
+    values = torch.cat([SPECIAL, -SPECIAL, torch.randn(1000) * 2.0 ** torch.randint(-30, 18, [1000])])
+    ones = torch.ones(len(values), 1, dtype=dtype)  # the values come in through the coefficients
+    out = cpu.combine([ones], [-1], values[:, None], None, None, None, 0, [len(values), 1], dtype, False)[0]
+    assert identical(out[:, 0], torch.where(values == 0, 0.0, values).to(dtype))
+
+
+def test_fused_arithmetic_rounds_once(isa):
+    """Sums on and beside ties of float32, and subnormal ones: where a product in double rounds twice."""
+    rng, n = np.random.default_rng(0), 4096
+    # (1 + i 2^-12) (1 + j 2^-12) has at most 25 bits: often a tie, which the addend is too small to break
+    # in double.
+    i, j, sign = rng.integers(0, 2**12, n), rng.integers(0, 2**12, n), np.where(rng.random(n) < 0.5, -1.0, 1.0)
+    normal = 1 + i * 2.0**-12, 1 + j * 2.0**-12, sign * 2.0 ** rng.integers(-130, -20, n)
+    # 2^-150 (1 - x^2) is a little below half the spacing of the subnormals, whatever is added.
+    x = rng.integers(1, 64, n) * 2.0**-23
+    subnormal = (1 + x) * 2.0**-75, sign * (1 - x) * 2.0**-75, rng.integers(0, 2**23, n) * 2.0**-149
+    a, b, addend = (np.concatenate(pair).astype(np.float32) for pair in zip(normal, subnormal, strict=True))
+    terms = [torch.from_numpy(x)[:, None] for x in (np.ones_like(a), b)]
+    coefs = torch.from_numpy(np.stack([addend, a], 1))
+    out = cpu.combine(terms, [-1, -1], coefs, None, None, None, 0, [2 * n, 1], torch.float32, False)[0]
+    for got, x, y, z in zip(out[:, 0].tolist(), a.tolist(), b.tolist(), addend.tolist(), strict=True):
+        value = Fraction(x) * Fraction(y) + Fraction(z)
+        assert Fraction(got) == nearest_float32(value)
+
+
+def nearest_float32(value):
+    """The float32 nearest to a fraction, ties to even."""
+    if value == 0:
+        return value
+    exponent = max(math.floor(math.log2(abs(value))), -126)
+    spacing = Fraction(2) ** (exponent - 23)
+    return round(value / spacing) * spacing  # Python rounds ties to even
+
+
+def test_missing_term_is_not_read_and_zero_sigma_adds_nothing(isa):
+    x, bad = torch.randn(2, 3, 40), torch.full([2, 3, 40], math.nan)
+    coefs, ids = torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.arange(2)
+    out, eps = cpu.combine([x, bad], [-1, -1], coefs, torch.zeros(2), KEY, ids, 0, [2, 3, 40], torch.float32, True)
+    assert torch.equal(out[0], 2 * x[0]) and torch.equal(out[1], torch.zeros(3, 40)) and not out[1].signbit().any()
+    assert torch.equal(eps, randn([2, 3, 40], ids)[1])
+
+
+def test_isa_can_be_forced_and_unknown_ones_are_refused(isa):
+    assert _cpu.isa() == isa and "thread" in cpu.describe()
+    with pytest.raises(ValueError, match="mmx"):
+        cpu.set_isa("mmx")

@@ -1,0 +1,327 @@
+"""The four parts of the bound: against Monte Carlo, against closed forms, and added up for a linear-Gaussian model."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import truth
+from scipy import stats
+
+from mmfast import MmfastError, Schedule, loss, ops
+from mmfast.ops import Block
+
+pytestmark = pytest.mark.filterwarnings("ignore:z_T is far")
+
+ABAR = truth.linear(6, 0.05, 0.5)  # few steps, all of which matter; z_T is not quite N(0, I)
+WEIGHTS = {"a": ("bridge", 1.5), "b": ("carried", 0.8)}
+W = np.stack([truth.weight(*w, ABAR) for w in WEIGHTS.values()], 1)
+
+
+def schedule():
+    return Schedule(torch.tensor(ABAR), {name: torch.tensor(W[:, i]) for i, name in enumerate(WEIGHTS)})
+
+
+def within(samples, value, errors=4.5, most=0.02):
+    """The mean of the samples is the value, within so many standard errors, which are small against the value.
+
+    4.5 deviations have a probability of 7e-6; seeds are fixed, so a test passes always or never.
+    """
+    error = samples.std() / math.sqrt(len(samples))
+    assert error < most * abs(value), "the Monte Carlo estimate is too rough to show anything"
+    assert abs(samples.mean() - value) < errors * error
+
+
+def test_L0_is_the_divergence_of_z_T():
+    """KL by sampling: the mean of ln q(z_T | z_0, X) - ln N(z_T; 0, I) over z_T ~ q."""
+    rng = np.random.default_rng(0)
+    z0, a, b = rng.normal(size=(3, 4))
+    mean = truth.total(truth.marginal(ABAR, W, 6, z0, [a, b])[0])
+    variance = 1 - ABAR[6]
+    z = mean + math.sqrt(variance) * rng.normal(size=(400_000, 4))
+    samples = (truth.log_normal(z, mean, variance) - truth.log_normal(z, 0, 1)).sum(1)
+    z0, a, b = (torch.tensor(x)[None] for x in (z0, a, b))
+    found = loss.L0(schedule(), z0, {"a": a, "b": b})
+    assert found.shape == (1,)
+    within(samples, float(found))
+
+
+def test_L0_for_each_sample_with_blocks_and_missing_modalities():
+    """The closed form sample by sample, in float32, where encodings are blocks and some are missing."""
+    g = torch.Generator().manual_seed(0)
+    image = torch.randn(5, 2, 3, 3, generator=g)
+    a, b = torch.randn(5, 1, 1, 1, generator=g), torch.randn(5, 1, 3, 3, generator=g)
+    present = torch.tensor([[1, 1], [0, 1], [1, 0], [0, 0], [1, 1]]).bool()
+    b[2:4] = math.nan
+    found = loss.L0(schedule(), Block(image, 0, 4), {"a": Block(a, 2, 4), "b": Block(b, 3, 4)}, present)
+    v, D = 1 - ABAR[6], 4 * 9
+    for i in range(5):
+        square = ABAR[6] * float(image[i].double().square().sum())
+        square += W[6, 0] ** 2 * 9 * float(a[i].double().square().sum()) * bool(present[i, 0])
+        square += W[6, 1] ** 2 * float(b[i].double().square().sum()) if present[i, 1] else 0.0
+        # D v + square - D loses what D is large against the result: D roundings of 2^-24, and the sum's own.
+        assert float(found[i]) == pytest.approx(0.5 * (D * v + square - D - D * math.log(v)), abs=D * 2**-22)
+
+
+@pytest.mark.parametrize("t", [2, 4, 6])
+def test_L1_is_the_divergence_of_the_steps(t):
+    """KL by sampling: ln q(z_{t-1} | z_t, z_0, X) - ln p(z_{t-1} | z_t), whose means come from other eps and E."""
+    rng = np.random.default_rng(t)
+    z_t, eps, eps_hat, a, b, a_hat = rng.normal(size=(6, 4))
+    b_hat = b  # given: the same on both sides
+    q = truth.total(truth.posterior(ABAR, W, t, t - 1, z_t, eps, [a, b]))
+    p = truth.total(truth.posterior(ABAR, W, t, t - 1, z_t, eps_hat, [a_hat, b_hat]))
+    deviation = truth.deviation(ABAR, t, t - 1)
+    z = q + deviation * rng.normal(size=(400_000, 4))
+    samples = (truth.log_normal(z, q, deviation**2) - truth.log_normal(z, p, deviation**2)).sum(1)
+    eps, eps_hat, a, b, a_hat = (torch.tensor(x)[None] for x in (eps, eps_hat, a, b, a_hat))
+    found = loss.L1(schedule(), t, eps, eps_hat, {"a": a, "b": b}, {"a": a_hat, "b": b})
+    within(samples, float(found))
+    # The same written down: |q - p|^2 / (2 variance); and what is given adds nothing, whatever it is.
+    assert float(found) == pytest.approx(((q - p) ** 2).sum() / (2 * deviation**2), rel=1e-12)
+    other = loss.L1(schedule(), t, eps, eps_hat, {"b": b + 3, "a": a}, {"a": a_hat, "b": b + 3})
+    assert float(other) == pytest.approx(float(found), rel=1e-12)
+
+
+def test_L1_for_each_sample():
+    """A t for each sample, float32, encodings broadcast; zero where the prediction is the truth."""
+    g = torch.Generator().manual_seed(3)
+    eps, eps_hat = torch.randn(2, 5, 2, 4, 4, generator=g)
+    a, a_hat = torch.randn(2, 5, 2, 1, 1, generator=g)
+    t = torch.tensor([2, 3, 4, 5, 6])
+    found = loss.L1(schedule(), t, eps, eps_hat, {"a": a}, {"a": a_hat})
+    for i in range(5):
+        terms = [x[i].double().numpy() for x in (eps - eps_hat, a - a_hat)]
+        zero = np.zeros_like(terms[0])
+        gap = truth.total(truth.posterior(ABAR, W[:, :1], t[i], t[i] - 1, zero, terms[0], [terms[1]]))
+        expected = (gap**2).sum() / (2 * truth.deviation(ABAR, int(t[i]), int(t[i]) - 1) ** 2)
+        assert float(found[i]) == pytest.approx(expected, rel=1e-5)
+    assert (loss.L1(schedule(), t, eps, eps, {"a": a}, {"a": a}) == 0).all()
+
+
+def test_L2_adds_the_modalities():
+    """-ln p of independent heads adds up: a class and a Gaussian, with their densities written out."""
+    logits, label = torch.tensor([[0.3, -1.0, 2.0], [1.0, 1.0, 1.0]], dtype=torch.float64), [2, 0]
+    nll = {
+        "label": torch.nn.functional.cross_entropy(logits, torch.tensor(label), reduction="none"),
+        "vector": torch.tensor([-truth.log_normal(0.4, 0.1, 0.25), -truth.log_normal(-1.0, 0.1, 0.25)]),
+    }
+    found = loss.L2(nll)
+    for i, (row, k) in enumerate(zip(logits.exp().tolist(), label, strict=True)):
+        expected = -math.log(row[k] / sum(row)) - truth.log_normal([0.4, -1.0][i], 0.1, 0.25)
+        assert float(found[i]) == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(MmfastError, match="nll"):
+        loss.L2({})
+
+
+def levels(bins, dtype=torch.float64):
+    return torch.linspace(-1, 1, bins, dtype=dtype)
+
+
+@pytest.mark.parametrize("bins", [2, 17, 256])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("guess", [0.0, 0.31, -0.999, 1.0, 1.7, -30.0])
+def test_L3_bins_sum_to_one(bins, dtype, guess):
+    """The probabilities of all values of a pixel, wherever the prediction lies."""
+    z0 = levels(bins, dtype)[:, None]
+    nll = loss.L3(schedule(), z0, torch.full_like(z0, guess), bins)
+    # One rounding of ln p loses 2^-24 ln p of p: at most exp(-1) of it in a bin, and few bins hold the mass.
+    assert float(torch.exp(-nll.double()).sum()) == pytest.approx(1, abs=1e-13 if dtype == torch.float64 else 1e-5)
+
+
+def test_L3_against_sampling():
+    """Draw from the Gaussian, round to the nearest level, clip: the frequencies of the levels are exp(-L3)."""
+    sigma, guess = math.sqrt(1 - ABAR[1]), 0.9  # so near to the end that the last bin holds a third
+    rng = np.random.default_rng(5)
+    drawn = np.clip(np.round((guess + sigma * rng.normal(size=1_000_000) + 1) * 8), 0, 16).astype(int)
+    counts = np.bincount(drawn, minlength=17)
+    z0 = levels(17)[:, None]
+    expected = torch.exp(-loss.L3(schedule(), z0, torch.full_like(z0, guess), 17)).numpy() * len(drawn)
+    kept = expected > 5
+    assert kept.sum() > 6
+    assert stats.chisquare(counts[kept], expected[kept] * counts[kept].sum() / expected[kept].sum()).pvalue > 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("T", [10, 1000, 4000])
+def test_L3_is_finite_and_right_in_the_far_tails(dtype, T):
+    """A prediction at the other end, hundreds of deviations off, against mpmath with 400 digits; and its gradient."""
+    mpmath = pytest.importorskip("mpmath")
+    sched = Schedule.cosine(T)
+    sigma = math.sqrt(1 - float(sched.alpha_bar[1]))
+    grid = levels(256, dtype)
+    z0 = torch.stack([grid[0], grid[1], grid[200], grid[255]])[:, None]
+    z0_hat = torch.tensor([1.0, 1.0, -1.0, -5.0], dtype=dtype)[:, None].requires_grad_()
+    found = loss.L3(sched, z0, z0_hat, 256)
+    found.sum().backward()
+    assert torch.isfinite(found).all()
+    assert torch.isfinite(z0_hat.grad).all()
+    s = float(torch.tensor(sigma, dtype=dtype))
+    with mpmath.workdps(400):
+        for x, guess, nll in zip(z0.flatten().tolist(), z0_hat.flatten().tolist(), found.tolist(), strict=True):
+            low = -mpmath.inf if x == -1 else (mpmath.mpf(x) - guess - mpmath.mpf(1) / 255) / s
+            high = mpmath.inf if x == 1 else (mpmath.mpf(x) - guess + mpmath.mpf(1) / 255) / s
+            if low > 0:
+                low, high = -high, -low
+            # Phi(x) = erfc(-x / sqrt 2) / 2, which mpmath has to full relative accuracy
+            ends = [mpmath.erfc(-end / mpmath.sqrt(2)) / 2 for end in (low, high)]
+            expected = float(-mpmath.log(ends[1] - ends[0]))
+            # ln p is about -x^2/2, so a rounding of x (three are made) costs 2 of its relative size.
+            assert nll == pytest.approx(expected, rel=12 * torch.finfo(dtype).eps)
+
+
+def test_L3_tends_to_the_density():
+    """With fine bins, L3 + ln(width) is -ln N(z_0; z0_hat, 1 - a_1)."""
+    bins = 100_001
+    z0 = levels(bins)[[20_000, 50_000, 61_234, 99_000]][:, None]
+    z0_hat = torch.tensor([[-0.5], [0.01], [0.9], [0.97]], dtype=torch.float64)
+    density = truth.log_normal(z0.numpy(), z0_hat.numpy(), 1 - ABAR[1])[:, 0]
+    found = loss.L3(schedule(), z0, z0_hat, bins).numpy() + math.log(2 / (bins - 1))
+    np.testing.assert_allclose(found, -density, atol=1e-6)
+
+
+# --- the whole bound, of a model in which everything is linear and Gaussian ---------------------------------------
+
+
+def quadrature(dimensions, points=3):
+    """Nodes [n, dimensions] and weights [n] that give E f(x), x standard normal, exactly for quadratic f."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(points)
+    weights = weights / weights.sum()
+    grid = np.array(list(itertools.product(nodes, repeat=dimensions)))
+    return grid, np.array([math.prod(w) for w in itertools.product(weights, repeat=dimensions)])
+
+
+class LinearGaussian:
+    """z_0 and the encodings are jointly normal; the denoisers E[eps | z_t], E[E_i | z_t] are linear in z_t.
+
+    z_t = sqrt(abar_t) z_0 + sum_i W_t^(i) E_i + sqrt(1 - abar_t) eps is the chain's marginal; but `bound` knows the
+    forward chain only by its single steps, and the reverse one by its means: it is E_q of
+    ln q(z_1..z_T | z_0, X) - ln p(z_T) - sum_{t >= 2} ln p(z_{t-1} | z_t), from the covariance of all of them.
+    """
+
+    def __init__(self, covariance, names):
+        self.covariance, self.names = np.array(covariance, dtype=float), names
+        self.W = W[:, [list(WEIGHTS).index(n) for n in names]]
+        self.n = len(self.covariance)  # z_0 and the encodings
+
+    def loadings(self, t):
+        """z_t in terms of (z_0, encodings, eps_t)."""
+        return np.concatenate(([math.sqrt(ABAR[t])], self.W[t], [math.sqrt(1 - ABAR[t])]))
+
+    def regressions(self, t):
+        """The coefficients of E[encoding_i | z_t] and E[eps | z_t]."""
+        full = np.eye(self.n + 1)
+        full[: self.n, : self.n] = self.covariance
+        load = self.loadings(t)
+        slopes = full @ load / (load @ full @ load)
+        return slopes[1:-1], slopes[-1]
+
+    def bound(self):
+        """L0 + sum of L1 by the chain rule from the forward chain's joint covariance: exact, in closed form."""
+        T = len(ABAR) - 1
+        # Every z_t as a row of coefficients of (z_0, encodings, T independent step noises).
+        rows = [np.zeros(self.n + T)]
+        rows[0][0] = 1
+        rows[0][1 : self.n] = self.W[0]  # what is carried is in the chain from the start
+        full = np.eye(self.n + T)
+        full[: self.n, : self.n] = self.covariance
+        entropy = 0.0
+        for t in range(1, T + 1):
+            a = ABAR[t] / ABAR[t - 1]
+            row = rows[-1].copy()
+            row[1 : self.n] += self.W[t] / math.sqrt(a) - self.W[t - 1]
+            row *= math.sqrt(a)
+            row[self.n + t - 1] = math.sqrt(1 - a)
+            rows.append(row)
+            entropy += 0.5 * math.log(2 * math.pi * math.e * (1 - a))
+        value = -entropy + 0.5 * (math.log(2 * math.pi) + rows[T] @ full @ rows[T])
+        for t in range(2, T + 1):
+            slopes, of_eps = self.regressions(t)
+            mean = truth.total(truth.posterior(ABAR, self.W, t, t - 1, 1.0, of_eps, list(slopes)))
+            gap, v = rows[t - 1] - mean * rows[t], truth.deviation(ABAR, t, t - 1) ** 2
+            value += 0.5 * (math.log(2 * math.pi * v) + gap @ full @ gap / v)
+        return value
+
+    def found(self):
+        """The same from mmfast.loss, its expectations by a quadrature that is exact for quadratics."""
+        nodes, weights = quadrature(self.n + 1)
+        data = nodes[:, : self.n] @ np.linalg.cholesky(self.covariance).T
+        z0, *E = (torch.tensor(x)[:, None] for x in data.T)
+        eps, encodings = torch.tensor(nodes[:, -1:]), dict(zip(self.names, E, strict=True))
+        sched = schedule()
+        value = weights @ loss.L0(sched, z0, encodings).numpy()
+        for t in range(2, sched.T + 1):
+            z_t, _ = ops.q_sample(z0, encodings, t, sched, noise=eps)
+            slopes, of_eps = self.regressions(t)
+            hats = {name: float(c) * z_t for name, c in zip(self.names, slopes, strict=True)}
+            value += weights @ loss.L1(sched, t, eps, of_eps * z_t, encodings, hats).numpy()
+        return value
+
+
+MODELS = {
+    "DDPM": ([[0.49]], []),
+    "an encoding": ([[0.49, 0.5], [0.5, 1.0]], ["a"]),
+    "a carried encoding": ([[0.49, -0.3], [-0.3, 1.0]], ["b"]),
+    "two": ([[0.8, 0.5, 0.2], [0.5, 1.0, -0.3], [0.2, -0.3, 1.1]], ["a", "b"]),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bound_of_a_linear_gaussian_model(name):
+    """L0 and the L1s add up to what the definition of the bound gives, with the optimal linear denoiser."""
+    model = LinearGaussian(*MODELS[name])
+    assert model.found() == pytest.approx(model.bound(), rel=1e-11)
+
+
+def test_bound_is_near_the_entropy_with_many_steps():
+    """DDPM's total, L3's density included, on z_0 ~ N(0, s^2): above the entropy of the data, and near it.
+
+    The reverse process is exact in the limit of many steps, so the bound is tight there: the excess falls
+    as 1/T, and both are computed exactly.
+    """
+    s, excess = 0.7, []
+    for T in (100, 200):
+        abar = truth.cosine(T)
+        sched = Schedule(torch.tensor(abar))
+        nodes, weights = quadrature(2)
+        z0, eps = s * torch.tensor(nodes[:, :1]), torch.tensor(nodes[:, 1:])
+        total = weights @ loss.L0(sched, z0, {}).numpy()
+        for t in range(1, T + 1):
+            z_t, _ = ops.q_sample(z0, {}, t, sched, noise=eps)
+            eps_hat = math.sqrt(1 - abar[t]) / (abar[t] * s**2 + 1 - abar[t]) * z_t
+            if t > 1:
+                total += weights @ loss.L1(sched, t, eps, eps_hat, {}, {}).numpy()
+            else:
+                z0_hat = (z_t - math.sqrt(1 - abar[1]) * eps_hat) / math.sqrt(abar[1])
+                total -= weights @ truth.log_normal(z0.numpy(), z0_hat.numpy(), 1 - abar[1])[:, 0]
+        excess.append(total - 0.5 * math.log(2 * math.pi * math.e * s**2))
+    assert excess[0] > excess[1] > 0
+    assert excess[1] < 0.6 * excess[0] < 0.1
+
+
+# --- the simple loss ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["eps", "x0", "v"])
+@pytest.mark.parametrize("gamma", [None, 5.0, 0.5])
+def test_simple(target, gamma):
+    """|target - prediction|^2 as a mean, times min-SNR's weight: min(SNR, gamma) of the error in z_0."""
+    g = torch.Generator().manual_seed(1)
+    prediction, z0, eps = torch.randn(3, 6, 2, 3, generator=g)
+    t = torch.arange(1, 7)
+    found = loss.simple(prediction, z0, eps, t, schedule(), target, gamma)
+    for i in range(6):
+        r, q = math.sqrt(ABAR[i + 1]), math.sqrt(1 - ABAR[i + 1])
+        truths = {"eps": eps[i], "x0": z0[i], "v": r * eps[i] - q * z0[i]}
+        error = float((prediction[i] - truths[target]).double().square().mean())
+        # An error d in eps is (q/r) d in z_0, and an error d in v is q d.
+        in_z0 = {"eps": (q / r) ** 2, "x0": 1.0, "v": q**2}[target]
+        expected = error if gamma is None else min(r**2 / q**2, gamma) * in_z0 * error
+        assert float(found[i]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_simple_names_an_unknown_target():
+    x = torch.zeros(1, 2)
+    with pytest.raises(MmfastError, match="target"):
+        loss.simple(x, x, x, torch.tensor([1]), schedule(), "epsilon")
