@@ -17,7 +17,7 @@ T* at(uintptr_t address) { return reinterpret_cast<T*>(address); }
 // A sequence of integers. By hand, because small tensors are common and pybind11's own conversion took
 // longer than the kernel.
 std::vector<int64_t> integers(py::handle sequence) {
-    const auto fast = py::reinterpret_steal<py::object>(PySequence_Fast(sequence.ptr(), "expected a sequence of integers"));
+    const auto fast = py::reinterpret_steal<py::object>(PySequence_Fast(sequence.ptr(), "not a sequence of integers"));
     if (!fast) throw py::error_already_set();
     std::vector<int64_t> values(static_cast<size_t>(PySequence_Fast_GET_SIZE(fast.ptr())));
     PyObject** items = PySequence_Fast_ITEMS(fast.ptr());

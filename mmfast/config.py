@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -200,7 +201,9 @@ def _typed(section: type, part: DictConfig, prefix: str) -> Any:
         names = [f.name for f in dataclasses.fields(section)]
         last = key.removeprefix(prefix)
         if last and last.split(".")[0] not in names:
-            raise unknown(f"{prefix or 'config '}key", last, names) from None
+            near = difflib.get_close_matches(last, names, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(names)}"
+            raise MmfastError(f"{prefix}{last} is no option; {hint} (`mmfast train --help` lists all)") from None
         raise MmfastError(f"{key}: {_one_line(error)}") from None
 
 

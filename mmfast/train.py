@@ -7,89 +7,23 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mmfast import loss, ops
 from mmfast.build import build_data, build_model, pick_device
 from mmfast.checkpoint import Run, load_into, save_tensors
 from mmfast.config import Config
-from mmfast.data import Batch, Data, Examples
+from mmfast.data import Batch, Data
 from mmfast.ema import EMA
 from mmfast.errors import MmfastError
 from mmfast.log import Board
 from mmfast.model import Model
-from mmfast.ops.reference import random_words
-from mmfast.streams import GIVEN, ORDER, TIMESTEP, TRAIN_NOISE
-
-
-def words(seed: int, numbers: Tensor, stream: int, count: int, draw: int = 0) -> Tensor:
-    """`count` random 32-bit words for each example of the run: int64 [B] -> int64 [B, count]."""
-    key = torch.tensor((seed, draw), device=numbers.device)
-    return random_words(key, numbers, stream, -(-count // 4)).flatten(1)[:, :count]
-
-
-def timesteps(seed: int, numbers: Tensor, T: int) -> Tensor:
-    """t of each example of the run, uniform on 1 .. T: int64 [B]."""
-    return 1 + (words(seed, numbers, TIMESTEP, 1)[:, 0] * T >> 32)
-
-
-def given_flags(seed: int, numbers: Tensor, count: int, probability: float) -> Tensor:
-    """Which of `count` modalities each example of the run is given: float [B, count] of 0 and 1."""
-    return (words(seed, numbers, GIVEN, count) < probability * 2.0**32).float()
-
-
-@dataclass
-class Order:
-    """Example number n of the run -> its index in the data set: a new permutation every epoch."""
-
-    seed: int
-    length: int
-    epoch: int = -1
-    permutation: Tensor | None = None
-
-    def index(self, n: int) -> int:
-        epoch, place = divmod(n, self.length)
-        if self.permutation is None or epoch != self.epoch:
-            keys = words(self.seed, torch.arange(self.length), ORDER, 1, draw=epoch)[:, 0]
-            self.epoch, self.permutation = epoch, keys.argsort(stable=True)
-        return int(self.permutation[place])
-
-
-class _Batches:
-    """The indices of each micro-batch from an optimiser step on, for a DataLoader."""
-
-    def __init__(self, config: Config, length: int, done: int) -> None:
-        self.config, self.length, self.done = config, length, done
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = Order(self.config.seed, self.length)
-        size = self.config.train.batch_size // self.config.train.accumulation
-        first, last = (step * self.config.train.batch_size for step in (self.done, self.config.train.steps))
-        for start in range(first, last, size):
-            yield [order.index(n) for n in range(start, start + size)]
-
-
-def loader(config: Config, examples: Examples, done: int) -> Iterator[Batch]:
-    """The micro-batches of the run from step `done` on."""
-    batches: Any = _Batches(config, len(examples), done)
-    return iter(
-        DataLoader(
-            examples,  # type: ignore[arg-type]
-            batch_sampler=batches,
-            num_workers=config.train.workers,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]
-        )
-    )
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
+from mmfast.order import given_flags, loader, timesteps
+from mmfast.streams import TRAIN_NOISE
 
 
 def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[str, Tensor]:
@@ -98,7 +32,8 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
     What is given to the network is known to it, so it counts in no part; nor does what is missing.
     batch: on the model's device; numbers: int64 [B], the examples' numbers in the run.
     """
-    anchor, C = batch.data[model.anchor_name], model.shape[0]
+    data, C = batch.filled(), model.shape[0]
+    anchor = data[model.anchor_name]
     t = timesteps(config.seed, numbers, model.schedule.T)
     flags = given_flags(config.seed, numbers, 1 + len(model.names), config.train.given_probability)
     there = [batch.present.get(name) for name in (model.anchor_name, *model.names)]
@@ -106,7 +41,7 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
     present = torch.stack([everything if p is None else p.float() for p in there], 1)
     given, wanted = flags * present, (1 - flags) * present
 
-    encodings = model.encode(batch.data)
+    encodings = model.encode(data)
     z0 = model.anchor_in_space(anchor)
     terms = {name: model.in_space(name, E) for name, E in encodings.items()}
     z_t, eps = ops.q_sample(
@@ -125,7 +60,7 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
     parts = {model.anchor_name: loss.simple(prediction.anchor, *target)}
     for name, output in prediction.heads.items():
         part = model.part(name)
-        parts[name] = part.spec.loss_weight * part.loss(output.float(), batch.data[name])
+        parts[name] = part.spec.loss_weight * part.loss(output.float(), data[name])
     return {name: (wanted[:, k] * value).mean() for k, (name, value) in enumerate(parts.items())}
 
 
@@ -136,6 +71,13 @@ def learning_rate(config: Config, step: int) -> float:
     progress = max(0.0, (step - train.warmup) / max(1, train.steps - train.warmup))
     fall = 0.5 * (1 + math.cos(math.pi * min(1.0, progress))) if train.decay == "cosine" else 1.0
     return train.learning_rate * rise * fall
+
+
+def check_batch(model: Model, batch: Batch) -> None:
+    """Raise MmfastError for the first modality whose data (on the host) is not what its config says."""
+    for name, x in batch.filled().items():
+        if name in model.parts:
+            model.part(name).check(x, f"data: {name}")
 
 
 class Trainer:
@@ -202,7 +144,7 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         for k in range(train.accumulation):
             batch = next(batches)
-            self._check(batch)
+            check_batch(self.model, batch)
             # Dropout is the one thing that draws from torch's generator: a function of the place in the run too.
             torch.manual_seed(self.config.seed ^ (first + k * size) << 20)
             numbers = torch.arange(first + k * size, first + (k + 1) * size, device=self.device)
@@ -223,10 +165,6 @@ class Trainer:
         self.pending.append(
             {"step": self.done, "images": images, **totals, "grad_norm": norm.detach(), "learning_rate": rate}
         )
-
-    def _check(self, batch: Batch) -> None:
-        for name in self.model.parts:
-            self.model.part(name).check(batch.data[name], f"data: {name}")
 
     def flush(self, board: Board | None = None) -> dict[str, Any]:
         """Write the stats of the steps since the last flush; returns the last of them.
@@ -261,8 +199,11 @@ def train(config: Config, out: str, quiet: bool = False) -> Run:
     from mmfast.evaluate import evaluate_run, sample_run
 
     data = build_data(config)
-    build_model(config)  # a config that makes no model should not leave a folder behind
+    # What does not work should not leave a folder behind.
     pick_device(config.train.device)
+    model = build_model(config)
+    for part in (data.train, data.test):
+        check_batch(model, part.__getitems__(range(min(len(part), config.train.batch_size))))
     run = Run.start(out, config)
     trainer = Trainer(config, run, data)
     trainer.restore()

@@ -56,7 +56,10 @@ void share(int64_t n, int64_t elements, int threads, F f) {
 #if defined(_OPENMP)
 #pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(static, 1)
 #endif
-    for (int64_t p = 0; p < parts; ++p) f(n / parts * p + std::min(p, n % parts), n / parts * (p + 1) + std::min(p + 1, n % parts));
+    for (int64_t p = 0; p < parts; ++p) {
+        const auto first = [&](int64_t q) { return n / parts * q + std::min(q, n % parts); };
+        f(first(p), first(p + 1));
+    }
 }
 
 int64_t element_size(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }

@@ -217,7 +217,8 @@ template <class A, class T, class Real>
 void stage(const T* p, int64_t step, int64_t n, Real* to) {
     for (int64_t i = 0; i < kBlock; i += A::width) {
         const int64_t left = n - i;
-        A::store(to + i, left >= A::width ? A::load(p + i * step) : left > 0 ? Some<A>{left}.get(p + i * step) : A::splat(0));
+        const T* from = p + i * step;
+        A::store(to + i, left >= A::width ? A::load(from) : left > 0 ? Some<A>{left}.get(from) : A::splat(0));
     }
 }
 

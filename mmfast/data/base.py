@@ -20,6 +20,14 @@ class Batch:
     def __len__(self) -> int:
         return len(next(iter(self.data.values())))
 
+    def filled(self) -> dict[str, Tensor]:
+        """The data with zeros for what is missing, whatever stood there."""
+        data = dict(self.data)
+        for name, there in self.present.items():
+            missing = ~there.reshape(-1, *[1] * (data[name].dim() - 1))
+            data[name] = data[name].masked_fill(missing, 0)
+        return data
+
     def to(self, device: torch.device) -> Batch:
         def move(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: x.to(device, non_blocking=True) for name, x in tensors.items()}

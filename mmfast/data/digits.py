@@ -46,10 +46,13 @@ def _classifier(images: Tensor, labels: Tensor) -> Judge:
     """scikit-learn's logistic regression on the pixels of real digits."""
     from sklearn.linear_model import LogisticRegression
 
-    regression = LogisticRegression(max_iter=5000, C=0.1).fit(pixels(images).flatten(1).numpy(), labels.numpy())
+    def features(x: Tensor) -> Any:
+        return (pixels(x).flatten(1) / (LEVELS - 1)).cpu().numpy()
+
+    regression = LogisticRegression(max_iter=1000).fit(features(images), labels.numpy())
 
     def judge(generated: Tensor) -> Tensor:
-        return torch.from_numpy(regression.predict(pixels(generated).flatten(1).cpu().numpy())).long()
+        return torch.from_numpy(regression.predict(features(generated))).long()
 
     return judge
 

@@ -155,9 +155,11 @@ def code(classes: int, width: int) -> Tensor:
         line = torch.linspace(-1, 1, classes)[:, None]
         return line if classes == 2 else line / line.square().mean().sqrt()
     generator = torch.Generator().manual_seed(classes * 100_003 + width)
-    corners = torch.eye(classes) - 1 / classes
-    directions = torch.randn(classes, max(width, classes), generator=generator)
-    turned = corners @ torch.linalg.qr(directions.T)[0].T[:, :width]
+    # The corners of the simplex in a basis of the classes - 1 dimensions that they span.
+    corners = torch.linalg.qr((torch.eye(classes) - 1 / classes)[:, :-1])[0]
+    random = torch.randn(max(width, classes - 1), min(width, classes - 1), generator=generator)
+    turn = torch.linalg.qr(random)[0]
+    turned = corners @ (turn.T if width >= classes - 1 else turn)
     return turned / turned.square().mean(1, keepdim=True).sqrt()
 
 

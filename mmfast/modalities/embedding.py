@@ -58,12 +58,17 @@ class Embedding(Modality):
         base.check_floats(x, (self.spec.dim,), where)
 
     def encode(self, x: Tensor) -> Tensor:
-        room = self.channels * self.grid[0] * self.grid[1]
         if self.proj is not None:
             return base.unit_rms(self.proj(x)).unflatten(1, (self.channels, *self.grid))
-        # Repeated until the grid is full, so that unit RMS holds whatever the sizes are.
-        copies = math.ceil(room / self.spec.dim)
-        return base.unit_rms(x).repeat(1, copies)[:, :room].unflatten(1, (self.channels, *self.grid))
+        return self._lay_out(base.unit_rms(x))
+
+    def _lay_out(self, x: Tensor) -> Tensor:
+        """Whole copies of x side by side, zeros in what is left, scaled so that a unit RMS stays one."""
+        room = self.channels * self.grid[0] * self.grid[1]
+        copies = room // self.spec.dim
+        scale = math.sqrt(room / (copies * self.spec.dim))
+        laid = F.pad(x.repeat(1, copies) * scale, (0, room - copies * self.spec.dim))
+        return laid.unflatten(1, (self.channels, *self.grid))
 
     def head(self, features: Tensor) -> Tensor:
         return self.out(self.norm(features).mean((2, 3)))
@@ -76,7 +81,9 @@ class Embedding(Modality):
         return (prediction - base.unit_rms(x)).square().mean(1)
 
     def encode_prediction(self, prediction: Tensor) -> Tensor:
-        return self.encode(prediction.float())
+        # The head predicts the vector at unit RMS, so laying it out is the expected encoding: short where unsure.
+        prediction = prediction.float()
+        return self.encode(prediction) if self.proj is not None else self._lay_out(prediction)
 
     def decode(self, prediction: Tensor) -> Tensor:
         return base.unit_rms(prediction.float())

@@ -1,0 +1,84 @@
+"""Example number n of a run: its place in the data, its timestep, what is given of it.
+
+All are functions of (seed, n) through the counter-based generator, so that resuming is one integer, and batch size,
+accumulation and ranks change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mmfast.config import Config
+from mmfast.data import Batch, Examples
+from mmfast.ops.reference import random_words
+from mmfast.streams import GIVEN, ORDER, TIMESTEP
+
+
+def words(seed: int, numbers: Tensor, stream: int, count: int, draw: int = 0) -> Tensor:
+    """`count` random 32-bit words for each example of the run: int64 [B] -> int64 [B, count]."""
+    key = torch.tensor((seed, draw), device=numbers.device)
+    return random_words(key, numbers, stream, -(-count // 4)).flatten(1)[:, :count]
+
+
+def timesteps(seed: int, numbers: Tensor, T: int) -> Tensor:
+    """t of each example of the run, uniform on 1 .. T: int64 [B]."""
+    return 1 + (words(seed, numbers, TIMESTEP, 1)[:, 0] * T >> 32)
+
+
+def given_flags(seed: int, numbers: Tensor, count: int, probability: float) -> Tensor:
+    """Which of `count` modalities each example of the run is given: float [B, count] of 0 and 1."""
+    return (words(seed, numbers, GIVEN, count) < probability * 2.0**32).float()
+
+
+@dataclass
+class Order:
+    """Example number n of the run -> its index in the data set: a new permutation every epoch."""
+
+    seed: int
+    length: int
+    epoch: int = -1
+    permutation: Tensor | None = None
+
+    def index(self, n: int) -> int:
+        epoch, place = divmod(n, self.length)
+        if self.permutation is None or epoch != self.epoch:
+            keys = words(self.seed, torch.arange(self.length), ORDER, 1, draw=epoch)[:, 0]
+            self.epoch, self.permutation = epoch, keys.argsort(stable=True)
+        return int(self.permutation[place])
+
+
+class _Batches:
+    """The indices of each micro-batch from an optimiser step on, for a DataLoader."""
+
+    def __init__(self, config: Config, length: int, done: int) -> None:
+        self.config, self.length, self.done = config, length, done
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = Order(self.config.seed, self.length)
+        size = self.config.train.batch_size // self.config.train.accumulation
+        first, last = (step * self.config.train.batch_size for step in (self.done, self.config.train.steps))
+        for start in range(first, last, size):
+            yield [order.index(n) for n in range(start, start + size)]
+
+
+def loader(config: Config, examples: Examples, done: int) -> Iterator[Batch]:
+    """The micro-batches of the run from step `done` on."""
+    batches: Any = _Batches(config, len(examples), done)
+    return iter(
+        DataLoader(
+            examples,  # type: ignore[arg-type]
+            batch_sampler=batches,
+            num_workers=config.train.workers,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
+        )
+    )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

@@ -1,0 +1,132 @@
+"""Each modality: encodings of unit RMS, a head whose expected encoding is exact when it is sure, loss and score."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from mmfast import modalities
+from mmfast.modalities import Room
+from mmfast.modalities.base import code
+
+B, SIZE = 64, 8
+OPTIONS = {
+    "image": {"channels": 3, "size": SIZE},
+    "mask": {"classes": 4, "size": SIZE},
+    "label": {"classes": 5},
+    "embedding": {"dim": 24},
+}
+DATA = {
+    "image": lambda g: torch.rand(B, 3, SIZE, SIZE, generator=g) * 2 - 1,
+    "mask": lambda g: torch.randint(0, 4, (B, SIZE, SIZE), generator=g),
+    "label": lambda g: torch.randint(0, 5, (B,), generator=g),
+    "embedding": lambda g: torch.randn(B, 24, generator=g) * 3,
+}
+
+
+def make(kind, encoder="fixed", channels=None):
+    part = modalities.kind(kind)
+    torch.manual_seed(0)
+    made = part("x", part.Spec(encoder=encoder, **OPTIONS[kind]), Room(SIZE, SIZE, channels))
+    made.build_head(12)
+    return made, DATA[kind](torch.Generator().manual_seed(1))
+
+
+def sure(kind, part, x):
+    """The head's output when it knows x."""
+    if kind in ("mask", "label"):
+        onehot = torch.nn.functional.one_hot(x, part.spec.classes).float() * 200
+        return onehot.permute(0, 3, 1, 2) if kind == "mask" else onehot
+    return x / x.square().mean(1, keepdim=True).sqrt() if kind == "embedding" else x
+
+
+def test_every_file_of_the_folder_is_a_kind():
+    assert set(modalities.KINDS) == set(OPTIONS)
+
+
+@pytest.mark.parametrize("channels", [None, 3])
+@pytest.mark.parametrize("encoder", ["fixed", "learned"])
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_encodings_have_unit_rms_and_the_head_can_give_them_back(kind, encoder, channels):
+    part, x = make(kind, encoder, channels)
+    E = part.encode(x)
+    assert E.shape[:2] == (B, part.channels) and set(E.shape[2:]) <= {1, SIZE}
+    assert channels is None or part.channels == channels
+    rms = float(E.square().mean().sqrt())
+    # An image keeps its own scale (uniform pixels on -1 .. 1 have an RMS of 0.577); classes drawn at random give the
+    # fixed codes exactly unit RMS, since every row has it.
+    low, high = (0.5, 0.65) if kind == "image" and encoder == "fixed" else (0.999, 1.001)
+    assert low < rms < high
+    assert torch.allclose(part.encode_prediction(sure(kind, part, x)), E, atol=1e-5)
+    if encoder == "learned":
+        E.sum().backward()
+        learned = [p.grad for n, p in part.named_parameters() if not n.startswith(("norm", "out"))]
+        assert learned and all(g is not None and float(g.abs().sum()) > 0 for g in learned)
+
+
+@pytest.mark.parametrize(("classes", "width"), [(2, 1), (4, 3), (10, 9), (10, 64), (7, 3), (5, 1), (1, 2)])
+def test_codes_are_distinct_and_of_unit_rms(classes, width):
+    rows = code(classes, width)
+    assert rows.shape == (classes, width)
+    assert float(rows.square().mean().sqrt()) == pytest.approx(1, abs=1e-5)
+    if classes > 1:
+        assert float(torch.pdist(rows).min()) > 0.1
+    if 1 < classes <= width + 1 and width > 1:
+        # The corners of a regular simplex: every pair is equally far apart, at 2 c / (c - 1) of the squared radius.
+        expected = math.sqrt(2 * classes / (classes - 1) * width)
+        assert torch.allclose(torch.pdist(rows), torch.tensor(expected), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_nll_is_the_density_of_scipy(kind):
+    part, x = make(kind)
+    prediction = part.head(torch.randn(B, 12, SIZE, SIZE, generator=torch.Generator().manual_seed(2))).detach()
+    if kind in ("image", "embedding"):
+        truth = x if kind == "image" else x / x.square().mean(1, keepdim=True).sqrt()
+        density = stats.norm(prediction.double().numpy(), part.spec.sigma).logpdf(truth.double().numpy())
+    else:
+        p = torch.softmax(prediction.double(), 1)
+        density = p.gather(1, x[:, None]).log().numpy()
+    expected = -density.reshape(B, -1).sum(1)
+    assert part.nll(prediction, x).numpy() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_decoding_what_is_sure_scores_perfectly(kind):
+    part, x = make(kind)
+    perfect = {"rmse": 0.0}.get(part.metric, 1.0)
+    assert part.score(part.decode(sure(kind, part, x)), x) == pytest.approx(perfect, abs=1e-6)
+    worse = part.score(part.decode(sure(kind, part, x.roll(1, 0))), x)
+    assert worse > perfect + 0.1 if part.metric == "rmse" else worse < perfect - 0.1
+
+
+def test_iou_is_intersection_over_union():
+    part, _ = make("mask")
+    a, b = torch.zeros(1, SIZE, SIZE, dtype=torch.long), torch.zeros(1, SIZE, SIZE, dtype=torch.long)
+    a[0, :4], b[0, 2:6] = 1, 1  # 32 and 32 pixels, 16 in common; the other classes are nowhere
+    assert part.score(a, b) == pytest.approx(16 / 48)
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_pictures_have_the_size_asked_for(kind):
+    part, x = make(kind)
+    picture = part.show(x[0], 40)
+    assert picture.size == (40, 40) and picture.mode == "RGB"
+    assert (
+        len(set(picture.getdata() if not hasattr(picture, "get_flattened_data") else picture.get_flattened_data())) > 1
+    )
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_bad_batches_are_named(kind):
+    part, x = make(kind)
+    part.check(x, "x")
+    bad = x.clone()
+    if x.is_floating_point():
+        bad.view(-1)[5] = float("nan")
+    else:
+        bad.view(-1)[5] = part.spec.classes
+    for wrong in (bad, x[:, :1] if x.dim() > 1 else x[:, None], x.to(torch.int16)):
+        with pytest.raises(ValueError, match="^data: x"):
+            part.check(wrong, "data: x")

@@ -1,0 +1,205 @@
+"""Training: what an example is depends on (seed, its number) alone, and no kill loses or repeats anything."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from mmfast import config as configs
+from mmfast.build import build_data, build_model
+from mmfast.checkpoint import Run, load_tensors
+from mmfast.data import Batch
+from mmfast.ema import EMA
+from mmfast.order import Order, given_flags, timesteps
+from mmfast.train import Trainer, learning_rate, losses, train
+
+TINY = [
+    ("backbone", "{kind: mlp, width: 32, blocks: 1, features: 4}"),
+    ("train.batch_size", "16"),
+    ("train.sample_every", "0"),
+    ("train.tensorboard", "false"),
+    ("sample.steps", "2"),
+    ("sample.count", "2"),
+    ("evaluate.samples", "0"),
+]
+
+
+def tiny(**extra):
+    pairs = [(key.replace("__", "."), str(value)) for key, value in extra.items()]
+    return configs.load("digits", [*TINY, *pairs])
+
+
+def flags(pairs):
+    return [word for key, value in pairs for word in (f"--{key}", value)]
+
+
+# --- what example number n is -------------------------------------------------------------------------------------
+
+
+def test_order_is_a_new_permutation_every_epoch():
+    order = Order(seed=3, length=50)
+    epochs = [[order.index(e * 50 + i) for i in range(50)] for e in range(3)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    # Reading it from the middle, or backwards, gives the same.
+    assert [Order(3, 50).index(n) for n in (149, 75, 0)] == [epochs[2][49], epochs[1][25], epochs[0][0]]
+    assert [Order(4, 50).index(n) for n in range(50)] != epochs[0]
+
+
+def test_timesteps_and_given_are_uniform_and_depend_on_the_number_alone():
+    numbers = torch.arange(200_000)
+    t = timesteps(0, numbers, 1000)
+    assert int(t.min()) == 1 and int(t.max()) == 1000
+    # Chi-square over 1000 cells of expectation 200: mean 999, standard deviation 44.7; five of them.
+    counts = torch.bincount(t - 1, minlength=1000).double()
+    assert abs(float(((counts - 200) ** 2 / 200).sum()) - 999) < 5 * 44.7
+    given = given_flags(0, numbers, 6, 0.25)
+    assert torch.allclose(given.mean(0), torch.tensor(0.25), atol=5 * (0.25 * 0.75 / 200_000) ** 0.5)
+    assert abs(float(torch.corrcoef(given.T).fill_diagonal_(0).abs().max())) < 5 / 200_000**0.5
+    some = torch.tensor([7, 199_999, 3])
+    assert torch.equal(timesteps(0, some, 1000), t[some]) and torch.equal(given_flags(0, some, 6, 0.25), given[some])
+
+
+def test_a_batch_split_in_two_has_the_same_loss():
+    config = tiny()
+    model, data = build_model(config), build_data(config)
+    batch, numbers = data.train.__getitems__(range(32)), torch.arange(100, 132)
+    whole = losses(model, batch, numbers, config)
+    halves = [losses(model, data.train.__getitems__(range(a, a + 16)), numbers[a : a + 16], config) for a in (0, 16)]
+    for name, value in whole.items():
+        # float32 means of 32 numbers in another order: a few units in the last place.
+        assert torch.allclose(value, (halves[0][name] + halves[1][name]) / 2, rtol=1e-5, atol=1e-7)
+
+
+def test_what_a_missing_modality_holds_changes_nothing():
+    config = tiny(modalities__code="{kind: embedding, dim: 6}")
+    model = build_model(config)
+    torch.nn.init.normal_(model.out.weight)
+    tensors = build_data(tiny()).train.__getitems__(range(8)).data
+    present = {"code": torch.tensor([True, False] * 4)}
+    found = []
+    for junk in (0.0, float("nan")):
+        code = torch.linspace(-1, 1, 48).reshape(8, 6).clone()
+        code[1::2] = junk
+        model.zero_grad()
+        parts = losses(model, Batch({**tensors, "code": code}, present), torch.arange(8), config)
+        torch.stack(list(parts.values())).sum().backward()
+        found.append([x.detach() for x in parts.values()] + [p.grad.clone() for p in model.parameters()])
+    # The loss of the missing ones is masked by a product, so it must be finite before: NaN would show here.
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_learning_rate_rises_then_falls():
+    config = tiny(train__warmup=10, train__steps=110, train__decay="cosine", train__learning_rate=1.0)
+    assert learning_rate(config, 5) == pytest.approx(0.5)
+    assert learning_rate(config, 10) == pytest.approx(1.0)
+    assert learning_rate(config, 60) == pytest.approx(0.5)
+    assert learning_rate(config, 110) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_ema_is_the_weighted_sum_of_the_weights():
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    ema, expected = EMA(model, 0.9), 0.0
+    for step in range(1, 30):
+        torch.nn.init.constant_(model.weight, float(step))
+        ema.update(model, step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    assert float(ema.model.weight) == pytest.approx(expected, rel=1e-6)
+
+
+# --- a run --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_learns_and_leaves_everything(tmp_path):
+    config = tiny(
+        train__steps=150, train__warmup=10, train__learning_rate=3e-3, evaluate__samples=20, train__log_every=20
+    )
+    run = train(config, str(tmp_path / "run"), quiet=True)
+    stats = [json.loads(line) for line in run.stats_file.read_text().splitlines()]
+    assert [line["step"] for line in stats] == list(range(1, 151))
+    assert [line["images"] for line in stats] == [16 * n for n in range(1, 151)]
+    first, last = (sum(line["loss"] for line in part) for part in (stats[:20], stats[-20:]))
+    assert last < 0.7 * first
+    for name in ("model.safetensors", "ema.safetensors", "config.yaml", "metrics.json"):
+        assert (run.folder / name).stat().st_size > 0
+    assert len(list(run.samples.glob("*.png"))) == 4
+    metrics = json.loads((run.folder / "metrics.json").read_text())
+    for name in ("label.joint_agreement", "label.conditional_accuracy", "label.recovered_accuracy"):
+        assert 0 <= metrics[name] <= 1
+    assert {"mask.joint_iou", "mask.conditional_iou", "frechet.samples", "frechet.real_halves"} <= set(metrics)
+    assert Run.open(run.folder).config() == config
+
+
+def test_the_bars_show_the_loss_and_the_time_left(tmp_path, capfd):
+    train(tiny(train__steps=4, train__log_every=2), str(tmp_path / "run"))
+    shown = capfd.readouterr().err
+    assert "training" in shown and "loss=" in shown and "<" in shown  # elapsed<remaining
+
+
+def test_accumulation_sees_the_same_examples(tmp_path):
+    ends = []
+    for k in (1, 4):
+        run = train(tiny(train__steps=5, train__accumulation=k), str(tmp_path / str(k)), quiet=True)
+        ends.append(load_tensors(run.folder / "model.safetensors")[0])
+    # Float32 sums in another order, through five AdamW steps of size 2e-3 at most: far below one step.
+    assert all(torch.allclose(ends[0][n], ends[1][n], atol=2e-4) for n in ends[0])
+
+
+def test_tensorboard_files_hold_each_step_once(tmp_path):
+    event = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    pairs = dict(train__steps=12, train__checkpoint_every=4, train__log_every=2, train__tensorboard="true")
+    run = train(tiny(**pairs), str(tmp_path / "run"), quiet=True)
+    found = event.EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    assert [x.step for x in found.Scalars("loss")] == list(range(1, 13))
+
+
+def test_restoring_brings_back_every_bit(tmp_path):
+    config = tiny(train__steps=6, train__checkpoint_every=3)
+    run = train(config, str(tmp_path / "run"), quiet=True)
+    trainer = Trainer(config, run, build_data(config))
+    trainer.restore()
+    kept, _ = load_tensors(run.folder / "trainer.safetensors")
+    again = trainer.state()
+    assert trainer.done == 6 and set(kept) == set(again)
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_killed_anywhere_it_ends_with_the_same_weights(tmp_path, precision):
+    """SIGKILL at several moments (also before the first checkpoint); the same command each time."""
+    pairs = [*TINY, ("train.steps", "60"), ("train.checkpoint_every", "7"), ("train.log_every", "3"),
+             ("train.precision", precision), ("backbone.dropout", "0.1")]  # fmt: skip
+    straight = train(configs.load("digits", pairs), str(tmp_path / "straight"), quiet=True)
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "mmfast", "train", "digits", "--out", str(out), "--quiet", *flags(pairs)]
+    # One thread count for both: torch's sums depend on it.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    moments = (5, 25, 40) if precision == "fp32" else (25,)
+    for lines in moments:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        stats, deadline = out / "stats.jsonl", time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if stats.exists() and stats.read_text().count("\n") >= lines:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        process.wait()
+    subprocess.run(command, env=environment, check=True, timeout=300, stdout=subprocess.DEVNULL)
+    for name in ("model", "ema", "trainer"):
+        a, b = (load_tensors(folder / f"{name}.safetensors")[0] for folder in (straight.folder, out))
+        assert set(a) == set(b) and all(torch.equal(a[n], b[n]) for n in a)
+    steps = [json.loads(line)["step"] for line in (out / "stats.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 61))
+    losses_of = [
+        [json.loads(line)["loss"] for line in (folder / "stats.jsonl").read_text().splitlines()]
+        for folder in (straight.folder, out)
+    ]
+    assert losses_of[0] == losses_of[1]
+    assert not list(out.glob(".*.safetensors"))  # a kill may leave a half-written temporary: it is cleared away
