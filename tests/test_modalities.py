@@ -128,5 +128,5 @@ def test_bad_batches_are_named(kind):
     else:
         bad.view(-1)[5] = part.spec.classes
     for wrong in (bad, x[:, :1] if x.dim() > 1 else x[:, None], x.to(torch.int16)):
-        with pytest.raises(ValueError, match="^data: x"):
+        with pytest.raises(ValueError, match=r"^data: x"):
             part.check(wrong, "data: x")

@@ -44,13 +44,15 @@ def primitive(kind):
     key = torch.tensor((5, 2)) if noisy else None
     ids = torch.arange(B) + 7 if noisy else None
     wanted = kind in ("return noise", "noise only returned", "no terms")
+    if kind == "channels last":
+        terms = [x.contiguous(memory_format=torch.channels_last) for x in terms]
     if kind == "needs grad":
         terms, coefs, sigma = [x.requires_grad_() for x in terms], coefs.requires_grad_(), sigma.requires_grad_()
     return terms, starts, coefs, sigma, key, ids, 6, [B, C, H, W], dtype, wanted
 
 
 PRIMITIVES = ["plain", "noise", "return noise", "noise only returned", "broadcast", "blocks", "no terms", "bfloat16",
-              "float64", "needs grad"]  # fmt: skip
+              "float64", "channels last", "needs grad"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", PRIMITIVES)
@@ -60,14 +62,17 @@ def test_opcheck_combine(each_backend, kind):
         torch.library.opcheck(torch.ops.mmfast.combine.default, primitive(kind))
 
 
-@pytest.mark.parametrize("kind", ["plain", "noise", "broadcast", "blocks", "bfloat16", "float64"])
+@pytest.mark.parametrize("kind", ["plain", "noise", "broadcast", "blocks", "channels last", "bfloat16", "float64"])
 @pytest.mark.parametrize("needed", ["all", "terms", "scales"])
 def test_opcheck_combine_backward(each_backend, kind, needed):
     """The same of the backward, asked for all gradients or for some."""
     terms, starts, coefs, sigma, key, ids, stream, shape, dtype, _ = primitive(kind)
     of_terms, of_scales = needed != "scales", needed != "terms"
     needs = [of_terms] * len(terms) + [of_scales, of_scales and sigma is not None]
-    args = (randn(*shape, dtype=dtype, seed=11), terms, starts, coefs, sigma, key, ids, stream, needs)
+    grad = randn(*shape, dtype=dtype, seed=11)
+    if kind == "channels last":
+        grad = grad.contiguous(memory_format=torch.channels_last)
+    args = (grad, terms, starts, coefs, sigma, key, ids, stream, needs)
     with ops.backend(each_backend):
         torch.library.opcheck(torch.ops.mmfast.combine_backward.default, args)
 
@@ -209,17 +214,13 @@ def test_a_missing_term_is_not_read(each_backend):
             assert torch.equal(grad, coefs[:, k, None, None].expand(3, 2, 4))
 
 
-def test_a_missing_modality_leaves_learned_weights_alone(each_backend):
-    """Weights times a mask: the missing encoding's NaN must not reach the weights' gradient."""
-    weights = torch.ones(2, 2, requires_grad=True)
-    present = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
-    x, y = randn(2, 3), randn(2, 3, seed=1)
-    y[1] = float("nan")
+def test_a_zero_coefficient_has_its_true_gradient(each_backend):
+    """A weight that starts at zero can learn: its gradient is <grad, term>, though the term was not needed."""
+    x, grad = randn(3, 2, 4), randn(3, 2, 4, seed=1)
+    coefs = torch.tensor([[0.0], [1.0], [0.0]], requires_grad=True)
     with ops.backend(each_backend):
-        ops.multimodal_mean([x, y], weights * present).sum().backward()
-    expected = torch.stack((x.sum(1), y.sum(1)), 1)
-    expected[1, 1] = 0
-    torch.testing.assert_close(weights.grad, expected)
+        ops.combine([x], coefs).backward(grad)
+    torch.testing.assert_close(coefs.grad[:, 0], (x * grad).flatten(1).sum(1))
 
 
 # --- no aliasing ----------------------------------------------------------------------------------------------

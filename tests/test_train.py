@@ -119,7 +119,7 @@ def test_ema_is_the_weighted_sum_of_the_weights():
 
 def test_a_run_learns_and_leaves_everything(tmp_path):
     config = tiny(
-        train__steps=150, train__warmup=10, train__learning_rate=3e-3, evaluate__samples=20, train__log_every=20
+        train__steps=150, train__warmup=10, backbone__width=128, train__decay="constant", evaluate__samples=20, train__log_every=20
     )
     run = train(config, str(tmp_path / "run"), quiet=True)
     stats = [json.loads(line) for line in run.stats_file.read_text().splitlines()]
