@@ -79,7 +79,7 @@ def _setting(size: tuple[int, ...]):  # type: ignore[no-untyped-def]
     sched = mmfast.Schedule.cosine(1000, {"a": mmfast.bridge(2.0), "b": mmfast.bridge(1.0)})
     z0, a, b, eps = (torch.randn(size) for _ in range(4))
     t = torch.randint(1, 1001, (size[0],))
-    table = sched.marginal32
+    table = sched.marginal[torch.float32]
 
     def formula(z0: torch.Tensor, a: torch.Tensor, b: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         of_z0, w_a, w_b, sigma = table[t][:, :, None, None, None].unbind(1)

@@ -1,7 +1,5 @@
 """torch.compile: the whole graph, the same results, and no recompilation for new seeds, times and subsets."""
 
-import contextlib
-
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -166,7 +164,7 @@ def test_a_schedule_within_a_compiled_module(each_backend):
     step = Step()
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     z0, label = randn(3, 5), randn(3, 5, seed=1)
-    with ops.backend(each_backend), contextlib.ExitStack():
+    with ops.backend(each_backend):
         for t, seed in (((1, 2, 40), 4), ((7, 7, 7), 5)):
             grads = []
             for model in (compiled, step):

@@ -27,6 +27,7 @@ from mmfast.ops.arguments import (
     noise_identity,
     select,
 )
+from mmfast.ops.reference import arithmetic
 from mmfast.process import Time
 from mmfast.schedule import Schedule
 
@@ -74,7 +75,7 @@ def _combine(
     return_noise: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Bring coefficients, sigma and identity to what the primitive takes, and call it."""
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    compute = arithmetic(dtype)
     # A sample is the first dimension: a zero-dimensional tensor is one sample of one element.
     batch = shape or [1]
     if not shape:
@@ -83,14 +84,16 @@ def _combine(
         raise MmfastError(
             f"coefs has shape {list(coefs.shape)}; it should be [{batch[0]}, {len(tensors)}], a row a sample"
         )
-    coefs = coefs.to(compute).expand(batch[0], -1)
+    if coefs.dtype != compute or coefs.shape[0] != batch[0]:
+        coefs = coefs.to(compute).expand(batch[0], -1)
     key = None
     if sigma is not None or return_noise:
         key, sample_ids = noise_identity(seed, draw, sample_ids, stream, batch[0], coefs.device)
     if sigma is not None:
         if sigma.dim() != 1 or sigma.shape[0] not in (1, batch[0]):
             raise MmfastError(f"sigma has shape {list(sigma.shape)}; it should be [{batch[0]}], one a sample")
-        sigma = sigma.to(compute).expand(batch[0])
+        if sigma.dtype != compute or sigma.shape[0] != batch[0]:
+            sigma = sigma.to(compute).expand(batch[0])
     out, eps = library.combine(
         tensors,
         starts,
@@ -182,7 +185,7 @@ def q_sample(
     tensors, starts, shape, dtype = gather([z0, *terms], like_first=True, what="z0, encodings")
     check_batch("t", t, shape[0] if shape else 1)
     process.check_kind("t", t, 0, sched.T)
-    row = process.rows(sched.marginal64 if dtype == torch.float64 else sched.marginal32, t)
+    row = process.rows(sched.marginal[arithmetic(dtype)], t)
     if names != sched.names:
         row = row[:, [0, *(1 + i for i in sched.index(names)), -1]]
     if present is not None:

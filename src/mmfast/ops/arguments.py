@@ -38,6 +38,9 @@ def gather(terms: Sequence[Term], like_first: bool = False, what: str = "terms")
 
     With like_first the others must broadcast to the first one's shape. Raises MmfastError naming the term.
     """
+    if _alike(terms):
+        first = terms[0]
+        return list(terms), [-1] * len(terms), list(first.shape), first.dtype  # type: ignore[arg-type, union-attr]
     tensors, starts, shapes = [], [], []
     for i, term in enumerate(terms):
         tensor, start, channels = term if isinstance(term, Block) else (term, -1, 0)
@@ -72,6 +75,15 @@ def gather(terms: Sequence[Term], like_first: bool = False, what: str = "terms")
     return [x.to(dtype) for x in tensors], starts, shape, dtype
 
 
+def _alike(terms: Sequence[Term]) -> bool:
+    """Whether the terms are plain tensors of one shape, type and place: the common case, seen at a glance."""
+    first = terms[0] if terms else None
+    if type(first) is not Tensor or first.dtype not in FLOATS:
+        return False
+    shape, dtype, device = first.shape, first.dtype, first.device
+    return all(type(x) is Tensor and x.shape == shape and x.dtype == dtype and x.device == device for x in terms)
+
+
 def _name(what: str, i: int) -> str:
     """How an error calls term i: "z_t, eps, encodings" names the first two, and the rest by their place."""
     *first, rest = what.split(", ")
@@ -102,10 +114,13 @@ def _common_shape(shapes: list[list[int]], like_first: bool, what: str) -> list[
 def select(encodings: Encodings, sched: Schedule) -> tuple[tuple[str, ...], list[Term]]:
     """The names and terms of the encodings that are there; a sequence is in the order of sched.names."""
     if isinstance(encodings, Mapping):
-        for name in encodings:
+        names = tuple(encodings)
+        if names == sched.names:
+            return names, list(encodings.values())
+        for name in names:
             if name not in sched.names:
                 raise unknown("encodings' modality", name, sched.names)
-        return tuple(encodings), list(encodings.values())
+        return names, list(encodings.values())
     if len(encodings) != len(sched.names):
         raise MmfastError(
             f"encodings has {len(encodings)} tensors; the schedule has weights for {len(sched.names)} modalities "

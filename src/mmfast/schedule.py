@@ -128,14 +128,9 @@ class Schedule(nn.Module):
         W = torch.stack(columns, 1) if columns else table.new_zeros(self.T + 1, 0)
         self.alpha_bar: Tensor
         self.W: Tensor
-        self.marginal64: Tensor
-        self.marginal32: Tensor
         self.register_buffer("alpha_bar", table, persistent=False)
         self.register_buffer("W", W, persistent=False)
-        # One row a step: sqrt(abar_t), W_t^(1..N), sqrt(1 - abar_t); what q_sample multiplies by.
-        marginal = torch.cat((table.sqrt()[:, None], W, (1 - table).sqrt()[:, None]), 1)
-        self.register_buffer("marginal64", marginal, persistent=False)
-        self.register_buffer("marginal32", marginal.float(), persistent=False)
+        self._derive()
         self._warn_if_far_from_prior()
 
     @classmethod
@@ -194,12 +189,20 @@ class Schedule(nn.Module):
                 stacklevel=4,
             )
 
+    def _derive(self) -> None:
+        # One row a step: sqrt(abar_t), W_t^(1..N), sqrt(1 - abar_t), what q_sample multiplies by, for arithmetic in
+        # float64 and in float32. A plain attribute, since a module's buffers are slow to reach.
+        x = self.alpha_bar[:, None]
+        table = torch.cat((x.sqrt(), self.W, (1 - x).sqrt()), 1)
+        self.marginal = {torch.float64: table, torch.float32: table.float()}
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Schedule:
         # A cast (.half(), .to(bfloat16)) must not reach the tables: 1 - abar in half precision is wrong. Only the
         # device that fn moves to is taken from it.
         for name, buffer in self._buffers.items():
             if buffer is not None:
                 self._buffers[name] = buffer.to(fn(buffer.new_empty(0)).device)
+        self._derive()
         return self
 
     def extra_repr(self) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib
 import os
+import warnings
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -37,15 +38,20 @@ def load(name: str) -> tuple[ModuleType | None, str | None]:
 @functools.cache
 def automatic(device: str) -> ModuleType:
     """The first backend, in the order of preference, that serves this kind of device and can run."""
+    reasons = []
     for name in MODULES:
         module, reason = load(name)
-        if module is not None and reason is None and device in module.devices:
-            return module
-    return _reference()
-
-
-def _reference() -> ModuleType:
-    return importlib.import_module(MODULES["reference"])
+        if module is None or reason is not None:
+            reasons.append(f"{name}: {reason}")
+        elif device in module.devices:
+            break
+    assert module is not None  # the reference, which is last, always runs
+    if module.name == "reference":
+        reasons += [f"{name}: {reason}" for name, reason in PLANNED.items() if device == "cuda"]
+        warnings.warn(
+            f"mmfast computes on {device} in plain torch, slowly: {'; '.join(reasons)}", RuntimeWarning, stacklevel=2
+        )
+    return module
 
 
 @functools.cache

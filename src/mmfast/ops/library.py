@@ -135,6 +135,32 @@ def _autograd(
 _library.impl("combine", _autograd, "Autograd")
 
 
-def combine(*args: Any) -> tuple[Tensor, Tensor]:
-    """The registered primitive, `torch.ops.mmfast.combine`; arguments and result: reference.combine."""
-    return _combine(*args)
+def combine(
+    terms: Sequence[Tensor],
+    starts: Sequence[int],
+    coefs: Tensor,
+    sigma: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, Tensor]:
+    """The registered primitive, `torch.ops.mmfast.combine`; arguments and result: reference.combine.
+
+    Plain tensors that need no gradient go straight to the backend: the dispatcher would only find the way there, and
+    on a small or a cold call that costs more than the arithmetic.
+    """
+    if _nobody_watches() and _plain(coefs) and (sigma is None or _plain(sigma)) and all(map(_plain, terms)):
+        return backends.choose(coefs.device.type).combine(terms, starts, coefs, sigma, *rest)
+    return _combine(terms, starts, coefs, sigma, *rest)
+
+
+def _nobody_watches() -> bool:
+    """Whether no compiler, tracer, dispatch mode or functorch transform has to see the op."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def _plain(x: Tensor) -> bool:
+    return type(x) is Tensor and not (x.requires_grad and torch.is_grad_enabled())

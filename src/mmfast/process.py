@@ -101,7 +101,7 @@ def marginal(schedule: Schedule, t: Time) -> tuple[Tensor, Tensor, Tensor]:
     Returns the coefficient of z_0 [B], those of the encodings W_t [B, N], and the noise's sigma [B].
     """
     check_time("t", t, 0, schedule.T)
-    row = rows(schedule.marginal64, t)
+    row = rows(schedule.marginal[torch.float64], t)
     return row[:, 0], row[:, 1:-1], row[:, -1]
 
 
