@@ -16,7 +16,7 @@ from mmfast.checkpoint import Run, load_tensors
 from mmfast.data import Batch
 from mmfast.ema import EMA
 from mmfast.order import Order, given_flags, timesteps
-from mmfast.train import Trainer, learning_rate, losses, train
+from mmfast.train import Trainer, _steps, learning_rate, losses, train
 
 TINY = [
     ("backbone", "{kind: mlp, width: 32, blocks: 1, features: 4}"),
@@ -119,7 +119,12 @@ def test_ema_is_the_weighted_sum_of_the_weights():
 
 def test_a_run_learns_and_leaves_everything(tmp_path):
     config = tiny(
-        train__steps=150, train__warmup=10, backbone__width=128, train__decay="constant", evaluate__samples=20, train__log_every=20
+        train__steps=150,
+        train__warmup=10,
+        backbone__width=128,
+        train__decay="constant",
+        evaluate__samples=20,
+        train__log_every=20,
     )
     run = train(config, str(tmp_path / "run"), quiet=True)
     stats = [json.loads(line) for line in run.stats_file.read_text().splitlines()]
@@ -171,6 +176,34 @@ def test_restoring_brings_back_every_bit(tmp_path):
     assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_keeps_the_steps_done(tmp_path, number):
+    config = tiny(train__steps=30, train__checkpoint_every=1000, train__log_every=1)
+    run = Run.start(tmp_path / "run", config)
+    trainer = Trainer(config, run, build_data(config))
+    step = trainer.step
+
+    def interrupted(*args):
+        if trainer.done == 7:
+            os.kill(os.getpid(), number)
+        step(*args)
+
+    trainer.step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        _steps(trainer, quiet=True)
+    assert load_tensors(run.folder / "trainer.safetensors")[1]["step"] == 8
+    assert signal.getsignal(number) not in (None, trainer)
+
+
+def test_two_processes_do_not_train_one_run(tmp_path):
+    config = tiny()
+    held = Run.start(tmp_path / "run", config)
+    with pytest.raises(ValueError, match="another process"):
+        Run.start(tmp_path / "run", config)
+    held.lock.close()
+    Run.start(tmp_path / "run", config)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_killed_anywhere_it_ends_with_the_same_weights(tmp_path, precision):
     """SIGKILL at several moments (also before the first checkpoint); the same command each time."""
@@ -202,4 +235,4 @@ def test_killed_anywhere_it_ends_with_the_same_weights(tmp_path, precision):
         for folder in (straight.folder, out)
     ]
     assert losses_of[0] == losses_of[1]
-    assert not list(out.glob(".*.safetensors"))  # a kill may leave a half-written temporary: it is cleared away
+    assert not list(out.rglob(".tmp-*"))  # a kill may leave a half-written file: it is cleared away

@@ -13,9 +13,14 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,12 +31,13 @@ from mmfast import config as configs
 from mmfast.config import Config
 from mmfast.errors import MmfastError
 
+TEMPORARY, LOCK = ".tmp-", ".lock"
 STATE, PREVIOUS = "trainer.safetensors", "trainer.previous.safetensors"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, and put it in its place only when it is whole and on the disk."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.name}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -87,6 +93,7 @@ class Run:
     """The folder of one run."""
 
     folder: Path
+    lock: Any = field(default=None, compare=False, repr=False)
 
     @property
     def config_file(self) -> Path:
@@ -114,6 +121,7 @@ class Run:
             raise MmfastError(f"--out {folder} cannot be made: {error.strerror}; choose another folder") from None
         if not os.access(run.folder, os.W_OK | os.X_OK):
             raise MmfastError(f"--out {folder} cannot be written to; choose another folder")
+        run.guard(run._take_lock)
         if run.config_file.exists():
             changed = configs.differences(run.config(), config)
             if changed:
@@ -123,14 +131,30 @@ class Run:
                     "command that made the run to go on with it"
                 )
         else:
-            others = [file.name for file in run.folder.iterdir() if not file.name.startswith(".config.yaml.")]
+            others = [file.name for file in run.folder.iterdir() if not file.name.startswith((TEMPORARY, LOCK))]
             if others:
                 raise MmfastError(
                     f"--out {folder} holds files that are no run ({', '.join(sorted(others)[:3])}); choose a new folder"
                 )
             run.guard(lambda: write_text(run.config_file, configs.to_yaml(config)))
         run.guard(lambda: run.samples.mkdir(exist_ok=True))
+        for file in run.folder.rglob(f"{TEMPORARY}*"):  # half-written when a process was killed
+            file.unlink(missing_ok=True)
         return run
+
+    def _take_lock(self) -> None:
+        """Keep other processes out of the folder until this one ends, however it ends."""
+        if fcntl is None:
+            return
+        self.lock = open(self.folder / LOCK, "w")  # noqa: SIM115
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MmfastError(
+                f"--out {self.folder} is being trained by another process; wait for it, or stop it"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
+import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -203,7 +206,9 @@ def train(config: Config, out: str, quiet: bool = False) -> Run:
     pick_device(config.train.device)
     model = build_model(config)
     for part in (data.train, data.test):
-        check_batch(model, part.__getitems__(range(min(len(part), config.train.batch_size))))
+        batch = part.__getitems__(range(min(len(part), config.train.batch_size)))
+        check_batch(model, batch)
+        _note_scales(model, batch)
     run = Run.start(out, config)
     trainer = Trainer(config, run, data)
     trainer.restore()
@@ -218,6 +223,37 @@ def train(config: Config, out: str, quiet: bool = False) -> Run:
     return run
 
 
+def _note_scales(model: Model, batch: Batch) -> None:
+    """Warn of encodings far from unit RMS: the scale of their weight would not mean what it says."""
+    with torch.no_grad():
+        for name, E in model.encode(batch.filled()).items():
+            rms = float(E.square().mean().sqrt())
+            if not 0.6 < rms < 1.6:
+                warnings.warn(f"the encodings of {name!r} have an RMS of {rms:.2f}; it should be near 1", stacklevel=3)
+
+
+class _Stop:
+    """Ctrl-C and SIGTERM ask for a stop after the step in hand; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __enter__(self) -> _Stop:
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
 def _steps(trainer: Trainer, quiet: bool) -> None:
     from mmfast.evaluate import sample_run
 
@@ -228,7 +264,7 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
     batches = loader(config, trainer.data.train, trainer.done)
     board = Board(run.folder / "tensorboard", config, trainer.done)
     bar = tqdm(total=steps, initial=trainer.done, desc="training", unit="step", disable=quiet, smoothing=0.05)
-    with bar, contextlib.closing(board):
+    with bar, contextlib.closing(board), _Stop() as stop:
         while trainer.done < steps:
             trainer.step(batches, network)
             bar.update()
@@ -236,8 +272,10 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
             if due(config.train.log_every):
                 stats = trainer.flush(board)
                 bar.set_postfix(_postfix(stats))
-            if due(config.train.checkpoint_every):
+            if due(config.train.checkpoint_every) or stop.asked:
                 trainer.checkpoint()
+            if stop.asked:
+                raise KeyboardInterrupt
             if config.train.sample_every and trainer.done % config.train.sample_every == 0 and trainer.done < steps:
                 sample_run(run, trainer.ema.model, config, trainer.data, trainer.done, board=board, quiet=True)
 

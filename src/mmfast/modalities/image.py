@@ -27,6 +27,7 @@ class ImageSpec(base.Spec):
     channels: int = option(3, "1 (grey) or 3 (colour)", min=1)
     size: int = option(64, "height and width in pixels", min=1)
     levels: int = option(256, "how many values a pixel can take", min=2)
+    rms: float = option(0.5, "root mean square of the pixels; a fixed encoding divides by it", above=0)
     sigma: float = option(0.1, "standard deviation of the Gaussian head", above=0)
 
 
@@ -56,8 +57,8 @@ class Image(Modality):
     def encode(self, x: Tensor) -> Tensor:
         if self.conv is not None:
             return base.unit_rms(self.conv(x))
-        # A dark image must not be blown up: the pixels' own scale, -1 .. 1, is near unit RMS already.
-        return x.repeat(1, self.channels // x.shape[1], 1, 1)
+        # By the data's scale and not by each image's own: a dark image must not be blown up.
+        return x.repeat(1, self.channels // x.shape[1], 1, 1) / self.spec.rms
 
     def head(self, features: Tensor) -> Tensor:
         return self.out(self.norm(features))

@@ -48,10 +48,12 @@ class Backbone(nn.Module):
         self.blocks = nn.ModuleList(Residual(spec.width, spec.dropout) for _ in range(spec.blocks))
         self.norm = nn.LayerNorm(spec.width)
         self.last = nn.Linear(spec.width, spec.features * size * size)
+        # Each pixel's own input goes past the bottleneck: most of the noise in z_t is only to be copied.
+        self.past = nn.Conv2d(in_channels, spec.features, 1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         emb = F.silu(self.time(timestep_embedding(t, self.width).to(x.dtype)))
         h = self.first(x.flatten(1))
         for block in self.blocks:
             h = block(h, emb)
-        return self.last(self.norm(h)).unflatten(1, (self.features, self.size, self.size))
+        return self.past(x) + self.last(self.norm(h)).unflatten(1, (self.features, self.size, self.size))
