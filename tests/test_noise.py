@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import truth
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -58,6 +58,8 @@ SEEDS = st.integers(-(1 << 63), (1 << 64) - 1)
 IDS = st.integers(0, (1 << 48) - 1)
 
 
+@example(seed=(1 << 64) - 1, stream=65535, sample_id=(1 << 48) - 1, draw=(1 << 32) - 1, count=9)
+@example(seed=1 << 32, stream=1, sample_id=1 << 47, draw=1 << 31, count=5)
 @given(SEEDS, st.integers(0, 65535), IDS, st.integers(0, (1 << 32) - 1), st.integers(1, 23))
 def test_identity_layout(seed, stream, sample_id, draw, count):
     """key = seed; counter = (block, draw, id low, id bits 32-47 | stream << 16): by hand, in Python's integers.
@@ -76,7 +78,7 @@ def test_identity_layout(seed, stream, sample_id, draw, count):
             assert ulps(found.numpy(), expected).max() <= most, name
 
 
-def test_each_part_of_the_identity_matters():
+def test_each_part_of_the_identity_matters(each_backend):
     """Changing the seed's halves, the stream, the id's parts or the draw changes nearly every value."""
     base = {"seed": 1, "stream": 0, "sample_ids": torch.tensor([5]), "draw": 0}
     others = [
@@ -84,7 +86,8 @@ def test_each_part_of_the_identity_matters():
         {"sample_ids": torch.tensor([6])}, {"sample_ids": torch.tensor([5 + (1 << 32)])},
         {"sample_ids": torch.tensor([5 + (1 << 47)])},
     ]  # fmt: skip
-    found = [ops.randn((1, 64), **{**base, **other}) for other in [{}, *others]]
+    with ops.backend(each_backend):
+        found = [ops.randn((1, 64), **{**base, **other}) for other in [{}, *others]]
     for a, b in itertools.combinations(found, 2):
         assert (a == b).float().mean() < 0.05
 
@@ -244,6 +247,17 @@ def test_no_seed_follows_torchs_generator():
     assert torch.equal(ops.randn((2, 100)), a)
     assert torch.equal(ops.randn((2, 100)), b)
     assert (a == b).float().mean() < 0.05
+
+
+def test_no_seed_takes_64_bits_of_it(monkeypatch):
+    """All 64 bits of the seed vary: so few calls never share one."""
+    real, keys = ops.library.combine, []
+    monkeypatch.setattr(ops.library, "combine", lambda *args: (keys.append(args[4]), real(*args))[1])
+    for _ in range(200):
+        ops.randn((1, 1))
+    seeds = [int(key[0]) % (1 << 64) for key in keys]
+    assert len(set(seeds)) == 200
+    assert all(20 < sum(seed >> bit & 1 for seed in seeds) < 180 for bit in range(64))
 
 
 @pytest.mark.parametrize("seed", [0, 1, -1, (1 << 63) - 1, -(1 << 63), (1 << 63) + 5, (1 << 64) - 1])

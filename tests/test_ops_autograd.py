@@ -23,7 +23,13 @@ def leaf(*shape, seed=0):
 SCHED = Schedule.cosine(30, {"a": mmfast.bridge(2.0), "b": mmfast.carried(0.7), "c": mmfast.bridge()})
 T = torch.tensor([3, 28])
 # Of the space [2, 3, 2, 2]: a full tensor, a label's, one shared by the samples, and two blocks.
-SHAPES = {"full": (2, 3, 2, 2), "label": (2, 3, 1, 1), "shared": (1, 1, 2, 2), "block": (2, 2, 2, 2), "small": (1, 1, 1, 2)}
+SHAPES = {
+    "full": (2, 3, 2, 2),
+    "label": (2, 3, 1, 1),
+    "shared": (1, 1, 2, 2),
+    "block": (2, 2, 2, 2),
+    "small": (1, 1, 1, 2),
+}
 
 
 def term(kind, x):
@@ -141,7 +147,10 @@ def test_gradients_of_every_type(each_backend, dtype):
     shapes = [(4, 6, 5, 7), (4, 6, 1, 1), (1, 1, 5, 7), (4, 2, 5, 7), (1, 2, 1, 7)]
     inputs = [randn(*shape, dtype=dtype, seed=i) for i, shape in enumerate(shapes)]
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    scales, grad = [randn(4, 5, dtype=compute, seed=8), randn(4, dtype=compute, seed=9)], randn(*shapes[0], dtype=dtype, seed=7)
+    scales, grad = (
+        [randn(4, 5, dtype=compute, seed=8), randn(4, dtype=compute, seed=9)],
+        randn(*shapes[0], dtype=dtype, seed=7),
+    )
     identity = {"seed": 5, "sample_ids": torch.arange(4) * 3}
 
     def run(terms, scales, grad):
@@ -157,7 +166,10 @@ def test_gradients_of_every_type(each_backend, dtype):
         full = [x.expand(shapes[0]) for x in leaves[:3]]
         full.append(torch.nn.functional.pad(leaves[3], (0, 0, 0, 0, 4, 0)))
         full.append(torch.nn.functional.pad(leaves[4].expand(4, 2, 5, 7), (0, 0, 0, 0, 0, 4)))
-        out = sum(leaves[5][:, k, None, None, None] * x for k, x in enumerate(full)) + leaves[6][:, None, None, None] * eps
+        out = (
+            sum(leaves[5][:, k, None, None, None] * x for k, x in enumerate(full))
+            + leaves[6][:, None, None, None] * eps
+        )
         return torch.autograd.grad(out, leaves, grad.double())
 
     with ops.backend(each_backend):
@@ -169,7 +181,11 @@ def test_gradients_of_every_type(each_backend, dtype):
         n = grad.numel() // x.numel() if k < 5 else grad[0].numel()
         if k == 6:  # the noise has both signs, and an error of 4 ulp
             size, n = 4 * grad.double().abs().flatten(1).sum(1), n + 4
-        bound = (n + 3) * TYPES[compute] * size * 1.01 + TYPES[a.dtype] * b.abs() * 1.01 + 2.0**-25 * (dtype == torch.float16)
+        bound = (
+            (n + 3) * TYPES[compute] * size * 1.01
+            + TYPES[a.dtype] * b.abs() * 1.01
+            + 2.0**-25 * (dtype == torch.float16)
+        )
         if k == 6 and dtype == torch.float64:
             bound = bound + 4 * 2.0**-24 * size  # the noise itself is float32
         assert ((a.double() - b).abs() <= bound).all(), k

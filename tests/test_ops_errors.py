@@ -165,7 +165,14 @@ OTHERS = {
     "clamp of three": (lambda: step(clamp=(-1.0, 0.0, 1.0)), "clamp"),
     "clamp text": (lambda: step(clamp="1"), "clamp"),
 }
-TABLES = {"shapes": SHAPES, "scales": SCALES, "blocks": BLOCKS, "times": TIMES, "identities": IDENTITIES, "others": OTHERS}
+TABLES = {
+    "shapes": SHAPES,
+    "scales": SCALES,
+    "blocks": BLOCKS,
+    "times": TIMES,
+    "identities": IDENTITIES,
+    "others": OTHERS,
+}
 CASES = [pytest.param(*case, id=f"{table}: {name}") for table, cases in TABLES.items() for name, case in cases.items()]
 
 

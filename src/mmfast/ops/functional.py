@@ -57,8 +57,15 @@ def combine(
     Raises MmfastError (a ValueError or TypeError by its kind) naming the argument at fault.
     """
     tensors, starts, shape, dtype = gather(terms)
+    shape = _of_batch(shape, coefs)
     out, eps = _combine(tensors, starts, coefs, sigma, shape, dtype, seed, sample_ids, stream, draw, return_noise)
     return (out, eps) if return_noise else out
+
+
+def _of_batch(shape: list[int], coefs: Tensor) -> list[int]:
+    """The shape of the result where the terms hold one sample for a batch of coefficients."""
+    batched = bool(shape) and shape[0] == 1 and coefs.dim() == 2
+    return [coefs.shape[0], *shape[1:]] if batched else shape
 
 
 def _combine(
@@ -151,7 +158,7 @@ def multimodal_mean(encodings: Encodings, weights: Tensor) -> Tensor:
     if not terms:
         raise MmfastError("encodings is empty; multimodal_mean needs at least one, which gives the shape")
     tensors, starts, shape, dtype = gather(terms, what="encodings")
-    return _combine(tensors, starts, weights, None, shape, dtype)[0]
+    return _combine(tensors, starts, weights, None, _of_batch(shape, weights), dtype)[0]
 
 
 def q_sample(
