@@ -64,6 +64,18 @@ def test_L0_for_each_sample_with_blocks_and_missing_modalities():
         assert float(found[i]) == pytest.approx(0.5 * (D * v + square - D - D * math.log(v)), abs=D * 2**-22)
 
 
+def test_L0_of_a_good_schedule_is_not_lost_in_float32():
+    """Near the prior, D v - D and -D ln v all but cancel: a divergence of 1e-5 nats must not come out as 0 or less.
+
+    The mean's float32 rounding costs 2^-22 of each square; the rest can be had to float64.
+    """
+    sched = Schedule.cosine(1000, {"a": torch.tensor(truth.cosine(1000)).sqrt()})
+    z0, a = torch.randn(2, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    exact = loss.L0(sched, z0.double(), {"a": a.double()})
+    assert (exact > 0).all()
+    torch.testing.assert_close(loss.L0(sched, z0, {"a": a}).double(), exact, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("t", [2, 4, 6])
 def test_L1_is_the_divergence_of_the_steps(t):
     """KL by sampling: ln q(z_{t-1} | z_t, z_0, X) - ln p(z_{t-1} | z_t), whose means come from other eps and E."""

@@ -140,6 +140,23 @@ def test_one_row_of_coefficients_serves_all(each_backend, dtype):
         assert torch.equal(found, ops.combine([x, y], coefs.expand(4, 2).clone(), sigma.expand(4).clone(), seed=2))
 
 
+@DTYPES
+def test_one_sample_of_terms_serves_a_batch_of_coefficients(each_backend, dtype):
+    """[1, ...] terms under [B, K] coefficients: B results, as of the terms repeated, and noise for each; gradients."""
+    x, y = randn(1, 3, 7, dtype=dtype).requires_grad_(), randn(3, 1, dtype=dtype, seed=1)
+    coefs, sigma = randn(4, 2), randn(4)
+    with ops.backend(each_backend):
+        found = ops.combine([x, y], coefs, sigma, seed=2)
+        expected = ops.combine([x.expand(4, 3, 7).clone(), y], coefs, sigma, seed=2)
+        assert torch.equal(found, expected)
+        grad = randn(4, 3, 7, dtype=dtype, seed=3)
+        # The repeated terms' gradients are rounded to their type before they are added up: four more roundings.
+        found, expected = (torch.autograd.grad(z, x, grad)[0].double() for z in (found, expected))
+        size = (coefs[:, :1, None] * grad.float()).abs().sum(0, keepdim=True)
+        assert ((found - expected).abs() <= 6 * ROUNDING[dtype] * size + 4 * 2.0**-24 * size).all()
+        assert torch.equal(ops.multimodal_mean([x, y], coefs), ops.combine([x.expand(4, 3, 7), y], coefs))
+
+
 @pytest.mark.parametrize(("one", "other"), list(itertools.combinations(ROUNDING, 2)), ids=lambda d: str(d)[6:])
 def test_mixed_types_promote_as_torchs_do(each_backend, one, other):
     """bfloat16 with float16 is float32; the values are those of the promoted inputs."""

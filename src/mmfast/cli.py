@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -240,6 +241,9 @@ def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
 def _info(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from mmfast.ops import backends
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the report says it all
+        serves = {device: backends.choose(device).name for device in ("cpu", "cuda")}
     found: dict[str, Any] = {
         "mmfast": mmfast.__version__,
         "python": platform.python_version(),
@@ -248,7 +252,7 @@ def _info(args: argparse.Namespace, rest: Sequence[str]) -> int:
         "threads": torch.get_num_threads(),
         "devices": ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))],
         "backends": backends.report(),
-        "serves": {device: backends.choose(device).name for device in ("cpu", "cuda")},
+        "serves": serves,
     }
     if args.json:
         print(json.dumps(found, indent=2))

@@ -135,7 +135,13 @@ def _read(source: str) -> str:
 
 def _override(raw: DictConfig, key: str, value: str) -> None:
     try:
-        OmegaConf.update(raw, key, yaml.safe_load(value), merge=True, force_add=True)
+        new = yaml.safe_load(value)
+        parent, _, last = key.rpartition(".")
+        if last == "kind" and parent and new != OmegaConf.select(raw, key):
+            key, new = parent, {"kind": new}
+        # Another kind has other options: what was said of the old one does not carry over.
+        merge = not (isinstance(new, dict) and "kind" in new)
+        OmegaConf.update(raw, key, new, merge=merge, force_add=True)
     except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
         raise MmfastError(f"--{key} {value}: {_one_line(error)}") from None
 

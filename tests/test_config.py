@@ -1,0 +1,61 @@
+"""Configs: defaults, then the file, then the command line; each kind with its own options."""
+
+import pytest
+
+from mmfast import config as configs
+from mmfast.cli import main, overrides
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text("modalities: {image: {kind: image, size: 16}}\ntrain: {steps: 7, learning_rate: 0.5}\n")
+    config = configs.load(str(file), overrides(["--train.steps", "9", "--seed=4", "--modalities.image.channels", "1"]))
+    assert (config.train.steps, config.train.learning_rate, config.seed) == (9, 0.5, 4)
+    assert config.train.batch_size == configs.TrainSpec().batch_size
+    assert (config.modalities["image"].size, config.modalities["image"].channels) == (16, 1)
+
+
+def test_another_kind_drops_the_options_of_the_old_one():
+    config = configs.load("digits", [("backbone.kind", "unet"), ("backbone.channels", "16")])
+    assert type(config.backbone).__module__ == "mmfast.nn.unet" and config.backbone.channels == 16
+    same = configs.load("digits", [("backbone.kind", "mlp")])
+    assert same == configs.load("digits")
+
+
+@pytest.mark.parametrize("name", configs.presets())
+def test_a_preset_survives_being_written_and_read(tmp_path, name):
+    config = configs.load(name)
+    file = tmp_path / "config.yaml"
+    file.write_text(configs.to_yaml(config))
+    assert configs.load(str(file)) == config and not configs.differences(config, configs.load(str(file)))
+
+
+def test_differences_name_the_keys():
+    a, b = configs.load("digits"), configs.load("digits", [("train.steps", "5"), ("modalities.label.loss_weight", "9")])
+    found = configs.differences(a, b)
+    assert len(found) == 2 and any(x.startswith("train.steps") for x in found)
+    assert any(x.startswith("modalities.label.loss_weight") for x in found)
+
+
+def test_help_names_every_option(capsys):
+    assert main(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for key in ("train.steps", "train.batch_size", "seed", "schedule.T", "backbone.channels", "modalities.NAME.classes",
+                "modalities.NAME.weight.scale", "data.root", "sample.sampler", "digits"):  # fmt: skip
+        assert key in shown
+    for command in ("sample", "eval", "info"):
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--help"])
+        assert ended.value.code == 0
+        assert "usage: mmfast" in capsys.readouterr().out
+
+
+def test_info_says_which_backends_there_are_and_why_not(capsys):
+    import json
+
+    assert main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["backends"]["reference"]["available"] is True
+    assert all(backend["detail"] for backend in found["backends"].values())
+    assert main(["info"]) == 0
+    assert "reference" in capsys.readouterr().out

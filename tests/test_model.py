@@ -1,0 +1,143 @@
+"""Backbones and the model: the contract that any backbone keeps, what is told, and where each encoding goes."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from mmfast import bridge, carried
+from mmfast import config as configs
+from mmfast import nn as backbones
+from mmfast.build import build_data, build_model
+from mmfast.modalities import Room, kind
+from mmfast.model import Model
+from mmfast.ops import Block
+from mmfast.schedule import Schedule
+
+SMALL = {
+    "unet": {"channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": [4], "head_channels": 8},
+    "mlp": {"width": 32, "blocks": 2, "features": 8},
+}
+
+
+@pytest.mark.parametrize("name", backbones.KINDS)
+def test_a_backbone_returns_features_and_every_parameter_learns(name):
+    torch.manual_seed(0)
+    module = backbones.kind(name)
+    backbone = module.Backbone(module.Spec(**SMALL[name]), 5, 8)
+    for p in backbone.parameters():  # what starts at zero would hide what is behind it
+        nn.init.normal_(p, std=0.1)
+    x, t = torch.randn(3, 5, 8, 8), torch.tensor([1, 500, 1000])
+    features = backbone(x, t)
+    assert features.shape == (3, backbone.features, 8, 8)
+    features.square().sum().backward()
+    assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in backbone.parameters())
+    # Each example by itself, and the time matters.
+    assert torch.allclose(backbone(x[1:2], t[1:2]), features[1:2], atol=1e-5)
+    assert not torch.allclose(backbone(x, t.flip(0)), features, atol=1e-3)
+
+
+def test_a_size_that_does_not_halve_is_refused():
+    module = backbones.kind("unet")
+    with pytest.raises(ValueError, match=r"backbone.multipliers.*10 pixels"):
+        module.Backbone(module.Spec(channels=8, multipliers=[1, 1, 1]), 3, 10)
+
+
+class Echo(nn.Module):
+    """A backbone of one's own: its input is its features."""
+
+    def __init__(self, channels, size):
+        super().__init__()
+        self.features = channels
+
+    def forward(self, x, t):
+        return x
+
+
+def make(space, weight):
+    room = Room(8, 8, 1 if space == "shared" else None)
+    parts = {
+        name: kind(name)(name, kind(name).Spec(**options), room)
+        for name, options in {"image": {"channels": 1, "size": 8}, "label": {"classes": 4}, "mask": {"size": 8}}.items()
+    }
+    schedule = Schedule.cosine(1000, {"label": weight, "mask": weight})
+    return Model("image", parts, schedule, Echo, space)
+
+
+def test_any_backbone_can_be_put_in_and_own_channels_are_blocks():
+    model = make("own", carried())
+    assert model.channels == 1 + 3 + 1 and model.starts == {"label": 1, "mask": 4}
+    data = {"label": torch.tensor([2, 0]), "mask": torch.zeros(2, 8, 8, dtype=torch.long)}
+    encodings = model.encode(data)
+    block = model.in_space("label", encodings["label"])
+    assert isinstance(block, Block) and block.start == 1 and block.channels == 5
+    told = model.tell(None, encodings, torch.zeros(2, 3))
+    prediction = model(torch.randn(2, 5, 8, 8), torch.tensor([3, 4]), told)
+    assert prediction.anchor.shape == (2, 1, 8, 8)
+    assert prediction.heads["label"].shape == (2, 4) and prediction.heads["mask"].shape == (2, 2, 8, 8)
+
+
+def test_shared_channels_add_into_the_anchors():
+    model = make("shared", bridge(2.0))
+    assert model.channels == 1
+    E = model.encode({"label": torch.tensor([1]), "mask": torch.zeros(1, 8, 8, dtype=torch.long)})
+    assert E["label"].shape == (1, 1, 8, 8) and not isinstance(model.in_space("label", E["label"]), Block)
+    with pytest.raises(ValueError, match="W_0"):
+        make("shared", carried())
+
+
+def test_only_what_is_given_is_told_whatever_the_rest_holds():
+    model = make("own", carried())
+    label = torch.tensor([3, 1])
+    encodings = {"label": model.part("label").encode(label), "mask": torch.full((2, 1, 8, 8), float("nan"))}
+    anchor = torch.full((2, 1, 8, 8), 0.5)
+    given = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    told = model.tell(anchor, encodings, given)
+    assert told.shape == (2, 1 + 3 + 1 + 3, 8, 8)
+    assert torch.equal(told[0, 0], anchor[0, 0]) and not told[1, 0].any()
+    assert not told[0, 1:4].any() and torch.equal(told[1, 1:4], encodings["label"][1].expand(3, 8, 8))
+    assert not told[:, 4].any()
+    assert torch.equal(told[:, 5:, 0, 0], given)
+
+
+@pytest.mark.parametrize("target", ["eps", "x0", "v"])
+@pytest.mark.parametrize("space", ["own", "shared"])
+def test_every_target_and_space_trains(tmp_path, space, target):
+    from mmfast.train import losses
+
+    pairs = [("space", space), ("loss.target", target), ("loss.min_snr_gamma", "5"), ("backbone.width", "32")]
+    if space == "shared":
+        pairs += [(f"modalities.{name}.weight.kind", "bridge") for name in ("label", "mask")]
+    pairs += [(f"modalities.{name}.encoder", "learned") for name in ("label", "mask")]
+    config = configs.load("digits", pairs)
+    model, data = build_model(config), build_data(config)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    totals = []
+    for step in range(40):
+        numbers = torch.arange(step * 32, step * 32 + 32)
+        total = torch.stack(list(losses(model, data.train.__getitems__(range(32)), numbers, config).values())).sum()
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(float(total))
+    assert all(p.grad is not None for p in model.parameters())
+    assert sum(totals[-8:]) < 0.9 * sum(totals[:8])
+
+
+def test_without_the_extension_it_runs_on_the_reference_and_says_so():
+    code = """
+import sys, warnings
+sys.modules["mmfast._cpu"] = None
+import torch, mmfast
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    x = mmfast.ops.randn((2, 3), seed=1)
+    mmfast.ops.randn((2, 3), seed=1)
+assert torch.equal(x, mmfast.ops.reference.noise(torch.tensor([1, 0]), torch.arange(2), 0, (2, 3)))
+texts = [str(w.message) for w in caught if "mmfast" in str(w.message)]
+assert len(texts) == 1 and "plain torch" in texts[0] and "pip install" in texts[0], texts
+assert mmfast.ops.backends.report()["cpu"]["available"] is False
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
