@@ -272,12 +272,13 @@ def test_outputs_do_not_alias_inputs(each_backend):
         assert not storages(*grads) & storages(grad, leaf, coefs)
 
 
-def test_q_sample_does_not_return_the_noise_it_was_handed():
-    """What it returns may be written to, as any other result; it has z_t's type."""
+def test_q_sample_returns_the_noise_it_was_handed_in_its_own_type():
+    """The very tensor where the type is z_t's (a copy would cost as much as the op), else its rounding."""
     sched, x, noise = schedule(), randn(2, 3), randn(2, 3, dtype=torch.float64, seed=1)
     z, eps = ops.q_sample(x.bfloat16(), {}, 5, sched, noise=noise)
-    assert not storages(eps) & storages(noise)
-    assert eps.dtype == z.dtype == torch.bfloat16
+    assert eps.dtype == z.dtype == torch.bfloat16 and torch.equal(eps, noise.bfloat16())
+    z, eps = ops.q_sample(x.double(), {}, 5, sched, noise=noise)
+    assert eps is noise and not storages(z) & storages(noise)
 
 
 # --- backends -------------------------------------------------------------------------------------------------

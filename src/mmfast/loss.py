@@ -25,8 +25,8 @@ def L0(schedule: Schedule, z0: Term, encodings: Mapping[str, Term], present: Ten
     z0: [B, ...]; encodings by name; returns [B]. Without parameters unless encoders are learned.
     """
     mean, _ = ops.q_sample(z0, encodings, schedule.T, schedule, noise=_zeros(z0), present=present)
-    mean = mean.flatten(1)
-    v = (1 - schedule.alpha_bar[-1]).to(mean.dtype)
+    # In float64: a good schedule's L0 is the small difference of D v and D.
+    mean, v = mean.flatten(1).double(), 1 - schedule.alpha_bar[-1]
     D = mean.shape[1]
     return 0.5 * (D * v + mean.square().sum(1) - D - D * torch.log(v))
 
@@ -74,7 +74,8 @@ def L3(schedule: Schedule, z0: Tensor, z0_hat: Tensor, bins: int = 256) -> Tenso
     z0, z0_hat: [B, ...] in -1 .. 1, z0 on `bins` evenly spaced levels; the last bins reach to infinity. The
     variance is that of the first step, 1 - a_1. The source does not spell this part out; this is our reading.
     """
-    sigma = (1 - schedule.alpha_bar[1]).sqrt().to(z0.dtype)
+    z0, z0_hat = z0.double(), z0_hat.double()
+    sigma = (1 - schedule.alpha_bar[1]).sqrt()
     half = 1 / (bins - 1)
     upper = torch.where(z0 > 1 - half, math.inf, (z0 - z0_hat + half) / sigma)
     lower = torch.where(z0 < -1 + half, -math.inf, (z0 - z0_hat - half) / sigma)

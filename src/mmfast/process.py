@@ -160,7 +160,7 @@ TARGETS: dict[str, Target] = {
         target=_zero_one,
         x0=lambda x: (1 / x.sqrt(), -(1 - x).sqrt() / x.sqrt()),
         eps=_zero_one,
-        min_snr=lambda snr, gamma: snr.clamp(max=gamma) / snr,
+        min_snr=lambda snr, gamma: (gamma / snr).clamp(max=1),
     ),
     # eps = (y_t - sqrt(abar_t) z_0) / sqrt(1 - abar_t)
     "x0": Target(

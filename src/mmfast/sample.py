@@ -68,7 +68,7 @@ SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
 
 def timesteps(T: int, steps: int) -> list[int]:
     """`steps` + 1 times from T down to 0, evenly spaced."""
-    if not 1 <= steps <= T:
+    if not isinstance(steps, int) or not 1 <= steps <= T:
         raise MmfastError(f"steps is {steps}; it should lie in 1 .. {T}, the schedule's number of steps")
     return [round(T * (steps - i) / steps) for i in range(steps + 1)]
 
@@ -113,24 +113,28 @@ def sample(
     grid = timesteps(model.schedule.T, steps)
     device = model.schedule.alpha_bar.device
     ids = torch.arange(count) if sample_ids is None else sample_ids
-    if ids.shape != (count,):
-        raise MmfastError(f"sample_ids has shape {list(ids.shape)}; it should be [{count}]")
+    if not isinstance(ids, Tensor) or ids.shape != (count,) or ids.dtype != torch.int64:
+        raise MmfastError(f"sample_ids is no int64 tensor [{count}]; it should be, with a number for each sample")
+    if batch_size < 1:
+        raise MmfastError(f"batch_size is {batch_size}; it should be at least 1")
+    if clamp is not None and not clamp > 0:
+        raise MmfastError(f"clamp is {clamp}; it should be above 0, or None")
+    if not 0 <= eta <= 1:
+        raise MmfastError(f"eta is {eta}; it should lie in 0 .. 1")
     settings = _Settings(SAMPLERS[sampler], eta, grid, _scales(guidance_scale, given), clamp, seed)
+    text = progress if isinstance(progress, str) else "sampling"
+    batches = torch.arange(count).split(batch_size)
+    bar = tqdm(total=len(batches) * steps, desc=text, unit="step", disable=not progress, leave=False)
+    results = []
     training = model.training
     model.eval()
-    batches = ids.split(batch_size)
-    text = progress if isinstance(progress, str) else "sampling"
-    bar = tqdm(total=len(batches) * steps, desc=text, unit="step", disable=not progress, leave=False)
-    results, start = [], 0
-    with bar:
-        for batch in batches:
-            part = {
-                name: (x if len(x) == 1 else x[start : start + len(batch)]).expand(len(batch), *x.shape[1:]).to(device)
-                for name, x in given.items()
-            }
-            results.append(_Loop(model, part, settings, batch.to(device)).run(bar))
-            start += len(batch)
-    model.train(training)
+    try:
+        with bar:
+            for rows in batches:
+                part = {name: x.expand(count, *x.shape[1:])[rows].to(device) for name, x in given.items()}
+                results.append(_Loop(model, part, settings, ids[rows].to(device)).run(bar))
+    finally:
+        model.train(training)
     return {name: torch.cat([r[name] for r in results]) for name in results[0]}
 
 

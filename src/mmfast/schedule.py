@@ -7,6 +7,7 @@ coefficients that the ops read are derived from them in float64 and kept as floa
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ class Schedule(nn.Module):
     """alpha_bar and the weights W of N modalities at t = 0 .. T.
 
     Args:
-        alpha_bar: [T + 1] (or a list), from alpha_bar[0] = 1 down to alpha_bar[T] >= 0, never rising.
+        alpha_bar: [T + 1] (or a list), from alpha_bar[0] = 1 down to alpha_bar[T] >= 0, falling at every step.
         weights: name -> W, by modality: `mmfast.bridge(2.0)`, any function alpha_bar -> W, or a table [T + 1].
 
     Attributes:
@@ -120,8 +121,10 @@ class Schedule(nn.Module):
 
     def __init__(self, alpha_bar: Tensor | list[float], weights: Mapping[str, WeightLike] | None = None) -> None:
         super().__init__()
-        table = torch.as_tensor(alpha_bar, dtype=torch.float64).detach().cpu().clone()
+        table = _table("alpha_bar", alpha_bar)
         _check_alpha_bar(table)
+        if weights is not None and not isinstance(weights, Mapping):
+            raise MmfastError(f"weights is a {type(weights).__name__}; it should be a dict from modality to W")
         self.T = len(table) - 1
         self.names: tuple[str, ...] = tuple(weights or {})
         columns = [_weight_table(name, w, table) for name, w in (weights or {}).items()]
@@ -186,7 +189,7 @@ class Schedule(nn.Module):
                 f"{float(self.alpha_bar[-1]):.3g}; W_T: {W or 'none'}), so samples drawn from N(0, I) start off "
                 "the training distribution; use more steps or a bounded weight (carried, bridge), or always "
                 "give the modalities whose W_T is large",
-                stacklevel=4,
+                stacklevel=_depth_of_caller(),
             )
 
     def _derive(self) -> None:
@@ -209,6 +212,22 @@ class Schedule(nn.Module):
         return f"T={self.T}, modalities={list(self.names)}"
 
 
+def _table(name: str, values: Any) -> Tensor:
+    """Numbers as a float64 tensor of our own."""
+    try:
+        return torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
+    except (TypeError, ValueError, RuntimeError):
+        raise MmfastError(f"{name} is a {type(values).__name__}; it should be a table of numbers [T + 1]") from None
+
+
+def _depth_of_caller() -> int:
+    """The stacklevel, for the function that asks, of the first frame outside this file."""
+    frame, depth = sys._getframe(1), 1
+    while frame is not None and frame.f_code.co_filename == __file__:
+        frame, depth = frame.f_back, depth + 1  # type: ignore[assignment]
+    return depth
+
+
 def _cumulative(a: Tensor) -> Tensor:
     """a_1..a_T -> abar_0..abar_T."""
     return torch.cat((a.new_ones(1), a.cumprod(0)))
@@ -226,8 +245,8 @@ def _check_alpha_bar(table: Tensor) -> None:
         raise MmfastError("alpha_bar holds values that are NaN or outside 0 .. 1; it should fall from 1 to 0")
     if float(table[0]) != 1.0:
         raise MmfastError(f"alpha_bar[0] is {float(table[0])}; it should be 1, since t = 0 is data")
-    if bool((table[1:] > table[:-1]).any()):
-        raise MmfastError("alpha_bar rises somewhere; it should never rise from t = 0 to T")
+    if bool((table[1:] >= table[:-1]).any()):
+        raise MmfastError("alpha_bar does not fall somewhere; every step from t = 0 to T should bring it down")
 
 
 def _weight_table(name: str, weight: WeightLike, alpha_bar: Tensor) -> Tensor:
@@ -236,8 +255,7 @@ def _weight_table(name: str, weight: WeightLike, alpha_bar: Tensor) -> Tensor:
             f"weights[{name!r}] is {weight!r}; it should be a Weight such as mmfast.bridge(2.0), a function of "
             "alpha_bar, or a table [T + 1]"
         )
-    table = weight(alpha_bar) if callable(weight) else weight
-    table = torch.as_tensor(table, dtype=torch.float64).detach().cpu()
+    table = _table(f"weights[{name!r}]", weight(alpha_bar) if callable(weight) else weight)
     if table.shape != alpha_bar.shape:
         raise MmfastError(f"weights[{name!r}] has shape {list(table.shape)}; it should be [T + 1] = [{len(alpha_bar)}]")
     if not bool(torch.isfinite(table).all()):

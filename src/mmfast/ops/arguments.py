@@ -38,6 +38,8 @@ def gather(terms: Sequence[Term], like_first: bool = False, what: str = "terms")
 
     With like_first the others must broadcast to the first one's shape. Raises MmfastError naming the term.
     """
+    if isinstance(terms, Tensor) or not isinstance(terms, Sequence):
+        raise MmfastError(f"{what} is a {type(terms).__name__}; it should be a list of tensors or Blocks")
     if _alike(terms):
         first = terms[0]
         return list(terms), [-1] * len(terms), list(first.shape), first.dtype  # type: ignore[arg-type, union-attr]
@@ -48,7 +50,8 @@ def gather(terms: Sequence[Term], like_first: bool = False, what: str = "terms")
         _check_tensor(name, tensor)
         size = list(tensor.shape)
         if isinstance(term, Block):
-            if tensor.dim() < 2 or start < 0 or start + tensor.shape[1] > channels:
+            whole = isinstance(start, int) and isinstance(channels, int)
+            if not whole or tensor.dim() < 2 or start < 0 or start + tensor.shape[1] > channels:
                 raise MmfastError(
                     f"{name} is a Block of shape {size} from channel {start} of {channels}; it should be "
                     "[B, c, ...] with start + c within the channels"
@@ -113,6 +116,8 @@ def _common_shape(shapes: list[list[int]], like_first: bool, what: str) -> list[
 
 def select(encodings: Encodings, sched: Schedule) -> tuple[tuple[str, ...], list[Term]]:
     """The names and terms of the encodings that are there; a sequence is in the order of sched.names."""
+    if not isinstance(sched, Schedule):
+        raise MmfastError(f"sched is a {type(sched).__name__}; it should be a mmfast.Schedule")
     if isinstance(encodings, Mapping):
         names = tuple(encodings)
         if names == sched.names:
@@ -121,6 +126,8 @@ def select(encodings: Encodings, sched: Schedule) -> tuple[tuple[str, ...], list
             if name not in sched.names:
                 raise unknown("encodings' modality", name, sched.names)
         return names, list(encodings.values())
+    if isinstance(encodings, Tensor) or not isinstance(encodings, Sequence):
+        raise MmfastError(f"encodings is a {type(encodings).__name__}; it should be a dict by modality, or a list")
     if len(encodings) != len(sched.names):
         raise MmfastError(
             f"encodings has {len(encodings)} tensors; the schedule has weights for {len(sched.names)} modalities "
@@ -148,7 +155,18 @@ def check_noise(noise: object, shape: list[int]) -> None:
         raise MmfastError(f"noise has shape {list(noise.shape)}; it should be that of z0, {shape}")
 
 
+def check_coefs(name: str, coefs: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise MmfastError unless these are real numbers of this shape; the first size may also be 1."""
+    if not isinstance(coefs, Tensor) or coefs.is_complex():
+        kind = coefs.dtype if isinstance(coefs, Tensor) else type(coefs).__name__
+        raise MmfastError(f"{name} is {kind}; it should be a tensor of real numbers {list(shape)}")
+    if coefs.dim() != len(shape) or coefs.shape[1:] != shape[1:] or coefs.shape[0] not in (1, shape[0]):
+        raise MmfastError(f"{name} has shape {list(coefs.shape)}; it should be {list(shape)}, a row a sample")
+
+
 def check_present(present: Tensor, batch: int, modalities: int) -> None:
+    if not isinstance(present, Tensor):
+        raise MmfastError(f"present is a {type(present).__name__}; it should be a tensor [{batch}, {modalities}]")
     if present.dim() != 2 or present.shape[1] != modalities or present.shape[0] not in (1, batch):
         raise MmfastError(f"present has shape {list(present.shape)}; it should be [{batch}, {modalities}]")
 
@@ -157,10 +175,13 @@ def noise_identity(
     seed: Seed, draw: int | Tensor, sample_ids: Tensor | None, stream: int, batch: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The noise's identity as the primitive takes it: key = (seed, draw) as int64 [2], and ids int64 [B]."""
-    if not 0 <= stream < 1 << 16:
-        raise MmfastError(f"stream is {stream}; it should lie in 0 .. 65535")
-    if isinstance(draw, int) and not 0 <= draw < 1 << 32:
-        raise MmfastError(f"draw is {draw}; it should lie in 0 .. 2^32 - 1")
+    if not isinstance(stream, int) or not 0 <= stream < 1 << 16:
+        raise MmfastError(f"stream is {stream!r}; it should be an int in 0 .. 65535")
+    if isinstance(draw, Tensor):
+        if draw.numel() != 1 or draw.dtype != torch.int64:
+            raise MmfastError(f"draw is a {draw.dtype} tensor of {draw.numel()} values; it should be one int64")
+    elif not isinstance(draw, (int, torch.SymInt)) or not 0 <= draw < 1 << 32:
+        raise MmfastError(f"draw is {draw!r}; it should be an int in 0 .. 2^32 - 1, or an int64 tensor")
     if sample_ids is None:
         sample_ids = torch.arange(batch, device=device)
     elif not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64 or sample_ids.shape != (batch,):

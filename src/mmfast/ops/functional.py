@@ -15,11 +15,13 @@ from mmfast import process
 from mmfast.errors import MmfastError
 from mmfast.ops import library
 from mmfast.ops.arguments import (
+    FLOATS,
     Encodings,
     Gathered,
     Seed,
     Term,
     check_batch,
+    check_coefs,
     check_noise,
     check_present,
     columns,
@@ -57,6 +59,8 @@ def combine(
     Raises MmfastError (a ValueError or TypeError by its kind) naming the argument at fault.
     """
     tensors, starts, shape, dtype = gather(terms)
+    if not tensors:
+        raise MmfastError("terms is empty; combine needs at least one, which gives the shape (or use randn)")
     shape = _of_batch(shape, coefs)
     out, eps = _combine(tensors, starts, coefs, sigma, shape, dtype, seed, sample_ids, stream, draw, return_noise)
     return (out, eps) if return_noise else out
@@ -64,7 +68,7 @@ def combine(
 
 def _of_batch(shape: list[int], coefs: Tensor) -> list[int]:
     """The shape of the result where the terms hold one sample for a batch of coefficients."""
-    batched = bool(shape) and shape[0] == 1 and coefs.dim() == 2
+    batched = bool(shape) and shape[0] == 1 and isinstance(coefs, Tensor) and coefs.dim() == 2
     return [coefs.shape[0], *shape[1:]] if batched else shape
 
 
@@ -87,18 +91,14 @@ def _combine(
     batch = shape or [1]
     if not shape:
         tensors = [x.reshape(1) for x in tensors]
-    if coefs.dim() != 2 or coefs.shape[1] != len(tensors) or coefs.shape[0] not in (1, batch[0]):
-        raise MmfastError(
-            f"coefs has shape {list(coefs.shape)}; it should be [{batch[0]}, {len(tensors)}], a row a sample"
-        )
+    check_coefs("coefs", coefs, (batch[0], len(tensors)))
     if coefs.dtype != compute or coefs.shape[0] != batch[0]:
         coefs = coefs.to(compute).expand(batch[0], -1)
     key = None
     if sigma is not None or return_noise:
         key, sample_ids = noise_identity(seed, draw, sample_ids, stream, batch[0], coefs.device)
     if sigma is not None:
-        if sigma.dim() != 1 or sigma.shape[0] not in (1, batch[0]):
-            raise MmfastError(f"sigma has shape {list(sigma.shape)}; it should be [{batch[0]}], one a sample")
+        check_coefs("sigma", sigma, (batch[0],))
         if sigma.dtype != compute or sigma.shape[0] != batch[0]:
             sigma = sigma.to(compute).expand(batch[0])
     out, eps = library.combine(
@@ -141,9 +141,11 @@ def randn(
         stream: 0 .. 65535, for noise of different purposes.
         draw: 0 .. 2^32 - 1, for repeated draws of one purpose; an int or an int64 tensor.
     """
+    if not isinstance(shape, Sequence) or not all(isinstance(n, (int, torch.SymInt)) and n >= 0 for n in shape):
+        raise MmfastError(f"shape is {shape!r}; it should be the sizes [B, ...], none of them negative")
+    if dtype not in FLOATS:
+        raise MmfastError(f"dtype is {dtype}; it should be float32, float64, bfloat16 or float16")
     shape = list(shape)
-    if any(isinstance(n, int) and n < 0 for n in shape):
-        raise MmfastError(f"shape is {shape}; its sizes should not be negative")
     none = torch.zeros(shape[0] if shape else 1, 0, device=device)
     _, eps = _combine([], [], none, None, shape, dtype, seed, sample_ids, stream, draw, return_noise=True)
     return eps
@@ -154,10 +156,11 @@ def multimodal_mean(encodings: Encodings, weights: Tensor) -> Tensor:
 
     encodings: by name or in order, broadcasting together to [B, ...]; weights: [B, N] or [1, N].
     """
-    terms = list(encodings.values()) if isinstance(encodings, Mapping) else list(encodings)
-    if not terms:
+    terms = list(encodings.values()) if isinstance(encodings, Mapping) else encodings
+    if isinstance(terms, Sequence) and not terms:
         raise MmfastError("encodings is empty; multimodal_mean needs at least one, which gives the shape")
     tensors, starts, shape, dtype = gather(terms, what="encodings")
+    check_coefs("weights", weights, (_batch(_of_batch(shape, weights)), len(terms)))
     return _combine(tensors, starts, weights, None, _of_batch(shape, weights), dtype)[0]
 
 
@@ -186,21 +189,23 @@ def q_sample(
         present: bool or float [B, N], in the order of `encodings`: zero where a sample lacks a modality, whose
             encoding is then not read.
 
-    Returns z_t and the eps that made it.
+    Returns z_t and the eps that made it (the tensor handed in, if it is of z_t's type: copying it would cost as much
+    as the op).
     """
     names, terms = select(encodings, sched)
     tensors, starts, shape, dtype = gather([z0, *terms], like_first=True, what="z0, encodings")
-    check_batch("t", t, shape[0] if shape else 1)
+    check_batch("t", t, _batch(shape))
     process.check_kind("t", t, 0, sched.T)
     row = process.rows(sched.marginal[arithmetic(dtype)], t)
     if names != sched.names:
         row = row[:, [0, *(1 + i for i in sched.index(names)), -1]]
     if present is not None:
-        check_present(present, shape[0] if shape else 1, len(names))
-        row = columns(shape[0], row[:, 0], row[:, 1:-1] * present, row[:, -1])
+        check_present(present, _batch(shape), len(names))
+        row = columns(_batch(shape), row[:, 0], row[:, 1:-1] * present, row[:, -1])
     if noise is not None:
         check_noise(noise, shape)
-        z, _ = _combine([*tensors, noise.to(dtype)], [*starts, -1], row, None, shape, dtype)
+        noise = noise.to(dtype)
+        z, _ = _combine([*tensors, noise], [*starts, -1], row, None, shape, dtype)
         return z, noise
     identity = (seed, sample_ids, stream, draw)
     return _combine(tensors, starts, row[:, :-1], row[:, -1], shape, dtype, *identity, return_noise=True)
@@ -260,11 +265,14 @@ def posterior_sample(
     low, high = _range(clamp)
     of_y, of_eps = process.TARGETS["eps"].x0(j.alpha_bar_t)
     coefs = columns(batch, of_y, of_eps, W(-of_y[:, None] * j.W_t))
-    z0 = _combine(tensors, starts, coefs, None, shape, dtype)[0].clamp(low, high)
+    # Predicted and clamped at the arithmetic's precision: half precision may hold neither z_0 nor the bounds.
+    wide = arithmetic(dtype)
+    tensors = [x.to(wide) for x in tensors]
+    z0 = _combine(tensors, starts, coefs, None, shape, wide)[0].clamp(low, high)
     of_z0, of_z, of_E = process.posterior_mean_x0(j)
     coefs = columns(batch, of_z0, of_z, W(of_E))
     tensors, starts = [z0.reshape(shape), tensors[0], *tensors[2:]], [-1, starts[0], *starts[2:]]
-    return _combine(tensors, starts, coefs, sigma, shape, dtype, *identity)[0]
+    return _combine(tensors, starts, coefs, sigma, shape, wide, *identity)[0].to(dtype)
 
 
 def _batch(shape: list[int]) -> int:
@@ -298,7 +306,9 @@ def _step(
 
 
 def _range(clamp: float | tuple[float, float]) -> tuple[float, float]:
-    low, high = clamp if isinstance(clamp, (tuple, list)) else (-clamp, clamp)
+    pair = tuple(clamp) if isinstance(clamp, (tuple, list)) else (clamp,)
+    numbers = len(pair) <= 2 and all(isinstance(x, (int, float)) for x in pair)
+    low, high = (-pair[0], pair[0]) if numbers and len(pair) == 1 else pair if numbers else (0.0, 0.0)
     if not low < high:
         raise MmfastError(f"clamp is {clamp!r}; it should be a positive number or a pair (low, high)")
     return low, high

@@ -93,6 +93,11 @@ def per_sample(values: Tensor, ndim: int) -> Tensor:
     return values.reshape(-1, *[1] * (ndim - 1))
 
 
+def sum_samples(x: Tensor) -> Tensor:
+    """[B, ...] -> [B], for samples of any shape, a single number too."""
+    return x.reshape(len(x), math.prod(x.shape[1:])).sum(1)
+
+
 def in_space(term: Tensor, start: int, shape: Sequence[int]) -> Tensor:
     """The part of `shape` that a term covers: all of it, or channels start .. start + term.size(1)."""
     if start < 0:
@@ -149,19 +154,18 @@ def combine_backward(
     d/d term_k = coefs[b, k] grad, summed over what the term was broadcast along; d/d coefs[b, k] =
     <grad[b], term_k[b]>; d/d sigma[b] = <grad[b], eps[b]> with eps made again from its identity.
     """
-    g = grad.to(coefs.dtype)
+    g = grad.contiguous().to(coefs.dtype)
     *needs_terms, needs_coefs, needs_sigma = needs
     result = []
     for k, term in enumerate(terms):
         if needs_terms[k]:
-            gk = per_sample(coefs[:, k], g.dim()) * g
-            if starts[k] >= 0:
-                gk = gk.narrow(1, starts[k], term.size(1))
+            gk = g if starts[k] < 0 else g.narrow(1, starts[k], term.size(1)).contiguous()
+            gk = per_sample(coefs[:, k], g.dim()) * gk
             result.append(gk.sum_to_size(term.shape).to(term.dtype))
     if needs_coefs:
-        inner = [(g * in_space(x, s, g.shape)).flatten(1).sum(1) for x, s in zip(terms, starts, strict=True)]
+        inner = [sum_samples(g * in_space(x, s, g.shape)) for x, s in zip(terms, starts, strict=True)]
         result.append(torch.stack(inner, 1) if inner else torch.zeros_like(coefs))
     if needs_sigma and sigma is not None and key is not None and sample_ids is not None:
         eps = noise(key, sample_ids, stream, g.shape).to(g.dtype)
-        result.append((g * eps).flatten(1).sum(1))
+        result.append(sum_samples(g * eps))
     return result
