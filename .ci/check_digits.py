@@ -14,7 +14,7 @@ FLOORS = {
 FILES = ("model.safetensors", "ema.safetensors", "config.yaml", "stats.jsonl", "metrics.json")
 
 run = Path(sys.argv[1])
-missing = [name for name in FILES if not (run / name).stat().st_size]
+missing = [name for name in FILES if not (run / name).exists() or not (run / name).stat().st_size]
 metrics = json.loads((run / "metrics.json").read_text())
 low = [f"{name} {metrics[name]:.3f} < {floor}" for name, floor in FLOORS.items() if metrics[name] < floor]
 pictures = len(list((run / "samples").glob("*.png")))

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 
+from mmfast import checkpoint
 from mmfast import config as configs
 from mmfast.build import build_data, build_model
 from mmfast.checkpoint import Run, load_tensors
@@ -196,12 +197,39 @@ def test_asked_to_stop_it_keeps_the_steps_done(tmp_path, number):
 
 
 def test_two_processes_do_not_train_one_run(tmp_path):
-    config = tiny()
-    held = Run.start(tmp_path / "run", config)
-    with pytest.raises(ValueError, match="another process"):
-        Run.start(tmp_path / "run", config)
-    held.lock.close()
-    Run.start(tmp_path / "run", config)
+    run = Run.start(tmp_path / "run", tiny())
+    words = ["train", "digits", "--out", str(run.folder), "--quiet", *flags(TINY)]
+    second = subprocess.run([sys.executable, "-m", "mmfast", *words], capture_output=True, text=True, timeout=120)
+    assert second.returncode == 2 and "another process" in second.stderr and "Traceback" not in second.stderr
+    Run.start(tmp_path / "run", tiny())  # the same process may: a notebook after Ctrl-C
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    config = tiny(train__steps=6, train__checkpoint_every=2)
+    saved, real = [], checkpoint.save_file
+
+    def full(tensors, file, metadata):
+        if json.loads(metadata["mmfast"])["step"] == 4:
+            file.write_bytes(b"half of it")
+            raise checkpoint.SafetensorError("No space left on device")
+        saved.append(file)
+        real(tensors, file, metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(ValueError, match="No space left on device; make room"):
+        train(config, str(tmp_path / "run"), quiet=True)
+    monkeypatch.setattr(checkpoint, "save_file", real)
+    assert saved and Run.open(tmp_path / "run").load_state()[1]["step"] == 2
+    straight = train(config, str(tmp_path / "straight"), quiet=True)
+    again = train(config, str(tmp_path / "run"), quiet=True)
+    a, b = (load_tensors(run.folder / "model.safetensors")[0] for run in (straight, again))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_workers_load_the_same_data(tmp_path):
+    ends = [train(tiny(train__steps=3, train__workers=n), str(tmp_path / str(n)), quiet=True) for n in (0, 2)]
+    a, b = (load_tensors(run.folder / "model.safetensors")[0] for run in ends)
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from mmfast import data, modalities, nn
+from mmfast.checkpoint import Run
 from mmfast.config import Config
 from mmfast.data import Data
 from mmfast.errors import MmfastError, unknown
@@ -54,7 +57,7 @@ def build_model(config: Config) -> Model:
 
 def build_data(config: Config) -> Data:
     """The data set, which must hold every modality of the config. Raises MmfastError where it does not."""
-    found = data.kind(config.data.kind).open(config.data, config.modalities)
+    found = data.kind(config.data.kind).open(config.data, config.modalities, config.anchor)
     for part, name in ((found.train, "train"), (found.test, "test")):
         if len(part) == 0:
             raise MmfastError(f"data ({config.data.kind}) has no {name} examples; it should hold at least one")
@@ -65,16 +68,25 @@ def build_data(config: Config) -> Data:
     return found
 
 
-def pick_device(name: str) -> torch.device:
-    """train.device as a torch device; "auto" is the first GPU, else the CPU."""
+def load_run(folder: str | Path, device: str = "auto") -> tuple[Run, Config, Model]:
+    """A run's folder, its config and its averaged model, ready for mmfast.sample.sample."""
+    run = Run.open(folder)
+    config = run.config()
+    model = build_model(config)
+    run.load_weights(model)
+    return run, config, model.to(pick_device(device)).eval()
+
+
+def pick_device(name: str, what: str = "--device") -> torch.device:
+    """A device by name; "auto" is the first GPU, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise MmfastError(f"train.device is {name!r}; it should be auto, cpu, cuda or cuda:N") from None
+        raise MmfastError(f"{what} is {name!r}; it should be auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise MmfastError(f"train.device is {name!r}, but torch finds no GPU; use cpu or auto")
+        raise MmfastError(f"{what} is {name!r}, but torch finds no GPU; use cpu or auto")
     if device.type not in ("cpu", "cuda"):
-        raise MmfastError(f"train.device is {name!r}; it should be auto, cpu, cuda or cuda:N")
+        raise MmfastError(f"{what} is {name!r}; it should be auto, cpu, cuda or cuda:N")
     return device

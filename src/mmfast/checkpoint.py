@@ -9,6 +9,7 @@ RUN/stats.jsonl          a line a step; samples/*.png, tensorboard/, metrics.jso
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -70,7 +71,14 @@ def _sync_folder(folder: Path) -> None:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Tensors by name, with a JSON dictionary, as one safetensors file, atomically."""
     plain = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
-    write_atomically(path, lambda file: save_file(plain, file, {"mmfast": json.dumps(metadata)}))
+
+    def save(file: Path) -> None:
+        try:
+            save_file(plain, file, {"mmfast": json.dumps(metadata)})
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(errno.EIO, str(error)) from None
+
+    write_atomically(path, save)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -80,7 +88,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = json.loads((file.metadata() or {}).get("mmfast", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        raise MmfastError(f"{path} does not exist; `mmfast train` writes it") from None
+        raise MmfastError(f"{path} does not exist") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise MmfastError(f"{path} is truncated or damaged ({' '.join(str(error).split())})") from None
     if not isinstance(metadata, dict):
@@ -121,7 +129,6 @@ class Run:
             raise MmfastError(f"--out {folder} cannot be made: {error.strerror}; choose another folder") from None
         if not os.access(run.folder, os.W_OK | os.X_OK):
             raise MmfastError(f"--out {folder} cannot be written to; choose another folder")
-        run.guard(run._take_lock)
         if run.config_file.exists():
             changed = configs.differences(run.config(), config)
             if changed:
@@ -136,6 +143,8 @@ class Run:
                 raise MmfastError(
                     f"--out {folder} holds files that are no run ({', '.join(sorted(others)[:3])}); choose a new folder"
                 )
+        run.guard(run._take_lock)
+        if not run.config_file.exists():
             run.guard(lambda: write_text(run.config_file, configs.to_yaml(config)))
         run.guard(lambda: run.samples.mkdir(exist_ok=True))
         for file in run.folder.rglob(f"{TEMPORARY}*"):  # half-written when a process was killed
@@ -148,8 +157,9 @@ class Run:
             return
         self.lock = open(self.folder / LOCK, "w")  # noqa: SIM115
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # A record lock: it ends with this process, and processes that load data do not inherit it.
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise MmfastError(
                 f"--out {self.folder} is being trained by another process; wait for it, or stop it"
             ) from None
@@ -181,7 +191,7 @@ class Run:
         """Keep the trainer's state, and the one before it."""
         current, previous = self.folder / STATE, self.folder / PREVIOUS
         if current.exists():
-            os.replace(current, previous)
+            self.guard(lambda: os.replace(current, previous))
         self.guard(lambda: save_tensors(current, tensors, metadata))
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -202,7 +212,10 @@ class Run:
     def load_weights(self, model: torch.nn.Module, ema: bool = True) -> None:
         """Fill a model from ema.safetensors (or model.safetensors)."""
         path = self.folder / ("ema.safetensors" if ema else "model.safetensors")
-        tensors, _ = load_tensors(path)
+        try:
+            tensors, _ = load_tensors(path)
+        except MmfastError as error:
+            raise MmfastError(f"{error}; the `mmfast train` command of the run, repeated, writes it again") from None
         load_into(model, tensors, path)
 
     def keep_stats_until(self, step: int) -> None:

@@ -72,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--sampler", help="ddpm, ddim or dpmpp_2m [the config's]")
     sample.add_argument("--guidance_scale", type=float, help="guidance by what is given; 1 for none [the config's]")
     sample.add_argument("--seed", type=int, default=0, help="seed of the noise [0]")
+    sample.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     sample.add_argument("--out", metavar="FILE.png", help="the picture [a new file in RUN/samples]")
     sample.add_argument("--npz", metavar="FILE.npz", help="also save the samples as arrays")
     sample.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -79,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("eval", help="the figures of a run", allow_abbrev=False)
     evaluate.add_argument("run", metavar="RUN", help="the folder of a run")
     evaluate.add_argument("--samples", type=int, help="samples a direction [the config's]")
+    evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     evaluate.add_argument("--json", metavar="FILE", help="also write them to a file")
     evaluate.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -98,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mmfast: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mmfast: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("mmfast: stopped; `mmfast train`, repeated, goes on where it stopped", file=sys.stderr)
         return 130
 
 
@@ -142,18 +144,6 @@ def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
-def load_run(folder: str) -> tuple[Any, Any, Any]:
-    """A run's folder, config and averaged model, on the config's device."""
-    from mmfast.build import build_model, pick_device
-    from mmfast.checkpoint import Run
-
-    run = Run.open(folder)
-    config = run.config()
-    model = build_model(config)
-    run.load_weights(model)
-    return run, config, model.to(pick_device(config.train.device)).eval()
-
-
 def _given(pairs: Sequence[str], model: Any, config: Any, count: int) -> dict[str, torch.Tensor]:
     from mmfast.build import build_data
     from mmfast.evaluate import held_out
@@ -175,11 +165,16 @@ def _given(pairs: Sequence[str], model: Any, config: Any, count: int) -> dict[st
 def _sample(args: argparse.Namespace, rest: Sequence[str]) -> int:
     import numpy as np
 
+    from mmfast.build import load_run
     from mmfast.draw import sample_grid
     from mmfast.evaluate import settings
     from mmfast.sample import sample
 
-    run, config, model = load_run(args.run)
+    if args.n < 1:
+        raise MmfastError(f"--n is {args.n}; it should be at least 1")
+    _check_ending("--out", args.out, (".png", ".jpg", ".jpeg"))
+    _check_ending("--npz", args.npz, (".npz",))
+    run, config, model = load_run(args.run, args.device)
     given = _given(args.given, model, config, args.n)
     options = settings(config) | {"seed": args.seed}
     options |= {k: v for k in ("steps", "sampler", "guidance_scale") if (v := getattr(args, k)) is not None}
@@ -188,18 +183,19 @@ def _sample(args: argparse.Namespace, rest: Sequence[str]) -> int:
     title = f"given {what}" if what else "generated together, nothing given"
     picture = sample_grid({n: model.part(n) for n in drawn}, drawn, title, list(given))
     file = Path(args.out) if args.out else _new_file(run.samples, f"sample-{_slug(what) or 'joint'}-seed{args.seed}")
-    if file.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise MmfastError(f"--out is {args.out}; it should end in .png")
     _write(file, lambda temporary: picture.save(temporary))
     print(file)
     if args.npz:
         arrays: dict[str, Any] = {name: x.cpu().numpy() for name, x in drawn.items()}
         npz = Path(args.npz)
-        if npz.suffix != ".npz":
-            raise MmfastError(f"--npz is {args.npz}; it should end in .npz")
         _write(npz, lambda temporary: np.savez(temporary, **arrays))
         print(npz)
     return 0
+
+
+def _check_ending(option: str, name: str | None, endings: tuple[str, ...]) -> None:
+    if name is not None and Path(name).suffix.lower() not in endings:
+        raise MmfastError(f"{option} is {name}; it should end in {' or '.join(endings)}")
 
 
 def _write(file: Path, write: Any) -> None:
@@ -222,10 +218,10 @@ def _new_file(folder: Path, stem: str) -> Path:
 
 
 def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    from mmfast.build import build_data
+    from mmfast.build import build_data, load_run
     from mmfast.evaluate import evaluate, table
 
-    _, config, model = load_run(args.run)
+    _, config, model = load_run(args.run, args.device)
     if args.samples is not None:
         if args.samples < 2:
             raise MmfastError(f"--samples is {args.samples}; it should be at least 2")
@@ -243,7 +239,7 @@ def _info(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report says it all
-        serves = {device: backends.choose(device).name for device in ("cpu", "cuda")}
+        serves = {device: _serves(device) for device in ("cpu", "cuda")}
     found: dict[str, Any] = {
         "mmfast": mmfast.__version__,
         "python": platform.python_version(),
@@ -265,6 +261,15 @@ def _info(args: argparse.Namespace, rest: Sequence[str]) -> int:
         print(f"  {name:<10} {'yes' if backend['available'] else 'no ':<4} {backend['detail']}")
     print("in use    " + ", ".join(f"{device} tensors: {name}" for device, name in found["serves"].items()))
     return 0
+
+
+def _serves(device: str) -> str:
+    from mmfast.ops import backends
+
+    try:
+        return backends.choose(device).name
+    except MmfastError as error:
+        return f"none ({error})"
 
 
 COMMANDS = {"train": _train, "sample": _sample, "eval": _eval, "info": _info}

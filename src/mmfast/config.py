@@ -24,7 +24,7 @@ from mmfast.sample import SAMPLERS
 @dataclass
 class ScheduleSpec:
     kind: str = option("cosine", "alpha_bar(t)", choices=("cosine", "linear"))
-    T: int = option(1000, "number of steps of the process", min=1)
+    T: int = option(1000, "number of steps of the process", min=2)
 
 
 @dataclass
@@ -172,6 +172,8 @@ def resolve(raw: DictConfig, source: str = "config") -> Config:
     check(config, "")
     for name, spec in config.modalities.items():
         check(spec, f"modalities.{name}.")
+    if config.evaluate.samples == 1:
+        raise MmfastError("evaluate.samples is 1; it should be 0 for no evaluation, or at least 2")
     if config.train.batch_size % config.train.accumulation:
         raise MmfastError(
             f"train.accumulation is {config.train.accumulation}; it should divide train.batch_size, "
@@ -262,6 +264,6 @@ def describe() -> str:
 
 def _line(key: str, default: Any, f: Any) -> str:
     choices = f.metadata.get("choices")
-    text = f.metadata.get("help", "") + (f" ({', '.join(choices)})" if choices else "")
+    text = f.metadata.get("help", "") + (f" ({', '.join(map(str, choices))})" if choices else "")
     shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
     return f"  --{key:<36} {text} [{shown}]"

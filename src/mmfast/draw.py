@@ -1,4 +1,4 @@
-"""Pictures for people: labelled grids of samples, and the curves of a run."""
+"""Pictures for people: labelled grids of samples."""
 
 from __future__ import annotations
 

@@ -120,9 +120,8 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> d
             metrics[f"{name}.conditional_{part.metric}"] = part.score(judges[name](drawn[anchor]), truth.data[name])
         metrics[f"{name}.recovered_{part.metric}"] = part.score(recovered[name], truth.data[name])
     metrics |= distances(joint[anchor], data, anchor)
-    device = model.schedule.alpha_bar.device
     batch = held_out(data.test, min(count, len(data.test)), names)
-    metrics |= bound(model, batch.to(device), config.evaluate.bound_steps, config.seed)
+    metrics |= bound(model, batch, config.evaluate.bound_steps, config.seed, config.sample.batch_size)
     return metrics
 
 
@@ -130,8 +129,9 @@ def distances(images: Tensor, data: Data, anchor: str, most: int = 10_000) -> di
     """The Frechet distance in pixel space: samples against real images, and two halves of the real ones."""
     real = torch.cat(
         [
-            pixel_features(part.__getitems__(range(min(len(part), most))).data[anchor])
+            pixel_features(part.__getitems__(rows.tolist()).data[anchor])
             for part in (data.train, data.test)
+            for rows in torch.arange(min(len(part), most)).split(256)
         ]
     )
     # The split is a shuffled one: neighbours in a data set are often kin.

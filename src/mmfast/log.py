@@ -24,7 +24,7 @@ class Board:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 return
-            self.writer = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+            self.writer = SummaryWriter(str(folder), purge_step=done + 1)
 
     def add(self, line: dict[str, Any]) -> None:
         """One line of stats.jsonl."""

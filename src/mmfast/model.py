@@ -63,6 +63,10 @@ class Model(nn.Module):
         image = parts[anchor]
         if not isinstance(image, Image):
             raise MmfastError(f"anchor is {anchor!r}, a {image.kind}; it should be an image")
+        for name, part in parts.items():
+            size = getattr(part.spec, "size", image.spec.size)
+            if size != image.spec.size:
+                raise MmfastError(f"modalities.{name}.size is {size}; it should be {anchor}'s, {image.spec.size}")
         self.anchor_name, self.space, self.target = anchor, space, target
         self.parts = nn.ModuleDict(parts)
         self.names = tuple(name for name in parts if name != anchor)

@@ -16,7 +16,7 @@ def option(
     min: float | None = None,
     above: float | None = None,
     max: float | None = None,
-    choices: Sequence[str] = (),
+    choices: Sequence[Any] = (),
 ) -> Any:
     """A dataclass field with a help text and the values that it takes (min <= value, value > above, value <= max)."""
     metadata = {"help": help, "min": min, "above": above, "max": max, "choices": tuple(choices)}

@@ -6,6 +6,7 @@ accumulation and ranks change nothing.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -75,9 +76,15 @@ def loader(config: Config, examples: Examples, done: int) -> Iterator[Batch]:
             examples,  # type: ignore[arg-type]
             batch_sampler=batches,
             num_workers=config.train.workers,
+            worker_init_fn=_leave_interrupts,
             collate_fn=_as_it_is,  # type: ignore[arg-type]
         )
     )
+
+
+def _leave_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; only the trainer is to answer it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Batch) -> Batch:

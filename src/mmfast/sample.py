@@ -106,7 +106,7 @@ def sample(
 
     Returns every modality by name, [count, ...], on the model's device.
     """
-    given = dict(given or {})
+    given = {name: x.float() if x.is_floating_point() else x for name, x in (given or {}).items()}
     count = _count(model, count, given)
     if sampler not in SAMPLERS:
         raise unknown("sampler", sampler, SAMPLERS)

@@ -88,7 +88,7 @@ class Trainer:
 
     def __init__(self, config: Config, run: Run, data: Data) -> None:
         self.config, self.run, self.data = config, run, data
-        self.device = pick_device(config.train.device)
+        self.device = pick_device(config.train.device, "train.device")
         self.model = build_model(config).to(self.device)
         self.ema = EMA(self.model, config.train.ema_decay)
         self.optimizer = torch.optim.AdamW(
@@ -99,6 +99,7 @@ class Trainer:
         )
         self.done = 0
         self.pending: list[dict[str, Any]] = []
+        self.board: Board | None = None
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, but the step's number."""
@@ -169,7 +170,7 @@ class Trainer:
             {"step": self.done, "images": images, **totals, "grad_norm": norm.detach(), "learning_rate": rate}
         )
 
-    def flush(self, board: Board | None = None) -> dict[str, Any]:
+    def flush(self) -> dict[str, Any]:
         """Write the stats of the steps since the last flush; returns the last of them.
 
         This is where the host reads the losses: once in many steps, so that it seldom waits for a GPU.
@@ -181,15 +182,16 @@ class Trainer:
         values = torch.stack([torch.stack([line[name] for name in names]) for line in self.pending]).tolist()
         lines = [{**line, **dict(zip(names, row, strict=True))} for line, row in zip(self.pending, values, strict=True)]
         for line in lines:
-            if not math.isfinite(line["loss"]):
+            if not (math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"])):
                 raise MmfastError(
-                    f"the loss is {line['loss']} at step {line['step']}; the last checkpoint is kept. Lower "
+                    f"the loss is {line['loss']} and its gradient {line['grad_norm']} at step {line['step']}; the last "
+                    "checkpoint is kept. Lower "
                     "train.learning_rate or train.grad_clip, or use train.precision=fp32, in a new --out"
                 )
         self.run.append_stats(lines)
-        if board is not None:
+        if self.board is not None:
             for line in lines:
-                board.add(line)
+                self.board.add(line)
         self.pending = []
         return lines[-1]
 
@@ -199,16 +201,17 @@ def train(config: Config, out: str, quiet: bool = False) -> Run:
 
     Returns the run. Raises MmfastError for bad input, before anything is changed.
     """
-    from mmfast.evaluate import evaluate_run, sample_run
+    from mmfast.evaluate import evaluate_run, held_out, sample_run
 
     data = build_data(config)
     # What does not work should not leave a folder behind.
-    pick_device(config.train.device)
+    pick_device(config.train.device, "train.device")
     model = build_model(config)
     for part in (data.train, data.test):
         batch = part.__getitems__(range(min(len(part), config.train.batch_size)))
         check_batch(model, batch)
-        _note_scales(model, batch)
+    _try_out(model, batch, config)
+    held_out(data.test, 1, tuple(model.parts))
     run = Run.start(out, config)
     trainer = Trainer(config, run, data)
     trainer.restore()
@@ -223,11 +226,21 @@ def train(config: Config, out: str, quiet: bool = False) -> Run:
     return run
 
 
-def _note_scales(model: Model, batch: Batch) -> None:
-    """Warn of encodings far from unit RMS: the scale of their weight would not mean what it says."""
+def _try_out(model: Model, batch: Batch, config: Config) -> None:
+    """Run the model once, so that sizes that do not fit show before there is a run; and look at the encodings' scales.
+
+    Raises MmfastError where torch refuses; warns of encodings far from unit RMS, whose weight's scale means another
+    thing than it says.
+    """
     with torch.no_grad():
+        try:
+            losses(model, batch, torch.arange(len(batch)), config)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise MmfastError(f"backbone: a network with these options does not run ({reason}); change them") from None
         for name, E in model.encode(batch.filled()).items():
-            rms = float(E.square().mean().sqrt())
+            E = E[batch.present[name]] if name in batch.present else E
+            rms = float(E.square().mean().sqrt()) if len(E) else 1.0
             if not 0.6 < rms < 1.6:
                 warnings.warn(f"the encodings of {name!r} have an RMS of {rms:.2f}; it should be near 1", stacklevel=3)
 
@@ -262,15 +275,19 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
     if config.train.compile:
         network.backbone.compile()
     batches = loader(config, trainer.data.train, trainer.done)
-    board = Board(run.folder / "tensorboard", config, trainer.done)
+    trainer.board = board = Board(run.folder / "tensorboard", config, trainer.done)
     bar = tqdm(total=steps, initial=trainer.done, desc="training", unit="step", disable=quiet, smoothing=0.05)
     with bar, contextlib.closing(board), _Stop() as stop:
         while trainer.done < steps:
-            trainer.step(batches, network)
+            try:
+                trainer.step(batches, network)
+            except MmfastError:  # an example that cannot be read: what was learnt before it is kept
+                trainer.checkpoint()
+                raise
             bar.update()
             due = _due(trainer.done, steps)
             if due(config.train.log_every):
-                stats = trainer.flush(board)
+                stats = trainer.flush()
                 bar.set_postfix(_postfix(stats))
             if due(config.train.checkpoint_every) or stop.asked:
                 trainer.checkpoint()

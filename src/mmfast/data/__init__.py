@@ -1,4 +1,7 @@
-"""Data sets: one file a kind, each with an `open(spec) -> Data`; a new file in this folder is a new kind."""
+"""Data sets: one file a kind, each with `open(spec, modalities, anchor) -> Data`.
+
+A new file in this folder is a new kind.
+"""
 
 from __future__ import annotations
 

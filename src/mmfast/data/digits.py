@@ -57,7 +57,7 @@ def _classifier(images: Tensor, labels: Tensor) -> Judge:
     return judge
 
 
-def open(spec: Spec, modalities: Mapping[str, Any]) -> Data:
+def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     """The digits as image (float [1, 8, 8] in -1 .. 1), label and mask, split the same way every time."""
     raw = _load()
     images = torch.from_numpy(raw.images).float()[:, None] / ((LEVELS - 1) / 2) - 1

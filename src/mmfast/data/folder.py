@@ -66,12 +66,11 @@ def _find(root: Path, name: str, extensions: Sequence[str]) -> dict[str, Path]:
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 
 
-def open(spec: Spec, modalities: Mapping[str, Any]) -> Data:
-    """The examples below spec.root that have the anchor, the first of the modalities that is an image."""
+def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
+    """The examples below spec.root: the files of the anchor, and what goes with each."""
     root = Path(spec.root)
     if not spec.root or not root.is_dir():
         raise MmfastError(f"data.root is {spec.root!r}, no folder; it should hold a folder for each modality")
-    anchor = next((name for name, part in modalities.items() if part.kind == "image"), "image")
     paths, classes = {}, {}
     for name, part in modalities.items():
         extensions = kinds.kind(part.kind).extensions

@@ -12,52 +12,60 @@ from mmfast.data import Batch
 from mmfast.model import Model, Prediction
 from mmfast.ops.reference import random_words
 from mmfast.process import TARGETS
-from mmfast.streams import EVALUATE
+from mmfast.streams import EVALUATE, EVALUATE_TIME
 
 
 @torch.no_grad()
-def bound(model: Model, batch: Batch, steps: int = 8, seed: int = 0) -> dict[str, float]:
+def bound(model: Model, batch: Batch, steps: int = 8, seed: int = 0, batch_size: int = 256) -> dict[str, float]:
     """-ln p(X) <= L0 + L1 + L2 + L3 with every modality generated and nothing given: nats an example.
 
     The sums over t are Monte Carlo over `steps` timesteps an example; `bound.X_bits` are bits per dimension of the
-    anchor. batch: on the model's device.
+    anchor. batch: on any device; `batch_size` examples at a time go to the model's.
     """
-    schedule, anchor = model.schedule, batch.data[model.anchor_name]
-    B, device = len(batch), anchor.device
-    numbers = torch.arange(B, device=device)
-    encodings = model.encode(batch.data)
-    terms = {name: model.in_space(name, E) for name, E in encodings.items()}
-    told = model.tell(None, {}, torch.zeros(B, 1 + len(model.names), device=device))
-    parts: dict[str, list[Tensor]] = {"L1": [], "L2": []}
-    for k in range(steps):
-        key = torch.tensor((seed, k), device=device)
-        u = random_words(key, numbers, EVALUATE, 1)[:, 0, 0]
-        noise = {"seed": seed, "sample_ids": numbers, "stream": EVALUATE, "draw": k + 1}
-        # L1 sums over t = 2 .. T; L2 is a mean over t = 1 .. T. One draw of t for each.
-        t = 2 + (u * (schedule.T - 1) >> 32)
-        z_t, eps = ops.q_sample(model.anchor_in_space(anchor), terms, t, schedule, **noise)  # type: ignore[arg-type]
-        prediction = model(z_t, t, told)
-        E_hat = {name: model.part(name).encode_prediction(x) for name, x in prediction.heads.items()}
-        terms_hat = {name: model.in_space(name, x) for name, x in E_hat.items()}
-        eps_hat = implied_eps(model, z_t, t, prediction, E_hat)
-        parts["L1"].append((schedule.T - 1) * loss.L1(schedule, t, eps, eps_hat, terms, terms_hat))
-        nll = {name: model.part(name).nll(x.float(), batch.data[name]) for name, x in prediction.heads.items()}
-        parts["L2"].append(loss.L2(nll) if nll else torch.zeros(B, device=device))
-    one = torch.ones_like(numbers)
-    z_1, _ = ops.q_sample(model.anchor_in_space(anchor), terms, one, schedule, seed=seed, stream=EVALUATE)
-    prediction = model(z_1, one, told)
-    E_hat = {name: model.part(name).encode_prediction(x) for name, x in prediction.heads.items()}
-    z0_hat = predicted_anchor(model, z_1, one, prediction, E_hat)
-    levels = model.part(model.anchor_name).spec.levels
-    found = {
-        "L0": loss.L0(schedule, model.anchor_in_space(anchor), terms),
-        **{name: torch.stack(values).mean(0) for name, values in parts.items()},
-        "L3": loss.L3(schedule, anchor, z0_hat, levels),
-    }
-    nats = {name: float(value.double().mean()) for name, value in found.items()}
+    device = model.schedule.alpha_bar.device
+    found: list[dict[str, Tensor]] = []
+    for numbers in torch.arange(len(batch)).split(batch_size):
+        data = {name: x[numbers].to(device) for name, x in batch.data.items()}
+        found.append(_parts(model, data, numbers.to(device), steps, seed))
+    nats = {name: float(torch.cat([part[name] for part in found]).double().mean()) for name in found[0]}
     nats["total"] = sum(nats.values())
     bits = 1 / (math.prod(model.shape) * math.log(2))
     return {f"bound.{name}": x for name, x in nats.items()} | {f"bound.{n}_bits": x * bits for n, x in nats.items()}
+
+
+def _parts(model: Model, data: dict[str, Tensor], numbers: Tensor, steps: int, seed: int) -> dict[str, Tensor]:
+    """L0 to L3 of each example, [B]; numbers: int64 [B], the examples' identity."""
+    schedule, anchor, B = model.schedule, data[model.anchor_name], len(numbers)
+    z0 = model.anchor_in_space(anchor)
+    terms = {name: model.in_space(name, E) for name, E in model.encode(data).items()}
+    told = model.tell(None, {}, torch.zeros(B, 1 + len(model.names), device=anchor.device))
+
+    def noisy(t: Tensor, draw: int) -> tuple[Tensor, Tensor, Prediction, dict[str, Tensor]]:
+        z_t, eps = ops.q_sample(z0, terms, t, schedule, seed=seed, sample_ids=numbers, stream=EVALUATE, draw=draw)
+        prediction = model(z_t, t, told)
+        E_hat = {name: model.part(name).encode_prediction(x) for name, x in prediction.heads.items()}
+        return z_t, eps, prediction, E_hat
+
+    L1, L2 = [], []
+    for k in range(steps):
+        # One draw of t = 2 .. T serves both sums; of L2's, t = 1 is left out: 1 of T terms.
+        u = random_words(torch.tensor((seed, k), device=anchor.device), numbers, EVALUATE_TIME, 1)[:, 0, 0]
+        t = 2 + (u * (schedule.T - 1) >> 32)
+        z_t, eps, prediction, E_hat = noisy(t, k + 1)
+        eps_hat = implied_eps(model, z_t, t, prediction, E_hat)
+        terms_hat = {name: model.in_space(name, x) for name, x in E_hat.items()}
+        L1.append((schedule.T - 1) * loss.L1(schedule, t, eps, eps_hat, terms, terms_hat))
+        nll = {name: model.part(name).nll(x.float(), data[name]) for name, x in prediction.heads.items()}
+        L2.append(loss.L2(nll) if nll else torch.zeros(B, device=anchor.device))
+    one = torch.ones_like(numbers)
+    z_1, _, prediction, E_hat = noisy(one, 0)
+    z0_hat = predicted_anchor(model, z_1, one, prediction, E_hat)
+    return {
+        "L0": loss.L0(schedule, z0, terms),
+        "L1": torch.stack(L1).mean(0),
+        "L2": torch.stack(L2).mean(0),
+        "L3": loss.L3(schedule, anchor, z0_hat, model.part(model.anchor_name).spec.levels),
+    }
 
 
 def predicted_anchor(model: Model, z_t: Tensor, t: Tensor, prediction: Prediction, E_hat: dict[str, Tensor]) -> Tensor:

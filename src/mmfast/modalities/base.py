@@ -144,7 +144,7 @@ def check_classes(x: Tensor, shape: tuple[int, ...], classes: int, where: str) -
 
 
 def code(classes: int, width: int) -> Tensor:
-    """Fixed encodings of `classes` classes: float32 [classes, width], rows of unit RMS, as far apart as can be.
+    """Fixed encodings of `classes` classes: float32 [classes, width], of unit RMS, as far apart as can be.
 
     The corners of a regular simplex, turned at random (always the same way) into `width` dimensions; fewer
     dimensions than classes - 1 take its projection.

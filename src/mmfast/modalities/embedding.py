@@ -109,6 +109,10 @@ class Embedding(Modality):
         x = torch.from_numpy(np.asarray(array, dtype=np.float32)).reshape(-1)
         if x.numel() != spec.dim:
             raise MmfastError(f"{path} holds {x.numel()} numbers; it should hold {spec.dim}")
+        if not bool(torch.isfinite(x).all()):
+            raise MmfastError(
+                f"{path} holds NaN or infinite values; mend or remove it, for its embedding to be missing"
+            )
         return x
 
     @classmethod

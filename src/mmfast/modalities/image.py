@@ -24,7 +24,7 @@ class ImageSpec(base.Spec):
     """float [B, channels, size, size] in -1 .. 1."""
 
     kind: str = "image"
-    channels: int = option(3, "1 (grey) or 3 (colour)", min=1)
+    channels: int = option(3, "grey or colour", choices=(1, 3))
     size: int = option(64, "height and width in pixels", min=1)
     levels: int = option(256, "how many values a pixel can take", min=2)
     rms: float = option(0.5, "root mean square of the pixels; a fixed encoding divides by it", above=0)

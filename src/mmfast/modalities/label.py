@@ -56,7 +56,8 @@ class Label(Modality):
         base.check_classes(x, (), self.spec.classes, where)
 
     def _codes(self) -> Tensor:
-        return self.codes if self.spec.encoder == "fixed" else base.unit_rms(self.codes)
+        # Learned codes keep a unit RMS all together: one by one they could not be told apart in a single channel.
+        return self.codes if self.spec.encoder == "fixed" else base.unit_rms(self.codes[None])[0]
 
     def encode(self, x: Tensor) -> Tensor:
         return self._codes()[x]

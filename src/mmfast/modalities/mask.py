@@ -50,7 +50,8 @@ class Mask(Modality):
         base.check_classes(x, (self.spec.size, self.spec.size), self.spec.classes, where)
 
     def _codes(self) -> Tensor:
-        return self.codes if self.spec.encoder == "fixed" else base.unit_rms(self.codes)
+        # Learned codes keep a unit RMS all together: one by one they could not be told apart in a single channel.
+        return self.codes if self.spec.encoder == "fixed" else base.unit_rms(self.codes[None])[0]
 
     def encode(self, x: Tensor) -> Tensor:
         return F.embedding(x, self._codes()).permute(0, 3, 1, 2)

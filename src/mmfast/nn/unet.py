@@ -29,7 +29,7 @@ def timestep_embedding(t: Tensor, width: int, longest: float = 10_000.0) -> Tens
     half = width // 2
     frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(longest) / half))
     angle = t[:, None].float() * frequencies
-    return torch.cat((torch.cos(angle), torch.sin(angle)), 1)
+    return F.pad(torch.cat((torch.cos(angle), torch.sin(angle)), 1), (0, width - 2 * half))
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -73,7 +73,8 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, head_channels: int) -> None:
         super().__init__()
-        self.heads = max(1, channels // head_channels)
+        most = max(1, channels // head_channels)
+        self.heads = next(n for n in range(most, 0, -1) if channels % n == 0)
         self.norm, self.qkv = norm(channels), nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero(nn.Conv2d(channels, channels, 1))
 
@@ -99,6 +100,8 @@ class Backbone(nn.Module):
 
     def __init__(self, spec: Spec, in_channels: int, size: int) -> None:
         super().__init__()
+        if not spec.multipliers:
+            raise MmfastError("backbone.multipliers is empty; it should have a number for each level, as [1, 2]")
         halvings = len(spec.multipliers) - 1
         if size % (1 << halvings):
             raise MmfastError(

@@ -164,6 +164,15 @@ def check_coefs(name: str, coefs: Tensor, shape: tuple[int, ...]) -> None:
         raise MmfastError(f"{name} has shape {list(coefs.shape)}; it should be {list(shape)}, a row a sample")
 
 
+def check_device(device: torch.device, tensors: Sequence[Tensor], sigma: Tensor | None) -> None:
+    """Raise MmfastError unless everything is where the coefficients are: kernels take addresses on trust."""
+    for x in tensors if sigma is None else (*tensors, sigma):
+        if x.device != device:
+            raise MmfastError(
+                f"a tensor is on {x.device}, but the coefficients (coefs or sched) are on {device}; move them together"
+            )
+
+
 def check_present(present: Tensor, batch: int, modalities: int) -> None:
     if not isinstance(present, Tensor):
         raise MmfastError(f"present is a {type(present).__name__}; it should be a tensor [{batch}, {modalities}]")

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmfast.errors import BackendError
+
 _cpu: Any = None
 _missing = ""
 try:
@@ -53,7 +55,7 @@ if _cpu is not None and os.environ.get("MMFAST_ISA"):
     try:
         set_isa(os.environ["MMFAST_ISA"])
     except ValueError as error:
-        raise ValueError(f"MMFAST_ISA: {error}; it can be {', '.join(isas())}, or unset") from None
+        raise BackendError(f"MMFAST_ISA: {error}; it can be {', '.join(isas())}, or unset") from None
 
 
 def _on_terms(

@@ -22,6 +22,7 @@ from mmfast.ops.arguments import (
     Term,
     check_batch,
     check_coefs,
+    check_device,
     check_noise,
     check_present,
     columns,
@@ -92,6 +93,7 @@ def _combine(
     if not shape:
         tensors = [x.reshape(1) for x in tensors]
     check_coefs("coefs", coefs, (batch[0], len(tensors)))
+    check_device(coefs.device, tensors, sigma)
     if coefs.dtype != compute or coefs.shape[0] != batch[0]:
         coefs = coefs.to(compute).expand(batch[0], -1)
     key = None
