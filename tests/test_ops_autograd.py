@@ -223,3 +223,16 @@ def test_many_gradients_of_one_graph(each_backend):
         second = torch.autograd.grad(out.sum(), (x, coefs))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     torch.testing.assert_close(first[0], coefs.sum(1, keepdim=True).expand(2, 3))
+
+
+def test_forward_mode_and_torch_func_agree_with_the_formula():
+    """Both go through the reference: the derivative along v of sum_k c_k x_k is sum_k c_k v_k."""
+    x, v, coefs = (torch.randn(3, 4, dtype=torch.float64) for _ in range(3))
+    coefs = coefs[:, :1]
+    with torch.autograd.forward_ad.dual_level():
+        out = ops.combine([torch.autograd.forward_ad.make_dual(x, v)], coefs)
+        assert torch.allclose(torch.autograd.forward_ad.unpack_dual(out).tangent, coefs * v)
+    grad = torch.func.grad(lambda x: (ops.combine([x], coefs) ** 2).sum())(x)
+    assert torch.allclose(grad, 2 * coefs**2 * x)
+    many = torch.func.vmap(lambda x: ops.combine([x], coefs))(torch.stack((x, v)))
+    assert torch.allclose(many, coefs * torch.stack((x, v)))

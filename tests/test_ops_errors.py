@@ -202,3 +202,16 @@ def test_bad_values_are_not_hidden(each_backend, value):
         z, _ = ops.q_sample(x, {}, 3, SCHED, seed=1)
     assert torch.isfinite(out).sum() == torch.isfinite(z).sum() == 29
     assert not torch.isfinite(out[1, 2, 3])
+
+
+def test_tensors_on_two_devices_are_refused_before_a_kernel_sees_them():
+    """A kernel takes addresses on trust; `meta` stands for any other device."""
+    sched, away = mmfast.Schedule.cosine(50), torch.zeros(2, 3, device="meta")
+    for call in (
+        lambda: ops.q_sample(away, {}, 5, sched, seed=1),
+        lambda: ops.q_sample(torch.zeros(2, 3), {}, 5, sched, noise=away),
+        lambda: ops.combine([away], torch.ones(2, 1)),
+        lambda: ops.combine([torch.zeros(2, 3)], torch.ones(2, 1), torch.ones(2, device="meta"), seed=1),
+    ):
+        with pytest.raises(mmfast.MmfastError, match="meta"):
+            call()

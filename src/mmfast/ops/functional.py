@@ -93,7 +93,6 @@ def _combine(
     if not shape:
         tensors = [x.reshape(1) for x in tensors]
     check_coefs("coefs", coefs, (batch[0], len(tensors)))
-    check_device(coefs.device, tensors, sigma)
     if coefs.dtype != compute or coefs.shape[0] != batch[0]:
         coefs = coefs.to(compute).expand(batch[0], -1)
     key = None
@@ -103,6 +102,7 @@ def _combine(
         check_coefs("sigma", sigma, (batch[0],))
         if sigma.dtype != compute or sigma.shape[0] != batch[0]:
             sigma = sigma.to(compute).expand(batch[0])
+    check_device(coefs.device, tensors, sigma)
     out, eps = library.combine(
         tensors,
         starts,

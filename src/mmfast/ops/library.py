@@ -148,19 +148,24 @@ def combine(
     Plain tensors that need no gradient go straight to the backend: the dispatcher would only find the way there, and
     on a small or a cold call that costs more than the arithmetic.
     """
+    if _transformed():
+        return reference.combine(terms, starts, coefs, sigma, *rest)
     if _nobody_watches() and _plain(coefs) and (sigma is None or _plain(sigma)) and all(map(_plain, terms)):
         return backends.choose(coefs.device.type).combine(terms, starts, coefs, sigma, *rest)
     return _combine(terms, starts, coefs, sigma, *rest)
 
 
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work: both go through the reference's torch ops."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
 def _nobody_watches() -> bool:
-    """Whether no compiler, tracer, dispatch mode or functorch transform has to see the op."""
+    """Whether no compiler, tracer or dispatch mode has to see the op."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
-        or forward_ad._current_level >= 0
     )
 
 
