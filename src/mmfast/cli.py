@@ -97,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise MmfastError(f"{rest[0]} is no option of `mmfast {args.command}`; see `mmfast {args.command} --help`")
         return COMMANDS[args.command](args, rest)
     except MmfastError as error:
-        print(f"mmfast: error: {error}", file=sys.stderr)
+        # From a process that loads data the message comes with its traceback above it.
+        line = str(error).strip().splitlines()[-1].removeprefix("mmfast.errors.MmfastError: ")
+        print(f"mmfast: error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mmfast: stopped; `mmfast train`, repeated, goes on where it stopped", file=sys.stderr)
