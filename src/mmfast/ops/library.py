@@ -157,6 +157,8 @@ def combine(
 
 def _transformed() -> bool:
     """Whether torch.func or forward-mode differentiation is at work: both go through the reference's torch ops."""
+    if torch.compiler.is_compiling():  # the compiler cannot look at either, and traces the op itself
+        return False
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
