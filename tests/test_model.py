@@ -141,3 +141,12 @@ assert len(texts) == 1 and "plain torch" in texts[0] and "pip install" in texts[
 assert mmfast.ops.backends.report()["cpu"]["available"] is False
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_kernels_are_built_where_there_is_a_compiler():
+    """Else every test of them would be skipped, and nobody would know."""
+    import shutil
+
+    from mmfast.ops import backends
+
+    assert backends.load("cpu")[1] is None or not any(map(shutil.which, ("c++", "g++", "clang++")))
