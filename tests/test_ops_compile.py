@@ -91,16 +91,21 @@ CALLS = {
 }
 
 
+PLAIN = ("multimodal_mean", "posterior_mean")
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_each_op(each_backend, name):
-    """The same bits as eager, for new times, subsets and seeds without a new graph."""
+    """The same as eager, for new times, subsets and seeds without a new graph: to the bit where noise is made inside;
+    else the graph gets plain torch, to be fused, which rounds products that the kernel does not."""
     function, x = CALLS[name], randn(4, 3, 5)
     with ops.backend(each_backend):
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         for case in INPUTS:
             t, present, seed, _ = arguments(*case)
             found, expected = compiled(x, t, present, seed), function(x, t, present, seed)
-            torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+            exact = {"rtol": 0, "atol": 0} if name not in PLAIN else {"rtol": 1e-5, "atol": 1e-5}
+            torch.testing.assert_close(found, expected, **exact, equal_nan=True)
         assert counters["stats"]["unique_graphs"] == 1
 
 

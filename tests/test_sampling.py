@@ -18,6 +18,7 @@ from mmfast.modalities.base import Room
 from mmfast.modalities.image import Image, ImageSpec
 from mmfast.modalities.label import Label, LabelSpec
 from mmfast.model import Model, Prediction
+from mmfast.ops import primitives
 from mmfast.sample import SAMPLERS, sample, timesteps
 from mmfast.streams import SAMPLE
 
@@ -339,14 +340,18 @@ def test_seeds_and_ids(model):
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_no_noise_is_used_twice(model, monkeypatch, sampler):
     """The start and every step draw under an identity of their own, all in sampling's stream."""
-    real, drawn = ops.library.combine, []
+    drawn = []
 
-    def spy(*args):
-        if args[4] is not None:
-            drawn.append((*args[4].tolist(), args[6]))
-        return real(*args)
+    def spied(function, key):
+        def spy(*args):
+            if args[key] is not None:
+                drawn.append((*args[key], args[key + 2]))
+            return function(*args)
 
-    monkeypatch.setattr(ops.library, "combine", spy)
+        return spy
+
+    monkeypatch.setattr(primitives, "combine", spied(primitives.combine, 5))
+    monkeypatch.setattr(primitives, "step", spied(primitives.step, 10))
     sample(model, 2, steps=9, sampler=sampler, eta=1.0, seed=77)
     assert len(drawn) == len(set(drawn)) == 10
     assert {(seed, stream) for seed, _, stream in drawn} == {(77, SAMPLE)}

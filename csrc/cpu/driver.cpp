@@ -1,8 +1,9 @@
 #include "driver.h"
 
-#include <algorithm>
 #include <atomic>
 #include <stdexcept>
+
+#include "threads.h"
 
 namespace mmfast {
 namespace {
@@ -46,27 +47,33 @@ const Kernels& kernels() {
     return k ? *k : *available().front();
 }
 
-// f(begin, end) over [0, n), in one contiguous share per thread. Below `work` elements a share is not
-// worth waking a thread for.
-template <class F>
-void share(int64_t n, int64_t elements, int threads, F f) {
-    constexpr int64_t kWorthAThread = 16384;
-    const int64_t parts = std::max<int64_t>(1, std::min({n, elements / kWorthAThread, int64_t{threads}}));
-    if (parts == 1) return f(0, n);
-#if defined(_OPENMP)
-#pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(static, 1)
-#endif
-    for (int64_t p = 0; p < parts; ++p) {
-        const auto first = [&](int64_t q) { return n / parts * q + std::min(q, n % parts); };
-        f(first(p), first(p + 1));
-    }
-}
-
 int64_t element_size(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
 
 // Outputs of this many bytes are written past the caches: they would push out everything else, and a line
 // written whole need not be read first.
 constexpr int64_t kStreamFrom = int64_t{16} << 20;
+
+void run(Kernels::Items* const (&table)[Kernels::kTypes], Plan& plan, Type type, int threads, int outputs) {
+    plan.streaming = plan.batch * plan.elements() * outputs * element_size(type) >= kStreamFrom;
+    const auto kernel = table[static_cast<int>(type)];
+    share(plan.items(), plan.batch * plan.elements(), threads, [&](int64_t begin, int64_t end) {
+        constexpr int kFew = 8;
+        Source few[kFew];
+        std::vector<Source> many(plan.terms > kFew ? plan.terms : 0);
+        kernel(plan, plan.terms > kFew ? many.data() : few, begin, end);
+    });
+}
+
+// The sums of each sample's items, in their order: [batch, columns].
+void add_items(const Plan& plan, int columns, double* sums) {
+    const int64_t items = plan.items_per_sample();
+    for (int64_t b = 0; b < plan.batch; ++b)
+        for (int k = 0; k < columns; ++k) {
+            double sum = 0.0;
+            for (int64_t i = 0; i < items; ++i) sum += plan.sums[(b * items + i) * columns + k];
+            sums[b * columns + k] = sum;
+        }
+}
 
 }  // namespace
 
@@ -94,30 +101,23 @@ bool has_openmp() {
 }
 
 void combine(Plan plan, Type type, int threads) {
-    const int64_t bytes = plan.batch * plan.elements() * (plan.noise ? 2 : 1) * element_size(type);
-    plan.streaming = bytes >= kStreamFrom;
-    const auto kernel = kernels().combine[static_cast<int>(type)];
-    share(plan.items(), plan.batch * plan.elements(), threads, [&](int64_t begin, int64_t end) {
-        std::vector<Source> sources(plan.terms);
-        kernel(plan, sources.data(), begin, end);
-    });
+    run(kernels().combine, plan, type, threads, plan.noise ? 2 : 1);
+}
+
+void step(Plan plan, Type type, int threads) { run(kernels().step, plan, type, threads, plan.x0 ? 2 : 1); }
+
+void squared_error(Plan plan, Type type, int threads, double* sums) {
+    std::vector<double> parts(plan.items());
+    plan.sums = parts.data();
+    run(kernels().squared_error, plan, type, threads, plan.out ? 1 : 0);
+    add_items(plan, 1, sums);
 }
 
 void dots(Plan plan, Type type, int threads, double* sums) {
-    const auto kernel = kernels().dots[static_cast<int>(type)];
-    const int64_t columns = plan.terms + 1, items = plan.items_per_sample();
-    std::vector<double> parts(plan.items() * columns);
-    plan.dots = parts.data();
-    share(plan.items(), plan.batch * plan.elements(), threads, [&](int64_t begin, int64_t end) {
-        Source source;
-        kernel(plan, &source, begin, end);
-    });
-    for (int64_t b = 0; b < plan.batch; ++b)
-        for (int64_t k = 0; k < columns; ++k) {
-            double sum = 0.0;
-            for (int64_t i = 0; i < items; ++i) sum += parts[(b * items + i) * columns + k];
-            sums[b * columns + k] = sum;
-        }
+    std::vector<double> parts(plan.items() * (plan.terms + 1));
+    plan.sums = parts.data();
+    run(kernels().dots, plan, type, threads, 0);
+    add_items(plan, plan.terms + 1, sums);
 }
 
 void row_sums(const void* x, int64_t rows, int64_t inner, Type type, int threads, double* sums) {

@@ -14,6 +14,8 @@ std::string isa();                      // in use
 bool has_openmp();
 
 void combine(Plan plan, Type type, int threads);
+void step(Plan plan, Type type, int threads);
+void squared_error(Plan plan, Type type, int threads, double* sums);  // sums[b] = |r[b]|^2
 // sums[b, k] = sum of grad * term k; sums[b, terms] = sum of grad * noise (zero without a key).
 void dots(Plan plan, Type type, int threads, double* sums);
 void row_sums(const void* x, int64_t rows, int64_t inner, Type type, int threads, double* sums);

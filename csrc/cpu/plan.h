@@ -17,21 +17,40 @@ struct Term {
     int64_t begin, end;
 };
 
+// A table of coefficients, of double for f64 tensors and float for all others; sample b has its row
+// `index[b]`, or b, or (of_all) one row that serves every sample.
+struct Table {
+    const void* data;
+    int64_t row_stride, stride;
+};
+
 struct Plan {
     int64_t batch, rows, inner;
     int terms;
     const Term* term;
-    // Coefficients and sigma: double for f64 tensors, float for all others. sigma and key may be null.
-    const void* coefs;     // [batch, terms]
-    const void* sigma;     // [batch]
-    const int64_t* key;    // seed, draw
-    const int64_t* ids;    // [batch]
+    const int64_t* index;  // [batch] rows of the tables; null: the samples' own numbers
+    Table coefs;           // [, terms], for a step [, terms + 1]
+    Table sigma;           // []; null: no noise in the sum
+    bool noisy;            // whether there is a key
+    int64_t seed, draw;
+    const int64_t* ids;    // [batch]; null: the samples' own numbers
     uint32_t stream;
-    void* out;             // [batch, rows, inner]
+    void* out;             // [batch, rows, inner]; for a squared error the gradient, or null
     void* noise;           // the same, or null
-    const void* grad;      // backward only: [batch, rows, inner]
-    double* dots;          // backward only: [items, terms + 1]
     bool streaming;        // write past the caches
+
+    // A step: x0 = clamp(sum of to_x0 * term, low, high) on the elements [x0_begin, x0_end) of a sample.
+    Table to_x0;           // [, terms]
+    double low, high;
+    int64_t x0_begin, x0_end;
+    void* x0;              // [batch, x0_end - x0_begin], or null
+
+    // A squared error.
+    Table weight;          // []
+    double scale;
+
+    const void* grad;      // of a backward pass: [batch, rows, inner]
+    double* sums;          // [items, sums a item]
 
     // Work is cut into items of at most kItem elements of one sample. The cut never depends on the
     // machine, so neither does any sum over items. kItem is a multiple of every tile.
@@ -39,25 +58,30 @@ struct Plan {
     int64_t elements() const { return rows * inner; }
     int64_t items_per_sample() const { return (elements() + kItem - 1) / kItem; }
     int64_t items() const { return batch * items_per_sample(); }
+    int64_t row(int64_t b) const { return index ? index[b] : b; }
+    int64_t id(int64_t b) const { return ids ? ids[b] : b; }
 };
 
 // A term as a piece of a row sees it. `value` repeats the value of a term of step 0 over a whole vector.
 struct Source {
     const void* at;
     int64_t step;
-    double coef;
+    double coef, to_x0;
     alignas(64) unsigned char value[64];
 };
 
 // One instruction set's kernels, by Type. Each works through items (or rows) [begin, end) in order;
 // `sources` is scratch for one Source a term.
 struct Kernels {
+    static constexpr int kTypes = static_cast<int>(Type::count);
     const char* name;
     using Items = void(const Plan&, Source* sources, int64_t begin, int64_t end);
     using Rows = void(const void* x, int64_t inner, double* sums, int64_t begin, int64_t end);
-    Items* combine[static_cast<int>(Type::count)];   // out = sum of coef * term + sigma * noise
-    Items* dots[static_cast<int>(Type::count)];      // per item: sum of grad * term, of grad * noise
-    Rows* row_sums[static_cast<int>(Type::count)];   // sums of x [rows, inner] over inner
+    Items* combine[kTypes];        // out = sum of coef * term + sigma * noise
+    Items* step[kTypes];           // out = sum of coef * term + coef * x0 + sigma * noise
+    Items* squared_error[kTypes];  // sums = |r|^2, out = 2 scale weight coef_0 r, r as combine's out
+    Items* dots[kTypes];           // per item: sum of grad * term, of grad * noise
+    Rows* row_sums[kTypes];        // sums of x [rows, inner] over inner
     void (*box_muller)(const uint32_t* a, const uint32_t* b, float* first, float* second, int64_t n);
 };
 

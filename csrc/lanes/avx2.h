@@ -77,6 +77,8 @@ struct Avx2 {
         static constexpr int width = 8;
         static MMFAST_HD V splat(float a) { return _mm256_set1_ps(a); }
         static MMFAST_HD V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+        // The second operand is the result where either is NaN: a NaN stays one.
+        static MMFAST_HD V clamp(V a, V low, V high) { return _mm256_min_ps(high, _mm256_max_ps(low, a)); }
         static MMFAST_HD V load(const float* p) { return _mm256_loadu_ps(p); }
         static MMFAST_HD V load(const f16* p) { return _mm256_cvtph_ps(half_bits(p)); }
         static MMFAST_HD V load(const bf16* p) {
@@ -108,6 +110,7 @@ struct Avx2 {
         static constexpr int width = 4;
         static MMFAST_HD V splat(double a) { return _mm256_set1_pd(a); }
         static MMFAST_HD V fma(V a, V b, V c) { return _mm256_fmadd_pd(a, b, c); }
+        static MMFAST_HD V clamp(V a, V low, V high) { return _mm256_min_pd(high, _mm256_max_pd(low, a)); }
         static MMFAST_HD V load(const double* p) { return _mm256_loadu_pd(p); }
         static MMFAST_HD V load(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
         static MMFAST_HD void store(double* p, V v) { _mm256_storeu_pd(p, v); }

@@ -15,6 +15,7 @@ struct Baseline {
         static constexpr int width = 1;
         static MMFAST_HD V splat(float a) { return a; }
         static MMFAST_HD V fma(V a, V b, V c) { return fused(a, b, c); }
+        static MMFAST_HD V clamp(V a, V low, V high) { return a < low ? low : a > high ? high : a; }
         template <class T>
         static MMFAST_HD V load(const T* p) { return widen(*p); }
         template <class T>
@@ -27,6 +28,7 @@ struct Baseline {
         static constexpr int width = 1;
         static MMFAST_HD V splat(double a) { return a; }
         static MMFAST_HD V fma(V a, V b, V c) { return std::fma(a, b, c); }
+        static MMFAST_HD V clamp(V a, V low, V high) { return a < low ? low : a > high ? high : a; }
         template <class T>
         static MMFAST_HD V load(const T* p) { return *p; }
         static MMFAST_HD void store(double* p, V v) { *p = v; }

@@ -61,6 +61,7 @@ struct Neon {
         static constexpr int width = 4;
         static MMFAST_HD V splat(float a) { return vdupq_n_f32(a); }
         static MMFAST_HD V fma(V a, V b, V c) { return vfmaq_f32(c, a, b); }
+        static MMFAST_HD V clamp(V a, V low, V high) { return vminq_f32(high, vmaxq_f32(low, a)); }  // NaN stays
         static MMFAST_HD V load(const float* p) { return vld1q_f32(p); }
         static MMFAST_HD V load(const f16* p) {
             return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits)));
@@ -85,6 +86,7 @@ struct Neon {
         static constexpr int width = 2;
         static MMFAST_HD V splat(double a) { return vdupq_n_f64(a); }
         static MMFAST_HD V fma(V a, V b, V c) { return vfmaq_f64(c, a, b); }
+        static MMFAST_HD V clamp(V a, V low, V high) { return vminq_f64(high, vmaxq_f64(low, a)); }
         static MMFAST_HD V load(const double* p) { return vld1q_f64(p); }
         static MMFAST_HD V load(const float* p) { return vcvt_f64_f32(vld1_f32(p)); }
         static MMFAST_HD void store(double* p, V v) { vst1q_f64(p, v); }

@@ -78,6 +78,10 @@ class Jump:
     def a(self) -> Tensor:
         return self.alpha_bar_t / self.alpha_bar_s
 
+    def of(self, columns: list[int]) -> Jump:
+        """The same jump with the weights of some modalities."""
+        return Jump(self.alpha_bar_t, self.alpha_bar_s, self.W_t[:, columns], self.W_s[:, columns])
+
     @property
     def w(self) -> Tensor:
         return self.W_t / self.a.sqrt()[:, None] - self.W_s
@@ -101,8 +105,8 @@ def marginal(schedule: Schedule, t: Time) -> tuple[Tensor, Tensor, Tensor]:
     Returns the coefficient of z_0 [B], those of the encodings W_t [B, N], and the noise's sigma [B].
     """
     check_time("t", t, 0, schedule.T)
-    row = rows(schedule.marginal[torch.float64], t)
-    return row[:, 0], row[:, 1:-1], row[:, -1]
+    alpha_bar = rows(schedule.alpha_bar, t)
+    return alpha_bar.sqrt(), rows(schedule.W, t), (1 - alpha_bar).sqrt()
 
 
 def posterior_mean_eps(j: Jump) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,6 +132,19 @@ def posterior_mean_x0(j: Jump) -> tuple[Tensor, Tensor, Tensor]:
 def posterior_variance(j: Jump) -> Tensor:
     """The variance of q(z_s | z_t, z_0, X): (1 - a)(1 - abar_s)/(1 - abar_t) [B]; zero for s = 0."""
     return (1 - j.a) * (1 - j.alpha_bar_s) / (1 - j.alpha_bar_t)
+
+
+def reverse_step(j: Jump, eta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A step of DDIM (Song et al., 2021): y_s = c0 z0hat + cy y_t + sigma eps'; eta = 1 is DDPM's ancestral step.
+
+    sigma = eta sqrt(posterior variance), cy = sqrt((1 - abar_s - sigma^2) / (1 - abar_t)), c0 = sqrt(abar_s) - cy
+    sqrt(abar_t). Returns c0, cy and sigma, each [B].
+    """
+    v_t, v_s = 1 - j.alpha_bar_t, 1 - j.alpha_bar_s
+    # 1 - abar_s - sigma^2 with v_t = (1 - a) + a v_s put in: sums of positive numbers only.
+    of_y = (v_s * ((1 - eta**2) * (1 - j.a) + j.a * v_s)).sqrt() / v_t
+    of_z0 = j.alpha_bar_s.sqrt() * (1 - of_y * j.a.sqrt())
+    return of_z0, of_y, eta * posterior_variance(j).sqrt()
 
 
 @dataclass(frozen=True)

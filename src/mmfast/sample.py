@@ -18,7 +18,9 @@ from tqdm import tqdm
 
 from mmfast import ops
 from mmfast.errors import MmfastError, unknown
-from mmfast.model import Model, Prediction
+from mmfast.model import Model
+from mmfast.ops import primitives
+from mmfast.ops.arguments import gather, noise_identity
 from mmfast.process import TARGETS
 from mmfast.streams import SAMPLE
 
@@ -191,45 +193,64 @@ class _Loop:
         return self.model.tell(self.anchor, self.truth, given)
 
     def _plan(self, grid: list[int]) -> None:
-        """The coefficients of every step: rows of the tables that `run` hands to ops.combine."""
+        """The coefficients of every step: rows of the tables that `run` hands to the fused step."""
         model, schedule, settings = self.model, self.model.schedule, self.settings
         abar = schedule.alpha_bar.tolist().__getitem__
         W = schedule.W.cpu()[:, schedule.index(model.names)]
-        of_z0, of_step, sigma, last = [], [], [], None
+        # The network's prediction of the anchor, and those that are not told of a modality: guidance is linear.
+        scales = list(settings.scales.values())
+        predictions = [1 + sum(scale - 1 for scale in scales), *(1 - scale for scale in scales)]
+        none = [0.0] * len(predictions)
+        to_z0, of_step, sigma, last = [], [], [], None
         for t, s in itertools.pairwise(grid):
             of_y, of_prediction = (float(c) for c in TARGETS[model.target].x0(schedule.alpha_bar[t]))
-            of_z0.append([of_y, of_prediction, *(-of_y * W[t]).tolist()])
+            to_z0.append([of_y, *(p * of_prediction for p in predictions), *(-of_y * W[t]).tolist(), 0.0])
             step = settings.step(abar, t, s, last, settings.eta)
-            # z_s = of_z0 z0hat + of_y (z_t - m_t) + m_s + of_last z0hat_last + sigma noise
-            of_step.append([step.of_z0, step.of_y, *(W[s] - step.of_y * W[t]).tolist(), step.of_last])
+            # z_s = of_y (z_t - m_t) + m_s + of_last z0hat_last + of_z0 z0hat + sigma noise
+            weights = (W[s] - step.of_y * W[t]).tolist()
+            of_step.append([step.of_y, *none, *weights, step.of_last, step.of_z0])
             sigma.append(step.sigma)
             last = t
-        like: dict[str, Any] = {"dtype": torch.float64, "device": self.ids.device}
-        self.of_z0, self.of_step, self.sigma = (torch.tensor(x, **like) for x in (of_z0, of_step, sigma))
+        like: dict[str, Any] = {"dtype": torch.float32, "device": self.ids.device}
+        self.to_z0, self.of_step, self.sigma = (torch.tensor(x, **like) for x in (to_z0, of_step, sigma))
         self.W_T = W[grid[0]].to(self.ids.device)
 
-    def _predict(self, z: Tensor, t: int) -> Prediction:
-        """The network's prediction; with guidance, pushed away from the one that is not told of a modality."""
+    def _predict(self, z: Tensor, t: int) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The network's predictions of the anchor, and its heads pushed away from those that are not told."""
         time = torch.full_like(self.ids, t)
         told = self.model(z, time, self.told[""])
-        anchor, heads = told.anchor.float(), {name: x.float() for name, x in told.heads.items()}
-        guided = Prediction(anchor, dict(heads))
+        anchors, heads = [told.anchor.float()], {name: x.float() for name, x in told.heads.items()}
+        guided = dict(heads)
         for name, scale in self.settings.scales.items():
             untold = self.model(z, time, self.told[name])
-            guided.anchor = guided.anchor + (scale - 1) * (anchor - untold.anchor.float())
+            anchors.append(untold.anchor.float())
             for head, x in untold.heads.items():
-                guided.heads[head] = guided.heads[head] + (scale - 1) * (heads[head] - x.float())
-        return guided
+                guided[head] = guided[head] + (scale - 1) * (heads[head] - x.float())
+        return anchors, guided
 
-    def _z0(self, z: Tensor, prediction: Prediction, E: Mapping[str, Tensor], i: int) -> Tensor:
-        """The anchor at step i: the truth where it is given, else read from y_t and the prediction, and clamped."""
+    def _step(
+        self, i: int, z: Tensor, anchors: list[Tensor], E: Mapping[str, Tensor], last: Tensor | None, s: int
+    ) -> tuple[Tensor, Tensor]:
+        """z_s and z0hat of step i, in one pass: the anchor is the truth where it is given, else predicted."""
+        model, seed = self.model, self.settings.seed
+        encodings = [model.in_space(name, x) for name, x in E.items()]
         if self.anchor is not None:
-            return self.anchor
-        shared = list(E.values()) if self.model.space == "shared" else []
-        terms = [self.model.anchor_block(z), prediction.anchor, *shared]
-        z0 = _tensor(ops.combine(terms, self.of_z0[i : i + 1, : len(terms)]))
-        clamp = self.settings.clamp
-        return z0 if clamp is None else z0.clamp(-clamp, clamp)
+            truth = model.anchor_in_space(self.anchor)
+            row = self.of_step[i]
+            coefs = torch.cat((row[:1], row[1 + len(anchors) :]))[None]
+            noise: dict[str, Any] = {"seed": seed, "draw": s, "sample_ids": self.ids, "stream": SAMPLE}
+            terms = [z, *encodings, truth, truth]
+            return _tensor(ops.combine(terms, coefs, self.sigma[i : i + 1], **noise)), self.anchor
+        before = anchors[0] if last is None else last
+        terms = [z, *(model.anchor_in_space(x) for x in anchors), *encodings, model.anchor_in_space(before)]
+        tensors, starts, shape, dtype = gather(terms)
+        clamp = math.inf if self.settings.clamp is None else self.settings.clamp
+        channels = (0, model.shape[0]) if starts[1] >= 0 else (-1, 0)
+        key, ids = noise_identity(seed, s, self.ids, SAMPLE, len(z), z.device)
+        return primitives.step(
+            tensors, starts, self.to_z0, self.of_step, self.sigma, i, -clamp, clamp, *channels, key, ids, SAMPLE,
+            shape, dtype, True,
+        )  # fmt: skip
 
     def run(self, bar: tqdm) -> dict[str, Tensor]:
         model, grid = self.model, self.settings.grid
@@ -240,23 +261,19 @@ class _Loop:
             weights = self.W_T[[model.names.index(name) for name in self.truth]]
             terms = [model.in_space(name, x) for name, x in self.truth.items()]
             z = _tensor(ops.combine([z, *terms], torch.cat((weights.new_ones(1), weights))[None]))
-        last = None
+        last: Tensor | None = None
         for i, (t, s) in enumerate(itertools.pairwise(grid)):
-            prediction = self._predict(z, t)
+            anchors, heads = self._predict(z, t)
             # A given modality keeps its true encoding; the others take what their heads expect.
             E = {
                 name: self.truth[name] if name in self.truth else model.part(name).encode_prediction(x)
-                for name, x in prediction.heads.items()
+                for name, x in heads.items()
             }
-            z0 = self._z0(z, prediction, E, i)
-            before = z0 if last is None else last
-            terms = [model.anchor_in_space(z0), z, *(model.in_space(name, x) for name, x in E.items())]
-            terms.append(model.anchor_in_space(before))
-            z = _tensor(ops.combine(terms, self.of_step[i : i + 1], self.sigma[i : i + 1], draw=s, **noise))
-            last = z0
+            z, last = self._step(i, z, anchors, E, last, s)
             bar.update()
-        generated = {name: model.part(name).decode(x) for name, x in prediction.heads.items()}
-        generated[model.anchor_name] = z0
+        generated = {name: model.part(name).decode(x) for name, x in heads.items()}
+        assert last is not None  # there is at least one step
+        generated[model.anchor_name] = last
         return {name: self.given.get(name, generated[name]) for name in model.parts}
 
 

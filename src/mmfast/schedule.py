@@ -133,7 +133,8 @@ class Schedule(nn.Module):
         self.W: Tensor
         self.register_buffer("alpha_bar", table, persistent=False)
         self.register_buffer("W", W, persistent=False)
-        self._derive()
+        # What the ops derive from the tables, and when: mmfast/ops/coefficients.py.
+        self.derived: dict[Any, Any] = {}
         self._warn_if_far_from_prior()
 
     @classmethod
@@ -192,20 +193,13 @@ class Schedule(nn.Module):
                 stacklevel=_depth_of_caller(),
             )
 
-    def _derive(self) -> None:
-        # One row a step: sqrt(abar_t), W_t^(1..N), sqrt(1 - abar_t), what q_sample multiplies by, for arithmetic in
-        # float64 and in float32. A plain attribute, since a module's buffers are slow to reach.
-        x = self.alpha_bar[:, None]
-        table = torch.cat((x.sqrt(), self.W, (1 - x).sqrt()), 1)
-        self.marginal = {torch.float64: table, torch.float32: table.float()}
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Schedule:
         # A cast (.half(), .to(bfloat16)) must not reach the tables: 1 - abar in half precision is wrong. Only the
         # device that fn moves to is taken from it.
         for name, buffer in self._buffers.items():
             if buffer is not None:
                 self._buffers[name] = buffer.to(fn(buffer.new_empty(0)).device)
-        self._derive()
+        self.derived = {}
         return self
 
     def extra_repr(self) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mmfast import loss, ops
+from mmfast import ops
 from mmfast.build import build_data, build_model, pick_device
 from mmfast.checkpoint import Run, load_into, save_tensors
 from mmfast.config import Config
@@ -35,7 +35,7 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
     What is given to the network is known to it, so it counts in no part; nor does what is missing.
     batch: on the model's device; numbers: int64 [B], the examples' numbers in the run.
     """
-    data, C = batch.filled(), model.shape[0]
+    data = batch.filled()
     anchor = data[model.anchor_name]
     t = timesteps(config.seed, numbers, model.schedule.T)
     flags = given_flags(config.seed, numbers, 1 + len(model.names), config.train.given_probability)
@@ -47,24 +47,26 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
     encodings = model.encode(data)
     z0 = model.anchor_in_space(anchor)
     terms = {name: model.in_space(name, E) for name, E in encodings.items()}
-    z_t, eps = ops.q_sample(
-        z0,
-        terms,
-        t,
-        model.schedule,
-        seed=config.seed,
-        sample_ids=numbers,
-        stream=TRAIN_NOISE,
-        present=present[:, 1:],
-    )
+    # The noise is never written to memory: the loss makes it again from its identity.
+    noise: dict[str, Any] = {"seed": config.seed, "sample_ids": numbers, "stream": TRAIN_NOISE}
+    z_t = ops.q_sample(z0, terms, t, model.schedule, present=present[:, 1:], return_noise=False, **noise)
     with torch.autocast(anchor.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
         prediction = model(z_t, t, model.tell(anchor, encodings, given))
-    target = (anchor, eps[:, :C], t, model.schedule, model.target, config.loss.min_snr_gamma)
-    parts = {model.anchor_name: loss.simple(prediction.anchor, *target)}
-    for name, output in prediction.heads.items():
+    anchor_loss = ops.diffusion_loss(
+        prediction.anchor,
+        anchor,
+        t,
+        model.schedule,
+        target=model.target,
+        min_snr_gamma=config.loss.min_snr_gamma,
+        sample_weight=wanted[:, 0],
+        **noise,
+    )
+    parts = {model.anchor_name: anchor_loss}
+    for k, (name, output) in enumerate(prediction.heads.items(), 1):
         part = model.part(name)
-        parts[name] = part.spec.loss_weight * part.loss(output.float(), data[name])
-    return {name: (wanted[:, k] * value).mean() for k, (name, value) in enumerate(parts.items())}
+        parts[name] = (wanted[:, k] * part.spec.loss_weight * part.loss(output.float(), data[name])).mean()
+    return parts
 
 
 def learning_rate(config: Config, step: int) -> float:

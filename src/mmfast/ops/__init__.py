@@ -6,24 +6,23 @@
 from mmfast.ops import backends, reference
 from mmfast.ops.arguments import Block
 from mmfast.ops.backends import backend
-from mmfast.ops.functional import (
-    combine,
-    multimodal_mean,
-    posterior_mean,
-    posterior_sample,
-    q_sample,
-    randn,
-)
+from mmfast.ops.forward import diffusion_loss, q_sample
+from mmfast.ops.linear import combine, multimodal_mean, randn
+from mmfast.ops.masking import block_mask
+from mmfast.ops.reverse import posterior_mean, posterior_sample, step
 
 __all__ = [
     "Block",
     "backend",
     "backends",
+    "block_mask",
     "combine",
+    "diffusion_loss",
     "multimodal_mean",
     "posterior_mean",
     "posterior_sample",
     "q_sample",
     "randn",
     "reference",
+    "step",
 ]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from mmfast.errors import MmfastError, unknown
+from mmfast.ops.library import watched
+from mmfast.ops.reference import Key
 from mmfast.schedule import Schedule
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -84,7 +86,12 @@ def _alike(terms: Sequence[Term]) -> bool:
     if type(first) is not Tensor or first.dtype not in FLOATS:
         return False
     shape, dtype, device = first.shape, first.dtype, first.device
-    return all(type(x) is Tensor and x.shape == shape and x.dtype == dtype and x.device == device for x in terms)
+    for x in terms:
+        if x is first:
+            continue
+        if type(x) is not Tensor or x.shape != shape or x.dtype != dtype or x.device != device:
+            return False
+    return True
 
 
 def _name(what: str, i: int) -> str:
@@ -142,13 +149,6 @@ def check_batch(name: str, values: object, batch: int) -> None:
         raise MmfastError(f"{name} has {values.shape[0]} entries; it should have {batch}, one a sample")
 
 
-def columns(batch: int, *parts: Tensor) -> Tensor:
-    """Coefficients [B], [1], [B, n] or [1, n], side by side as [B or 1, K]."""
-    parts2 = [part[:, None] if part.dim() == 1 else part for part in parts]
-    most = batch if any(part.shape[0] != 1 for part in parts2) else 1
-    return torch.cat([part.expand(most, -1) for part in parts2], 1)
-
-
 def check_noise(noise: object, shape: list[int]) -> None:
     _check_tensor("noise", noise)
     if isinstance(noise, Tensor) and list(noise.shape) != shape:
@@ -182,8 +182,8 @@ def check_present(present: Tensor, batch: int, modalities: int) -> None:
 
 def noise_identity(
     seed: Seed, draw: int | Tensor, sample_ids: Tensor | None, stream: int, batch: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The noise's identity as the primitive takes it: key = (seed, draw) as int64 [2], and ids int64 [B]."""
+) -> tuple[Key, Tensor | None]:
+    """The noise's identity as the ops take it: key = (seed, draw), and ids int64 [B] or None for 0 .. B - 1."""
     if not isinstance(stream, int) or not 0 <= stream < 1 << 16:
         raise MmfastError(f"stream is {stream!r}; it should be an int in 0 .. 65535")
     if isinstance(draw, Tensor):
@@ -191,20 +191,22 @@ def noise_identity(
             raise MmfastError(f"draw is a {draw.dtype} tensor of {draw.numel()} values; it should be one int64")
     elif not isinstance(draw, (int, torch.SymInt)) or not 0 <= draw < 1 << 32:
         raise MmfastError(f"draw is {draw!r}; it should be an int in 0 .. 2^32 - 1, or an int64 tensor")
-    if sample_ids is None:
-        sample_ids = torch.arange(batch, device=device)
-    elif not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64 or sample_ids.shape != (batch,):
-        kind = list(sample_ids.shape) if isinstance(sample_ids, Tensor) else type(sample_ids).__name__
-        raise MmfastError(f"sample_ids is {kind}; it should be an int64 tensor [{batch}], one a sample")
-    elif sample_ids.device != device:
-        raise MmfastError(f"sample_ids is on {sample_ids.device}; it should be on {device} with the rest")
+    if sample_ids is not None:
+        if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64 or sample_ids.shape != (batch,):
+            kind = list(sample_ids.shape) if isinstance(sample_ids, Tensor) else type(sample_ids).__name__
+            raise MmfastError(f"sample_ids is {kind}; it should be an int64 tensor [{batch}], one a sample")
+        if sample_ids.device != device:
+            raise MmfastError(f"sample_ids is on {sample_ids.device}; it should be on {device} with the rest")
+        sample_ids = sample_ids.contiguous()
     return _key(seed, draw, device), sample_ids
 
 
-def _key(seed: Seed, draw: int | Tensor, device: torch.device) -> Tensor:
+def _key(seed: Seed, draw: int | Tensor, device: torch.device) -> Key:
     if seed is None:
         # The default CPU generator, so that torch.manual_seed repeats it on every device.
         seed = torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64)
+        if not (isinstance(draw, Tensor) or watched()):
+            return int(seed), draw
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise MmfastError(f"seed is a {seed.dtype} tensor of {seed.numel()} values; it should be one int64")
@@ -219,5 +221,4 @@ def _key(seed: Seed, draw: int | Tensor, device: torch.device) -> Tensor:
     if isinstance(draw, Tensor):
         low = draw.reshape(()).to(device)
         return torch.stack((torch.full_like(low, seed), low))
-    # A small copy from pageable memory is staged by the driver: it does not wait for the GPU's work.
-    return torch.tensor((seed, draw), dtype=torch.int64).to(device, non_blocking=True)
+    return (seed, draw)

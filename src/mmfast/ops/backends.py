@@ -23,6 +23,8 @@ PLANNED = {
     "triton": "the Triton kernels are not written yet",
 }
 
+# Read once: a look at the environment costs as much as a small op.
+_FORCED = os.environ.get("MMFAST_BACKEND")
 _override: list[str] = []
 
 
@@ -71,8 +73,9 @@ def forced(name: str, device: str) -> ModuleType:
 
 def choose(device: str) -> ModuleType:
     """The backend for tensors on this kind of device ("cpu", "cuda")."""
-    name = _override[-1] if _override else os.environ.get("MMFAST_BACKEND")
-    return forced(name, device) if name else automatic(device)
+    if _override:
+        return forced(_override[-1], device)
+    return forced(_FORCED, device) if _FORCED else automatic(device)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """The C++ kernels for the CPU (csrc/), behind the signatures of reference.py.
 
-The extension takes addresses, sizes and strides. It reads most broadcasts and channel blocks where they
-lie; for a layout that it cannot read it names the terms, which are then made contiguous here.
+The extension takes tensors. It reads most broadcasts and channel blocks where they lie; for a layout that it
+cannot read it names the terms, which are then made contiguous here.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmfast.errors import BackendError
+from mmfast.ops.reference import Key, Rows, pick
 
 _cpu: Any = None
 _missing = ""
@@ -22,11 +23,12 @@ try:
     _cpu = importlib.import_module("mmfast._cpu")
 except ImportError as error:
     _missing = str(error)
+if _cpu is not None:
+    _cpu.use_exchange_api(getattr(Tensor, "__dlpack_c_exchange_api__", None))
 
 name = "cpu"
 devices = ("cpu",)
 
-_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # plan.h
 _TITLES = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "baseline": "baseline"}
 
 
@@ -58,33 +60,26 @@ if _cpu is not None and os.environ.get("MMFAST_ISA"):
         raise BackendError(f"MMFAST_ISA: {error}; it can be {', '.join(isas())}, or unset") from None
 
 
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
 def _on_terms(
-    function: Callable[..., list[int]],
-    type: int,
-    shape: Sequence[int],
+    function: Callable[..., list[int] | None],
+    before: tuple[Any, ...],
     terms: Sequence[Tensor],
     starts: Sequence[int],
-    *rest: int,
+    *rest: Any,
+    shape: Sequence[int],
 ) -> None:
     """Call the extension, making contiguous the terms that it says it cannot read as they are."""
-    terms = list(terms)
-    for _ in range(2):
-        addresses, strides = [t.data_ptr() for t in terms], [t.stride() for t in terms]
-        misfits = function(type, shape, addresses, [t.shape for t in terms], strides, starts, *rest)
-        if not misfits:
-            return
+    misfits = function(*before, terms, starts, *rest)
+    if misfits:
+        terms = list(terms)
         for k in misfits:
             channels = shape[1:2] if starts[k] < 0 else terms[k].shape[1:2]
             terms[k] = terms[k].expand(shape[0], *channels, *shape[2:]).contiguous()
-    raise AssertionError("contiguous terms always have a layout")
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
+        function(*before, terms, starts, *rest)
 
 
 def combine(
@@ -92,7 +87,8 @@ def combine(
     starts: Sequence[int],
     coefs: Tensor,
     sigma: Tensor | None,
-    key: Tensor | None,
+    rows: Rows,
+    key: Key | None,
     sample_ids: Tensor | None,
     stream: int,
     shape: Sequence[int],
@@ -104,24 +100,91 @@ def combine(
     float32 arithmetic (float64 for float64), one fused multiply-add a term in the order of the terms.
     """
     out = torch.empty(shape, dtype=dtype)
-    noise = torch.empty(shape if return_noise else 0, dtype=dtype)
-    if out.numel() == 0:
-        return out, noise
-    if sigma is None and not return_noise:
-        key = sample_ids = None
-    # Named, so that the memory behind the addresses lives through the call.
-    coefs, sigma, key, sample_ids = (
-        coefs.contiguous(),
-        _contiguous(sigma),
-        _contiguous(key),
-        _contiguous(sample_ids),
-    )
+    noise = torch.empty(shape, dtype=dtype) if return_noise else None
     _on_terms(
-        _cpu.combine, _TYPES[dtype], shape, terms, starts,
-        coefs.data_ptr(), _address(sigma), _address(key), _address(sample_ids), stream,
-        out.data_ptr(), noise.data_ptr() if return_noise else 0, torch.get_num_threads(),
+        _cpu.combine, (out, noise), terms, starts,
+        coefs, sigma, rows, key, sample_ids, stream, torch.get_num_threads(), shape=shape,
     )  # fmt: skip
-    return out, noise
+    return out, torch.empty(0, dtype=dtype) if noise is None else noise
+
+
+def step(
+    terms: Sequence[Tensor],
+    starts: Sequence[int],
+    to_x0: Tensor,
+    coefs: Tensor,
+    sigma: Tensor | None,
+    rows: Rows,
+    low: float,
+    high: float,
+    x0_start: int,
+    x0_channels: int,
+    key: Key | None,
+    sample_ids: Tensor | None,
+    stream: int,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    return_x0: bool,
+) -> tuple[Tensor, Tensor]:
+    """Two combinations around a clamp, in one pass: see reference.py."""
+    out = torch.empty(shape, dtype=dtype)
+    x0 = None
+    if return_x0:
+        x0 = torch.empty(shape if x0_start < 0 else (shape[0], x0_channels, *shape[2:]), dtype=dtype)
+    _on_terms(
+        _cpu.step, (out, x0), terms, starts,
+        to_x0, coefs, sigma, rows, low, high, x0_start, x0_channels, key, sample_ids, stream,
+        torch.get_num_threads(), shape=shape,
+    )  # fmt: skip
+    return out, torch.empty(0, dtype=dtype) if x0 is None else x0
+
+
+def squared_error(
+    terms: Sequence[Tensor],
+    starts: Sequence[int],
+    coefs: Tensor,
+    sigma: Tensor | None,
+    weight: Tensor,
+    rows: Rows,
+    key: Key | None,
+    sample_ids: Tensor | None,
+    stream: int,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    scale: float,
+    return_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """The weighted squared norm of a combination and its gradient, in one pass: see reference.py.
+
+    Squares are summed in float64, in an order that does not depend on the threads.
+    """
+    like = torch.empty(shape, dtype=dtype) if return_grad else terms[0].expand(shape).contiguous()
+    sums = torch.zeros(shape[0], dtype=torch.float64)
+    _on_terms(
+        _cpu.squared_error, (like, like if return_grad else None), terms, starts,
+        coefs, sigma, weight, rows, key, sample_ids, stream, scale, sums, torch.get_num_threads(), shape=shape,
+    )  # fmt: skip
+    weights = scale * pick(weight, rows, shape[0])
+    return weights * sums.to(weights.dtype), like if return_grad else torch.empty(0, dtype=dtype)
+
+
+def block_ranks(
+    key: Key, sample_ids: Tensor | None, stream: int, batch: int, blocks: int, device: torch.device
+) -> Tensor:
+    """The rank of every block of every sample, int64 [batch, blocks]: see reference.py."""
+    ranks = torch.empty(batch, blocks, dtype=torch.int64)
+    _cpu.block_ranks(ranks, key, sample_ids, stream, torch.get_num_threads())
+    return ranks
+
+
+def block_mask(
+    x: Tensor, threshold: Tensor, key: Key, sample_ids: Tensor | None, stream: int, block: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """x with its blocks of a rank below the sample's threshold hidden, and the mask: see reference.py."""
+    x = x.contiguous()
+    out, mask = torch.empty_like(x), x.new_empty(len(x), 1, *x.shape[2:])
+    _cpu.block_mask(out, mask, x, threshold.contiguous(), key, sample_ids, stream, *block, torch.get_num_threads())
+    return out, mask
 
 
 def combine_backward(
@@ -130,7 +193,7 @@ def combine_backward(
     starts: Sequence[int],
     coefs: Tensor,
     sigma: Tensor | None,
-    key: Tensor | None,
+    key: Key | None,
     sample_ids: Tensor | None,
     stream: int,
     needs: Sequence[bool],
@@ -159,24 +222,21 @@ def _dots(
     grad: Tensor,
     terms: Sequence[Tensor],
     starts: Sequence[int],
-    key: Tensor | None,
+    key: Key | None,
     sample_ids: Tensor | None,
     stream: int,
 ) -> Tensor:
     """<grad[b], term_k[b]> for every term and then <grad[b], eps[b]>: float64 [B, K + 1]."""
     sums = torch.zeros(grad.size(0), len(terms) + 1, dtype=torch.float64)
-    if grad.numel() > 0:
-        key, sample_ids = _contiguous(key), _contiguous(sample_ids)
-        _on_terms(
-            _cpu.dots, _TYPES[grad.dtype], list(grad.shape), terms, starts,
-            grad.data_ptr(), _address(key), _address(sample_ids), stream, sums.data_ptr(), torch.get_num_threads(),
-        )  # fmt: skip
+    _on_terms(
+        _cpu.dots, (grad,), terms, starts, key, sample_ids, stream, sums, torch.get_num_threads(), shape=grad.shape
+    )
     return sums
 
 
 def _scale(x: Tensor, coef: Tensor) -> Tensor:
     """coef[b] x[b], zero where the coefficient is."""
-    return combine([x], [-1], coef[:, None], None, None, None, 0, list(x.shape), x.dtype, False)[0]
+    return combine([x], [-1], coef[:, None], None, None, None, None, 0, x.shape, x.dtype, False)[0]
 
 
 def _term_gradient(grad: Tensor, shape: torch.Size, coef: Tensor) -> Tensor:
@@ -192,8 +252,7 @@ def _term_gradient(grad: Tensor, shape: torch.Size, coef: Tensor) -> Tensor:
     rows = grad.permute(kept + summed).contiguous()
     sums = torch.zeros(shape, dtype=torch.float64)
     if sums.numel() > 0 and rows.numel() > 0:
-        count, threads = sums.numel(), torch.get_num_threads()
-        _cpu.row_sums(_TYPES[rows.dtype], rows.data_ptr(), count, rows.numel() // count, sums.data_ptr(), threads)
+        _cpu.row_sums(rows, sums, torch.get_num_threads())
     if 0 in kept:
         coef = coef.double().reshape(-1, *[1] * (len(shape) - 1))
         sums = torch.where(coef == 0, 0.0, coef * sums)

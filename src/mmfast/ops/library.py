@@ -1,78 +1,65 @@
-"""torch.library's view of the primitive: schema, fake, one kernel a device, autograd.
+"""torch.library's view of the ops: a schema, a fake and a kernel each, which forwards to the backend that serves.
 
-The kernels only forward to the backend that backends.py chooses.
+A backend is a module with one function an op, with the op's arguments in its order (reference.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from mmfast.ops import backends, reference
+from mmfast.ops import backends
 
-_library = torch.library.Library("mmfast", "DEF")
-_library.define(
-    "combine(Tensor[] terms, int[] starts, Tensor coefs, Tensor? sigma, Tensor? key, Tensor? sample_ids, "
-    "int stream, SymInt[] shape, ScalarType dtype, bool return_noise) -> (Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_library.define(
-    "combine_backward(Tensor grad, Tensor[] terms, int[] starts, Tensor coefs, Tensor? sigma, Tensor? key, "
-    "Tensor? sample_ids, int stream, bool[] needs) -> Tensor[]",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_combine = torch.ops.mmfast.combine.default
-_combine_backward = torch.ops.mmfast.combine_backward.default
+library = torch.library.Library("mmfast", "DEF")
 
+# Arguments that several ops share.
+_TERMS = "Tensor[] terms, int[] starts"
+_NOISE = "Tensor? key, Tensor? sample_ids, int stream"
+_RESULT = "SymInt[] shape, ScalarType dtype"
 
-def _register(device: str, key: str) -> None:
-    def combine(*args: Any) -> tuple[Tensor, Tensor]:
-        return backends.choose(device).combine(*args)
-
-    def combine_backward(*args: Any) -> list[Tensor]:
-        return backends.choose(device).combine_backward(*args)
-
-    _library.impl("combine", combine, key)
-    _library.impl("combine_backward", combine_backward, key)
+_SCHEMAS = {
+    "combine": f"({_TERMS}, Tensor coefs, Tensor? sigma, Tensor? rows, {_NOISE}, {_RESULT}, bool return_noise)"
+    " -> (Tensor, Tensor)",
+    "combine_backward": f"(Tensor grad, {_TERMS}, Tensor coefs, Tensor? sigma, {_NOISE}, bool[] needs) -> Tensor[]",
+    "step": f"({_TERMS}, Tensor to_x0, Tensor coefs, Tensor? sigma, Tensor? rows, float low, float high, int x0_start, "
+    f"SymInt x0_channels, {_NOISE}, {_RESULT}, bool return_x0) -> (Tensor, Tensor)",
+    "squared_error": f"({_TERMS}, Tensor coefs, Tensor? sigma, Tensor weight, Tensor? rows, {_NOISE}, {_RESULT}, "
+    "float scale, bool return_grad) -> (Tensor, Tensor)",
+    "block_ranks": "(Tensor key, Tensor? sample_ids, int stream, SymInt batch, SymInt blocks, Device device) -> Tensor",
+    "block_mask": "(Tensor x, Tensor threshold, Tensor key, Tensor? sample_ids, int stream, int[] block) -> (Tensor, "
+    "Tensor)",
+}
 
 
-_register("cpu", "CPU")
-_register("cuda", "CUDA")
+def _kernel(name: str, device: str) -> Callable[..., Any]:
+    def kernel(*args: Any) -> Any:
+        return getattr(backends.choose(device), name)(*args)
+
+    return kernel
 
 
-@torch.library.register_fake("mmfast::combine", lib=_library)
-def _(
-    terms: Sequence[Tensor],
-    starts: Sequence[int],
-    coefs: Tensor,
-    sigma: Tensor | None,
-    key: Tensor | None,
-    sample_ids: Tensor | None,
-    stream: int,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    return_noise: bool,
-) -> tuple[Tensor, Tensor]:
+for _name, _schema in _SCHEMAS.items():
+    library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(_name, _kernel(_name, "cpu"), "CPU")
+    library.impl(_name, _kernel(_name, "cuda"), "CUDA")
+
+
+def _fake(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.library.register_fake(f"mmfast::{function.__name__}", function, lib=library)
+
+
+@_fake
+def combine(terms, starts, coefs, sigma, rows, key, sample_ids, stream, shape, dtype, return_noise):  # type: ignore[no-untyped-def]
     out = coefs.new_empty(tuple(shape), dtype=dtype)
     return out, torch.empty_like(out) if return_noise else out.new_empty(0)
 
 
-@torch.library.register_fake("mmfast::combine_backward", lib=_library)
-def _(
-    grad: Tensor,
-    terms: Sequence[Tensor],
-    starts: Sequence[int],
-    coefs: Tensor,
-    sigma: Tensor | None,
-    key: Tensor | None,
-    sample_ids: Tensor | None,
-    stream: int,
-    needs: Sequence[bool],
-) -> list[Tensor]:
+@_fake
+def combine_backward(grad, terms, starts, coefs, sigma, key, sample_ids, stream, needs):  # type: ignore[no-untyped-def]
     *needs_terms, needs_coefs, needs_sigma = needs
     result = [x.new_empty(x.shape) for x, needed in zip(terms, needs_terms, strict=True) if needed]
     if needs_coefs:
@@ -82,94 +69,81 @@ def _(
     return result
 
 
-class _Combine(torch.autograd.Function):
-    """`combine` with gradients for the terms, coefs and sigma; the noise has no inputs to pass one to."""
-
-    @staticmethod
-    def forward(ctx, starts, key, sample_ids, stream, shape, dtype, return_noise, coefs, sigma, *terms):  # type: ignore[no-untyped-def]
-        with torch._C._AutoDispatchBelowAutograd():
-            out, eps = _combine(terms, starts, coefs, sigma, key, sample_ids, stream, shape, dtype, return_noise)
-        ctx.options = (starts, stream, [x.shape for x in terms], [x.dtype for x in terms])
-        # Only the gradient of the coefficients reads the terms: without it they need not be kept alive.
-        kept = terms if ctx.needs_input_grad[7] else ()
-        ctx.save_for_backward(coefs, sigma, key, sample_ids, *kept)
-        ctx.mark_non_differentiable(eps)
-        return out, eps
-
-    @staticmethod
-    def backward(ctx, grad, _grad_eps):  # type: ignore[no-untyped-def]
-        starts, stream, shapes, dtypes = ctx.options
-        coefs, sigma, key, sample_ids, *terms = ctx.saved_tensors
-        if not terms:
-            terms = [grad.new_empty((), dtype=d).expand(s) for s, d in zip(shapes, dtypes, strict=True)]
-        needs_coefs, needs_sigma, *needs_terms = ctx.needs_input_grad[7:]
-        needs = [*needs_terms, needs_coefs, needs_sigma]
-        # Under create_graph the gradient is itself differentiated: the reference's torch ops can be.
-        backward = reference.combine_backward if torch.is_grad_enabled() else _combine_backward
-        found = iter(backward(grad, terms, starts, coefs, sigma, key, sample_ids, stream, needs))
-        of_terms = [next(found) if needed else None for needed in needs_terms]
-        of_coefs = next(found) if needs_coefs else None
-        of_sigma = next(found) if needs_sigma else None
-        return (None,) * 7 + (of_coefs, of_sigma, *of_terms)
+@_fake
+def step(  # type: ignore[no-untyped-def]
+    terms, starts, to_x0, coefs, sigma, rows, low, high, x0_start, x0_channels, key, sample_ids, stream, shape, dtype,
+    return_x0,
+):  # fmt: skip
+    of_x0 = shape if x0_start < 0 else (shape[0], x0_channels, *shape[2:])
+    return coefs.new_empty(tuple(shape), dtype=dtype), coefs.new_empty(tuple(of_x0) if return_x0 else 0, dtype=dtype)
 
 
-def _autograd(
-    terms: Sequence[Tensor],
-    starts: Sequence[int],
-    coefs: Tensor,
-    sigma: Tensor | None,
-    key: Tensor | None,
-    sample_ids: Tensor | None,
-    stream: int,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    return_noise: bool,
-) -> tuple[Tensor, Tensor]:
-    if torch.is_grad_enabled() and (
-        coefs.requires_grad or (sigma is not None and sigma.requires_grad) or any(term.requires_grad for term in terms)
-    ):
-        return _Combine.apply(starts, key, sample_ids, stream, shape, dtype, return_noise, coefs, sigma, *terms)
-    with torch._C._AutoDispatchBelowAutograd():
-        return _combine(terms, starts, coefs, sigma, key, sample_ids, stream, shape, dtype, return_noise)
+@_fake
+def squared_error(  # type: ignore[no-untyped-def]
+    terms, starts, coefs, sigma, weight, rows, key, sample_ids, stream, shape, dtype, scale, return_grad
+):
+    return coefs.new_empty(shape[0]), coefs.new_empty(tuple(shape) if return_grad else 0, dtype=dtype)
 
 
-_library.impl("combine", _autograd, "Autograd")
+@_fake
+def block_ranks(key, sample_ids, stream, batch, blocks, device):  # type: ignore[no-untyped-def]
+    return torch.empty(batch, blocks, dtype=torch.int64, device=device)
 
 
-def combine(
-    terms: Sequence[Tensor],
-    starts: Sequence[int],
-    coefs: Tensor,
-    sigma: Tensor | None,
-    *rest: Any,
-) -> tuple[Tensor, Tensor]:
-    """The registered primitive, `torch.ops.mmfast.combine`; arguments and result: reference.combine.
+@_fake
+def block_mask(x, threshold, key, sample_ids, stream, block):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape), x.new_empty(x.shape[0], 1, *x.shape[2:])
 
-    Plain tensors that need no gradient go straight to the backend: the dispatcher would only find the way there, and
-    on a small or a cold call that costs more than the arithmetic.
+
+def call(name: str, device: torch.device, *args: Any) -> Any:
+    """The op by its shortest way: straight to the backend, unless a compiler, tracer or dispatch mode has to see it.
+
+    The dispatcher would only find the same way, and on a small or a cold call that costs more than the arithmetic.
     """
-    if _transformed():
-        return reference.combine(terms, starts, coefs, sigma, *rest)
-    if _nobody_watches() and _plain(coefs) and (sigma is None or _plain(sigma)) and all(map(_plain, terms)):
-        return backends.choose(coefs.device.type).combine(terms, starts, coefs, sigma, *rest)
-    return _combine(terms, starts, coefs, sigma, *rest)
+    if watched():
+        return getattr(torch.ops.mmfast, name).default(*args)
+    return getattr(backends.choose(device.type), name)(*args)
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether torch.func or forward-mode differentiation is at work: both go through the reference's torch ops."""
     if torch.compiler.is_compiling():  # the compiler cannot look at either, and traces the op itself
         return False
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
-def _nobody_watches() -> bool:
-    """Whether no compiler, tracer or dispatch mode has to see the op."""
-    return not (
+def watched() -> bool:
+    """Whether a compiler, tracer or dispatch mode has to see the ops."""
+    return (
         torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
     )
 
 
-def _plain(x: Tensor) -> bool:
-    return type(x) is Tensor and not (x.requires_grad and torch.is_grad_enabled())
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether any of the tensors is to be differentiated."""
+    if not torch.is_grad_enabled():
+        return False
+    for x in tensors:  # a loop: any() over a generator takes a microsecond more
+        if x is not None and x.requires_grad:
+            return True
+    return False
+
+
+def ordinary(*tensors: Tensor | None) -> bool:
+    """Whether the tensors are torch's own, and not of a subclass with a mind of its own."""
+    for x in tensors:
+        if type(x) is not Tensor and x is not None and type(x) is not torch.nn.Parameter:
+            return False
+    return True
+
+
+def as_tensors(rows: Any, key: Any, device: torch.device, tables: Sequence[Tensor | None]) -> Any:
+    """Rows and key as the dispatcher takes them, tensors or None; returns (rows, key, *tables) with the row picked."""
+    if isinstance(rows, int):
+        tables, rows = [x if x is None else x[rows : rows + 1] for x in tables], None
+    if isinstance(key, tuple):  # under a compiler an int may be symbolic
+        # A small copy from pageable memory is staged by the driver: it does not wait for the GPU's work.
+        key = torch.tensor(key, dtype=torch.int64).to(device, non_blocking=True)
+    return rows, key, *tables

@@ -18,6 +18,11 @@ MASK32 = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 
+# (seed, draw): int64 [2], or two ints that fit int64, which need no tensor to be made.
+Key = Tensor | tuple[int, int]
+# Which row of a table serves each sample: int64 [B]; the one row for all; None for the table's own order.
+Rows = Tensor | int | None
+
 
 def unavailable() -> str | None:
     """One line on why this backend cannot run here, or None when it can."""
@@ -49,13 +54,18 @@ def philox4x32(counter: Tensor, key: Tensor, rounds: int = 10) -> Tensor:
     return torch.stack(torch.broadcast_tensors(c0, c1, c2, c3), -1)
 
 
-def random_words(key: Tensor, sample_ids: Tensor, stream: int, blocks: int) -> Tensor:
+def identities(sample_ids: Tensor | None, shape: Sequence[int], device: torch.device) -> Tensor:
+    """The samples' ids: int64 [B], 0 .. B - 1 where none are given."""
+    return torch.arange(shape[0], device=device) if sample_ids is None else sample_ids
+
+
+def random_words(key: Key, sample_ids: Tensor, stream: int, blocks: int) -> Tensor:
     """The 32-bit words of each sample: int64 [B, blocks, 4].
 
-    key: int64 [2] = (seed, draw); sample_ids: int64 [B]. Philox's key is the 64-bit seed; its counter is
+    key: (seed, draw), int64 [2] or two ints; sample_ids: int64 [B]. Philox's key is the 64-bit seed; its counter is
     (block, draw, id bits 0-31, id bits 32-47 with the stream in the top 16).
     """
-    seed, draw = key.unbind(-1)
+    seed, draw = torch.as_tensor(key, device=sample_ids.device).unbind(-1)
     ids = sample_ids[:, None]
     block = torch.arange(blocks, device=ids.device)[None, :]
     high = ((ids >> 32) & 0xFFFF) | (stream << 16)
@@ -76,7 +86,7 @@ def box_muller(words: Tensor) -> Tensor:
     return torch.stack((radius * torch.cos(theta), radius * torch.sin(theta)), -1).float().flatten(-2)
 
 
-def noise(key: Tensor, sample_ids: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
+def noise(key: Key, sample_ids: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
     """eps of every sample, float32 of `shape` = [B, ...], a pure function of each sample's identity."""
     elements = math.prod(shape[1:])
     words = random_words(key, sample_ids, stream, -(-elements // 4))
@@ -107,12 +117,20 @@ def in_space(term: Tensor, start: int, shape: Sequence[int]) -> Tensor:
     return torch.nn.functional.pad(covered, [0, 0] * (len(shape) - 2) + [start, after])
 
 
+def pick(table: Tensor, rows: Rows, batch: int) -> Tensor:
+    """The row of each sample: table[rows], or table itself, its one row serving every sample: [batch, ...]."""
+    if isinstance(rows, int):
+        table, rows = table[rows : rows + 1], None
+    return table.expand(batch, *table.shape[1:]) if rows is None else table.index_select(0, rows)
+
+
 def combine(
     terms: Sequence[Tensor],
     starts: Sequence[int],
     coefs: Tensor,
     sigma: Tensor | None,
-    key: Tensor | None,
+    rows: Rows,
+    key: Key | None,
     sample_ids: Tensor | None,
     stream: int,
     shape: Sequence[int],
@@ -122,20 +140,135 @@ def combine(
     """The primitive: out[b] = sum_k coefs[b, k] term_k[b] + sigma[b] eps[b], and eps itself if wanted.
 
     terms: K tensors of `dtype` that broadcast to shape = [B, ...], or, where starts[k] >= 0, cover the
-    channels from starts[k] on and nothing else; coefs: [B, K]; sigma: [B] or None for no noise; key: int64
-    (seed, draw); sample_ids: int64 [B]. A term with a coefficient of zero counts as missing for that
-    sample, whatever it holds. Returns out of `shape` and eps of `shape` (of size 0 if not wanted).
+    channels from starts[k] on and nothing else; coefs: [R, K] and sigma: [R] (None for no noise), tables of which
+    sample b uses row rows[b] (row `rows`, if an int); with rows None, R is B, or 1: one row for every sample. key:
+    (seed, draw), as int64 [2] or as two ints, None for no noise; sample_ids: int64 [B], None for 0 .. B - 1. A term
+    with a coefficient of zero counts as missing for that sample, whatever it holds. Returns out of `shape` and eps
+    of `shape` (of size 0 if not wanted).
     """
+    out, eps = _combined(terms, starts, coefs, sigma, rows, key, sample_ids, stream, shape, return_noise)
+    return out.to(dtype), eps.to(dtype)
+
+
+def _combined(
+    terms: Sequence[Tensor],
+    starts: Sequence[int],
+    coefs: Tensor,
+    sigma: Tensor | None,
+    rows: Rows,
+    key: Key | None,
+    sample_ids: Tensor | None,
+    stream: int,
+    shape: Sequence[int],
+    return_noise: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`combine` in the arithmetic of the coefficients, not yet rounded to the terms' type."""
+    coefs = pick(coefs, rows, shape[0])
     out = coefs.new_zeros(tuple(shape))
     for k, (term, start) in enumerate(zip(terms, starts, strict=True)):
         coef = per_sample(coefs[:, k], len(shape))
         out = out + torch.where(coef == 0, 0.0, coef * in_space(term, start, shape).to(coefs.dtype))
     eps = out.new_empty(0)
-    if key is not None and sample_ids is not None and (sigma is not None or return_noise):
-        eps = noise(key, sample_ids, stream, shape).to(coefs.dtype)
+    if key is not None and (sigma is not None or return_noise):
+        eps = noise(key, identities(sample_ids, shape, coefs.device), stream, shape).to(coefs.dtype)
         if sigma is not None:
-            out = out + per_sample(sigma, len(shape)) * eps
-    return out.to(dtype), eps.to(dtype) if return_noise else out.new_empty(0, dtype=dtype)
+            out = out + per_sample(pick(sigma, rows, shape[0]), len(shape)) * eps
+    return out, eps if return_noise else out.new_empty(0)
+
+
+def step(
+    terms: Sequence[Tensor],
+    starts: Sequence[int],
+    to_x0: Tensor,
+    coefs: Tensor,
+    sigma: Tensor | None,
+    rows: Rows,
+    low: float,
+    high: float,
+    x0_start: int,
+    x0_channels: int,
+    key: Key | None,
+    sample_ids: Tensor | None,
+    stream: int,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    return_x0: bool,
+) -> tuple[Tensor, Tensor]:
+    """The sampler's step, two linear combinations around a clamp:
+
+    x0[b] = clamp(sum_k to_x0[b, k] term_k[b], low, high), in its channels (x0_channels of them from x0_start on; all
+    where x0_start is -1), and out[b] = sum_k coefs[b, k] term_k[b] + coefs[b, K] x0[b] + sigma[b] eps[b].
+
+    to_x0: [R, K], coefs: [R, K + 1], sigma: [R] or None; the rest as for `combine`. A coefficient of zero keeps its
+    term out of its own sum alone. Nothing is rounded between the two. Returns out of `shape` and x0 of its channels
+    (of size 0 if not wanted).
+    """
+    x0 = _combined(terms, starts, to_x0, None, rows, None, None, stream, shape)[0].clamp(low, high)
+    if x0_start >= 0:
+        x0 = x0.narrow(1, x0_start, x0_channels)
+    every, at = [*terms, x0], [*starts, x0_start]
+    out, _ = _combined(every, at, coefs, sigma, rows, key, sample_ids, stream, shape)
+    return out.to(dtype), x0.to(dtype) if return_x0 else out.new_empty(0, dtype=dtype)
+
+
+def squared_error(
+    terms: Sequence[Tensor],
+    starts: Sequence[int],
+    coefs: Tensor,
+    sigma: Tensor | None,
+    weight: Tensor,
+    rows: Rows,
+    key: Key | None,
+    sample_ids: Tensor | None,
+    stream: int,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    scale: float,
+    return_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """The weighted squared norm of a combination, and its gradient for term 0, together.
+
+    r[b] = sum_k coefs[b, k] term_k[b] + sigma[b] eps[b]; loss[b] = scale weight[b] |r[b]|^2;
+    grad[b] = d loss[b] / d term_0[b] = 2 scale weight[b] coefs[b, 0] r[b].
+
+    weight: [R]; the rest as for `combine`. Term 0 has the whole `shape`. Returns loss [B] in the type of the
+    coefficients (a sum taken in float64) and grad of `shape` and `dtype` (of size 0 if not wanted).
+    """
+    r, _ = _combined(terms, starts, coefs, sigma, rows, key, sample_ids, stream, shape)
+    weight = scale * pick(weight, rows, shape[0])
+    loss = weight * sum_samples(r.double().square()).to(r.dtype)
+    if not return_grad:
+        return loss, r.new_empty(0, dtype=dtype)
+    first = 2 * weight * pick(coefs, rows, shape[0])[:, 0]
+    return loss, (per_sample(first, len(shape)) * r).to(dtype)
+
+
+def block_ranks(
+    key: Key, sample_ids: Tensor | None, stream: int, batch: int, blocks: int, device: torch.device
+) -> Tensor:
+    """The rank of every block of every sample: int64 [batch, blocks], word_j * 2^31 + j with word_j the generator's.
+
+    word_j is word j % 4 of Philox block j // 4 of the sample. All ranks of a sample differ.
+    """
+    ids = identities(sample_ids, (batch,), device)
+    words = random_words(key, ids, stream, -(-blocks // 4)).flatten(1)[:, :blocks]
+    return (words << 31) + torch.arange(blocks, device=device)
+
+
+def block_mask(
+    x: Tensor, threshold: Tensor, key: Key, sample_ids: Tensor | None, stream: int, block: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """x with some of its blocks hidden: 0 where the block's rank is below the sample's threshold.
+
+    x: [B, C, H, W]; threshold: int64 [B]; block: (height, width), numbered row by row, those at the lower and right
+    edge cut. Returns x * mask (0 where hidden, whatever x holds) and mask [B, 1, H, W] in x's type: 1 where visible.
+    """
+    B, _, H, W = x.shape
+    down, across = -(-H // block[0]), -(-W // block[1])
+    ranks = block_ranks(key, sample_ids, stream, B, down * across, x.device).reshape(B, 1, down, across)
+    visible = ranks >= threshold.reshape(B, 1, 1, 1)
+    visible = visible.repeat_interleave(block[0], 2)[:, :, :H].repeat_interleave(block[1], 3)[..., :W]
+    return torch.where(visible, x, torch.zeros_like(x)), visible.to(x.dtype)
 
 
 def combine_backward(
@@ -144,15 +277,16 @@ def combine_backward(
     starts: Sequence[int],
     coefs: Tensor,
     sigma: Tensor | None,
-    key: Tensor | None,
+    key: Key | None,
     sample_ids: Tensor | None,
     stream: int,
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of `combine` for the terms, coefs and sigma that `needs` (K + 2 flags) asks for, in order.
 
-    d/d term_k = coefs[b, k] grad, summed over what the term was broadcast along; d/d coefs[b, k] =
-    <grad[b], term_k[b]>; d/d sigma[b] = <grad[b], eps[b]> with eps made again from its identity.
+    coefs: [B, K] and sigma: [B], each sample's own row. d/d term_k = coefs[b, k] grad, summed over what the term was
+    broadcast along; d/d coefs[b, k] = <grad[b], term_k[b]>; d/d sigma[b] = <grad[b], eps[b]> with eps made again from
+    its identity.
     """
     g = grad.contiguous().to(coefs.dtype)
     *needs_terms, needs_coefs, needs_sigma = needs
@@ -165,7 +299,7 @@ def combine_backward(
     if needs_coefs:
         inner = [sum_samples(g * in_space(x, s, g.shape)) for x, s in zip(terms, starts, strict=True)]
         result.append(torch.stack(inner, 1) if inner else torch.zeros_like(coefs))
-    if needs_sigma and sigma is not None and key is not None and sample_ids is not None:
-        eps = noise(key, sample_ids, stream, g.shape).to(g.dtype)
+    if needs_sigma and sigma is not None and key is not None:
+        eps = noise(key, identities(sample_ids, g.shape, g.device), stream, g.shape).to(g.dtype)
         result.append(sum_samples(g * eps))
     return result

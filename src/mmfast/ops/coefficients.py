@@ -1,0 +1,218 @@
+"""The coefficients of every op, from its formula (mmfast.process) and a schedule.
+
+A formula turns a jump t -> s into the columns of an op's tables. Where s is the step before t, the tables of all
+steps are derived once, in float64, and kept with the schedule: a call then only says which row each sample has.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mmfast import process
+from mmfast.errors import MmfastError
+from mmfast.ops.reference import Rows, pick
+from mmfast.process import TARGETS, Jump, Time, posterior_mean_eps, reverse_step
+from mmfast.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """An op's tables, each [R] or [R, K] (reference.combine)."""
+
+    coefs: Tensor
+    sigma: Tensor | None = None
+    to_x0: Tensor | None = None
+    weight: Tensor | None = None
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Coefficients:
+        """f of every table."""
+        tables = (self.coefs, self.sigma, self.to_x0, self.weight)
+        return Coefficients(*[None if x is None else f(x) for x in tables])  # type: ignore[arg-type]
+
+    def own(self, rows: Rows, batch: int) -> Coefficients:
+        """With a row of its own for each sample: [batch] or [batch, K]."""
+        return self.map(lambda x: pick(x, rows, batch))
+
+    def only_present(self, present: Tensor, first: int) -> Coefficients:
+        """With the columns from `first` on, one a modality, cleared where `present` [B or 1, N] is."""
+        last = first + present.shape[1]
+
+        def clear(table: Tensor) -> Tensor:
+            if table.dim() == 1:
+                return table
+            return torch.cat((table[:, :first], table[:, first:last] * present.to(table.dtype), table[:, last:]), 1)
+
+        return self.map(clear)
+
+
+class Formula(Protocol):
+    """From a jump, with the weights of the N modalities that an op is given, to its coefficients in float64."""
+
+    first: int  # the lowest t that it holds for
+
+    def __call__(self, j: Jump) -> Coefficients: ...
+
+
+def columns(*parts: Tensor) -> Tensor:
+    """[R] and [R, n] side by side: [R, K]."""
+    return torch.cat([x[:, None] if x.dim() == 1 else x for x in parts], 1)
+
+
+@functools.cache  # one object for the same arguments: they are looked up by identity
+@dataclass(eq=False)
+class Marginal:
+    """z_t = sqrt(abar_t) z_0 + sum_i W_t^(i) E_i + sqrt(1 - abar_t) eps; eps made inside, or the last term."""
+
+    noise_given: bool
+    first = 0
+
+    def __call__(self, j: Jump) -> Coefficients:
+        of_z0, of_eps = j.alpha_bar_t.sqrt(), (1 - j.alpha_bar_t).sqrt()
+        if self.noise_given:
+            return Coefficients(columns(of_z0, j.W_t, of_eps))
+        return Coefficients(columns(of_z0, j.W_t), of_eps)
+
+
+@functools.cache  # one object for the same arguments: they are looked up by identity
+@dataclass(eq=False)
+class PosteriorMean:
+    """The posterior's mean from z_t, eps and the encodings; for a sample, with its noise."""
+
+    noisy: bool
+    first = 1
+
+    def __call__(self, j: Jump) -> Coefficients:
+        sigma = process.posterior_variance(j).sqrt() if self.noisy else None
+        return Coefficients(columns(*posterior_mean_eps(j)), sigma)
+
+
+@functools.cache  # one object for the same arguments: they are looked up by identity
+@dataclass(eq=False)
+class Step:
+    """The step from z_t and the prediction through z0hat, with guidance where there are two predictions.
+
+    prediction = unconditional + guidance_scale (conditional - unconditional); z0hat = cy' y_t + cp prediction, y_t =
+    z_t - m_t; z_s = c0 z0hat + cy y_t + m_s + sigma eps'. Terms: z_t, the predictions, the encodings.
+    """
+
+    target: str
+    eta: float
+    guidance_scale: float | None = None
+    first = 1
+
+    def __call__(self, j: Jump) -> Coefficients:
+        of_z0, of_y, sigma = reverse_step(j, self.eta)
+        y_to_x0, prediction_to_x0 = TARGETS[self.target].x0(j.alpha_bar_t)
+        scale = self.guidance_scale
+        predictions = [1.0] if scale is None else [scale, 1 - scale]
+        none = torch.zeros_like(of_y)
+        return Coefficients(
+            columns(of_y, *[none] * len(predictions), j.W_s - of_y[:, None] * j.W_t, of_z0),
+            sigma if self.eta else None,
+            columns(y_to_x0, *[p * prediction_to_x0 for p in predictions], -y_to_x0[:, None] * j.W_t),
+        )
+
+
+@functools.cache  # one object for the same arguments: they are looked up by identity
+@dataclass(eq=False)
+class Error:
+    """prediction - target, target = ca z_0 + cb eps; eps made inside, or the last term. And the step's weight."""
+
+    target: str
+    min_snr_gamma: float | None
+    noise_given: bool
+    first = 0
+
+    def __call__(self, j: Jump) -> Coefficients:
+        kind, x = TARGETS[self.target], j.alpha_bar_t
+        of_z0, of_eps = kind.target(x)
+        gamma = self.min_snr_gamma
+        weight = torch.ones_like(x) if gamma is None else kind.min_snr(x / (1 - x), gamma)
+        one = torch.ones_like(x)
+        if self.noise_given:
+            return Coefficients(columns(one, -of_z0, -of_eps), weight=weight)
+        return Coefficients(columns(one, -of_z0), -of_eps, weight=weight)
+
+
+def find(
+    formula: Formula,
+    sched: Schedule,
+    names: tuple[str, ...],
+    t: Time,
+    s: Time | None,
+    dtype: torch.dtype,
+    batch: int,
+) -> tuple[Coefficients, Rows]:
+    """The coefficients for t and s (None: the step before t) of an op on these modalities, in `dtype`, and which row
+    of them each sample has.
+
+    Raises MmfastError for times outside the schedule; but a tensor given without s is looked at by the kernel, which
+    raises ValueError (or IndexError: the reference), whereupon the op calls process.check_time.
+    """
+    process.check_kind("t", t, formula.first, sched.T)
+    if torch.compiler.is_compiling() or isinstance(s, Tensor) or (s is not None and isinstance(t, Tensor)):
+        return formula(_jump(formula, sched, names, t, s)).map(lambda x: x.to(dtype)), None
+    if s is not None:  # both are ints
+        key: tuple[Any, ...] = (formula, names, dtype, t, s)
+        return sched.derived.get(key) or _keep(sched, key, _jump(formula, sched, names, t, s)), None
+    key = (formula, names, dtype)
+    return sched.derived.get(key) or _keep(sched, key, _all_jumps(formula, sched, names)), _rows(t, sched, batch)
+
+
+def _rows(t: Time, sched: Schedule, batch: int) -> Rows:
+    """The row of the tables that each sample has."""
+    if not isinstance(t, Tensor):
+        return t
+    if t.device != sched.alpha_bar.device:
+        raise MmfastError(f"t is on {t.device}; it should be on {sched.alpha_bar.device} with the schedule")
+    if t.dtype == torch.int64 and t.dim() == 1 and t.is_contiguous():
+        return t
+    return t.long().expand(batch).contiguous()
+
+
+# Single jumps are kept too, for loops over a grid of times; more than a few thousand are not one loop's.
+_MOST = 4096
+
+
+def _keep(sched: Schedule, key: tuple[Any, ...], jumps: Jump) -> Coefficients:
+    formula, _, dtype = key[:3]
+    if len(sched.derived) >= _MOST:
+        sched.derived.clear()
+    sched.derived[key] = formula(jumps).map(lambda x: x.to(dtype))
+    return sched.derived[key]
+
+
+def _jump(formula: Formula, sched: Schedule, names: tuple[str, ...], t: Time, s: Time | None) -> Jump:
+    if formula.first == 0:  # q(z_t | z_0) and the loss: s plays no part
+        alpha_bar, W = process.rows(sched.alpha_bar, t), process.rows(sched.W, t)
+        j = Jump(alpha_bar, alpha_bar, W, W)
+    else:
+        j = process.jump(sched, t, s)
+    return j if names == sched.names else j.of(sched.index(names))
+
+
+def _all_jumps(formula: Formula, sched: Schedule, names: tuple[str, ...]) -> Jump:
+    """The jumps t -> t - 1 for t = 0 .. T; the row of t = 0 is NaN where the formula has none."""
+    x, W = sched.alpha_bar, sched.W[:, sched.index(names)]
+    if formula.first == 0:
+        return Jump(x, x, W, W)
+    nan = torch.full_like(x[:1], torch.nan)
+    return Jump(torch.cat((nan, x[1:])), torch.cat((nan, x[:-1])), W, torch.cat((W[:1], W[:-1])))
+
+
+def range_of(clamp: float | tuple[float, float] | None) -> tuple[float, float]:
+    """The bounds that `clamp` names: a number c means -c .. c, None no bounds. Raises MmfastError."""
+    if clamp is None:
+        return -torch.inf, torch.inf
+    pair = tuple(clamp) if isinstance(clamp, (tuple, list)) else (clamp,)
+    numbers = len(pair) <= 2 and all(isinstance(x, (int, float)) for x in pair)
+    low, high = (-pair[0], pair[0]) if numbers and len(pair) == 1 else pair if numbers else (0.0, 0.0)
+    if not low < high:
+        raise MmfastError(f"clamp is {clamp!r}; it should be a positive number or a pair (low, high)")
+    return low, high

@@ -1,0 +1,80 @@
+"""The mask of the masked-image task: random blocks of an image hidden, in one pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmfast.errors import MmfastError
+from mmfast.ops import primitives
+from mmfast.ops.arguments import FLOATS, Seed, check_batch, noise_identity
+from mmfast.streams import MASK
+
+# Above every rank (word * 2^31 + block): hides all.
+_ALL = (1 << 63) - 1
+
+
+def block_mask(
+    x: Tensor,
+    ratio: float | Tensor,
+    block_size: int | tuple[int, int],
+    *,
+    exact: bool = True,
+    seed: Seed = None,
+    sample_ids: Tensor | None = None,
+    stream: int = MASK,
+    draw: int | Tensor = 0,
+) -> tuple[Tensor, Tensor]:
+    """Hide a share of the blocks of each image: returns x * mask and the mask, 1 where visible.
+
+    Which blocks is a pure function of (seed, stream, sample id, draw), by the counter-based generator: the same for an
+    example in any batch, on any backend.
+
+    Args:
+        x: [B, C, H, W].
+        ratio: the share of blocks to hide, in 0 .. 1; a number, or [B] for one a sample.
+        block_size: the blocks' side, or (height, width); blocks at the lower and right edge may be cut.
+        exact: hide exactly round(ratio * blocks) of them; otherwise each on its own with probability `ratio`.
+        seed, sample_ids, stream, draw: as for `randn`. The stream of its own keeps the mask independent of the noise.
+
+    Returns x * mask [B, C, H, W] (zero where hidden, whatever x holds) and mask [B, 1, H, W], in x's type.
+    Raises MmfastError naming the argument at fault.
+    """
+    if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype not in FLOATS:
+        kind = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise MmfastError(f"x is {kind}; it should be a floating tensor [B, C, H, W]")
+    height, width = _block(block_size)
+    B, _, H, W = x.shape
+    blocks = -(-H // height) * -(-W // width)
+    shares = _ratio(ratio, B, x.device)
+    key, ids = noise_identity(seed, draw, sample_ids, stream, B, x.device)
+    if exact:
+        ranks = primitives.block_ranks(key, ids, stream, B, blocks, x.device)
+        # The hidden ones are those of the lowest ranks; the threshold is the rank of the first visible one.
+        count = torch.round(shares * blocks).long().expand(B, 1)
+        everything = ranks.new_full((B, 1), _ALL)
+        threshold = torch.cat((ranks.sort(1).values, everything), 1).gather(1, count)[:, 0]
+    else:
+        words = torch.round(shares * 2.0**32).long().expand(B, 1)[:, 0]
+        threshold = torch.where(words >= 1 << 32, _ALL, words.clamp(max=(1 << 32) - 1) << 31)
+    return primitives.block_mask(x, threshold, key, ids, stream, [height, width])
+
+
+def _block(block_size: int | tuple[int, int]) -> tuple[int, int]:
+    pair = (block_size, block_size) if isinstance(block_size, int) else tuple(block_size)
+    if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+        raise MmfastError(f"block_size is {block_size!r}; it should be a positive int or a pair (height, width)")
+    return pair[0], pair[1]
+
+
+def _ratio(ratio: float | Tensor, batch: int, device: torch.device) -> Tensor:
+    """The ratios as float64 [B, 1] or [1, 1], in 0 .. 1."""
+    if isinstance(ratio, Tensor):
+        check_batch("ratio", ratio, batch)
+        if ratio.dim() > 1 or not ratio.is_floating_point():
+            raise MmfastError(f"ratio is {ratio.dtype} {list(ratio.shape)}; it should be a number or floats [B]")
+        # Not looked at, which would wait for a GPU: held in its range instead.
+        return ratio.to(device, torch.float64).clamp(0, 1).reshape(-1, 1)
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
+        raise MmfastError(f"ratio is {ratio!r}; it should lie in 0 .. 1")
+    return torch.full((1, 1), float(ratio), dtype=torch.float64, device=device)
