@@ -34,19 +34,58 @@ class Times:
     p80: float
 
 
-def alternate(providers: Mapping[str, Callable[[], object]], seconds: float, least: int = 7) -> dict[str, Times]:
-    """Time the providers in turn, round after round, for about `seconds` and at least `least` rounds."""
-    for call in providers.values():
-        for _ in range(3):
-            call()
+def alternate(
+    providers: Mapping[str, Callable[[], object]], seconds: float, device: str = "cpu", least: int = 7
+) -> dict[str, Times]:
+    """Time the providers in turn, round after round, for about `seconds` and at least `least` rounds.
+
+    A provider's turn is as many calls as take a millisecond, so that the clock and the caches that the others left
+    behind do not decide on a call of microseconds.
+    """
+    calls = {name: _calls_a_turn(call, device) for name, call in providers.items()}
     times: dict[str, list[float]] = {name: [] for name in providers}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < least:
         for name, call in providers.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(_turn(call, calls[name], device))
     return {name: Times(*(_quantile(values, q) for q in (0.2, 0.5, 0.8))) for name, values in times.items()}
+
+
+def _turn(call: Callable[[], object], count: int, device: str) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / count
+
+
+def _calls_a_turn(call: Callable[[], object], device: str) -> int:
+    for _ in range(3):
+        call()
+    return max(1, min(100, int(1e-3 / max(_turn(call, 3, device), 1e-9))))
+
+
+def peak_memory(call: Callable[[], object], device: str) -> int:
+    """Bytes that a call has at once beside what was there before, its result among them."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
 
 
 def _quantile(values: list[float], q: float) -> float:

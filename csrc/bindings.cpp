@@ -127,6 +127,13 @@ public:
     int64_t elements() const { return shape_.elements(); }
     int64_t channel_elements() const { return shape_.rank < 2 || elements() == 0 ? 1 : elements() / (shape_.size[0] * shape_.size[1]); }
     int terms() const { return plan.terms; }
+    // Where the terms are, all of them of the whole shape and contiguous.
+    std::vector<void*> addresses() const {
+        expect(alike_, "a tensor is not contiguous, or of another shape");
+        std::vector<void*> all;
+        for (const View& view : views_) all.push_back(view.data);
+        return all;
+    }
 
     // Lays the terms out and runs f without the interpreter's lock.
     template <class F>
@@ -248,6 +255,18 @@ PyObject* py_dots(PyObject* const* a, Py_ssize_t count) {
     return call.run([&] { dots(call.plan, call.type, threads, static_cast<double*>(sums.data)); });
 }
 
+// scale(grad, outs, starts, coefs, threads): outs[k] = coefs[:, k] grad, all contiguous and of grad's shape
+PyObject* py_scale(PyObject* const* a, Py_ssize_t count) {
+    expect(count == 5, "scale takes 5 arguments");
+    Call call(a[0], a[1], a[2]);
+    call.plan.coefs = call.table(a[3], call.terms());
+    call.plan.grad = call.output();
+    const auto outs = call.addresses();
+    call.plan.outs = outs.data();
+    const int threads = static_cast<int>(integer(a[4]));
+    return call.run([&] { scale(call.plan, call.type, threads); });
+}
+
 // row_sums(x, sums, threads): x as [sums.numel(), the rest]
 PyObject* py_row_sums(PyObject* const* a, Py_ssize_t count) {
     expect(count == 3, "row_sums takes 3 arguments");
@@ -321,7 +340,7 @@ PYBIND11_MODULE(_cpu, m) {
     static PyMethodDef methods[] = {
         fast<py_combine>("combine"),         fast<py_step>("step"),
         fast<py_dots>("dots"),               fast<py_squared_error>("squared_error"),
-        fast<py_row_sums>("row_sums"),       fast<py_block_ranks>("block_ranks"),
+        fast<py_row_sums>("row_sums"),       fast<py_scale>("scale"),       fast<py_block_ranks>("block_ranks"),
         fast<py_block_mask>("block_mask"),   {nullptr, nullptr, 0, nullptr},
     };
     if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();

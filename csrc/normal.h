@@ -69,8 +69,19 @@ MMFAST_HD void normal_pair(typename L::U a, typename L::U b, typename L::F& firs
 // long, and a processor looks ahead only so far.
 template <class L>
 struct Twice {
+    static constexpr int W = 2 * L::W;
+    struct C { typename L::C a, b; };
     struct U { typename L::U a, b; };
     struct F { typename L::F a, b; };
+    static MMFAST_HD C blocks(uint32_t first) { return {L::blocks(first), L::blocks(first + L::W)}; }
+    static MMFAST_HD void mul(C x, uint32_t m, C& high, C& low) {
+        L::mul(x.a, m, high.a, low.a);
+        L::mul(x.b, m, high.b, low.b);
+    }
+    static MMFAST_HD C xor_(C x, uint32_t k) { return {L::xor_(x.a, k), L::xor_(x.b, k)}; }
+    static MMFAST_HD C xor3(C x, C y, uint32_t k) { return {L::xor3(x.a, y.a, k), L::xor3(x.b, y.b, k)}; }
+    static MMFAST_HD U word(C x) { return {L::word(x.a), L::word(x.b)}; }
+
     static MMFAST_HD U add(U x, uint32_t y) { return {L::add(x.a, y), L::add(x.b, y)}; }
     static MMFAST_HD U and_(U x, uint32_t y) { return {L::and_(x.a, y), L::and_(x.b, y)}; }
     template <int N>
@@ -95,11 +106,11 @@ struct Twice {
 // The normals of elements 4j..4j+3 for the L::W blocks j of L::blocks(first): n[i] has every 4j+i.
 template <class L>
 MMFAST_HD void normals(const NoiseStream& stream, uint32_t first_block, typename L::F n[4]) {
-    using L2 = Twice<L>;
+    using Pairs = Twice<L>;
     typename L::C w[4];
     philox<L>(stream, L::blocks(first_block), w);
-    typename L2::F first, second;
-    normal_pair<L2>({L::word(w[0]), L::word(w[2])}, {L::word(w[1]), L::word(w[3])}, first, second);
+    typename Pairs::F first, second;
+    normal_pair<Pairs>({L::word(w[0]), L::word(w[2])}, {L::word(w[1]), L::word(w[3])}, first, second);
     n[0] = first.a, n[1] = second.a, n[2] = first.b, n[3] = second.b;
 }
 

@@ -221,4 +221,50 @@ void squared_error(const Plan& plan, Source* sources, int64_t begin, int64_t end
     if (plan.streaming) L::fence();
 }
 
+// The gradients of a combination's terms: the incoming one is read once.
+template <class L, class T>
+struct Scale {
+    using A = typename ArithmeticOf<L, T>::type;
+    using Real = typename ArithmeticOf<L, T>::Real;
+    const T* grad;
+    const Real* coef;
+    T* const* outs;
+    int count;
+
+    template <int N, class Move>
+    MMFAST_HD void run(Move move, int64_t i) const {
+        typename A::V g[N];
+        for (int j = 0; j < N; ++j) g[j] = move.get(grad + i + j * A::width);
+        for (int k = 0; k < count; ++k)
+            for (int j = 0; j < N; ++j)
+                move.put(outs[k] + i + j * A::width,
+                         coef[k] == Real(0) ? A::splat(Real(0)) : A::fma(A::splat(coef[k]), g[j], A::splat(Real(-0.0))));
+    }
+};
+
+template <class L, class T>
+void scale(const Plan& plan, Source*, int64_t begin, int64_t end) {
+    using Real = typename Scale<L, T>::Real;
+    constexpr int kFew = 16;  // terms at once
+    Real coef[kFew];
+    T* outs[kFew];
+    for (int64_t item = begin; item < end; ++item) {
+        const int64_t b = item / plan.items_per_sample(), first = item % plan.items_per_sample() * Plan::kItem;
+        const int64_t at = b * plan.elements() + first, n = least(Plan::kItem, plan.elements() - first);
+        for (int k = 0; k < plan.terms; k += kFew) {
+            const int count = static_cast<int>(least(kFew, plan.terms - k));
+            bool streams = plan.streaming;
+            for (int i = 0; i < count; ++i) {
+                coef[i] = entry<Real>(plan.coefs, plan.row(b), k + i);
+                outs[i] = static_cast<T*>(plan.outs[k + i]) + at;
+                streams &= can_stream<L>(plan, outs[i], outs[i]);
+            }
+            const Scale<L, T> body{static_cast<const T*>(plan.grad) + at, coef, outs, count};
+            if (streams) for_vectors<typename Scale<L, T>::A, true>(n, body);
+            else for_vectors<typename Scale<L, T>::A, false>(n, body);
+        }
+    }
+    if (plan.streaming) L::fence();
+}
+
 }  // namespace mmfast

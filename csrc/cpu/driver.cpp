@@ -120,6 +120,8 @@ void dots(Plan plan, Type type, int threads, double* sums) {
     add_items(plan, plan.terms + 1, sums);
 }
 
+void scale(Plan plan, Type type, int threads) { run(kernels().scale, plan, type, threads, plan.terms); }
+
 void row_sums(const void* x, int64_t rows, int64_t inner, Type type, int threads, double* sums) {
     const auto kernel = kernels().row_sums[static_cast<int>(type)];
     share(rows, rows * inner, threads, [&](int64_t begin, int64_t end) { kernel(x, inner, sums, begin, end); });

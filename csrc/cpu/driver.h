@@ -18,6 +18,7 @@ void step(Plan plan, Type type, int threads);
 void squared_error(Plan plan, Type type, int threads, double* sums);  // sums[b] = |r[b]|^2
 // sums[b, k] = sum of grad * term k; sums[b, terms] = sum of grad * noise (zero without a key).
 void dots(Plan plan, Type type, int threads, double* sums);
+void scale(Plan plan, Type type, int threads);
 void row_sums(const void* x, int64_t rows, int64_t inner, Type type, int threads, double* sums);
 // The normals of n pairs of words (n a multiple of 16), for the tests: noise reaches few of them.
 void box_muller(const uint32_t* a, const uint32_t* b, float* first, float* second, int64_t n);

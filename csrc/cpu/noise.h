@@ -6,12 +6,15 @@
 
 namespace mmfast {
 
-// The 4 W normals from element 4 * first_block on, in order.
+// The 8 W normals from element 4 * first_block on, in order. Two tiles of blocks at once: the ten rounds of
+// one are a chain too long for a scheduler to look past.
 template <class L>
 MMFAST_HD void tile(L, const NoiseStream& stream, uint32_t first_block, float* to) {
-    typename L::F n[4];
-    normals<L>(stream, first_block, n);
-    L::store_in_order(to, n);
+    typename Twice<L>::F n[4];
+    normals<Twice<L>>(stream, first_block, n);
+    const typename L::F a[4] = {n[0].a, n[1].a, n[2].a, n[3].a}, b[4] = {n[0].b, n[1].b, n[2].b, n[3].b};
+    L::store_in_order(to, a);
+    L::store_in_order(to + 4 * L::W, b);
 }
 
 // A block at a time. The last block is kept: short rows share it.
@@ -28,7 +31,7 @@ struct Noise {
     const float* from(int64_t element, int64_t& n) {
         const int64_t block = element / kBlock, offset = element % kBlock;
         if (block != have)
-            for (int i = 0; i < kBlock; i += 4 * L::W)
+            for (int i = 0; i < kBlock; i += 8 * L::W)
                 tile(L{}, stream, static_cast<uint32_t>((block * kBlock + i) / 4), normal + i);
         have = block;
         n = least(n, kBlock - offset);

@@ -50,6 +50,7 @@ struct Plan {
     double scale;
 
     const void* grad;      // of a backward pass: [batch, rows, inner]
+    void* const* outs;     // of `scale`: as many as terms, each of grad's shape
     double* sums;          // [items, sums a item]
 
     // Work is cut into items of at most kItem elements of one sample. The cut never depends on the
@@ -81,6 +82,7 @@ struct Kernels {
     Items* step[kTypes];           // out = sum of coef * term + coef * x0 + sigma * noise
     Items* squared_error[kTypes];  // sums = |r|^2, out = 2 scale weight coef_0 r, r as combine's out
     Items* dots[kTypes];           // per item: sum of grad * term, of grad * noise
+    Items* scale[kTypes];          // outs[k] = coef_k * grad, 0 where the coefficient is
     Rows* row_sums[kTypes];        // sums of x [rows, inner] over inner
     void (*box_muller)(const uint32_t* a, const uint32_t* b, float* first, float* second, int64_t n);
 };

@@ -11,7 +11,7 @@
 
 namespace mmfast {
 
-constexpr int kBlock = 64;  // elements: a multiple of every vector and noise tile, and what is staged at once
+constexpr int kBlock = 128;  // elements: a multiple of every vector and noise tile, and what is staged at once
 
 // float64 tensors are computed in float64, all others in float32.
 template <class L, class T> struct ArithmeticOf { using type = typename L::F32; using Real = float; };

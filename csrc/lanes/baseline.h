@@ -37,19 +37,19 @@ struct Baseline {
     static MMFAST_HD void fence() {}
 };
 
-// The 4 W normals from element 4 * first_block on, in order.
+// The 8 W normals from element 4 * first_block on, in order.
 MMFAST_HD void tile(Baseline, const NoiseStream& stream, uint32_t first_block, float* to) {
-    constexpr int W = Baseline::W;
-    uint32_t word[4][W];
-    float n[4][W];
-    for (int i = 0; i < W; ++i) {
+    constexpr int n_blocks = 2 * Baseline::W;
+    uint32_t word[4][n_blocks];
+    float n[4][n_blocks];
+    for (int i = 0; i < n_blocks; ++i) {
         uint32_t w[4];
         philox<Scalar>(stream, first_block + static_cast<uint32_t>(i), w);
         for (int j = 0; j < 4; ++j) word[j][i] = w[j];
     }
-    for (int i = 0; i < W; ++i) normal_pair<Scalar>(word[0][i], word[1][i], n[0][i], n[1][i]);
-    for (int i = 0; i < W; ++i) normal_pair<Scalar>(word[2][i], word[3][i], n[2][i], n[3][i]);
-    for (int i = 0; i < W; ++i)
+    for (int i = 0; i < n_blocks; ++i) normal_pair<Scalar>(word[0][i], word[1][i], n[0][i], n[1][i]);
+    for (int i = 0; i < n_blocks; ++i) normal_pair<Scalar>(word[2][i], word[3][i], n[2][i], n[3][i]);
+    for (int i = 0; i < n_blocks; ++i)
         for (int j = 0; j < 4; ++j) to[4 * i + j] = n[j][i];
 }
 

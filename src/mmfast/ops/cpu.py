@@ -206,11 +206,14 @@ def combine_backward(
     *needs_terms, needs_coefs, needs_sigma = needs
     needs_sigma = needs_sigma and sigma is not None and key is not None
     grad = grad.contiguous()
-    result = [
-        _term_gradient(grad if start < 0 else grad.narrow(1, start, term.size(1)), term.shape, coefs[:, k])
-        for k, (term, start, needed) in enumerate(zip(terms, starts, needs_terms, strict=True))
-        if needed
-    ]
+    # The terms of the whole shape get theirs in one pass over grad.
+    full = [k for k, x in enumerate(terms) if needs_terms[k] and starts[k] < 0 and x.shape == grad.shape]
+    found = dict(zip(full, _scaled(grad, coefs if len(full) == len(terms) else coefs[:, full]), strict=True))
+    for k, (term, start) in enumerate(zip(terms, starts, strict=True)):
+        if needs_terms[k] and k not in found:
+            part = grad if start < 0 else grad.narrow(1, start, term.size(1)).contiguous()
+            found[k] = _term_gradient(part, term.shape, coefs[:, k])
+    result = [found[k] for k in sorted(found)]
     if needs_coefs or needs_sigma:
         used = (terms, starts) if needs_coefs else ([], [])
         dots = _dots(grad, *used, key if needs_sigma else None, sample_ids, stream).to(coefs.dtype)
@@ -234,9 +237,12 @@ def _dots(
     return sums
 
 
-def _scale(x: Tensor, coef: Tensor) -> Tensor:
-    """coef[b] x[b], zero where the coefficient is."""
-    return combine([x], [-1], coef[:, None], None, None, None, None, 0, x.shape, x.dtype, False)[0]
+def _scaled(grad: Tensor, coefs: Tensor) -> list[Tensor]:
+    """coefs[b, k] grad[b] for every k, zero where the coefficient is; grad contiguous, coefs [B, K]."""
+    outs = [torch.empty_like(grad) for _ in range(coefs.shape[1])]
+    if outs:
+        _cpu.scale(grad, outs, [-1] * len(outs), coefs, torch.get_num_threads())
+    return outs
 
 
 def _term_gradient(grad: Tensor, shape: torch.Size, coef: Tensor) -> Tensor:
@@ -245,10 +251,10 @@ def _term_gradient(grad: Tensor, shape: torch.Size, coef: Tensor) -> Tensor:
     kept = [d for d in dims if shape[d] == grad.size(d)]
     summed = [d for d in dims if shape[d] != grad.size(d)]
     if not summed:
-        return _scale(grad, coef)
+        return _scaled(grad, coef[:, None])[0]
     dtype = grad.dtype
     if 0 in summed:  # the coefficient must go in before the sum over samples; nothing is rounded to half
-        grad = _scale(grad.to(coef.dtype), coef)
+        grad = _scaled(grad.to(coef.dtype), coef[:, None])[0]
     rows = grad.permute(kept + summed).contiguous()
     sums = torch.zeros(shape, dtype=torch.float64)
     if sums.numel() > 0 and rows.numel() > 0:
