@@ -200,7 +200,10 @@ def step(s: Setting) -> Providers:
     providers = dict(_all(ours, formula, (s.z0, s.eps), noisy=True))
     scheduler = _diffusers()
     if scheduler is not None:
-        from mmfast.diffusers import DDPMScheduler
+        try:
+            from mmfast.diffusers import DDPMScheduler
+        except ImportError:
+            return providers
 
         fused = DDPMScheduler()
         fused.set_timesteps(1000)

@@ -39,8 +39,8 @@ def alternate(
 ) -> dict[str, Times]:
     """Time the providers in turn, round after round, for about `seconds` and at least `least` rounds.
 
-    A provider's turn is as many calls as take a millisecond, so that the clock and the caches that the others left
-    behind do not decide on a call of microseconds.
+    A provider's turn is as many calls as take ten milliseconds, as in a loop, so that the clock and the caches that
+    the others left behind do not decide on a call of microseconds.
     """
     calls = {name: _calls_a_turn(call, device) for name, call in providers.items()}
     times: dict[str, list[float]] = {name: [] for name in providers}
@@ -65,7 +65,7 @@ def _turn(call: Callable[[], object], count: int, device: str) -> float:
 def _calls_a_turn(call: Callable[[], object], device: str) -> int:
     for _ in range(3):
         call()
-    return max(1, min(100, int(1e-3 / max(_turn(call, 3, device), 1e-9))))
+    return max(1, min(300, round(1e-2 / max(_turn(call, 3, device), 1e-9))))
 
 
 def peak_memory(call: Callable[[], object], device: str) -> int:

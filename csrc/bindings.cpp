@@ -328,6 +328,83 @@ PyObject* py_block_mask(PyObject* const* a, Py_ssize_t count) {
     Py_RETURN_NONE;
 }
 
+// What `simple` looks at: torch.Tensor; torch.is_grad_enabled; functions that return 0 or None unless a compiler,
+// tracer, transform or dispatch mode has to see the ops; the module whose _current_level is -1 unless forward-mode
+// differentiation is at work. Set once, by watch().
+struct {
+    PyObject *tensor_type = nullptr, *grad_enabled = nullptr, *watchers = nullptr, *forward_ad = nullptr;
+    PyObject *requires_grad = nullptr, *current_level = nullptr;
+} torch_state;
+
+PyObject* py_watch(PyObject* const* a, Py_ssize_t count) {
+    expect(count == 4 && PyTuple_Check(a[2]), "watch takes 4 arguments, the third a tuple");
+    for (Py_ssize_t i = 0; i < count; ++i) Py_INCREF(a[i]);
+    torch_state.tensor_type = a[0], torch_state.grad_enabled = a[1], torch_state.watchers = a[2];
+    torch_state.forward_ad = a[3];
+    torch_state.current_level = PyUnicode_InternFromString("_current_level");
+    torch_state.requires_grad = PyUnicode_InternFromString("requires_grad");
+    Py_RETURN_NONE;
+}
+
+// Whether calling f() gives something true.
+bool holds(PyObject* f) {
+    PyObject* result = PyObject_CallNoArgs(f);
+    if (!result) throw PythonError();
+    const int truth = PyObject_IsTrue(result);
+    Py_DECREF(result);
+    if (truth < 0) throw PythonError();
+    return truth;
+}
+
+// False for a tensor that DLPack does not know, on the meta device for one.
+bool describe(PyObject* tensor, dlpack::Tensor* out) {
+    try {
+        if (exchange_api()->from_object(tensor, out) == 0) return true;
+    } catch (const std::exception&) {
+    }
+    PyErr_Clear();
+    return false;
+}
+
+// simple(tensors): whether these are plain tensors of one shape and floating type on the CPU, none of them to be
+// differentiated, with nothing else at work. One look at what takes Python a dozen; on a cold call that is half of it.
+PyObject* py_simple(PyObject* const* a, Py_ssize_t count) {
+    expect(count == 1 && PyList_Check(a[0]), "simple takes a list");
+    const Py_ssize_t n = PyList_GET_SIZE(a[0]);
+    if (!exchange_api() || !torch_state.tensor_type || n == 0) Py_RETURN_FALSE;
+    for (Py_ssize_t k = 0; k < n; ++k)
+        if (reinterpret_cast<PyObject*>(Py_TYPE(PyList_GET_ITEM(a[0], k))) != torch_state.tensor_type) Py_RETURN_FALSE;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(torch_state.watchers); ++i)
+        if (holds(PyTuple_GET_ITEM(torch_state.watchers, i))) Py_RETURN_FALSE;
+    PyObject* level = PyObject_GetAttr(torch_state.forward_ad, torch_state.current_level);
+    if (!level) throw PythonError();
+    const long depth = PyLong_AsLong(level);
+    Py_DECREF(level);
+    if (depth >= 0) Py_RETURN_FALSE;
+    const bool grad = holds(torch_state.grad_enabled);
+    dlpack::Tensor first{};
+    for (Py_ssize_t k = 0; k < n; ++k) {
+        PyObject* x = PyList_GET_ITEM(a[0], k);
+        if (grad) {
+            PyObject* needs = PyObject_GetAttr(x, torch_state.requires_grad);
+            if (!needs) throw PythonError();
+            const bool yes = needs == Py_True;
+            Py_DECREF(needs);
+            if (yes) Py_RETURN_FALSE;
+        }
+        dlpack::Tensor t;
+        if (!describe(x, &t)) Py_RETURN_FALSE;
+        const bool floats = (t.dtype.code == dlpack::kFloat && t.dtype.bits >= 16) ||
+                            (t.dtype.code == dlpack::kBfloat && t.dtype.bits == 16);
+        if (t.device.type != 1 || !floats || t.ndim == 0) Py_RETURN_FALSE;
+        if (k == 0) first = t;
+        bool same = t.ndim == first.ndim && t.dtype.code == first.dtype.code && t.dtype.bits == first.dtype.bits;
+        for (int d = 0; same && d < t.ndim; ++d) same = t.shape[d] == first.shape[d];
+        if (!same) Py_RETURN_FALSE;
+    }
+    Py_RETURN_TRUE;
+}
+
 template <PyObject* (*f)(PyObject* const*, Py_ssize_t)>
 constexpr PyMethodDef fast(const char* name) {
     return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&method<f>)), METH_FASTCALL, nullptr};
@@ -341,7 +418,8 @@ PYBIND11_MODULE(_cpu, m) {
         fast<py_combine>("combine"),         fast<py_step>("step"),
         fast<py_dots>("dots"),               fast<py_squared_error>("squared_error"),
         fast<py_row_sums>("row_sums"),       fast<py_scale>("scale"),       fast<py_block_ranks>("block_ranks"),
-        fast<py_block_mask>("block_mask"),   {nullptr, nullptr, 0, nullptr},
+        fast<py_block_mask>("block_mask"),   fast<py_watch>("watch"),
+        fast<py_simple>("simple"),           {nullptr, nullptr, 0, nullptr},
     };
     if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
     m.def("use_exchange_api", [](py::handle capsule) {

@@ -51,7 +51,7 @@ int64_t element_size(Type type) { return type == Type::f64 ? 8 : type == Type::f
 
 // Outputs of this many bytes are written past the caches: they would push out everything else, and a line
 // written whole need not be read first.
-constexpr int64_t kStreamFrom = int64_t{16} << 20;
+constexpr int64_t kStreamFrom = int64_t{2} << 20;
 
 void run(Kernels::Items* const (&table)[Kernels::kTypes], Plan& plan, Type type, int threads, int outputs) {
     plan.streaming = plan.batch * plan.elements() * outputs * element_size(type) >= kStreamFrom;

@@ -243,7 +243,7 @@ class _Loop:
             return _tensor(ops.combine(terms, coefs, self.sigma[i : i + 1], **noise)), self.anchor
         before = anchors[0] if last is None else last
         terms = [z, *(model.anchor_in_space(x) for x in anchors), *encodings, model.anchor_in_space(before)]
-        tensors, starts, shape, dtype = gather(terms)
+        tensors, starts, shape, dtype, _ = gather(terms)
         clamp = math.inf if self.settings.clamp is None else self.settings.clamp
         channels = (0, model.shape[0]) if starts[1] >= 0 else (-1, 0)
         key, ids = noise_identity(seed, s, self.ids, SAMPLE, len(z), z.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor
 
 from mmfast.errors import MmfastError, unknown
-from mmfast.ops.library import watched
+from mmfast.ops.glance import simple, watched
 from mmfast.ops.reference import Key
 from mmfast.schedule import Schedule
 
+_local = threading.local()  # two threads must not fill one tensor
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -31,8 +33,16 @@ class Block(NamedTuple):
 Term = Tensor | Block
 Encodings = Mapping[str, Term] | Sequence[Term]
 Seed = int | Tensor | None
-# Tensors of one rank and type, the first channel of each (-1: all of the space), their common shape and type.
-Gathered = tuple[list[Tensor], list[int], list[int], torch.dtype]
+
+
+class Gathered(NamedTuple):
+    """Tensors of one rank and type, the first channel of each (-1: all of the space), their common shape and type."""
+
+    tensors: list[Tensor]
+    starts: list[int]
+    shape: Sequence[int]
+    dtype: torch.dtype
+    simple: bool  # glance.simple
 
 
 def gather(terms: Sequence[Term], like_first: bool = False, what: str = "terms") -> Gathered:
@@ -42,9 +52,9 @@ def gather(terms: Sequence[Term], like_first: bool = False, what: str = "terms")
     """
     if isinstance(terms, Tensor) or not isinstance(terms, Sequence):
         raise MmfastError(f"{what} is a {type(terms).__name__}; it should be a list of tensors or Blocks")
-    if _alike(terms):
+    if simple(terms):
         first = terms[0]
-        return list(terms), [-1] * len(terms), list(first.shape), first.dtype  # type: ignore[arg-type, union-attr]
+        return Gathered(terms, [-1] * len(terms), first.shape, first.dtype, True)  # type: ignore[arg-type, union-attr]
     tensors, starts, shapes = [], [], []
     for i, term in enumerate(terms):
         tensor, start, channels = term if isinstance(term, Block) else (term, -1, 0)
@@ -77,21 +87,7 @@ def gather(terms: Sequence[Term], like_first: bool = False, what: str = "terms")
             raise MmfastError(
                 f"{_name(what, i)} is on {tensor.device}; it should be on {tensors[0].device} with the rest"
             )
-    return [x.to(dtype) for x in tensors], starts, shape, dtype
-
-
-def _alike(terms: Sequence[Term]) -> bool:
-    """Whether the terms are plain tensors of one shape, type and place: the common case, seen at a glance."""
-    first = terms[0] if terms else None
-    if type(first) is not Tensor or first.dtype not in FLOATS:
-        return False
-    shape, dtype, device = first.shape, first.dtype, first.device
-    for x in terms:
-        if x is first:
-            continue
-        if type(x) is not Tensor or x.shape != shape or x.dtype != dtype or x.device != device:
-            return False
-    return True
+    return Gathered([x.to(dtype) for x in tensors], starts, shape, dtype, False)
 
 
 def _name(what: str, i: int) -> str:
@@ -149,10 +145,10 @@ def check_batch(name: str, values: object, batch: int) -> None:
         raise MmfastError(f"{name} has {values.shape[0]} entries; it should have {batch}, one a sample")
 
 
-def check_noise(noise: object, shape: list[int]) -> None:
+def check_noise(noise: object, shape: Sequence[int]) -> None:
     _check_tensor("noise", noise)
-    if isinstance(noise, Tensor) and list(noise.shape) != shape:
-        raise MmfastError(f"noise has shape {list(noise.shape)}; it should be that of z0, {shape}")
+    if isinstance(noise, Tensor) and list(noise.shape) != list(shape):
+        raise MmfastError(f"noise has shape {list(noise.shape)}; it should be that of z0, {list(shape)}")
 
 
 def check_coefs(name: str, coefs: Tensor, shape: tuple[int, ...]) -> None:
@@ -192,21 +188,35 @@ def noise_identity(
     elif not isinstance(draw, (int, torch.SymInt)) or not 0 <= draw < 1 << 32:
         raise MmfastError(f"draw is {draw!r}; it should be an int in 0 .. 2^32 - 1, or an int64 tensor")
     if sample_ids is not None:
-        if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64 or sample_ids.shape != (batch,):
-            kind = list(sample_ids.shape) if isinstance(sample_ids, Tensor) else type(sample_ids).__name__
-            raise MmfastError(f"sample_ids is {kind}; it should be an int64 tensor [{batch}], one a sample")
-        if sample_ids.device != device:
-            raise MmfastError(f"sample_ids is on {sample_ids.device}; it should be on {device} with the rest")
-        sample_ids = sample_ids.contiguous()
+        sample_ids = _ids(sample_ids, batch, device)
+    if seed is None:
+        # The default CPU generator, so that torch.manual_seed repeats it on every device.
+        watching = torch.compiler.is_compiling() or watched()
+        seed = torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64) if watching else _fresh_seed()
+    if type(seed) is int and type(draw) is int and -(1 << 63) <= seed < 1 << 63:
+        return (seed, draw), sample_ids
     return _key(seed, draw, device), sample_ids
 
 
-def _key(seed: Seed, draw: int | Tensor, device: torch.device) -> Key:
-    if seed is None:
-        # The default CPU generator, so that torch.manual_seed repeats it on every device.
-        seed = torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64)
-        if not (isinstance(draw, Tensor) or watched()):
-            return int(seed), draw
+def _fresh_seed() -> int:
+    """64 bits of torch's default generator. In a tensor that is kept: to make one takes longer than to fill it."""
+    try:
+        kept = _local.seed
+    except AttributeError:
+        kept = _local.seed = torch.empty((), dtype=torch.int64)
+    return kept.random_(-(1 << 63), None).item()
+
+
+def _ids(sample_ids: object, batch: int, device: torch.device) -> Tensor:
+    if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64 or sample_ids.shape != (batch,):
+        kind = list(sample_ids.shape) if isinstance(sample_ids, Tensor) else type(sample_ids).__name__
+        raise MmfastError(f"sample_ids is {kind}; it should be an int64 tensor [{batch}], one a sample")
+    if sample_ids.device != device:
+        raise MmfastError(f"sample_ids is on {sample_ids.device}; it should be on {device} with the rest")
+    return sample_ids.contiguous()
+
+
+def _key(seed: int | Tensor, draw: int | Tensor, device: torch.device) -> Key:
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise MmfastError(f"seed is a {seed.dtype} tensor of {seed.numel()} values; it should be one int64")

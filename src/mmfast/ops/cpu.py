@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,6 @@ try:
     _cpu = importlib.import_module("mmfast._cpu")
 except ImportError as error:
     _missing = str(error)
-if _cpu is not None:
-    _cpu.use_exchange_api(getattr(Tensor, "__dlpack_c_exchange_api__", None))
 
 name = "cpu"
 devices = ("cpu",)
@@ -64,22 +62,15 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _on_terms(
-    function: Callable[..., list[int] | None],
-    before: tuple[Any, ...],
-    terms: Sequence[Tensor],
-    starts: Sequence[int],
-    *rest: Any,
-    shape: Sequence[int],
-) -> None:
-    """Call the extension, making contiguous the terms that it says it cannot read as they are."""
-    misfits = function(*before, terms, starts, *rest)
-    if misfits:
-        terms = list(terms)
-        for k in misfits:
-            channels = shape[1:2] if starts[k] < 0 else terms[k].shape[1:2]
-            terms[k] = terms[k].expand(shape[0], *channels, *shape[2:]).contiguous()
-        function(*before, terms, starts, *rest)
+def _contiguous_terms(
+    terms: Sequence[Tensor], starts: Sequence[int], misfits: list[int], shape: Sequence[int]
+) -> list[Tensor]:
+    """The terms with those contiguous that the extension says it cannot read as they are."""
+    terms = list(terms)
+    for k in misfits:
+        channels = shape[1:2] if starts[k] < 0 else terms[k].shape[1:2]
+        terms[k] = terms[k].expand(shape[0], *channels, *shape[2:]).contiguous()
+    return terms
 
 
 def combine(
@@ -101,10 +92,10 @@ def combine(
     """
     out = torch.empty(shape, dtype=dtype)
     noise = torch.empty(shape, dtype=dtype) if return_noise else None
-    _on_terms(
-        _cpu.combine, (out, noise), terms, starts,
-        coefs, sigma, rows, key, sample_ids, stream, torch.get_num_threads(), shape=shape,
-    )  # fmt: skip
+    rest = (coefs, sigma, rows, key, sample_ids, stream, torch.get_num_threads())
+    misfits = _cpu.combine(out, noise, terms, starts, *rest)
+    if misfits:
+        _cpu.combine(out, noise, _contiguous_terms(terms, starts, misfits, shape), starts, *rest)
     return out, torch.empty(0, dtype=dtype) if noise is None else noise
 
 
@@ -131,11 +122,23 @@ def step(
     x0 = None
     if return_x0:
         x0 = torch.empty(shape if x0_start < 0 else (shape[0], x0_channels, *shape[2:]), dtype=dtype)
-    _on_terms(
-        _cpu.step, (out, x0), terms, starts,
-        to_x0, coefs, sigma, rows, low, high, x0_start, x0_channels, key, sample_ids, stream,
-        torch.get_num_threads(), shape=shape,
-    )  # fmt: skip
+    rest = (
+        to_x0,
+        coefs,
+        sigma,
+        rows,
+        low,
+        high,
+        x0_start,
+        x0_channels,
+        key,
+        sample_ids,
+        stream,
+        torch.get_num_threads(),
+    )
+    misfits = _cpu.step(out, x0, terms, starts, *rest)
+    if misfits:
+        _cpu.step(out, x0, _contiguous_terms(terms, starts, misfits, shape), starts, *rest)
     return out, torch.empty(0, dtype=dtype) if x0 is None else x0
 
 
@@ -160,10 +163,11 @@ def squared_error(
     """
     like = torch.empty(shape, dtype=dtype) if return_grad else terms[0].expand(shape).contiguous()
     sums = torch.zeros(shape[0], dtype=torch.float64)
-    _on_terms(
-        _cpu.squared_error, (like, like if return_grad else None), terms, starts,
-        coefs, sigma, weight, rows, key, sample_ids, stream, scale, sums, torch.get_num_threads(), shape=shape,
-    )  # fmt: skip
+    grad = like if return_grad else None
+    rest = (coefs, sigma, weight, rows, key, sample_ids, stream, scale, sums, torch.get_num_threads())
+    misfits = _cpu.squared_error(like, grad, terms, starts, *rest)
+    if misfits:
+        _cpu.squared_error(like, grad, _contiguous_terms(terms, starts, misfits, shape), starts, *rest)
     weights = scale * pick(weight, rows, shape[0])
     return weights * sums.to(weights.dtype), like if return_grad else torch.empty(0, dtype=dtype)
 
@@ -231,9 +235,10 @@ def _dots(
 ) -> Tensor:
     """<grad[b], term_k[b]> for every term and then <grad[b], eps[b]>: float64 [B, K + 1]."""
     sums = torch.zeros(grad.size(0), len(terms) + 1, dtype=torch.float64)
-    _on_terms(
-        _cpu.dots, (grad,), terms, starts, key, sample_ids, stream, sums, torch.get_num_threads(), shape=grad.shape
-    )
+    rest = (key, sample_ids, stream, sums, torch.get_num_threads())
+    misfits = _cpu.dots(grad, terms, starts, *rest)
+    if misfits:
+        _cpu.dots(grad, _contiguous_terms(terms, starts, misfits, grad.shape), starts, *rest)
     return sums
 
 

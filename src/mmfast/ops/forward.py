@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmfast import process
 from mmfast.errors import MmfastError, unknown
-from mmfast.ops import primitives
+from mmfast.ops import backends, glance, primitives
 from mmfast.ops.arguments import (
     Encodings,
     Seed,
@@ -93,7 +93,7 @@ def q_sample(
     as the op).
     """
     names, terms = select(encodings, sched)
-    tensors, starts, shape, dtype = gather([z0, *terms], like_first=True, what="z0, encodings")
+    tensors, starts, shape, dtype, simple = gather([z0, *terms], like_first=True, what="z0, encodings")
     batch = shape or [1]
     if not shape:
         tensors = [x.reshape(1) for x in tensors]
@@ -102,7 +102,7 @@ def q_sample(
     found, rows = find(formula, sched, names, t, None, arithmetic(dtype), batch[0])
     if present is not None:
         check_present(present, batch[0], len(names))
-        found, rows = found.own(rows, batch[0]).only_present(present, 1), None
+        found, rows, simple = found.own(rows, batch[0]).only_present(present, 1), None, False
     key = None
     if noise is None:
         key, sample_ids = noise_identity(seed, draw, sample_ids, stream, batch[0], tensors[0].device)
@@ -110,9 +110,12 @@ def q_sample(
         check_noise(noise, shape)
         noise, sample_ids = noise.to(dtype), None
         tensors, starts = [*tensors, noise.reshape(batch)], [*starts, -1]
-    check_device(found.coefs.device, tensors, None)
+        simple = simple and glance.simple(tensors)
+    if not (simple and found.coefs.is_cpu):
+        check_device(found.coefs.device, tensors, None)
+    run = backends.choose("cpu").combine if simple else primitives.combine
     try:
-        z, eps = primitives.combine(
+        z, eps = run(
             tensors,
             starts,
             found.coefs,
@@ -177,9 +180,9 @@ def diffusion_loss(
         raise MmfastError("noise and seed are both None; diffusion_loss needs the noise of z_t, or its seed and ids")
     given = [prediction, z0] if noise is None else [prediction, z0, noise]
     what = "prediction, z0, noise"
-    tensors, starts, shape, dtype = gather(given, like_first=True, what=what)
+    tensors, starts, shape, dtype, _ = gather(given, like_first=True, what=what)
     for name, x in zip(what.split(", "), given, strict=False):
-        if list(x.shape) != shape or not shape:
+        if list(x.shape) != list(shape) or not shape:
             raise MmfastError(f"{name} has shape {list(x.shape)}; it should be that of prediction, [B, ...]")
     batch = shape[0]
     check_batch("t", t, batch)

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from mmfast.ops import backends
+from mmfast.ops.glance import watched
 
 library = torch.library.Library("mmfast", "DEF")
 
@@ -103,40 +103,6 @@ def call(name: str, device: torch.device, *args: Any) -> Any:
     if watched():
         return getattr(torch.ops.mmfast, name).default(*args)
     return getattr(backends.choose(device.type), name)(*args)
-
-
-def transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work: both go through the reference's torch ops."""
-    if torch.compiler.is_compiling():  # the compiler cannot look at either, and traces the op itself
-        return False
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-
-
-def watched() -> bool:
-    """Whether a compiler, tracer or dispatch mode has to see the ops."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-    )
-
-
-def needs_grad(*tensors: Tensor | None) -> bool:
-    """Whether any of the tensors is to be differentiated."""
-    if not torch.is_grad_enabled():
-        return False
-    for x in tensors:  # a loop: any() over a generator takes a microsecond more
-        if x is not None and x.requires_grad:
-            return True
-    return False
-
-
-def ordinary(*tensors: Tensor | None) -> bool:
-    """Whether the tensors are torch's own, and not of a subclass with a mind of its own."""
-    for x in tensors:
-        if type(x) is not Tensor and x is not None and type(x) is not torch.nn.Parameter:
-            return False
-    return True
 
 
 def as_tensors(rows: Any, key: Any, device: torch.device, tables: Sequence[Tensor | None]) -> Any:

@@ -41,7 +41,7 @@ def combine(
     Returns out [B, ...], and eps of the same shape and type if asked for.
     Raises MmfastError (a ValueError or TypeError by its kind) naming the argument at fault.
     """
-    tensors, starts, shape, dtype = gather(terms)
+    tensors, starts, shape, dtype, _ = gather(terms)
     if not tensors:
         raise MmfastError("terms is empty; combine needs at least one, which gives the shape (or use randn)")
     shape = _of_batch(shape, coefs)
@@ -49,7 +49,7 @@ def combine(
     return (out, eps) if return_noise else out
 
 
-def _of_batch(shape: list[int], coefs: Tensor) -> list[int]:
+def _of_batch(shape: Sequence[int], coefs: Tensor) -> Sequence[int]:
     """The shape of the result where the terms hold one sample for a batch of coefficients."""
     batched = bool(shape) and shape[0] == 1 and isinstance(coefs, Tensor) and coefs.dim() == 2
     return [coefs.shape[0], *shape[1:]] if batched else shape
@@ -60,7 +60,7 @@ def _combine(
     starts: list[int],
     coefs: Tensor,
     sigma: Tensor | None,
-    shape: list[int],
+    shape: Sequence[int],
     dtype: torch.dtype,
     seed: Seed = None,
     sample_ids: Tensor | None = None,
@@ -143,6 +143,6 @@ def multimodal_mean(encodings: Encodings, weights: Tensor) -> Tensor:
     terms = list(encodings.values()) if isinstance(encodings, Mapping) else encodings
     if isinstance(terms, Sequence) and not terms:
         raise MmfastError("encodings is empty; multimodal_mean needs at least one, which gives the shape")
-    tensors, starts, shape, dtype = gather(terms, what="encodings")
+    tensors, starts, shape, dtype, _ = gather(terms, what="encodings")
     check_coefs("weights", weights, ((_of_batch(shape, weights) or [1])[0], len(terms)))
     return _combine(tensors, starts, weights, None, _of_batch(shape, weights), dtype)[0]

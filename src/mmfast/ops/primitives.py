@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mmfast.errors import MmfastError
 from mmfast.ops import backends, reference
-from mmfast.ops.library import as_tensors, call, library, needs_grad, ordinary, transformed, watched
+from mmfast.ops.glance import needs_grad, ordinary, transformed, watched
+from mmfast.ops.library import as_tensors, call, library
 from mmfast.ops.reference import Key, Rows, pick, sum_samples
 
 

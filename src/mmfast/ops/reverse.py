@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from mmfast import process
 from mmfast.errors import MmfastError, unknown
-from mmfast.ops import primitives
+from mmfast.ops import backends, primitives
 from mmfast.ops.arguments import (
     Block,
     Encodings,
@@ -150,7 +152,7 @@ def _apply(
 ) -> tuple[Tensor, Tensor]:
     """A formula of the reverse process on its terms; the result and, where the formula goes through it, z0hat."""
     names, encoded = select(encodings, sched)
-    tensors, starts, shape, dtype = gather([z_t, *predictions, *encoded], like_first=True, what=what)
+    tensors, starts, shape, dtype, simple = gather([z_t, *predictions, *encoded], like_first=True, what=what)
     batch = shape or [1]
     if not shape:
         tensors = [x.reshape(1) for x in tensors]
@@ -160,19 +162,22 @@ def _apply(
     if present is not None:
         check_present(present, batch[0], len(names))
         found, rows = found.own(rows, batch[0]).only_present(present, 1 + len(predictions)), None
+        simple = False
     key = ids = None
     stream = 0
     if identity is not None and found.sigma is not None:
         seed, draw, ids, stream = identity
         key, ids = noise_identity(seed, draw, ids, stream, batch[0], tensors[0].device)
-    check_device(found.coefs.device, tensors, None)
+    if not (simple and found.coefs.is_cpu):
+        check_device(found.coefs.device, tensors, None)
+    run: Any = backends.choose("cpu") if simple else primitives
     try:
         if found.to_x0 is None:
-            out, x0 = primitives.combine(
+            out, x0 = run.combine(
                 tensors, starts, found.coefs, found.sigma, rows, key, ids, stream, batch, dtype, False
             )
         else:
-            out, x0 = primitives.step(
+            out, x0 = run.step(
                 tensors, starts, found.to_x0, found.coefs, found.sigma, rows, *bounds, *channels, key, ids, stream,
                 batch, dtype, formula is not _CLAMPED,
             )  # fmt: skip

@@ -1,0 +1,73 @@
+"""What is at work around an op, seen at a glance: gradients, compilers, tracers, transforms, dispatch modes."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_cpu: Any = None
+try:
+    _cpu = importlib.import_module("mmfast._cpu")
+except ImportError:
+    pass
+else:
+    _cpu.use_exchange_api(getattr(Tensor, "__dlpack_c_exchange_api__", None))
+    _cpu.watch(
+        Tensor,
+        torch.is_grad_enabled,
+        (
+            torch._C._len_torch_dispatch_stack,
+            torch._C._get_tracing_state,
+            torch._C._functorch.peek_interpreter_stack,
+        ),
+        forward_ad,
+    )
+
+
+def simple(tensors: Any) -> bool:
+    """Whether this is a list of plain tensors of one shape and floating type on the CPU, none of them to be
+    differentiated, with nothing else at work: then a kernel may have them as they are.
+
+    The extension looks; without it the answer is always no, and the long way round is taken.
+    """
+    if torch.compiler.is_compiling() or _cpu is None or type(tensors) is not list:
+        return False
+    return bool(_cpu.simple(tensors))
+
+
+def transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work: both go through the reference's torch ops."""
+    if torch.compiler.is_compiling():  # the compiler cannot look at either, and traces the op itself
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def watched() -> bool:
+    """Whether a compiler, tracer or dispatch mode has to see the ops."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether any of the tensors is to be differentiated."""
+    if not torch.is_grad_enabled():
+        return False
+    for x in tensors:  # a loop: any() over a generator takes a microsecond more
+        if x is not None and x.requires_grad:
+            return True
+    return False
+
+
+def ordinary(*tensors: Tensor | None) -> bool:
+    """Whether the tensors are torch's own, and not of a subclass with a mind of its own."""
+    for x in tensors:
+        if type(x) is not Tensor and x is not None and type(x) is not torch.nn.Parameter:
+            return False
+    return True
