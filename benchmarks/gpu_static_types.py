@@ -1,0 +1,36 @@
+"""What is read off one compiled GPU kernel, without running it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel compiled for one target.
+
+    Loads and stores are instructions on global memory (LDG, STG) in the machine code: those of 128 bits and those of
+    fewer. bytes_per_element is what the code moves in the typical case that `note` names, over the elements of its
+    output; least_bytes_per_element is every input read once and every output written once.
+    """
+
+    backend: str  # "cuda", "triton"
+    kernel: str  # "combine float32"
+    target: str  # "sm_90"
+    registers: int  # a thread
+    spills: int  # bytes of spill stores and loads
+    loads_128: int
+    stores_128: int
+    loads_narrow: int
+    stores_narrow: int
+    bytes_per_element: float
+    least_bytes_per_element: float
+    note: str = ""
+
+    @property
+    def problem(self) -> str:
+        """Why this kernel is not as it should be, or nothing: spills, or no 128-bit loads or stores."""
+        if self.spills:
+            return f"spills {self.spills} bytes"
+        missing = [name for name, count in (("loads", self.loads_128), ("stores", self.stores_128)) if count == 0]
+        return f"no 128-bit {' or '.join(missing)}" if missing else ""
