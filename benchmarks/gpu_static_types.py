@@ -26,11 +26,13 @@ class Row:
     bytes_per_element: float
     least_bytes_per_element: float
     note: str = ""
+    expects: tuple[str, ...] = ("loads", "stores")  # which of them a thread makes of whole vectors
 
     @property
     def problem(self) -> str:
         """Why this kernel is not as it should be, or nothing: spills, or no 128-bit loads or stores."""
         if self.spills:
             return f"spills {self.spills} bytes"
-        missing = [name for name, count in (("loads", self.loads_128), ("stores", self.stores_128)) if count == 0]
+        counts = {"loads": self.loads_128, "stores": self.stores_128}
+        missing = [name for name in self.expects if counts[name] == 0]
         return f"no 128-bit {' or '.join(missing)}" if missing else ""
