@@ -1,0 +1,124 @@
+// The host's side: from tensors to a Task, from a Task to a grid, and the launch.
+#pragma once
+
+#include "driver.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#endif
+
+namespace mmfast::cuda {
+
+inline int element_size(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
+inline int width(Type type) { return element_size(type) == 2 ? 8 : 4; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The least power of two that is not below n, but at most `most`.
+inline int power_of_two(int64_t n, int most) {
+    int p = 1;
+    while (p < n && p < most) p *= 2;
+    return p;
+}
+
+// For kernels without sums: a warp a piece, and several vectors a thread once there are enough of them to
+// fill a large GPU (about 2^18 threads) a few times over: they share the reading of the coefficients.
+inline Cut elementwise_cut(int64_t batch, int64_t elements, int width) {
+    const int64_t vectors = ceil_div(elements, width);
+    const int lanes = power_of_two(vectors, std::min(32, limits.threads));
+    const int64_t each = limits.vectors ? limits.vectors : batch * vectors >= int64_t{1} << 21 ? 4 : 1;
+    const int64_t piece = each * lanes * width;
+    return {batch, elements, piece, ceil_div(elements, piece), lanes};
+}
+// For sums: items, by as many threads as an item has vectors.
+inline Cut item_cut(int64_t batch, int64_t elements, int width) {
+    const int lanes = power_of_two(ceil_div(std::min(elements, kItem), width), kThreads);
+    return {batch, elements, kItem, ceil_div(elements, kItem), lanes};
+}
+
+inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+// Whether every vector of a task can be moved whole: see read_term in linear.h. The outputs, null or
+// contiguous [batch, elements], are the rest.
+inline bool whole(const Task& task, Type type, std::initializer_list<const void*> outputs) {
+    const int v = width(type);
+    const int64_t size = element_size(type);
+    bool yes = task.cut.elements % v == 0 && task.inner % v == 0;
+    for (const void* p : outputs) yes &= aligned(p);
+    for (int k = 0; k < task.terms; ++k) {
+        const Operand& x = task.term[k];
+        yes &= x.begin % v == 0 && x.end % v == 0;
+        if (x.step == 0) continue;
+        const bool many_rows = task.inner != task.cut.elements;
+        yes &= aligned(x.data) && x.batch_stride * size % 16 == 0 && (!many_rows || x.row_stride * size % 16 == 0);
+    }
+    return yes;
+}
+
+// Fills the task of a call but for its cut; returns the misfits.
+inline std::vector<int> make_task(const Call& call, Task& task) {
+    if (call.terms.size() > kMaxTerms) throw std::invalid_argument("more than 32 terms");
+    Plan plan{};
+    std::vector<Term> terms;
+    const auto misfits = choose_layout(call.shape, call.terms, plan, terms);
+    task.inner = plan.inner;
+    task.identity = call.identity;
+    task.rows = call.rows;
+    task.terms = static_cast<int>(terms.size());
+    for (size_t k = 0; k < terms.size(); ++k) {
+        const Term& t = terms[k];
+        const int64_t first_row = t.begin / plan.inner, first_column = t.begin % plan.inner;
+        task.term[k] = {t.data,  t.batch_stride, t.row_stride, first_row * t.row_stride + first_column * t.step,
+                        t.begin, t.end,          t.step};
+    }
+    task.cut.batch = call.shape.at(0);
+    task.cut.elements = plan.rows * plan.inner;
+    return misfits;
+}
+
+#if defined(__CUDACC__)
+inline void check(cudaError_t error) {
+    if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+#endif
+
+// Queues a kernel on enough blocks for the pieces. Where there are more pieces than a grid can hold, or
+// than `limits` allows, blocks take several.
+template <class... Parameters, class... Arguments>
+void launch(Where where, const Cut& cut, void (*kernel)(Parameters...), const Arguments&... arguments) {
+    const int threads = std::max(limits.threads, cut.lanes);
+    const int64_t blocks = std::min(ceil_div(cut.batch * cut.per_sample, threads / cut.lanes), limits.blocks);
+    if (blocks == 0) return;
+#if defined(__CUDACC__)
+    // The runtime is linked into this module, and has its own idea of the current device.
+    int current = -1;
+    check(cudaGetDevice(&current));
+    if (current != where.device) check(cudaSetDevice(where.device));
+    kernel<<<static_cast<unsigned>(blocks), threads, 0, static_cast<cudaStream_t>(where.stream)>>>(arguments...);
+    check(cudaGetLastError());
+#else
+    (void)where;
+    mmfast_shim::launch(static_cast<unsigned>(blocks), static_cast<unsigned>(threads), kernel, arguments...);
+#endif
+}
+
+template <class T> struct Tag { using type = T; };
+
+// f(Tag<T>, whole) with both as types.
+template <class F>
+void dispatch(Type type, bool whole, F f) {
+    const auto with = [&](auto tag) { whole ? f(tag, std::true_type{}) : f(tag, std::false_type{}); };
+    switch (type) {
+        case Type::f32: return with(Tag<float>{});
+        case Type::f64: return with(Tag<double>{});
+        case Type::bf16: return with(Tag<bf16>{});
+        case Type::f16: return with(Tag<f16>{});
+        default: throw std::invalid_argument("no such type");
+    }
+}
+
+}  // namespace mmfast::cuda

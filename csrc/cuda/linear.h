@@ -1,0 +1,99 @@
+// The per-sample linear combination of the terms, in registers: the heart of every kernel but the masks'.
+#pragma once
+
+#include "device.h"
+
+namespace mmfast::cuda {
+
+constexpr int kAhead = 4;  // terms whose loads are under way at once: bandwidth needs many
+
+__device__ __forceinline__ int64_t row_of(const Rows& rows, int64_t b) {
+    return rows.rows ? read_one(rows.rows + b) : rows.count == 1 ? 0 : b;
+}
+template <class Real>
+__device__ __forceinline__ Real entry(const void* table, int64_t i) {
+    return read_one(static_cast<const Real*>(table) + i);
+}
+
+// A thread's vector: n elements of sample b from e, which lies in (row, column).
+struct Place {
+    int64_t b, e, row, column;
+    int n;
+};
+__device__ __forceinline__ Place place(const Task& task, int64_t b, int64_t e, int n) {
+    if (task.inner == task.cut.elements) return {b, e, 0, e, n};
+    const int64_t row = e / task.inner;
+    return {b, e, row, e - row * task.inner, n};
+}
+
+// The term at a place; zeros where it does not cover it. Whole: launch.h has seen that every vector lies
+// within one row, is covered or not as a whole, and is aligned wherever it is read.
+template <class T, bool Whole>
+__device__ __forceinline__ Pack<T> read_term(const Operand& term, const Place& at, int64_t inner) {
+    const T* data = static_cast<const T*>(term.data);
+    const int64_t base = at.b * term.batch_stride - term.before;
+    int64_t row = at.row, column = at.column;
+    Pack<T> x = {};
+    if constexpr (Whole) {
+        if (at.e < term.begin || at.e >= term.end) return x;
+        const T* p = data + (base + row * term.row_stride + column * term.step);
+        if (term.step) return read_pack(p);
+        const T value = read_one(p);
+#pragma unroll
+        for (int i = 0; i < kWidth<T>; ++i) x.at[i] = value;
+        return x;
+    }
+#pragma unroll
+    for (int i = 0; i < kWidth<T>; ++i) {
+        const bool covered = i < at.n && at.e + i >= term.begin && at.e + i < term.end;
+        if (covered) x.at[i] = read_one(data + (base + row * term.row_stride + column * term.step));
+        if (++column == inner) column = 0, ++row;
+    }
+    return x;
+}
+
+// Adds the terms to Sums combinations at once, sum[s] += coefs[s][k] * term k, each read once. A term
+// whose coefficient is zero does not enter that sum, and one that enters none is not read.
+template <class T, bool Whole, int Sums>
+__device__ __forceinline__ void add_terms(const Task& task, const Place& at,
+                                          const RealOf<T>* const (&coefs)[Sums], RealOf<T> (&sum)[Sums][kWidth<T>]) {
+    using Real = RealOf<T>;
+    for (int first = 0; first < task.terms; first += kAhead) {
+        Pack<T> x[kAhead];
+        Real coef[Sums][kAhead];
+#pragma unroll
+        for (int j = 0; j < kAhead; ++j) {
+            const int k = first + j;
+            bool wanted = false;
+#pragma unroll
+            for (int s = 0; s < Sums; ++s) {
+                coef[s][j] = k < task.terms ? read_one(coefs[s] + k) : Real(0);
+                wanted |= coef[s][j] != Real(0);
+            }
+            if (wanted) x[j] = read_term<T, Whole>(task.term[k], at, task.inner);
+        }
+#pragma unroll
+        for (int j = 0; j < kAhead; ++j)
+#pragma unroll
+            for (int s = 0; s < Sums; ++s)
+                if (coef[s][j] != Real(0))
+#pragma unroll
+                    for (int i = 0; i < kWidth<T>; ++i)
+                        sum[s][i] = multiply_add(coef[s][j], to_real(x[j].at[i]), sum[s][i]);
+    }
+}
+
+// sum += sigma * noise. The noise is also written to `out`, where that is not null.
+template <class T, bool Whole>
+__device__ __forceinline__ void add_noise(const Task& task, const Place& at, RealOf<T> sigma, T* out,
+                                          RealOf<T> (&sum)[kWidth<T>]) {
+    using Real = RealOf<T>;
+    if (sigma == Real(0) && !out) return;
+    Real eps[kWidth<T>];
+    make_noise<T>(task.identity, at.b, at.e, eps);
+    if (out) write<T, Whole>(out + (at.b * task.cut.elements + at.e), pack_of<T>(eps), at.n);
+#pragma unroll
+    for (int i = 0; i < kWidth<T>; ++i) sum[i] = multiply_add(sigma, eps[i], sum[i]);
+}
+
+}  // namespace mmfast::cuda

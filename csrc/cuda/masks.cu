@@ -1,0 +1,27 @@
+#include "masks.h"
+#include "launch.h"
+
+namespace mmfast::cuda {
+
+void block_ranks(Where where, const Identity& identity, int64_t batch, int64_t blocks, int64_t* out) {
+    const Cut cut = elementwise_cut(batch, blocks, kWidth<int64_t>);
+    const bool whole = blocks % kWidth<int64_t> == 0 && aligned(out);
+    launch(where, cut, whole ? block_ranks<true> : block_ranks<false>, cut, identity, out);
+}
+
+namespace {
+template <class T>
+void launch_mask(Where where, const Identity& identity, int64_t batch, int64_t plane, const Mask& to) {
+    const Cut cut = elementwise_cut(batch, plane, kWidth<T>);
+    const bool whole = plane % kWidth<T> == 0 && aligned(to.x) && aligned(to.out) && aligned(to.mask);
+    launch(where, cut, whole ? block_mask<T, true> : block_mask<T, false>, cut, identity, to);
+}
+}  // namespace
+
+void block_mask(Where where, const Identity& identity, Type type, int64_t batch, int64_t height, const Mask& to) {
+    const int size = element_size(type);
+    const auto launch_as = size == 2 ? launch_mask<uint16_t> : size == 4 ? launch_mask<uint32_t> : launch_mask<uint64_t>;
+    launch_as(where, identity, batch, height * to.width, to);
+}
+
+}  // namespace mmfast::cuda

@@ -1,0 +1,120 @@
+// squared_error and dots: sums over samples in two stages, partial sums of items of kItem elements and
+// then sums of those, all in double and each in one fixed order. No atomics.
+#pragma once
+
+#include "linear.h"
+
+namespace mmfast::cuda {
+
+// The sum of the team's values, valid in its first thread. Waits for the whole block.
+__device__ __forceinline__ double team_sum(double value, int lanes) {
+    __shared__ double shared[kThreads];
+    const int me = static_cast<int>(threadIdx.x), lane = me & (lanes - 1);
+    shared[me] = value;
+    for (int half = lanes / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (lane < half) shared[me] = value += shared[me + half];
+    }
+    __syncthreads();  // before the next sum's first write
+    return value;
+}
+
+template <class T, bool Whole>
+__global__ void __launch_bounds__(kThreads)
+squared_error(const __grid_constant__ Task task, const SquaredError to) {
+    using Real = RealOf<T>;
+    constexpr int kV = kWidth<T>;
+    for_pieces(task.cut, [&](int64_t piece) {
+        double total = 0.0;
+        for_vectors<T>(task.cut, piece, [&](int64_t b, int64_t e, int n) {
+            const Place at = place(task, b, e, n);
+            const int64_t row = row_of(task.rows, b);
+            const Real* const coefs[] = {static_cast<const Real*>(to.coefs) + row * task.terms};
+            Real sum[1][kV] = {};
+            add_terms<T, Whole>(task, at, coefs, sum);
+            auto& r = sum[0];
+            const Real sigma = to.sigma ? entry<Real>(to.sigma, row) : Real(0);
+            if (task.identity.noisy) add_noise<T, Whole>(task, at, sigma, static_cast<T*>(nullptr), r);
+#pragma unroll
+            for (int i = 0; i < kV; ++i) {
+                const double x = i < n ? static_cast<double>(r[i]) : 0.0;
+                total = multiply_add(x, x, total);
+            }
+            if (!to.grad) return;
+            const Real weight = static_cast<Real>(to.scale) * entry<Real>(to.weight, row);
+            const Real first = Real(2) * weight * read_one(coefs[0]);
+#pragma unroll
+            for (int i = 0; i < kV; ++i) r[i] = first * r[i];
+            write<T, Whole>(static_cast<T*>(to.grad) + (b * task.cut.elements + e), pack_of<T>(r), n);
+        });
+        total = team_sum(total, task.cut.lanes);
+        if (piece < task.cut.batch * task.cut.per_sample && threadIdx.x % task.cut.lanes == 0) to.parts[piece] = total;
+    });
+}
+
+// <grad, term> for every term and then <grad, noise>, of each item.
+template <class T, bool Whole>
+__global__ void __launch_bounds__(kThreads) dots(const __grid_constant__ Task task, const Dots to) {
+    using Real = RealOf<T>;
+    constexpr int kV = kWidth<T>;
+    const int columns = task.terms + 1;
+    for_pieces(task.cut, [&](int64_t piece) {
+        const bool mine = piece < task.cut.batch * task.cut.per_sample && threadIdx.x % task.cut.lanes == 0;
+        int first = 0;
+        do {  // the gradient is read once for every kAhead terms, and with the first ones makes the noise's sum
+            double total[kAhead + 1] = {};
+            for_vectors<T>(task.cut, piece, [&](int64_t b, int64_t e, int n) {
+                const Place at = place(task, b, e, n);
+                const auto grad = read<T, Whole>(static_cast<const T*>(to.grad) + (b * task.cut.elements + e), n);
+                Pack<T> x[kAhead];
+#pragma unroll
+                for (int j = 0; j < kAhead; ++j)
+                    if (first + j < task.terms) x[j] = read_term<T, Whole>(task.term[first + j], at, task.inner);
+#pragma unroll
+                for (int j = 0; j < kAhead; ++j)
+                    if (first + j < task.terms)
+#pragma unroll
+                        for (int i = 0; i < kV; ++i)
+                            total[j] = multiply_add(static_cast<double>(to_real(grad.at[i])),
+                                                    static_cast<double>(to_real(x[j].at[i])), total[j]);
+                if (!task.identity.noisy || first > 0) return;
+                Real eps[kV];
+                make_noise<T>(task.identity, b, e, eps);
+#pragma unroll
+                for (int i = 0; i < kV; ++i)  // beyond n it is zero times finite noise
+                    total[kAhead] = multiply_add(static_cast<double>(to_real(grad.at[i])),
+                                                 static_cast<double>(eps[i]), total[kAhead]);
+            });
+#pragma unroll
+            for (int j = 0; j <= kAhead; ++j) {
+                const int column = j < kAhead ? first + j : task.terms;
+                if (j < kAhead ? column >= task.terms : first > 0) continue;  // alike in all threads
+                const double sum = team_sum(total[j], task.cut.lanes);
+                if (mine) to.parts[piece * columns + column] = sum;
+            }
+            first += kAhead;
+        } while (first < task.terms);
+    });
+}
+
+// The second stage: out[b, c] = the sum over items of parts[b, item, c], times scale * weight[row of b].
+// The pieces of this cut are (b, c), each taken whole by a team.
+template <class Real>
+__global__ void __launch_bounds__(kThreads)
+finish(const Cut cut, const double* __restrict__ parts, int64_t items, int64_t columns, const Real* __restrict__ weight,
+       const Rows rows, double scale, Real* __restrict__ out) {
+    for_pieces(cut, [&](int64_t piece) {
+        const bool present = piece < cut.batch;
+        const int64_t b = piece / columns, column = piece - b * columns;
+        const int lane = static_cast<int>(threadIdx.x) & (cut.lanes - 1);
+        double sum = 0.0;
+        for (int64_t item = lane; present && item < items; item += cut.lanes)
+            sum += parts[(b * items + item) * columns + column];
+        sum = team_sum(sum, cut.lanes);
+        if (!present || lane != 0) return;
+        const Real total = static_cast<Real>(sum);
+        out[piece] = weight ? static_cast<Real>(scale) * weight[row_of(rows, b)] * total : total;
+    });
+}
+
+}  // namespace mmfast::cuda
