@@ -8,6 +8,7 @@
 #include "../normal.h"
 #include "task.h"
 
+#include <cstring>
 #include <type_traits>
 
 namespace mmfast::cuda {
@@ -19,6 +20,14 @@ using RealOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 // The elements that a thread handles at once: 16 bytes, and whole Philox blocks.
 template <class T>
 constexpr int kWidth = sizeof(T) == 2 ? 8 : 4;
+
+// Blocks that a multiprocessor should hold at once, so that enough loads are under way. It bounds the
+// registers of a thread: 64 for 4 blocks, 80 for 3. `most` is what a kernel can do with without spilling;
+// the kernels that move single elements are in no hurry.
+template <class T, bool Whole>
+constexpr int resident(int most) {
+    return !Whole ? 2 : sizeof(T) == 4 ? 4 : most;
+}
 
 // A thread's elements as they are in memory: Whole vectors of 16-byte loads and stores, or single elements.
 template <class T>
@@ -51,7 +60,7 @@ __device__ __forceinline__ void write_pack(T* p, const Pack<T>& pack) {
     uint4 word[sizeof(pack) / 16];
     memcpy(word, &pack, sizeof(pack));
 #pragma unroll
-    for (unsigned i = 0; i < sizeof(pack) / 16; ++i) reinterpret_cast<uint4*>(p)[i] = word[i];
+    for (unsigned i = 0; i < sizeof(pack) / 16; ++i) __stwb(reinterpret_cast<uint4*>(p) + i, word[i]);
 }
 
 // The first n elements from p; zeros after them.
@@ -76,8 +85,14 @@ __device__ __forceinline__ double to_real(double a) { return a; }
 __device__ __forceinline__ void from_real(double a, double& out) { out = a; }
 __device__ __forceinline__ float to_real(float a) { return a; }
 __device__ __forceinline__ void from_real(float a, float& out) { out = a; }
-__device__ __forceinline__ float to_real(bf16 a) { return widen(a); }  // a shift
 #if defined(__CUDA_ARCH__)
+// In assembly, also because the compiler then widens where the value is needed and not where it is loaded,
+// which would take twice the registers.
+__device__ __forceinline__ float to_real(bf16 a) {
+    float value;
+    asm("mov.b32 %0, {%1, %2};" : "=f"(value) : "h"(static_cast<unsigned short>(0)), "h"(a.bits));
+    return value;
+}
 __device__ __forceinline__ float to_real(f16 a) {
     float value;
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(a.bits));
@@ -88,6 +103,7 @@ __device__ __forceinline__ void from_real(float a, bf16& out) {
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(a));
 }
 #else
+__device__ __forceinline__ float to_real(bf16 a) { return widen(a); }
 __device__ __forceinline__ float to_real(f16 a) { return widen(a); }
 __device__ __forceinline__ void from_real(float a, f16& out) { narrow(a, out); }
 __device__ __forceinline__ void from_real(float a, bf16& out) { narrow(a, out); }
@@ -104,42 +120,59 @@ __device__ __forceinline__ Pack<T> pack_of(const RealOf<T> (&x)[kWidth<T>]) {
 __device__ __forceinline__ float multiply_add(float a, float b, float c) { return fused(a, b, c); }
 __device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
-// The thread's part of the pieces, f(piece, sample, e, n) for each vector: n elements of the sample, from e.
+// Without sums: f(sample, e, n) for every vector of this thread, n elements of the sample from e.
 template <class T, class F>
-__device__ __forceinline__ void for_vectors(const Cut& cut, int64_t piece, F f) {
-    if (piece >= cut.batch * cut.per_sample) return;
-    const int64_t b = piece / cut.per_sample, start = (piece - b * cut.per_sample) * cut.piece;
-    const int64_t stop = start + cut.piece < cut.elements ? start + cut.piece : cut.elements;
-    const int lane = static_cast<int>(threadIdx.x) & (cut.lanes - 1);
-    for (int64_t e = start + lane * kWidth<T>; e < stop; e += cut.lanes * kWidth<T>) {
-        const int64_t left = stop - e;
-        f(b, e, left < kWidth<T> ? static_cast<int>(left) : kWidth<T>);
+__device__ __forceinline__ void for_vectors(const Cut& cut, F f) {
+    const int64_t vectors = (cut.elements + kWidth<T> - 1) / kWidth<T>, stride = int64_t{gridDim.x} * blockDim.x;
+#pragma unroll 1
+    for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < cut.batch * vectors; i += stride) {
+        const int64_t b = i / vectors, e = (i - b * vectors) * kWidth<T>;
+        f(b, e, cut.elements - e < kWidth<T> ? static_cast<int>(cut.elements - e) : kWidth<T>);
     }
 }
-// f(piece) for the pieces of this thread's team. All the threads of a block make the same number of calls,
-// the last ones maybe for pieces that are not there, so f may wait for the whole block.
+
+// With sums: f(item) for the items of this thread's team. All the threads of a block make the same number
+// of calls, the last ones maybe for items that are not there, so f may wait for the whole block.
 template <class F>
-__device__ __forceinline__ void for_pieces(const Cut& cut, F f) {
-    const int64_t pieces = cut.batch * cut.per_sample, teams = blockDim.x / cut.lanes;
-    const int64_t team = threadIdx.x / cut.lanes;
-    for (int64_t first = blockIdx.x * teams; first < pieces; first += gridDim.x * teams) f(first + team);
+__device__ __forceinline__ void for_items(const Cut& cut, F f) {
+    const int64_t items = cut.batch * cut.items, teams = blockDim.x / cut.lanes;
+#pragma unroll 1
+    for (int64_t first = blockIdx.x * teams; first < items; first += gridDim.x * teams)
+        f(first + threadIdx.x / cut.lanes);
+}
+// f(e, n) for the vectors of item `i` of a sample that fall to this thread.
+template <class T, class F>
+__device__ __forceinline__ void for_vectors_of_item(const Cut& cut, int64_t i, F f) {
+    const int64_t start = i * kItem, left = cut.elements - start;
+    const int size = left < kItem ? static_cast<int>(left) : static_cast<int>(kItem);
+    const int lane = static_cast<int>(threadIdx.x) & (cut.lanes - 1);
+#pragma unroll 1
+    for (int e = lane * kWidth<T>; e < size; e += cut.lanes * kWidth<T>)
+        f(start + e, size - e < kWidth<T> ? size - e : kWidth<T>);
 }
 
-// The noise stream of sample b.
+// The noise stream of sample b. The compiler is kept from computing it ahead of loops: the round keys are
+// cheap to make again, and would fill the registers.
 __device__ __forceinline__ NoiseStream noise_stream(const Identity& who, int64_t b) {
-    const int64_t seed = who.key ? read_one(who.key) : who.seed, draw = who.key ? read_one(who.key + 1) : who.draw;
+    int64_t seed = who.key ? read_one(who.key) : who.seed;
+    const int64_t draw = who.key ? read_one(who.key + 1) : who.draw;
+#if defined(__CUDA_ARCH__)
+    asm volatile("" : "+l"(seed));
+#endif
     return NoiseStream(seed, draw, who.ids ? read_one(who.ids + b) : b, who.stream);
 }
-// The normals of the elements from e on, a multiple of the width.
+// The normals of the elements from e on, a multiple of the width: four at a time, in a loop that is not
+// unrolled and turns the array, again for the registers.
 template <class T>
 __device__ __forceinline__ void make_noise(const Identity& who, int64_t b, int64_t e, RealOf<T> (&eps)[kWidth<T>]) {
-    const NoiseStream stream = noise_stream(who, b);
-#pragma unroll
-    for (int i = 0; i < kWidth<T>; i += 4) {
+    constexpr int kV = kWidth<T>;
+    const uint32_t first = static_cast<uint32_t>(e / 4);
+#pragma unroll 1
+    for (uint32_t j = 0; j < kV / 4; ++j) {
         float n[4];
-        normals<Scalar>(stream, static_cast<uint32_t>((e + i) / 4), n);
+        normals<Scalar>(noise_stream(who, b), first + j, n);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) eps[i + j] = n[j];
+        for (int i = 0; i < kV; ++i) eps[i] = i + 4 < kV ? eps[(i + 4) % kV] : n[i % 4];
     }
 }
 

@@ -26,11 +26,10 @@ struct Call {
 };
 
 // Tests set these to see that no result depends on them: threads of a block (a power of two), blocks of a
-// grid, vectors a thread takes in one piece (0: as many as pay).
+// grid.
 struct Limits {
     int threads = kThreads;
     int64_t blocks = 0x7FFFFFFF;
-    int vectors = 0;
 };
 inline Limits limits;
 
@@ -45,8 +44,7 @@ int64_t part_count(int64_t elements);
 void block_ranks(Where, const Identity&, int64_t batch, int64_t blocks, int64_t* out);
 void block_mask(Where, const Identity&, Type, int64_t batch, int64_t height, const Mask&);
 
-// Sum over k of the K products is what the kernels are made of, so this is for tests alone: normals of n
-// pairs of words in device memory.
+// For tests: the normals of n pairs of words.
 void box_muller(Where, const uint32_t* a, const uint32_t* b, float* first, float* second, int64_t n);
 
 }  // namespace mmfast::cuda

@@ -7,9 +7,8 @@ std::vector<int> combine(const Call& call, const Combine& to) {
     Task task{};
     auto misfits = make_task(call, task);
     if (!misfits.empty()) return misfits;
-    task.cut = elementwise_cut(task.cut.batch, task.cut.elements, width(call.type));
     dispatch(call.type, whole(task, call.type, {to.out, to.noise}), [&](auto tag, auto vectors) {
-        launch(call.where, task.cut, combine<typename decltype(tag)::type, decltype(vectors)::value>, task, to);
+        launch(call.where, vector_threads(task.cut, width(call.type)), 1, combine<typename decltype(tag)::type, decltype(vectors)::value>, task, to);
     });
     return {};
 }
@@ -18,7 +17,6 @@ std::vector<int> step(const Call& call, Step to, int64_t x0_start, int64_t x0_ch
     Task task{};
     auto misfits = make_task(call, task);
     if (!misfits.empty()) return misfits;
-    task.cut = elementwise_cut(task.cut.batch, task.cut.elements, width(call.type));
     to.x0_begin = 0, to.x0_end = task.cut.elements;
     if (x0_start >= 0) {
         const int64_t per_channel = task.cut.elements / call.shape.at(1);
@@ -27,7 +25,7 @@ std::vector<int> step(const Call& call, Step to, int64_t x0_start, int64_t x0_ch
     const int v = width(call.type);
     const bool vectors = whole(task, call.type, {to.out, to.x0}) && to.x0_begin % v == 0 && to.x0_end % v == 0;
     dispatch(call.type, vectors, [&](auto tag, auto vectors) {
-        launch(call.where, task.cut, step<typename decltype(tag)::type, decltype(vectors)::value>, task, to);
+        launch(call.where, vector_threads(task.cut, v), 1, step<typename decltype(tag)::type, decltype(vectors)::value>, task, to);
     });
     return {};
 }
@@ -40,7 +38,7 @@ __global__ void box_muller_kernel(const uint32_t* a, const uint32_t* b, float* f
 }  // namespace
 
 void box_muller(Where where, const uint32_t* a, const uint32_t* b, float* first, float* second, int64_t n) {
-    launch(where, Cut{1, n, 1, n, 1}, box_muller_kernel, a, b, first, second, n);
+    launch(where, n, 1, box_muller_kernel, a, b, first, second, n);
 }
 
 }  // namespace mmfast::cuda

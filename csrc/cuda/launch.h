@@ -25,19 +25,11 @@ inline int power_of_two(int64_t n, int most) {
     return p;
 }
 
-// For kernels without sums: a warp a piece, and several vectors a thread once there are enough of them to
-// fill a large GPU (about 2^18 threads) a few times over: they share the reading of the coefficients.
-inline Cut elementwise_cut(int64_t batch, int64_t elements, int width) {
-    const int64_t vectors = ceil_div(elements, width);
-    const int lanes = power_of_two(vectors, std::min(32, limits.threads));
-    const int64_t each = limits.vectors ? limits.vectors : batch * vectors >= int64_t{1} << 21 ? 4 : 1;
-    const int64_t piece = each * lanes * width;
-    return {batch, elements, piece, ceil_div(elements, piece), lanes};
-}
-// For sums: items, by as many threads as an item has vectors.
+// For kernels without sums; for sums, by as many threads as an item has vectors.
+inline Cut vector_cut(int64_t batch, int64_t elements) { return {batch, elements, 0, 1}; }
 inline Cut item_cut(int64_t batch, int64_t elements, int width) {
     const int lanes = power_of_two(ceil_div(std::min(elements, kItem), width), kThreads);
-    return {batch, elements, kItem, ceil_div(elements, kItem), lanes};
+    return {batch, elements, ceil_div(elements, kItem), lanes};
 }
 
 inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
@@ -86,12 +78,12 @@ inline void check(cudaError_t error) {
 }
 #endif
 
-// Queues a kernel on enough blocks for the pieces. Where there are more pieces than a grid can hold, or
-// than `limits` allows, blocks take several.
+// Queues a kernel that wants so many threads, in teams of `lanes`. Where a grid cannot hold them, or `limits`
+// does not allow them, threads do more.
 template <class... Parameters, class... Arguments>
-void launch(Where where, const Cut& cut, void (*kernel)(Parameters...), const Arguments&... arguments) {
-    const int threads = std::max(limits.threads, cut.lanes);
-    const int64_t blocks = std::min(ceil_div(cut.batch * cut.per_sample, threads / cut.lanes), limits.blocks);
+void launch(Where where, int64_t wanted, int lanes, void (*kernel)(Parameters...), const Arguments&... arguments) {
+    const int threads = std::max(limits.threads, lanes);
+    const int64_t blocks = std::min(ceil_div(wanted, threads), limits.blocks);
     if (blocks == 0) return;
 #if defined(__CUDACC__)
     // The runtime is linked into this module, and has its own idea of the current device.
@@ -107,6 +99,10 @@ void launch(Where where, const Cut& cut, void (*kernel)(Parameters...), const Ar
 }
 
 template <class T> struct Tag { using type = T; };
+
+// The threads that a cut wants.
+inline int64_t vector_threads(const Cut& cut, int width) { return cut.batch * ceil_div(cut.elements, width); }
+inline int64_t item_threads(const Cut& cut) { return cut.batch * cut.items * cut.lanes; }
 
 // f(Tag<T>, whole) with both as types.
 template <class F>

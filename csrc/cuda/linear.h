@@ -5,7 +5,9 @@
 
 namespace mmfast::cuda {
 
-constexpr int kAhead = 4;  // terms whose loads are under way at once: bandwidth needs many
+// Terms whose loads are under way at once: bandwidth needs many, registers allow so many.
+template <class T>
+constexpr int kAhead = sizeof(T) == 8 ? 2 : 4;
 
 __device__ __forceinline__ int64_t row_of(const Rows& rows, int64_t b) {
     return rows.rows ? read_one(rows.rows + b) : rows.count == 1 ? 0 : b;
@@ -58,11 +60,13 @@ template <class T, bool Whole, int Sums>
 __device__ __forceinline__ void add_terms(const Task& task, const Place& at,
                                           const RealOf<T>* const (&coefs)[Sums], RealOf<T> (&sum)[Sums][kWidth<T>]) {
     using Real = RealOf<T>;
-    for (int first = 0; first < task.terms; first += kAhead) {
-        Pack<T> x[kAhead];
-        Real coef[Sums][kAhead];
+    constexpr int kMany = kAhead<T>;
+#pragma unroll 1
+    for (int first = 0; first < task.terms; first += kMany) {
+        Pack<T> x[kMany];
+        Real coef[Sums][kMany];
 #pragma unroll
-        for (int j = 0; j < kAhead; ++j) {
+        for (int j = 0; j < kMany; ++j) {
             const int k = first + j;
             bool wanted = false;
 #pragma unroll
@@ -73,7 +77,7 @@ __device__ __forceinline__ void add_terms(const Task& task, const Place& at,
             if (wanted) x[j] = read_term<T, Whole>(task.term[k], at, task.inner);
         }
 #pragma unroll
-        for (int j = 0; j < kAhead; ++j)
+        for (int j = 0; j < kMany; ++j)
 #pragma unroll
             for (int s = 0; s < Sums; ++s)
                 if (coef[s][j] != Real(0))
@@ -89,7 +93,7 @@ __device__ __forceinline__ void add_noise(const Task& task, const Place& at, Rea
                                           RealOf<T> (&sum)[kWidth<T>]) {
     using Real = RealOf<T>;
     if (sigma == Real(0) && !out) return;
-    Real eps[kWidth<T>];
+    Real eps[kWidth<T>] = {};
     make_noise<T>(task.identity, at.b, at.e, eps);
     if (out) write<T, Whole>(out + (at.b * task.cut.elements + at.e), pack_of<T>(eps), at.n);
 #pragma unroll

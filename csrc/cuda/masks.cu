@@ -4,17 +4,17 @@
 namespace mmfast::cuda {
 
 void block_ranks(Where where, const Identity& identity, int64_t batch, int64_t blocks, int64_t* out) {
-    const Cut cut = elementwise_cut(batch, blocks, kWidth<int64_t>);
+    const Cut cut = vector_cut(batch, blocks);
     const bool whole = blocks % kWidth<int64_t> == 0 && aligned(out);
-    launch(where, cut, whole ? block_ranks<true> : block_ranks<false>, cut, identity, out);
+    launch(where, vector_threads(cut, kWidth<int64_t>), 1, whole ? block_ranks<true> : block_ranks<false>, cut, identity, out);
 }
 
 namespace {
 template <class T>
 void launch_mask(Where where, const Identity& identity, int64_t batch, int64_t plane, const Mask& to) {
-    const Cut cut = elementwise_cut(batch, plane, kWidth<T>);
+    const Cut cut = vector_cut(batch, plane);
     const bool whole = plane % kWidth<T> == 0 && aligned(to.x) && aligned(to.out) && aligned(to.mask);
-    launch(where, cut, whole ? block_mask<T, true> : block_mask<T, false>, cut, identity, to);
+    launch(where, vector_threads(cut, kWidth<T>), 1, whole ? block_mask<T, true> : block_mask<T, false>, cut, identity, to);
 }
 }  // namespace
 

@@ -17,12 +17,10 @@ __device__ __forceinline__ void ranks_of(const NoiseStream& stream, uint32_t blo
 template <bool Whole>
 __global__ void __launch_bounds__(kThreads) block_ranks(const Cut cut, const Identity identity, int64_t* out) {
     static_assert(kWidth<int64_t> == 4, "one Philox block a thread");
-    for_pieces(cut, [&](int64_t piece) {
-        for_vectors<int64_t>(cut, piece, [&](int64_t b, int64_t e, int n) {
-            Pack<int64_t> ranks;
-            ranks_of(noise_stream(identity, b), static_cast<uint32_t>(e / 4), ranks.at);
-            write<int64_t, Whole>(out + (b * cut.elements + e), ranks, n);
-        });
+    for_vectors<int64_t>(cut, [&](int64_t b, int64_t e, int n) {
+        Pack<int64_t> ranks;
+        ranks_of(noise_stream(identity, b), static_cast<uint32_t>(e / 4), ranks.at);
+        write<int64_t, Whole>(out + (b * cut.elements + e), ranks, n);
     });
 }
 
@@ -30,46 +28,44 @@ __global__ void __launch_bounds__(kThreads) block_ranks(const Cut cut, const Ide
 // channel's plane; a thread decides on its pixels once and then goes through the channels. What is hidden
 // whole is not read.
 template <class T, bool Whole>
-__global__ void __launch_bounds__(kThreads) block_mask(const Cut cut, const Identity identity, const Mask to) {
+__global__ void __launch_bounds__(kThreads, resident<T, Whole>(4)) block_mask(const Cut cut, const Identity identity, const Mask to) {
     constexpr int kV = kWidth<T>;
-    for_pieces(cut, [&](int64_t piece) {
-        for_vectors<T>(cut, piece, [&](int64_t b, int64_t e, int n) {
-            const NoiseStream stream = noise_stream(identity, b);
-            const int64_t threshold = read_one(to.threshold + b);
-            // The pixel's block, counted row by row, and its place in it; divisions are slow, so only once.
-            const int64_t y = e / to.width;
-            int64_t x = e - y * to.width, have = -1, rank[4];
-            int64_t down = y / to.block_height, inside_y = y - down * to.block_height;
-            int64_t right = x / to.block_width, inside_x = x - right * to.block_width;
-            unsigned visible = 0;  // bit i: pixel e + i
-            for (int i = 0; i < n; ++i) {
-                const int64_t block = down * to.across + right;
-                if (block / 4 != have) {
-                    have = block / 4;
-                    ranks_of(stream, static_cast<uint32_t>(have), rank);
-                }
-                const int64_t mine = block & 2 ? (block & 1 ? rank[3] : rank[2]) : (block & 1 ? rank[1] : rank[0]);
-                visible |= static_cast<unsigned>(mine >= threshold) << i;
-                if (++inside_x == to.block_width) inside_x = 0, ++right;
-                if (++x == to.width) {
-                    x = inside_x = right = 0;
-                    if (++inside_y == to.block_height) inside_y = 0, ++down;
-                }
+    for_vectors<T>(cut, [&](int64_t b, int64_t e, int n) {
+        const NoiseStream stream = noise_stream(identity, b);
+        const int64_t threshold = read_one(to.threshold + b);
+        // The pixel's block, counted row by row, and its place in it; divisions are slow, so only once.
+        const int64_t y = e / to.width;
+        int64_t x = e - y * to.width, have = -1, rank[4];
+        int64_t down = y / to.block_height, inside_y = y - down * to.block_height;
+        int64_t right = x / to.block_width, inside_x = x - right * to.block_width;
+        unsigned visible = 0;  // bit i: pixel e + i
+        for (int i = 0; i < n; ++i) {
+            const int64_t block = down * to.across + right;
+            if (block / 4 != have) {
+                have = block / 4;
+                ranks_of(stream, static_cast<uint32_t>(have), rank);
             }
-            Pack<T> mask;
+            const int64_t mine = block & 2 ? (block & 1 ? rank[3] : rank[2]) : (block & 1 ? rank[1] : rank[0]);
+            visible |= static_cast<unsigned>(mine >= threshold) << i;
+            if (++inside_x == to.block_width) inside_x = 0, ++right;
+            if (++x == to.width) {
+                x = inside_x = right = 0;
+                if (++inside_y == to.block_height) inside_y = 0, ++down;
+            }
+        }
+        Pack<T> mask;
 #pragma unroll
-            for (int i = 0; i < kV; ++i) mask.at[i] = visible >> i & 1 ? static_cast<T>(to.one) : T(0);
-            write<T, Whole>(static_cast<T*>(to.mask) + (b * cut.elements + e), mask, n);
+        for (int i = 0; i < kV; ++i) mask.at[i] = visible >> i & 1 ? static_cast<T>(to.one) : T(0);
+        write<T, Whole>(static_cast<T*>(to.mask) + (b * cut.elements + e), mask, n);
 #pragma unroll 4
-            for (int64_t c = 0; c < to.channels; ++c) {
-                const int64_t at = (b * to.channels + c) * cut.elements + e;
-                Pack<T> values = {};
-                if (visible) values = read<T, Whole>(static_cast<const T*>(to.x) + at, n);
+        for (int64_t c = 0; c < to.channels; ++c) {
+            const int64_t at = (b * to.channels + c) * cut.elements + e;
+            Pack<T> values = {};
+            if (visible) values = read<T, Whole>(static_cast<const T*>(to.x) + at, n);
 #pragma unroll
-                for (int i = 0; i < kV; ++i) values.at[i] = visible >> i & 1 ? values.at[i] : T(0);
-                write<T, Whole>(static_cast<T*>(to.out) + at, values, n);
-            }
-        });
+            for (int i = 0; i < kV; ++i) values.at[i] = visible >> i & 1 ? values.at[i] : T(0);
+            write<T, Whole>(static_cast<T*>(to.out) + at, values, n);
+        }
     });
 }
 

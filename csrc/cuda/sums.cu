@@ -8,8 +8,8 @@ namespace {
 template <class Real>
 void launch_finish(Where where, int64_t batch, int64_t columns, int64_t items, const double* parts, const void* weight,
                    Rows rows, double scale, void* out) {
-    const Cut cut{batch * columns, 1, 1, 1, power_of_two(items, kThreads)};
-    launch(where, cut, finish<Real>, cut, parts, items, columns, static_cast<const Real*>(weight), rows, scale,
+    const Cut cut{batch * columns, 1, 1, power_of_two(items, kThreads)};
+    launch(where, item_threads(cut), cut.lanes, finish<Real>, cut, parts, items, columns, static_cast<const Real*>(weight), rows, scale,
            static_cast<Real*>(out));
 }
 
@@ -24,10 +24,10 @@ std::vector<int> squared_error(const Call& call, const SquaredError& to, void* l
     task.cut = item_cut(task.cut.batch, task.cut.elements, width(call.type));
     dispatch(call.type, whole(task, call.type, {to.grad}), [&](auto tag, auto vectors) {
         using T = typename decltype(tag)::type;
-        launch(call.where, task.cut, squared_error<T, decltype(vectors)::value>, task, to);
+        launch(call.where, item_threads(task.cut), task.cut.lanes, squared_error<T, decltype(vectors)::value>, task, to);
     });
     const auto finish_as = call.type == Type::f64 ? launch_finish<double> : launch_finish<float>;
-    finish_as(call.where, task.cut.batch, 1, task.cut.per_sample, to.parts, to.weight, task.rows, to.scale, loss);
+    finish_as(call.where, task.cut.batch, 1, task.cut.items, to.parts, to.weight, task.rows, to.scale, loss);
     return {};
 }
 
@@ -37,9 +37,9 @@ std::vector<int> dots(const Call& call, const Dots& to, double* sums) {
     if (!misfits.empty()) return misfits;
     task.cut = item_cut(task.cut.batch, task.cut.elements, width(call.type));
     dispatch(call.type, whole(task, call.type, {to.grad}), [&](auto tag, auto vectors) {
-        launch(call.where, task.cut, dots<typename decltype(tag)::type, decltype(vectors)::value>, task, to);
+        launch(call.where, item_threads(task.cut), task.cut.lanes, dots<typename decltype(tag)::type, decltype(vectors)::value>, task, to);
     });
-    launch_finish<double>(call.where, task.cut.batch, task.terms + 1, task.cut.per_sample, to.parts, nullptr, Rows{},
+    launch_finish<double>(call.where, task.cut.batch, task.terms + 1, task.cut.items, to.parts, nullptr, Rows{},
                           1.0, sums);
     return {};
 }

@@ -20,13 +20,15 @@ __device__ __forceinline__ double team_sum(double value, int lanes) {
 }
 
 template <class T, bool Whole>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, resident<T, Whole>(3))
 squared_error(const __grid_constant__ Task task, const SquaredError to) {
     using Real = RealOf<T>;
     constexpr int kV = kWidth<T>;
-    for_pieces(task.cut, [&](int64_t piece) {
+    for_items(task.cut, [&](int64_t item) {
+        const int64_t b = item / task.cut.items;
+        const bool present = b < task.cut.batch;
         double total = 0.0;
-        for_vectors<T>(task.cut, piece, [&](int64_t b, int64_t e, int n) {
+        if (present) for_vectors_of_item<T>(task.cut, item - b * task.cut.items, [&](int64_t e, int n) {
             const Place at = place(task, b, e, n);
             const int64_t row = row_of(task.rows, b);
             const Real* const coefs[] = {static_cast<const Real*>(to.coefs) + row * task.terms};
@@ -48,64 +50,66 @@ squared_error(const __grid_constant__ Task task, const SquaredError to) {
             write<T, Whole>(static_cast<T*>(to.grad) + (b * task.cut.elements + e), pack_of<T>(r), n);
         });
         total = team_sum(total, task.cut.lanes);
-        if (piece < task.cut.batch * task.cut.per_sample && threadIdx.x % task.cut.lanes == 0) to.parts[piece] = total;
+        if (present && threadIdx.x % task.cut.lanes == 0) to.parts[item] = total;
     });
 }
 
 // <grad, term> for every term and then <grad, noise>, of each item.
 template <class T, bool Whole>
-__global__ void __launch_bounds__(kThreads) dots(const __grid_constant__ Task task, const Dots to) {
+__global__ void __launch_bounds__(kThreads, resident<T, Whole>(3)) dots(const __grid_constant__ Task task, const Dots to) {
     using Real = RealOf<T>;
     constexpr int kV = kWidth<T>;
+    constexpr int kMany = kAhead<T>;
     const int columns = task.terms + 1;
-    for_pieces(task.cut, [&](int64_t piece) {
-        const bool mine = piece < task.cut.batch * task.cut.per_sample && threadIdx.x % task.cut.lanes == 0;
+    for_items(task.cut, [&](int64_t item) {
+        const int64_t b = item / task.cut.items;
+        const bool present = b < task.cut.batch;
         int first = 0;
-        do {  // the gradient is read once for every kAhead terms, and with the first ones makes the noise's sum
-            double total[kAhead + 1] = {};
-            for_vectors<T>(task.cut, piece, [&](int64_t b, int64_t e, int n) {
+        do {  // the gradient is read once for every kMany terms, and with the first ones makes the noise's sum
+            double total[kMany + 1] = {};
+            if (present) for_vectors_of_item<T>(task.cut, item - b * task.cut.items, [&](int64_t e, int n) {
                 const Place at = place(task, b, e, n);
                 const auto grad = read<T, Whole>(static_cast<const T*>(to.grad) + (b * task.cut.elements + e), n);
-                Pack<T> x[kAhead];
+                Pack<T> x[kMany];
 #pragma unroll
-                for (int j = 0; j < kAhead; ++j)
+                for (int j = 0; j < kMany; ++j)
                     if (first + j < task.terms) x[j] = read_term<T, Whole>(task.term[first + j], at, task.inner);
 #pragma unroll
-                for (int j = 0; j < kAhead; ++j)
+                for (int j = 0; j < kMany; ++j)
                     if (first + j < task.terms)
 #pragma unroll
                         for (int i = 0; i < kV; ++i)
                             total[j] = multiply_add(static_cast<double>(to_real(grad.at[i])),
                                                     static_cast<double>(to_real(x[j].at[i])), total[j]);
                 if (!task.identity.noisy || first > 0) return;
-                Real eps[kV];
+                Real eps[kV] = {};
                 make_noise<T>(task.identity, b, e, eps);
 #pragma unroll
                 for (int i = 0; i < kV; ++i)  // beyond n it is zero times finite noise
-                    total[kAhead] = multiply_add(static_cast<double>(to_real(grad.at[i])),
-                                                 static_cast<double>(eps[i]), total[kAhead]);
+                    total[kMany] = multiply_add(static_cast<double>(to_real(grad.at[i])),
+                                                 static_cast<double>(eps[i]), total[kMany]);
             });
 #pragma unroll
-            for (int j = 0; j <= kAhead; ++j) {
-                const int column = j < kAhead ? first + j : task.terms;
-                if (j < kAhead ? column >= task.terms : first > 0) continue;  // alike in all threads
+            for (int j = 0; j <= kMany; ++j) {
+                const int column = j < kMany ? first + j : task.terms;
+                if (j < kMany ? column >= task.terms : first > 0) continue;  // alike in all threads
                 const double sum = team_sum(total[j], task.cut.lanes);
-                if (mine) to.parts[piece * columns + column] = sum;
+                if (present && threadIdx.x % task.cut.lanes == 0) to.parts[item * columns + column] = sum;
             }
-            first += kAhead;
+            first += kMany;
         } while (first < task.terms);
     });
 }
 
 // The second stage: out[b, c] = the sum over items of parts[b, item, c], times scale * weight[row of b].
-// The pieces of this cut are (b, c), each taken whole by a team.
+// An item of this cut is one sum (b, c).
 template <class Real>
 __global__ void __launch_bounds__(kThreads)
 finish(const Cut cut, const double* __restrict__ parts, int64_t items, int64_t columns, const Real* __restrict__ weight,
        const Rows rows, double scale, Real* __restrict__ out) {
-    for_pieces(cut, [&](int64_t piece) {
-        const bool present = piece < cut.batch;
-        const int64_t b = piece / columns, column = piece - b * columns;
+    for_items(cut, [&](int64_t sum_index) {
+        const bool present = sum_index < cut.batch;
+        const int64_t b = sum_index / columns, column = sum_index - b * columns;
         const int lane = static_cast<int>(threadIdx.x) & (cut.lanes - 1);
         double sum = 0.0;
         for (int64_t item = lane; present && item < items; item += cut.lanes)
@@ -113,7 +117,7 @@ finish(const Cut cut, const double* __restrict__ parts, int64_t items, int64_t c
         sum = team_sum(sum, cut.lanes);
         if (!present || lane != 0) return;
         const Real total = static_cast<Real>(sum);
-        out[piece] = weight ? static_cast<Real>(scale) * weight[row_of(rows, b)] * total : total;
+        out[sum_index] = weight ? static_cast<Real>(scale) * weight[row_of(rows, b)] * total : total;
     });
 }
 

@@ -10,12 +10,12 @@ constexpr int kThreads = 256;     // of a block; kernels are also right with few
 constexpr int kMaxTerms = 32;
 constexpr int64_t kItem = 8192;   // elements of one sample that a reduction sums at once, as cpu/plan.h cuts
 
-// How the work is shared out. A piece is `piece` elements of one sample, the last one of a sample maybe
-// fewer. A team of `lanes` neighbouring threads takes a piece, each thread every lanes-th vector of it.
-// Where sums are taken, the cut is a function of the sample's size alone; so then is every sum.
+// How the work is shared out. Without sums, each thread takes vectors of a few elements. Where sums are
+// taken, a team of `lanes` neighbouring threads takes an item, each thread every lanes-th vector of it; the
+// items and the lanes are functions of the sample's size alone, and so are the sums.
 struct Cut {
     int64_t batch, elements;      // samples, and the elements of each
-    int64_t piece, per_sample;    // elements of a piece, pieces of a sample
+    int64_t items;                // of a sample
     int lanes;                    // a power of two that divides the threads of a block
 };
 

@@ -1,0 +1,6 @@
+// mmfast._cuda, compiled for the host: the same sources, run by cuda_shim.h.
+#include "../../csrc/cuda/bindings.cpp"
+
+#include "../../csrc/cuda/elementwise.cu"
+#include "../../csrc/cuda/masks.cu"
+#include "../../csrc/cuda/sums.cu"
