@@ -86,8 +86,5 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("box_muller", [](const PlaceTuple& place, Address a, Address b, Address first, Address second, int64_t n) {
         box_muller(where_of(place), at<uint32_t>(a), at<uint32_t>(b), at<float>(first), at<float>(second), n);
     });
-#if defined(MMFAST_SHIM)  // the threads of a block in the other order
-    m.def("run_backwards", [](bool yes) { mmfast_shim::backwards = yes; });
-#endif
     m.def("set_limits", [](int threads, int64_t blocks) { limits = {threads, blocks}; });
 }

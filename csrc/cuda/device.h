@@ -26,7 +26,7 @@ constexpr int kWidth = sizeof(T) == 2 ? 8 : 4;
 // the kernels that move single elements are in no hurry.
 template <class T, bool Whole>
 constexpr int resident(int most) {
-    return !Whole ? 2 : sizeof(T) == 4 ? 4 : most;
+    return !Whole ? 1 : sizeof(T) == 4 ? 4 : most;
 }
 
 // A thread's elements as they are in memory: Whole vectors of 16-byte loads and stores, or single elements.
@@ -66,19 +66,25 @@ __device__ __forceinline__ void write_pack(T* p, const Pack<T>& pack) {
 // The first n elements from p; zeros after them.
 template <class T, bool Whole>
 __device__ __forceinline__ Pack<T> read(const T* p, int n) {
-    if constexpr (Whole) return read_pack(p);
-    Pack<T> pack = {};
+    if constexpr (Whole) {
+        return read_pack(p);
+    } else {
+        Pack<T> pack = {};
 #pragma unroll
-    for (int i = 0; i < kWidth<T>; ++i)
-        if (i < n) pack.at[i] = read_one(p + i);
-    return pack;
+        for (int i = 0; i < kWidth<T>; ++i)
+            if (i < n) pack.at[i] = read_one(p + i);
+        return pack;
+    }
 }
 template <class T, bool Whole>
 __device__ __forceinline__ void write(T* p, const Pack<T>& pack, int n) {
-    if constexpr (Whole) return write_pack(p, pack);
+    if constexpr (Whole) {
+        write_pack(p, pack);
+    } else {
 #pragma unroll
-    for (int i = 0; i < kWidth<T>; ++i)
-        if (i < n) p[i] = pack.at[i];
+        for (int i = 0; i < kWidth<T>; ++i)
+            if (i < n) p[i] = pack.at[i];
+    }
 }
 
 __device__ __forceinline__ double to_real(double a) { return a; }

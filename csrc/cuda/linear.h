@@ -44,14 +44,15 @@ __device__ __forceinline__ Pack<T> read_term(const Operand& term, const Place& a
 #pragma unroll
         for (int i = 0; i < kWidth<T>; ++i) x.at[i] = value;
         return x;
-    }
+    } else {
 #pragma unroll
-    for (int i = 0; i < kWidth<T>; ++i) {
-        const bool covered = i < at.n && at.e + i >= term.begin && at.e + i < term.end;
-        if (covered) x.at[i] = read_one(data + (base + row * term.row_stride + column * term.step));
-        if (++column == inner) column = 0, ++row;
+        for (int i = 0; i < kWidth<T>; ++i) {
+            const bool covered = i < at.n && at.e + i >= term.begin && at.e + i < term.end;
+            if (covered) x.at[i] = read_one(data + (base + row * term.row_stride + column * term.step));
+            if (++column == inner) column = 0, ++row;
+        }
+        return x;
     }
-    return x;
 }
 
 // Adds the terms to Sums combinations at once, sum[s] += coefs[s][k] * term k, each read once. A term

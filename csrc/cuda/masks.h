@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads) block_ranks(const Cut cut, const Ide
 // channel's plane; a thread decides on its pixels once and then goes through the channels. What is hidden
 // whole is not read.
 template <class T, bool Whole>
-__global__ void __launch_bounds__(kThreads, resident<T, Whole>(4)) block_mask(const Cut cut, const Identity identity, const Mask to) {
+__global__ void __launch_bounds__(kThreads, resident<T, Whole>(3)) block_mask(const Cut cut, const Identity identity, const Mask to) {
     constexpr int kV = kWidth<T>;
     for_vectors<T>(cut, [&](int64_t b, int64_t e, int n) {
         const NoiseStream stream = noise_stream(identity, b);

@@ -91,13 +91,14 @@ void launch(unsigned blocks, unsigned threads, void (*kernel)(Parameters...), co
     }
     auto call = [&] { kernel(arguments...); };
     body = [](void* f) { (*static_cast<decltype(call)*>(f))(); };
-    body_argument = &call;
+    body_argument = std::addressof(call);
     gridDim.x = blocks, blockDim.x = threads;
     fault = nullptr;
     for (unsigned b = 0; b < blocks; ++b) {
         blockIdx.x = b;
         run_block(threads);
     }
+    body_argument = nullptr;
     if (fault) throw std::runtime_error(fault);
 }
 

@@ -4,3 +4,5 @@
 #include "../../csrc/cuda/elementwise.cu"
 #include "../../csrc/cuda/masks.cu"
 #include "../../csrc/cuda/sums.cu"
+
+extern "C" __attribute__((visibility("default"))) void run_threads_backwards(int yes) { mmfast_shim::backwards = yes; }

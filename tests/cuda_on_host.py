@@ -1,0 +1,50 @@
+"""Builds csrc/cuda for the host, under the shim of cuda_shim/: mmfast._cuda that runs without a GPU."""
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIM = ROOT / "tests" / "cuda_shim"
+FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing"]
+
+
+def compiler():
+    """The system's g++, or None."""
+    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("g++")
+
+
+def build():
+    """The path of the extension, compiled unless a temporary folder has it from the very same sources."""
+    import pybind11
+
+    sources = sorted(p for d in (ROOT / "csrc", SHIM) for p in d.rglob("*") if p.suffix in {".h", ".cu", ".cpp"})
+    state = [p.read_bytes() for p in sources] + [" ".join([*FLAGS, sys.version, pybind11.__version__]).encode()]
+    digest = hashlib.sha256(b"\0".join(state)).hexdigest()[:16]
+    library = Path(tempfile.gettempdir()) / f"mmfast_cuda_on_host_{digest}" / "_cuda.so"
+    if not library.exists():
+        library.parent.mkdir(exist_ok=True)
+        part = library.with_suffix(f".{os.getpid()}")
+        include = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
+        files = ["-include", str(SHIM / "cuda_shim.h"), str(SHIM / "shim.cpp"), "-o", str(part)]
+        run = subprocess.run([compiler(), *FLAGS, *include, *files], capture_output=True, text=True)
+        if run.returncode != 0:
+            raise RuntimeError(f"the CUDA kernels do not compile for the host:\n{run.stderr[-4000:]}")
+        part.replace(library)
+    return library
+
+
+def load():
+    """The extension, and a function that makes the threads of a block run from the last to the first."""
+    library = build()
+    spec = importlib.util.spec_from_file_location("_cuda", library)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module, ctypes.CDLL(str(library)).run_threads_backwards
