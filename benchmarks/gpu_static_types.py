@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+class CannotCompileError(RuntimeError):
+    """A source of compiled kernels has not the tools it needs here; the message is one line."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One kernel compiled for one target.
