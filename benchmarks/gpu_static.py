@@ -2,7 +2,7 @@
 
 Each kernel is compiled for each target, and its registers, its spills and the widths of its accesses to global memory
 are read off. The times are those that the bytes the code moves in a typical case take at the card's bandwidth, by its
-data sheet. No GPU ran any of it. The exit code is 1 if a kernel spills, or has no 128-bit loads or stores where a thread
+data sheet. No GPU ran any of it. The exit code is 1 if a kernel spills, has no 128-bit loads or stores where a thread
 moves whole vectors, or if nothing could be compiled.
 """
 

@@ -1,5 +1,6 @@
 """Builds csrc/cuda for the host, under the shim of cuda_shim/: mmfast._cuda that runs without a GPU."""
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.util
@@ -10,6 +11,11 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
+
+import pytest
+import torch
+
+from mmfast.ops import cuda
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIM = ROOT / "tests" / "cuda_shim"
@@ -48,3 +54,22 @@ def load():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module, ctypes.CDLL(str(library)).run_threads_backwards
+
+
+@pytest.fixture(scope="module")
+def host():
+    """cuda.py with the host's extension in place of the device's, and fresh memory full of NaN.
+
+    Gives the extension, what turns the order of the threads, and the (extension, _on) for a GPU.
+    """
+    pytest.importorskip("pybind11", reason="pybind11's headers are needed to compile the CUDA kernels for the host")
+    if compiler() is None:
+        pytest.skip("there is no g++ to compile the CUDA kernels for the host")
+    module, backwards = load()
+    before = cuda._cuda, cuda._on
+    cuda._cuda, cuda._on = module, lambda device: contextlib.nullcontext((0, 0))
+    torch.use_deterministic_algorithms(True)  # fills uninitialised memory
+    assert torch.ones(1).new_empty(3).isnan().all()
+    yield module, backwards, before
+    torch.use_deterministic_algorithms(False)
+    cuda._cuda, cuda._on = before

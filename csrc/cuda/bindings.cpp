@@ -12,6 +12,9 @@ using namespace mmfast::cuda;
 
 namespace {
 
+// A launch may have to wait for room in the stream's queue.
+using Release = py::call_guard<py::gil_scoped_release>;
+
 using Address = uintptr_t;
 template <class T>
 T* at(Address address) { return reinterpret_cast<T*>(address); }
@@ -51,13 +54,13 @@ PYBIND11_MODULE(_cuda, m) {
                         Address noise) {
         return combine(call_of(place, type, shape, terms, identity, rows),
                        {at<void>(coefs), at<void>(sigma), at<void>(out), at<void>(noise)});
-    });
+    }, Release());
     m.def("step", [](const PlaceTuple& place, int type, const std::vector<int64_t>& shape, const TermsTuple& terms,
                      const IdentityTuple& identity, const RowsTuple& rows, Address to_x0, Address coefs, Address sigma,
                      double low, double high, int64_t x0_start, int64_t x0_channels, Address out, Address x0) {
         const Step to{at<void>(to_x0), at<void>(coefs), at<void>(sigma), low, high, 0, 0, at<void>(out), at<void>(x0)};
         return step(call_of(place, type, shape, terms, identity, rows), to, x0_start, x0_channels);
-    });
+    }, Release());
     m.def("squared_error", [](const PlaceTuple& place, int type, const std::vector<int64_t>& shape,
                               const TermsTuple& terms, const IdentityTuple& identity, const RowsTuple& rows,
                               Address coefs, Address sigma, Address weight, double scale, Address parts, Address loss,
@@ -65,26 +68,31 @@ PYBIND11_MODULE(_cuda, m) {
         return squared_error(call_of(place, type, shape, terms, identity, rows),
                              {at<void>(coefs), at<void>(sigma), at<void>(weight), scale, at<double>(parts),
                               at<void>(grad)}, at<void>(loss));
-    });
+    }, Release());
     m.def("dots", [](const PlaceTuple& place, int type, const std::vector<int64_t>& shape, const TermsTuple& terms,
                      const IdentityTuple& identity, Address grad, Address parts, Address sums) {
         return dots(call_of(place, type, shape, terms, identity, {}), {at<void>(grad), at<double>(parts)},
                     at<double>(sums));
-    });
+    }, Release());
     m.def("block_ranks", [](const PlaceTuple& place, const IdentityTuple& identity, int64_t batch, int64_t blocks,
                             Address out) {
         block_ranks(where_of(place), identity_of(identity), batch, blocks, at<int64_t>(out));
-    });
+    }, Release());
     m.def("block_mask", [](const PlaceTuple& place, int type, const IdentityTuple& identity,
                            const std::vector<int64_t>& shape, int64_t block_height, int64_t block_width, uint64_t one,
                            Address x, Address threshold, Address out, Address mask) {
         const Mask to{at<void>(x), at<const int64_t>(threshold), shape.at(1), shape.at(3), block_height, block_width,
                       (shape[3] + block_width - 1) / block_width, one, at<void>(out), at<void>(mask)};
         block_mask(where_of(place), identity_of(identity), static_cast<Type>(type), shape[0], shape[2], to);
-    });
+    }, Release());
     // For tests.
     m.def("box_muller", [](const PlaceTuple& place, Address a, Address b, Address first, Address second, int64_t n) {
         box_muller(where_of(place), at<uint32_t>(a), at<uint32_t>(b), at<float>(first), at<float>(second), n);
     });
-    m.def("set_limits", [](int threads, int64_t blocks) { limits = {threads, blocks}; });
+    m.def("set_limits", [](int threads, int64_t blocks) {
+        const bool power_of_two = threads > 0 && (threads & (threads - 1)) == 0;
+        if (!power_of_two || threads > kThreads || blocks < 1 || blocks > Limits{}.blocks)
+            throw std::invalid_argument("threads should be a power of two up to 256, blocks from 1 to 2^31 - 1");
+        limits = {threads, blocks};
+    });
 }

@@ -1,0 +1,183 @@
+"""How the CUDA kernels are launched changes nothing, and they touch nothing else: on the host, as test_cuda_kernel.py.
+
+The last tests compare a GPU's bits with the host's, and are skipped where there is none. No GPU has run them.
+"""
+
+import math
+
+import pytest
+import torch
+from cuda_problems import DTYPES, KEY, absolute, check, exactly, identical, real, rounding
+
+from mmfast.ops import cuda, reference
+
+pytest_plugins = ["cuda_on_host"]
+pytestmark = pytest.mark.usefixtures("host")
+
+
+def big_call(dtype, batch=3, width=68, device="cpu"):
+    """More than one item a sample, and more than one block; with whole vectors or without (an odd width)."""
+    shape, g = [batch, 6, 61, width], torch.Generator().manual_seed(0)
+    sizes = [shape, [batch, 6, 1, 1], [batch, 2, 61, width], [1, 6, 61, width], shape, [batch, 1, 1, 1]]
+    terms = [torch.randn(s, generator=g).to(dtype) for s in sizes]
+    coefs, sigma = torch.randn(batch, 6, generator=g).to(real(dtype)), torch.rand(batch, generator=g).to(real(dtype))
+    terms, coefs, sigma = [t.to(device) for t in terms], coefs.to(device), sigma.to(device)
+    return terms, [-1, -1, 3, -1, -1, -1], coefs, sigma, None, KEY.to(device), None, 1, shape, dtype
+
+
+def everything(dtype, width, device="cpu"):
+    terms, starts, coefs, sigma, rows, key, ids, stream, shape, _ = call = big_call(dtype, width=width, device=device)
+    grad = terms[0] * 2
+    more = torch.cat([coefs, coefs[:, :1]], 1)
+    return [
+        *cuda.combine(*call, True),
+        *cuda.step(
+            terms, starts, coefs, more, sigma, rows, -1.0, 1.0, 2, 3, key, ids, stream, shape, dtype, True
+        ),
+        *cuda.squared_error(*call[:4], sigma, *call[4:], 0.1, True),
+        *cuda.combine_backward(grad, terms, starts, coefs, sigma, key, ids, stream, [True] * 8),
+        cuda.block_ranks(key, ids, stream, 3, 999, torch.device(device)),
+        *cuda.block_mask(terms[0], torch.full([3], 2**62, device=device), key, ids, stream, (4, 5)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [64, 67])
+def test_blocks_grids_and_the_order_of_threads_change_nothing(host, dtype, width):
+    module, backwards, _ = host
+    want = everything(dtype, width)
+    try:
+        for threads, blocks, reverse in [(256, 1, 0), (64, 5, 1), (32, 1000, 0)]:
+            module.set_limits(threads, blocks)
+            backwards(reverse)
+            for a, b in zip(everything(dtype, width), want, strict=True):
+                assert identical(a, b)
+    finally:
+        module.set_limits(256, 2**31 - 1)
+        backwards(0)
+
+
+def test_small_samples_share_blocks_in_any_way(host):
+    module, backwards, _ = host
+    g = torch.Generator().manual_seed(0)
+    for elements in (1, 5, 24, 100):
+        terms = [torch.randn(70, elements, generator=g) for _ in range(5)]
+        args = terms, [-1] * 5, torch.randn(1, 5, generator=g), torch.ones(1), torch.ones(1), None, KEY, None, 0
+        args += ([70, elements], torch.float32, 1.0, True)
+        want = cuda.squared_error(*args)
+        for threads, blocks, reverse in [(32, 3, 0), (64, 1, 1), (128, 2, 0)]:
+            module.set_limits(threads, blocks)
+            backwards(reverse)
+            assert all(identical(a, b) for a, b in zip(cuda.squared_error(*args), want, strict=True))
+        module.set_limits(256, 2**31 - 1)
+        backwards(0)
+
+
+def test_samples_do_not_depend_on_each_other():
+    terms, starts, coefs, sigma, rows, key, _, stream, shape, dtype = call = big_call(torch.float32)
+    both = [*cuda.combine(*call, True), *cuda.squared_error(*call[:4], sigma, *call[4:], 0.1, True)]
+    for b in range(shape[0]):
+        one = [t if t.size(0) == 1 else t[b : b + 1] for t in terms]
+        at = slice(b, b + 1)
+        args = one, starts, coefs[at], sigma[at], rows, key, torch.tensor([b]), stream, [1, *shape[1:]], dtype
+        alone = [*cuda.combine(*args, True), *cuda.squared_error(*args[:4], sigma[at], *args[4:], 0.1, True)]
+        assert all(torch.equal(a[0], c[b]) for a, c in zip(alone, both, strict=True))
+
+
+def test_many_terms():
+    g = torch.Generator().manual_seed(0)
+    for count in (9, 32, 33):  # 33 goes through the reference
+        terms, coefs = [torch.randn(2, 24, generator=g) for _ in range(count)], torch.randn(2, count, generator=g)
+        p = dict(terms=terms, starts=[-1] * count, coefs=coefs, sigma=None, rows=None, key=None, sample_ids=None,
+                 stream=0, shape=[2, 24], dtype=torch.float32)  # fmt: skip
+        want = reference.combine(**exactly(p), return_noise=False)[0]
+        check(cuda.combine(**p, return_noise=False)[0], want, rounding(p, *absolute(p), count + 1), torch.float32)
+
+
+# Memory
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nothing_is_read_or_written_outside(host, dtype):
+    """Raw pointers into the middle of buffers, at every alignment and many lengths."""
+    module, guard, kind = host[0], 40, DTYPES.index(dtype)
+    coefs, ones = torch.ones(1, 2, dtype=real(dtype)), torch.ones(1, dtype=real(dtype))
+    identity, rows = (0, 3, 1, 0, 0, True), (0, 1)
+    for n in [*range(1, 10), 15, 16, 17, 24, 31, 33, 64]:
+        for offset in range(0, 9, 1 + n // 20):
+            inside = slice(guard - offset, guard - offset + 2 * n)
+            x, out, other = torch.full([3, guard * 2 + 2 * n], 77.0, dtype=dtype)
+            x.fill_(math.nan)
+            x[inside] = 0.5
+            at = [t[inside].data_ptr() for t in (x, out, other)]
+            head = (0, 0), kind, [2, n], (at[:1], [(2, n)], [(n, 1)], [-1]), identity, rows
+            parts, loss = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=real(dtype))
+            tables = coefs.data_ptr(), ones.data_ptr()
+            calls = [
+                (module.combine, *tables, at[1], at[2]),
+                (module.step, tables[0], tables[0], tables[1], -1.0, 1.0, -1, 0, at[1], at[2]),
+                (module.squared_error, *tables, tables[1], 1.0, parts.data_ptr(), loss.data_ptr(), at[1]),
+            ]
+            for call, *rest in calls:
+                out[inside] = math.nan
+                assert call(*head, *rest) == []
+                assert not out.isnan().any() and not loss.isnan().any()
+                for t in (out, other):
+                    assert (t[: inside.start] == 77).all() and (t[inside.stop :] == 77).all()
+        x, out, mask = torch.full([3, guard * 2 + 6 * n], 77.0, dtype=dtype)
+        at, threshold = [t[guard - 3 :].data_ptr() for t in (x, out, mask)], torch.full([2], 2**62)
+        module.block_mask((0, 0), kind, identity, [2, 3, 1, n], 1, 2, cuda._ONES[dtype], at[0], threshold.data_ptr(),
+                          *at[1:])  # fmt: skip
+        for t, size in ((out, 6 * n), (mask, 2 * n)):
+            assert (t[: guard - 3] == 77).all() and (t[guard - 3 + size :] == 77).all()
+
+
+def test_errors_are_raised(host):
+    with pytest.raises(ValueError, match="32 terms"):
+        host[0].combine((0, 0), 0, [1], ([0] * 33, [(1,)] * 33, [(1,)] * 33, [-1] * 33), (0, 0, 0, 0, 0, False),
+                        (0, 1), 0, 0, 0, 0)  # fmt: skip
+
+
+def test_unavailable_says_why(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cuda.unavailable() == "torch sees no CUDA device"
+    monkeypatch.setattr(cuda, "_cuda", None)
+    assert "not built" in cuda.unavailable()
+
+
+# On a GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [64, 67])
+def test_a_gpu_gives_the_hosts_bits(host, monkeypatch, dtype, width):
+    want = everything(dtype, width)
+    extension, on = host[2]
+    if extension is None:
+        pytest.skip("the CUDA extension is not built")
+    monkeypatch.setattr(cuda, "_cuda", extension)
+    monkeypatch.setattr(cuda, "_on", on)
+    for threads, blocks in [(256, 2**31 - 1), (256, 3), (64, 1000)]:
+        extension.set_limits(threads, blocks)
+        for a, b in zip(everything(dtype, width, "cuda"), want, strict=True):
+            assert identical(a.cpu(), b)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_graph_reads_the_key_when_it_runs(host, monkeypatch):
+    extension, on = host[2]
+    if extension is None:
+        pytest.skip("the CUDA extension is not built")
+    monkeypatch.setattr(cuda, "_cuda", extension)
+    monkeypatch.setattr(cuda, "_on", on)
+    call = list(big_call(torch.float32, device="cuda"))
+    cuda.combine(*call, True)  # loads the kernel
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out, eps = cuda.combine(*call, True)
+    for draw in (1, 2):
+        call[5].copy_(torch.tensor([3, draw]))
+        graph.replay()
+        want = cuda.combine(*call, True)
+        assert torch.equal(out, want[0]) and torch.equal(eps, want[1])
