@@ -94,6 +94,20 @@ def test_many_terms():
         check(cuda.combine(**p, return_noise=False)[0], want, rounding(p, *absolute(p), count + 1), torch.float32)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_vectors_that_only_seem_whole(dtype):
+    """A block that begins inside a vector, and rows that are not aligned, while all else would let vectors be whole."""
+    g = torch.Generator().manual_seed(0)
+    block = torch.randn(2, 8, 3, generator=g).to(dtype), 1, [2, 16, 3]
+    rows = torch.randn(2, 16, 9, generator=g).to(dtype)[:, :, :8], -1, [2, 16, 8]
+    for term, start, shape in (block, rows):
+        whole = torch.randn(shape, generator=g).to(dtype)
+        p = dict(terms=[whole, term], starts=[-1, start], coefs=torch.ones(1, 2, dtype=real(dtype)), sigma=None, rows=None,
+                 key=None, sample_ids=None, stream=0, shape=shape, dtype=dtype)  # fmt: skip
+        want = reference.combine(**exactly(p), return_noise=False)[0]
+        check(cuda.combine(**p, return_noise=False)[0], want, rounding(p, *absolute(p), 3), dtype)
+
+
 # Memory
 
 
