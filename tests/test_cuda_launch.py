@@ -102,8 +102,8 @@ def test_vectors_that_only_seem_whole(dtype):
     rows = torch.randn(2, 16, 9, generator=g).to(dtype)[:, :, :8], -1, [2, 16, 8]
     for term, start, shape in (block, rows):
         whole = torch.randn(shape, generator=g).to(dtype)
-        p = dict(terms=[whole, term], starts=[-1, start], coefs=torch.ones(1, 2, dtype=real(dtype)), sigma=None, rows=None,
-                 key=None, sample_ids=None, stream=0, shape=shape, dtype=dtype)  # fmt: skip
+        p = dict(terms=[whole, term], starts=[-1, start], coefs=torch.ones(1, 2, dtype=real(dtype)), sigma=None,
+                 rows=None, key=None, sample_ids=None, stream=0, shape=shape, dtype=dtype)  # fmt: skip
         want = reference.combine(**exactly(p), return_noise=False)[0]
         check(cuda.combine(**p, return_noise=False)[0], want, rounding(p, *absolute(p), 3), dtype)
 
