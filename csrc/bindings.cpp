@@ -125,7 +125,7 @@ public:
     }
     void* output() const { return shape_.data; }
     int64_t elements() const { return shape_.elements(); }
-    int64_t channel_elements() const { return shape_.rank < 2 || elements() == 0 ? 1 : elements() / (shape_.size[0] * shape_.size[1]); }
+    int64_t channel_elements() const { return shape_.rank < 2 ? 1 : elements() == 0 ? 0 : elements() / (shape_.size[0] * shape_.size[1]); }
     int terms() const { return plan.terms; }
     // Where the terms are, all of them of the whole shape and contiguous.
     std::vector<void*> addresses() const {

@@ -59,12 +59,21 @@ class Formula(Protocol):
     def __call__(self, j: Jump) -> Coefficients: ...
 
 
+@functools.cache
+def _one(kind: Callable[..., Formula], *args: Any) -> Formula:
+    return kind(*args)
+
+
+def formula(kind: Callable[..., Formula], *args: Any) -> Formula:
+    """kind(*args), one object for the same arguments, to keep tables by. A compiler keeps none and traces no cache."""
+    return kind(*args) if torch.compiler.is_compiling() else _one(kind, *args)
+
+
 def columns(*parts: Tensor) -> Tensor:
     """[R] and [R, n] side by side: [R, K]."""
     return torch.cat([x[:, None] if x.dim() == 1 else x for x in parts], 1)
 
 
-@functools.cache  # one object for the same arguments: they are looked up by identity
 @dataclass(eq=False)
 class Marginal:
     """z_t = sqrt(abar_t) z_0 + sum_i W_t^(i) E_i + sqrt(1 - abar_t) eps; eps made inside, or the last term."""
@@ -79,7 +88,6 @@ class Marginal:
         return Coefficients(columns(of_z0, j.W_t), of_eps)
 
 
-@functools.cache  # one object for the same arguments: they are looked up by identity
 @dataclass(eq=False)
 class PosteriorMean:
     """The posterior's mean from z_t, eps and the encodings; for a sample, with its noise."""
@@ -92,7 +100,6 @@ class PosteriorMean:
         return Coefficients(columns(*posterior_mean_eps(j)), sigma)
 
 
-@functools.cache  # one object for the same arguments: they are looked up by identity
 @dataclass(eq=False)
 class Step:
     """The step from z_t and the prediction through z0hat, with guidance where there are two predictions.
@@ -119,7 +126,6 @@ class Step:
         )
 
 
-@functools.cache  # one object for the same arguments: they are looked up by identity
 @dataclass(eq=False)
 class Error:
     """prediction - target, target = ca z_0 + cb eps; eps made inside, or the last term. And the step's weight."""
@@ -174,6 +180,11 @@ def _rows(t: Time, sched: Schedule, batch: int) -> Rows:
     if t.dtype == torch.int64 and t.dim() == 1 and t.is_contiguous():
         return t
     return t.long().expand(batch).contiguous()
+
+
+def check_rows(t: Time, first: int, sched: Schedule) -> None:
+    """Raise MmfastError for a t outside the schedule, before its rows are picked by torch: which looks at no NaN."""
+    process.check_time("t", t, first, sched.T)
 
 
 # Single jumps are kept too, for loops over a grid of times; more than a few thousand are not one loop's.

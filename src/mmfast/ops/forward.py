@@ -23,7 +23,7 @@ from mmfast.ops.arguments import (
     noise_identity,
     select,
 )
-from mmfast.ops.coefficients import Error, Marginal, find
+from mmfast.ops.coefficients import Error, Marginal, check_rows, find, formula
 from mmfast.ops.reference import arithmetic, pick
 from mmfast.process import TARGETS, Time
 from mmfast.schedule import Schedule
@@ -98,10 +98,11 @@ def q_sample(
     if not shape:
         tensors = [x.reshape(1) for x in tensors]
     check_batch("t", t, batch[0])
-    formula = _MARGINAL if noise is None else _MARGINAL_GIVEN
-    found, rows = find(formula, sched, names, t, None, arithmetic(dtype), batch[0])
+    marginal = _MARGINAL if noise is None else _MARGINAL_GIVEN
+    found, rows = find(marginal, sched, names, t, None, arithmetic(dtype), batch[0])
     if present is not None:
         check_present(present, batch[0], len(names))
+        check_rows(t, 0, sched)
         found, rows, simple = found.own(rows, batch[0]).only_present(present, 1), None, False
     key = None
     if noise is None:
@@ -172,8 +173,13 @@ def diffusion_loss(
 
     Raises MmfastError naming the argument at fault.
     """
-    if target not in TARGETS:
+    if not isinstance(target, str) or target not in TARGETS:
         raise unknown("target", target, TARGETS)
+    if not isinstance(sched, Schedule):
+        raise MmfastError(f"sched is a {type(sched).__name__}; it should be a mmfast.Schedule")
+    gamma = min_snr_gamma
+    if gamma is not None and (not isinstance(gamma, (int, float)) or not gamma > 0):
+        raise MmfastError(f"min_snr_gamma is {gamma!r}; it should be a positive number or None")
     if reduction not in ("mean", "none"):
         raise unknown("reduction", reduction, ("mean", "none"))
     if noise is None and seed is None:
@@ -182,12 +188,13 @@ def diffusion_loss(
     what = "prediction, z0, noise"
     tensors, starts, shape, dtype, _ = gather(given, like_first=True, what=what)
     for name, x in zip(what.split(", "), given, strict=False):
-        if list(x.shape) != list(shape) or not shape:
-            raise MmfastError(f"{name} has shape {list(x.shape)}; it should be that of prediction, [B, ...]")
+        if not isinstance(x, Tensor) or list(x.shape) != list(shape) or not shape:
+            kind = f"of shape {list(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise MmfastError(f"{name} is {kind}; it should be a tensor of prediction's shape, [B, ...]")
     batch = shape[0]
     check_batch("t", t, batch)
-    formula = Error(target, min_snr_gamma, noise is not None)
-    found, rows = find(formula, sched, sched.names, t, None, arithmetic(dtype), batch)
+    error = formula(Error, target, min_snr_gamma, noise is not None)
+    found, rows = find(error, sched, sched.names, t, None, arithmetic(dtype), batch)
     weight = found.weight
     assert weight is not None  # an Error has one
     key = None
@@ -195,9 +202,11 @@ def diffusion_loss(
         key, sample_ids = noise_identity(seed, draw, sample_ids, stream, batch, tensors[0].device)
     if sample_weight is not None:
         check_coefs("sample_weight", sample_weight, (batch,))
+        check_device(found.coefs.device, tensors, sample_weight)
+        check_rows(t, 0, sched)
         weight = (pick(weight, rows, batch) * sample_weight).to(weight.dtype)
         found, rows = found.own(rows, batch), None
-    check_device(found.coefs.device, tensors, sample_weight)
+    check_device(found.coefs.device, tensors, None)
     scale = 1 / max(1, math.prod(shape[1:]))
     if reduction == "mean":
         scale /= max(1, batch)

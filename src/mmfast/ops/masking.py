@@ -61,8 +61,9 @@ def block_mask(
 
 
 def _block(block_size: int | tuple[int, int]) -> tuple[int, int]:
-    pair = (block_size, block_size) if isinstance(block_size, int) else tuple(block_size)
-    if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+    pair = (block_size, block_size) if isinstance(block_size, int) else block_size
+    whole = isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(n, int) and n > 0 for n in pair)
+    if not whole:
         raise MmfastError(f"block_size is {block_size!r}; it should be a positive int or a pair (height, width)")
     return pair[0], pair[1]
 

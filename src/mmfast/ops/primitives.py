@@ -148,22 +148,33 @@ class _SquaredError(torch.autograd.Function):
     """`squared_error` with its gradient for term 0, which the forward pass has made already."""
 
     @staticmethod
-    def forward(ctx, first, *args):  # type: ignore[no-untyped-def]
-        others, rest = args[0], args[1:]
+    def forward(ctx, first, others, starts, coefs, sigma, weight, rows, key, sample_ids, stream, shape, dtype, scale):  # type: ignore[no-untyped-def]
+        ctx.factor = None
+        if dtype == torch.float16:  # its range would lose small gradients before a loss scale is on them: keep c_0 r
+            ctx.factor = 2 * scale * pick(weight, rows, shape[0])
+            weight, scale = torch.ones_like(weight), 0.5
         with torch._C._AutoDispatchBelowAutograd():
-            loss, ctx.grad = call("squared_error", first.device, [first, *others], *rest, True)
-        return loss
+            loss, ctx.grad = call(
+                "squared_error", first.device, [first, *others], starts, coefs, sigma, weight, rows, key, sample_ids,
+                stream, shape, dtype, scale, True,
+            )  # fmt: skip
+        ctx.version = ctx.grad._version
+        return loss if ctx.factor is None else loss * ctx.factor
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         if torch.is_grad_enabled():
             raise MmfastError("the fused loss has no second derivative; give it fused=False to differentiate it twice")
         ready = ctx.grad
+        if ready._version != ctx.version:
+            raise MmfastError("the fused loss's gradient was changed in place; give it fused=False to have it again")
+        if ctx.factor is not None:
+            grad = grad * ctx.factor
         # The usual case, loss.backward(): there is nothing left to do. Looking at a GPU's values would wait for it.
-        if grad.device.type == "cpu" and not watched() and bool((grad == 1).all()):
-            return ready, *(None,) * 13
+        elif grad.device.type == "cpu" and not watched() and bool((grad == 1).all()):
+            return ready, *(None,) * 12
         args = ([ready], [-1], grad.to(reference.arithmetic(ready.dtype))[:, None], None, None, None, None, 0)
-        return combine(*args, ready.shape, ready.dtype, False)[0], *(None,) * 13
+        return combine(*args, ready.shape, ready.dtype, False)[0], *(None,) * 12
 
 
 def _squared_error_autograd(terms: Sequence[Tensor], *args: Any) -> tuple[Tensor, Tensor]:

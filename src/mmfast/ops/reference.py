@@ -208,7 +208,7 @@ def step(
         x0 = x0.narrow(1, x0_start, x0_channels)
     every, at = [*terms, x0], [*starts, x0_start]
     out, _ = _combined(every, at, coefs, sigma, rows, key, sample_ids, stream, shape)
-    return out.to(dtype), x0.to(dtype) if return_x0 else out.new_empty(0, dtype=dtype)
+    return out.to(dtype), x0.to(dtype).contiguous() if return_x0 else out.new_empty(0, dtype=dtype)
 
 
 def squared_error(
@@ -268,7 +268,7 @@ def block_mask(
     ranks = block_ranks(key, sample_ids, stream, B, down * across, x.device).reshape(B, 1, down, across)
     visible = ranks >= threshold.reshape(B, 1, 1, 1)
     visible = visible.repeat_interleave(block[0], 2)[:, :, :H].repeat_interleave(block[1], 3)[..., :W]
-    return torch.where(visible, x, torch.zeros_like(x)), visible.to(x.dtype)
+    return torch.where(visible, x, torch.zeros_like(x)).contiguous(), visible.to(x.dtype)
 
 
 def combine_backward(

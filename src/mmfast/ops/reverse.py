@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from mmfast.ops.arguments import (
     noise_identity,
     select,
 )
-from mmfast.ops.coefficients import Formula, PosteriorMean, Step, find, range_of
+from mmfast.ops.coefficients import Formula, PosteriorMean, Step, check_rows, find, formula, range_of
 from mmfast.ops.reference import arithmetic
 from mmfast.process import TARGETS, Time
 from mmfast.schedule import Schedule
@@ -71,10 +72,10 @@ def posterior_sample(
     (c for -c .. c, or a pair) the predicted z_0 is held within it and the mean taken in its x_0 form. The noise's
     identity is as for `randn`. Returns z_s [B, ...].
     """
-    formula = _SAMPLE if clamp is None else _CLAMPED
+    kind = _SAMPLE if clamp is None else _CLAMPED
     identity = (seed, draw, sample_ids, stream)
     terms = "z_t, eps, encodings"
-    return _apply(formula, z_t, [eps], terms, encodings, t, sched, s, identity, range_of(clamp), present=present)[0]
+    return _apply(kind, z_t, [eps], terms, encodings, t, sched, s, identity, range_of(clamp), present=present)[0]
 
 
 def step(
@@ -111,11 +112,12 @@ def step(
 
     Returns z_s [B, ...] and z0hat, of the prediction's channels.
     """
-    if target not in TARGETS:
+    if not isinstance(target, str) or target not in TARGETS:
         raise unknown("target", target, TARGETS)
     for name, value in (("eta", eta), ("guidance_scale", guidance_scale)):
-        if not isinstance(value, (int, float)):
-            raise MmfastError(f"{name} is a {type(value).__name__}; it should be a number")
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            given = value if isinstance(value, float) else f"a {type(value).__name__}"
+            raise MmfastError(f"{name} is {given}; it should be a finite number")
     if not 0 <= eta <= 1:
         raise MmfastError(f"eta is {eta}; it should lie in 0 .. 1")
     predictions, what = [prediction], "z_t, prediction, encodings"
@@ -125,19 +127,21 @@ def step(
             raise MmfastError("unconditional covers other channels than prediction; it should cover the same")
     elif guidance_scale != 1:
         raise MmfastError(f"guidance_scale is {guidance_scale}, but unconditional is None; guidance needs both")
-    formula = Step(target, float(eta), None if unconditional is None else float(guidance_scale))
+    kind = formula(Step, target, float(eta), None if unconditional is None else float(guidance_scale))
     identity = (seed, draw, sample_ids, stream)
     bounds, channels = range_of(clamp), _channels(prediction)
-    return _apply(formula, z_t, predictions, what, encodings, t, sched, s, identity, bounds, channels, present)
+    return _apply(kind, z_t, predictions, what, encodings, t, sched, s, identity, bounds, channels, present)
 
 
 def _channels(prediction: Term) -> tuple[int, int]:
     """The first channel that a prediction covers and their number; (-1, 0) for all."""
-    return (prediction.start, prediction.tensor.shape[1]) if isinstance(prediction, Block) else (-1, 0)
+    if not isinstance(prediction, Block) or not isinstance(prediction.tensor, Tensor) or prediction.tensor.dim() < 2:
+        return -1, 0  # of the whole space, or refused by `gather`
+    return prediction.start, prediction.tensor.shape[1]
 
 
 def _apply(
-    formula: Formula,
+    kind: Formula,
     z_t: Term,
     predictions: list[Term],
     what: str,
@@ -158,9 +162,10 @@ def _apply(
         tensors = [x.reshape(1) for x in tensors]
     check_batch("t", t, batch[0])
     check_batch("s", s, batch[0])
-    found, rows = find(formula, sched, names, t, s, arithmetic(dtype), batch[0])
+    found, rows = find(kind, sched, names, t, s, arithmetic(dtype), batch[0])
     if present is not None:
         check_present(present, batch[0], len(names))
+        check_rows(t, 1, sched)
         found, rows = found.own(rows, batch[0]).only_present(present, 1 + len(predictions)), None
         simple = False
     key = ids = None
@@ -179,7 +184,7 @@ def _apply(
         else:
             out, x0 = run.step(
                 tensors, starts, found.to_x0, found.coefs, found.sigma, rows, *bounds, *channels, key, ids, stream,
-                batch, dtype, formula is not _CLAMPED,
+                batch, dtype, kind is not _CLAMPED,
             )  # fmt: skip
     except (ValueError, IndexError):  # of a row of the tables
         process.check_time("t", t, 1, sched.T)

@@ -1,0 +1,200 @@
+"""What Triton's compiler makes of the kernels, read off the machine code without a GPU.
+
+Each op is called on tensors without data, and its launches are noted instead of run: so what is compiled here is what
+those calls would compile, down to what Triton knows of every argument. Loads and stores are counted in the SASS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from benchmarks.gpu_static_types import Row
+from mmfast.ops import triton as backend
+
+TARGETS = (80, 90, 100, 120)
+DTYPES = (torch.float32, torch.bfloat16)
+SHAPE = (128, 4, 64, 64)  # the typical case: a batch of latents
+
+
+class Launch(NamedTuple):
+    """One launch: a kernel, its warps, its arguments and its constants."""
+
+    kernel: Any
+    warps: int
+    arguments: tuple[object, ...]
+    constants: dict[str, object]
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[list[Launch]]:
+    """The launches of a block, which are not run."""
+    launches: list[Launch] = []
+
+    def note(kernel: Any, programs: int, warps: int, *arguments: object, **constants: object) -> None:
+        launches.append(Launch(kernel, warps, arguments, constants))
+
+    real, backend.launch = backend.launch, note
+    try:
+        yield launches
+    finally:
+        backend.launch = real
+
+
+def compiled(launch: Launch, sm: int) -> Any:
+    """The launch's kernel, compiled for sm_<sm> as the launch would have it."""
+    kernel, target = launch.kernel, GPUTarget("cuda", sm, 32)
+    compiler = make_backend(target)
+    bind = create_function_from_signature(kernel.signature, kernel.params, compiler)
+    bound, specialization, options = bind(*launch.arguments, **launch.constants, num_warps=launch.warps)
+    given = {**launch.constants, "num_warps": launch.warps}
+    options, signature, constants, attributes = kernel._pack_args(compiler, given, bound, specialization, options)
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=target, options=options.__dict__)
+
+
+class Case(NamedTuple):
+    """A typical call of one op."""
+
+    call: Callable[[torch.dtype], object]
+    reads: float  # elements read and written for each element of the output
+    writes: float
+    note: str
+
+
+def _terms(dtype: torch.dtype) -> tuple[list[torch.Tensor], list[int]]:
+    """A tensor, one value a channel, a block of the upper half of the channels."""
+    B, C, H, W = SHAPE
+    sizes = [(B, C, H, W), (B, C, 1, 1), (B, C // 2, H, W)]
+    return [torch.empty(size, dtype=dtype, device="meta") for size in sizes], [-1, -1, C // 2]
+
+
+def _cases() -> dict[str, Case]:
+    B, C = SHAPE[:2]
+    table, column = torch.empty(B, 8, device="meta"), torch.empty(B, device="meta")
+    ids, key = torch.empty(B, dtype=torch.int64, device="meta"), torch.empty(2, dtype=torch.int64, device="meta")
+    identity = (key, ids, 1)
+
+    def combine(dtype: torch.dtype) -> object:
+        return backend.combine(*_terms(dtype), table[:, :3], column, None, *identity, SHAPE, dtype, True)
+
+    def whole(dtype: torch.dtype) -> object:
+        x = _terms(dtype)[0][0]
+        return backend.combine([x] * 3, [-1] * 3, table[:, :3], None, None, None, None, 0, SHAPE, dtype, False)
+
+    def step(dtype: torch.dtype) -> object:
+        terms, starts = _terms(dtype)
+        tables = table[:, :4], table[:, :5], column
+        x = terms[0], *terms
+        return backend.step(x, [-1, *starts], *tables, None, -1.0, 1.0, -1, C, *identity, SHAPE, dtype, False)
+
+    def error(dtype: torch.dtype) -> object:
+        terms, starts = _terms(dtype)
+        return backend.squared_error(
+            [terms[0], *terms], [-1, *starts], table[:, :4], column, column, None, *identity, SHAPE, dtype, 1.0, True
+        )
+
+    def coefs_gradient(dtype: torch.dtype) -> object:
+        terms, starts = _terms(dtype)
+        needs = [False] * 3 + [True, False]
+        return backend.combine_backward(terms[0], terms, starts, table[:, :3], None, None, None, 0, needs)
+
+    def sigma_gradient(dtype: torch.dtype) -> object:
+        return backend.combine_backward(_terms(dtype)[0][0], [], [], table[:, :0], column, *identity, [False, True])
+
+    def term_gradient(dtype: torch.dtype) -> object:
+        terms, starts = _terms(dtype)
+        return backend.combine_backward(
+            terms[0], terms[1:2], starts[1:2], table[:, :1], None, None, None, 0, [True, False, False]
+        )
+
+    def ranks(dtype: torch.dtype) -> object:
+        return backend.block_ranks(key, ids, 1, B, 4096, torch.device("meta"))
+
+    def mask(dtype: torch.dtype) -> object:
+        return backend.block_mask(_terms(dtype)[0][0], ids, key, ids, 1, (8, 8))
+
+    parts = "a tensor, one value a channel, half the channels"
+    return {
+        "combine": Case(combine, 1.5, 2, f"{parts}; noise made and returned"),
+        "combine, no noise": Case(whole, 3, 1, "three tensors"),
+        "step": Case(step, 2.5, 1, f"a tensor, {parts}; clamped, noise made"),
+        "squared_error": Case(error, 2.5, 1, f"a tensor, {parts}; noise made, gradient"),
+        "dots": Case(coefs_gradient, 2.5, 0, f"the gradient, {parts}"),
+        "dots, noise": Case(sigma_gradient, 1, 0, "the gradient; noise made"),
+        "row_sums": Case(term_gradient, 1, 0, "the gradient of one value a channel"),
+        "block_ranks": Case(ranks, 0, 1, "int64"),
+        "block_mask": Case(mask, 1, 1 + 1 / C, "blocks of 8 x 8"),
+    }
+
+
+def launches(dtypes: Sequence[torch.dtype] = DTYPES) -> dict[str, Launch]:
+    """The first launch of every case with every type, by title. Those after it add up the sums of items."""
+    found = {}
+    for title, case in _cases().items():
+        for dtype in dtypes[:1] if title == "block_ranks" else dtypes:
+            with noted() as launches:
+                case.call(dtype)
+            name = "int64" if title == "block_ranks" else str(dtype).removeprefix("torch.")
+            found[f"{title} {name}"] = launches[0]
+    return found
+
+
+def machine_code(cubin: bytes) -> tuple[str, int]:
+    """The SASS of a kernel and its registers a thread."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        text = subprocess.run([tool, "-sass", "-res-usage", file.name], capture_output=True, text=True, check=True)
+    registers = re.search(r"REG:(\d+)", text.stdout + text.stderr)
+    assert registers is not None
+    return text.stdout, int(registers[1])
+
+
+def _widths(sass: str, instruction: str) -> list[int]:
+    """The bits that every such instruction (LDG, STG, LDL, STL) moves in a thread."""
+    found = re.findall(rf"\b{instruction}\.(\S+)", sass)
+    bits = [re.search(r"\b(?:U|S)?(8|16|64|128|256)\b", modifiers) for modifiers in found]
+    return [int(match[1]) if match else 32 for match in bits]
+
+
+def rows(targets: Sequence[int] = TARGETS) -> list[Row]:
+    """Every kernel compiled for every target, in float32 and bfloat16."""
+    result = []
+    cases = _cases()
+    for title, launch in launches().items():
+        op, _, dtype = title.rpartition(" ")
+        size = getattr(torch, dtype).itemsize
+        case = cases[op]
+        least = size * (case.reads + case.writes)
+        for sm in targets:
+            sass, registers = machine_code(compiled(launch, sm).asm["cubin"])
+            loads, stores = _widths(sass, "LDG"), _widths(sass, "STG")
+            result.append(
+                Row(
+                    backend="triton",
+                    kernel=title,
+                    target=f"sm_{sm}",
+                    registers=registers,
+                    spills=sum(_widths(sass, "LDL") + _widths(sass, "STL")) // 8,
+                    loads_128=sum(n >= 128 for n in loads),
+                    stores_128=sum(n >= 128 for n in stores),
+                    loads_narrow=sum(n < 128 for n in loads),
+                    stores_narrow=sum(n < 128 for n in stores),
+                    bytes_per_element=least,
+                    least_bytes_per_element=least,
+                    note=case.note,
+                )
+            )
+    return result

@@ -1,0 +1,354 @@
+"""The Triton kernels for GPUs (triton_kernels.py), behind the signatures of reference.py. No GPU has run this.
+
+The kernels were compiled ahead of time for sm_80, sm_90, sm_100 and sm_120, and run by Triton's interpreter on the CPU:
+set TRITON_INTERPRET=1 before Triton is imported and this backend serves the CPU too, slowly.
+
+float32 arithmetic (float64 for float64), one fused multiply-add a term in the order of the terms, then x0, then the
+noise. Sums are in float64 and in a fixed order. Nothing waits for the GPU: a key that is a tensor is read there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmfast.ops import reference
+from mmfast.ops.layout import Layout, lay_out
+from mmfast.ops.reference import Key
+
+kernels: Any = None
+_missing = ""
+try:
+    kernels = importlib.import_module("mmfast.ops.triton_kernels")
+except ImportError as error:
+    _missing = str(error)
+
+_interpreted = kernels is not None and not isinstance(kernels.combine, kernels.triton.JITFunction)
+
+name = "triton"
+devices = ("cpu", "cuda") if _interpreted else ("cuda",)
+
+MAX_TERMS = 16  # more go through reference.py
+DOTS_AT_ONCE = 4  # terms of one pass over a gradient: each needs registers for its lanes
+ITEM = 8192  # as in triton_kernels.py
+BLOCK = 1024  # elements a program: 8 a thread
+LANES = 1024  # of a sum of 4 bytes each: _lanes. The order of the sum depends on it, its speed too
+_WARPS, _SUM_WARPS = 4, 8
+
+
+def unavailable() -> str | None:
+    """One line on why this backend cannot run here, or None when it can."""
+    if kernels is None:
+        return f"Triton is not installed ({_missing}); `pip install triton` does it on Linux"
+    if not _interpreted and not torch.cuda.is_available():
+        return "there is no GPU, and TRITON_INTERPRET=1 is not set"
+    return None
+
+
+def describe() -> str:
+    where = "interpreted on the CPU, slowly" if _interpreted else torch.cuda.get_device_name()
+    return f"Triton {kernels.triton.__version__}, {where}"
+
+
+def launch(kernel: Any, programs: int, warps: int, *arguments: object, **constants: object) -> None:
+    """Run `programs` programs of a kernel on the device of its first argument, a tensor."""
+    assert isinstance(arguments[0], Tensor)
+    with torch.cuda.device_of(arguments[0]):
+        kernel[(programs,)](*arguments, **constants, num_warps=warps)
+
+
+def _identity(key: Key | None, sample_ids: Tensor | None, stream: int) -> tuple[object, ...]:
+    """What the kernels need to make noise: triton_noise.py. Halves of 32 bits, so that no seed is another type."""
+    ids = None if sample_ids is None else sample_ids.contiguous()
+    if isinstance(key, Tensor):
+        return key.contiguous(), 0, 0, 0, ids, stream
+    seed, draw = key or (0, 0)
+    return None, _signed(seed), _signed(seed >> 32), _signed(draw), ids, stream
+
+
+def _signed(word: int) -> int:
+    """The low 32 bits, as the int32 with these bits."""
+    return (word + 2**31) % 2**32 - 2**31
+
+
+def _lay_out(
+    terms: Sequence[Tensor], starts: Sequence[int], shape: Sequence[int], tile: int
+) -> tuple[tuple[Tensor, ...], Layout, dict[str, object]]:
+    """The terms as they can be read, how they lie, and the constants of a kernel with tiles of this size."""
+    tensors, layout = lay_out(terms, starts, shape)
+    rows = "one" if layout.rows == 1 else "long" if layout.inner >= tile else "short"
+    constants = {"KINDS": layout.kinds, "CUTS": layout.cuts, "ROWS": rows, "OFFSET": _offset(shape)}
+    return tuple(tensors), layout, constants
+
+
+def _offset(shape: Sequence[int]) -> object:
+    """The type of an element's number in a sample; a last tile may reach beyond the sample."""
+    return kernels.tl.int32 if math.prod(shape[1:]) < 2**31 - 2 * ITEM else kernels.tl.int64
+
+
+def _lanes(dtype: torch.dtype) -> int:
+    """The lanes of a sum, such that every thread loads 16 bytes of the smaller types at once."""
+    return LANES * (2 if dtype.itemsize == 2 else 1)
+
+
+def _table(rows: Tensor | None, table: Tensor) -> tuple[Tensor | None, int]:
+    """`rows` and table_step: a table of one row, with no `rows`, serves every sample."""
+    return (None, int(len(table) != 1)) if rows is None else (rows.contiguous(), 1)
+
+
+def combine(
+    terms: Sequence[Tensor],
+    starts: Sequence[int],
+    coefs: Tensor,
+    sigma: Tensor | None,
+    rows: Tensor | None,
+    key: Key | None,
+    sample_ids: Tensor | None,
+    stream: int,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    return_noise: bool,
+) -> tuple[Tensor, Tensor]:
+    """out[b] = sum_k coefs[b, k] term_k[b] + sigma[b] eps[b], and eps itself if wanted: see reference.py."""
+    if len(terms) > MAX_TERMS:
+        return reference.combine(
+            terms, starts, coefs, sigma, rows, key, sample_ids, stream, shape, dtype, return_noise
+        )  # fmt: skip
+    return_noise = return_noise and key is not None
+    sigma = None if key is None or sigma is None else sigma.contiguous()
+    out = torch.empty(tuple(shape), dtype=dtype, device=coefs.device)
+    noise = torch.empty(tuple(shape) if return_noise else 0, dtype=dtype, device=coefs.device)
+    if out.numel() > 0:
+        tensors, layout, constants = _lay_out(terms, starts, shape, BLOCK)
+        elements = layout.rows * layout.inner
+        tiles = -(-elements // BLOCK)
+        launch(
+            kernels.combine, shape[0] * tiles, _WARPS,
+            out, noise if return_noise else None, tensors, layout.places, coefs.contiguous(), sigma,
+            *_table(rows, coefs), *_identity(key, sample_ids, stream), elements, layout.inner, tiles,
+            **constants, NOISY=sigma is not None or return_noise, BLOCK=BLOCK,
+        )  # fmt: skip
+    return out, noise
+
+
+def step(
+    terms: Sequence[Tensor],
+    starts: Sequence[int],
+    to_x0: Tensor,
+    coefs: Tensor,
+    sigma: Tensor | None,
+    rows: Tensor | None,
+    low: float,
+    high: float,
+    x0_start: int,
+    x0_channels: int,
+    key: Key | None,
+    sample_ids: Tensor | None,
+    stream: int,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    return_x0: bool,
+) -> tuple[Tensor, Tensor]:
+    """The sampler's step, two linear combinations around a clamp: see reference.py."""
+    if len(terms) > MAX_TERMS:
+        return reference.step(
+            terms, starts, to_x0, coefs, sigma, rows, low, high, x0_start, x0_channels,
+            key, sample_ids, stream, shape, dtype, return_x0,
+        )  # fmt: skip
+    x0_shape = list(shape) if x0_start < 0 else [shape[0], x0_channels, *shape[2:]]
+    sigma = None if key is None or sigma is None else sigma.contiguous()
+    out = torch.empty(tuple(shape), dtype=dtype, device=coefs.device)
+    x0 = torch.empty(x0_shape if return_x0 else 0, dtype=dtype, device=coefs.device)
+    if out.numel() > 0:
+        tensors, layout, constants = _lay_out(terms, starts, shape, BLOCK)
+        elements = layout.rows * layout.inner
+        tiles = -(-elements // BLOCK)
+        begin = max(x0_start, 0) * math.prod(shape[2:])
+        launch(
+            kernels.step, shape[0] * tiles, _WARPS,
+            out, x0 if return_x0 else None, tensors, layout.places, to_x0.contiguous(), coefs.contiguous(), sigma,
+            *_table(rows, coefs), float(low), float(high), begin, begin + math.prod(x0_shape[1:]),
+            *_identity(key, sample_ids, stream), elements, layout.inner, tiles, **constants, BLOCK=BLOCK,
+        )  # fmt: skip
+    return out, x0
+
+
+def squared_error(
+    terms: Sequence[Tensor],
+    starts: Sequence[int],
+    coefs: Tensor,
+    sigma: Tensor | None,
+    weight: Tensor,
+    rows: Tensor | None,
+    key: Key | None,
+    sample_ids: Tensor | None,
+    stream: int,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    scale: float,
+    return_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """loss[b] = scale weight[b] |r[b]|^2 of the combination r, and its gradient for term 0: see reference.py."""
+    if len(terms) > MAX_TERMS:
+        return reference.squared_error(
+            terms, starts, coefs, sigma, weight, rows, key, sample_ids, stream, shape, dtype, scale, return_grad
+        )
+    sigma = None if key is None or sigma is None else sigma.contiguous()
+    grad = torch.empty(tuple(shape) if return_grad else 0, dtype=dtype, device=coefs.device)
+    if math.prod(shape) == 0:
+        return coefs.new_zeros(shape[0]), grad
+    lanes = _lanes(dtype)
+    tensors, layout, constants = _lay_out(terms, starts, shape, lanes)
+    elements, table, weight = layout.rows * layout.inner, _table(rows, coefs), weight.contiguous()
+    items = -(-elements // ITEM)
+    partial = torch.empty(shape[0], items, dtype=torch.float64, device=coefs.device)
+    launch(
+        kernels.squared_error, shape[0] * items, _SUM_WARPS,
+        partial, grad if return_grad else None, tensors, layout.places, coefs.contiguous(), sigma, weight, *table,
+        float(scale), *_identity(key, sample_ids, stream), elements, layout.inner, items, **constants, LANES=lanes,
+    )  # fmt: skip
+    return _row_sums(partial, coefs.dtype, weight, *table, float(scale)), grad
+
+
+def _row_sums(
+    x: Tensor,
+    dtype: torch.dtype = torch.float64,
+    weight: Tensor | None = None,
+    rows: Tensor | None = None,
+    table_step: int = 0,
+    scale: float = 1.0,
+) -> Tensor:
+    """The sums of x [n, inner] over inner, times scale * weight[row] in the weight's type if there is one: [n]."""
+    count, inner = x.shape
+    items = max(1, -(-inner // ITEM))
+    last = items == 1
+    sums = torch.empty(count, items, dtype=dtype if last else torch.float64, device=x.device)
+    # Lanes follow the length of the rows alone: so does the order of the sum.
+    most = _lanes(x.dtype)
+    lanes = min(most, 1 << max(inner - 1, 1).bit_length())
+    height = most // lanes
+    if count > 0:
+        table = (weight, rows, table_step) if last else (None, None, 0)
+        launch(
+            kernels.row_sums, -(-count // height) * items, _SUM_WARPS,
+            sums, x, *table, scale, count, inner, items, OFFSET=_offset(x.shape), HEIGHT=height, LANES=lanes,
+        )  # fmt: skip
+    return sums[:, 0] if last else _row_sums(sums, dtype, weight, rows, table_step, scale)
+
+
+def block_ranks(
+    key: Key, sample_ids: Tensor | None, stream: int, batch: int, blocks: int, device: torch.device
+) -> Tensor:
+    """The rank of every block of every sample, word_j * 2^31 + j: int64 [batch, blocks]."""
+    ranks = torch.empty(batch, blocks, dtype=torch.int64, device=device)
+    if ranks.numel() > 0:
+        tiles = -(-blocks // BLOCK)
+        identity = _identity(key, sample_ids, stream)
+        launch(kernels.block_ranks, batch * tiles, _WARPS, ranks, *identity, blocks, tiles, BLOCK=BLOCK)
+    return ranks
+
+
+def block_mask(
+    x: Tensor, threshold: Tensor, key: Key, sample_ids: Tensor | None, stream: int, block: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """x [B, C, H, W] with some of its blocks hidden, and the mask [B, 1, H, W]: see reference.py."""
+    x, (B, C, H, W) = x.contiguous(), x.shape
+    out = torch.empty(B, C, H, W, dtype=x.dtype, device=x.device)
+    mask = torch.empty(B, 1, H, W, dtype=x.dtype, device=x.device)
+    if mask.numel() > 0:
+        tiles, channels = -(-(H * W) // BLOCK), 4
+        groups = max(1, -(-C // channels))
+        launch(
+            kernels.block_mask, B * tiles * groups, _WARPS,
+            out, mask, x, threshold.contiguous(), *_identity(key, sample_ids, stream), C, H * W, W, *block,
+            tiles, groups, CHANNELS=channels, BLOCK=BLOCK,
+        )  # fmt: skip
+    return out, mask
+
+
+def combine_backward(
+    grad: Tensor,
+    terms: Sequence[Tensor],
+    starts: Sequence[int],
+    coefs: Tensor,
+    sigma: Tensor | None,
+    key: Key | None,
+    sample_ids: Tensor | None,
+    stream: int,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of `combine` for the terms, coefs and sigma that `needs` (K + 2 flags) asks for, in order.
+
+    Where a coefficient is zero its term was not read and its gradient is zero; the coefficient's own is the true one.
+    """
+    *needs_terms, needs_coefs, needs_sigma = needs
+    needs_sigma = needs_sigma and sigma is not None and key is not None
+    grad = grad.contiguous()
+    result = [
+        _term_gradient(grad if start < 0 else grad.narrow(1, start, term.size(1)), term.shape, coefs[:, k])
+        for k, (term, start, needed) in enumerate(zip(terms, starts, needs_terms, strict=True))
+        if needed
+    ]
+    if needs_coefs:
+        parts = [
+            _dots(grad, terms[k : k + DOTS_AT_ONCE], starts[k : k + DOTS_AT_ONCE], None, None, 0)
+            for k in range(0, len(terms), DOTS_AT_ONCE)
+        ]
+        result.append(torch.cat(parts, 1).to(coefs.dtype) if parts else torch.zeros_like(coefs))
+    if needs_sigma:
+        result.append(_dots(grad, [], [], key, sample_ids, stream)[:, 0].to(coefs.dtype))
+    return result
+
+
+def _dots(
+    grad: Tensor,
+    terms: Sequence[Tensor],
+    starts: Sequence[int],
+    key: Key | None,
+    sample_ids: Tensor | None,
+    stream: int,
+) -> Tensor:
+    """<grad[b], term_k[b]> for every term, and then <grad[b], eps[b]> if there is a key: float64 [B, K or K + 1]."""
+    shape, columns = list(grad.shape), len(terms) + (key is not None)
+    if grad.numel() == 0:
+        return torch.zeros(shape[0], columns, dtype=torch.float64, device=grad.device)
+    lanes = _lanes(grad.dtype)
+    tensors, layout, constants = _lay_out(terms, starts, shape, lanes)
+    elements = layout.rows * layout.inner
+    items = -(-elements // ITEM)
+    partial = torch.empty(shape[0] * columns, items, dtype=torch.float64, device=grad.device)
+    launch(
+        kernels.dots, shape[0] * items, _SUM_WARPS,
+        partial, grad, tensors, layout.places, *_identity(key, sample_ids, stream), elements, layout.inner, items,
+        **constants, NOISY=key is not None, LANES=lanes,
+    )  # fmt: skip
+    return _row_sums(partial).reshape(shape[0], columns)
+
+
+def _term_gradient(grad: Tensor, shape: torch.Size, coef: Tensor) -> Tensor:
+    """sum of coef[b] grad[b] over the dimensions that a term of `shape` is broadcast along."""
+    dims = range(grad.dim())
+    kept = [d for d in dims if shape[d] == grad.size(d)]
+    summed = [d for d in dims if shape[d] != grad.size(d)]
+    if not summed:
+        return _scale(grad, coef)
+    dtype = grad.dtype
+    if 0 in summed:  # the coefficient must go in before the sum over samples; nothing is rounded to half
+        grad = _scale(grad.to(coef.dtype), coef)
+    count = math.prod(shape)
+    rows = grad.permute(kept + summed).contiguous()
+    sums = _row_sums(rows.reshape(count, rows.numel() // max(count, 1))).reshape(shape)
+    if 0 in kept:
+        coef = coef.double().reshape(-1, *[1] * (len(shape) - 1))
+        sums = torch.where(coef == 0, 0.0, coef * sums)
+    return sums.to(dtype)
+
+
+def _scale(x: Tensor, coef: Tensor) -> Tensor:
+    """coef[b] x[b], zero where the coefficient is."""
+    return combine([x], [-1], coef[:, None], None, None, None, None, 0, list(x.shape), x.dtype, False)[0]
