@@ -21,6 +21,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from benchmarks.gpu_static_types import Row
 from mmfast.ops import triton as backend
+from mmfast.ops import triton_launch
 
 TARGETS = (80, 90, 100, 120)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -44,11 +45,11 @@ def noted() -> Iterator[list[Launch]]:
     def note(kernel: Any, programs: int, warps: int, *arguments: object, **constants: object) -> None:
         launches.append(Launch(kernel, warps, arguments, constants))
 
-    real, backend.launch = backend.launch, note
+    real, triton_launch.launch = triton_launch.launch, note
     try:
         yield launches
     finally:
-        backend.launch = real
+        triton_launch.launch = real
 
 
 def compiled(launch: Launch, sm: int) -> Any:

@@ -9,96 +9,35 @@ noise. Sums are in float64 and in a fixed order. Nothing waits for the GPU: a ke
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmfast.ops import reference
-from mmfast.ops.layout import Layout, lay_out
+from mmfast.ops import triton_launch as run
 from mmfast.ops.reference import Key
 
-kernels: Any = None
-_missing = ""
-try:
-    kernels = importlib.import_module("mmfast.ops.triton_kernels")
-except ImportError as error:
-    _missing = str(error)
-
-_interpreted = kernels is not None and not isinstance(kernels.combine, kernels.triton.JITFunction)
-
 name = "triton"
-devices = ("cpu", "cuda") if _interpreted else ("cuda",)
+devices = ("cpu", "cuda") if run.interpreted else ("cuda",)
 
 MAX_TERMS = 16  # more go through reference.py
 DOTS_AT_ONCE = 4  # terms of one pass over a gradient: each needs registers for its lanes
-ITEM = 8192  # as in triton_kernels.py
-BLOCK = 1024  # elements a program: 8 a thread
-LANES = 1024  # of a sum of 4 bytes each: _lanes. The order of the sum depends on it, its speed too
-_WARPS, _SUM_WARPS = 4, 8
 
 
 def unavailable() -> str | None:
     """One line on why this backend cannot run here, or None when it can."""
-    if kernels is None:
-        return f"Triton is not installed ({_missing}); `pip install triton` does it on Linux"
-    if not _interpreted and not torch.cuda.is_available():
+    if run.kernels is None:
+        return f"Triton is not installed ({run.missing}); `pip install triton` does it on Linux"
+    if not run.interpreted and not torch.cuda.is_available():
         return "there is no GPU, and TRITON_INTERPRET=1 is not set"
     return None
 
 
 def describe() -> str:
-    where = "interpreted on the CPU, slowly" if _interpreted else torch.cuda.get_device_name()
-    return f"Triton {kernels.triton.__version__}, {where}"
-
-
-def launch(kernel: Any, programs: int, warps: int, *arguments: object, **constants: object) -> None:
-    """Run `programs` programs of a kernel on the device of its first argument, a tensor."""
-    assert isinstance(arguments[0], Tensor)
-    with torch.cuda.device_of(arguments[0]):
-        kernel[(programs,)](*arguments, **constants, num_warps=warps)
-
-
-def _identity(key: Key | None, sample_ids: Tensor | None, stream: int) -> tuple[object, ...]:
-    """What the kernels need to make noise: triton_noise.py. Halves of 32 bits, so that no seed is another type."""
-    ids = None if sample_ids is None else sample_ids.contiguous()
-    if isinstance(key, Tensor):
-        return key.contiguous(), 0, 0, 0, ids, stream
-    seed, draw = key or (0, 0)
-    return None, _signed(seed), _signed(seed >> 32), _signed(draw), ids, stream
-
-
-def _signed(word: int) -> int:
-    """The low 32 bits, as the int32 with these bits."""
-    return (word + 2**31) % 2**32 - 2**31
-
-
-def _lay_out(
-    terms: Sequence[Tensor], starts: Sequence[int], shape: Sequence[int], tile: int
-) -> tuple[tuple[Tensor, ...], Layout, dict[str, object]]:
-    """The terms as they can be read, how they lie, and the constants of a kernel with tiles of this size."""
-    tensors, layout = lay_out(terms, starts, shape)
-    rows = "one" if layout.rows == 1 else "long" if layout.inner >= tile else "short"
-    constants = {"KINDS": layout.kinds, "CUTS": layout.cuts, "ROWS": rows, "OFFSET": _offset(shape)}
-    return tuple(tensors), layout, constants
-
-
-def _offset(shape: Sequence[int]) -> object:
-    """The type of an element's number in a sample; a last tile may reach beyond the sample."""
-    return kernels.tl.int32 if math.prod(shape[1:]) < 2**31 - 2 * ITEM else kernels.tl.int64
-
-
-def _lanes(dtype: torch.dtype) -> int:
-    """The lanes of a sum, such that every thread loads 16 bytes of the smaller types at once."""
-    return LANES * (2 if dtype.itemsize == 2 else 1)
-
-
-def _table(rows: Tensor | None, table: Tensor) -> tuple[Tensor | None, int]:
-    """`rows` and table_step: a table of one row, with no `rows`, serves every sample."""
-    return (None, int(len(table) != 1)) if rows is None else (rows.contiguous(), 1)
+    where = "interpreted on the CPU, slowly" if run.interpreted else torch.cuda.get_device_name()
+    return f"Triton {run.kernels.triton.__version__}, {where}"
 
 
 def combine(
@@ -124,14 +63,14 @@ def combine(
     out = torch.empty(tuple(shape), dtype=dtype, device=coefs.device)
     noise = torch.empty(tuple(shape) if return_noise else 0, dtype=dtype, device=coefs.device)
     if out.numel() > 0:
-        tensors, layout, constants = _lay_out(terms, starts, shape, BLOCK)
+        tensors, layout, constants = run.place(terms, starts, shape, run.BLOCK)
         elements = layout.rows * layout.inner
-        tiles = -(-elements // BLOCK)
-        launch(
-            kernels.combine, shape[0] * tiles, _WARPS,
+        tiles = -(-elements // run.BLOCK)
+        run.launch(
+            run.kernels.combine, shape[0] * tiles, run.WARPS,
             out, noise if return_noise else None, tensors, layout.places, coefs.contiguous(), sigma,
-            *_table(rows, coefs), *_identity(key, sample_ids, stream), elements, layout.inner, tiles,
-            **constants, NOISY=sigma is not None or return_noise, BLOCK=BLOCK,
+            *run.table_of(rows, coefs), *run.identity(key, sample_ids, stream), elements, layout.inner, tiles,
+            **constants, NOISY=sigma is not None or return_noise, BLOCK=run.BLOCK,
         )  # fmt: skip
     return out, noise
 
@@ -165,15 +104,15 @@ def step(
     out = torch.empty(tuple(shape), dtype=dtype, device=coefs.device)
     x0 = torch.empty(x0_shape if return_x0 else 0, dtype=dtype, device=coefs.device)
     if out.numel() > 0:
-        tensors, layout, constants = _lay_out(terms, starts, shape, BLOCK)
+        tensors, layout, constants = run.place(terms, starts, shape, run.BLOCK)
         elements = layout.rows * layout.inner
-        tiles = -(-elements // BLOCK)
+        tiles = -(-elements // run.BLOCK)
         begin = max(x0_start, 0) * math.prod(shape[2:])
-        launch(
-            kernels.step, shape[0] * tiles, _WARPS,
+        run.launch(
+            run.kernels.step, shape[0] * tiles, run.WARPS,
             out, x0 if return_x0 else None, tensors, layout.places, to_x0.contiguous(), coefs.contiguous(), sigma,
-            *_table(rows, coefs), float(low), float(high), begin, begin + math.prod(x0_shape[1:]),
-            *_identity(key, sample_ids, stream), elements, layout.inner, tiles, **constants, BLOCK=BLOCK,
+            *run.table_of(rows, coefs), float(low), float(high), begin, begin + math.prod(x0_shape[1:]),
+            *run.identity(key, sample_ids, stream), elements, layout.inner, tiles, **constants, BLOCK=run.BLOCK,
         )  # fmt: skip
     return out, x0
 
@@ -202,15 +141,15 @@ def squared_error(
     grad = torch.empty(tuple(shape) if return_grad else 0, dtype=dtype, device=coefs.device)
     if math.prod(shape) == 0:
         return coefs.new_zeros(shape[0]), grad
-    lanes = _lanes(dtype)
-    tensors, layout, constants = _lay_out(terms, starts, shape, lanes)
-    elements, table, weight = layout.rows * layout.inner, _table(rows, coefs), weight.contiguous()
-    items = -(-elements // ITEM)
+    lanes = run.lanes_of(dtype)
+    tensors, layout, constants = run.place(terms, starts, shape, lanes)
+    elements, table, weight = layout.rows * layout.inner, run.table_of(rows, coefs), weight.contiguous()
+    items = -(-elements // run.ITEM)
     partial = torch.empty(shape[0], items, dtype=torch.float64, device=coefs.device)
-    launch(
-        kernels.squared_error, shape[0] * items, _SUM_WARPS,
+    run.launch(
+        run.kernels.squared_error, shape[0] * items, run.SUM_WARPS,
         partial, grad if return_grad else None, tensors, layout.places, coefs.contiguous(), sigma, weight, *table,
-        float(scale), *_identity(key, sample_ids, stream), elements, layout.inner, items, **constants, LANES=lanes,
+        float(scale), *run.identity(key, sample_ids, stream), elements, layout.inner, items, **constants, LANES=lanes,
     )  # fmt: skip
     return _row_sums(partial, coefs.dtype, weight, *table, float(scale)), grad
 
@@ -225,18 +164,18 @@ def _row_sums(
 ) -> Tensor:
     """The sums of x [n, inner] over inner, times scale * weight[row] in the weight's type if there is one: [n]."""
     count, inner = x.shape
-    items = max(1, -(-inner // ITEM))
+    items = max(1, -(-inner // run.ITEM))
     last = items == 1
     sums = torch.empty(count, items, dtype=dtype if last else torch.float64, device=x.device)
     # Lanes follow the length of the rows alone: so does the order of the sum.
-    most = _lanes(x.dtype)
+    most = run.lanes_of(x.dtype)
     lanes = min(most, 1 << max(inner - 1, 1).bit_length())
     height = most // lanes
     if count > 0:
         table = (weight, rows, table_step) if last else (None, None, 0)
-        launch(
-            kernels.row_sums, -(-count // height) * items, _SUM_WARPS,
-            sums, x, *table, scale, count, inner, items, OFFSET=_offset(x.shape), HEIGHT=height, LANES=lanes,
+        run.launch(
+            run.kernels.row_sums, -(-count // height) * items, run.SUM_WARPS,
+            sums, x, *table, scale, count, inner, items, OFFSET=run.offset(x.shape), HEIGHT=height, LANES=lanes,
         )  # fmt: skip
     return sums[:, 0] if last else _row_sums(sums, dtype, weight, rows, table_step, scale)
 
@@ -247,9 +186,9 @@ def block_ranks(
     """The rank of every block of every sample, word_j * 2^31 + j: int64 [batch, blocks]."""
     ranks = torch.empty(batch, blocks, dtype=torch.int64, device=device)
     if ranks.numel() > 0:
-        tiles = -(-blocks // BLOCK)
-        identity = _identity(key, sample_ids, stream)
-        launch(kernels.block_ranks, batch * tiles, _WARPS, ranks, *identity, blocks, tiles, BLOCK=BLOCK)
+        tiles = -(-blocks // run.BLOCK)
+        identity = run.identity(key, sample_ids, stream)
+        run.launch(run.kernels.block_ranks, batch * tiles, run.WARPS, ranks, *identity, blocks, tiles, BLOCK=run.BLOCK)
     return ranks
 
 
@@ -261,12 +200,12 @@ def block_mask(
     out = torch.empty(B, C, H, W, dtype=x.dtype, device=x.device)
     mask = torch.empty(B, 1, H, W, dtype=x.dtype, device=x.device)
     if mask.numel() > 0:
-        tiles, channels = -(-(H * W) // BLOCK), 4
+        tiles, channels = -(-(H * W) // run.BLOCK), 4
         groups = max(1, -(-C // channels))
-        launch(
-            kernels.block_mask, B * tiles * groups, _WARPS,
-            out, mask, x, threshold.contiguous(), *_identity(key, sample_ids, stream), C, H * W, W, *block,
-            tiles, groups, CHANNELS=channels, BLOCK=BLOCK,
+        run.launch(
+            run.kernels.block_mask, B * tiles * groups, run.WARPS,
+            out, mask, x, threshold.contiguous(), *run.identity(key, sample_ids, stream), C, H * W, W, *block,
+            tiles, groups, CHANNELS=channels, BLOCK=run.BLOCK,
         )  # fmt: skip
     return out, mask
 
@@ -317,14 +256,14 @@ def _dots(
     shape, columns = list(grad.shape), len(terms) + (key is not None)
     if grad.numel() == 0:
         return torch.zeros(shape[0], columns, dtype=torch.float64, device=grad.device)
-    lanes = _lanes(grad.dtype)
-    tensors, layout, constants = _lay_out(terms, starts, shape, lanes)
+    lanes = run.lanes_of(grad.dtype)
+    tensors, layout, constants = run.place(terms, starts, shape, lanes)
     elements = layout.rows * layout.inner
-    items = -(-elements // ITEM)
+    items = -(-elements // run.ITEM)
     partial = torch.empty(shape[0] * columns, items, dtype=torch.float64, device=grad.device)
-    launch(
-        kernels.dots, shape[0] * items, _SUM_WARPS,
-        partial, grad, tensors, layout.places, *_identity(key, sample_ids, stream), elements, layout.inner, items,
+    run.launch(
+        run.kernels.dots, shape[0] * items, run.SUM_WARPS,
+        partial, grad, tensors, layout.places, *run.identity(key, sample_ids, stream), elements, layout.inner, items,
         **constants, NOISY=key is not None, LANES=lanes,
     )  # fmt: skip
     return _row_sums(partial).reshape(shape[0], columns)

@@ -256,7 +256,7 @@ def block_ranks(ranks, key, seed_low, seed_high, draw, ids, stream, blocks, tile
 def block_mask(out, mask, x, threshold, key, seed_low, seed_high, draw, ids, stream, channels, pixels,
                width, block_height, block_width, tiles, groups, CHANNELS: tl.constexpr,
                BLOCK: tl.constexpr):  # fmt: skip
-    """x [B, channels, pixels], 0 where hidden, and the mask [B, pixels]: BLOCK pixels of CHANNELS channels a program."""
+    """x [B, channels, pixels], 0 where hidden, and mask [B, pixels]: BLOCK pixels of CHANNELS channels a program."""
     identity = (key, seed_low, seed_high, draw, ids, stream)
     tile, b = tl.program_id(0) % tiles, tl.program_id(0) // tiles // groups
     group = tl.program_id(0) // tiles % groups
@@ -272,7 +272,8 @@ def block_mask(out, mask, x, threshold, key, seed_low, seed_high, draw, ids, str
     visible = (word.to(tl.int64) << 31) + j >= tl.load(threshold + b)
     wide = tl.cast(b, tl.int64)
     if group == 0:
-        tl.store(mask + wide * pixels + start + i, visible.to(mask.dtype.element_ty), mask=ok)
+        one_or_zero = tl.where(visible, 1.0, 0.0)
+        tl.store(mask + wide * pixels + start + i, one_or_zero.to(mask.dtype.element_ty), mask=ok)
     for c in range(group * CHANNELS, tl.minimum(group * CHANNELS + CHANNELS, channels)):
         at = (wide * channels + c) * pixels + start
         tl.store(out + at + i, tl.where(visible, tl.load(x + at + i, mask=ok, other=0.0), 0.0), mask=ok)

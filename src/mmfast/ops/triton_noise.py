@@ -97,7 +97,7 @@ def in_order(x0, x1, x2, x3, SIZE: tl.constexpr):
 @triton.jit
 def normals(identity, b, start, SIZE: tl.constexpr):
     """The noise of the elements [start, start + SIZE) of sample b, one Philox block for every four: float32 [SIZE]."""
-    quad = (start // 4).to(tl.uint32) + tl.arange(0, SIZE // 4).to(tl.uint32)
+    quad = tl.cast(start // 4, tl.uint32) + tl.arange(0, SIZE // 4).to(tl.uint32)
     w0, w1, w2, w3 = philox_words(identity, b, quad)
     n0, n1 = normal_pair(w0, w1)
     n2, n3 = normal_pair(w2, w3)
