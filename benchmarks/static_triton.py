@@ -163,7 +163,7 @@ def machine_code(cubin: bytes) -> tuple[str, int]:
     return text.stdout, int(registers[1])
 
 
-def _widths(sass: str, instruction: str) -> list[int]:
+def widths(sass: str, instruction: str) -> list[int]:
     """The bits that every such instruction (LDG, STG, LDL, STL) moves in a thread."""
     found = re.findall(rf"\b{instruction}\.(\S+)", sass)
     bits = [re.search(r"\b(?:U|S)?(8|16|64|128|256)\b", modifiers) for modifiers in found]
@@ -181,14 +181,14 @@ def rows(targets: Sequence[int] = TARGETS) -> list[Row]:
         least = size * (case.reads + case.writes)
         for sm in targets:
             sass, registers = machine_code(compiled(launch, sm).asm["cubin"])
-            loads, stores = _widths(sass, "LDG"), _widths(sass, "STG")
+            loads, stores = widths(sass, "LDG"), widths(sass, "STG")
             result.append(
                 Row(
                     backend="triton",
                     kernel=title,
                     target=f"sm_{sm}",
                     registers=registers,
-                    spills=sum(_widths(sass, "LDL") + _widths(sass, "STL")) // 8,
+                    spills=sum(widths(sass, "LDL") + widths(sass, "STL")) // 8,
                     loads_128=sum(n >= 128 for n in loads),
                     stores_128=sum(n >= 128 for n in stores),
                     loads_narrow=sum(n < 128 for n in loads),
