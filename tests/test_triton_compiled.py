@@ -67,6 +67,13 @@ def test_many_terms_do_not_spill(dtype):
         assert not static.widths(sass, "LDL") and not static.widths(sass, "STL"), launch.kernel.__name__
 
 
+def test_arithmetic_is_rounded_as_ieee_says():
+    """What the bits of the noise rest on: fused multiply-adds, a correctly rounded root, subnormals kept."""
+    ptx = static.compiled(static.launches([torch.float32])["combine float32"], 90).asm["ptx"]
+    assert "fma.rn.f32" in ptx and "sqrt.rn.f32" in ptx and "mul.wide.u32" in ptx
+    assert ".ftz" not in ptx and ".approx" not in ptx
+
+
 def sources(call):
     """What Triton would look up its compiled kernels by, for the launches of a call."""
     with static.noted() as launches:

@@ -22,7 +22,7 @@ backend, run, pairs = load("mmfast.ops.triton", "mmfast.ops.triton_launch", "tri
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 KEY = torch.tensor([-0x0123456789ABCDEF, 5])
 BLOCKS = [128, 1024, 8192]
-few, some = settings(max_examples=30), settings(max_examples=50)
+few, some = settings(max_examples=20), settings(max_examples=40)
 
 
 @pytest.fixture(autouse=True)
@@ -125,10 +125,10 @@ def problems(draw, extra=0):
     extra: coefficients beyond those of the terms. Also NaN where nothing is to be read.
     """
     dtype = draw(st.sampled_from(DTYPES))
-    B = draw(st.sampled_from([0, 1, 2, 3]))
-    shape = [B, *draw(st.lists(st.sampled_from([0, 1, 2, 3, 5, 8, 17]), min_size=0, max_size=3))]
+    B = draw(st.sampled_from([1, 2, 3, 1, 2, 3, 0]))
+    shape = [B, *draw(st.lists(st.sampled_from([1, 2, 3, 5, 8, 17, 2, 3, 5, 17, 0]), min_size=0, max_size=3))]
     g = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    K, R = draw(st.integers(0, 8)), draw(st.sampled_from([1, B, 5]))
+    K, R = draw(st.sampled_from(range(9))), draw(st.sampled_from([1, B, 5]))
     rows = torch.randint(0, R, [B], generator=g) if R == 5 or (draw(st.booleans()) and R > 0) else None
     terms, starts = [], []
     for _ in range(K):
@@ -199,6 +199,36 @@ def exact(terms, starts, coefs, sigma, rows, key, ids, stream, shape):
         )
         size, off = size + spread, 4 * 2.0**-23 * spread
     return want, (len(terms) + 2) * unit(dtype) * size + off
+
+
+def test_every_kind_of_term_with_short_and_long_rows(monkeypatch):
+    """Each beside a whole tensor and mostly a label, in tiles of several rows and in tiles shorter than a row."""
+    shape, g, seen = [2, 3, 2, 36], torch.Generator().manual_seed(5), set()
+    sizes = [
+        (shape, -1),
+        ([2, 2, 2, 36], 1),
+        ([2, 3, 1, 1], -1),
+        ([2, 2, 1, 1], 1),
+        ([1, 1, 1, 1], -1),
+        ([2, 1, 2, 1], 2),
+    ]
+    terms = [(torch.randn(size, generator=g), start) for size, start in sizes]
+    terms += [(torch.randn(*size[:3], 72, generator=g)[..., :36], start) for size, start in sizes[:2]]
+    coefs = torch.randn(2, 3, generator=g)
+    place = run.place
+    for block in (32, 2048):
+        for term, start in terms:
+            third = terms[2 if term.is_contiguous() else 0][0]
+            call = [term, terms[0][0], third], [start, -1, -1], coefs, None, None, None, None, 0, shape
+            constants = place(*call[:2], shape, block)[2]
+            seen |= {(constants["ROWS"], *kind) for kind in zip(constants["KINDS"], constants["CUTS"], strict=True)}
+            monkeypatch.setattr(run, "BLOCK", block)
+            with guarded(backend):
+                out = backend.combine(*call, torch.float32, False)[0]
+            want, bound = exact(*call)
+            assert ((out.double() - want).abs() <= bound).all()
+    kinds = {(kind, cut) for kind in ("whole", "value", "rows") for cut in (False, True)}
+    assert {(rows, *kind) for rows in ("short", "long") for kind in kinds} <= seen
 
 
 @some

@@ -1,7 +1,7 @@
 """The Triton kernels for GPUs (triton_kernels.py), behind the signatures of reference.py. No GPU has run this.
 
 The kernels were compiled ahead of time for sm_80, sm_90, sm_100 and sm_120, and run by Triton's interpreter on the CPU:
-set TRITON_INTERPRET=1 before Triton is imported and this backend serves the CPU too, slowly.
+set TRITON_INTERPRET=1 before Triton is imported and this backend serves the CPU too, slowly. Both with Triton 3.8 alone.
 
 float32 arithmetic (float64 for float64), one fused multiply-add a term in the order of the terms, then x0, then the
 noise. Sums are in float64 and in a fixed order. Nothing waits for the GPU: a key that is a tensor is read there.
@@ -69,7 +69,7 @@ def combine(
         run.launch(
             run.kernels.combine, shape[0] * tiles, run.WARPS,
             out, noise if return_noise else None, tensors, layout.places, coefs.contiguous(), sigma,
-            *run.table_of(rows, coefs), *run.identity(key, sample_ids, stream), elements, layout.inner, tiles,
+            *run.table_of(rows, coefs, sigma), *run.identity(key, sample_ids, stream), elements, layout.inner, tiles,
             **constants, NOISY=sigma is not None or return_noise, BLOCK=run.BLOCK,
         )  # fmt: skip
     return out, noise
@@ -111,7 +111,7 @@ def step(
         run.launch(
             run.kernels.step, shape[0] * tiles, run.WARPS,
             out, x0 if return_x0 else None, tensors, layout.places, to_x0.contiguous(), coefs.contiguous(), sigma,
-            *run.table_of(rows, coefs), float(low), float(high), begin, begin + math.prod(x0_shape[1:]),
+            *run.table_of(rows, to_x0, coefs, sigma), float(low), float(high), begin, begin + math.prod(x0_shape[1:]),
             *run.identity(key, sample_ids, stream), elements, layout.inner, tiles, **constants, BLOCK=run.BLOCK,
         )  # fmt: skip
     return out, x0
@@ -143,7 +143,7 @@ def squared_error(
         return coefs.new_zeros(shape[0]), grad
     lanes = run.lanes_of(dtype)
     tensors, layout, constants = run.place(terms, starts, shape, lanes)
-    elements, table, weight = layout.rows * layout.inner, run.table_of(rows, coefs), weight.contiguous()
+    elements, table, weight = layout.rows * layout.inner, run.table_of(rows, coefs, sigma, weight), weight.contiguous()
     items = -(-elements // run.ITEM)
     partial = torch.empty(shape[0], items, dtype=torch.float64, device=coefs.device)
     run.launch(

@@ -72,6 +72,8 @@ def lanes_of(dtype: torch.dtype) -> int:
     return LANES * (2 if dtype.itemsize == 2 else 1)
 
 
-def table_of(rows: Tensor | None, table: Tensor) -> tuple[Tensor | None, int]:
-    """`rows` and table_step: a table of one row, with no `rows`, serves every sample."""
-    return (None, int(len(table) != 1)) if rows is None else (rows.contiguous(), 1)
+def table_of(rows: Tensor | None, *tables: Tensor | None) -> tuple[Tensor | None, int]:
+    """`rows` and table_step: tables of one row, with no `rows`, serve every sample."""
+    lengths = {len(table) for table in tables if table is not None}
+    assert len(lengths) == 1, "the tables of a call have the same rows"
+    return (None, int(lengths != {1})) if rows is None else (rows.contiguous(), 1)
