@@ -1,4 +1,4 @@
-"""Bad input to step, diffusion_loss and block_mask: each an MmfastError of one line that names the argument at fault."""
+"""Bad input to step, diffusion_loss and block_mask: an MmfastError of one line that names the argument at fault."""
 
 import math
 

@@ -125,7 +125,9 @@ def test_with_eta_one_it_is_the_posterior(each_backend):
             for clamp in (None, math.inf):
                 close([out], [ops.posterior_sample(z, eps, [a, b], t, SCHED, s, clamp, **ID)])
             t0 = ops.posterior_mean(z, eps, [a, b], t, SCHED, 0 if isinstance(t, int) else torch.zeros_like(t))
-            close([z0 + 0.7 * b], [t0])  # the mean of z_s for s = 0 is z_0 and m_0 = W_0 E, W_0 = 0.7 for what is carried
+            close(
+                [z0 + 0.7 * b], [t0]
+            )  # the mean of z_s for s = 0 is z_0 and m_0 = W_0 E, W_0 = 0.7 for what is carried
         out, _ = ops.step(z, eps, {}, 20, SCHED, 0)
         close([out], [ops.posterior_mean(z, eps, {}, 20, SCHED, 0)])
 
