@@ -16,11 +16,16 @@ struct Where {
 };
 
 // Of the tensors that a call combines, all of one type.
+struct Operands {
+    const void* data;
+    std::vector<int64_t> size, stride;
+    int64_t start;
+};
 struct Call {
     Where where;
     Type type;
     std::vector<int64_t> shape;
-    std::vector<Tensor> terms;
+    std::vector<Operands> terms;
     Identity identity;
     Rows rows;
 };

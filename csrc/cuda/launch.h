@@ -55,8 +55,11 @@ inline bool whole(const Task& task, Type type, std::initializer_list<const void*
 inline std::vector<int> make_task(const Call& call, Task& task) {
     if (call.terms.size() > kMaxTerms) throw std::invalid_argument("more than 32 terms");
     Plan plan{};
-    std::vector<Term> terms;
-    const auto misfits = choose_layout(call.shape, call.terms, plan, terms);
+    std::vector<Tensor> tensors;
+    for (const Operands& x : call.terms) tensors.push_back({x.data, x.size.data(), x.stride.data(), x.start});
+    std::vector<Term> terms(tensors.size());
+    const auto misfits = choose_layout(call.shape.data(), static_cast<int>(call.shape.size()), tensors.data(),
+                                       static_cast<int>(tensors.size()), plan, terms.data());
     task.inner = plan.inner;
     task.identity = call.identity;
     task.rows = call.rows;

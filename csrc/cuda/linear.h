@@ -10,7 +10,11 @@ template <class T>
 constexpr int kAhead = sizeof(T) == 8 ? 2 : 4;
 
 __device__ __forceinline__ int64_t row_of(const Rows& rows, int64_t b) {
-    return rows.rows ? read_one(rows.rows + b) : rows.count == 1 ? 0 : b;
+    if (!rows.rows) return rows.count == 1 ? 0 : b;
+    const int64_t row = read_one(rows.rows + b);
+    // As torch's own indexing does on a GPU, where nothing can be raised: the next call sees the error.
+    if (row < 0 || row >= rows.count) __trap();
+    return row;
 }
 template <class Real>
 __device__ __forceinline__ Real entry(const void* table, int64_t i) {

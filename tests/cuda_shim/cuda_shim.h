@@ -7,6 +7,7 @@
 #include <csetjmp>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -15,6 +16,7 @@
 
 #include <ucontext.h>
 
+#define __trap() std::abort()
 #define __global__
 #define __device__
 #define __host__

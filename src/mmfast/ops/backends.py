@@ -17,10 +17,11 @@ from types import ModuleType
 from mmfast.errors import BackendError
 
 # In the order of preference. The last one always runs.
-MODULES = {"cpu": "mmfast.ops.cpu", "reference": "mmfast.ops.reference"}
-PLANNED = {
-    "cuda": "the CUDA C++ kernels are not written yet",
-    "triton": "the Triton kernels are not written yet",
+MODULES = {
+    "cpu": "mmfast.ops.cpu",
+    "cuda": "mmfast.ops.cuda",
+    "triton": "mmfast.ops.triton",
+    "reference": "mmfast.ops.reference",
 }
 
 # Read once: a look at the environment costs as much as a small op.
@@ -31,8 +32,6 @@ _override: list[str] = []
 @functools.cache
 def load(name: str) -> tuple[ModuleType | None, str | None]:
     """The backend's module, and None or one line on why it cannot run."""
-    if name in PLANNED:
-        return None, PLANNED[name]
     module = importlib.import_module(MODULES[name])
     return module, module.unavailable()
 
@@ -49,7 +48,6 @@ def automatic(device: str) -> ModuleType:
             break
     assert module is not None  # the reference, which is last, always runs
     if module.name == "reference":
-        reasons += [f"{name}: {reason}" for name, reason in PLANNED.items() if device == "cuda"]
         warnings.warn(
             f"mmfast computes on {device} in plain torch, slowly: {'; '.join(reasons)}", RuntimeWarning, stacklevel=2
         )
@@ -59,8 +57,8 @@ def automatic(device: str) -> ModuleType:
 @functools.cache
 def forced(name: str, device: str) -> ModuleType:
     """The named backend; raises BackendError where it cannot serve this kind of device."""
-    if name not in MODULES and name not in PLANNED:
-        known = ", ".join([*MODULES, *PLANNED])
+    if name not in MODULES:
+        known = ", ".join(MODULES)
         raise BackendError(f"MMFAST_BACKEND is {name!r}; it should be one of {known}, or unset")
     module, reason = load(name)
     if module is None or reason is not None:
@@ -84,7 +82,7 @@ def backend(name: str) -> Iterator[None]:
 
     Raises BackendError (a ValueError) if there is no such backend or it cannot run here.
     """
-    module, reason = load(name) if name in MODULES or name in PLANNED else (None, "there is no such backend")
+    module, reason = load(name) if name in MODULES else (None, "there is no such backend")
     if module is None or reason is not None:
         raise BackendError(f"backend {name!r} cannot run here: {reason}; `mmfast info` lists those that can")
     _override.append(name)
@@ -97,7 +95,7 @@ def backend(name: str) -> Iterator[None]:
 def report() -> dict[str, dict[str, str | bool]]:
     """For each backend: whether it can run here, and what it is or why it cannot."""
     result: dict[str, dict[str, str | bool]] = {}
-    for name in [*MODULES, *PLANNED]:
+    for name in MODULES:
         module, reason = load(name)
         available = module is not None and reason is None
         detail = module.describe() if module is not None and available else str(reason)

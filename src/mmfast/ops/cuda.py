@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mmfast.ops import reference
-from mmfast.ops.reference import Key
+from mmfast.ops.reference import Key, Rows, one_row
 
 _cuda: Any = None
 _missing = ""
@@ -104,7 +104,7 @@ def combine(
     starts: Sequence[int],
     coefs: Tensor,
     sigma: Tensor | None,
-    rows: Tensor | None,
+    rows: Rows,
     key: Key | None,
     sample_ids: Tensor | None,
     stream: int,
@@ -116,9 +116,10 @@ def combine(
 
     float32 arithmetic (float64 for float64), one fused multiply-add a term in the order of the terms.
     """
+    index, coefs, sigma = one_row(rows, coefs, sigma)
     if len(terms) > _cuda.max_terms:
         return reference.combine(
-            terms, starts, coefs, sigma, rows, key, sample_ids, stream, shape, dtype, return_noise
+            terms, starts, coefs, sigma, index, key, sample_ids, stream, shape, dtype, return_noise
         )  # fmt: skip
     out = coefs.new_empty(tuple(shape), dtype=dtype)
     noise = coefs.new_empty(tuple(shape) if return_noise and key is not None else 0, dtype=dtype)
@@ -128,7 +129,7 @@ def combine(
     used = key if sigma is not None or return_noise else None
     _on_terms(
         _cuda.combine, coefs.device, dtype, shape, terms, starts,
-        held.identity(used, sample_ids, stream), (held.at(rows), coefs.size(0)), held.at(coefs), held.at(sigma),
+        held.identity(used, sample_ids, stream), (held.at(index), coefs.size(0)), held.at(coefs), held.at(sigma),
         out.data_ptr(), noise.data_ptr() if noise.numel() else 0,
     )  # fmt: skip
     return out, noise
@@ -140,7 +141,7 @@ def step(
     to_x0: Tensor,
     coefs: Tensor,
     sigma: Tensor | None,
-    rows: Tensor | None,
+    rows: Rows,
     low: float,
     high: float,
     x0_start: int,
@@ -153,9 +154,10 @@ def step(
     return_x0: bool,
 ) -> tuple[Tensor, Tensor]:
     """The sampler's step, two linear combinations around a clamp, in one pass: see reference.py."""
+    index, to_x0, coefs, sigma = one_row(rows, to_x0, coefs, sigma)
     if len(terms) > _cuda.max_terms:
         return reference.step(
-            terms, starts, to_x0, coefs, sigma, rows, low, high, x0_start, x0_channels, key, sample_ids, stream, shape,
+            terms, starts, to_x0, coefs, sigma, index, low, high, x0_start, x0_channels, key, sample_ids, stream, shape,
             dtype, return_x0,
         )  # fmt: skip
     out = coefs.new_empty(tuple(shape), dtype=dtype)
@@ -167,7 +169,7 @@ def step(
     used = key if sigma is not None else None
     _on_terms(
         _cuda.step, coefs.device, dtype, shape, terms, starts,
-        held.identity(used, sample_ids, stream), (held.at(rows), coefs.size(0)), held.at(to_x0), held.at(coefs),
+        held.identity(used, sample_ids, stream), (held.at(index), coefs.size(0)), held.at(to_x0), held.at(coefs),
         held.at(sigma), float(low), float(high), x0_start, x0_channels,
         out.data_ptr(), x0.data_ptr() if x0.numel() else 0,
     )  # fmt: skip
@@ -180,7 +182,7 @@ def squared_error(
     coefs: Tensor,
     sigma: Tensor | None,
     weight: Tensor,
-    rows: Tensor | None,
+    rows: Rows,
     key: Key | None,
     sample_ids: Tensor | None,
     stream: int,
@@ -193,9 +195,10 @@ def squared_error(
 
     The sum is taken in float64, in an order that is a function of the shape and the type alone.
     """
+    index, coefs, sigma, weight = one_row(rows, coefs, sigma, weight)
     if len(terms) > _cuda.max_terms:
         return reference.squared_error(
-            terms, starts, coefs, sigma, weight, rows, key, sample_ids, stream, shape, dtype, scale, return_grad
+            terms, starts, coefs, sigma, weight, index, key, sample_ids, stream, shape, dtype, scale, return_grad
         )  # fmt: skip
     loss = coefs.new_zeros(shape[0])
     grad = coefs.new_empty(tuple(shape) if return_grad else 0, dtype=dtype)
@@ -207,7 +210,7 @@ def squared_error(
     used = key if sigma is not None else None
     _on_terms(
         _cuda.squared_error, coefs.device, dtype, shape, terms, starts,
-        held.identity(used, sample_ids, stream), (held.at(rows), coefs.size(0)), held.at(coefs), held.at(sigma),
+        held.identity(used, sample_ids, stream), (held.at(index), coefs.size(0)), held.at(coefs), held.at(sigma),
         held.at(weight), float(scale), parts.data_ptr(), loss.data_ptr(), grad.data_ptr() if return_grad else 0,
     )  # fmt: skip
     return loss, grad

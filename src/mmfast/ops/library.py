@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmfast.ops import backends
 from mmfast.ops.glance import watched
+from mmfast.ops.reference import one_row
 
 library = torch.library.Library("mmfast", "DEF")
 
@@ -107,8 +108,7 @@ def call(name: str, device: torch.device, *args: Any) -> Any:
 
 def as_tensors(rows: Any, key: Any, device: torch.device, tables: Sequence[Tensor | None]) -> Any:
     """Rows and key as the dispatcher takes them, tensors or None; returns (rows, key, *tables) with the row picked."""
-    if isinstance(rows, int):
-        tables, rows = [x if x is None else x[rows : rows + 1] for x in tables], None
+    rows, *tables = one_row(rows, *tables)
     if isinstance(key, tuple):  # under a compiler an int may be symbolic
         # A small copy from pageable memory is staged by the driver: it does not wait for the GPU's work.
         key = torch.tensor(key, dtype=torch.int64).to(device, non_blocking=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,6 +116,13 @@ def in_space(term: Tensor, start: int, shape: Sequence[int]) -> Tensor:
     covered = term.expand(shape[0], -1, *shape[2:])
     after = shape[1] - start - term.size(1)
     return torch.nn.functional.pad(covered, [0, 0] * (len(shape) - 2) + [start, after])
+
+
+def one_row(rows: Rows, *tables: Tensor | None) -> tuple[Any, ...]:
+    """(rows, *tables) for a backend that takes no number for `rows`: the tables cut to that row, and None."""
+    if not isinstance(rows, int):
+        return rows, *tables
+    return None, *(None if x is None else x[rows : rows + 1] for x in tables)
 
 
 def pick(table: Tensor, rows: Rows, batch: int) -> Tensor:

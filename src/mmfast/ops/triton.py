@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmfast.ops import reference
 from mmfast.ops import triton_launch as run
-from mmfast.ops.reference import Key
+from mmfast.ops.reference import Key, Rows, one_row
 
 name = "triton"
 devices = ("cpu", "cuda") if run.interpreted else ("cuda",)
@@ -45,7 +45,7 @@ def combine(
     starts: Sequence[int],
     coefs: Tensor,
     sigma: Tensor | None,
-    rows: Tensor | None,
+    rows: Rows,
     key: Key | None,
     sample_ids: Tensor | None,
     stream: int,
@@ -54,9 +54,10 @@ def combine(
     return_noise: bool,
 ) -> tuple[Tensor, Tensor]:
     """out[b] = sum_k coefs[b, k] term_k[b] + sigma[b] eps[b], and eps itself if wanted: see reference.py."""
+    index, coefs, sigma = one_row(rows, coefs, sigma)
     if len(terms) > MAX_TERMS:
         return reference.combine(
-            terms, starts, coefs, sigma, rows, key, sample_ids, stream, shape, dtype, return_noise
+            terms, starts, coefs, sigma, index, key, sample_ids, stream, shape, dtype, return_noise
         )  # fmt: skip
     return_noise = return_noise and key is not None
     sigma = None if key is None or sigma is None else sigma.contiguous()
@@ -69,7 +70,7 @@ def combine(
         run.launch(
             run.kernels.combine, shape[0] * tiles, run.WARPS,
             out, noise if return_noise else None, tensors, layout.places, coefs.contiguous(), sigma,
-            *run.table_of(rows, coefs, sigma), *run.identity(key, sample_ids, stream), elements, layout.inner, tiles,
+            *run.table_of(index, coefs, sigma), *run.identity(key, sample_ids, stream), elements, layout.inner, tiles,
             **constants, NOISY=sigma is not None or return_noise, BLOCK=run.BLOCK,
         )  # fmt: skip
     return out, noise
@@ -81,7 +82,7 @@ def step(
     to_x0: Tensor,
     coefs: Tensor,
     sigma: Tensor | None,
-    rows: Tensor | None,
+    rows: Rows,
     low: float,
     high: float,
     x0_start: int,
@@ -94,9 +95,10 @@ def step(
     return_x0: bool,
 ) -> tuple[Tensor, Tensor]:
     """The sampler's step, two linear combinations around a clamp: see reference.py."""
+    index, to_x0, coefs, sigma = one_row(rows, to_x0, coefs, sigma)
     if len(terms) > MAX_TERMS:
         return reference.step(
-            terms, starts, to_x0, coefs, sigma, rows, low, high, x0_start, x0_channels,
+            terms, starts, to_x0, coefs, sigma, index, low, high, x0_start, x0_channels,
             key, sample_ids, stream, shape, dtype, return_x0,
         )  # fmt: skip
     x0_shape = list(shape) if x0_start < 0 else [shape[0], x0_channels, *shape[2:]]
@@ -111,7 +113,7 @@ def step(
         run.launch(
             run.kernels.step, shape[0] * tiles, run.WARPS,
             out, x0 if return_x0 else None, tensors, layout.places, to_x0.contiguous(), coefs.contiguous(), sigma,
-            *run.table_of(rows, to_x0, coefs, sigma), float(low), float(high), begin, begin + math.prod(x0_shape[1:]),
+            *run.table_of(index, to_x0, coefs, sigma), float(low), float(high), begin, begin + math.prod(x0_shape[1:]),
             *run.identity(key, sample_ids, stream), elements, layout.inner, tiles, **constants, BLOCK=run.BLOCK,
         )  # fmt: skip
     return out, x0
@@ -123,7 +125,7 @@ def squared_error(
     coefs: Tensor,
     sigma: Tensor | None,
     weight: Tensor,
-    rows: Tensor | None,
+    rows: Rows,
     key: Key | None,
     sample_ids: Tensor | None,
     stream: int,
@@ -133,9 +135,10 @@ def squared_error(
     return_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """loss[b] = scale weight[b] |r[b]|^2 of the combination r, and its gradient for term 0: see reference.py."""
+    index, coefs, sigma, weight = one_row(rows, coefs, sigma, weight)
     if len(terms) > MAX_TERMS:
         return reference.squared_error(
-            terms, starts, coefs, sigma, weight, rows, key, sample_ids, stream, shape, dtype, scale, return_grad
+            terms, starts, coefs, sigma, weight, index, key, sample_ids, stream, shape, dtype, scale, return_grad
         )
     sigma = None if key is None or sigma is None else sigma.contiguous()
     grad = torch.empty(tuple(shape) if return_grad else 0, dtype=dtype, device=coefs.device)
@@ -143,7 +146,7 @@ def squared_error(
         return coefs.new_zeros(shape[0]), grad
     lanes = run.lanes_of(dtype)
     tensors, layout, constants = run.place(terms, starts, shape, lanes)
-    elements, table, weight = layout.rows * layout.inner, run.table_of(rows, coefs, sigma, weight), weight.contiguous()
+    elements, table, weight = layout.rows * layout.inner, run.table_of(index, coefs, sigma, weight), weight.contiguous()
     items = -(-elements // run.ITEM)
     partial = torch.empty(shape[0], items, dtype=torch.float64, device=coefs.device)
     run.launch(
