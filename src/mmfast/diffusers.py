@@ -1,0 +1,313 @@
+"""diffusers' DDPMScheduler and DDIMScheduler on the fused kernels: `from mmfast.diffusers import DDPMScheduler`.
+
+They are diffusers' own classes, with `step`, `add_noise` and `get_velocity` in one pass each; a call that the kernels
+do not cover (thresholding, learned variances, tensors of other kinds or places, ...) is diffusers' to answer. What is
+deterministic equals diffusers' to rounding. Noise comes from mmfast's generator with a seed drawn from the torch
+generator given, so it repeats under a seed as diffusers' does, but is other noise.
+"""
+
+from __future__ import annotations
+
+import functools
+import numbers
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmfast.errors import BackendError, missing_extra
+from mmfast.ops import backends, primitives
+from mmfast.ops.arguments import FLOATS
+from mmfast.ops.reference import arithmetic
+
+try:
+    from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
+except ImportError as error:
+    raise missing_extra("diffusers", "diffusers", "mmfast.diffusers") from error
+
+__all__ = ["DDIMScheduler", "DDPMScheduler"]
+
+# The variance types whose deviation depends on the timestep alone.
+_FIXED = ("fixed_small", "fixed_small_log", "fixed_large")
+_MOST_TABLES = 32
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The tables of primitives.step, for the terms sample and model_output."""
+
+    to_x0: Tensor
+    coefs: Tensor
+    sigma: Tensor
+    bound: float  # of the predicted original sample
+    rows: dict[int | None, tuple[int, bool]]  # of each timestep that is covered: its row, and whether it has noise
+
+
+_ZERO = torch.zeros(())
+_NONE = _Steps(torch.empty(0, 2), torch.empty(0, 3), torch.empty(0), torch.inf, {})
+
+# The coefficients of sample and model_output in the predicted x_0, from sqrt(abar_t) and sqrt(1 - abar_t).
+_TO_X0: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "epsilon": lambda signal, spread: (1 / signal, -spread / signal),
+    "sample": lambda signal, _: (torch.zeros_like(signal), torch.ones_like(signal)),
+    "v_prediction": lambda signal, spread: (signal, -spread),
+}
+
+
+@functools.cache
+def _served(device: str) -> bool:
+    """Whether a kernel serves this kind of device; diffusers itself is faster than the reference."""
+    modules = [backends.load(name) for name in backends.MODULES if name != "reference"]
+    return any(module is not None and reason is None and device in module.devices for module, reason in modules)
+
+
+def _alike(x: object, y: object) -> bool:
+    """Whether these are plain tensors of one shape, type and place, which a kernel can read."""
+    if type(x) is not Tensor or type(y) is not Tensor:
+        return False
+    dtype, shape, device = x.dtype, x.shape, x.device
+    fit = dtype in FLOATS and len(shape) > 1 and x.layout == y.layout == torch.strided
+    return fit and y.dtype == dtype and y.shape == shape and y.device == device and _served(device.type)
+
+
+def _at(alphas: Tensor, timesteps: Tensor, before_all: Tensor) -> Tensor:
+    """alphas at the timesteps, and `before_all` where one is negative."""
+    return torch.where(timesteps < 0, before_all.cpu(), alphas[timesteps.clamp(0, len(alphas) - 1)])
+
+
+def _integer(timestep: object) -> int | None:
+    """The timestep as an int, or None for what is not a single one."""
+    if isinstance(timestep, Tensor):
+        whole = timestep.dim() == 0 and not (timestep.is_floating_point() or timestep.is_complex())
+        return int(timestep) if whole else None
+    return int(timestep) if isinstance(timestep, numbers.Integral) else None
+
+
+class _Word(threading.local):
+    """An int64 to draw into, one a thread: making a tensor takes longer than drawing."""
+
+    def __init__(self) -> None:
+        with torch.inference_mode(False):
+            self.tensor = torch.empty((), dtype=torch.int64)
+
+
+_word = _Word()
+
+
+def _identity(generator: Any, batch: int) -> tuple[tuple[int, int], Tensor | None] | None:
+    """The noise's key and sample ids from torch's generator, or from a list of them, one a sample; None if unfit.
+
+    One generator gives the seed. A list gives each sample an id of its own, 48 random bits, so that its noise depends
+    on its own generator alone.
+    """
+    if isinstance(generator, list) and len(generator) == 1:
+        generator = generator[0]
+    each: Sequence[Any] = generator if isinstance(generator, list) else [generator]
+    for one in each:
+        if one is not None and (type(one) is not torch.Generator or one.device.type != "cpu"):
+            return None
+    if not isinstance(generator, list):
+        return (int(_word.tensor.random_(generator=generator)), 0), None
+    if len(each) < batch:
+        return None
+    return (0, 0), torch.tensor([int(_word.tensor.random_(0, 1 << 48, generator=one)) for one in each[:batch]])
+
+
+class _Fused:
+    """What both schedulers share: the tables, and the calls of the ops."""
+
+    alphas_cumprod: Tensor
+    config: Any
+    _tables: dict[Hashable, Any]
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Any attribute may be what the tables were made from, so setting one forgets them."""
+        super().__setattr__(name, value)
+        self.__dict__["_tables"] = {}
+
+    def _table(self, make: Callable[..., Any], like: Tensor, *options: float) -> Any:
+        """make(like, *options), for tensors like this one, kept until something changes."""
+        alphas = self.alphas_cumprod
+        # A tensor made in inference mode counts no changes; elsewhere the user may write into the tensor.
+        version = None if alphas.is_inference() else alphas._version
+        key = (make.__name__, like.dtype, like.device, version, *options)
+        found = self._tables.get(key)
+        if found is None:
+            if len(self._tables) >= _MOST_TABLES:
+                self._tables.clear()
+            found = self._tables[key] = make(like, *options)
+        return found
+
+    def _forward(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The tables of add_noise, for the terms sample and noise, and of get_velocity: [T, 2] each."""
+        alphas = self.alphas_cumprod.to(like.device, arithmetic(like.dtype))
+        signal, spread = alphas**0.5, (1 - alphas) ** 0.5
+        return torch.stack((signal, spread), 1), torch.stack((-spread, signal), 1)
+
+    def _mix(self, which: int, x: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor | None:
+        """add_noise (0) or get_velocity (1); None where diffusers has to do it."""
+        if not _alike(x, noise) or not isinstance(timesteps, Tensor) or timesteps.device != x.device:
+            return None
+        batch, rows = len(x), timesteps
+        if rows.dtype != torch.int64 or rows.shape != (batch,) or not rows.is_contiguous():
+            if rows.is_floating_point() or rows.dtype == torch.bool or rows.numel() not in (1, batch):
+                return None
+            rows = rows.reshape(-1).long().expand(batch).contiguous()
+        coefs = self._table(self._forward, x)[which]
+        try:
+            return primitives.combine([x, noise], [-1, -1], coefs, None, rows, None, None, 0, x.shape, x.dtype, False)[
+                0
+            ]
+        except BackendError:
+            raise
+        except (ValueError, IndexError):  # a timestep outside the table: diffusers counts negative ones from the end
+            return None
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """sqrt(abar_t) original_samples + sqrt(1 - abar_t) noise, as diffusers' add_noise, in one pass."""
+        found = self._mix(0, original_samples, noise, timesteps)
+        return super().add_noise(original_samples, noise, timesteps) if found is None else found  # type: ignore[misc]
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """sqrt(abar_t) noise - sqrt(1 - abar_t) sample, as diffusers' get_velocity, in one pass."""
+        found = self._mix(1, sample, noise, timesteps)
+        return super().get_velocity(sample, noise, timesteps) if found is None else found  # type: ignore[misc]
+
+    def _step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any, *options: float
+    ) -> tuple[Tensor, Tensor] | None:
+        """prev_sample and pred_original_sample; None where diffusers has to do it."""
+        if not _alike(sample, model_output):
+            return None
+        steps: _Steps = self._table(self._steps, sample, *options)
+        found = steps.rows.get(timestep if type(timestep) is int else _integer(timestep))
+        if found is None:
+            return None
+        row, noisy = found
+        identity = _identity(generator, len(sample)) if noisy else (None, None)
+        if identity is None:
+            return None
+        key, ids = identity
+        return primitives.step(
+            [sample, model_output], [-1, -1], steps.to_x0, steps.coefs, steps.sigma if noisy else None, row,
+            -steps.bound, steps.bound, -1, 0, key, ids, 0, sample.shape, sample.dtype, True,
+        )  # fmt: skip
+
+    def _steps(self, like: Tensor, *options: float) -> _Steps:
+        """The tables of every timestep, or _NONE where the config is not covered.
+
+        The coefficients are made as diffusers makes them, in float32: it leaves 1 - abar_t / abar_s but three digits,
+        and the results are to be equal.
+        """
+        raise NotImplementedError
+
+    def _covered(self) -> bool:
+        """Whether x_0 is predicted and clipped as the kernels can."""
+        c = self.config
+        return c.prediction_type in _TO_X0 and not c.thresholding and (not c.clip_sample or c.clip_sample_range > 0)
+
+    def _finish(
+        self, like: Tensor, timesteps: Tensor, alphas: Tensor, coefs: Sequence[Tensor], sigma: Tensor
+    ) -> _Steps:
+        """The tables from the coefficients of sample, model_output and x_0, and the deviation; as `like` needs them.
+
+        A row in which something is not finite (x_0 from epsilon where abar_t is 0) is not covered.
+        """
+        signal, spread = (alphas**0.5).double(), ((1 - alphas) ** 0.5).double()
+        to_x0 = _TO_X0[self.config.prediction_type](signal, spread)
+        tables = torch.stack([x.double().expand(len(timesteps)) for x in (*to_x0, *coefs, sigma)], 1)
+        covered = tables.isfinite().all(1) & (timesteps >= 0) & (timesteps < len(self.alphas_cumprod))
+        rows: dict[int | None, tuple[int, bool]] = {}
+        for i, (t, fine, noisy) in enumerate(zip(*(x.tolist() for x in (timesteps, covered, sigma > 0)), strict=True)):
+            if fine:
+                rows.setdefault(t, (i, noisy))  # the first of equal ones, as in diffusers
+        tables = tables.to(like.device, arithmetic(like.dtype))
+        bound = float(self.config.clip_sample_range) if self.config.clip_sample else torch.inf
+        return _Steps(tables[:, :2], tables[:, 2:5], tables[:, 5], bound, rows)
+
+
+class DDPMScheduler(_Fused, scheduling_ddpm.DDPMScheduler):  # type: ignore[misc]
+    """diffusers.DDPMScheduler, fused."""
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int,
+        sample: Tensor,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> scheduling_ddpm.DDPMSchedulerOutput | tuple[Tensor, Tensor]:
+        """The sample of the timestep before, as diffusers' step, in one pass."""
+        found = self._step(model_output, timestep, sample, generator)
+        if found is None:
+            return super().step(model_output, timestep, sample, generator, return_dict)
+        return scheduling_ddpm.DDPMSchedulerOutput(*found) if return_dict else found
+
+    def _steps(self, like: Tensor, *options: float) -> _Steps:
+        kind = self.variance_type
+        if not self._covered() or kind not in _FIXED or kind != self.config.variance_type:
+            return _NONE
+        alphas = self.alphas_cumprod.cpu()
+        if self.custom_timesteps or self.num_inference_steps:
+            timesteps = self.timesteps.cpu()
+            before = torch.cat((timesteps[1:], torch.tensor([-1])))
+        else:
+            timesteps = torch.arange(len(alphas))
+            before = timesteps - 1
+        x, y = _at(alphas, timesteps, self.one), _at(alphas, before, self.one)
+        beta = 1 - x / y
+        variance = beta if kind == "fixed_large" else ((1 - y) / (1 - x) * beta).clamp(min=1e-20)
+        sigma = (0.5 * variance.log()).exp() if kind == "fixed_small_log" else variance**0.5
+        sigma = torch.where(timesteps > 0, sigma, 0)
+        coefs = ((x / y) ** 0.5 * (1 - y) / (1 - x), _ZERO, y**0.5 * beta / (1 - x))
+        return self._finish(like, timesteps, x, coefs, sigma)
+
+
+class DDIMScheduler(_Fused, scheduling_ddim.DDIMScheduler):  # type: ignore[misc]
+    """diffusers.DDIMScheduler, fused."""
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: torch.Generator | None = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> scheduling_ddim.DDIMSchedulerOutput | tuple[Tensor, Tensor]:
+        """The sample of the timestep before, as diffusers' step, in one pass."""
+        found = None
+        if variance_noise is None and isinstance(eta, (int, float)):
+            found = self._step(model_output, timestep, sample, generator, eta, bool(use_clipped_model_output))
+        if found is None:
+            return super().step(
+                model_output, timestep, sample, eta, use_clipped_model_output, generator, variance_noise, return_dict
+            )
+        return scheduling_ddim.DDIMSchedulerOutput(*found) if return_dict else found
+
+    def _steps(self, like: Tensor, *options: float) -> _Steps:
+        eta, use_clipped = options
+        if not self._covered() or self.num_inference_steps is None or eta < 0:
+            return _NONE
+        x = self.alphas_cumprod.cpu()
+        timesteps = torch.arange(len(x))
+        before = timesteps - self.config.num_train_timesteps // self.num_inference_steps
+        y = _at(x, before, self.final_alpha_cumprod)
+        sigma = eta * ((1 - y) / (1 - x) * (1 - x / y)) ** 0.5
+        direction = ((1 - y - sigma**2) ** 0.5).double()  # the coefficient of the predicted noise
+        signal, spread = (x**0.5).double(), ((1 - x) ** 0.5).double()
+        # The predicted noise from sample, model_output and the clipped x_0.
+        of_noise = {
+            "epsilon": (_ZERO, torch.ones(()), _ZERO),
+            "sample": (1 / spread, -signal / spread, _ZERO),
+            "v_prediction": (spread, signal, _ZERO),
+        }[self.config.prediction_type]
+        if use_clipped:
+            of_noise = (1 / spread, _ZERO, -signal / spread)
+        of_sample, of_output, of_x0 = (direction * c for c in of_noise)
+        return self._finish(like, timesteps, x, (of_sample, of_output, y**0.5 + of_x0), sigma)
