@@ -131,6 +131,12 @@ class _Fused:
     config: Any
     _tables: dict[Hashable, Any]
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A pipeline saves its parts under their __module__: so what it saves loads wherever diffusers is."""
+        self = super().__new__(cls)
+        self.__dict__["__module__"] = "diffusers"
+        return self
+
     def __setattr__(self, name: str, value: object) -> None:
         """Any attribute may be what the tables were made from, so setting one forgets them."""
         super().__setattr__(name, value)
