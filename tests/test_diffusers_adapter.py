@@ -559,13 +559,20 @@ def test_ddpm_pipeline(tmp_path):
     assert type(loaded.scheduler) is ours.DDPMScheduler and torch.equal(first, images(loaded, 1))
 
 
-def test_a_training_step_compiles():
-    """add_noise in a compiled function, without a break in the graph."""
-    a, b = pair("DDPMScheduler")
+@BOTH
+@pytest.mark.parametrize("used", [False, True])
+def test_compiled(name, used):
+    """Within torch.compile it is diffusers' ops that are traced, in one graph, whatever was called before."""
+    a, b = pair(name, 10)
     z, e = tensors(2)
     t = torch.tensor([0, 500, 999])
-    a.add_noise(z, e, t)
-    compiled = torch.compile(lambda z, e, t: a.add_noise(z, e, t) * 2, backend="eager")
-    torch.testing.assert_close(compiled(z, e, t), b.add_noise(z, e, t) * 2, rtol=1e-6, atol=1e-6)
-    step = torch.compile(lambda e, z: a.step(e, 0, z).prev_sample * 2, backend="eager")
-    torch.testing.assert_close(step(e, z), b.step(e, 0, z).prev_sample * 2, rtol=1e-5, atol=1e-5)
+    if used:
+        a.add_noise(z, e, t), a.step(e, 0, z)
+
+    def both(z, e, t):
+        return a.add_noise(z, e, t) * 2 + a.step(e, 0, z).prev_sample
+
+    torch._dynamo.reset()
+    found = torch.compile(both, backend="eager", fullgraph=True)(z, e, t)
+    torch.testing.assert_close(found, b.add_noise(z, e, t) * 2 + b.step(e, 0, z).prev_sample, rtol=1e-5, atol=1e-5)
+    agree(a.step(e, 0, z), b.step(e, 0, z))  # and outside it goes on

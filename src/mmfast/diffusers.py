@@ -65,8 +65,11 @@ def _served(device: torch.device) -> bool:
 
 
 def _alike(x: object, y: object) -> bool:
-    """Whether these are plain tensors of one shape, type and place, which a kernel can read."""
-    if type(x) is not Tensor or type(y) is not Tensor:
+    """Whether these are plain tensors of one shape, type and place, which a kernel can read.
+
+    Not within torch.compile, which fuses diffusers' own ops with their neighbours.
+    """
+    if torch.compiler.is_compiling() or type(x) is not Tensor or type(y) is not Tensor:
         return False
     dtype, shape, device = x.dtype, x.shape, x.device
     same = y.dtype is dtype and y.shape == shape and y.device == device and x.layout is y.layout is torch.strided
