@@ -155,7 +155,8 @@ class _Fused:
         if found is None:
             if len(self._tables) >= _MOST_TABLES:
                 self._tables.clear()
-            found = self._tables[key] = make(like, *options)
+            with torch.inference_mode(False):  # for later calls that are to be differentiated
+                found = self._tables[key] = make(like, *options)
         return found
 
     def _forward(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,9 +176,8 @@ class _Fused:
             rows = rows.reshape(-1).long().expand(batch).contiguous()
         coefs = self._table(self._forward, x)[which]
         try:
-            return primitives.combine([x, noise], [-1, -1], coefs, None, rows, None, None, 0, x.shape, x.dtype, False)[
-                0
-            ]
+            out, _ = primitives.combine([x, noise], [-1, -1], coefs, None, rows, None, None, 0, x.shape, x.dtype, False)
+            return out
         except BackendError:
             raise
         except (ValueError, IndexError):  # a timestep outside the table: diffusers counts negative ones from the end
