@@ -328,19 +328,20 @@ PyObject* py_block_mask(PyObject* const* a, Py_ssize_t count) {
     Py_RETURN_NONE;
 }
 
-// What `simple` looks at: torch.Tensor; torch.is_grad_enabled; functions that return 0 or None unless a compiler,
+// What `glance` looks at: torch.Tensor and Parameter; torch.is_grad_enabled; functions that return 0 or None unless a compiler,
 // tracer, transform or dispatch mode has to see the ops; the module whose _current_level is -1 unless forward-mode
 // differentiation is at work. Set once, by watch().
 struct {
-    PyObject *tensor_type = nullptr, *grad_enabled = nullptr, *watchers = nullptr, *forward_ad = nullptr;
-    PyObject *requires_grad = nullptr, *current_level = nullptr;
+    PyObject *tensor_type = nullptr, *parameter_type = nullptr, *grad_enabled = nullptr, *watchers = nullptr;
+    PyObject *forward_ad = nullptr, *requires_grad = nullptr, *current_level = nullptr, *is_neg = nullptr;
 } torch_state;
 
 PyObject* py_watch(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 4 && PyTuple_Check(a[2]), "watch takes 4 arguments, the third a tuple");
+    expect(count == 5 && PyTuple_Check(a[3]), "watch takes 5 arguments, the fourth a tuple");
     for (Py_ssize_t i = 0; i < count; ++i) Py_INCREF(a[i]);
-    torch_state.tensor_type = a[0], torch_state.grad_enabled = a[1], torch_state.watchers = a[2];
-    torch_state.forward_ad = a[3];
+    torch_state.tensor_type = a[0], torch_state.parameter_type = a[1], torch_state.grad_enabled = a[2];
+    torch_state.watchers = a[3], torch_state.forward_ad = a[4];
+    torch_state.is_neg = PyUnicode_InternFromString("is_neg");
     torch_state.current_level = PyUnicode_InternFromString("_current_level");
     torch_state.requires_grad = PyUnicode_InternFromString("requires_grad");
     Py_RETURN_NONE;
@@ -366,43 +367,57 @@ bool describe(PyObject* tensor, dlpack::Tensor* out) {
     return false;
 }
 
-// simple(tensors): whether these are plain tensors of one shape and floating type on the CPU, none of them to be
-// differentiated, with nothing else at work. One look at what takes Python a dozen; on a cold call that is half of it.
-PyObject* py_simple(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 1 && PyList_Check(a[0]), "simple takes a list");
+// What x.name is, or x.name() gives, taken as true or false.
+bool attribute(PyObject* x, PyObject* name) {
+    PyObject* value = PyObject_GetAttr(x, name);
+    if (!value) throw PythonError();
+    const bool yes = value == Py_True;
+    Py_DECREF(value);
+    return yes;
+}
+bool method_holds(PyObject* x, PyObject* name) {
+    PyObject* value = PyObject_CallMethodNoArgs(x, name);
+    if (!value) throw PythonError();
+    const bool yes = value == Py_True;
+    Py_DECREF(value);
+    return yes;
+}
+
+// glance(tensors): 0 unless these are torch's own tensors of one shape and floating type in the CPU's memory, with no
+// compiler, tracer, transform or mode at work; then 1, or 2 where one of them is to be differentiated. One look at
+// what takes Python a dozen; on a cold call that is half of it.
+PyObject* py_glance(PyObject* const* a, Py_ssize_t count) {
+    expect(count == 1 && PyList_Check(a[0]), "glance takes a list");
     const Py_ssize_t n = PyList_GET_SIZE(a[0]);
-    if (!exchange_api() || !torch_state.tensor_type || n == 0) Py_RETURN_FALSE;
-    for (Py_ssize_t k = 0; k < n; ++k)
-        if (reinterpret_cast<PyObject*>(Py_TYPE(PyList_GET_ITEM(a[0], k))) != torch_state.tensor_type) Py_RETURN_FALSE;
+    if (!exchange_api() || !torch_state.tensor_type || n == 0) return PyLong_FromLong(0);
+    for (Py_ssize_t k = 0; k < n; ++k) {
+        PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(PyList_GET_ITEM(a[0], k)));
+        if (type != torch_state.tensor_type && type != torch_state.parameter_type) return PyLong_FromLong(0);
+    }
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(torch_state.watchers); ++i)
-        if (holds(PyTuple_GET_ITEM(torch_state.watchers, i))) Py_RETURN_FALSE;
+        if (holds(PyTuple_GET_ITEM(torch_state.watchers, i))) return PyLong_FromLong(0);
     PyObject* level = PyObject_GetAttr(torch_state.forward_ad, torch_state.current_level);
     if (!level) throw PythonError();
     const long depth = PyLong_AsLong(level);
     Py_DECREF(level);
-    if (depth >= 0) Py_RETURN_FALSE;
+    if (depth >= 0) return PyLong_FromLong(0);
     const bool grad = holds(torch_state.grad_enabled);
+    bool recorded = false;
     dlpack::Tensor first{};
     for (Py_ssize_t k = 0; k < n; ++k) {
         PyObject* x = PyList_GET_ITEM(a[0], k);
-        if (grad) {
-            PyObject* needs = PyObject_GetAttr(x, torch_state.requires_grad);
-            if (!needs) throw PythonError();
-            const bool yes = needs == Py_True;
-            Py_DECREF(needs);
-            if (yes) Py_RETURN_FALSE;
-        }
         dlpack::Tensor t;
-        if (!describe(x, &t)) Py_RETURN_FALSE;
+        if (!describe(x, &t) || method_holds(x, torch_state.is_neg)) return PyLong_FromLong(0);
+        recorded |= grad && attribute(x, torch_state.requires_grad);
         const bool floats = (t.dtype.code == dlpack::kFloat && t.dtype.bits >= 16) ||
                             (t.dtype.code == dlpack::kBfloat && t.dtype.bits == 16);
-        if (t.device.type != 1 || !floats || t.ndim == 0) Py_RETURN_FALSE;
         if (k == 0) first = t;
         bool same = t.ndim == first.ndim && t.dtype.code == first.dtype.code && t.dtype.bits == first.dtype.bits;
-        for (int d = 0; same && d < t.ndim; ++d) same = t.shape[d] == first.shape[d];
-        if (!same) Py_RETURN_FALSE;
+        bool empty = false;
+        for (int d = 0; same && d < t.ndim; ++d) same = t.shape[d] == first.shape[d], empty |= t.shape[d] == 0;
+        if (t.device.type != 1 || !floats || t.ndim == 0 || !same || (!t.data && !empty)) return PyLong_FromLong(0);
     }
-    Py_RETURN_TRUE;
+    return PyLong_FromLong(recorded ? 2 : 1);
 }
 
 template <PyObject* (*f)(PyObject* const*, Py_ssize_t)>
@@ -419,7 +434,7 @@ PYBIND11_MODULE(_cpu, m) {
         fast<py_dots>("dots"),               fast<py_squared_error>("squared_error"),
         fast<py_row_sums>("row_sums"),       fast<py_scale>("scale"),       fast<py_block_ranks>("block_ranks"),
         fast<py_block_mask>("block_mask"),   fast<py_watch>("watch"),
-        fast<py_simple>("simple"),           {nullptr, nullptr, 0, nullptr},
+        fast<py_glance>("glance"),           {nullptr, nullptr, 0, nullptr},
     };
     if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
     m.def("use_exchange_api", [](py::handle capsule) {

@@ -78,6 +78,7 @@ struct View {
         } else {
             by_attributes(tensor);
         }
+        if (!data && elements() > 0) throw std::invalid_argument("a tensor has no memory behind it");
         if (rank > kMaxRank) throw std::invalid_argument("a tensor has more than 16 dimensions");
     }
     View(const View&) = delete;  // size and stride may point into the view

@@ -21,6 +21,7 @@ from torch import Tensor
 from mmfast.errors import BackendError, missing_extra
 from mmfast.ops import backends, primitives
 from mmfast.ops.arguments import FLOATS
+from mmfast.ops.glance import LONG_WAY, glance
 from mmfast.ops.reference import arithmetic
 
 try:
@@ -64,16 +65,20 @@ def _served(device: torch.device) -> bool:
     return any(module is not None and reason is None and device.type in module.devices for module, reason in modules)
 
 
-def _alike(x: object, y: object) -> bool:
-    """Whether these are plain tensors of one shape, type and place, which a kernel can read.
+def _way(x: object, y: object) -> Any:
+    """Where the ops are for these two, plain tensors of one shape, type and place; None for others.
 
     Not within torch.compile, which fuses diffusers' own ops with their neighbours.
     """
-    if torch.compiler.is_compiling() or type(x) is not Tensor or type(y) is not Tensor:
-        return False
-    dtype, shape, device = x.dtype, x.shape, x.device
-    same = y.dtype is dtype and y.shape == shape and y.device == device and x.layout is y.layout is torch.strided
-    return same and len(shape) > 1 and dtype in FLOATS and _served(device)
+    seen = glance([x, y])
+    if seen == LONG_WAY:
+        if torch.compiler.is_compiling() or type(x) is not Tensor or type(y) is not Tensor:
+            return None
+        dtype, shape, device = x.dtype, x.shape, x.device
+        same = y.dtype is dtype and y.shape == shape and y.device == device and x.layout is y.layout is torch.strided
+        if not (same and dtype in FLOATS and _served(device)):
+            return None
+    return primitives.way(seen) if len(x.shape) > 1 else None  # type: ignore[attr-defined]
 
 
 def _at(alphas: Tensor, timesteps: Tensor, before_all: Tensor) -> Tensor:
@@ -167,7 +172,8 @@ class _Fused:
 
     def _mix(self, which: int, x: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor | None:
         """add_noise (0) or get_velocity (1); None where diffusers has to do it."""
-        if not _alike(x, noise) or not isinstance(timesteps, Tensor) or timesteps.device != x.device:
+        way = _way(x, noise)
+        if way is None or not isinstance(timesteps, Tensor) or timesteps.device != x.device:
             return None
         batch, rows = len(x), timesteps
         if rows.dtype != torch.int64 or rows.shape != (batch,) or not rows.is_contiguous():
@@ -176,7 +182,7 @@ class _Fused:
             rows = rows.reshape(-1).long().expand(batch).contiguous()
         coefs = self._table(self._forward, x)[which]
         try:
-            out, _ = primitives.combine([x, noise], [-1, -1], coefs, None, rows, None, None, 0, x.shape, x.dtype, False)
+            out, _ = way.combine([x, noise], [-1, -1], coefs, None, rows, None, None, 0, x.shape, x.dtype, False)
             return out
         except BackendError:
             raise
@@ -197,7 +203,8 @@ class _Fused:
         self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any, *options: float
     ) -> tuple[Tensor, Tensor] | None:
         """prev_sample and pred_original_sample; None where diffusers has to do it."""
-        if not _alike(sample, model_output):
+        way = _way(sample, model_output)
+        if way is None:
             return None
         steps: _Steps = self._table(self._steps, sample, *options)
         found = steps.rows.get(timestep if type(timestep) is int else _integer(timestep))
@@ -208,7 +215,7 @@ class _Fused:
         if identity is None:
             return None
         key, ids = identity
-        return primitives.step(
+        return way.step(
             [sample, model_output], [-1, -1], steps.to_x0, steps.coefs, steps.sigma if noisy else None, row,
             -steps.bound, steps.bound, -1, 0, key, ids, 0, sample.shape, sample.dtype, True,
         )  # fmt: skip

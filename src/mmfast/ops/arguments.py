@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmfast.errors import MmfastError, unknown
-from mmfast.ops.glance import simple, watched
+from mmfast.ops.glance import LONG_WAY, glance, watched
 from mmfast.ops.reference import Key
 from mmfast.schedule import Schedule
 
@@ -42,7 +42,7 @@ class Gathered(NamedTuple):
     starts: list[int]
     shape: Sequence[int]
     dtype: torch.dtype
-    simple: bool  # glance.simple
+    seen: int  # what glance.glance found
 
 
 def gather(terms: Sequence[Term], like_first: bool = False, what: str = "terms") -> Gathered:
@@ -52,9 +52,10 @@ def gather(terms: Sequence[Term], like_first: bool = False, what: str = "terms")
     """
     if isinstance(terms, Tensor) or not isinstance(terms, Sequence):
         raise MmfastError(f"{what} is a {type(terms).__name__}; it should be a list of tensors or Blocks")
-    if simple(terms):
+    seen = glance(terms)
+    if seen != LONG_WAY:
         first = terms[0]
-        return Gathered(terms, [-1] * len(terms), first.shape, first.dtype, True)  # type: ignore[arg-type, union-attr]
+        return Gathered(terms, [-1] * len(terms), first.shape, first.dtype, seen)  # type: ignore[arg-type, union-attr]
     tensors, starts, shapes = [], [], []
     for i, term in enumerate(terms):
         tensor, start, channels = term if isinstance(term, Block) else (term, -1, 0)
@@ -87,7 +88,14 @@ def gather(terms: Sequence[Term], like_first: bool = False, what: str = "terms")
             raise MmfastError(
                 f"{_name(what, i)} is on {tensor.device}; it should be on {tensors[0].device} with the rest"
             )
-    return Gathered([x.to(dtype) for x in tensors], starts, shape, dtype, False)
+    return Gathered([_in_memory(x.to(dtype)) for x in tensors], starts, shape, dtype, LONG_WAY)
+
+
+def _in_memory(x: Tensor) -> Tensor:
+    """x with its values where a kernel looks for them: no pending negation, no zeros that were never written."""
+    if torch.compiler.is_compiling() or not (x.is_neg() or x._is_zerotensor()):
+        return x
+    return x.resolve_neg() if x.is_neg() else x.clone()
 
 
 def _name(what: str, i: int) -> str:

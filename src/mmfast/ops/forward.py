@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmfast import process
 from mmfast.errors import MmfastError, unknown
-from mmfast.ops import backends, glance, primitives
+from mmfast.ops import primitives
 from mmfast.ops.arguments import (
     Encodings,
     Seed,
@@ -24,6 +24,7 @@ from mmfast.ops.arguments import (
     select,
 )
 from mmfast.ops.coefficients import Error, Marginal, check_rows, find, formula
+from mmfast.ops.glance import LONG_WAY, glance
 from mmfast.ops.reference import arithmetic, pick
 from mmfast.process import TARGETS, Time
 from mmfast.schedule import Schedule
@@ -93,7 +94,7 @@ def q_sample(
     as the op).
     """
     names, terms = select(encodings, sched)
-    tensors, starts, shape, dtype, simple = gather([z0, *terms], like_first=True, what="z0, encodings")
+    tensors, starts, shape, dtype, seen = gather([z0, *terms], like_first=True, what="z0, encodings")
     batch = shape or [1]
     if not shape:
         tensors = [x.reshape(1) for x in tensors]
@@ -103,7 +104,7 @@ def q_sample(
     if present is not None:
         check_present(present, batch[0], len(names))
         check_rows(t, 0, sched)
-        found, rows, simple = found.own(rows, batch[0]).only_present(present, 1), None, False
+        found, rows, seen = found.own(rows, batch[0]).only_present(present, 1), None, LONG_WAY
     key = None
     if noise is None:
         key, sample_ids = noise_identity(seed, draw, sample_ids, stream, batch[0], tensors[0].device)
@@ -111,12 +112,11 @@ def q_sample(
         check_noise(noise, shape)
         noise, sample_ids = noise.to(dtype), None
         tensors, starts = [*tensors, noise.reshape(batch)], [*starts, -1]
-        simple = simple and glance.simple(tensors)
-    if not (simple and found.coefs.is_cpu):
+        seen = glance(tensors) if seen != LONG_WAY else LONG_WAY
+    if seen == LONG_WAY or not found.coefs.is_cpu:
         check_device(found.coefs.device, tensors, None)
-    run = backends.choose("cpu").combine if simple else primitives.combine
     try:
-        z, eps = run(
+        z, eps = primitives.way(seen).combine(
             tensors,
             starts,
             found.coefs,

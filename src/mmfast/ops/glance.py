@@ -18,6 +18,7 @@ else:
     _cpu.use_exchange_api(getattr(Tensor, "__dlpack_c_exchange_api__", None))
     _cpu.watch(
         Tensor,
+        torch.nn.Parameter,
         torch.is_grad_enabled,
         (
             torch._C._len_torch_dispatch_stack,
@@ -28,15 +29,20 @@ else:
     )
 
 
-def simple(tensors: Any) -> bool:
-    """Whether this is a list of plain tensors of one shape and floating type on the CPU, none of them to be
-    differentiated, with nothing else at work: then a kernel may have them as they are.
+# What `glance` may find.
+LONG_WAY, PLAIN, RECORDED = 0, 1, 2
 
-    The extension looks; without it the answer is always no, and the long way round is taken.
+
+def glance(tensors: Any) -> int:
+    """PLAIN where this is a list of torch's own tensors of one shape and floating type in the CPU's memory, with
+    nothing else at work: a kernel may have them as they are. RECORDED where only a gradient is wanted besides. Else
+    LONG_WAY.
+
+    The extension looks; without it everything goes the long way.
     """
     if torch.compiler.is_compiling() or _cpu is None or type(tensors) is not list:
-        return False
-    return bool(_cpu.simple(tensors))
+        return LONG_WAY
+    return _cpu.glance(tensors)
 
 
 def transformed() -> bool:

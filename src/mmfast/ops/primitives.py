@@ -7,6 +7,7 @@ torch.compile a combination without noise is given as plain torch, which Inducto
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from mmfast.errors import MmfastError
 from mmfast.ops import backends, reference
-from mmfast.ops.glance import needs_grad, ordinary, transformed, watched
+from mmfast.ops.glance import PLAIN, RECORDED, needs_grad, ordinary, transformed, watched
 from mmfast.ops.library import as_tensors, call, library
 from mmfast.ops.reference import Key, Rows, pick, sum_samples
 
@@ -84,6 +85,13 @@ def _combine_autograd(
 library.impl("combine", _combine_autograd, "Autograd")
 
 
+def way(seen: int) -> Any:
+    """Where `combine` and `step` are for terms of which a glance saw this, with tables that need no gradient."""
+    if seen == PLAIN:
+        return backends.choose("cpu")
+    return _Recorded if seen == RECORDED else sys.modules[__name__]
+
+
 def combine(
     terms: Sequence[Tensor],
     starts: Sequence[int],
@@ -102,6 +110,25 @@ def combine(
     if needs_grad(coefs, sigma, *terms):
         return _combine_autograd(terms, starts, coefs, sigma, rows, key, *rest)
     return backends.choose(coefs.device.type).combine(terms, starts, coefs, sigma, rows, key, *rest)
+
+
+class _Recorded:
+    """The ops for tensors that are plain but for the gradient that is wanted."""
+
+    @staticmethod
+    def combine(
+        terms: Sequence[Tensor],
+        starts: Sequence[int],
+        coefs: Tensor,
+        sigma: Tensor | None,
+        rows: Rows,
+        *rest: Any,
+    ) -> tuple[Tensor, Tensor]:
+        return _Combine.apply(starts, rows, *rest, coefs, sigma, *terms)
+
+    @staticmethod
+    def step(*args: Any) -> tuple[Tensor, Tensor]:
+        return step(*args)
 
 
 def step(

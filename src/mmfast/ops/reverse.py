@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from mmfast.ops.arguments import (
     select,
 )
 from mmfast.ops.coefficients import Formula, PosteriorMean, Step, check_rows, find, formula, range_of
+from mmfast.ops.glance import LONG_WAY
 from mmfast.ops.reference import arithmetic
 from mmfast.process import TARGETS, Time
 from mmfast.schedule import Schedule
@@ -156,7 +156,7 @@ def _apply(
 ) -> tuple[Tensor, Tensor]:
     """A formula of the reverse process on its terms; the result and, where the formula goes through it, z0hat."""
     names, encoded = select(encodings, sched)
-    tensors, starts, shape, dtype, simple = gather([z_t, *predictions, *encoded], like_first=True, what=what)
+    tensors, starts, shape, dtype, seen = gather([z_t, *predictions, *encoded], like_first=True, what=what)
     batch = shape or [1]
     if not shape:
         tensors = [x.reshape(1) for x in tensors]
@@ -167,15 +167,17 @@ def _apply(
         check_present(present, batch[0], len(names))
         check_rows(t, 1, sched)
         found, rows = found.own(rows, batch[0]).only_present(present, 1 + len(predictions)), None
-        simple = False
+        seen = LONG_WAY
     key = ids = None
     stream = 0
     if identity is not None and found.sigma is not None:
         seed, draw, ids, stream = identity
         key, ids = noise_identity(seed, draw, ids, stream, batch[0], tensors[0].device)
-    if not (simple and found.coefs.is_cpu):
+    if seen == LONG_WAY or not found.coefs.is_cpu:
         check_device(found.coefs.device, tensors, None)
-    run: Any = backends.choose("cpu") if simple else primitives
+    if backends.choose(found.coefs.device.type).name == "reference":  # which takes a row of NaN for one like others
+        check_rows(t, 1, sched)
+    run = primitives.way(seen)
     try:
         if found.to_x0 is None:
             out, x0 = run.combine(
