@@ -3,189 +3,17 @@
 //
 // combine, step, squared_error and dots return None, or, having done nothing, the list of the terms that
 // must be made contiguous first.
-#include "python.h"
+#include "express.h"
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "cpu/blocks.h"
-#include "cpu/driver.h"
 
 namespace py = pybind11;
 using namespace mmfast;
 
 namespace {
-
-void expect(bool holds, const char* what) {
-    if (!holds) throw std::invalid_argument(what);
-}
-
-int64_t integer(PyObject* value) {
-    const int64_t n = PyLong_AsLongLong(value);
-    if (n == -1 && PyErr_Occurred()) throw PythonError();
-    return n;
-}
-
-double real(PyObject* value) {
-    const double x = PyFloat_AsDouble(value);
-    if (x == -1.0 && PyErr_Occurred()) throw PythonError();
-    return x;
-}
-
-// An int64 tensor [n] that lies contiguous, or null for None.
-const int64_t* integers(PyObject* tensor, int64_t n, const char* what) {
-    if (tensor == Py_None) return nullptr;
-    const View view(tensor);
-    expect(view.is(dlpack::kInt, 64) && view.elements() == n && view.contiguous(), what);
-    return static_cast<const int64_t*>(view.data);
-}
-
-int64_t size_of(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
-
-// One call: its output's shape and type, and the plan that the kernels get.
-class Call {
-public:
-    Plan plan{};
-    Type type;
-
-    Call(PyObject* like, PyObject* terms, PyObject* starts) : shape_(like) {
-        type = shape_.type();
-        expect(shape_.contiguous(), "an output is not contiguous");
-        expect(shape_.rank >= 1, "an output has no batch dimension");
-        plan.batch = shape_.size[0];
-        PyObject* fast = PySequence_Fast(terms, "terms is not a sequence");
-        if (!fast) throw PythonError();
-        PyObject* firsts = PySequence_Fast(starts, "starts is not a sequence");
-        if (!firsts) { Py_DECREF(fast); throw PythonError(); }
-        try {
-            read_terms(fast, firsts);
-        } catch (...) {
-            Py_DECREF(fast), Py_DECREF(firsts);
-            throw;
-        }
-        Py_DECREF(fast), Py_DECREF(firsts);
-    }
-    Call(const Call&) = delete;
-    Call& operator=(const Call&) = delete;
-
-    // rows: None, the number of the one row that serves every sample, or int64 [batch].
-    void rows(PyObject* rows) {
-        if (PyLong_Check(rows)) row_ = integer(rows);
-        else plan.index = integers(rows, plan.batch, "rows is not an int64 tensor [batch]");
-    }
-    // A table [R, columns], or [R] where columns is -1.
-    Table table(PyObject* tensor, int64_t columns) {
-        const View view(tensor);
-        expect(view.is(dlpack::kFloat, type == Type::f64 ? 64 : 32), "a table is not of the arithmetic's type");
-        expect(view.rank == (columns < 0 ? 1 : 2), "a table is not [rows, columns]");
-        expect(columns < 0 || view.size[1] == columns, "a table has not a column for each term");
-        const int64_t rows = view.size[0];
-        Table table{view.data, rows == 1 ? 0 : view.stride[0], columns < 0 ? 0 : view.stride[1]};
-        if (plan.batch == 0) return table;
-        if (row_ >= 0) {
-            expect(row_ < rows, "the row is outside the table");
-            table = {static_cast<char*>(view.data) + row_ * view.stride[0] * arithmetic(), 0, table.stride};
-        } else if (plan.index) {
-            table.row_stride = view.stride[0];
-            for (int64_t b = 0; b < plan.batch; ++b)
-                expect(plan.index[b] >= 0 && plan.index[b] < rows, "rows holds a number outside the table");
-        } else {
-            expect(rows == 1 || rows == plan.batch, "a table has neither one row nor one a sample");
-        }
-        if (columns > 0 && (row_ >= 0 || plan.index)) {  // a row of NaN is one that means nothing
-            for (int64_t b = 0; b < (plan.index ? plan.batch : 1); ++b) {
-                const int64_t at = (plan.index ? plan.index[b] : 0) * table.row_stride;
-                const double first = type == Type::f64 ? static_cast<const double*>(table.data)[at]
-                                                       : static_cast<const float*>(table.data)[at];
-                expect(first == first, "rows holds a number whose row in the table means nothing");
-            }
-        }
-        return table;
-    }
-    void noise(PyObject* key, PyObject* ids, PyObject* stream) {
-        if (key == Py_None) return;
-        plan.noisy = true;
-        plan.stream = static_cast<uint32_t>(integer(stream));
-        plan.ids = integers(ids, plan.batch, "sample_ids is not an int64 tensor [batch]");
-        if (PyTuple_Check(key)) {
-            expect(PyTuple_GET_SIZE(key) == 2, "key is not (seed, draw)");
-            plan.seed = integer(PyTuple_GET_ITEM(key, 0));
-            plan.draw = integer(PyTuple_GET_ITEM(key, 1));
-        } else {
-            const int64_t* pair = integers(key, 2, "key is not int64 [2]");
-            plan.seed = pair[0], plan.draw = pair[1];
-        }
-    }
-    // The address of a contiguous tensor of the call's type and `elements`, or null for None.
-    void* output(PyObject* tensor, int64_t elements) const {
-        if (tensor == Py_None) return nullptr;
-        const View view(tensor);
-        expect(view.type() == type && view.contiguous() && view.elements() == elements, "an output does not fit");
-        return view.data;
-    }
-    void* output() const { return shape_.data; }
-    int64_t elements() const { return shape_.elements(); }
-    int64_t channel_elements() const { return shape_.rank < 2 ? 1 : elements() == 0 ? 0 : elements() / (shape_.size[0] * shape_.size[1]); }
-    int terms() const { return plan.terms; }
-    // Where the terms are, all of them of the whole shape and contiguous.
-    std::vector<void*> addresses() const {
-        expect(alike_, "a tensor is not contiguous, or of another shape");
-        std::vector<void*> all;
-        for (const View& view : views_) all.push_back(view.data);
-        return all;
-    }
-
-    // Lays the terms out and runs f without the interpreter's lock.
-    template <class F>
-    PyObject* run(F f) {
-        if (elements() == 0) Py_RETURN_NONE;
-        if (alike_) {
-            plan.rows = 1, plan.inner = elements() / plan.batch;
-            for (Term& term : terms_) term.end = term.batch_stride = plan.inner;
-        } else {
-            std::vector<Tensor> tensors(terms_.size());
-            for (size_t k = 0; k < tensors.size(); ++k)
-                tensors[k] = {views_[k].data, views_[k].size, views_[k].stride, starts_[k]};
-            const auto misfits = choose_layout(shape_.size, shape_.rank, tensors.data(), plan.terms, plan, terms_.data());
-            if (!misfits.empty()) return py::cast(misfits).release().ptr();
-        }
-        plan.term = terms_.data();
-        Py_BEGIN_ALLOW_THREADS
-        f();
-        Py_END_ALLOW_THREADS
-        Py_RETURN_NONE;
-    }
-
-private:
-    View shape_;
-    std::vector<View> views_;
-    std::vector<int64_t> starts_;
-    std::vector<Term> terms_;
-    int64_t row_ = -1;
-    bool alike_ = true;  // every term is contiguous and of the whole shape
-
-    int64_t arithmetic() const { return type == Type::f64 ? 8 : 4; }
-    void read_terms(PyObject* terms, PyObject* starts) {
-        plan.terms = static_cast<int>(PySequence_Fast_GET_SIZE(terms));
-        expect(PySequence_Fast_GET_SIZE(starts) == plan.terms, "starts has not an entry for each term");
-        views_ = std::vector<View>(plan.terms);
-        starts_.resize(plan.terms);
-        terms_.resize(plan.terms);
-        for (int k = 0; k < plan.terms; ++k) {
-            View& view = views_[k];
-            view.read(PySequence_Fast_GET_ITEM(terms, k));
-            starts_[k] = integer(PySequence_Fast_GET_ITEM(starts, k));
-            expect(view.type() == type && view.rank == shape_.rank, "a term has not the output's type and rank");
-            for (int d = 0; d < view.rank; ++d) check_size(view, d, starts_[k]);
-            alike_ &= starts_[k] < 0 && view.elements() == shape_.elements() && view.contiguous();
-            terms_[k] = {view.data, 0, 0, 1, 0, 0};
-        }
-    }
-    void check_size(const View& view, int d, int64_t start) const {
-        if (start >= 0 && d == 1) expect(start + view.size[1] <= shape_.size[1], "a block leaves the channels");
-        else expect(view.size[d] == 1 || view.size[d] == shape_.size[d], "a term does not broadcast to the output");
-    }
-};
 
 // combine(out, noise, terms, starts, coefs, sigma, rows, key, sample_ids, stream, threads)
 PyObject* py_combine(PyObject* const* a, Py_ssize_t count) {
@@ -328,98 +156,6 @@ PyObject* py_block_mask(PyObject* const* a, Py_ssize_t count) {
     Py_RETURN_NONE;
 }
 
-// What `glance` looks at: torch.Tensor and Parameter; torch.is_grad_enabled; functions that return 0 or None unless a compiler,
-// tracer, transform or dispatch mode has to see the ops; the module whose _current_level is -1 unless forward-mode
-// differentiation is at work. Set once, by watch().
-struct {
-    PyObject *tensor_type = nullptr, *parameter_type = nullptr, *grad_enabled = nullptr, *watchers = nullptr;
-    PyObject *forward_ad = nullptr, *requires_grad = nullptr, *current_level = nullptr, *is_neg = nullptr;
-} torch_state;
-
-PyObject* py_watch(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 5 && PyTuple_Check(a[3]), "watch takes 5 arguments, the fourth a tuple");
-    for (Py_ssize_t i = 0; i < count; ++i) Py_INCREF(a[i]);
-    torch_state.tensor_type = a[0], torch_state.parameter_type = a[1], torch_state.grad_enabled = a[2];
-    torch_state.watchers = a[3], torch_state.forward_ad = a[4];
-    torch_state.is_neg = PyUnicode_InternFromString("is_neg");
-    torch_state.current_level = PyUnicode_InternFromString("_current_level");
-    torch_state.requires_grad = PyUnicode_InternFromString("requires_grad");
-    Py_RETURN_NONE;
-}
-
-// Whether calling f() gives something true.
-bool holds(PyObject* f) {
-    PyObject* result = PyObject_CallNoArgs(f);
-    if (!result) throw PythonError();
-    const int truth = PyObject_IsTrue(result);
-    Py_DECREF(result);
-    if (truth < 0) throw PythonError();
-    return truth;
-}
-
-// False for a tensor that DLPack does not know, on the meta device for one.
-bool describe(PyObject* tensor, dlpack::Tensor* out) {
-    try {
-        if (exchange_api()->from_object(tensor, out) == 0) return true;
-    } catch (const std::exception&) {
-    }
-    PyErr_Clear();
-    return false;
-}
-
-// What x.name is, or x.name() gives, taken as true or false.
-bool attribute(PyObject* x, PyObject* name) {
-    PyObject* value = PyObject_GetAttr(x, name);
-    if (!value) throw PythonError();
-    const bool yes = value == Py_True;
-    Py_DECREF(value);
-    return yes;
-}
-bool method_holds(PyObject* x, PyObject* name) {
-    PyObject* value = PyObject_CallMethodNoArgs(x, name);
-    if (!value) throw PythonError();
-    const bool yes = value == Py_True;
-    Py_DECREF(value);
-    return yes;
-}
-
-// glance(tensors): 0 unless these are torch's own tensors of one shape and floating type in the CPU's memory, with no
-// compiler, tracer, transform or mode at work; then 1, or 2 where one of them is to be differentiated. One look at
-// what takes Python a dozen; on a cold call that is half of it.
-PyObject* py_glance(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 1 && PyList_Check(a[0]), "glance takes a list");
-    const Py_ssize_t n = PyList_GET_SIZE(a[0]);
-    if (!exchange_api() || !torch_state.tensor_type || n == 0) return PyLong_FromLong(0);
-    for (Py_ssize_t k = 0; k < n; ++k) {
-        PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(PyList_GET_ITEM(a[0], k)));
-        if (type != torch_state.tensor_type && type != torch_state.parameter_type) return PyLong_FromLong(0);
-    }
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(torch_state.watchers); ++i)
-        if (holds(PyTuple_GET_ITEM(torch_state.watchers, i))) return PyLong_FromLong(0);
-    PyObject* level = PyObject_GetAttr(torch_state.forward_ad, torch_state.current_level);
-    if (!level) throw PythonError();
-    const long depth = PyLong_AsLong(level);
-    Py_DECREF(level);
-    if (depth >= 0) return PyLong_FromLong(0);
-    const bool grad = holds(torch_state.grad_enabled);
-    bool recorded = false;
-    dlpack::Tensor first{};
-    for (Py_ssize_t k = 0; k < n; ++k) {
-        PyObject* x = PyList_GET_ITEM(a[0], k);
-        dlpack::Tensor t;
-        if (!describe(x, &t) || method_holds(x, torch_state.is_neg)) return PyLong_FromLong(0);
-        recorded |= grad && attribute(x, torch_state.requires_grad);
-        const bool floats = (t.dtype.code == dlpack::kFloat && t.dtype.bits >= 16) ||
-                            (t.dtype.code == dlpack::kBfloat && t.dtype.bits == 16);
-        if (k == 0) first = t;
-        bool same = t.ndim == first.ndim && t.dtype.code == first.dtype.code && t.dtype.bits == first.dtype.bits;
-        bool empty = false;
-        for (int d = 0; same && d < t.ndim; ++d) same = t.shape[d] == first.shape[d], empty |= t.shape[d] == 0;
-        if (t.device.type != 1 || !floats || t.ndim == 0 || !same || (!t.data && !empty)) return PyLong_FromLong(0);
-    }
-    return PyLong_FromLong(recorded ? 2 : 1);
-}
-
 template <PyObject* (*f)(PyObject* const*, Py_ssize_t)>
 constexpr PyMethodDef fast(const char* name) {
     return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&method<f>)), METH_FASTCALL, nullptr};
@@ -434,7 +170,8 @@ PYBIND11_MODULE(_cpu, m) {
         fast<py_dots>("dots"),               fast<py_squared_error>("squared_error"),
         fast<py_row_sums>("row_sums"),       fast<py_scale>("scale"),       fast<py_block_ranks>("block_ranks"),
         fast<py_block_mask>("block_mask"),   fast<py_watch>("watch"),
-        fast<py_glance>("glance"),           {nullptr, nullptr, 0, nullptr},
+        fast<py_glance>("glance"),           fast<py_express>("express"),
+                  {nullptr, nullptr, 0, nullptr},
     };
     if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
     m.def("use_exchange_api", [](py::handle capsule) {

@@ -20,6 +20,25 @@ namespace mmfast {
 // A Python exception is set and has only to be passed on.
 struct PythonError : std::exception {};
 
+// A reference that we own, to an object that there is: null is an exception that Python has set.
+class Reference {
+public:
+    explicit Reference(PyObject* object) : object_(object) {
+        if (!object) throw PythonError();
+    }
+    ~Reference() { Py_DECREF(object_); }
+    Reference(const Reference&) = delete;
+    Reference& operator=(const Reference&) = delete;
+    PyObject* get() const { return object_; }
+    PyObject* release() {  // to whoever owns it next
+        Py_INCREF(object_);
+        return object_;
+    }
+
+private:
+    PyObject* object_;
+};
+
 namespace dlpack {
 struct Device { int32_t type, id; };
 struct DataType { uint8_t code, bits; uint16_t lanes; };

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,11 +9,10 @@ import torch
 from torch import Tensor
 
 from mmfast.errors import MmfastError, unknown
-from mmfast.ops.glance import LONG_WAY, glance, watched
+from mmfast.ops.glance import LONG_WAY, fresh_seed, glance, watched
 from mmfast.ops.reference import Key
 from mmfast.schedule import Schedule
 
-_local = threading.local()  # two threads must not fill one tensor
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -200,19 +198,10 @@ def noise_identity(
     if seed is None:
         # The default CPU generator, so that torch.manual_seed repeats it on every device.
         watching = torch.compiler.is_compiling() or watched()
-        seed = torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64) if watching else _fresh_seed()
+        seed = torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64) if watching else fresh_seed()
     if type(seed) is int and type(draw) is int and -(1 << 63) <= seed < 1 << 63:
         return (seed, draw), sample_ids
     return _key(seed, draw, device), sample_ids
-
-
-def _fresh_seed() -> int:
-    """64 bits of torch's default generator. In a tensor that is kept: to make one takes longer than to fill it."""
-    try:
-        kept = _local.seed
-    except AttributeError:
-        kept = _local.seed = torch.empty((), dtype=torch.int64)
-    return kept.random_(-(1 << 63), None).item()
 
 
 def _ids(sample_ids: object, batch: int, device: torch.device) -> Tensor:

@@ -69,6 +69,11 @@ def forced(name: str, device: str) -> ModuleType:
     return module
 
 
+def forced_by_user() -> bool:
+    """Whether a backend is forced, so that nothing else may be taken."""
+    return bool(_override or _FORCED)
+
+
 def choose(device: str) -> ModuleType:
     """The backend for tensors on this kind of device ("cpu", "cuda")."""
     if _override:

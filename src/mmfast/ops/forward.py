@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, overload
 
+import torch
 from torch import Tensor
 
 from mmfast import process
@@ -93,6 +94,16 @@ def q_sample(
     Returns z_t, and the eps that made it (the tensor handed in, if it is of z_t's type: copying it would cost as much
     as the op).
     """
+    if present is None and type(encodings) is dict and type(sched) is Schedule:
+        # What was asked for before, in one call, if nothing about it is unusual.
+        known = sched.derived.get((_MARGINAL if noise is None else _MARGINAL_GIVEN, tuple(encodings), torch.float32))
+        if known is not None:
+            terms = [z0, *encodings.values()] if noise is None else [z0, *encodings.values(), noise]
+            identity, second = (seed, draw, sample_ids, stream), return_noise and noise is None
+            done = primitives.by_express(terms, known, t, identity, second, -torch.inf, torch.inf)
+            if done is not None:
+                z, eps = done
+                return z if not return_noise else (z, eps if noise is None else noise)
     names, terms = select(encodings, sched)
     tensors, starts, shape, dtype, seen = gather([z0, *terms], like_first=True, what="z0, encodings")
     batch = shape or [1]

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+_local = threading.local()  # two threads must not fill one tensor
+
+
+def fresh_seed() -> int:
+    """64 bits of torch's default generator. In a tensor that is kept: to make one takes longer than to fill it."""
+    try:
+        kept = _local.seed
+    except AttributeError:
+        with torch.inference_mode(False):
+            kept = _local.seed = torch.empty((), dtype=torch.int64)
+    return int(kept.random_(-(1 << 63), None))
+
 
 _cpu: Any = None
 try:
@@ -26,6 +40,9 @@ else:
             torch._C._functorch.peek_interpreter_stack,
         ),
         forward_ad,
+        fresh_seed,
+        torch.empty_like,
+        torch.get_num_threads,
     )
 
 
@@ -43,6 +60,29 @@ def glance(tensors: Any) -> int:
     if torch.compiler.is_compiling() or _cpu is None or type(tensors) is not list:
         return LONG_WAY
     return _cpu.glance(tensors)
+
+
+def express(
+    tensors: list[Any],
+    tables: Any,
+    t: Any,
+    identity: tuple[Any, Any, Any, Any],
+    second: bool,
+    low: float = -torch.inf,
+    high: float = torch.inf,
+) -> Any:
+    """(out, eps or x0) of `combine` or, with to_x0, `step` by the CPU's kernels, in one call, for PLAIN float32 tensors
+    of one shape. With nothing done, RECORDED or, where anything is not as usual, LONG_WAY.
+
+    tables: Coefficients; t: their rows; identity: seed (None for a fresh one), draw, sample_ids, stream; second: give
+    eps or x0 too.
+    """
+    if torch.compiler.is_compiling() or _cpu is None:
+        return LONG_WAY
+    seed, draw, sample_ids, stream = identity
+    return _cpu.express(
+        tensors, tables.to_x0, tables.coefs, tables.sigma, t, low, high, seed, draw, sample_ids, stream, second
+    )
 
 
 def transformed() -> bool:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mmfast.errors import MmfastError
 from mmfast.ops import backends, reference
-from mmfast.ops.glance import PLAIN, RECORDED, needs_grad, ordinary, transformed, watched
+from mmfast.ops.glance import PLAIN, RECORDED, express, needs_grad, ordinary, transformed, watched
 from mmfast.ops.library import as_tensors, call, library
-from mmfast.ops.reference import Key, Rows, pick, sum_samples
+from mmfast.ops.reference import Key, Rows, per_sample, pick, sum_samples
 
 
 class _Combine(torch.autograd.Function):
@@ -110,6 +110,55 @@ def combine(
     if needs_grad(coefs, sigma, *terms):
         return _combine_autograd(terms, starts, coefs, sigma, rows, key, *rest)
     return backends.choose(coefs.device.type).combine(terms, starts, coefs, sigma, rows, key, *rest)
+
+
+class _Express(torch.autograd.Function):
+    """`combine` by glance.express for tensors of which some are to be differentiated, and nothing else is unusual."""
+
+    @staticmethod
+    def forward(ctx, tables, rows, identity, return_noise, *terms):  # type: ignore[no-untyped-def]
+        ctx.tables, ctx.rows = tables.coefs, rows
+        done = express(list(terms), tables, rows, identity, return_noise)  # gradients are off in here
+        if type(done) is int:
+            raise _NotAsUsualError
+        if done[1] is None:
+            return done[0]
+        ctx.mark_non_differentiable(done[1])
+        return done
+
+    @staticmethod
+    def backward(ctx, grad, _grad_eps=None):  # type: ignore[no-untyped-def]
+        needed = ctx.needs_input_grad[4:]
+        coefs = pick(ctx.tables, ctx.rows, len(grad))
+        if torch.is_grad_enabled() or watched():
+            scaled = [per_sample(coefs[:, k], grad.dim()) * grad if yes else None for k, yes in enumerate(needed)]
+        else:
+            args = ([grad] * len(needed), [-1] * len(needed), coefs, None, None, None, 0, [*needed, False, False])
+            found = iter(call("combine_backward", grad.device, grad, *args))
+            scaled = [next(found) if yes else None for yes in needed]
+        return None, None, None, None, *scaled
+
+
+class _NotAsUsualError(Exception):
+    """An express call that cannot be one after all."""
+
+
+def by_express(
+    terms: list[Any], tables: Any, rows: Any, identity: tuple[Any, ...], second: bool, low: float, high: float
+) -> tuple[Tensor, Any] | None:
+    """glance.express with gradients; None for the long way."""
+    if backends.forced_by_user():
+        return None
+    done = express(terms, tables, rows, identity, second, low, high)
+    if type(done) is tuple:
+        return done
+    if done == RECORDED and tables.to_x0 is None:
+        try:
+            found = _Express.apply(tables, rows, identity, second, *terms)
+            return found if second else (found, None)
+        except _NotAsUsualError:
+            pass
+    return None
 
 
 class _Recorded:
