@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 COMPILER = next(filter(None, map(shutil.which, [os.environ.get("CXX", "c++"), "g++", "clang++"])), None)
@@ -54,3 +55,11 @@ def test_the_baseline_passes_under_the_sanitizers(tmp_path):
 def test_every_instruction_set_passes_under_the_sanitizers(tmp_path):
     """Every instruction set that this machine has, in the same bits."""
     assert "baseline" in build_and_run(tmp_path).splitlines()[0]
+
+
+def test_new_memory_is_poisoned():
+    """conftest.py's `poison` holds in every test: an output that no kernel wrote is NaN."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        assert (
+            torch.empty(1000, dtype=dtype).isnan().all() and torch.empty_like(torch.ones(9, dtype=dtype)).isnan().all()
+        )
