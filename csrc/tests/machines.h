@@ -18,7 +18,8 @@ std::vector<Buffer> on_every_machine(const std::string& name, F run) {
             std::vector<Buffer> outputs = run(threads);
             const auto where = [&] { return name + " on " + isa + " with " + std::to_string(threads) + " threads"; };
             for (size_t i = 0; i < outputs.size(); ++i) {
-                expect(outputs[i].guards_hold(), [&] { return where() + ": written outside output " + std::to_string(i); });
+                expect(outputs[i].guards_hold(),
+                       [&] { return where() + ": written outside output " + std::to_string(i); });
                 expect(first.empty() || outputs[i].same(first[i]),
                        [&] { return where() + ": other bits in output " + std::to_string(i); });
             }

@@ -85,7 +85,8 @@ int main() {
     time("sums of rows", [] {
         for (const Type type : kTypes)
             for (const int64_t inner : {0, 1, 2, 15, 16, 17, 63, 64, 65, 200, 9000})
-                for (const int64_t rows : {0, 1, 10}) check_row_sums(type, rows, inner, static_cast<uint64_t>(rows + inner));
+                for (const int64_t rows : {0, 1, 10})
+                    check_row_sums(type, rows, inner, static_cast<uint64_t>(rows + inner));
     });
     time("blocks", [] {
         for (const int64_t size : {2, 4, 8})

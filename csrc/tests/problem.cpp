@@ -115,7 +115,8 @@ void Problem::poison_what_is_not_read() {
         for (int k = 0; k < plan.terms; ++k) {
             Operand& term = terms[k];
             const bool own = term.size[0] == batch() && (term.stride[0] != 0 || batch() == 1);
-            const bool unread = read(type, plan.coefs, plan.row(b), k) == 0.0 && read(type, plan.to_x0, plan.row(b), k) == 0.0;
+            const int64_t row = plan.row(b);
+            const bool unread = read(type, plan.coefs, row, k) == 0.0 && read(type, plan.to_x0, row, k) == 0.0;
             const int64_t i = own && unread ? term.find(at) : -1;
             if (i >= 0) write_nan(type, term.memory.at(), i);
         }

@@ -61,7 +61,8 @@ void check_normals() {
         Buffer words_a(n * 4), words_b(n * 4);
         std::memcpy(words_a.at(), a.data(), n * 4), std::memcpy(words_b.at(), b.data(), n * 4);
         outputs.emplace_back(n * 4), outputs.emplace_back(n * 4);
-        box_muller(words_a.at<uint32_t>(), words_b.at<uint32_t>(), outputs[0].at<float>(), outputs[1].at<float>(), n);
+        box_muller(words_a.at<uint32_t>(), words_b.at<uint32_t>(), outputs[0].at<float>(), outputs[1].at<float>(),
+                   n);
         return outputs;
     });
     for (int64_t i = 0; i < n; ++i) {
@@ -93,7 +94,8 @@ void check_noise(Type type, int64_t elements) {
         const auto want = noise_by_definition(plan.seed, plan.draw, ids[b], plan.stream, elements);
         for (int64_t e = 0; e < elements; ++e) {
             const double x = read(type, got[0].at(), b * elements + e), w = want[e];
-            const double bound = 4 * FLT_EPSILON * std::fabs(w) + (type == Type::f64 ? 0.0 : epsilon(type) / 2 * std::fabs(w));
+            const double rounding = type == Type::f64 ? 0.0 : epsilon(type) / 2;
+            const double bound = (4 * FLT_EPSILON + rounding) * std::fabs(w);
             expect(std::fabs(x - w) <= bound + tiny(type) * epsilon(type), "the noise is not what the counter says");
         }
     }

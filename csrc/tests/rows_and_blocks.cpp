@@ -22,8 +22,9 @@ void check_row_sums(Type type, int64_t rows, int64_t inner, uint64_t seed) {
             const double value = read(type, x.at(), r * inner + i);
             sum += value, size += std::fabs(value);
         }
-        expect(std::fabs(got[0].at<double>()[r] - sum) <= inner * DBL_EPSILON * size,
-               [&] { return "row_sums of " + std::to_string(rows) + " x " + std::to_string(inner) + " " + name_of(type); });
+        expect(std::fabs(got[0].at<double>()[r] - sum) <= inner * DBL_EPSILON * size, [&] {
+            return "row_sums of " + std::to_string(rows) + " x " + std::to_string(inner) + " " + name_of(type);
+        });
     }
 }
 
@@ -63,7 +64,8 @@ void check_blocks(int64_t element_size, uint64_t seed) {
     for (int64_t i = 0; i < m.batch * pixels; ++i) {
         const int64_t b = i / pixels, h = i % pixels / m.width, w = i % m.width;
         const int64_t j = h / m.block_height * ((m.width + m.block_width - 1) / m.block_width) + w / m.block_width;
-        const uint32_t word = words_of(m.seed, m.draw, m.ids ? m.ids[b] : b, m.stream, static_cast<uint32_t>(j / 4))[j % 4];
+        const int64_t id = m.ids ? m.ids[b] : b;
+        const uint32_t word = words_of(m.seed, m.draw, id, m.stream, static_cast<uint32_t>(j / 4))[j % 4];
         const bool visible = int64_t{word} * (int64_t{1} << 31) + j >= m.threshold[b];
         expect(is(got[1], i, visible ? &m.one : &zero), "block_mask: the mask is another");
         for (int64_t c = 0; c < m.channels; ++c) {

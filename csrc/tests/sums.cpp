@@ -147,7 +147,8 @@ void check_squared_error(Problem& p, bool noisy, bool grad_wanted) {
         if (!grad_wanted) return;
         const double factor = 2 * p.plan.scale * read(p.type, p.plan.weight, row) * read(p.type, p.plan.coefs, row);
         // The scale is rounded, and so are two products that make the factor, and the one with r.
-        const double bound = std::fabs(factor) * (error + 2 * unit * (std::fabs(r) + error)) + rounding(p.type, factor * r);
+        const double arithmetic = std::fabs(factor) * (error + 2 * unit * (std::fabs(r) + error));
+        const double bound = arithmetic + rounding(p.type, factor * r);
         expect_near(p, read(p.type, got[1].at(), i), factor * r, (1 + epsilon(p.type)) * bound, "gradient", b, e);
     });
     for (int64_t b = 0; b < p.batch(); ++b) {
