@@ -200,10 +200,7 @@ def step(s: Setting) -> Providers:
     providers = dict(_all(ours, formula, (s.z0, s.eps), noisy=True))
     scheduler = _diffusers()
     if scheduler is not None:
-        try:
-            from mmfast.diffusers import DDPMScheduler
-        except ImportError:
-            return providers
+        from mmfast.diffusers import DDPMScheduler
 
         fused = DDPMScheduler()
         fused.set_timesteps(1000)

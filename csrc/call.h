@@ -29,7 +29,7 @@ inline double real(PyObject* value) {
 inline const int64_t* integers(PyObject* tensor, int64_t n, const char* what) {
     if (tensor == Py_None) return nullptr;
     const View view(tensor);
-    expect(view.is(dlpack::kInt, 64) && view.elements() == n && view.contiguous(), what);
+    expect(view.is(dlpack::kInt, 64) && view.rank <= 1 && view.elements() == n && view.contiguous(), what);
     return static_cast<const int64_t*>(view.data);
 }
 

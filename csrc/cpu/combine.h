@@ -22,7 +22,7 @@ struct Run {
     T* out;
 
     // -0 is the identity of addition: the first fma gives the product itself. But an empty sum is +0.
-    MMFAST_HD V start(bool more) const { return A::splat(count || more || noisy() ? Real(-0.0) : Real(0)); }
+    MMFAST_HD V start(bool adds) const { return A::splat(adds || noisy() ? Real(-0.0) : Real(0)); }
     MMFAST_HD bool noisy() const { return noise && sigma != Real(0); }
     template <class Move>
     MMFAST_HD V get(Move move, const Source& s, int64_t i) const {
@@ -54,7 +54,7 @@ struct Combine : Run<L, T> {
     template <int N, class Move>
     MMFAST_HD void run(Move move, int64_t i) const {
         typename A::V sum[N];
-        for (int j = 0; j < N; ++j) sum[j] = this->start(false);
+        for (int j = 0; j < N; ++j) sum[j] = this->start(this->count > 0);
         this->template add_terms<N>(move, i, sum);
         this->template add_noise<N>(move, i, sum);
         for (int j = 0; noise_out && j < N; ++j)
@@ -68,6 +68,7 @@ struct Step : Run<L, T> {
     using A = typename Run<L, T>::A;
     using Real = typename Run<L, T>::Real;
     Real low, high, of_x0;
+    bool adds;     // whether a term has a coefficient of its own; one may count for x0 alone
     bool covered;  // whether these are channels of x0
     T* x0_out;
 
@@ -75,7 +76,7 @@ struct Step : Run<L, T> {
     MMFAST_HD void run(Move move, int64_t i) const {
         typename A::V sum[N], x0[N];
         const bool uses_x0 = covered && of_x0 != Real(0);
-        for (int j = 0; j < N; ++j) sum[j] = this->start(uses_x0), x0[j] = A::splat(Real(0));
+        for (int j = 0; j < N; ++j) sum[j] = this->start(adds || uses_x0), x0[j] = A::splat(Real(0));
         for (int k = 0; k < this->count; ++k) {
             const Source& s = this->sources[k];
             typename A::V x[N];
@@ -105,7 +106,7 @@ struct SquaredError : Run<L, T> {
     template <int N, class Move>
     MMFAST_HD void run(Move move, int64_t i) const {
         typename A::V sum[N];
-        for (int j = 0; j < N; ++j) sum[j] = this->start(false);
+        for (int j = 0; j < N; ++j) sum[j] = this->start(this->count > 0);
         this->template add_terms<N>(move, i, sum);
         this->template add_noise<N>(move, i, sum);
         for (int j = 0; j < N; ++j) keep(move, r + i + j * A::width, sum[j]);
@@ -185,8 +186,10 @@ void step(const Plan& plan, Source* sources, int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item)
         for_runs<L, T>(plan, sources, item, false, kNoLimit, of_source,
                        [&](const Run<L, T>& run, int64_t b, int64_t e, int64_t n) {
+            bool adds = false;
+            for (int k = 0; k < run.count; ++k) adds |= run.sources[k].coef != 0.0;
             Step<L, T> body{run, static_cast<Real>(plan.low), static_cast<Real>(plan.high),
-                            entry<Real>(plan.coefs, plan.row(b), plan.terms),
+                            entry<Real>(plan.coefs, plan.row(b), plan.terms), adds,
                             e >= plan.x0_begin && e < plan.x0_end, nullptr};
             if (plan.x0)
                 body.x0_out = static_cast<T*>(plan.x0) + b * (plan.x0_end - plan.x0_begin) + e - plan.x0_begin;

@@ -118,7 +118,9 @@ void check_step(Problem& p, bool noisy, bool x0_wanted) {
         }
         if (noisy) sum.add(read(p.type, p.plan.sigma, p.plan.row(b)), eps[i]);
         const double error = (1 + epsilon(p.type)) * (sum.error(p.type) + from_x0) + rounding(p.type, sum.value);
-        expect_near(p, read(p.type, got[0].at(), i), sum.value, error, "step", b, e);
+        const double out = read(p.type, got[0].at(), i);
+        expect_near(p, out, sum.value, error, "step", b, e);
+        expect(sum.parts || !std::signbit(out), [&] { return p.name + ": an empty sum of a step is -0"; });
     });
 }
 
