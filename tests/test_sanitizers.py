@@ -36,7 +36,8 @@ def build_and_run(folder, *options):
         pytest.skip(reason)
     pybind11 = Path(importlib.util.find_spec("pybind11").origin).parent / "share" / "cmake" / "pybind11"
     configure = [
-        "cmake", "-S", ROOT, "-B", folder / "build", "-DMMFAST_SANITIZE=ON", "-DMMFAST_CUDA=OFF", f"-DCMAKE_CXX_COMPILER={COMPILER}",
+        "cmake", "-S", ROOT, "-B", folder / "build", "-DMMFAST_SANITIZE=ON", "-DMMFAST_CUDA=OFF",
+        f"-DCMAKE_CXX_COMPILER={COMPILER}",
         f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11}", *options,
     ]  # fmt: skip
     build = ["cmake", "--build", folder / "build", "--target", "kernel_tests", "--parallel", "2"]
