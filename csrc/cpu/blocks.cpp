@@ -1,6 +1,6 @@
 #include "blocks.h"
 
-#include <cstring>
+#include <algorithm>
 #include <vector>
 
 #include "../lanes/scalar.h"
@@ -27,32 +27,43 @@ void block_ranks(int64_t seed, int64_t draw, const int64_t* ids, uint32_t stream
     });
 }
 
-// A row of the image at a time: runs of blocks that are alike are copied or cleared together.
-void block_mask(const BlockMask& m, int threads) {
-    const int64_t size = m.element_size, across = m.across(), row_bytes = m.width * size;
-    share(m.batch, m.batch * m.channels * m.height * m.width, threads, [&](int64_t begin, int64_t end) {
-        std::vector<int64_t> ranks(m.down() * across);
-        std::vector<char> ones(row_bytes);
-        for (int64_t i = 0; i < m.width; ++i) std::memcpy(&ones[i * size], &m.one, size);
-        for (int64_t b = begin; b < end; ++b) {
-            ranks_of(NoiseStream(m.seed, m.draw, m.ids ? m.ids[b] : b, m.stream), m.down() * across, ranks.data());
-            const auto visible = [&](int64_t h, int64_t j) {
-                return ranks[h / m.block_height * across + j] >= m.threshold[b];
-            };
-            for (int64_t c = -1; c < m.channels; ++c)  // the mask itself, then the channels
-                for (int64_t h = 0; h < m.height; ++h) {
-                    const int64_t row = c < 0 ? b * m.height + h : (b * m.channels + c) * m.height + h;
-                    char* to = static_cast<char*>(c < 0 ? m.mask : m.out) + row * row_bytes;
-                    const char* from = c < 0 ? ones.data() : static_cast<const char*>(m.x) + row * row_bytes;
-                    for (int64_t j = 0, next; j < across; j = next) {
-                        for (next = j + 1; next < across && visible(h, next) == visible(h, j);) ++next;
-                        const int64_t at = j * m.block_width * size;
-                        const int64_t bytes = std::min(next * m.block_width, m.width) * size - at;
-                        if (visible(h, j)) std::memcpy(to + at, from + at, bytes);
-                        else std::memset(to + at, 0, bytes);
-                    }
-                }
+namespace {
+
+// Word has the size of an element. A row of words, all ones where visible, serves every row of its blocks, in every
+// channel; `and` with it hides whatever the image holds.
+template <class Word>
+void mask_samples(const BlockMask& m, int64_t begin, int64_t end) {
+    const int64_t across = m.across(), pixels = m.height * m.width;
+    std::vector<int64_t> ranks(m.down() * across);
+    std::vector<Word> visible(m.width);
+    const Word one = static_cast<Word>(m.one);
+    for (int64_t b = begin; b < end; ++b) {
+        ranks_of(NoiseStream(m.seed, m.draw, m.ids ? m.ids[b] : b, m.stream), m.down() * across, ranks.data());
+        for (int64_t h = 0; h < m.height; ++h) {
+            const int64_t* row = ranks.data() + h / m.block_height * across;
+            for (int64_t j = 0; h % m.block_height == 0 && j < across; ++j)
+                std::fill(visible.begin() + j * m.block_width, visible.begin() + std::min((j + 1) * m.block_width, m.width),
+                          row[j] >= m.threshold[b] ? static_cast<Word>(~Word{0}) : Word{0});
+            const Word* seen = visible.data();
+            Word* mask = static_cast<Word*>(m.mask) + b * pixels + h * m.width;
+            for (int64_t i = 0; i < m.width; ++i) mask[i] = one & seen[i];
+            for (int64_t c = 0; c < m.channels; ++c) {
+                const int64_t at = (b * m.channels + c) * pixels + h * m.width;
+                const Word* x = static_cast<const Word*>(m.x) + at;
+                Word* out = static_cast<Word*>(m.out) + at;
+                for (int64_t i = 0; i < m.width; ++i) out[i] = x[i] & seen[i];
+            }
         }
+    }
+}
+
+}  // namespace
+
+void block_mask(const BlockMask& m, int threads) {
+    share(m.batch, m.batch * m.channels * m.height * m.width, threads, [&](int64_t begin, int64_t end) {
+        if (m.element_size == 8) mask_samples<uint64_t>(m, begin, end);
+        else if (m.element_size == 4) mask_samples<uint32_t>(m, begin, end);
+        else mask_samples<uint16_t>(m, begin, end);
     });
 }
 

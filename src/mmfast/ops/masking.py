@@ -49,13 +49,10 @@ def block_mask(
     shares = _ratio(ratio, B, x.device)
     key, ids = noise_identity(seed, draw, sample_ids, stream, B, x.device)
     if exact:
-        ranks = primitives.block_ranks(key, ids, stream, B, blocks, x.device)
-        # The hidden ones are those of the lowest ranks; the threshold is the rank of the first visible one.
-        count = torch.round(shares * blocks).long().expand(B, 1)
-        everything = ranks.new_full((B, 1), _ALL)
-        threshold = torch.cat((ranks.sort(1).values, everything), 1).gather(1, count)[:, 0]
+        threshold = _of_count(primitives.block_ranks(key, ids, stream, B, blocks, x.device), shares)
     else:
-        words = torch.round(shares * 2.0**32).long().expand(B, 1)[:, 0]
+        words = torch.as_tensor(shares, dtype=torch.float64, device=x.device) * 2.0**32
+        words = torch.round(words).long().expand(B)
         threshold = torch.where(words >= 1 << 32, _ALL, words.clamp(max=(1 << 32) - 1) << 31)
     return primitives.block_mask(x, threshold, key, ids, stream, [height, width])
 
@@ -68,14 +65,25 @@ def _block(block_size: int | tuple[int, int]) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
-def _ratio(ratio: float | Tensor, batch: int, device: torch.device) -> Tensor:
-    """The ratios as float64 [B, 1] or [1, 1], in 0 .. 1."""
+def _of_count(ranks: Tensor, shares: float | Tensor) -> Tensor:
+    """The threshold [B] below which a share of the ranks [B, blocks] lies: the rank of the first visible block."""
+    B, blocks = ranks.shape
+    if isinstance(shares, Tensor):
+        count = torch.round(shares * blocks).long().expand(B)[:, None]
+        every = torch.cat((ranks.sort(1).values, ranks.new_full((B, 1), _ALL)), 1)
+        return every.gather(1, count)[:, 0]
+    hidden = round(shares * blocks)
+    return ranks.kthvalue(hidden + 1, 1).values if hidden < blocks else ranks.new_full((B,), _ALL)
+
+
+def _ratio(ratio: float | Tensor, batch: int, device: torch.device) -> float | Tensor:
+    """The ratio, or the ratios as float64 [B] or [1], in 0 .. 1."""
     if isinstance(ratio, Tensor):
         check_batch("ratio", ratio, batch)
         if ratio.dim() > 1 or not ratio.is_floating_point():
             raise MmfastError(f"ratio is {ratio.dtype} {list(ratio.shape)}; it should be a number or floats [B]")
         # Not looked at, which would wait for a GPU: held in its range instead.
-        return ratio.to(device, torch.float64).clamp(0, 1).reshape(-1, 1)
+        return ratio.to(device, torch.float64).clamp(0, 1).reshape(-1)
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
         raise MmfastError(f"ratio is {ratio!r}; it should lie in 0 .. 1")
-    return torch.full((1, 1), float(ratio), dtype=torch.float64, device=device)
+    return float(ratio)
