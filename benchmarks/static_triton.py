@@ -170,8 +170,8 @@ def widths(sass: str, instruction: str) -> list[int]:
     return [int(match[1]) if match else 32 for match in bits]
 
 
-def rows(targets: Sequence[int] = TARGETS) -> list[Row]:
-    """Every kernel compiled for every target, in float32 and bfloat16."""
+def rows(targets: Sequence[int | str] = TARGETS) -> list[Row]:
+    """Every kernel compiled for every target (90, or "sm_90"), in float32 and bfloat16."""
     result = []
     cases = _cases()
     for title, launch in launches().items():
@@ -179,7 +179,9 @@ def rows(targets: Sequence[int] = TARGETS) -> list[Row]:
         size = getattr(torch, dtype).itemsize
         case = cases[op]
         least = size * (case.reads + case.writes)
-        for sm in targets:
+        expects = tuple(name for name, count in (("loads", case.reads), ("stores", case.writes)) if count)
+        for target in targets:
+            sm = int(str(target).removeprefix("sm_"))
             sass, registers = machine_code(compiled(launch, sm).asm["cubin"])
             loads, stores = widths(sass, "LDG"), widths(sass, "STG")
             result.append(
@@ -196,6 +198,7 @@ def rows(targets: Sequence[int] = TARGETS) -> list[Row]:
                     bytes_per_element=least,
                     least_bytes_per_element=least,
                     note=case.note,
+                    expects=expects,
                 )
             )
     return result

@@ -22,6 +22,9 @@ def load(*names):
     package = importlib.import_module("mmfast.ops")
     before = {name: sys.modules.pop(name) for name in list(sys.modules) if of_triton(name)}
     attributes, switch = dict(vars(package)), os.environ.get("TRITON_INTERPRET")
+    for name in before:  # `from mmfast.ops import x` looks at the package before it looks for a module
+        if name.startswith("mmfast.ops."):
+            vars(package).pop(name.rpartition(".")[2], None)
     os.environ["TRITON_INTERPRET"] = "1"
     try:
         return [importlib.import_module(name) for name in names]

@@ -94,8 +94,8 @@ def q_sample(
     Returns z_t, and the eps that made it (the tensor handed in, if it is of z_t's type: copying it would cost as much
     as the op).
     """
-    if present is None and type(encodings) is dict and type(sched) is Schedule:
-        # What was asked for before, in one call, if nothing about it is unusual.
+    # What was asked for before, in one call, if nothing about it is unusual. A compiler must not see the tables kept.
+    if present is None and not torch.compiler.is_compiling() and type(encodings) is dict and type(sched) is Schedule:
         known = sched.derived.get((_MARGINAL if noise is None else _MARGINAL_GIVEN, tuple(encodings), torch.float32))
         if known is not None:
             terms = [z0, *encodings.values()] if noise is None else [z0, *encodings.values(), noise]

@@ -155,8 +155,9 @@ def _apply(
     present: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A formula of the reverse process on its terms; the result and, where the formula goes through it, z0hat."""
-    if present is None and s is None and channels[0] < 0 and type(encodings) is dict:
-        known = sched.derived.get((kind, tuple(encodings), torch.float32)) if type(sched) is Schedule else None
+    usual = present is None and s is None and channels[0] < 0 and not torch.compiler.is_compiling()
+    if usual and type(encodings) is dict and type(sched) is Schedule:
+        known = sched.derived.get((kind, tuple(encodings), torch.float32))
         if known is not None:
             second = known.to_x0 is not None and kind is not _CLAMPED
             terms = [z_t, *predictions, *encodings.values()]
