@@ -1,5 +1,5 @@
-// mmfast._cpu: the kernels on tensors. mmfast/ops/cpu.py is the only caller; it has checked the tensors and
-// keeps them alive. No torch here, so no torch version is built in.
+// mmfast._cpu: the kernels on tensors. mmfast/ops/cpu.py and glance.py are the callers and keep
+// the tensors alive. No torch here, so no torch version is built in.
 //
 // combine, step, squared_error and dots return None, or, having done nothing, the list of the terms that
 // must be made contiguous first.
@@ -104,9 +104,10 @@ PyObject* py_row_sums(PyObject* const* a, Py_ssize_t count) {
     const int threads = static_cast<int>(integer(a[2]));
     if (x.elements() == 0) Py_RETURN_NONE;
     const Type type = x.type();
-    Py_BEGIN_ALLOW_THREADS
-    row_sums(x.data, rows, x.elements() / rows, type, threads, static_cast<double*>(sums.data));
-    Py_END_ALLOW_THREADS
+    {
+        const WithoutLock unlocked;
+        row_sums(x.data, rows, x.elements() / rows, type, threads, static_cast<double*>(sums.data));
+    }
     Py_RETURN_NONE;
 }
 
@@ -150,9 +151,10 @@ PyObject* py_block_mask(PyObject* const* a, Py_ssize_t count) {
         default: m.one = 0x3C00u;
     }
     const int threads = static_cast<int>(integer(a[9]));
-    Py_BEGIN_ALLOW_THREADS
-    block_mask(m, threads);
-    Py_END_ALLOW_THREADS
+    {
+        const WithoutLock unlocked;
+        block_mask(m, threads);
+    }
     Py_RETURN_NONE;
 }
 

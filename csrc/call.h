@@ -29,11 +29,23 @@ inline double real(PyObject* value) {
 inline const int64_t* integers(PyObject* tensor, int64_t n, const char* what) {
     if (tensor == Py_None) return nullptr;
     const View view(tensor);
-    expect(view.is(dlpack::kInt, 64) && view.rank <= 1 && view.elements() == n && view.contiguous(), what);
+    expect(view.is(dlpack::kInt, 64) && view.rank == 1 && view.elements() == n && view.contiguous(), what);
     return static_cast<const int64_t*>(view.data);
 }
 
 inline int64_t size_of(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
+
+// Gives the interpreter's lock away while it lives, whatever is thrown meanwhile.
+class WithoutLock {
+public:
+    WithoutLock() : state_(PyEval_SaveThread()) {}
+    ~WithoutLock() { PyEval_RestoreThread(state_); }
+    WithoutLock(const WithoutLock&) = delete;
+    WithoutLock& operator=(const WithoutLock&) = delete;
+
+private:
+    PyThreadState* state_;
+};
 
 inline PyObject* list_of(const std::vector<int>& numbers) {
     PyObject* list = PyList_New(static_cast<Py_ssize_t>(numbers.size()));
@@ -121,6 +133,7 @@ public:
     int64_t elements() const { return shape_.elements(); }
     int64_t channel_elements() const { return shape_.rank < 2 ? 1 : elements() == 0 ? 0 : elements() / (shape_.size[0] * shape_.size[1]); }
     int terms() const { return plan.terms; }
+    bool alike() const { return alike_; }  // every term is contiguous and of the whole shape: no layout is a misfit
     // Where the terms are, all of them of the whole shape and contiguous.
     std::vector<void*> addresses() const {
         expect(alike_, "a tensor is not contiguous, or of another shape");
@@ -144,9 +157,10 @@ public:
             if (!misfits.empty()) return list_of(misfits);
         }
         plan.term = terms_.data();
-        Py_BEGIN_ALLOW_THREADS
-        f();
-        Py_END_ALLOW_THREADS
+        {
+            const WithoutLock unlocked;
+            f();
+        }
         Py_RETURN_NONE;
     }
 

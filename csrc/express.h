@@ -39,9 +39,9 @@ inline PyObject* express(PyObject* const* a) {
     }
     const bool second = a[11] == Py_True, steps = to_x0 != Py_None;
     const Reference out(PyObject_CallOneArg(torch_state.empty_like, first));
-    Py_INCREF(Py_None);
-    const Reference other(second ? (Py_DECREF(Py_None), PyObject_CallOneArg(torch_state.empty_like, first)) : Py_None);
+    const Reference other(second ? PyObject_CallOneArg(torch_state.empty_like, first) : Py_NewRef(Py_None));
     Call call(out.get(), terms, nullptr);
+    if (!call.alike()) return PyLong_FromLong(0);  // before a seed is drawn: from here on nothing is given up
     call.rows(rows);
     call.plan.coefs = call.table(coefs, call.terms() + (steps ? 1 : 0));
     if (noisy) call.plan.sigma = call.table(sigma, -1);
@@ -78,6 +78,7 @@ inline PyObject* py_express(PyObject* const* a, Py_ssize_t count) {
         return express(a);
     } catch (const std::invalid_argument&) {
     } catch (const PythonError&) {
+        if (!PyErr_ExceptionMatches(PyExc_Exception)) throw;  // Ctrl-C, say
         PyErr_Clear();
     }
     return PyLong_FromLong(0);

@@ -44,6 +44,7 @@ inline bool describe(PyObject* tensor, dlpack::Tensor* out) {
         if (exchange_api()->from_object(tensor, out) == 0) return true;
     } catch (const std::exception&) {
     }
+    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception)) throw PythonError();  // Ctrl-C, say
     PyErr_Clear();
     return false;
 }

@@ -30,10 +30,6 @@ public:
     Reference(const Reference&) = delete;
     Reference& operator=(const Reference&) = delete;
     PyObject* get() const { return object_; }
-    PyObject* release() {  // to whoever owns it next
-        Py_INCREF(object_);
-        return object_;
-    }
 
 private:
     PyObject* object_;
@@ -141,15 +137,15 @@ private:
             own_[kMaxRank + d] = integer(PyObject_CallMethod(tensor, "stride", "i", d));
         }
         size = own_.data(), stride = own_.data() + kMaxRank;
-        PyObject* name = PyObject_Str(PyObject_GetAttrString(tensor, "dtype"));
-        if (!name) throw PythonError();
-        const std::string title = PyUnicode_AsUTF8(name);
-        Py_DECREF(name);
+        const Reference type(PyObject_GetAttrString(tensor, "dtype"));
+        const Reference name(PyObject_Str(type.get()));
+        const std::string title = PyUnicode_AsUTF8(name.get());
         if (title == "torch.float32") dtype = {dlpack::kFloat, 32, 1};
         else if (title == "torch.float64") dtype = {dlpack::kFloat, 64, 1};
         else if (title == "torch.bfloat16") dtype = {dlpack::kBfloat, 16, 1};
         else if (title == "torch.float16") dtype = {dlpack::kFloat, 16, 1};
-        else dtype = {dlpack::kInt, 64, 1};
+        else if (title == "torch.int64") dtype = {dlpack::kInt, 64, 1};
+        else throw std::invalid_argument("a tensor is of type " + title);
     }
 };
 

@@ -41,7 +41,7 @@ def pair(name, steps=None, **config):
 def drawn(shape, generator=None, dtype=torch.float32):
     """The noise of our next step, by its definition; the generator is left as it was."""
     state = (generator or torch.default_generator).get_state()
-    seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
+    seed = int(torch.empty((), dtype=torch.int64).random_(-(1 << 63), None, generator=generator))
     (generator or torch.default_generator).set_state(state)
     return ops.randn(shape, seed=seed, dtype=dtype)
 

@@ -18,7 +18,7 @@ struct Term {
 };
 
 // A table of coefficients, of double for f64 tensors and float for all others; sample b has its row
-// `index[b]`, or b, or (of_all) one row that serves every sample.
+// `index[b]`, or b; with a row_stride of 0 there is one row, which serves every sample.
 struct Table {
     const void* data;
     int64_t row_stride, stride;

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import functools
 import numbers
-import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from mmfast.errors import BackendError, missing_extra
 from mmfast.ops import backends, primitives
 from mmfast.ops.arguments import FLOATS
-from mmfast.ops.glance import LONG_WAY, glance
+from mmfast.ops.glance import LONG_WAY, fresh_seed, glance
 from mmfast.ops.reference import arithmetic
 
 try:
@@ -47,8 +47,9 @@ class _Steps:
     rows: dict[int | None, tuple[int, bool]]  # of each timestep that is covered: its row, and whether it has noise
 
 
-_ZERO = torch.zeros(())
-_NONE = _Steps(torch.empty(0, 2), torch.empty(0, 3), torch.empty(0), torch.inf, {})
+_ZERO = torch.zeros((), device="cpu")
+_EMPTY = torch.empty(0, 0, device="cpu")
+_NONE = _Steps(_EMPTY, _EMPTY, _EMPTY, torch.inf, {})
 
 # The coefficients of sample and model_output in the predicted x_0, from sqrt(abar_t) and sqrt(1 - abar_t).
 _TO_X0: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
@@ -94,17 +95,6 @@ def _integer(timestep: object) -> int | None:
     return int(timestep) if isinstance(timestep, numbers.Integral) else None
 
 
-class _Word(threading.local):
-    """An int64 to draw into, one a thread: making a tensor takes longer than drawing."""
-
-    def __init__(self) -> None:
-        with torch.inference_mode(False):
-            self.tensor = torch.empty((), dtype=torch.int64)
-
-
-_word = _Word()
-
-
 def _identity(generator: Any, batch: int) -> tuple[tuple[int, int], Tensor | None] | None:
     """The noise's key and sample ids from torch's generator, or from a list of them, one a sample; None if unfit.
 
@@ -114,10 +104,10 @@ def _identity(generator: Any, batch: int) -> tuple[tuple[int, int], Tensor | Non
     if isinstance(generator, list) and len(generator) != 1:
         if len(generator) < batch or not all(map(_ours, generator)):
             return None
-        ids = [_word.tensor.random_(0, 1 << 48, generator=one).item() for one in generator[:batch]]
-        return (0, 0), torch.tensor(ids)
+        ids = [fresh_seed(one) % (1 << 48) for one in generator[:batch]]
+        return (0, 0), torch.tensor(ids, device="cpu")
     one = generator[0] if isinstance(generator, list) else generator
-    return ((int(_word.tensor.random_(generator=one)), 0), None) if _ours(one) else None
+    return ((fresh_seed(one), 0), None) if _ours(one) else None
 
 
 def _ours(generator: object) -> bool:
@@ -136,6 +126,7 @@ class _Fused:
     """What both schedulers share: the tables, and the calls of the ops."""
 
     alphas_cumprod: Tensor
+    timesteps: Tensor
     config: Any
     _tables: dict[Hashable, Any]
 
@@ -153,14 +144,15 @@ class _Fused:
     def _table(self, make: Callable[..., Any], like: Tensor, *options: float) -> Any:
         """make(like, *options), for tensors like this one, kept until something changes."""
         alphas = self.alphas_cumprod
-        # A tensor made in inference mode counts no changes; elsewhere the user may write into the tensor.
-        version = None if alphas.is_inference() else alphas._version
-        key = (make.__name__, like.dtype, like.device, version, *options)
+        # A tensor made in inference mode counts no changes; elsewhere the user may write into the tensors.
+        versions = [None if x.is_inference() else x._version for x in (alphas, self.timesteps)]
+        key = (make.__name__, like.dtype, like.device, *versions, *options)
         found = self._tables.get(key)
         if found is None:
             if len(self._tables) >= _MOST_TABLES:
                 self._tables.clear()
-            with torch.inference_mode(False):  # for later calls that are to be differentiated
+            # What is kept outlives the mode that this call is made in: no inference tensors, wrappers or fakes.
+            with torch.inference_mode(False), torch._C._DisableFuncTorch(), _disable_current_modes():
                 found = self._tables[key] = make(like, *options)
         return found
 
@@ -277,9 +269,9 @@ class DDPMScheduler(_Fused, scheduling_ddpm.DDPMScheduler):  # type: ignore[misc
         alphas = self.alphas_cumprod.cpu()
         if self.custom_timesteps or self.num_inference_steps:
             timesteps = self.timesteps.cpu()
-            before = torch.cat((timesteps[1:], torch.tensor([-1])))
+            before = torch.cat((timesteps[1:], torch.tensor([-1], device="cpu")))
         else:
-            timesteps = torch.arange(len(alphas))
+            timesteps = torch.arange(len(alphas), device="cpu")
             before = timesteps - 1
         x, y = _at(alphas, timesteps, self.one), _at(alphas, before, self.one)
         beta = 1 - x / y
@@ -319,7 +311,7 @@ class DDIMScheduler(_Fused, scheduling_ddim.DDIMScheduler):  # type: ignore[misc
         if not self._covered() or self.num_inference_steps is None or eta < 0:
             return _NONE
         x = self.alphas_cumprod.cpu()
-        timesteps = torch.arange(len(x))
+        timesteps = torch.arange(len(x), device="cpu")
         before = timesteps - self.config.num_train_timesteps // self.num_inference_steps
         y = _at(x, before, self.final_alpha_cumprod)
         sigma = eta * ((1 - y) / (1 - x) * (1 - x / y)) ** 0.5
@@ -327,7 +319,7 @@ class DDIMScheduler(_Fused, scheduling_ddim.DDIMScheduler):  # type: ignore[misc
         signal, spread = (x**0.5).double(), ((1 - x) ** 0.5).double()
         # The predicted noise from sample, model_output and the clipped x_0.
         of_noise = {
-            "epsilon": (_ZERO, torch.ones(()), _ZERO),
+            "epsilon": (_ZERO, torch.ones((), device="cpu"), _ZERO),
             "sample": (1 / spread, -signal / spread, _ZERO),
             "v_prediction": (spread, signal, _ZERO),
         }[self.config.prediction_type]

@@ -112,6 +112,8 @@ class Schedule(nn.Module):
         names: the modalities' names.
         T: the number of steps.
 
+    The tables are not to be changed in place: the ops keep what they derive from them.
+
     Warns, with L0 in nats a dimension, where z_T is far from N(0, I) for encodings of unit RMS.
     Raises MmfastError (a ValueError) for tables of the wrong shape or range.
     """
@@ -201,6 +203,10 @@ class Schedule(nn.Module):
                 self._buffers[name] = buffer.to(fn(buffer.new_empty(0)).device)
         self.derived = {}
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy derives its own tables: they are kept by objects that are not the same ones there.
+        return {**self.__dict__, "derived": {}}
 
     def extra_repr(self) -> str:
         return f"T={self.T}, modalities={list(self.names)}"

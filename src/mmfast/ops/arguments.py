@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmfast.errors import MmfastError, unknown
-from mmfast.ops.glance import LONG_WAY, fresh_seed, glance, watched
+from mmfast.ops.glance import LONG_WAY, fresh_seed, glance, in_memory, transformed, watched
 from mmfast.ops.reference import Key
 from mmfast.schedule import Schedule
 
@@ -86,14 +86,7 @@ def gather(terms: Sequence[Term], like_first: bool = False, what: str = "terms")
             raise MmfastError(
                 f"{_name(what, i)} is on {tensor.device}; it should be on {tensors[0].device} with the rest"
             )
-    return Gathered([_in_memory(x.to(dtype)) for x in tensors], starts, shape, dtype, LONG_WAY)
-
-
-def _in_memory(x: Tensor) -> Tensor:
-    """x with its values where a kernel looks for them: no pending negation, no zeros that were never written."""
-    if torch.compiler.is_compiling() or not (x.is_neg() or x._is_zerotensor()):
-        return x
-    return x.resolve_neg() if x.is_neg() else x.clone()
+    return Gathered([in_memory(x.to(dtype)) for x in tensors], starts, shape, dtype, LONG_WAY)
 
 
 def _name(what: str, i: int) -> str:
@@ -197,8 +190,10 @@ def noise_identity(
         sample_ids = _ids(sample_ids, batch, device)
     if seed is None:
         # The default CPU generator, so that torch.manual_seed repeats it on every device.
-        watching = torch.compiler.is_compiling() or watched()
-        seed = torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64) if watching else fresh_seed()
+        watching = watched() or transformed()
+        seed = (
+            torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64, device="cpu") if watching else fresh_seed()
+        )
     if type(seed) is int and type(draw) is int and -(1 << 63) <= seed < 1 << 63:
         return (seed, draw), sample_ids
     return _key(seed, draw, device), sample_ids

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from mmfast import process
 from mmfast.errors import MmfastError
@@ -59,7 +60,7 @@ class Formula(Protocol):
     def __call__(self, j: Jump) -> Coefficients: ...
 
 
-@functools.cache
+@functools.lru_cache(256)
 def _one(kind: Callable[..., Formula], *args: Any) -> Formula:
     return kind(*args)
 
@@ -166,9 +167,11 @@ def find(
         return formula(_jump(formula, sched, names, t, s)).map(lambda x: x.to(dtype)), None
     if s is not None:  # both are ints
         key: tuple[Any, ...] = (formula, names, dtype, t, s)
-        return sched.derived.get(key) or _keep(sched, key, _jump(formula, sched, names, t, s)), None
+        return sched.derived.get(key) or _keep(sched, key, lambda: _jump(formula, sched, names, t, s)), None
     key = (formula, names, dtype)
-    return sched.derived.get(key) or _keep(sched, key, _all_jumps(formula, sched, names)), _rows(t, sched, batch)
+    return sched.derived.get(key) or _keep(sched, key, lambda: _all_jumps(formula, sched, names)), _rows(
+        t, sched, batch
+    )
 
 
 def _rows(t: Time, sched: Schedule, batch: int) -> Rows:
@@ -187,16 +190,21 @@ def check_rows(t: Time, first: int, sched: Schedule) -> None:
     process.check_time("t", t, first, sched.T)
 
 
-# Single jumps are kept too, for loops over a grid of times; more than a few thousand are not one loop's.
-_MOST = 4096
+# Single jumps are kept for loops over a grid of times, whole tables for every kind of step that is taken. So many of
+# either are not one loop's.
+_MOST_JUMPS, _MOST_TABLES = 4096, 64
 
 
-def _keep(sched: Schedule, key: tuple[Any, ...], jumps: Jump) -> Coefficients:
+def _keep(sched: Schedule, key: tuple[Any, ...], jumps: Callable[[], Jump]) -> Coefficients:
     formula, _, dtype = key[:3]
-    if len(sched.derived) >= _MOST:
+    tables = sum(len(kept) == len(key) for kept in sched.derived)
+    if tables >= (_MOST_TABLES if len(key) == 3 else _MOST_JUMPS):
         sched.derived.clear()
-    sched.derived[key] = formula(jumps).map(lambda x: x.to(dtype))
-    return sched.derived[key]
+    # What is kept outlives the mode that this call is made in: no inference tensors, wrappers or fakes.
+    with torch.inference_mode(False), torch._C._DisableFuncTorch(), _disable_current_modes():
+        made = formula(jumps()).map(lambda x: x.to(dtype))
+    sched.derived[key] = made
+    return made
 
 
 def _jump(formula: Formula, sched: Schedule, names: tuple[str, ...], t: Time, s: Time | None) -> Jump:

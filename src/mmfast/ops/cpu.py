@@ -90,13 +90,13 @@ def combine(
 
     float32 arithmetic (float64 for float64), one fused multiply-add a term in the order of the terms.
     """
-    out = torch.empty(shape, dtype=dtype)
-    noise = torch.empty(shape, dtype=dtype) if return_noise else None
+    out = torch.empty(shape, dtype=dtype, device="cpu")
+    noise = torch.empty(shape, dtype=dtype, device="cpu") if return_noise else None
     rest = (coefs, sigma, rows, key, sample_ids, stream, torch.get_num_threads())
     misfits = _cpu.combine(out, noise, terms, starts, *rest)
     if misfits:
         _cpu.combine(out, noise, _contiguous_terms(terms, starts, misfits, shape), starts, *rest)
-    return out, torch.empty(0, dtype=dtype) if noise is None else noise
+    return out, torch.empty(0, dtype=dtype, device="cpu") if noise is None else noise
 
 
 def step(
@@ -118,10 +118,10 @@ def step(
     return_x0: bool,
 ) -> tuple[Tensor, Tensor]:
     """Two combinations around a clamp, in one pass: see reference.py."""
-    out = torch.empty(shape, dtype=dtype)
+    out = torch.empty(shape, dtype=dtype, device="cpu")
     x0 = None
     if return_x0:
-        x0 = torch.empty(shape if x0_start < 0 else (shape[0], x0_channels, *shape[2:]), dtype=dtype)
+        x0 = torch.empty(shape if x0_start < 0 else (shape[0], x0_channels, *shape[2:]), dtype=dtype, device="cpu")
     rest = (
         to_x0,
         coefs,
@@ -139,7 +139,7 @@ def step(
     misfits = _cpu.step(out, x0, terms, starts, *rest)
     if misfits:
         _cpu.step(out, x0, _contiguous_terms(terms, starts, misfits, shape), starts, *rest)
-    return out, torch.empty(0, dtype=dtype) if x0 is None else x0
+    return out, torch.empty(0, dtype=dtype, device="cpu") if x0 is None else x0
 
 
 def squared_error(
@@ -161,22 +161,22 @@ def squared_error(
 
     Squares are summed in float64, in an order that does not depend on the threads.
     """
-    like = torch.empty(shape, dtype=dtype) if return_grad else terms[0].expand(shape).contiguous()
-    sums = torch.zeros(shape[0], dtype=torch.float64)
+    like = torch.empty(shape, dtype=dtype, device="cpu") if return_grad else terms[0].expand(shape).contiguous()
+    sums = torch.zeros(shape[0], dtype=torch.float64, device="cpu")
     grad = like if return_grad else None
     rest = (coefs, sigma, weight, rows, key, sample_ids, stream, scale, sums, torch.get_num_threads())
     misfits = _cpu.squared_error(like, grad, terms, starts, *rest)
     if misfits:
         _cpu.squared_error(like, grad, _contiguous_terms(terms, starts, misfits, shape), starts, *rest)
     weights = scale * pick(weight, rows, shape[0])
-    return weights * sums.to(weights.dtype), like if return_grad else torch.empty(0, dtype=dtype)
+    return weights * sums.to(weights.dtype), like if return_grad else torch.empty(0, dtype=dtype, device="cpu")
 
 
 def block_ranks(
     key: Key, sample_ids: Tensor | None, stream: int, batch: int, blocks: int, device: torch.device
 ) -> Tensor:
     """The rank of every block of every sample, int64 [batch, blocks]: see reference.py."""
-    ranks = torch.empty(batch, blocks, dtype=torch.int64)
+    ranks = torch.empty(batch, blocks, dtype=torch.int64, device="cpu")
     _cpu.block_ranks(ranks, key, sample_ids, stream, torch.get_num_threads())
     return ranks
 
@@ -234,7 +234,7 @@ def _dots(
     stream: int,
 ) -> Tensor:
     """<grad[b], term_k[b]> for every term and then <grad[b], eps[b]>: float64 [B, K + 1]."""
-    sums = torch.zeros(grad.size(0), len(terms) + 1, dtype=torch.float64)
+    sums = torch.zeros(grad.size(0), len(terms) + 1, dtype=torch.float64, device="cpu")
     rest = (key, sample_ids, stream, sums, torch.get_num_threads())
     misfits = _cpu.dots(grad, terms, starts, *rest)
     if misfits:
@@ -261,7 +261,7 @@ def _term_gradient(grad: Tensor, shape: torch.Size, coef: Tensor) -> Tensor:
     if 0 in summed:  # the coefficient must go in before the sum over samples; nothing is rounded to half
         grad = _scaled(grad.to(coef.dtype), coef[:, None])[0]
     rows = grad.permute(kept + summed).contiguous()
-    sums = torch.zeros(shape, dtype=torch.float64)
+    sums = torch.zeros(shape, dtype=torch.float64, device="cpu")
     if sums.numel() > 0 and rows.numel() > 0:
         _cpu.row_sums(rows, sums, torch.get_num_threads())
     if 0 in kept:

@@ -1,4 +1,7 @@
-"""What is at work around an op, seen at a glance: gradients, compilers, tracers, transforms, dispatch modes."""
+"""What is at work around an op, seen at a glance, and the short way for a call around which there is nothing.
+
+Gradients, compilers, tracers, transforms and dispatch modes all have to see an op, or to be told of it.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,17 @@ from torch.autograd import forward_ad
 _local = threading.local()  # two threads must not fill one tensor
 
 
-def fresh_seed() -> int:
-    """64 bits of torch's default generator. In a tensor that is kept: to make one takes longer than to fill it."""
+def fresh_seed(generator: torch.Generator | None = None) -> int:
+    """64 bits of a generator of the CPU's, torch's default one for None.
+
+    In a tensor that is kept: to make one takes longer than to fill it.
+    """
     try:
         kept = _local.seed
     except AttributeError:
         with torch.inference_mode(False):
-            kept = _local.seed = torch.empty((), dtype=torch.int64)
-    return int(kept.random_(-(1 << 63), None))
+            kept = _local.seed = torch.empty((), dtype=torch.int64, device="cpu")
+    return int(kept.random_(-(1 << 63), None, generator=generator))
 
 
 _cpu: Any = None
@@ -86,19 +92,33 @@ def express(
 
 
 def transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work: both go through the reference's torch ops."""
+    """Whether torch.func, forward mode or torch.jit is at work: all go through the reference's torch ops."""
     if torch.compiler.is_compiling():  # the compiler cannot look at either, and traces the op itself
         return False
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None  # torch.jit.trace knows no list of sizes
+    )
 
 
 def watched() -> bool:
-    """Whether a compiler, tracer or dispatch mode has to see the ops."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-    )
+    """Whether a compiler or dispatch mode has to see the ops."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def by_torch_ops(grad: Tensor) -> bool:
+    """Whether a backward pass has to be made of torch's ops: to be differentiated, or for many gradients at once."""
+    if torch.is_grad_enabled() or transformed():
+        return True
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
+def in_memory(x: Tensor) -> Tensor:
+    """x with its values where a kernel looks for them: no pending negation, no zeros that were never written."""
+    if torch.compiler.is_compiling() or not (x.is_neg() or x._is_zerotensor()):
+        return x
+    return x.resolve_neg() if x.is_neg() else x.clone()
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:

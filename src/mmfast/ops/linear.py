@@ -14,6 +14,7 @@ from torch import Tensor
 from mmfast.errors import MmfastError
 from mmfast.ops import primitives
 from mmfast.ops.arguments import FLOATS, Encodings, Seed, Term, check_coefs, check_device, gather, noise_identity
+from mmfast.ops.glance import in_memory
 from mmfast.ops.reference import arithmetic
 
 
@@ -82,12 +83,12 @@ def _combine(
         check_coefs("sigma", sigma, (batch[0],))
         if sigma.shape[0] != coefs.shape[0]:  # one table of both, row by row
             coefs, sigma = coefs.expand(batch[0], -1), sigma.expand(batch[0])
-        sigma = sigma.to(compute)
+        sigma = in_memory(sigma.to(compute))
     check_device(coefs.device, tensors, sigma)
     out, eps = primitives.combine(
         tensors,
         starts,
-        coefs.to(compute),
+        in_memory(coefs.to(compute)),
         sigma,
         None,
         key,

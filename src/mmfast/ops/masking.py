@@ -8,6 +8,7 @@ from torch import Tensor
 from mmfast.errors import MmfastError
 from mmfast.ops import primitives
 from mmfast.ops.arguments import FLOATS, Seed, check_batch, noise_identity
+from mmfast.ops.glance import in_memory
 from mmfast.streams import MASK
 
 # Above every rank (word * 2^31 + block): hides all.
@@ -43,8 +44,8 @@ def block_mask(
     if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype not in FLOATS:
         kind = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise MmfastError(f"x is {kind}; it should be a floating tensor [B, C, H, W]")
-    height, width = _block(block_size)
     B, _, H, W = x.shape
+    height, width = (min(n, max(size, 1)) for n, size in zip(_block(block_size), (H, W), strict=True))
     blocks = -(-H // height) * -(-W // width)
     shares = _ratio(ratio, B, x.device)
     key, ids = noise_identity(seed, draw, sample_ids, stream, B, x.device)
@@ -54,7 +55,7 @@ def block_mask(
         words = torch.as_tensor(shares, dtype=torch.float64, device=x.device) * 2.0**32
         words = torch.round(words).long().expand(B)
         threshold = torch.where(words >= 1 << 32, _ALL, words.clamp(max=(1 << 32) - 1) << 31)
-    return primitives.block_mask(x, threshold, key, ids, stream, [height, width])
+    return primitives.block_mask(in_memory(x), threshold, key, ids, stream, [height, width])
 
 
 def _block(block_size: int | tuple[int, int]) -> tuple[int, int]:
@@ -73,7 +74,10 @@ def _of_count(ranks: Tensor, shares: float | Tensor) -> Tensor:
         every = torch.cat((ranks.sort(1).values, ranks.new_full((B, 1), _ALL)), 1)
         return every.gather(1, count)[:, 0]
     hidden = round(shares * blocks)
-    return ranks.kthvalue(hidden + 1, 1).values if hidden < blocks else ranks.new_full((B,), _ALL)
+    if hidden == blocks:
+        return ranks.new_full((B,), _ALL)
+    # kthvalue is the faster on a CPU; on a GPU torch has no deterministic one.
+    return ranks.kthvalue(hidden + 1, 1).values if ranks.is_cpu else ranks.sort(1).values[:, hidden]
 
 
 def _ratio(ratio: float | Tensor, batch: int, device: torch.device) -> float | Tensor:
