@@ -114,6 +114,19 @@ def q_sample_backward(s: Setting) -> Providers:
     return _all_backward(ours, formula, [s.a, s.b], s.grad, noisy=True)
 
 
+def q_sample_recorded(s: Setting) -> Providers:
+    """The forward pass with its gradients to be had: what it costs to record them."""
+    table, t, z0 = _marginal(s), s.t, s.z0
+    a, b = (x.clone().requires_grad_() for x in (s.a, s.b))
+
+    def formula(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        eps = torch.randn_like(z0)
+        of_z0, w_a, w_b, sigma = _row(table, t)
+        return of_z0 * z0 + w_a * a + w_b * b + sigma * eps, eps
+
+    return _all(lambda: ops.q_sample(z0, {"a": a, "b": b}, t, s.sched), formula, (a, b), noisy=True)
+
+
 def add_noise(s: Setting) -> Providers:
     """No modality beside the image, the noise handed in: what diffusers' schedulers do."""
     x, t = s.plain.alpha_bar, s.t
@@ -275,6 +288,7 @@ def memory_copy(size: tuple[int, ...], tensors: float, device: str) -> Callable[
 FORWARD, BACKWARD = "forward", "forward and backward"
 CASES = (
     Case("q_sample", "noise made inside, " + FORWARD, 5, q_sample),
+    Case("q_sample", "noise made inside, recorded, " + FORWARD, 5, q_sample_recorded),
     Case("q_sample", "noise made inside, " + BACKWARD, 7, q_sample_backward),
     Case("q_sample", "noise handed in, " + FORWARD, 5, q_sample_given),
     Case("q_sample", "image alone, noise handed in, " + FORWARD, 3, add_noise),

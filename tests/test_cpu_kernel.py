@@ -419,3 +419,17 @@ def test_isa_can_be_forced_and_unknown_ones_are_refused(isa):
     assert _cpu.isa() == isa and "thread" in cpu.describe()
     with pytest.raises(ValueError, match="mmx"):
         cpu.set_isa("mmx")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tensors_seen_by_their_attributes(dtype):
+    """torch before 2.10 has no exchange API: the same bits, and the same refusals, without it."""
+    call = big_call(dtype)
+    with_api = combine(*call)
+    assert not _cpu.use_exchange_api(None)
+    try:
+        assert all(identical(a, b) for a, b in zip(combine(*call), with_api, strict=True))
+        with pytest.raises(ValueError, match="int32"):
+            combine([x.int() for x in call[0]], *call[1:])
+    finally:
+        _cpu.use_exchange_api(getattr(torch.Tensor, "__dlpack_c_exchange_api__", None))
