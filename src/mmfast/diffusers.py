@@ -245,7 +245,7 @@ class _Fused:
         return _Steps(tables[:, :2], tables[:, 2:5], tables[:, 5], bound, rows)
 
 
-class DDPMScheduler(_Fused, scheduling_ddpm.DDPMScheduler):  # type: ignore[misc]
+class DDPMScheduler(_Fused, scheduling_ddpm.DDPMScheduler):
     """diffusers.DDPMScheduler, fused."""
 
     def step(
@@ -282,7 +282,7 @@ class DDPMScheduler(_Fused, scheduling_ddpm.DDPMScheduler):  # type: ignore[misc
         return self._finish(like, timesteps, x, coefs, sigma)
 
 
-class DDIMScheduler(_Fused, scheduling_ddim.DDIMScheduler):  # type: ignore[misc]
+class DDIMScheduler(_Fused, scheduling_ddim.DDIMScheduler):
     """diffusers.DDIMScheduler, fused."""
 
     def step(

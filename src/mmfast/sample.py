@@ -1,7 +1,7 @@
 """Sampling: one loop for joint, conditional and marginal generation; samplers are pure functions.
 
 In the shift view y_t = z_t - m_t is the ordinary DDPM variable, so a step of any standard sampler is: subtract
-m_t, step y, add m_s. That is one linear combination, one pass of mmfast.ops.combine.
+m_t, step y, add m_s. With guidance, the conversion to z_0 and the clamp before it, that is one pass of the fused step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which backends there are, which can run here, and which one serves a call.
 
-A backend is one module of this package with `name`, `devices`, `unavailable()`, `describe()`, `combine` and
-`combine_backward` (signatures: reference.py). Each loads on its own, so that none can break the others.
+A backend is one module of this package with `name`, `devices`, `unavailable()`, `describe()` and a function for every
+op of library.py (signatures: reference.py). Each loads on its own, so that none can break the others.
 """
 
 from __future__ import annotations

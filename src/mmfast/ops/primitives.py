@@ -48,6 +48,11 @@ def _combine_autograd(
 library.impl("combine", _combine_autograd, "Autograd")
 
 
+# Whether a compiled graph gets a combination without noise as torch's ops, for Inductor to fuse, or as one op of ours:
+# benchmarks/compiled.py measures both.
+PLAIN_IN_GRAPHS = True
+
+
 def way(seen: int) -> Any:
     """Where `combine` and `step` are for terms of which a glance saw this, with tables that need no gradient."""
     if seen == PLAIN:
@@ -65,7 +70,7 @@ def combine(
     *rest: Any,
 ) -> tuple[Tensor, Tensor]:
     """reference.combine, differentiable in the terms, coefs and sigma."""
-    if transformed() or (key is None and torch.compiler.is_compiling()):
+    if transformed() or (key is None and PLAIN_IN_GRAPHS and torch.compiler.is_compiling()):
         return reference.combine(terms, starts, coefs, sigma, rows, key, *rest)
     if watched() or not ordinary(coefs, sigma, *terms):
         rows, key, coefs, sigma = as_tensors(rows, key, coefs.device, (coefs, sigma))
@@ -132,7 +137,7 @@ def step(
 ) -> tuple[Tensor, Tensor]:
     """reference.step; where something is to be differentiated, by two combinations and a clamp."""
     noise = (key, sample_ids, stream, shape)
-    if transformed() or (key is None and torch.compiler.is_compiling()):
+    if transformed() or (key is None and PLAIN_IN_GRAPHS and torch.compiler.is_compiling()):
         return reference.step(
             terms, starts, to_x0, coefs, sigma, rows, low, high, x0_start, x0_channels, *noise, dtype, return_x0
         )
@@ -184,7 +189,7 @@ def squared_error(
     In term 0 alone by the gradient made in the forward pass, in anything else (and twice, with fused=False) by the
     ops it is made of.
     """
-    compiled = key is None and torch.compiler.is_compiling()
+    compiled = key is None and PLAIN_IN_GRAPHS and torch.compiler.is_compiling()
     if transformed() or compiled or not fused or needs_grad(coefs, sigma, weight, *terms[1:]):
         wide = coefs.dtype
         noise = (key, sample_ids, stream, shape)
