@@ -185,11 +185,6 @@ def _rows(t: Time, sched: Schedule, batch: int) -> Rows:
     return t.long().expand(batch).contiguous()
 
 
-def check_rows(t: Time, first: int, sched: Schedule) -> None:
-    """Raise MmfastError for a t outside the schedule, before its rows are picked by torch: which looks at no NaN."""
-    process.check_time("t", t, first, sched.T)
-
-
 # Single jumps are kept for loops over a grid of times, whole tables for every kind of step that is taken. So many of
 # either are not one loop's.
 _MOST_JUMPS, _MOST_TABLES = 4096, 64

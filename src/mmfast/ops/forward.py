@@ -24,7 +24,7 @@ from mmfast.ops.arguments import (
     noise_identity,
     select,
 )
-from mmfast.ops.coefficients import Error, Marginal, check_rows, find, formula
+from mmfast.ops.coefficients import Error, Marginal, find, formula
 from mmfast.ops.glance import LONG_WAY, glance
 from mmfast.ops.reference import arithmetic, pick
 from mmfast.process import TARGETS, Time
@@ -114,7 +114,7 @@ def q_sample(
     found, rows = find(marginal, sched, names, t, None, arithmetic(dtype), batch[0])
     if present is not None:
         check_present(present, batch[0], len(names))
-        check_rows(t, 0, sched)
+        process.check_time("t", t, 0, sched.T)  # torch picks the rows here, and looks at no NaN
         found, rows, seen = found.own(rows, batch[0]).only_present(present, 1), None, LONG_WAY
     key = None
     if noise is None:
@@ -214,7 +214,7 @@ def diffusion_loss(
     if sample_weight is not None:
         check_coefs("sample_weight", sample_weight, (batch,))
         check_device(found.coefs.device, tensors, sample_weight)
-        check_rows(t, 0, sched)
+        process.check_time("t", t, 0, sched.T)  # torch picks the rows here, and looks at no NaN
         weight = (pick(weight, rows, batch) * sample_weight).to(weight.dtype)
         found, rows = found.own(rows, batch), None
     check_device(found.coefs.device, tensors, None)

@@ -22,7 +22,7 @@ from mmfast.ops.arguments import (
     noise_identity,
     select,
 )
-from mmfast.ops.coefficients import Formula, PosteriorMean, Step, check_rows, find, formula, range_of
+from mmfast.ops.coefficients import Formula, PosteriorMean, Step, find, formula, range_of
 from mmfast.ops.glance import LONG_WAY
 from mmfast.ops.reference import arithmetic
 from mmfast.process import TARGETS, Time
@@ -174,7 +174,7 @@ def _apply(
     found, rows = find(kind, sched, names, t, s, arithmetic(dtype), batch[0])
     if present is not None:
         check_present(present, batch[0], len(names))
-        check_rows(t, 1, sched)
+        process.check_time("t", t, 1, sched.T)
         found, rows = found.own(rows, batch[0]).only_present(present, 1 + len(predictions)), None
         seen = LONG_WAY
     key = ids = None
@@ -185,7 +185,7 @@ def _apply(
     if seen == LONG_WAY or not found.coefs.is_cpu:
         check_device(found.coefs.device, tensors, None)
     if not torch.compiler.is_compiling() and backends.choose(found.coefs.device.type).name == "reference":
-        check_rows(t, 1, sched)  # it takes a row of NaN for one like the others
+        process.check_time("t", t, 1, sched.T)  # it takes a row of NaN for one like the others
     run = primitives.way(seen)
     try:
         if found.to_x0 is None:
