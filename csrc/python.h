@@ -93,8 +93,8 @@ struct View {
         } else {
             by_attributes(tensor);
         }
-        if (!data && elements() > 0) throw std::invalid_argument("a tensor has no memory behind it");
         if (rank > kMaxRank) throw std::invalid_argument("a tensor has more than 16 dimensions");
+        if (!data && elements() > 0) throw std::invalid_argument("a tensor has no memory behind it");
     }
     View(const View&) = delete;  // size and stride may point into the view
     View& operator=(const View&) = delete;
