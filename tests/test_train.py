@@ -59,11 +59,11 @@ def test_timesteps_and_given_are_uniform_and_depend_on_the_number_alone():
     # Chi-square over 1000 cells of expectation 200: mean 999, standard deviation 44.7; five of them.
     counts = torch.bincount(t - 1, minlength=1000).double()
     assert abs(float(((counts - 200) ** 2 / 200).sum()) - 999) < 5 * 44.7
-    given = given_flags(0, numbers, 6, 0.25)
+    given = given_flags(0, numbers, [0.25] * 6)
     assert torch.allclose(given.mean(0), torch.tensor(0.25), atol=5 * (0.25 * 0.75 / 200_000) ** 0.5)
     assert abs(float(torch.corrcoef(given.T).fill_diagonal_(0).abs().max())) < 5 / 200_000**0.5
     some = torch.tensor([7, 199_999, 3])
-    assert torch.equal(timesteps(0, some, 1000), t[some]) and torch.equal(given_flags(0, some, 6, 0.25), given[some])
+    assert torch.equal(timesteps(0, some, 1000), t[some]) and torch.equal(given_flags(0, some, [0.25] * 6), given[some])
 
 
 def test_a_batch_split_in_two_has_the_same_loss():

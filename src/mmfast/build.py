@@ -57,12 +57,13 @@ def build_model(config: Config) -> Model:
 
 def build_data(config: Config) -> Data:
     """The data set, which must hold every modality of the config. Raises MmfastError where it does not."""
-    found = data.kind(config.data.kind).open(config.data, config.modalities, config.anchor)
+    read = {name: spec for name, spec in config.modalities.items() if not modalities.kind(spec.kind).derived}
+    found = data.kind(config.data.kind).open(config.data, read, config.anchor)
     for part, name in ((found.train, "train"), (found.test, "test")):
         if len(part) == 0:
             raise MmfastError(f"data ({config.data.kind}) has no {name} examples; it should hold at least one")
     held = found.train.__getitems__([0]).data
-    for name in config.modalities:
+    for name in read:
         if name not in held:
             raise unknown("modality", name, held)
     return found

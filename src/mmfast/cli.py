@@ -15,6 +15,7 @@ import torch
 
 import mmfast
 from mmfast.errors import MmfastError, unknown
+from mmfast.memory import keep_freed_memory
 
 EPILOG = """\
 examples:
@@ -95,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, rest = parser().parse_known_args(argv)
         if args.command != "train" and rest:
             raise MmfastError(f"{rest[0]} is no option of `mmfast {args.command}`; see `mmfast {args.command} --help`")
+        if args.command != "info":
+            keep_freed_memory()
         return COMMANDS[args.command](args, rest)
     except MmfastError as error:
         # From a process that loads data the message comes with its traceback above it.
@@ -158,7 +161,7 @@ def _given(pairs: Sequence[str], model: Any, config: Any, count: int) -> dict[st
         if not equals or not text:
             raise MmfastError(f"--given {pair} has no value; it should be {name}=VALUE")
         if text == "data":
-            given[name] = held_out(build_data(config).test, count, tuple(model.parts)).data[name]
+            given[name] = held_out(build_data(config).test, count, model).data[name]
         else:
             given[name] = model.part(name).parse(text)[None]
     return given

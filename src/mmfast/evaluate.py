@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,8 +35,12 @@ def settings(config: Config) -> dict[str, Any]:
     }
 
 
-def held_out(examples: Examples, count: int, names: Sequence[str]) -> Batch:
-    """`count` examples that have all of these modalities, again from the first when they run out."""
+def held_out(examples: Examples, count: int, model: Model) -> Batch:
+    """`count` examples that have all of the model's modalities, again from the first when they run out.
+
+    What is made from other modalities is made from each example once: the same hidden parts in every evaluation.
+    """
+    names = [name for name, part in model.parts.items() if not part.derived]
     found: list[dict[str, Tensor]] = []
     for start in range(0, len(examples), 64):
         batch = examples.__getitems__(range(start, min(start + 64, len(examples))))
@@ -51,6 +54,7 @@ def held_out(examples: Examples, count: int, names: Sequence[str]) -> Batch:
     available = len(data[names[0]])
     if not available:
         raise MmfastError(f"data: no held-out example has all of {', '.join(names)}; raise data.test_fraction")
+    data = model.complete(Batch(data), 0, torch.arange(available)).data
     index = torch.arange(count) % available
     return Batch({name: x[index] for name, x in data.items()})
 
@@ -71,7 +75,7 @@ def sample_run(
 ) -> None:
     """Sample grids in every direction, as RUN/samples/step-*.png: joint, and given each modality in turn."""
     names, count = tuple(model.parts), config.sample.count
-    examples = held_out(data.test, count, names)
+    examples = held_out(data.test, count, model)
     parts = {name: model.part(name) for name in names}
     for given in ["", *(name for name in names if len(names) > 1)]:
         what = {given: examples.data[given]} if given else {}
@@ -93,9 +97,9 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> d
     goes with a held-out real image). The Frechet distance of the samples to the real data, beside that of one half
     of the real data to the other. The bound on held-out data.
     """
-    names, anchor, count = tuple(model.parts), model.anchor_name, config.evaluate.samples
+    anchor, count = model.anchor_name, config.evaluate.samples
     judges = data.judges()
-    truth = held_out(data.test, count, names)
+    truth = held_out(data.test, count, model)
     metrics: dict[str, float] = {"samples": float(count)}
 
     def draw(given: str, seed: int) -> dict[str, Tensor]:
@@ -114,13 +118,18 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> d
     recovered = draw(anchor, 2) if model.names else {}
     for k, name in enumerate(model.names):
         part = model.part(name)
+        if (
+            part.derived
+        ):  # it says what it is of the image, and nothing more: the question is what the image makes of it
+            metrics[f"{name}.conditional_{part.metric}"] = part.score(draw(name, 3 + k)[anchor], truth.data[name])
+            continue
         if name in judges:
             metrics[f"{name}.joint_{part.joint_metric}"] = part.score(joint[name], judges[name](joint[anchor]))
             drawn = draw(name, 3 + k)
             metrics[f"{name}.conditional_{part.metric}"] = part.score(judges[name](drawn[anchor]), truth.data[name])
         metrics[f"{name}.recovered_{part.metric}"] = part.score(recovered[name], truth.data[name])
     metrics |= distances(joint[anchor], data, anchor)
-    batch = held_out(data.test, min(count, len(data.test)), names)
+    batch = held_out(data.test, min(count, len(data.test)), model)
     metrics |= bound(model, batch, config.evaluate.bound_steps, config.seed, config.sample.batch_size)
     return metrics
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mmfast.data.base import Batch
 from mmfast.errors import MmfastError, unknown
 from mmfast.modalities import Modality, Room
 from mmfast.modalities.base import head_norm
@@ -67,6 +68,11 @@ class Model(nn.Module):
             size = getattr(part.spec, "size", image.spec.size)
             if size != image.spec.size:
                 raise MmfastError(f"modalities.{name}.size is {size}; it should be {anchor}'s, {image.spec.size}")
+            source = parts.get(part.source)
+            if part.derived and (not isinstance(source, Image) or source.shape[0] != part.spec.channels):
+                raise MmfastError(
+                    f"modalities.{name}.of is {part.source!r}; it should be an image with {part.spec.channels} channels"
+                )
         self.anchor_name, self.space, self.target = anchor, space, target
         self.parts = nn.ModuleDict(parts)
         self.names = tuple(name for name in parts if name != anchor)
@@ -123,6 +129,17 @@ class Model(nn.Module):
     def anchor_in_space(self, x: Tensor) -> Block | Tensor:
         """The anchor as z_0."""
         return Block(x, 0, self.channels) if self.space == "own" and self.names else x
+
+    def complete(self, batch: Batch, seed: int, numbers: Tensor) -> Batch:
+        """The batch with the modalities that are made from others; numbers: int64 [B], the examples' identity."""
+        data, present = dict(batch.data), dict(batch.present)
+        for name in self.names:
+            part = self.part(name)
+            if part.derived and name not in data:
+                data[name] = part.derive(data[part.source], seed, numbers)
+                if part.source in present:
+                    present[name] = present[part.source]
+        return Batch(data, present)
 
     def encode(self, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """E_i(x_i) of every modality in `data` but the anchor."""

@@ -7,18 +7,20 @@ accumulation and ranks change nothing.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mmfast.config import Config
 from mmfast.data import Batch, Examples
 from mmfast.ops.reference import random_words
 from mmfast.streams import GIVEN, ORDER, TIMESTEP
+
+if TYPE_CHECKING:
+    from mmfast.config import Config
 
 
 def words(seed: int, numbers: Tensor, stream: int, count: int, draw: int = 0) -> Tensor:
@@ -32,9 +34,10 @@ def timesteps(seed: int, numbers: Tensor, T: int) -> Tensor:
     return 1 + (words(seed, numbers, TIMESTEP, 1)[:, 0] * T >> 32)
 
 
-def given_flags(seed: int, numbers: Tensor, count: int, probability: float) -> Tensor:
-    """Which of `count` modalities each example of the run is given: float [B, count] of 0 and 1."""
-    return (words(seed, numbers, GIVEN, count) < probability * 2.0**32).float()
+def given_flags(seed: int, numbers: Tensor, probabilities: Sequence[float]) -> Tensor:
+    """Which modalities, each with its probability, each example of the run is given: float [B, N] of 0 and 1."""
+    bounds = torch.tensor([p * 2.0**32 for p in probabilities], dtype=torch.float64, device=numbers.device)
+    return (words(seed, numbers, GIVEN, len(probabilities)) < bounds).float()
 
 
 @dataclass

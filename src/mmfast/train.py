@@ -32,13 +32,17 @@ from mmfast.streams import TRAIN_NOISE
 def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[str, Tensor]:
     """The parts of the training loss, each a mean over the batch: |target - prediction|^2 and lambda_i l_i.
 
-    What is given to the network is known to it, so it counts in no part; nor does what is missing.
+    What is given to the network is known to it, so it counts in no part, unless its head restores more than that;
+    nor does what is missing.
     batch: on the model's device; numbers: int64 [B], the examples' numbers in the run.
     """
+    batch = model.complete(batch, config.seed, numbers)
     data = batch.filled()
     anchor = data[model.anchor_name]
     t = timesteps(config.seed, numbers, model.schedule.T)
-    flags = given_flags(config.seed, numbers, 1 + len(model.names), config.train.given_probability)
+    usual = config.train.given_probability
+    own = [model.part(name).spec.given_probability for name in (model.anchor_name, *model.names)]
+    flags = given_flags(config.seed, numbers, [usual if p is None else p for p in own])
     there = [batch.present.get(name) for name in (model.anchor_name, *model.names)]
     everything = torch.ones_like(flags[:, 0])
     present = torch.stack([everything if p is None else p.float() for p in there], 1)
@@ -65,7 +69,8 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
     parts = {model.anchor_name: anchor_loss}
     for k, (name, output) in enumerate(prediction.heads.items(), 1):
         part = model.part(name)
-        parts[name] = (wanted[:, k] * part.spec.loss_weight * part.loss(output.float(), data[name])).mean()
+        counts = present[:, k] * (1 - given[:, 0]) if part.restores else wanted[:, k]
+        parts[name] = (counts * part.spec.loss_weight * part.loss(output.float(), data[name])).mean()
     return parts
 
 
@@ -213,7 +218,7 @@ def train(config: Config, out: str, quiet: bool = False) -> Run:
         batch = part.__getitems__(range(min(len(part), config.train.batch_size)))
         check_batch(model, batch)
     _try_out(model, batch, config)
-    held_out(data.test, 1, tuple(model.parts))
+    held_out(data.test, 1, model)
     run = Run.start(out, config)
     trainer = Trainer(config, run, data)
     trainer.restore()

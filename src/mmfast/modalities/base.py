@@ -31,6 +31,9 @@ class Spec:
     encoder: str = option("fixed", "how x enters the diffusion space", choices=("fixed", "learned"))
     weight: WeightSpec = field(default_factory=WeightSpec)
     loss_weight: float = option(1.0, "lambda of this modality's part of the loss", min=0)
+    given_probability: float | None = option(
+        None, "how often it is given in training; null: train.given_probability", min=0, max=1
+    )
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,13 @@ class Modality(nn.Module):
     # The endings of the files that `read` reads.
     extensions: ClassVar[tuple[str, ...]] = ()
 
+    # Whether x is made from another modality, `source`, by `derive`, and not read from the data.
+    derived: ClassVar[bool] = False
+    # Whether the head restores more than is given, so that its loss counts where the modality is given, too.
+    restores: ClassVar[bool] = False
+
     channels: int
+    source: str = ""
 
     def __init__(self, name: str, spec: Any, room: Room) -> None:
         super().__init__()
@@ -71,6 +80,10 @@ class Modality(nn.Module):
 
     def check(self, x: Tensor, where: str) -> None:
         """Raise MmfastError if x (on the host, [B, ...]) is no valid batch; `where` names it."""
+        raise NotImplementedError
+
+    def derive(self, x: Tensor, seed: int, numbers: Tensor) -> Tensor:
+        """This modality made from its source x [B, ...]: a function of (seed, number), numbers int64 [B]."""
         raise NotImplementedError
 
     def encode(self, x: Tensor) -> Tensor:

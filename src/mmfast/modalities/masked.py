@@ -1,0 +1,137 @@
+"""Hidden parts: an image of which only some blocks are seen, made from the image itself, for its restoration.
+
+Given, it makes the anchor's generation a restoration; its head learns to restore what is hidden in one step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+from torch import Tensor, nn
+
+from mmfast import ops
+from mmfast.errors import MmfastError
+from mmfast.modalities import base
+from mmfast.modalities.base import Modality, Room, WeightSpec
+from mmfast.modalities.image import read_image
+from mmfast.options import option
+from mmfast.order import words
+from mmfast.streams import MASK, MASK_RATIO
+
+
+@dataclass
+class MaskedSpec(base.Spec):
+    """float [B, channels + 1, size, size]: the image in -1 .. 1 and, last, 1 where it is seen and 0 where hidden."""
+
+    kind: str = "masked"
+    weight: WeightSpec = field(default_factory=lambda: WeightSpec("none"))
+    of: str = option("image", "the image that parts are hidden of")
+    channels: int = option(3, "grey or colour", choices=(1, 3))
+    size: int = option(64, "height and width in pixels", min=1)
+    block: int = option(8, "side of a hidden block in pixels", min=1)
+    ratios: list[float] = option([0.1, 0.75], "least and greatest share of hidden blocks", min=0, max=1)
+    rms: float = option(0.5, "root mean square of the pixels; the encoding divides by it", above=0)
+    sigma: float = option(0.1, "standard deviation of the Gaussian head", above=0)
+
+
+class Masked(Modality):
+    kind = "masked"
+    Spec = MaskedSpec
+    metric = joint_metric = "rmse"
+    extensions = (".png",)
+    derived = restores = True
+
+    def __init__(self, name: str, spec: MaskedSpec, room: Room) -> None:
+        super().__init__(name, spec, room)
+        self.source = spec.of
+        if room.channels is not None or spec.encoder != "fixed":
+            raise MmfastError(f"modalities.{name} is masked, which needs space=own and encoder=fixed")
+        if len(spec.ratios) != 2 or spec.ratios[0] > spec.ratios[1]:
+            raise MmfastError(f"modalities.{name}.ratios is {spec.ratios}; it should be two shares, the least first")
+        self.shape = (spec.channels + 1, spec.size, spec.size)
+        self.channels = spec.channels + 1
+
+    def derive(self, x: Tensor, seed: int, numbers: Tensor) -> Tensor:
+        low, high = self.spec.ratios
+        u = words(seed, numbers, MASK_RATIO, 1)[:, 0].double() / 2.0**32
+        return self.hide(x, low + (high - low) * u, seed, numbers)
+
+    def hide(self, x: Tensor, ratio: float | Tensor, seed: int, numbers: Tensor) -> Tensor:
+        """The image x [B, C, H, W] and a plane that hides `ratio` (a number, or [B]) of its blocks.
+
+        Which blocks is a function of (seed, number) alone: [B, C + 1, H, W].
+        """
+        _, seen = ops.block_mask(x[:, :1], ratio, self.spec.block, seed=seed, sample_ids=numbers, stream=MASK)
+        return torch.cat((x, seen), 1)
+
+    def build_head(self, features: int) -> None:
+        self.norm = base.head_norm(features)
+        self.out = nn.Conv2d(features, self.spec.channels, 3, padding=1)
+
+    def check(self, x: Tensor, where: str) -> None:
+        base.check_floats(x, self.shape, where)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """What is seen, zero elsewhere, and the plane that says where: hidden values have no part in it."""
+        image, seen = x[:, :-1], x[:, -1:]
+        return torch.cat((torch.where(seen > 0, image / self.spec.rms, 0.0), seen * 2 - 1), 1)
+
+    def head(self, features: Tensor) -> Tensor:
+        return self.out(self.norm(features))
+
+    def nll(self, prediction: Tensor, x: Tensor) -> Tensor:
+        """Of the pixels that are seen: the hidden ones are no part of x, and where they lie is drawn, not learnt."""
+        squared = ((prediction - x[:, :-1]) / self.spec.sigma).square()
+        each = 0.5 * squared + math.log(self.spec.sigma * math.sqrt(2 * math.pi))
+        return (each * x[:, -1:]).flatten(1).sum(1)
+
+    def loss(self, prediction: Tensor, x: Tensor) -> Tensor:
+        """Over all pixels, hidden ones too: the restoration."""
+        return (prediction - x[:, :-1]).square().flatten(1).mean(1)
+
+    def encode_prediction(self, prediction: Tensor) -> Tensor:
+        return self.encode(self.decode(prediction))
+
+    def decode(self, prediction: Tensor) -> Tensor:
+        """The restored image, all of it seen."""
+        image = prediction.float().clamp(-1, 1)
+        return torch.cat((image, torch.ones_like(image[:, :1])), 1)
+
+    def show(self, x: Tensor, size: int) -> PILImage.Image:
+        """What is seen, over a checkerboard of two greys."""
+        cells = torch.arange(self.spec.size, device=x.device) // max(1, self.spec.block // 4)
+        board = 0.15 * ((cells[:, None] + cells) % 2) - 0.4
+        shown = torch.where(x[-1:] > 0, x[:-1], board)
+        pixels = ((shown.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+        array = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
+        return PILImage.fromarray(np.ascontiguousarray(array)).resize((size, size), PILImage.Resampling.NEAREST)
+
+    def score(self, x: Tensor, truth: Tensor) -> float:
+        """Root mean square difference of the images in the pixels that `truth` hides."""
+        hidden = (truth[:, -1:] == 0).expand(-1, self.spec.channels, -1, -1)
+        squared = (x[:, : self.spec.channels] - truth[:, :-1]).square()
+        return float(squared[hidden].mean().sqrt()) if bool(hidden.any()) else 0.0
+
+    @classmethod
+    def read(cls, path: Path, spec: MaskedSpec) -> Tensor:
+        """A picture whose transparent pixels are hidden."""
+        return torch.cat((read_image(path, spec.channels, spec.size), _opaque(path, spec.size)))
+
+    @classmethod
+    def blank(cls, spec: MaskedSpec) -> Tensor:
+        return torch.zeros(spec.channels + 1, spec.size, spec.size)
+
+
+def _opaque(path: Path, size: int) -> Tensor:
+    """1 where a picture is opaque, 0 where it is transparent: [1, size, size]."""
+    with PILImage.open(path) as file:
+        alpha = file.convert("RGBA").getchannel("A")
+    side = min(alpha.size)
+    left, top = (alpha.width - side) // 2, (alpha.height - side) // 2
+    alpha = alpha.resize((size, size), PILImage.Resampling.NEAREST, box=(left, top, left + side, top + side))
+    return torch.from_numpy((np.asarray(alpha) > 127).astype(np.float32))[None]
