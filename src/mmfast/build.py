@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 
 from mmfast import data, modalities, nn
+from mmfast.cache import cache_folder
 from mmfast.checkpoint import Run
 from mmfast.config import Config
 from mmfast.data import Data
+from mmfast.embedded import with_embeddings
 from mmfast.errors import MmfastError, unknown
 from mmfast.modalities.image import Image
 from mmfast.model import Model
@@ -58,6 +60,8 @@ def build_model(config: Config) -> Model:
 def build_data(config: Config) -> Data:
     """The data set, which must hold every modality of the config. Raises MmfastError where it does not."""
     read = {name: spec for name, spec in config.modalities.items() if not modalities.kind(spec.kind).derived}
+    networks = {name: spec for name, spec in read.items() if getattr(spec, "network", "")}
+    read = {name: spec for name, spec in read.items() if name not in networks}
     found = data.kind(config.data.kind).open(config.data, read, config.anchor)
     for part, name in ((found.train, "train"), (found.test, "test")):
         if len(part) == 0:
@@ -66,6 +70,8 @@ def build_data(config: Config) -> Data:
     for name in read:
         if name not in held:
             raise unknown("modality", name, held)
+    for name, spec in networks.items():
+        found = with_embeddings(found, config.anchor, name, spec.network, spec.dim, cache_folder())
     return found
 
 

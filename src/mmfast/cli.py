@@ -82,6 +82,10 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", metavar="RUN", help="the folder of a run")
     evaluate.add_argument("--samples", type=int, help="samples a direction [the config's]")
     evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    evaluate.add_argument("--features", help="pixels, efficientnet-lite0, vgg16 or module:function [the config's]")
+    evaluate.add_argument("--features-weights", metavar="FILE", help="that network's weights [the package's]")
+    evaluate.add_argument("--lpips", choices=("alex", "vgg"), help="also LPIPS of restored images [the config's]")
+    evaluate.add_argument("--lpips-weights", metavar="FILE", help="that network's weights [the package's]")
     evaluate.add_argument("--json", metavar="FILE", help="also write them to a file")
     evaluate.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -232,6 +236,9 @@ def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
             raise MmfastError(f"--samples is {args.samples}; it should be at least 2")
         config.evaluate.samples = args.samples
     config.evaluate.samples = config.evaluate.samples or 1000
+    for name in ("features", "features_weights", "lpips", "lpips_weights"):
+        if getattr(args, name) is not None:
+            setattr(config.evaluate, name, getattr(args, name))
     metrics = evaluate(model, config, build_data(config), quiet=args.quiet)
     print(table(metrics))
     if args.json:

@@ -16,9 +16,16 @@ from mmfast.draw import sample_grid
 from mmfast.errors import MmfastError
 from mmfast.log import Board
 from mmfast.metrics.bound import bound
-from mmfast.metrics.frechet import frechet_distance, pixel_features
+from mmfast.metrics.features import Extractor, extractor
+from mmfast.metrics.frechet import frechet_distance
+from mmfast.metrics.lpips import LPIPS
+from mmfast.metrics.precision_recall import precision_recall
 from mmfast.model import Model
 from mmfast.sample import sample
+
+
+# Of precision and recall, as their authors chose it.
+NEIGHBOURS = 3
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -94,10 +101,13 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> d
 
     For each modality beside the anchor: joint_* (does it agree with the image generated with it, by the data
     set's judge), conditional_* (does the image generated from it show it, by the judge) and recovered_* (is it what
-    goes with a held-out real image). The Frechet distance of the samples to the real data, beside that of one half
-    of the real data to the other. The bound on held-out data.
+    goes with a held-out real image). The Frechet distance of the samples to the real data, and their precision and
+    recall, beside those of one half of the real data to the other. The bound on held-out data.
     """
-    anchor, count = model.anchor_name, config.evaluate.samples
+    anchor, count, spec = model.anchor_name, config.evaluate.samples, config.evaluate
+    # First what may be missing: nothing is drawn in vain.
+    features = extractor(spec.features, spec.features_weights or None)
+    lpips = LPIPS(spec.lpips, spec.lpips_weights or None) if spec.lpips else None
     judges = data.judges()
     truth = held_out(data.test, count, model)
     metrics: dict[str, float] = {"samples": float(count)}
@@ -118,37 +128,51 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> d
     recovered = draw(anchor, 2) if model.names else {}
     for k, name in enumerate(model.names):
         part = model.part(name)
-        if (
-            part.derived
-        ):  # it says what it is of the image, and nothing more: the question is what the image makes of it
-            metrics[f"{name}.conditional_{part.metric}"] = part.score(draw(name, 3 + k)[anchor], truth.data[name])
+        if part.derived:
+            # It follows from the image, so there is one question: what is made of the image when it is given.
+            restored = draw(name, 3 + k)[anchor]
+            metrics[f"{name}.conditional_{part.metric}"] = part.score(restored, truth.data[name])
+            if lpips is not None:
+                distance = lpips.hidden(restored.clamp(-1, 1), truth.data[anchor], truth.data[name][:, -1:])
+                metrics[f"{name}.conditional_lpips_{config.evaluate.lpips}"] = float(distance.mean())
             continue
         if name in judges:
             metrics[f"{name}.joint_{part.joint_metric}"] = part.score(joint[name], judges[name](joint[anchor]))
             drawn = draw(name, 3 + k)
             metrics[f"{name}.conditional_{part.metric}"] = part.score(judges[name](drawn[anchor]), truth.data[name])
         metrics[f"{name}.recovered_{part.metric}"] = part.score(recovered[name], truth.data[name])
-    metrics |= distances(joint[anchor], data, anchor)
+    metrics |= distances(joint[anchor], data, anchor, features)
     batch = held_out(data.test, min(count, len(data.test)), model)
     metrics |= bound(model, batch, config.evaluate.bound_steps, config.seed, config.sample.batch_size)
     return metrics
 
 
-def distances(images: Tensor, data: Data, anchor: str, most: int = 10_000) -> dict[str, float]:
-    """The Frechet distance in pixel space: samples against real images, and two halves of the real ones."""
+def distances(images: Tensor, data: Data, anchor: str, features: Extractor, most: int = 10_000) -> dict[str, float]:
+    """Frechet distance, precision and recall over `features`: samples against real images, and two halves of these.
+
+    Distances over anything but pixels carry the features' name. Precision and recall take as many real images as there
+    are samples: they depend on both numbers.
+    """
     real = torch.cat(
         [
-            pixel_features(part.__getitems__(rows.tolist()).data[anchor])
+            features(part.__getitems__(rows.tolist()).data[anchor])
             for part in (data.train, data.test)
             for rows in torch.arange(min(len(part), most)).split(256)
         ]
     )
     # The split is a shuffled one: neighbours in a data set are often kin.
     shuffled = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
-    half = len(real) // 2
-    found = {"frechet.samples": frechet_distance(pixel_features(images), real)}
+    half, fake = len(real) // 2, features(images)
+    name = "" if features.name == "pixels" else f"_{features.name}"
+    found = {f"frechet{name}.samples": frechet_distance(fake, real)}
     if half > 1:
-        found["frechet.real_halves"] = frechet_distance(shuffled[:half], shuffled[half:])
+        found[f"frechet{name}.real_halves"] = frechet_distance(shuffled[:half], shuffled[half:])
+    count = min(half, len(fake))
+    if count > NEIGHBOURS:
+        one, other = shuffled[:count], shuffled[half : half + count]
+        for who, these in (("samples", fake[:count]), ("real_halves", other)):
+            measured = precision_recall(one, these, NEIGHBOURS)
+            found |= {f"precision{name}.{who}": measured.precision, f"recall{name}.{who}": measured.recall}
     return found
 
 

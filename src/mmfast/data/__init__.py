@@ -1,6 +1,6 @@
 """Data sets: one file a kind, each with `open(spec, modalities, anchor) -> Data`.
 
-A new file in this folder is a new kind.
+A new file in this folder is a new kind; HELPERS are what the kinds share.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from types import ModuleType
 from mmfast.data.base import Batch, Data, Examples
 from mmfast.errors import unknown
 
-KINDS = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"]
+HELPERS = ("base", "cache", "judge")
+KINDS = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in HELPERS]
 
 
 def kind(name: str) -> ModuleType:

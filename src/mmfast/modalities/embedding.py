@@ -24,6 +24,10 @@ class EmbeddingSpec(base.Spec):
 
     kind: str = "embedding"
     dim: int = option(384, "length of the vector", min=1)
+    layout: str = option(
+        "grid", "a fixed encoding puts each number in a cell of the grid, or in a channel", choices=("grid", "channels")
+    )
+    network: str = option("", "the network whose features of the anchor it is (mmfast.metrics.features); empty: data's")
     sigma: float = option(0.1, "standard deviation of the Gaussian head", above=0)
 
 
@@ -37,9 +41,16 @@ class Embedding(Modality):
         super().__init__(name, spec, room)
         self.grid = (room.height, room.width)
         cells = room.height * room.width
-        # Fixed: the vector is laid out over the grid, every number in a cell of its own. Learned: a projection,
-        # the same at every pixel (over the whole grid in shared channels).
+        # Fixed: the vector is laid out over the grid, every number in a cell of its own, or over channels, the same at
+        # every pixel. Learned: a projection, the same at every pixel (over the whole grid in shared channels).
         fixed = spec.encoder == "fixed"
+        if fixed and spec.layout == "channels":
+            if room.channels not in (None, spec.dim):
+                raise MmfastError(
+                    f"modalities.{name}.layout is channels, which has {spec.dim} of them; there are {room.channels} "
+                    "shared ones: use space=own, or layout=grid"
+                )
+            self.grid, cells = (1, 1), 1
         self.channels = room.channels or (-(-spec.dim // cells) if fixed else min(spec.dim, 32))
         if fixed and self.channels * cells < spec.dim:
             raise MmfastError(

@@ -1,0 +1,166 @@
+"""The paper's tasks: `python -m benchmarks.paper TASK` trains ours and the baselines, compares them and writes a page.
+
+Every method and seed is a cell of its own, in a process of its own; what is finished is not done again, and what was
+stopped goes on where it was. Needs `pip install '.[bench,paper]'` and the data that `--help` names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.paper import cells, report
+from benchmarks.paper.core import OURS, Method, Task
+from mmfast.errors import MmfastError
+from mmfast.memory import keep_freed_memory
+
+TASKS = ("image-mask", "masked-image", "image-label", "image-embedding")
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+SMOKE = {"images": 640, "samples": 40}
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m benchmarks.paper", description=__doc__)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--seeds", type=int, default=3, help="seeds a method [3]")
+    parser.add_argument("--images", type=int, default=None, help="images that each model sees in training [96000]")
+    parser.add_argument("--samples", type=int, default=None, help="samples a condition [1000]")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time, one thread each [the cores]")
+    parser.add_argument("--work", type=Path, default=Path("runs/paper"), help="where the models are kept [runs/paper]")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the page goes [benchmarks/results]")
+    parser.add_argument("--data", default="", help="the data set's folder, where it is not the usual one")
+    parser.add_argument(
+        "--smoke", action="store_true", help="all of it in a minute, on digits; says nothing of quality"
+    )
+    parser.add_argument("--cell", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    defaults = SMOKE if args.smoke else {"images": 96_000, "samples": 1000}
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    for name, least in (("seeds", 1), ("images", 1), ("samples", 8), ("jobs", 1)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name} is {getattr(args, name)}; it should be at least {least}")
+    if args.smoke and args.out == RESULTS:
+        args.out = args.work / "results"
+    return args
+
+
+def load(name: str) -> Task:
+    task = importlib.import_module(f"benchmarks.paper.{name.replace('-', '_')}").TASK
+    assert isinstance(task, Task)
+    return task
+
+
+def plan_of(args: argparse.Namespace) -> cells.Plan:
+    task = load(args.task)
+    changes: dict[str, Any] = dict(task.smoke) if args.smoke else {}
+    if args.data:
+        changes["data.root"] = args.data
+    # Every budget has a folder of its own: what one made is never taken for another's.
+    name = "smoke" if args.smoke else f"{args.images}-images"
+    return cells.Plan(task, args.images, args.samples, args.work / name, changes, args.smoke)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    plan = plan_of(args)
+    if args.cell:
+        keep_freed_memory()
+        cells.run(plan, plan.task.method(args.cell[0]), int(args.cell[1]))
+        return 0
+    # Fails before anything is trained, with what to install.
+    for method in plan.task.methods:
+        plan.config(method, 0)
+    judges = [(plan.task.judge, cells.JUDGE_SEED)] if plan.task.judge else []
+    work = [(method, seed) for seed in range(args.seeds) for method in plan.task.methods]
+    failed = _all(plan, judges, args) or _all(plan, work, args)
+    _write(plan, args)
+    for line in failed:
+        print(line, file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _all(plan: cells.Plan, work: list[tuple[Method, int]], args: argparse.Namespace) -> list[str]:
+    """Do the cells that are not done, some at a time; the errors of those that failed."""
+    todo = [(method, seed) for method, seed in work if plan.cells(method, seed) is None]
+    failed = []
+    with (
+        ThreadPoolExecutor(args.jobs) as pool,
+        tqdm(total=len(work), initial=len(work) - len(todo), unit="cell") as bar,
+    ):
+        jobs = {pool.submit(_cell, plan, method, seed, args): (method, seed) for method, seed in todo}
+        try:
+            for job in as_completed(jobs):
+                method, seed = jobs[job]
+                error = job.result()
+                if error:
+                    failed.append(f"{method.name}, seed {seed}: {error}")
+                bar.set_postfix_str(f"{method.name} {seed}")
+                bar.update()
+                _write(plan, args)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return failed
+
+
+def _cell(plan: cells.Plan, method: Method, seed: int, args: argparse.Namespace) -> str:
+    """Run one cell in a process of its own, its output kept in log.txt; the error's last line, or nothing."""
+    folder = plan.folder(method, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
+    command = [sys.executable, "-m", "benchmarks.paper", args.task, "--cell", method.name, str(seed)]
+    command += ["--images", str(args.images), "--samples", str(args.samples), "--work", str(args.work)]
+    command += ["--smoke"] * args.smoke + (["--data", args.data] if args.data else [])
+    with open(folder / "log.txt", "a") as log:
+        code = subprocess.run(
+            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": threads}, check=False
+        ).returncode
+    if code == 0:
+        return ""
+    lines = (folder / "log.txt").read_text(errors="replace").replace("\r", "\n").strip().splitlines()
+    return f"{lines[-1] if lines else 'no output'} (exit {code}; all of it in {folder / 'log.txt'})"
+
+
+def _write(plan: cells.Plan, args: argparse.Namespace) -> None:
+    """The page of what is finished."""
+    task, found = plan.task, []
+    for method in task.methods:
+        for seed in range(args.seeds):
+            found += plan.cells(method, seed) or []
+    ours = plan.cells(task.method(OURS), 0)
+    if not ours:
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    reference = report.summarise([cell for cell in found if cell.method == cells.REAL])
+    found = [cell for cell in found if cell.method != cells.REAL]
+    pictures = []
+    folder = plan.folder(task.method(OURS), 0)
+    for picture in sorted(folder.glob("*.png")):
+        name = f"{task.name}-{picture.name}"
+        shutil.copyfile(picture, args.out / name)
+        pictures.append((picture.with_suffix(".txt").read_text(), name))
+    rows = report.summarise(found)
+    report.write(
+        task.name, task.title, task.question, found, reference, task.verdicts(rows), task.notes, pictures, args.out
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    try:
+        sys.exit(main())
+    except MmfastError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

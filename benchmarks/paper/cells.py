@@ -1,0 +1,116 @@
+"""A cell is one method with one seed: trained, evaluated and kept in a folder of its own, once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.paper.report import Cell
+
+from benchmarks.paper import supervised
+from benchmarks.paper.core import OURS, Method, Task, Trained
+from mmfast.build import load_run
+from mmfast.checkpoint import write_atomically, write_text
+from mmfast.config import Config
+from mmfast.model import Model
+from mmfast.train import train
+
+RESULT = "result.json"
+# The name under which the real data stands beside the methods.
+REAL = "real halves"
+# No seed of the comparison.
+JUDGE_SEED = 1000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every cell of a run of the benchmark has in common."""
+
+    task: Task
+    images: int
+    samples: int
+    work: Path
+    changes: Mapping[str, Any]
+    smoke: bool
+
+    def folder(self, method: Method, seed: int) -> Path:
+        return self.work / self.task.name / f"{method.name.replace(' ', '-')}-{seed}"
+
+    def config(self, method: Method, seed: int) -> Config:
+        return self.task.config(method, seed, self.images, self.changes)
+
+    def cells(self, method: Method, seed: int) -> list[Cell] | None:
+        """What a finished cell found, by method; None for one that is not finished."""
+        file = self.folder(method, seed) / RESULT
+        return [Cell.from_json(x) for x in json.loads(file.read_text())] if file.exists() else None
+
+
+def trained(plan: Plan, method: Method, seed: int) -> tuple[Trained, list[dict[str, Any]], float]:
+    """The cell's model, trained or loaded; the curve of its loss; the minutes that training took."""
+    folder, config = plan.folder(method, seed), plan.config(method, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    if method.supervised:
+        model, curve, minutes = supervised.train(config, *method.supervised, folder / "weights.safetensors")
+    else:
+        minutes = _timed(folder / "minutes.json", lambda: train(config, str(folder / "run")))
+        _, _, model = load_run(folder / "run", "cpu")
+        lines = (folder / "run" / "stats.jsonl").read_text().splitlines()
+        curve = [json.loads(line) for line in lines[:: max(1, len(lines) // 200)]]
+        curve = [{key: line[key] for key in ("step", "images", "loss")} for line in curve]
+
+    def judge() -> Model:
+        assert plan.task.judge is not None
+        return trained(plan, plan.task.judge, JUDGE_SEED)[0].model
+
+    return Trained(model, config, seed, plan.samples, plan.smoke, judge), curve, minutes
+
+
+def _timed(file: Path, work: Any) -> float:
+    """Minutes of `work`, over all the times that it was begun; nothing is added once it is done."""
+    before = json.loads(file.read_text()) if file.exists() else {"minutes": 0.0, "done": False}
+    if before["done"]:
+        return float(before["minutes"])
+    begun, done = time.perf_counter(), False
+    try:
+        work()
+        done = True
+    finally:
+        minutes = before["minutes"] + (time.perf_counter() - begun) / 60
+        write_text(file, json.dumps({"minutes": minutes, "done": done}))
+    return float(minutes)
+
+
+def run(plan: Plan, method: Method, seed: int) -> None:
+    """Train and evaluate one cell, unless it is finished; its result appears whole or not at all."""
+    if plan.cells(method, seed) is not None:
+        return
+    found, curve, minutes = trained(plan, method, seed)
+    begun = time.perf_counter()
+    metrics = method.evaluate(found)
+    evaluation = (time.perf_counter() - begun) / 60
+    folder, images = plan.folder(method, seed), found.config.train.steps * found.config.train.batch_size
+    if seed == 0 and method.name == OURS:
+        for name, (caption, picture) in plan.task.pictures(found).items():
+            write_atomically(folder / f"{name}.png", lambda file, p=picture: p.save(file))  # type: ignore[misc]
+            write_text(folder / f"{name}.txt", caption)
+        metrics[REAL] = plan.task.reference(found)
+    cells = [
+        Cell(
+            method=name,
+            seed=seed,
+            images=images,
+            minutes={"train": minutes, "evaluate": evaluation},
+            metrics=rows,
+            config=dataclasses.asdict(found.config),
+            curve=curve,
+            threads=torch.get_num_threads(),
+        )
+        for name, rows in metrics.items()
+    ]
+    write_text(folder / RESULT, json.dumps([cell.to_json() for cell in cells]))

@@ -1,0 +1,142 @@
+"""What the paper's tasks are made of: a task is its preset, the methods that are compared, and their evaluation."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import resources
+from typing import Any
+
+import torch
+import yaml
+from benchmarks.paper.report import Metric, Row, Verdict
+from omegaconf import OmegaConf
+from PIL import Image as PILImage
+from torch import Tensor
+
+from mmfast.build import build_data
+from mmfast.config import Config, resolve
+from mmfast.data import Batch, Data
+from mmfast.evaluate import held_out, settings
+from mmfast.model import Model
+from mmfast.sample import sample
+
+OURS = "mmfast"
+
+# By method: an evaluation may answer for several, as one model serves several ways of inpainting.
+Found = dict[str, list[Metric]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and what its evaluation needs."""
+
+    model: Model
+    config: Config
+    seed: int
+    samples: int
+    smoke: bool
+    judge: Callable[[], Model]
+
+    @cached_property
+    def data(self) -> Data:
+        return build_data(self.config)
+
+    def held_out(self, count: int | None = None) -> Batch:
+        """The first examples of the test set with the modalities of this model."""
+        return held_out(self.data.test, count or self.samples, self.model)
+
+    def draw(self, given: Mapping[str, Tensor] | None = None, purpose: int = 0, count: int | None = None) -> Any:
+        """Samples from z_T, of this seed and purpose: every modality by name."""
+        options = {**settings(self.config), "seed": 1000 * (self.seed + 1) + purpose}
+        return sample(self.model, count or self.samples, given, progress=f"sampling ({purpose})", **options)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One model to train: ours or a baseline.
+
+    change: put over the preset, with dots in the keys; None drops a key. supervised: (given, target) for a network that
+    says one of the other, without diffusion. reported: whether it has rows of its own; others only judge.
+    """
+
+    name: str
+    evaluate: Callable[[Trained], Found]
+    change: dict[str, Any] = field(default_factory=dict)
+    supervised: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """An experiment of the paper.
+
+    reference: the same measures between halves of the real data. verdicts: what the experiment was to show, from the
+    rows. pictures: by name, with captions, of generated images. judge: a network that only judges the others' samples.
+    smoke: what is put over the preset for a run of a minute.
+    """
+
+    name: str
+    title: str
+    question: str
+    methods: list[Method]
+    reference: Callable[[Trained], list[Metric]]
+    verdicts: Callable[[list[Row]], list[Verdict]]
+    pictures: Callable[[Trained], dict[str, tuple[str, PILImage.Image]]]
+    notes: list[str]
+    judge: Method | None = None
+    smoke: dict[str, Any] = field(default_factory=dict)
+
+    def method(self, name: str) -> Method:
+        return next(m for m in [*self.methods, *([self.judge] if self.judge else [])] if m.name == name)
+
+    def config(self, method: Method, seed: int, images: int, changes: Mapping[str, Any]) -> Config:
+        """The preset with the method's changes, for this many images seen."""
+        text = (resources.files("mmfast") / "presets" / f"{self.name}.yaml").read_text()
+        raw = copy.deepcopy(yaml.safe_load(text))
+        for key, value in {**method.change, **changes}.items():
+            _put(raw, key.split("."), value)
+        config = resolve(OmegaConf.create(raw), self.name)
+        steps = max(1, images // config.train.batch_size)
+        train = dataclasses.replace(
+            config.train, steps=steps, sample_every=0, warmup=min(config.train.warmup, steps // 4), tensorboard=False
+        )
+        evaluation = dataclasses.replace(config.evaluate, samples=0)
+        return dataclasses.replace(config, seed=seed, train=train, evaluate=evaluation)
+
+
+def _put(raw: dict[str, Any], path: list[str], value: Any) -> None:
+    *parents, last = path
+    for key in parents:
+        if key not in raw:
+            return  # an option of what the method has dropped
+        raw = raw[key]
+    if value is None:
+        raw.pop(last, None)
+    else:
+        raw[last] = value
+
+
+def seeded(count: int, classes: int) -> Tensor:
+    """Labels 0, 1, 2, ... in turn: as many of each, the same for every method."""
+    return torch.arange(count) % classes
+
+
+def means(rows: list[Row], method: str, condition: str) -> dict[str, float]:
+    """A method's means by metric; NaN for what is not there, so that a verdict on it fails."""
+    found = {row.metric: row.mean for row in rows if (row.method, row.condition) == (method, condition)}
+    return collections.defaultdict(lambda: math.nan, found)
+
+
+def at_least(claim: str, value: float, floor: float) -> Verdict:
+    """Whether value >= floor, with both."""
+    return Verdict(claim, value >= floor, f"{value:.3f}, to be at least {floor:.3f}")
+
+
+def at_most(claim: str, value: float, ceiling: float) -> Verdict:
+    """Whether value <= ceiling, with both."""
+    return Verdict(claim, value <= ceiling, f"{value:.3f}, to be at most {ceiling:.3f}")

@@ -1,0 +1,113 @@
+"""Image and embedding: one model for both, against an image model and a regressor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from PIL import Image as PILImage
+from torch import Tensor
+
+from benchmarks.paper import measures, supervised
+from benchmarks.paper.core import OURS, Found, Method, Task, Trained, at_least, at_most, means
+from benchmarks.paper.report import Metric, Row, Verdict
+from mmfast.draw import sample_grid
+from mmfast.metrics.similarity import cosine, retrieval_rank
+
+JOINT, OF_EMBEDDING, OF_IMAGE = "drawn together", "given the embedding", "given the image"
+IMAGE, REGRESSOR = "image alone", "regressor alone"
+
+
+def _embed(trained: Trained) -> Any:
+    """The network itself, along the axes of the data's embeddings."""
+    return trained.data.judges()["embedding"]
+
+
+def _match(condition: str, said: Tensor, true: Tensor) -> list[Metric]:
+    """Cosine of each pair, and where the true one ranks among all."""
+    rank = retrieval_rank(said, true)
+    return [
+        Metric(condition, "cosine", cosine(said, true), higher_is_better=True),
+        Metric(condition, f"median rank of {len(said)}", float(rank.median), higher_is_better=False),
+        Metric(condition, "first in rank", float(rank.top1), higher_is_better=True),
+    ]
+
+
+def ours(trained: Trained) -> Found:
+    embed = _embed(trained)
+    joint = trained.draw(purpose=1)
+    found = measures.image_quality(trained, JOINT, joint["image"])
+    found += _match(JOINT, joint["embedding"], embed(joint["image"]))
+    truth = trained.held_out(min(trained.samples, len(trained.data.test))).data
+    drawn = trained.draw({"embedding": truth["embedding"]}, purpose=2, count=len(truth["image"]))
+    found += measures.image_quality(trained, OF_EMBEDDING, drawn["image"])
+    found += _match(OF_EMBEDDING, embed(drawn["image"]), truth["embedding"])
+    said = trained.draw({"image": truth["image"]}, purpose=3, count=len(truth["image"]))["embedding"]
+    return {OURS: [*found, *_match(OF_IMAGE, said, truth["embedding"]), *measures.bits(trained, 250)]}
+
+
+def image_alone(trained: Trained) -> Found:
+    drawn = trained.draw(purpose=1)["image"]
+    return {IMAGE: [*measures.image_quality(trained, JOINT, drawn), *measures.bits(trained, 250)]}
+
+
+def regressor(trained: Trained) -> Found:
+    truth = trained.held_out(min(trained.samples, len(trained.data.test))).data
+    said = supervised.answer(trained.model, truth, "image", "embedding")
+    return {REGRESSOR: _match(OF_IMAGE, said, truth["embedding"])}
+
+
+def reference(trained: Trained) -> list[Metric]:
+    """One half of the held-out images against the other, in pairs: what chance gives."""
+    a, b = measures.two_halves(trained)
+    embed: Callable[[Tensor], Tensor] = _embed(trained)
+    chance = [m for m in _match(JOINT, embed(a), embed(b)) if m.metric == "cosine"]
+    return [*measures.reference_quality(trained, JOINT), *chance]
+
+
+def verdicts(rows: list[Row]) -> list[Verdict]:
+    mine, alone, image = means(rows, OURS, JOINT), means(rows, REGRESSOR, OF_IMAGE), means(rows, IMAGE, JOINT)
+    distance = next((name for name in image if name.startswith("FD-")), "FD")
+    return [
+        at_least(
+            "cosine of the generated embedding and the generated image's at least 0.8 of the regressor's",
+            mine["cosine"],
+            0.8 * alone["cosine"],
+        ),
+        at_most(f"{distance} no worse than the image model's", mine[distance], image[distance]),
+    ]
+
+
+def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:
+    """Generated pairs, and other images for their embeddings."""
+    joint = trained.draw(purpose=10, count=24)
+    again = trained.draw({"embedding": joint["embedding"]}, purpose=11, count=24)
+    part = trained.model.part("image")
+    parts = {"image": part, "embedding": trained.model.part("embedding"), "again": part}
+    data = {**joint, "again": again["image"]}
+    caption = "Drawn from noise together: image and embedding; beside them another image for the same embedding."
+    return {"joint": (caption, sample_grid(parts, data, "image and embedding from noise, and an image from it"))}
+
+
+TASK = Task(
+    name="image-embedding",
+    title="Image and embedding together",
+    question="Does one model of images and their embeddings draw as well as an image model, with embeddings that are "
+    "those of its images?",
+    methods=[
+        Method(OURS, ours),
+        Method(IMAGE, image_alone, {"modalities.embedding": None, "train.given_probability": 0.0}),
+        Method(REGRESSOR, regressor, supervised=("image", "embedding")),
+    ],
+    reference=reference,
+    verdicts=verdicts,
+    pictures=pictures,
+    notes=[],
+    smoke={
+        "data": {"kind": "digits"},
+        "modalities.image": {"kind": "image", "channels": 1, "size": 8, "levels": 17},
+        "modalities.embedding": {"kind": "embedding", "dim": 8, "network": "pixels", "layout": "channels"},
+        "backbone": {"kind": "mlp", "width": 64, "blocks": 1, "features": 8},
+        "sample": {"sampler": "ddim", "steps": 4, "batch_size": 50},
+    },
+)

@@ -1,0 +1,153 @@
+"""Image and label: one model for both, against an image model, a class-conditional one and a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.paper.report import Metric, Row, Verdict
+from PIL import Image as PILImage
+from torch import Tensor
+
+from benchmarks.paper import measures, supervised
+from benchmarks.paper.core import OURS, Found, Method, Task, Trained, at_least, means, seeded
+from mmfast.draw import sample_grid
+from mmfast.metrics.frechet import pixel_features
+
+JOINT, OF_LABEL, OF_IMAGE = "drawn together", "given the label", "given the image"
+CONDITIONAL, IMAGE, CLASSIFIER = "class-conditional DDPM", "image alone", "classifier alone"
+
+
+def _judge(trained: Trained) -> Any:
+    """The data set's judge, a classifier trained on real images alone."""
+    return trained.data.judges()["label"]
+
+
+def _features(judge: Any) -> tuple[str, Callable[[Tensor], Tensor]]:
+    return ("Classifier", judge.features) if hasattr(judge, "features") else ("pixels", pixel_features)
+
+
+def _real(trained: Trained, count: int, seed: int = 0) -> Tensor:
+    test = trained.data.test
+    rows = measures.shuffled(len(test), len(test), seed)
+    return test.__getitems__(rows[:count].tolist()).data["image"]
+
+
+def _quality(trained: Trained, condition: str, images: Tensor) -> list[Metric]:
+    name, features = _features(_judge(trained))
+    return measures.quality(condition, name, features, images, _real(trained, trained.samples))
+
+
+def _joint(trained: Trained) -> list[Metric]:
+    drawn = trained.draw(purpose=1)
+    found = _quality(trained, JOINT, drawn["image"])
+    if "label" in drawn:
+        share = measures.agreement(_judge(trained)(drawn["image"]), drawn["label"])
+        found.append(Metric(JOINT, "consistency", share, higher_is_better=True))
+    return found
+
+
+def _of_label(trained: Trained) -> list[Metric]:
+    labels = seeded(trained.samples, trained.config.modalities["label"].classes)
+    images = trained.draw({"label": labels}, purpose=2)["image"]
+    share = measures.agreement(_judge(trained)(images), labels)
+    return [*_quality(trained, OF_LABEL, images), Metric(OF_LABEL, "consistency", share, higher_is_better=True)]
+
+
+def _accuracy(trained: Trained, answer: Callable[[dict[str, Tensor]], Tensor]) -> list[Metric]:
+    data = trained.held_out(min(2 * trained.samples, len(trained.data.test))).data
+    share = measures.agreement(answer({"image": data["image"]}), data["label"])
+    return [Metric(OF_IMAGE, "accuracy", share, higher_is_better=True)]
+
+
+def ours(trained: Trained) -> Found:
+    def answer(given: dict[str, Tensor]) -> Tensor:
+        found: Tensor = trained.draw(given, purpose=3, count=len(given["image"]))["label"]
+        return found
+
+    return {OURS: [*_joint(trained), *_of_label(trained), *_accuracy(trained, answer), *measures.bits(trained, 250)]}
+
+
+def conditional(trained: Trained) -> Found:
+    return {CONDITIONAL: _of_label(trained)}
+
+
+def image_alone(trained: Trained) -> Found:
+    return {IMAGE: [*_joint(trained), *measures.bits(trained, 250)]}
+
+
+def classifier(trained: Trained) -> Found:
+    return {CLASSIFIER: _accuracy(trained, lambda given: supervised.answer(trained.model, given, "image", "label"))}
+
+
+def reference(trained: Trained) -> list[Metric]:
+    """The judge on real images, and one half of the real test images against the other."""
+    name, features = _features(_judge(trained))
+    count = min(trained.samples, len(trained.data.test) // 2)
+    rows = measures.shuffled(2 * count, len(trained.data.test))
+    images = trained.data.test.__getitems__(rows.tolist()).data
+    true = measures.agreement(_judge(trained)(images["image"]), images["label"])
+    found = []
+    for condition in (JOINT, OF_LABEL):
+        found += measures.halves(condition, name, features, images["image"][:count], images["image"][count:])
+        found.append(Metric(condition, "consistency", true, higher_is_better=True))
+    return found
+
+
+def verdicts(rows: list[Row]) -> list[Verdict]:
+    ours_, theirs = means(rows, OURS, OF_LABEL), means(rows, CONDITIONAL, OF_LABEL)
+    joint, accuracy, alone = means(rows, OURS, JOINT), means(rows, OURS, OF_IMAGE), means(rows, CLASSIFIER, OF_IMAGE)
+    return [
+        at_least("precision not below the class-conditional model's", ours_["precision"], theirs["precision"]),
+        at_least("recall within 0.05 of it", ours_["recall"], theirs["recall"] - 0.05),
+        at_least("pairs drawn together agree at least 90 per cent of the time", joint["consistency"], 0.9),
+        at_least("accuracy at least the classifier's minus 0.02", accuracy["accuracy"], alone["accuracy"] - 0.02),
+    ]
+
+
+def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:
+    """Pairs drawn together, and images for each label in turn."""
+    classes = trained.config.modalities["label"].classes
+    joint = trained.draw(purpose=10, count=2 * classes)
+    given = trained.draw({"label": seeded(2 * classes, classes)}, purpose=11, count=2 * classes)
+    parts = {name: trained.model.part(name) for name in joint}
+    return {
+        "joint": (
+            "Drawn from noise together: image and label.",
+            sample_grid(parts, joint, "image and label from noise"),
+        ),
+        "given-label": ("Drawn for a given label.", sample_grid(parts, given, "image from label", ["label"])),
+    }
+
+
+TASK = Task(
+    name="image-label",
+    title="Image and label together",
+    question="Does one model of images and labels draw as well as a class-conditional one, and classify as well as a "
+    "classifier, on the same backbone and as many images seen?",
+    methods=[
+        Method(OURS, ours),
+        Method(
+            CONDITIONAL,
+            conditional,
+            {
+                "modalities.label.weight": {"kind": "none"},
+                "modalities.label.given_probability": 1.0,
+                "modalities.image.given_probability": 0.0,
+            },
+        ),
+        Method(IMAGE, image_alone, {"modalities.label": None, "train.given_probability": 0.0}),
+        Method(CLASSIFIER, classifier, supervised=("image", "label")),
+    ],
+    reference=reference,
+    verdicts=verdicts,
+    pictures=pictures,
+    notes=[],
+    smoke={
+        "data": {"kind": "digits"},
+        "modalities.image": {"kind": "image", "channels": 1, "size": 8, "levels": 17},
+        "modalities.label": {"kind": "label", "classes": 10, "weight": {"kind": "carried", "scale": 0.17}},
+        "backbone": {"kind": "mlp", "width": 64, "blocks": 1, "features": 8},
+        "sample": {"sampler": "ddim", "steps": 4, "batch_size": 50},
+    },
+)

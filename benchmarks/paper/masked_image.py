@@ -1,0 +1,146 @@
+"""Hidden parts: one model that generates and restores, against restoration alone and two ways of inpainting."""
+
+from __future__ import annotations
+
+import torch
+from benchmarks.paper.inpaint import repaint, sdedit
+from benchmarks.paper.report import Metric, Row, Verdict
+from mmfast.metrics.lpips import LPIPS
+from PIL import Image as PILImage
+from torch import Tensor
+
+from benchmarks.paper import measures, supervised
+from benchmarks.paper.core import OURS, Found, Method, Task, Trained, at_least, at_most, means
+from mmfast.draw import sample_grid
+from mmfast.modalities.base import Room
+from mmfast.modalities.masked import Masked, MaskedSpec
+
+RATIOS = (0.1, 0.25, 0.5, 0.75)
+DRAWN, LPIPS_NAME = "drawn from noise", "LPIPS of hidden pixels"
+ONE_STEP, RESTORATION, IMAGE = f"{OURS}, head in one step", "restoration alone", "image alone"
+SDEDIT, REPAINT = "SDEdit, image alone", "RePaint, image alone"
+
+
+def _condition(ratio: float) -> str:
+    return f"{ratio:.0%} hidden"
+
+
+def _hide(image: Tensor, ratio: float) -> Tensor:
+    """The same blocks, an eighth of the side each, of the same images hidden for every method and seed."""
+    _, channels, size, _ = image.shape
+    spec = MaskedSpec(channels=channels, size=size, block=max(1, size // 8))
+    return Masked("masked", spec, Room(size, size)).hide(image, ratio, 12345, torch.arange(len(image)))
+
+
+def _score(trained: Trained, ratio: float, restored: Tensor, masked: Tensor) -> list[Metric]:
+    """Of the hidden pixels only; what is visible is put back first."""
+    image, seen = masked[:, :-1], masked[:, -1:]
+    whole = torch.where(seen > 0, image, restored.clamp(-1, 1))
+    condition, hidden = _condition(ratio), (seen == 0).expand_as(image)
+    found = [Metric(condition, "RMSE of hidden pixels", float((whole - image)[hidden].square().mean().sqrt()), False)]
+    if not trained.smoke:
+        found.append(Metric(condition, LPIPS_NAME, float(LPIPS("alex").hidden(whole, image, seen).mean()), False))
+    return found
+
+
+def _images(trained: Trained) -> Tensor:
+    return measures.real(trained, min(trained.samples // 2, len(trained.data.test)))
+
+
+def ours(trained: Trained) -> Found:
+    image = _images(trained)
+    found, at_once = _drawn(trained), []
+    for k, ratio in enumerate(RATIOS):
+        masked = _hide(image, ratio)
+        drawn = trained.draw({"masked": masked}, purpose=20 + k, count=len(image))
+        found += _score(trained, ratio, drawn["image"], masked)
+        head = supervised.answer(trained.model, {"masked": masked}, "masked", "masked")
+        at_once += _score(trained, ratio, head[:, :-1], masked)
+    return {OURS: [*found, *measures.bits(trained, 250)], ONE_STEP: at_once}
+
+
+def restoration(trained: Trained) -> Found:
+    image, found = _images(trained), []
+    for ratio in RATIOS:
+        masked = _hide(image, ratio)
+        head = supervised.answer(trained.model, {"masked": masked}, "masked", "masked")
+        found += _score(trained, ratio, head[:, :-1], masked)
+    return {RESTORATION: found}
+
+
+def image_alone(trained: Trained) -> Found:
+    image, steps = _images(trained), trained.config.sample.steps
+    found: Found = {IMAGE: [*_drawn(trained), *measures.bits(trained, 250)], SDEDIT: [], REPAINT: []}
+    for ratio in RATIOS:
+        masked = _hide(image, ratio)
+        shown, seen = masked[:, :-1] * masked[:, -1:], masked[:, -1:]
+        jumps = {"jump_length": max(1, min(5, steps // 2)), "resamplings": 3}
+        again = repaint(trained.model, shown, seen, steps, seed=trained.seed, **jumps)
+        found[REPAINT] += _score(trained, ratio, again, masked)
+        edited = sdedit(trained.model, shown, seen, 0.5, steps, "nearest", seed=trained.seed)
+        found[SDEDIT] += _score(trained, ratio, edited, masked)
+    return found
+
+
+def _drawn(trained: Trained) -> list[Metric]:
+    return measures.image_quality(trained, DRAWN, trained.draw(purpose=1)["image"])
+
+
+def reference(trained: Trained) -> list[Metric]:
+    """Hidden pixels taken from other images at random: what knowing nothing of the image amounts to."""
+    image = _images(trained)
+    found = []
+    for ratio in RATIOS:
+        masked = _hide(image, ratio)
+        found += _score(trained, ratio, image.roll(1, 0), masked)
+    return [*measures.reference_quality(trained, DRAWN), *found]
+
+
+def verdicts(rows: list[Row]) -> list[Verdict]:
+    baselines = (RESTORATION, SDEDIT, REPAINT)
+    found, gains = [], []
+    for ratio in RATIOS:
+        mine = means(rows, OURS, _condition(ratio))[LPIPS_NAME]
+        least = min(means(rows, name, _condition(ratio))[LPIPS_NAME] for name in baselines)
+        gains.append(means(rows, RESTORATION, _condition(ratio))[LPIPS_NAME] / mine)
+        found.append(at_most(f"LPIPS lower than every baseline's with {_condition(ratio)}", mine, least))
+    return [*found, at_least("LPIPS at least 3 times lower than restoration alone at the best ratio", max(gains), 3.0)]
+
+
+def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:
+    """Of generated images only: the art itself is not ours to show."""
+    image = trained.draw(purpose=10, count=16)["image"].clamp(-1, 1)
+    masked = torch.cat([_hide(image[k::4], ratio) for k, ratio in enumerate(RATIOS)])
+    whole = torch.cat([image[k::4] for k in range(len(RATIOS))])
+    restored = trained.draw({"masked": masked}, purpose=11, count=16)["image"]
+    restored = torch.where(masked[:, -1:] > 0, masked[:, :-1], restored)
+    part = trained.model.part("image")
+    parts = {"drawn": part, "hidden": trained.model.part("masked"), "restored": part}
+    data = {"drawn": whole, "hidden": masked, "restored": restored}
+    shares = ", ".join(f"{ratio:.0%}" for ratio in RATIOS)
+    caption = f"Images that the model drew, with {shares} of their blocks hidden (a row each), and its restorations."
+    return {"restored": (caption, sample_grid(parts, data, "drawn, hidden, restored", columns=4))}
+
+
+TASK = Task(
+    name="masked-image",
+    title="Generation and the restoration of hidden parts",
+    question="Does a model that both generates images and restores hidden blocks restore better than one trained to "
+    "restore alone, and than inpainting with a model that only generates?",
+    methods=[
+        Method(OURS, ours),
+        Method(RESTORATION, restoration, supervised=("masked", "masked")),
+        Method(IMAGE, image_alone, {"modalities.masked": None, "train.given_probability": 0.0}),
+    ],
+    reference=reference,
+    verdicts=verdicts,
+    pictures=pictures,
+    notes=[],
+    smoke={
+        "data": {"kind": "digits"},
+        "modalities.image": {"kind": "image", "channels": 1, "size": 8, "levels": 17},
+        "modalities.masked": {"kind": "masked", "of": "image", "channels": 1, "size": 8, "block": 2},
+        "backbone": {"kind": "mlp", "width": 64, "blocks": 1, "features": 8},
+        "sample": {"sampler": "ddim", "steps": 4, "batch_size": 50},
+    },
+)

@@ -1,0 +1,56 @@
+"""What takes long to make and depends on little is made once and kept as a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mmfast.checkpoint import load_tensors, save_tensors
+from mmfast.errors import MmfastError
+
+HELP = "folder for what is made once and kept; empty: mmfast in the user's cache folder"
+
+
+def cache_folder(folder: str | Path = "") -> Path:
+    """The folder given, or the user's own: $XDG_CACHE_HOME/mmfast, ~/.cache/mmfast where that is not set."""
+    if folder:
+        return Path(folder)
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "mmfast"
+
+
+def digest(text: str) -> str:
+    """The sha256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def kept(
+    folder: str | Path, name: str, key: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The tensors that `make` makes, from FOLDER/NAME-HASH.safetensors where they were made before.
+
+    key: all that they depend on, as JSON; its hash is in the file's name and the whole of it inside. A file that is
+    damaged is made again; a folder that cannot be written to gives a warning, no error.
+    """
+    key = json.loads(json.dumps(key))
+    file = cache_folder(folder) / f"{name}-{digest(json.dumps(key, sort_keys=True))[:16]}.safetensors"
+    try:
+        tensors, metadata = load_tensors(file)
+        if metadata == key:
+            return tensors
+    except MmfastError:
+        pass  # missing or damaged
+    tensors = make()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(file, tensors, key)
+    except OSError as error:
+        warnings.warn(f"{file} cannot be kept ({error.strerror}); it will be made again next time", stacklevel=2)
+    return tensors

@@ -1,0 +1,145 @@
+"""Hidden parts: made from the image, of the share asked for, hidden values without effect, and restored by the head."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+
+from mmfast import config as configs
+from mmfast.build import build_data, build_model
+from mmfast.data import Batch
+from mmfast.errors import MmfastError
+from mmfast.evaluate import held_out
+from mmfast.modalities import Room
+from mmfast.modalities.masked import Masked, MaskedSpec
+from mmfast.sample import sample
+from mmfast.train import losses
+
+SIZE, B = 8, 6
+OPTIONS = [
+    ("data.kind", "digits"),
+    ("backbone", "{kind: mlp, width: 32, blocks: 1, features: 8}"),
+    ("modalities.masked", "{kind: masked, of: image, channels: 1, size: 8, block: 2}"),
+]
+
+
+def make(**options):
+    part = Masked("masked", MaskedSpec(channels=3, size=SIZE, block=2, **options), Room(SIZE, SIZE))
+    torch.manual_seed(0)
+    part.build_head(8)
+    return part, torch.rand(B, 3, SIZE, SIZE) * 2 - 1
+
+
+def config(*more):
+    return configs.load("digits", [*OPTIONS, *more])
+
+
+def test_hides_whole_blocks_of_the_share_asked_for():
+    part, image = make()
+    for ratio in (0.0, 0.25, 0.5, 1.0):
+        masked = part.hide(image, ratio, 3, torch.arange(B))
+        blocks = masked[:, 3].unfold(1, 2, 2).unfold(2, 2, 2).flatten(-2)  # [B, 4, 4, 4 pixels]
+        assert bool((blocks == blocks[..., :1]).all())
+        assert (blocks[..., 0] == 0).flatten(1).sum(1).tolist() == [round(16 * ratio)] * B
+        assert torch.equal(masked[:, :3], image)
+
+
+def test_derives_the_same_from_the_same_example_with_shares_spread_over_the_range():
+    part, _ = make(ratios=[0.2, 0.8])
+    numbers = torch.arange(4000)
+    masked = part.derive(torch.zeros(4000, 3, SIZE, SIZE), 7, numbers)
+    some = torch.tensor([17, 3, 3999])
+    assert torch.equal(part.derive(torch.zeros(3, 3, SIZE, SIZE), 7, some), masked[some])
+    hidden = (masked[:, 3] == 0).float().mean((1, 2)) * 16
+    # Uniform on 0.2 .. 0.8 of 16 blocks, rounded: 3 .. 13, the ends 3.5 - 3.2 and 13 - 12.5 wide, of 9.6.
+    expected = np.array([0.3, *[1.0] * 9, 0.3]) / 9.6
+    found = np.bincount(hidden.round().long().numpy(), minlength=14)[3:14]
+    assert hidden.min() >= 3 and hidden.max() <= 13
+    assert stats.chisquare(found, expected / expected.sum() * 4000).pvalue > 1e-4
+
+
+def test_hidden_values_have_no_part_in_the_encoding():
+    part, image = make()
+    masked = part.hide(image, 0.5, 0, torch.arange(B))
+    other = masked.clone()
+    other[:, :3] = torch.where(masked[:, 3:] > 0, masked[:, :3], float("nan"))
+    assert torch.equal(part.encode(masked), part.encode(other))
+    assert torch.equal(part.encode(masked)[:, 3] > 0, masked[:, 3] > 0)
+
+
+def test_nll_counts_what_is_seen_and_the_loss_everything():
+    part, image = make(sigma=0.2)
+    masked, prediction = part.hide(image, 0.5, 0, torch.arange(B)), torch.rand_like(image)
+    density = stats.norm(prediction.numpy(), 0.2).logpdf(image.numpy()) * masked[:, 3:].numpy()
+    torch.testing.assert_close(part.nll(prediction, masked), -torch.from_numpy(density.sum((1, 2, 3))).float())
+    torch.testing.assert_close(part.loss(prediction, masked), (prediction - image).square().mean((1, 2, 3)))
+
+
+def test_scores_the_hidden_pixels():
+    part, image = make()
+    masked = part.hide(image, 0.5, 0, torch.arange(B))
+    assert part.score(torch.where(masked[:, 3:] > 0, -image, image), masked) == 0.0
+    assert part.score(torch.where(masked[:, 3:] > 0, image, image + 0.5), masked) == pytest.approx(0.5)
+
+
+def test_a_picture_with_transparent_pixels_is_read_as_hidden_parts(tmp_path):
+    pixels = np.full((SIZE, SIZE, 4), 255, dtype=np.uint8)
+    pixels[:4, :, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    masked = Masked.read(tmp_path / "x.png", MaskedSpec(channels=3, size=SIZE))
+    assert masked.shape == (4, SIZE, SIZE)
+    assert bool((masked[3, :4] == 0).all()) and bool((masked[3, 4:] == 1).all()) and bool((masked[:3, 4:] == 1).all())
+    assert Masked("m", MaskedSpec(channels=3, size=SIZE), Room(SIZE, SIZE)).show(masked, 32).size == (32, 32)
+
+
+def test_the_data_need_not_hold_it_and_its_loss_counts_where_it_is_given():
+    chosen = config(("modalities.masked.given_probability", "1.0"), ("train.given_probability", "0.0"))
+    model, data = build_model(chosen), build_data(chosen)
+    batch, numbers = data.train.__getitems__(range(8)), torch.arange(8)
+    assert "masked" not in batch.data
+    assert float(losses(model, batch, numbers, chosen)["masked"].detach()) > 0
+    # With the image given as well there is nothing left to restore.
+    model.part("image").spec.given_probability = 1.0
+    assert float(losses(model, batch, numbers, chosen)["masked"].detach()) == 0
+    assert held_out(data.test, 5, model).data["masked"].shape == (5, 2, 8, 8)
+
+
+def test_it_is_missing_where_the_image_is():
+    model = build_model(config())
+    x = torch.zeros(2, 1, 8, 8)
+    there = torch.tensor([True, False])
+    assert torch.equal(
+        model.complete(Batch({"image": x}, {"image": there}), 0, torch.arange(2)).present["masked"], there
+    )
+
+
+def test_sampling_takes_it_as_given():
+    chosen = config()
+    model, data = build_model(chosen), build_data(chosen)
+    truth = held_out(data.test, 4, model).data
+    drawn = sample(model, 4, {"masked": truth["masked"]}, steps=2)
+    assert drawn["image"].shape == (4, 1, 8, 8) and torch.equal(drawn["masked"], truth["masked"])
+    joint = sample(model, 4, steps=2)["masked"]
+    assert joint.shape == (4, 2, 8, 8) and bool((joint[:, 1] == 1).all())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("modalities.masked.of", "label", "modalities.masked.of is 'label'; it should be an image"),
+        ("modalities.masked.channels", "3", "it should be an image with 3 channels"),
+        ("modalities.masked.ratios", "[0.5, 0.1]", "modalities.masked.ratios is"),
+        ("modalities.masked.encoder", "learned", "needs space=own and encoder=fixed"),
+        ("modalities.masked.given_probability", "1.5", "modalities.masked.given_probability is 1.5"),
+    ],
+)
+def test_bad_options_are_named(key, value, message):
+    with pytest.raises(MmfastError, match=message):
+        build_model(config((key, value)))
+
+
+def test_the_spec_says_none_by_default():
+    assert dataclasses.asdict(MaskedSpec())["weight"]["kind"] == "none"
