@@ -18,6 +18,7 @@ from mmfast.schedule import Schedule
 
 SMALL = {
     "unet": {"channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": [4], "head_channels": 8},
+    "adm": {"channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": [4], "heads": 2, "classes": 3},
     "mlp": {"width": 32, "blocks": 2, "features": 8},
 }
 

@@ -149,7 +149,7 @@ class Schedule(nn.Module):
     ) -> Schedule:
         """1 - a_t rises linearly from beta_start to beta_end over T steps (Ho et al., 2020)."""
         _check_steps(T)
-        betas = torch.linspace(beta_start, beta_end, T, dtype=torch.float64)
+        betas = torch.linspace(beta_start, beta_end, T, dtype=torch.float64, device="cpu")
         return cls(_cumulative(1 - betas), weights)
 
     @classmethod
@@ -162,7 +162,7 @@ class Schedule(nn.Module):
     ) -> Schedule:
         """abar_t ~ cos^2(pi/2 (t/T + offset)/(1 + offset)), with 1 - a_t <= max_beta (Nichol and Dhariwal, 2021)."""
         _check_steps(T)
-        time = torch.arange(T + 1, dtype=torch.float64) / T
+        time = torch.arange(T + 1, dtype=torch.float64, device="cpu") / T
         f = torch.cos((time + offset) / (1 + offset) * (math.pi / 2)) ** 2
         return cls(_cumulative((f[1:] / f[:-1]).clamp(min=1 - max_beta)), weights)
 
@@ -213,9 +213,9 @@ class Schedule(nn.Module):
 
 
 def _table(name: str, values: Any) -> Tensor:
-    """Numbers as a float64 tensor of our own."""
+    """Numbers as a float64 tensor of our own, on the host even where the default device is another."""
     try:
-        return torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
+        return torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().clone()
     except (TypeError, ValueError, RuntimeError):
         raise MmfastError(f"{name} is a {type(values).__name__}; it should be a table of numbers [T + 1]") from None
 

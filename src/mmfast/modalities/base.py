@@ -160,17 +160,18 @@ def code(classes: int, width: int) -> Tensor:
     """Fixed encodings of `classes` classes: float32 [classes, width], of unit RMS, as far apart as can be.
 
     The corners of a regular simplex, turned at random (always the same way) into `width` dimensions; fewer
-    dimensions than classes - 1 take its projection.
+    dimensions than classes - 1 take its projection. They are made on the host, so that all devices have the same.
     """
+    host = torch.device("cpu")
     if classes == 1:
-        return torch.ones(1, width)
+        return torch.ones(1, width, device=host)
     if width == 1:
-        line = torch.linspace(-1, 1, classes)[:, None]
+        line = torch.linspace(-1, 1, classes, device=host)[:, None]
         return line if classes == 2 else line / line.square().mean().sqrt()
-    generator = torch.Generator().manual_seed(classes * 100_003 + width)
+    generator = torch.Generator(host).manual_seed(classes * 100_003 + width)
     # The corners of the simplex in a basis of the classes - 1 dimensions that they span.
-    corners = torch.linalg.qr((torch.eye(classes) - 1 / classes)[:, :-1])[0]
-    random = torch.randn(max(width, classes - 1), min(width, classes - 1), generator=generator)
+    corners = torch.linalg.qr((torch.eye(classes, device=host) - 1 / classes)[:, :-1])[0]
+    random = torch.randn(max(width, classes - 1), min(width, classes - 1), generator=generator, device=host)
     turn = torch.linalg.qr(random)[0]
     turned = corners @ (turn.T if width >= classes - 1 else turn)
     return turned / turned.square().mean(1, keepdim=True).sqrt()

@@ -1,0 +1,85 @@
+"""The network of ADM (Dhariwal and Nichol, 2021), exactly: what the published checkpoints fit (mmfast/adm.py).
+
+Its blocks and their order are those of mmfast.nn.unet. It differs in three things: the heads of an attention may be a
+fixed number, a class may be added to the time embedding, and the network counts the timesteps from 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmfast.errors import MmfastError
+from mmfast.nn import unet
+from mmfast.options import option
+
+
+@dataclass
+class Spec:
+    kind: str = "adm"
+    channels: int = option(192, "channels of the finest level", min=1)
+    multipliers: list[int] = option([1, 2, 3, 4], "channels of each level, in multiples; each halves the grid", min=1)
+    blocks: int = option(3, "residual blocks a level", min=1)
+    attention: list[int] = option([32, 16, 8], "resolutions (in pixels) with self-attention")
+    head_channels: int = option(64, "channels of an attention head", min=1)
+    heads: int = option(0, "heads of every attention, whatever its channels; 0: as head_channels says", min=0)
+    dropout: float = option(0.0, "dropout in the residual blocks", min=0, max=1)
+    classes: int = option(
+        0, "classes that `forward` takes beside z_t; 0: none, since a label modality tells the network its class", min=0
+    )
+
+
+class Backbone(unet.Backbone):
+    """[B, in_channels, size, size] and t [B] -> features [B, channels, size, size]."""
+
+    def __init__(self, spec: Spec, in_channels: int, size: int) -> None:
+        same = unet.Spec(
+            channels=spec.channels,
+            multipliers=spec.multipliers,
+            blocks=spec.blocks,
+            attention=spec.attention,
+            head_channels=spec.head_channels,
+            dropout=spec.dropout,
+        )
+        super().__init__(same, in_channels, size)
+        for layer in self.modules():
+            if spec.heads and isinstance(layer, unet.Attention):
+                if layer.qkv.in_channels % spec.heads:
+                    raise MmfastError(
+                        f"backbone.heads is {spec.heads}; it should divide the channels of every attention, here "
+                        f"{layer.qkv.in_channels}"
+                    )
+                layer.heads = spec.heads
+        self.label = nn.Embedding(spec.classes, 4 * spec.channels) if spec.classes else None
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """As every backbone, with a class y (int64 [B]) beside.
+
+        Without y the class is unknown. ADM has no embedding for that, so it is the mean over the classes.
+        Raises MmfastError for a y that is not int64 [B], or that the network was built without classes for.
+        """
+        # Step t here, of 1 .. T, is what ADM calls t - 1.
+        emb = self.time(unet.timestep_embedding(t - 1, self.time_width).to(x.dtype))
+        if y is not None:
+            self._check(y, t)
+        if self.label is not None:
+            emb = emb + (self.label.weight.mean(0) if y is None else self.label(y))
+        emb = F.silu(emb)
+        h = self.first(x)
+        kept = [h]
+        for block in self.down:
+            h = block(h, emb)
+            kept.append(h)
+        h = self.middle(h, emb)
+        for block in self.up:
+            h = block(torch.cat((h, kept.pop()), 1), emb)
+        return h
+
+    def _check(self, y: Tensor, t: Tensor) -> None:
+        if self.label is None:
+            raise MmfastError("y is given, but backbone.classes is 0; leave y out, or build the network with classes")
+        if y.shape != t.shape or y.dtype != torch.int64:
+            raise MmfastError(f"y is {y.dtype} {list(y.shape)}; it should be int64 {list(t.shape)}, as t")
