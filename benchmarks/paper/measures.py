@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import torch
 from benchmarks.paper.report import Metric
-from mmfast.metrics.features import Extractor, extractor
-from mmfast.metrics.precision_recall import precision_recall
 from torch import Tensor
 
 from benchmarks.paper.core import Trained
 from mmfast.metrics.bound import bound
+from mmfast.metrics.features import Extractor, extractor
 from mmfast.metrics.frechet import frechet_distance
+from mmfast.metrics.precision_recall import precision_recall
 
 Features = Callable[[Tensor], Tensor]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from mmfast import data, modalities, nn
-from mmfast.cache import cache_folder
 from mmfast.checkpoint import Run
 from mmfast.config import Config
 from mmfast.data import Data
@@ -71,7 +70,7 @@ def build_data(config: Config) -> Data:
         if name not in held:
             raise unknown("modality", name, held)
     for name, spec in networks.items():
-        found = with_embeddings(found, config.anchor, name, spec.network, spec.dim, cache_folder())
+        found = with_embeddings(found, config.anchor, name, spec.network, spec.dim, getattr(config.data, "cache", ""))
     return found
 
 

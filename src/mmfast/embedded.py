@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mmfast.checkpoint import load_tensors, save_tensors
 from mmfast.data.base import Batch, Data, Examples, Judge
+from mmfast.data.cache import kept
 from mmfast.errors import MmfastError
 from mmfast.metrics.features import Extractor, extractor
 
@@ -60,11 +60,11 @@ class Embedded:
         return Batch({**batch.data, self.name: self.vectors[torch.as_tensor(indices)]}, batch.present)
 
 
-def with_embeddings(data: Data, anchor: str, name: str, network: str, dim: int, cache: Path) -> Data:
+def with_embeddings(data: Data, anchor: str, name: str, network: str, dim: int, cache: str | Path = "") -> Data:
     """The data with embeddings of its images, and the network as their judge.
 
     Goes through the whole data set, which should be small enough for that; the features of the same images are found
-    again in the folder `cache`. Raises MmfastError for a network whose features have fewer than `dim` numbers.
+    again in the folder `cache` (mmfast.data.cache). Raises MmfastError for a network with fewer than `dim` features.
     """
     features = extractor(network)
     train, test = (_features(part, anchor, features, network, cache) for part in (data.train, data.test))
@@ -85,16 +85,15 @@ def with_embeddings(data: Data, anchor: str, name: str, network: str, dim: int, 
     return Data(parts[0], parts[1], judges)
 
 
-def _features(examples: Examples, anchor: str, features: Extractor, network: str, cache: Path) -> Tensor:
+def _features(examples: Examples, anchor: str, features: Extractor, network: str, cache: str | Path) -> Tensor:
     """[n, D] of every example's image, from the cache where they are there."""
     batches = [range(i, min(i + 256, len(examples))) for i in range(0, len(examples), 256)]
     digest = hashlib.sha256(network.encode())
     for rows in batches:
         digest.update(examples.__getitems__(rows).data[anchor].contiguous().numpy().tobytes())
-    file = cache / f"features-{digest.hexdigest()[:24]}.safetensors"
-    if not file.exists():
+
+    def make() -> dict[str, Tensor]:
         bar = tqdm(batches, desc=f"features of {len(examples)} images by {features.name}", unit="batch")
-        found = torch.cat([features(examples.__getitems__(rows).data[anchor]) for rows in bar])
-        cache.mkdir(parents=True, exist_ok=True)
-        save_tensors(file, {"features": found}, {"network": network})
-    return load_tensors(file)[0]["features"]
+        return {"features": torch.cat([features(examples.__getitems__(rows).data[anchor]) for rows in bar])}
+
+    return kept(cache, "features", {"network": network, "images": digest.hexdigest()}, make)["features"]

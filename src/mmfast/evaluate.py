@@ -23,7 +23,6 @@ from mmfast.metrics.precision_recall import precision_recall
 from mmfast.model import Model
 from mmfast.sample import sample
 
-
 # Of precision and recall, as their authors chose it.
 NEIGHBOURS = 3
 

@@ -88,7 +88,9 @@ class Pictures:
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         index = torch.as_tensor(indices)
         images = self.images[index]
-        return Batch({"image": as_floats(images), "label": self.labels[index].long(), "mask": (images[:, 0] > 0).long()})
+        return Batch(
+            {"image": as_floats(images), "label": self.labels[index].long(), "mask": (images[:, 0] > 0).long()}
+        )
 
 
 def _judges(train: Pictures, cache: str) -> dict[str, Judge]:
