@@ -1,0 +1,87 @@
+"""The picture TASK-curves.png: the training loss against images seen, a line for each method, a band over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmfast.checkpoint import write_atomically
+from mmfast.errors import missing_extra
+
+CAPTION = (
+    "Training loss against images seen: the mean over seeds of a running mean, and a band from the lowest seed to the "
+    "highest. Each method's loss is its own, so shapes can be compared, levels not."
+)
+COLOURS = ("#d1495b", "#30638e", "#edae49", "#66788a", "#3d8b5f", "#7d5ba6", "#9fb1bd", "#8c5e3c")
+POINTS = 200  # along the axis
+WINDOW = 25  # a running mean is over one in so many of a curve's points
+
+Curve = Sequence[Mapping[str, Any]]
+
+
+def draw(by_method: Mapping[str, Sequence[Curve]], out: Path) -> bool:
+    """Draw the curves of each method's seeds; whether there is a picture (there may be no curve, or no matplotlib)."""
+    bands = {method: band(seeds) for method, seeds in by_method.items()}
+    found = {method: x for method, x in bands.items() if x is not None}
+    if not found:
+        return False
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+    except ImportError:
+        print(f"no picture: {missing_extra('matplotlib', 'bench', 'the picture of the curves')}")
+        return False
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axis = figure.add_subplot()
+    for i, (method, (images, low, mean, high)) in enumerate(found.items()):
+        # After all colours, the same ones dashed.
+        colour, style = COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3]
+        axis.plot(images, mean, style, color=colour, label=method, linewidth=1.6)
+        axis.fill_between(images, low, high, color=colour, alpha=0.2, linewidth=0)
+    axis.set_yscale("log")
+    axis.set_xlabel("images seen")
+    axis.set_ylabel("training loss")
+    axis.xaxis.set_major_locator(MaxNLocator(6))
+    axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    # Losses seldom span two decades: powers of ten alone would leave the axis bare.
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.grid(True, which="major", alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=min(len(found), 3), frameon=False)
+    canvas = FigureCanvasAgg(figure)
+    write_atomically(out, lambda file: canvas.print_png(str(file)))
+    return True
+
+
+def band(seeds: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+    """Images seen, and there the lowest, mean and highest seed's loss, each [POINTS]; None without any curve.
+
+    The seeds are read at common places, as far as all of them go. Losses that are not finite and positive are left out.
+    """
+    lines = [line for line in map(_smooth, seeds) if line is not None]
+    if not lines:
+        return None
+    first, last = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
+    if first > last:
+        return None
+    images = np.linspace(first, last, POINTS)
+    # Between the points as a log axis shows it.
+    losses = np.exp([np.interp(images, x, np.log(y)) for x, y in lines])
+    return images, losses.min(0), losses.mean(0), losses.max(0)
+
+
+def _smooth(curve: Curve) -> tuple[np.ndarray, np.ndarray] | None:
+    """Images [n] and the running mean of the loss [n], over a centred window that is shorter at the ends."""
+    points = np.array([(p["images"], p["loss"]) for p in curve], dtype=np.float64).reshape(-1, 2)
+    points = points[np.isfinite(points).all(1) & (points[:, 1] > 0)]
+    if not len(points):
+        return None
+    half = np.ones(2 * (len(points) // WINDOW // 2) + 1)
+    sums = np.convolve(points[:, 1], half, "same") / np.convolve(np.ones(len(points)), half, "same")
+    return points[:, 0], sums

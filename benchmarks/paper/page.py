@@ -1,0 +1,146 @@
+"""The page TASK.md of a report: a table for each condition, the claims, the times, and how to run it again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmarks.paper.report import Row, Verdict
+
+
+def three(x: float) -> str:
+    """A number with three significant digits, never in powers of ten where digits will do: 0.0123, 12.0, 1230."""
+    if not math.isfinite(x):
+        return "failed"
+    if x == 0:
+        return "0"
+    rounded = float(f"{x:.2e}")
+    places = 2 - math.floor(math.log10(abs(rounded)))
+    return f"{rounded:.{max(places, 0)}f}" if -4 <= places <= 6 else f"{x:.2e}"
+
+
+def text(
+    title: str,
+    question: str,
+    report: dict[str, Any],
+    rows: Sequence[Row],
+    reference: Sequence[Row],
+    verdicts: Sequence[Verdict],
+    notes: Sequence[str],
+    pictures: Sequence[tuple[str, str]],
+) -> str:
+    """The page, from `report.write`'s dictionary and rows."""
+    seeds = report["seeds"]
+    parts = [f"# {title}", question]
+    for condition in _distinct(row.condition for row in (*rows, *reference)):
+        mine, beside = ([row for row in group if row.condition == condition] for group in (rows, reference))
+        parts += [f"## {condition}", table(mine, beside, len(seeds))]
+    parts += [_how_to_read(seeds)]
+    parts += [_failures(rows)] if any(row.failed for row in rows) else []
+    if verdicts:
+        lines = [f"| {_cell(v.claim)} | {'yes' if v.holds else '**no**'} | {_cell(v.evidence)} |" for v in verdicts]
+        parts += ["## Claims", "\n".join(["| claim | holds | evidence |", "|---|---|---|", *lines])]
+    parts += [f"![{file}]({file})\n\n{caption}" for caption, file in pictures]
+    parts += ["## Minutes", _minutes(report), "## Run it again", _again(report)]
+    if notes:
+        parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(rows: Sequence[Row], reference: Sequence[Row], n_seeds: int) -> str:
+    """Methods as rows and metrics as columns, the reference rows last; rows of one condition."""
+    metrics = {row.metric: row.higher_is_better for row in (*rows, *reference)}
+    lines = ["| method | " + " | ".join(f"{_cell(m)} {'↑' if up else '↓'}" for m, up in metrics.items()) + " |"]
+    lines.append("|---" * (1 + len(metrics)) + "|")
+    winners = {metric: best([row for row in rows if row.metric == metric]) for metric in metrics}
+    nobody = dict.fromkeys(metrics)
+    for group, shown, first, expected in ((rows, "{}", winners, n_seeds), (reference, "*{}*", nobody, None)):
+        for method in _distinct(row.method for row in group):
+            found = {row.metric: row for row in group if row.method == method}
+            numbers = [_value(found.get(m), first[m], expected) for m in metrics]
+            lines.append(f"| {shown.format(_cell(method))} | " + " | ".join(numbers) + " |")
+    return "\n".join(lines)
+
+
+def best(rows: Sequence[Row]) -> str | None:
+    """The method that is better than each of the others by more than the sum of the two standard errors, if any.
+
+    One seed has no standard error, so it neither wins nor is beaten for certain; a method that failed is no rival.
+    """
+    rivals = [row for row in rows if not row.failed]
+    if len(rivals) < 2:
+        return None
+    sign = 1 if rivals[0].higher_is_better else -1
+    first, *others = sorted(rivals, key=lambda row: -sign * row.mean)
+    for other in others:
+        if first.stderr is None or other.stderr is None:
+            return None
+        if not sign * (first.mean - other.mean) > first.stderr + other.stderr:
+            return None
+    return first.method
+
+
+def _value(row: Row | None, winner: str | None, expected: int | None) -> str:
+    if row is None:
+        return "-"
+    if row.failed:
+        return "failed"
+    shown = three(row.mean) if row.stderr is None else f"{three(row.mean)} ± {three(row.stderr)}"
+    shown = f"**{shown}**" if row.method == winner else shown
+    # A method that lacks seeds says so; a reference has as many values as it has.
+    return shown if expected in (None, row.n_seeds) else f"{shown} (n = {row.n_seeds})"
+
+
+def _how_to_read(seeds: Sequence[int]) -> str:
+    arrows = "↑: higher is better, ↓: lower is better. "
+    if len(seeds) == 1:
+        return f"{arrows}One seed ({seeds[0]}), so there are no standard errors and nothing is bold."
+    return (
+        f"{arrows}Mean ± standard error over {len(seeds)} seeds ({', '.join(map(str, seeds))}). Bold: better than "
+        "every other method by more than the sum of the two standard errors."
+    )
+
+
+def _failures(rows: Sequence[Row]) -> str:
+    lines = [
+        f"- {row.method}, {row.condition}, {row.metric}: seed {', '.join(map(str, row.failed))}"
+        for row in rows
+        if row.failed
+    ]
+    return "\n".join(["Failed (the value was not a finite number, so the row has no mean):", "", *lines])
+
+
+def _minutes(report: dict[str, Any]) -> str:
+    lines = ["| method | images | train, by seed | evaluate, by seed |", "|---|---|---|---|"]
+    for method, parts in report["minutes"].items():
+        shown = (", ".join("-" if math.isnan(x) else three(x) for x in parts[key]) for key in ("train", "evaluate"))
+        lines.append(f"| {_cell(method)} | {report['images'][method]:,} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def _again(report: dict[str, Any]) -> str:
+    machine, images = report["machine"], max(report["images"].values())
+    threads = ", ".join(map(str, machine["threads"]))
+    command = f"python -m benchmarks.paper {report['task']} --seeds {len(report['seeds'])} --images {images}"
+    if report["commit"] is None:
+        commit = "Written outside a git checkout"
+    else:
+        commit = f"Written at commit `{report['commit'][:12]}`" + (
+            " with uncommitted changes" if report["dirty"] else ""
+        )
+    return (
+        f"```\n{command}\n```\n\n{commit}, on {machine['cores']} cores ({machine['instructions']}, torch "
+        f"{machine['torch']}, threads: {threads}). All numbers, every seed's value and the configs are in "
+        f"[{report['task']}.json]({report['task']}.json)."
+    )
+
+
+def _distinct(names: Any) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _cell(text: str) -> str:
+    """Text that does not break a table."""
+    return text.replace("|", "\\|").replace("\n", " ")
