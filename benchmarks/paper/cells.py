@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.paper.report import Cell
 
 from benchmarks.paper import supervised
 from benchmarks.paper.core import OURS, Method, Task, Trained
+from benchmarks.paper.report import Cell
 from mmfast.build import load_run
 from mmfast.checkpoint import write_atomically, write_text
 from mmfast.config import Config

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 import yaml
-from benchmarks.paper.report import Metric, Row, Verdict
 from omegaconf import OmegaConf
 from PIL import Image as PILImage
 from torch import Tensor
 
+from benchmarks.paper.report import Metric, Row, Verdict
 from mmfast.build import build_data
 from mmfast.config import Config, resolve
 from mmfast.data import Batch, Data

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.paper.report import Metric, Row, Verdict
 from PIL import Image as PILImage
 from torch import Tensor
 
 from benchmarks.paper import measures, supervised
 from benchmarks.paper.core import OURS, Found, Method, Task, Trained, at_least, means, seeded
+from benchmarks.paper.report import Metric, Row, Verdict
 from mmfast.draw import sample_grid
 from mmfast.metrics.frechet import pixel_features
 
@@ -89,7 +89,7 @@ def reference(trained: Trained) -> list[Metric]:
     true = measures.agreement(_judge(trained)(images["image"]), images["label"])
     found = []
     for condition in (JOINT, OF_LABEL):
-        found += measures.halves(condition, name, features, images["image"][:count], images["image"][count:])
+        found += measures.quality(condition, name, features, images["image"][:count], images["image"][count:])
         found.append(Metric(condition, "consistency", true, higher_is_better=True))
     return found
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.paper.report import Metric, Row, Verdict
 from PIL import Image as PILImage
 from torch import Tensor
 
 from benchmarks.paper import measures, supervised
 from benchmarks.paper.core import OURS, Found, Method, Task, Trained, at_least, at_most, means
+from benchmarks.paper.report import Metric, Row, Verdict
 from mmfast.draw import sample_grid
 from mmfast.model import Model
 

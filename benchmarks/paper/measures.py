@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from benchmarks.paper.report import Metric
 from torch import Tensor
 
 from benchmarks.paper.core import Trained
+from benchmarks.paper.report import Metric
 from mmfast.metrics.bound import bound
 from mmfast.metrics.features import Extractor, extractor
 from mmfast.metrics.frechet import frechet_distance
