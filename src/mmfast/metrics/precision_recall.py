@@ -1,0 +1,76 @@
+"""How much of the generated data is like real data, and how much of the real data is generated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmfast.errors import MmfastError
+
+
+class PrecisionRecall(NamedTuple):
+    """Each is 1 for a perfect model in the limit; density alone may be more than 1."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+@torch.no_grad()
+def precision_recall(real: Tensor, fake: Tensor, k: int = 3, block: int = 1024) -> PrecisionRecall:
+    """From features real [n, D] and fake [m, D], n, m > k. The ball of a point reaches to its k-th nearest kin.
+
+    precision: share of fake points in any real point's ball; recall: share of real points in any fake point's ball
+    (Kynkaanniemi et al. 2019, arXiv 1904.06991). density: mean over the fake points of the number of real points'
+    balls they are in, over k; coverage: share of real points with a fake point in their ball (Naeem et al. 2020,
+    arXiv 2002.09797). Balls are closed: a point at exactly the radius is in.
+
+    Distances are float64, `block` rows at a time: 10,000 by 10,000 never lies in memory at once. Raises MmfastError for
+    other shapes and for values that are not finite.
+    """
+    for name, x in (("real", real), ("fake", fake)):
+        if x.dim() != 2 or x.shape[1] != real.shape[-1] or not 1 <= k < len(x):
+            raise MmfastError(
+                f"{name} is {list(x.shape)} with k = {k}; it should be [n, D], n > k >= 1, with the same D for both"
+            )
+        if not x.isfinite().all():
+            raise MmfastError(f"{name} holds values that are not finite; it should hold finite features")
+    # Squared distances come from products, whose rounding is of the size of the squared norms: centred, they are least.
+    x, y = real.double(), fake.to(real.device).double()
+    centre = x.mean(0)
+    x, y = x - centre, y - centre
+    # What rounding may add to a distance that should be on the ball's edge, as equal points' is.
+    slack = 1e-13 * float(max(x.square().sum(1).max(), y.square().sum(1).max()))
+    reach_x, reach_y = (_radius(z, k, block) + slack for z in (x, y))
+    inside = torch.zeros(len(y), dtype=torch.int64, device=x.device)
+    covered = recalled = 0
+    for rows, distance in _distances(x, y, block):
+        in_ball_of_x = distance <= reach_x[rows, None]
+        inside += in_ball_of_x.sum(0)
+        covered += int(in_ball_of_x.any(1).sum())
+        recalled += int((distance <= reach_y).any(1).sum())
+    return PrecisionRecall(
+        precision=float((inside > 0).double().mean()),
+        recall=recalled / len(x),
+        density=float(inside.double().mean() / k),
+        coverage=covered / len(x),
+    )
+
+
+def _distances(x: Tensor, y: Tensor, block: int) -> Iterator[tuple[slice, Tensor]]:
+    """Squared distances |x_i - y_j|^2 of a block of rows of x [n, D] to all of y [m, D], with which rows they are."""
+    of_y = y.square().sum(1)
+    for start in range(0, len(x), block):
+        rows = slice(start, start + block)
+        products = torch.addmm(of_y, x[rows], y.T, alpha=-2)
+        yield rows, products.add_(x[rows].square().sum(1, keepdim=True)).clamp_(min=0)
+
+
+def _radius(x: Tensor, k: int, block: int) -> Tensor:
+    """The squared distance of each point to its k-th nearest other: [n]."""
+    # The point itself is the nearest of k + 1, at 0.
+    return torch.cat([d.kthvalue(k + 1, 1).values for _, d in _distances(x, x, block)])

@@ -1,0 +1,82 @@
+"""How well what was read matches what is true: embeddings by cosine and by retrieval, masks by overlap."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmfast.errors import MmfastError
+
+
+class Rank(NamedTuple):
+    """The place of the matching key among all keys, 1 the best; top1 and top5 are the shares at most 1 and 5."""
+
+    mean: float
+    median: float
+    top1: float
+    top5: float
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """The mean over the rows of a . b / (|a| |b|), for a, b [n, D]; a row of zeros counts 0."""
+    _check_pairs(a, b, "a", "b")
+    return float((_unit(a) * _unit(b)).sum(1).mean())
+
+
+@torch.no_grad()
+def retrieval_rank(queries: Tensor, keys: Tensor, block: int = 1024) -> Rank:
+    """The rank by cosine of keys[i] for queries[i] among all keys, both [n, D].
+
+    Keys as near as the matching one count half: it stands in the middle of its ties, so that n equal keys rank
+    (n + 1) / 2, as chance does. `block` queries at a time. Raises MmfastError for other shapes.
+    """
+    _check_pairs(queries, keys, "queries", "keys")
+    x, y = _unit(queries), _unit(keys)
+    ranks = []
+    for rows in torch.arange(len(x), device=x.device).split(block):
+        similarity = x[rows] @ y.T
+        own = similarity.gather(1, rows[:, None])
+        # In float64 equal keys agree to rounding, about 1e-16, and not always to the bit.
+        nearer = (similarity > own + 1e-12).sum(1)
+        as_near = (similarity >= own - 1e-12).sum(1) - nearer
+        ranks.append(nearer + (as_near + 1) / 2)
+    rank = torch.cat(ranks).double()
+    return Rank(
+        mean=float(rank.mean()),
+        median=float(rank.quantile(0.5)),
+        top1=float((rank <= 1).double().mean()),
+        top5=float((rank <= 5).double().mean()),
+    )
+
+
+def mean_iou(predicted: Tensor, truth: Tensor, classes: int, background: bool = False) -> float:
+    """Mean over the classes of intersection over union, counted over all elements of two int64 tensors.
+
+    Class 0, the background, counts only if asked for. Classes that neither holds are left out; with none left the two
+    agree, and the figure is 1. Raises MmfastError for shapes that differ and for numbers outside 0 .. classes - 1.
+    """
+    if predicted.shape != truth.shape:
+        raise MmfastError(
+            f"predicted is {list(predicted.shape)} and truth {list(truth.shape)}; they should have the same shape"
+        )
+    for name, x in (("predicted", predicted), ("truth", truth)):
+        if x.is_floating_point() or (x.numel() and not 0 <= int(x.min()) <= int(x.max()) < classes):
+            raise MmfastError(f"{name} is {x.dtype}; it should hold whole class numbers 0 .. {classes - 1}")
+    counts = torch.bincount((predicted.long() * classes + truth.long()).flatten(), minlength=classes**2)
+    table = counts.reshape(classes, classes).double()
+    union = table.sum(0) + table.sum(1) - table.diagonal()
+    counted = union > 0
+    counted[0] &= background
+    return float((table.diagonal() / union)[counted].mean()) if counted.any() else 1.0
+
+
+def _check_pairs(a: Tensor, b: Tensor, name_a: str, name_b: str) -> None:
+    if a.dim() != 2 or a.shape != b.shape or not len(a):
+        raise MmfastError(f"{name_a} is {list(a.shape)} and {name_b} {list(b.shape)}; both should be [n, D], n > 0")
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x.double(), dim=1)
