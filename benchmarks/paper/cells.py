@@ -17,13 +17,14 @@ from benchmarks.paper.core import OURS, Method, Task, Trained
 from benchmarks.paper.report import Cell
 from mmfast.build import load_run
 from mmfast.checkpoint import write_atomically, write_text
-from mmfast.config import Config
+from mmfast.config import Config, differences
+from mmfast.errors import MmfastError
 from mmfast.model import Model
 from mmfast.train import train
 
 RESULT = "result.json"
 # The name under which the real data stands beside the methods.
-REAL = "real halves"
+REAL = "real against real"
 # No seed of the comparison.
 JUDGE_SEED = 1000
 
@@ -59,7 +60,13 @@ def trained(plan: Plan, method: Method, seed: int) -> tuple[Trained, list[dict[s
         model, curve, minutes = supervised.train(config, *method.supervised, folder / "weights.safetensors")
     else:
         minutes = _timed(folder / "minutes.json", lambda: train(config, str(folder / "run")))
-        _, _, model = load_run(folder / "run", "cpu")
+        _, kept, model = load_run(folder / "run", "cpu")
+        changed = differences(kept, config)
+        if changed:
+            raise MmfastError(
+                f"{folder / 'run'} holds a model of another config ({'; '.join(changed[:3])}); move it away, or give "
+                "another --work"
+            )
         lines = (folder / "run" / "stats.jsonl").read_text().splitlines()
         curve = [json.loads(line) for line in lines[:: max(1, len(lines) // 200)]]
         curve = [{key: line[key] for key in ("step", "images", "loss")} for line in curve]

@@ -98,7 +98,7 @@ class Task:
         """The preset with the method's changes, for this many images seen."""
         text = (resources.files("mmfast") / "presets" / f"{self.name}.yaml").read_text()
         raw = copy.deepcopy(yaml.safe_load(text))
-        for key, value in {**method.change, **changes}.items():
+        for key, value in [*changes.items(), *method.change.items()]:
             _put(raw, key.split("."), value)
         config = resolve(OmegaConf.create(raw), self.name)
         steps = max(1, images // config.train.batch_size)

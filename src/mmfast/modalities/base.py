@@ -177,6 +177,25 @@ def code(classes: int, width: int) -> Tensor:
     return turned / turned.square().mean(1, keepdim=True).sqrt()
 
 
+class Pooled(nn.Sequential):
+    """The head of what an image has one of: features [B, F, H, W] -> [B, outputs].
+
+    Pooled to a grid of 4 x 4, so that where something lies can count; and normalised only then: a normalisation of each
+    channel over the pixels would take away the very means that are read.
+    """
+
+    def __init__(self, features: int, outputs: int, width: int = 128, grid: int = 4) -> None:
+        cells = features * grid * grid
+        super().__init__(
+            nn.AdaptiveAvgPool2d(grid),
+            nn.Flatten(),
+            nn.LayerNorm(cells),
+            nn.Linear(cells, width),
+            nn.SiLU(),
+            nn.Linear(width, outputs),
+        )
+
+
 def head_norm(features: int) -> nn.Sequential:
     """What every head begins with."""
     groups = next(g for g in (32, 16, 8, 4, 2, 1) if features % g == 0)

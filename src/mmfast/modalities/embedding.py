@@ -62,8 +62,7 @@ class Embedding(Modality):
         self.proj = None if fixed else nn.Linear(spec.dim, self.channels * self.grid[0] * self.grid[1], bias=False)
 
     def build_head(self, features: int) -> None:
-        self.norm = base.head_norm(features)
-        self.out = nn.Linear(features, self.spec.dim)
+        self.out = base.Pooled(features, self.spec.dim)
 
     def check(self, x: Tensor, where: str) -> None:
         base.check_floats(x, (self.spec.dim,), where)
@@ -82,7 +81,7 @@ class Embedding(Modality):
         return laid.unflatten(1, (self.channels, *self.grid))
 
     def head(self, features: Tensor) -> Tensor:
-        return self.out(self.norm(features).mean((2, 3)))
+        return self.out(features)
 
     def nll(self, prediction: Tensor, x: Tensor) -> Tensor:
         squared = ((prediction - base.unit_rms(x)) / self.spec.sigma).square()

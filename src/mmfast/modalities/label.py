@@ -49,8 +49,7 @@ class Label(Modality):
             self.register_buffer("codes", codes)
 
     def build_head(self, features: int) -> None:
-        self.norm = base.head_norm(features)
-        self.out = nn.Linear(features, self.spec.classes)
+        self.out = base.Pooled(features, self.spec.classes)
 
     def check(self, x: Tensor, where: str) -> None:
         base.check_classes(x, (), self.spec.classes, where)
@@ -63,7 +62,7 @@ class Label(Modality):
         return self._codes()[x]
 
     def head(self, features: Tensor) -> Tensor:
-        return self.out(self.norm(features).mean((2, 3)))
+        return self.out(features)
 
     def nll(self, prediction: Tensor, x: Tensor) -> Tensor:
         return F.cross_entropy(prediction, x, reduction="none")
