@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from benchmarks.paper import cells, report
 from benchmarks.paper.core import OURS, Method, Task
+from mmfast.build import build_data
 from mmfast.errors import MmfastError
 from mmfast.memory import keep_freed_memory
 
@@ -33,7 +34,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.paper", description=__doc__)
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--seeds", type=int, default=3, help="seeds a method [3]")
-    parser.add_argument("--images", type=int, default=None, help="images that each model sees in training [96000]")
+    parser.add_argument("--images", type=int, default=None, help="images that each model sees in training [48000]")
     parser.add_argument("--samples", type=int, default=None, help="samples a condition [1000]")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time, one thread each [the cores]")
     parser.add_argument("--work", type=Path, default=Path("runs/paper"), help="where the models are kept [runs/paper]")
@@ -44,7 +45,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--cell", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    defaults = SMOKE if args.smoke else {"images": 96_000, "samples": 1000}
+    defaults = SMOKE if args.smoke else {"images": 48_000, "samples": 1000}
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -80,8 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         cells.run(plan, plan.task.method(args.cell[0]), int(args.cell[1]))
         return 0
     # Fails before anything is trained, with what to install.
-    for method in plan.task.methods:
-        plan.config(method, 0)
+    build_data(plan.config(plan.task.method(OURS), 0))
     judges = [(plan.task.judge, cells.JUDGE_SEED)] if plan.task.judge else []
     work = [(method, seed) for seed in range(args.seeds) for method in plan.task.methods]
     failed = _all(plan, judges, args) or _all(plan, work, args)

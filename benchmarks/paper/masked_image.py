@@ -74,8 +74,7 @@ def image_alone(trained: Trained) -> Found:
     for ratio in RATIOS:
         masked = _hide(image, ratio)
         shown, seen = masked[:, :-1] * masked[:, -1:], masked[:, -1:]
-        jumps = {"jump_length": max(1, min(5, steps // 2)), "resamplings": 3}
-        again = repaint(trained.model, shown, seen, steps, seed=trained.seed, **jumps)
+        again = repaint(trained.model, shown, seen, steps, min(5, steps // 2), 3, seed=trained.seed)
         found[REPAINT] += _score(trained, ratio, again, masked)
         edited = sdedit(trained.model, shown, seen, 0.5, steps, "nearest", seed=trained.seed)
         found[SDEDIT] += _score(trained, ratio, edited, masked)

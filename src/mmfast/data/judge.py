@@ -34,7 +34,7 @@ class Classifier(nn.Module):
         super().__init__()
         quarter, half = width // 4, width // 2
         self.body = nn.Sequential(
-            *_block(channels, quarter), nn.MaxPool2d(2), *_block(quarter, half), *_block(half, half), nn.MaxPool2d(2),
+            nn.PixelUnshuffle(2), *_block(4 * channels, quarter), *_block(quarter, half), nn.MaxPool2d(2),
             *_block(half, width), *_block(width, width), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         )  # fmt: skip
         self.out = nn.Linear(width, classes)

@@ -197,6 +197,9 @@ class Pooled(nn.Sequential):
 
 
 def head_norm(features: int) -> nn.Sequential:
-    """What every head begins with."""
-    groups = next(g for g in (32, 16, 8, 4, 2, 1) if features % g == 0)
+    """What every head of a picture begins with.
+
+    Groups of four channels at least: a channel that is normalised alone cannot say how bright an image is.
+    """
+    groups = next((g for g in (32, 16, 8, 4, 2) if features % g == 0 and features >= 4 * g), 1)
     return nn.Sequential(nn.GroupNorm(groups, features), nn.SiLU())

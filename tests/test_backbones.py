@@ -1,0 +1,110 @@
+"""What the U-Net's options change and what they must not; what a head can see of its features."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmfast.errors import MmfastError
+from mmfast.modalities.base import Pooled, head_norm
+from mmfast.nn import unet
+
+
+def spec(**options):
+    return unet.Spec(**{"channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": [4], **options})
+
+
+def trained_like(module):
+    """Random weights everywhere: a new network has zeros in it, which would hide much."""
+    torch.manual_seed(0)
+    for p in module.parameters():
+        torch.nn.init.normal_(p, std=0.2 if p.dim() > 1 else 0.5)
+    return module.eval()
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_features_have_the_size_of_the_image_whatever_the_patch(patch, norm):
+    net = trained_like(unet.Backbone(spec(patch=patch, norm=norm), 5, 16))
+    x, t = torch.randn(2, 5, 16, 16), torch.tensor([1, 900])
+    features = net(x, t)
+    assert features.shape == (2, net.features, 16, 16) and net.features == 16 // patch
+    assert features.is_contiguous() and not torch.equal(features[0], features[1])
+    features.sum().backward()
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in net.parameters())
+
+
+def test_a_patch_is_a_u_net_of_the_cells_and_what_goes_past_it():
+    net = trained_like(unet.Backbone(spec(patch=2), 3, 16))
+    plain = unet.Backbone(spec(), 12, 8)
+    plain.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith(("past", "last"))})
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([5, 500])
+    cells = F.pixel_unshuffle(x, 2)
+    expected = F.pixel_shuffle(net.last(plain.eval()(cells, t)), 2) + net.past(x)
+    torch.testing.assert_close(net(x, t), expected)
+
+
+def test_pixel_norm_is_layer_norm_over_the_channels():
+    norm, x = unet.PixelNorm(6), torch.randn(2, 6, 4, 4, dtype=torch.float64)
+    norm = trained_like(norm.double())
+    mean, var = x.mean(1, keepdim=True), x.var(1, correction=0, keepdim=True)
+    expected = (x - mean) / (var + norm.eps).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.testing.assert_close(norm(x.contiguous(memory_format=layout)), expected)
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_bfloat16_follows_float32(norm):
+    net = trained_like(unet.Backbone(spec(patch=2, norm=norm), 3, 16))
+    x, t = torch.randn(4, 3, 16, 16), torch.tensor([1, 10, 100, 1000])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        low = net(x, t).float()
+    with torch.no_grad():
+        high = net(x, t)
+        # The error of bfloat16: of the same network with its input and weights rounded to it, and float32 otherwise.
+        rounded = unet.Backbone(spec(patch=2, norm=norm), 3, 16).eval()
+        rounded.load_state_dict({k: v.bfloat16().float() for k, v in net.state_dict().items()})
+        rounding = float((rounded(x.bfloat16().float(), t) - high).square().mean().sqrt())
+    # Activations are rounded too, at each of some thirty layers: errors of independent roundings add as squares.
+    assert float((low - high).square().mean().sqrt()) < 6 * rounding
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patch": 3}, "backbone.patch is 3; it should divide 16 pixels and 16 channels"),
+        ({"patch": 16}, "backbone.multipliers has 2 levels; 1 pixels"),
+        ({"norm": "batch"}, "backbone.norm is 'batch'"),
+        ({"multipliers": []}, "backbone.multipliers is empty"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(options, message):
+    with pytest.raises(MmfastError, match=message):
+        unet.Backbone(spec(**options), 3, 16)
+
+
+@pytest.mark.parametrize("features", [4, 8, 16, 24, 32, 128, 192])
+def test_a_head_sees_how_bright_a_channel_is(features):
+    x = torch.randn(1, features, 8, 8)
+    brighter = x.clone()
+    brighter[:, 0] += 3
+    norm, pooled = head_norm(features)[0], Pooled(features, 5)
+    assert features // norm.num_groups >= 4 and norm.num_groups <= 32
+    # Alone in its group a channel would lose what was added to it; here it keeps some of it.
+    assert float((norm(brighter)[:, 0] - norm(x)[:, 0]).mean()) > 0.5
+    assert not torch.allclose(pooled(brighter), pooled(x), atol=1e-3)
+    assert pooled(x).shape == (1, 5)
+
+
+def test_freed_memory_is_kept_where_it_can_be():
+    code = (
+        "import torch; from mmfast.memory import keep_freed_memory; kept = keep_freed_memory()\n"
+        "x = torch.ones(50_000_000); del x\n"
+        "rss = int(open('/proc/self/statm').read().split()[1]) * 4096 if kept else 0\n"
+        "print(kept, rss)"
+    )
+    kept, rss = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    # 200 MB were freed; where they are kept they are still the process's own.
+    assert kept == "False" or int(rss) > 200_000_000

@@ -1,0 +1,88 @@
+"""The runner of the paper's tasks: all of it in small, on digits; what is done is not done again; clear errors."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from benchmarks.paper import __main__ as paper
+from benchmarks.paper import cells, supervised
+from benchmarks.paper.core import OURS
+from mmfast.errors import MmfastError
+
+pytest.importorskip("sklearn", reason="needs scikit-learn: pip install '.[test]'")
+
+
+def run(task, folder, *more):
+    return paper.main([task, "--smoke", "--seeds", "1", "--work", str(folder), *more])
+
+
+@pytest.mark.parametrize("task", paper.TASKS)
+def test_a_task_trains_evaluates_and_writes_its_page(task, tmp_path):
+    assert run(task, tmp_path) == 0
+    found = json.loads((tmp_path / "results" / f"{task}.json").read_text())
+    methods = [method.name for method in paper.load(task).methods]
+    rows = {(row["method"], row["condition"], row["metric"]): row for row in found["rows"]}
+    assert set(methods) <= {row["method"] for row in found["rows"]} and OURS in methods
+    assert {"commit", "configs", "minutes", "rows", "verdicts"} <= set(found) and found["verdicts"]
+    for row in found["rows"]:
+        assert row["n_seeds"] == 1 and len(row["values"]) == 1 and isinstance(row["higher_is_better"], bool)
+    # Every modality is shown in one direction at least, and the bound with its four parts.
+    assert {f"{part} (bits per dimension)" for part in ("L0", "L1", "L2", "L3")} <= {metric for _, _, metric in rows}
+    page = (tmp_path / "results" / f"{task}.md").read_text()
+    assert all(method in page for method in methods)
+    assert list((tmp_path / "results").glob(f"{task}-*.png"))
+
+
+def test_what_is_finished_is_not_done_again(tmp_path, monkeypatch):
+    assert run("image-mask", tmp_path) == 0
+    before = {file: file.read_bytes() for file in tmp_path.rglob("result.json")}
+
+    def fail(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(cells, "trained", fail)
+    assert run("image-mask", tmp_path) == 0
+    assert before and all(file.read_bytes() == text for file, text in before.items())
+
+
+def test_a_model_of_another_config_is_never_taken(tmp_path):
+    plan = paper.plan_of(paper.parse(["image-mask", "--smoke", "--work", str(tmp_path)]))
+    method = plan.task.method("image alone")
+    cells.trained(plan, method, 0)
+    file = plan.folder(method, 0) / "run" / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["train"]["learning_rate"] = 0.5
+    file.write_text(yaml.safe_dump(config))
+    with pytest.raises(MmfastError, match=r"another config .*learning_rate"):
+        cells.trained(plan, method, 0)
+
+
+def test_every_method_sees_as_many_images_and_has_the_same_backbone():
+    for task in map(paper.load, paper.TASKS):
+        configs = [task.config(method, 0, 6400, {}) for method in task.methods]
+        assert len({config.train.steps * config.train.batch_size for config in configs}) == 1
+        assert len({str(config.backbone) for config in configs}) == 1
+        assert len({str(config.sample) for config in configs}) == 1
+
+
+def test_supervised_training_learns_and_is_read_back(tmp_path):
+    plan = paper.plan_of(paper.parse(["image-label", "--smoke", "--images", "12800", "--work", str(tmp_path)]))
+    config = plan.config(plan.task.method("classifier alone"), 0)
+    model, curve, _ = supervised.train(config, "image", "label", tmp_path / "w.safetensors")
+    truth = cells.Trained(model, config, 0, 200, True, lambda: model).held_out().data
+    said = supervised.answer(model, truth, "image", "label")
+    # 400 steps on 1,437 digits: a linear classifier has 0.96; chance is 0.1.
+    assert float((said == truth["label"]).float().mean()) > 0.8 and curve[-1]["loss"] < curve[0]["loss"]
+    again, kept, _ = supervised.train(config, "image", "label", tmp_path / "w.safetensors")
+    assert torch.equal(supervised.answer(again, truth, "image", "label"), said) and kept == curve
+
+
+def test_bad_arguments_are_named(tmp_path, capsys):
+    for argument, value in (("--seeds", "0"), ("--images", "0"), ("--samples", "2"), ("--jobs", "0")):
+        with pytest.raises(SystemExit):
+            paper.main(["image-mask", argument, value, "--work", str(tmp_path)])
+        assert f"{argument} is {value}" in capsys.readouterr().err
+    with pytest.raises(MmfastError, match="data.root"):
+        paper.main(["image-label", "--data", str(tmp_path / "none"), "--work", str(tmp_path)])
