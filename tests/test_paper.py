@@ -84,5 +84,5 @@ def test_bad_arguments_are_named(tmp_path, capsys):
         with pytest.raises(SystemExit):
             paper.main(["image-mask", argument, value, "--work", str(tmp_path)])
         assert f"{argument} is {value}" in capsys.readouterr().err
-    with pytest.raises(MmfastError, match="data.root"):
+    with pytest.raises(MmfastError, match=r"data\.root"):
         paper.main(["image-label", "--data", str(tmp_path / "none"), "--work", str(tmp_path)])
