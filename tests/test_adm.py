@@ -181,11 +181,10 @@ def test_the_presets_have_the_published_number_of_parameters(name):
     count = sum(p.numel() for p in network.parameters())
     assert count == PUBLISHED[name] == sum(map(math.prod, layout(spec, size).values()))
     # Ours: no table of classes and no variance; input channels for the label (16) and what is told (3 + 16 + a plane
-    # for each of the two); the label's head.
+    # for each of the two); the label's head, which reads a grid of 4 x 4 through a layer of 128.
     width = spec.channels
-    ours = (
-        count - 1000 * 4 * width - 3 * (9 * width + 1) + 9 * width * (16 + 3 + 16 + 2) + 2 * width + 1000 * (width + 1)
-    )
+    head = 2 * 16 * width + 128 * (16 * width + 1) + 1000 * (128 + 1)
+    ours = count - 1000 * 4 * width - 3 * (9 * width + 1) + 9 * width * (16 + 3 + 16 + 2) + head
     assert sum(p.numel() for p in model.parameters()) == ours
     assert all(p.is_meta for p in model.parameters())
 
