@@ -45,8 +45,8 @@ def _read(root: Path, name: str, *shape: int) -> Tensor:
         raw = gzip.decompress(file.read_bytes())
     except FileNotFoundError:
         raise MmfastError(
-            f"data.root: {file} does not exist; `apt-get install {PACKAGE}`, or `apt-get download {PACKAGE} && dpkg-deb "
-            f"-x {PACKAGE}_*.deb DIR` and --data.root DIR/usr/share/datasets/fashion-mnist"
+            f"data.root: {file} does not exist; `apt-get install {PACKAGE}`, or `apt-get download {PACKAGE} && "
+            f"dpkg-deb -x {PACKAGE}_*.deb DIR` and --data.root DIR/usr/share/datasets/fashion-mnist"
         ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise MmfastError(f"data.root: {file} cannot be read: {error}; install {PACKAGE} again") from None

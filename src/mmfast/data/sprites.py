@@ -1,0 +1,275 @@
+"""Colour sprites of the game Battle for Wesnoth: image, four-class mask and race, split by unit.
+
+Of one drawing with transparency come the image (over a ground), and for each pixel whether it is background, shadow
+(part transparent: also ghosts and soft edges), body, or body in the colour that the game gives each team. Most files
+are frames of a unit's animation, so whole units are held out, never single files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image as PILImage
+from torch import Tensor
+from tqdm import tqdm
+
+from mmfast.data.base import Batch, Data
+from mmfast.data.cache import HELP, digest, kept
+from mmfast.errors import MmfastError
+from mmfast.ops.reference import random_words
+from mmfast.options import option
+from mmfast.streams import GROUND
+
+VERSION = 1  # of what is kept in the cache
+PACKAGE = "wesnoth-1.16-data"
+CLASSES = ("background", "shadow", "body", "team colour")
+# The middle of a picture that is read, by the size it is averaged down to: units stand in the middle of 72 x 72.
+SIDES = {16: 64, 32: 64, 36: 72, 64: 64, 72: 72}
+TRANSPARENT, OPAQUE = 8, 247  # alpha up to the one is background, from the other on body
+SEEN, BODY = 0.9, 200  # a sprite is kept if this share of it lies in the middle, with so many opaque pixels
+GREY = 128
+# The terrain folders whose plain pictures are ground to stand on, and the share of their kinds kept for the test.
+TERRAIN, TEST_TERRAIN = ("cave", "flat", "frozen", "grass", "hills", "interior", "sand", "swamp", "water"), 0.2
+NO_GROUND = re.compile(r"tile|editor|symbol|wall|variation|beam|oasis|coast|reef")
+# A hexagon of 72 x 72 covers the plane at these offsets (x, y).
+NEIGHBOURS = ((54, 36), (54, -36), (-54, 36), (-54, -36), (0, 0))
+
+
+@dataclass
+class Spec:
+    kind: str = "sprites"
+    root: str = option("/usr/share/games/wesnoth/1.16/data", f"the data folder of Debian's {PACKAGE}")
+    background: str = option("plain", "what stands behind a sprite: grey, or terrain", choices=("plain", "terrain"))
+    flip: bool = option(True, "train on mirrored copies as well")
+    test_fraction: float = option(0.12, "share of the units held out for the evaluation", above=0, max=0.9)
+    cache: str = option("", HELP)
+
+
+def unit(path: str) -> str:
+    """The unit of a sprite, "race/name", from its path RACE/.../name-words.png: the file's first word, no digits.
+
+    Animations, directions and variants (mage-attack-3, mage-ne, mage+female) follow the name. That joins some units
+    (fire-ant and fire-dragon), which makes no frame of one unit stand on both sides of the split.
+    """
+    race, *_, file = path.split("/")
+    return f"{race}/{re.split(r'[-_+.0-9]', file)[0]}"
+
+
+def held_out(names: Iterable[str], share: float) -> set[str]:
+    """Those of the names "group/name" that are for the test: in each group the share with the lowest hashes.
+
+    So a name changes sides only when others of its group come or go.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted(set(names), key=digest):
+        groups.setdefault(name.split("/")[0], []).append(name)
+    return {name for group in groups.values() for name in group[: round(len(group) * share)]}
+
+
+def _files(folder: Path) -> list[str]:
+    """The sprites below a folder that are in a race's folder, as sorted paths."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png") if path.parent != folder)
+
+
+def _palette(root: Path) -> list[int]:
+    """The colours 0xRRGGBB that the game replaces by a team's: the palette named magenta."""
+    file = root / "core" / "team-colors.cfg"
+    try:
+        found = re.search(r"^\s*magenta\s*=\s*([0-9A-Fa-f, ]+)", file.read_text(errors="replace"), re.MULTILINE)
+    except OSError as error:
+        raise MmfastError(f"data.root: {file} cannot be read ({error.strerror}); {_install()}") from None
+    if found is None:
+        raise MmfastError(f"data.root: {file} has no palette named magenta; {_install()}")
+    return [int(colour, 16) for colour in found[1].replace(" ", "").strip(",").split(",")]
+
+
+def _install() -> str:
+    return (
+        f"`apt-get install {PACKAGE}`, or `apt-get download {PACKAGE} && dpkg-deb -x {PACKAGE}_*.deb DIR` and "
+        "--data.root DIR/usr/share/games/wesnoth/1.16/data"
+    )
+
+
+@contextlib.contextmanager
+def _picture(file: Path) -> Iterator[PILImage.Image]:
+    try:
+        with PILImage.open(file) as picture:
+            yield picture
+    except OSError as error:
+        raise MmfastError(f"data.root: {file} cannot be read as a picture: {str(error).splitlines()[0]}") from None
+
+
+def middle(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The middle [side, side, 4] of a picture [height, width, 4], with zeros around where it is smaller."""
+    missing = [max(0, side - size) for size in pixels.shape[:2]]
+    padded = np.pad(pixels, [*((n // 2, n - n // 2) for n in missing), (0, 0)]) if any(missing) else pixels
+    top, left = ((size - side) // 2 for size in padded.shape[:2])
+    return padded[top : top + side, left : left + side]
+
+
+def pixel_classes(pixels: np.ndarray, palette: Sequence[int]) -> np.ndarray:
+    """The class of each pixel, uint8 [...] (an index into CLASSES), of uint8 [..., 4]."""
+    red, green, blue, alpha = np.moveaxis(pixels.astype(np.int32), -1, 0)
+    team = np.isin(red << 16 | green << 8 | blue, np.array(palette, np.int32), kind="table")
+    classes = np.select([alpha <= TRANSPARENT, alpha < OPAQUE, team], [0, 1, 3], default=2)
+    return classes.astype(np.uint8)
+
+
+def majority(classes: Tensor, factor: int) -> Tensor:
+    """The commonest class of each factor x factor square, uint8 [N, H, W] -> [N, H / f, W / f]; ties to the highest."""
+    votes = torch.stack([classes == k for k in reversed(range(len(CLASSES)))], 1).float()
+    return (len(CLASSES) - 1 - F.avg_pool2d(votes, factor).argmax(1)).to(torch.uint8)
+
+
+def averaged(pixels: Tensor, factor: int) -> Tensor:
+    """Means over factor x factor squares, the colours weighted by alpha: uint8 [N, 4, H, W] -> [N, 4, H / f, W / f].
+
+    The colours that come out are premultiplied: over a ground G the picture is colour + (255 - alpha) G / 255.
+    """
+    colour, alpha = pixels[:, :3].float(), pixels[:, 3:].float()
+    return F.avg_pool2d(torch.cat([colour * alpha / 255, alpha], 1), factor).round().to(torch.uint8)
+
+
+def _load(folder: Path, files: Sequence[str], palette: Sequence[int], size: int) -> dict[str, Tensor]:
+    """Premultiplied pixels [N, 4, size, size], masks [N, size, size] and file numbers [N] of the sprites worth keeping.
+
+    Left out: effects with hardly a body (flames, halos), and what for the most part lies outside the middle.
+    """
+    side = SIDES[size]
+    kept_pixels, rows = [], []
+    for row, file in enumerate(tqdm(files, desc="reading sprites", unit="file", leave=False)):
+        with _picture(folder / file) as picture:
+            whole = np.asarray(picture.convert("RGBA"))
+        seen = middle(whole, side)
+        if (seen[..., 3] >= OPAQUE).sum() >= BODY and visible(seen) >= SEEN * visible(whole):
+            kept_pixels.append(seen)
+            rows.append(row)
+    if not rows:
+        raise MmfastError(f"data.root: {folder} holds no sprites RACE/NAME.png; {_install()}")
+    pixels, masks = [], []
+    for start in range(0, len(rows), 256):
+        batch = np.stack(kept_pixels[start : start + 256])
+        pixels.append(averaged(torch.from_numpy(batch).permute(0, 3, 1, 2), side // size))
+        masks.append(majority(torch.from_numpy(pixel_classes(batch, palette)), side // size))
+    return {"pixels": torch.cat(pixels), "masks": torch.cat(masks), "files": torch.tensor(rows)}
+
+
+def visible(pixels: np.ndarray) -> int:
+    """How many pixels of uint8 [..., 4] are not background."""
+    return int((pixels[..., 3] > TRANSPARENT).sum())
+
+
+def _ground(file: Path, size: int) -> Tensor | None:
+    """A terrain hexagon, its corners filled by neighbours alike, uint8 [3, size, size]; None for another picture."""
+    with _picture(file) as picture:
+        if picture.size != (72, 72):
+            return None
+        hexagon = picture.convert("RGBA")
+    plane = PILImage.new("RGBA", hexagon.size)
+    for offset in NEIGHBOURS:
+        layer = PILImage.new("RGBA", hexagon.size)
+        layer.paste(hexagon, offset)
+        plane = PILImage.alpha_composite(plane, layer)
+    pixels = torch.from_numpy(middle(np.asarray(plane), SIDES[size]).copy()).permute(2, 0, 1)
+    return averaged(pixels[None], SIDES[size] // size)[0, :3] if bool((pixels[3] == 255).all()) else None
+
+
+def _terrain(root: Path) -> list[Path]:
+    folder = root / "core" / "images" / "terrain"
+    return sorted(file for part in TERRAIN for file in (folder / part).glob("*.png") if not NO_GROUND.search(file.stem))
+
+
+def grounds(files: Sequence[Path], size: int) -> dict[str, Tensor]:
+    """Terrain to stand on, "train" and "test", uint8 [G, 3, size, size] each.
+
+    They share no kind of terrain: a kind is a name without its number (grass/green3).
+    """
+    found = []
+    for file in files:
+        ground = _ground(file, size)
+        if ground is not None:
+            found.append((f"terrain/{file.parent.name}/{re.split(r'[0-9.]', file.name)[0]}", ground))
+    for_test = held_out((kind for kind, _ in found), TEST_TERRAIN)
+    train, test = ([ground for kind, ground in found if (kind in for_test) is part] for part in (False, True))
+    if not train or not test:
+        raise MmfastError(
+            f"data.root holds {len(found)} pictures of terrain, too few to split; give --data.background plain, "
+            f"or {_install()}"
+        )
+    return {"train": torch.stack(train), "test": torch.stack(test)}
+
+
+def _listing(root: Path, files: Iterable[Path]) -> str:
+    """A hash of the files' paths and sizes in bytes: what is kept of them is theirs."""
+    return digest("\n".join(f"{file.relative_to(root).as_posix()} {file.stat().st_size}" for file in files))
+
+
+@dataclass
+class Sprites:
+    """Examples as bytes, put on their ground when they are asked for; from number N on, the mirrored ones."""
+
+    pixels: Tensor
+    masks: Tensor
+    labels: Tensor
+    grounds: Tensor
+    mirrored: bool
+
+    def __len__(self) -> int:
+        return len(self.labels) * (1 + self.mirrored)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        index = torch.as_tensor(indices)
+        row, flip = index % len(self.labels), index >= len(self.labels)
+        pixels = torch.where(flip[:, None, None, None], self.pixels[row].flip(3), self.pixels[row]).int()
+        mask = torch.where(flip[:, None, None], self.masks[row].flip(2), self.masks[row])
+        ground = self.grounds[random_words((0, 0), index, GROUND, 1)[:, 0, 0] % len(self.grounds)].int()
+        image = (pixels[:, :3] + ((255 - pixels[:, 3:]) * ground + 127) // 255).clamp(max=255)
+        return Batch({"image": image.float() / 127.5 - 1, "label": self.labels[row], "mask": mask.long()})
+
+
+def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
+    """Image (float [3, size, size] in -1 .. 1, of 256 levels), mask (CLASSES) and label (the race), split by unit.
+
+    The size is the anchor's: 16, 32, 36, 64 or 72. Raises MmfastError for another, for files missing, and for a label
+    of fewer classes than there are races.
+    """
+    size, root = modalities[anchor].size, Path(spec.root)
+    if size not in SIDES:
+        raise MmfastError(
+            f"modalities.{anchor}.size is {size}; for this data it should be one of {', '.join(map(str, SIDES))}"
+        )
+    folder = root / "core" / "images" / "units"
+    if not folder.is_dir():
+        raise MmfastError(f"data.root: {folder} does not exist; {_install()}")
+    files, palette = _files(folder), _palette(root)
+    races = sorted({file.split("/")[0] for file in files})
+    classes = getattr(modalities.get("label"), "classes", len(races))
+    if classes < len(races):
+        raise MmfastError(f"modalities.label.classes is {classes}; this data has {len(races)} ({', '.join(races)})")
+    listing = _listing(folder, (folder / file for file in files))
+    key = {"version": VERSION, "size": size, "files": listing, "palette": palette}
+    loaded = kept(spec.cache, "sprites", key, lambda: _load(folder, files, palette, size))
+    names = [files[row] for row in loaded["files"].tolist()]
+    labels = torch.tensor([races.index(name.split("/")[0]) for name in names])
+    for_test = held_out(map(unit, names), spec.test_fraction)
+    test = torch.tensor([unit(name) in for_test for name in names])
+
+    plain = torch.full((1, 3, size, size), GREY, dtype=torch.uint8)
+    ground = {"train": plain, "test": plain}
+    if spec.background == "terrain":
+        terrain = _terrain(root)
+        key = {"version": VERSION, "size": size, "files": _listing(root, terrain)}
+        ground = kept(spec.cache, "terrain", key, lambda: grounds(terrain, size))
+
+    def part(rows: Tensor, ground: Tensor, mirrored: bool) -> Sprites:
+        return Sprites(loaded["pixels"][rows], loaded["masks"][rows], labels[rows], ground, mirrored)
+
+    return Data(part(~test, ground["train"], spec.flip), part(test, ground["test"], False))
