@@ -124,7 +124,7 @@ def pixel_classes(pixels: np.ndarray, palette: Sequence[int]) -> np.ndarray:
 
 
 def majority(classes: Tensor, factor: int) -> Tensor:
-    """The commonest class of each factor x factor square, uint8 [N, H, W] -> [N, H / f, W / f]; of ties the highest."""
+    """The commonest class of each factor x factor square, uint8 [N, H, W] -> [N, H / f, W / f]; ties to the highest."""
     votes = torch.stack([classes == k for k in reversed(range(len(CLASSES)))], 1).float()
     return (len(CLASSES) - 1 - F.avg_pool2d(votes, factor).argmax(1)).to(torch.uint8)
 
