@@ -18,7 +18,7 @@ from mmfast import data, modalities, nn
 from mmfast.errors import MmfastError, unknown
 from mmfast.options import check, option
 from mmfast.process import TARGETS
-from mmfast.sample import SAMPLERS
+from mmfast.sample import PRECISIONS, SAMPLERS
 
 
 @dataclass
@@ -47,7 +47,7 @@ class TrainSpec:
     given_probability: float = option(
         0.25, "how often each modality is given (told to the network) in training", min=0, max=1
     )
-    precision: str = option("fp32", "arithmetic of the network", choices=("fp32", "bf16"))
+    precision: str = option("fp32", "arithmetic of the network", choices=PRECISIONS)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     compile: bool = option(False, "compile the network with torch.compile")
     workers: int = option(0, "processes that load data", min=0)
@@ -65,6 +65,7 @@ class SampleSpec:
     guidance_scale: float = option(1.0, "guidance by what is given; 1 for none", min=0)
     clamp: float | None = option(1.0, "hold the predicted image within -clamp .. clamp; null: not", above=0)
     batch_size: int = option(250, "samples at a time", min=1)
+    precision: str = option("fp32", "arithmetic of the network", choices=PRECISIONS)
     count: int = option(16, "samples in a grid", min=1)
 
 

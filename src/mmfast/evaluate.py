@@ -37,6 +37,7 @@ def settings(config: Config) -> dict[str, Any]:
         "guidance_scale": spec.guidance_scale,
         "clamp": spec.clamp,
         "batch_size": spec.batch_size,
+        "precision": spec.precision,
         "seed": config.seed,
     }
 

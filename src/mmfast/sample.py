@@ -65,6 +65,7 @@ def dpmpp_2m(abar: Callable[[int], float], t: int, s: int, last: int | None, eta
     return Step(first.of_z0 * (1 + half), first.of_y, 0.0, -first.of_z0 * half)
 
 
+PRECISIONS = ("fp32", "bf16")
 SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
 
 
@@ -89,6 +90,7 @@ def sample(
     seed: int = 0,
     sample_ids: Tensor | None = None,
     batch_size: int = 256,
+    precision: str = "fp32",
     progress: bool | str = False,
 ) -> dict[str, Tensor]:
     """Draw examples from z_T ~ N(m_T of what is given, I): all modalities, those given as they are.
@@ -104,6 +106,7 @@ def sample(
             (scale - 1) (prediction - prediction without it).
         clamp: hold the predicted z_0 within -clamp .. clamp; None not to.
         seed, sample_ids: the noise's identity; example i is the same in any batch.
+        precision: the network's arithmetic, "fp32" or "bf16"; the steps themselves are float32 in both.
         progress: show a bar, with this text.
 
     Returns every modality by name, [count, ...], on the model's device.
@@ -123,7 +126,10 @@ def sample(
         raise MmfastError(f"clamp is {clamp}; it should be above 0, or None")
     if not 0 <= eta <= 1:
         raise MmfastError(f"eta is {eta}; it should lie in 0 .. 1")
-    settings = _Settings(SAMPLERS[sampler], eta, grid, _scales(guidance_scale, given), clamp, seed)
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    scales = _scales(guidance_scale, given)
+    settings = _Settings(SAMPLERS[sampler], eta, grid, scales, clamp, seed, precision == "bf16")
     text = progress if isinstance(progress, str) else "sampling"
     batches = torch.arange(count).split(batch_size)
     bar = tqdm(total=len(batches) * steps, desc=text, unit="step", disable=not progress, leave=False)
@@ -148,6 +154,7 @@ class _Settings:
     scales: dict[str, float]
     clamp: float | None
     seed: int
+    bf16: bool
 
 
 def _count(model: Model, count: int | None, given: Mapping[str, Tensor]) -> int:
@@ -263,7 +270,8 @@ class _Loop:
             z = _tensor(ops.combine([z, *terms], torch.cat((weights.new_ones(1), weights))[None]))
         last: Tensor | None = None
         for i, (t, s) in enumerate(itertools.pairwise(grid)):
-            anchors, heads = self._predict(z, t)
+            with torch.autocast(z.device.type, torch.bfloat16, enabled=self.settings.bf16):
+                anchors, heads = self._predict(z, t)
             # A given modality keeps its true encoding; the others take what their heads expect.
             E = {
                 name: self.truth[name] if name in self.truth else model.part(name).encode_prediction(x)
