@@ -55,7 +55,7 @@ def _of_label(trained: Trained) -> list[Metric]:
 
 
 def _accuracy(trained: Trained, answer: Callable[[dict[str, Tensor]], Tensor]) -> list[Metric]:
-    data = trained.held_out(min(2 * trained.samples, len(trained.data.test))).data
+    data = trained.held_out(min(trained.samples, len(trained.data.test))).data
     share = measures.agreement(answer({"image": data["image"]}), data["label"])
     return [Metric(OF_IMAGE, "accuracy", share, higher_is_better=True)]
 
