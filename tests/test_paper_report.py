@@ -174,7 +174,7 @@ def test_the_page(tmp_path):
 def test_the_json(tmp_path):
     _, found = write(tmp_path, cells_of_two())
     assert list(found) == [
-        "task", "commit", "dirty", "machine", "images", "seeds", "configs", "minutes", "rows", "verdicts", "notes",
+        "task", "commit", "dirty", "evaluated_at", "machine", "images", "seeds", "configs", "minutes", "rows", "verdicts", "notes",
     ]  # fmt: skip
     assert found["task"] == "pairs" and found["seeds"] == [0, 1, 2]
     assert found["images"] == {"mmfast": 1000, "plain | old": 1000}
@@ -211,16 +211,16 @@ def test_the_commit(tmp_path, monkeypatch):
 
     monkeypatch.setattr(report, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert report._commit() == (None, None)
+    assert report.current_commit() == (None, None)
     git("init")
     (tmp_path / "code.py").write_text("1")
     git("add", "code.py")
     git("commit", "-m", "one", "--no-gpg-sign")
     (tmp_path / "benchmarks/results").mkdir(parents=True)
     (tmp_path / "benchmarks/results/pairs.json").write_text("{}")
-    assert report._commit() == (git("rev-parse", "HEAD"), False)
+    assert report.current_commit() == (git("rev-parse", "HEAD"), False)
     (tmp_path / "code.py").write_text("2")
-    assert report._commit() == (git("rev-parse", "HEAD"), True)
+    assert report.current_commit() == (git("rev-parse", "HEAD"), True)
 
 
 # --- the curves ------------------------------------------------------------------------------------------------

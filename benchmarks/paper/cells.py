@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.paper import supervised
 from benchmarks.paper.core import OURS, Method, Task, Trained
-from benchmarks.paper.report import Cell
+from benchmarks.paper.report import Cell, current_commit
 from mmfast.build import load_run
 from mmfast.checkpoint import write_atomically, write_text
 from mmfast.config import Config, differences
@@ -117,6 +117,7 @@ def run(plan: Plan, method: Method, seed: int) -> None:
             config=dataclasses.asdict(found.config),
             curve=curve,
             threads=torch.get_num_threads(),
+            commit=current_commit()[0],
         )
         for name, rows in metrics.items()
     ]

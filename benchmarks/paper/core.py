@@ -47,6 +47,11 @@ class Trained:
     def data(self) -> Data:
         return build_data(self.config)
 
+    @cached_property
+    def judges(self) -> dict[str, Any]:
+        """What reads a modality off images, made from real data alone."""
+        return self.data.judges()
+
     def held_out(self, count: int | None = None) -> Batch:
         """The first examples of the test set with the modalities of this model."""
         return held_out(self.data.test, count or self.samples, self.model)

@@ -20,7 +20,7 @@ IMAGE, REGRESSOR = "image alone", "regressor alone"
 
 def _embed(trained: Trained) -> Any:
     """The network itself, along the axes of the data's embeddings."""
-    return trained.data.judges()["embedding"]
+    return trained.judges["embedding"]
 
 
 def _match(condition: str, said: Tensor, true: Tensor) -> list[Metric]:

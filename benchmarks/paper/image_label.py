@@ -20,7 +20,7 @@ CONDITIONAL, IMAGE, CLASSIFIER = "class-conditional DDPM", "image alone", "class
 
 def _judge(trained: Trained) -> Any:
     """The data set's judge, a classifier trained on real images alone."""
-    return trained.data.judges()["label"]
+    return trained.judges["label"]
 
 
 def _features(judge: Any) -> tuple[str, Callable[[Tensor], Tensor]]:

@@ -130,6 +130,8 @@ def _again(report: dict[str, Any]) -> str:
         commit = f"Written at commit `{report['commit'][:12]}`" + (
             " with uncommitted changes" if report["dirty"] else ""
         )
+    if report["evaluated_at"] not in ([], [report["commit"]]):
+        commit += f", from models evaluated at {', '.join(f'`{c[:12]}`' for c in report['evaluated_at'])}"
     return (
         f"```\n{command}\n```\n\n{commit}, on {machine['cores']} cores ({machine['instructions']}, torch "
         f"{machine['torch']}, threads: {threads}). All numbers, every seed's value and the configs are in "

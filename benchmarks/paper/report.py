@@ -48,7 +48,7 @@ class Cell:
     """One method with one seed.
 
     images: how many it saw in training; minutes: of "train" and "evaluate"; curve: a thinned list of dictionaries
-    with "step", "images" and "loss"; threads: torch's.
+    with "step", "images" and "loss"; threads: torch's; commit: what it was evaluated at, None outside a checkout.
     """
 
     method: str
@@ -59,6 +59,7 @@ class Cell:
     config: dict[str, Any]
     curve: list[dict[str, Any]] = field(default_factory=list)
     threads: int = 1
+    commit: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary that JSON can hold: numbers that are not finite become null."""
@@ -186,11 +187,12 @@ def _report(
     task: str, cells: Sequence[Cell], reference: Sequence[Row], verdicts: Sequence[Verdict], notes: Sequence[str]
 ) -> dict[str, Any]:
     groups = _by_method(cells)
-    commit, dirty = _commit()
+    commit, dirty = current_commit()
     return {
         "task": task,
         "commit": commit,
         "dirty": dirty,
+        "evaluated_at": sorted({cell.commit for cell in cells if cell.commit}),
         "machine": _machine(cells),
         "images": {method: group[0].images for method, group in groups.items()},
         "seeds": sorted({cell.seed for cell in cells}),
@@ -216,7 +218,7 @@ def _machine(cells: Sequence[Cell]) -> dict[str, Any]:
     }
 
 
-def _commit() -> tuple[str | None, bool | None]:
+def current_commit() -> tuple[str | None, bool | None]:
     """HEAD, and whether anything but the results differs from it; None for both outside a git checkout."""
 
     def git(*arguments: str) -> str:
