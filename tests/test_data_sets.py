@@ -1,6 +1,7 @@
 """Fashion-MNIST, the sprites and the judge: files made here, whose every pixel is known, and the real packages."""
 
 import gzip
+import shutil
 import struct
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,6 +71,11 @@ def test_fashion_says_what_is_wrong_with_the_files(clothes, tmp_path):
         fashion.open(fashion.Spec(root=str(tmp_path)), parts(28), "image")
     with pytest.raises(MmfastError, match=r"size is 20.*16, 28, 32"):
         fashion.open(fashion.Spec(root=str(clothes[0])), parts(20), "image")
+    shutil.copy(clothes[0] / "train-images-idx3-ubyte.gz", tmp_path)
+    labels = struct.pack(">II", 0x0801, 60_000) + bytes(60_001)
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    with pytest.raises(MmfastError, match=r"train-labels.* is 60009 bytes"):
+        fashion.open(fashion.Spec(root=str(tmp_path)), parts(28), "image")
     write_idx(tmp_path, "train-images", np.zeros((2, 28, 28), np.uint8))
     with pytest.raises(MmfastError, match="it should be an idx file of 60000 x 28 x 28"):
         fashion.open(fashion.Spec(root=str(tmp_path)), parts(28), "image")
@@ -166,11 +172,11 @@ TEAM, SKIN = (0xD6, 0x00, 0x7F), (200, 120, 40)
 
 def draw(file, alpha=255, size=(72, 72), box=(20, 20, 48, 48)):
     """A body of SKIN with a square of team colour at its left top, and a half-transparent shadow below it."""
-    pixels = np.zeros((size[1], size[0], 4), np.uint8)
+    pixels = np.full((size[1], size[0], 4), (90, 200, 10, 0), np.uint8)
     left, top, right, bottom = box
     pixels[top:bottom, left:right] = (*SKIN, alpha)
     pixels[top : top + 8, left : left + 8] = (*TEAM, alpha)
-    pixels[bottom : bottom + 4, left:right] = (0, 0, 0, 128)
+    pixels[bottom : bottom + 4, left:right] = (40, 30, 90, 128)
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(file)
     return pixels
@@ -197,7 +203,7 @@ def game(tmp_path_factory):
             # The hexagon: its edges go from (0, 36) to (18, 0).
             for y in range(72):
                 inset = (36 - y if y < 36 else y - 35) // 2
-                tile.paste((10 * k, 50, 60, 255), (inset, y, 72 - inset, y + 1))
+                tile.paste((10 * k, 2 * y, 60, 255), (inset, y, 72 - inset, y + 1))
             file = core / f"images/terrain/grass/{'abcdefghij'[k]}{n}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             tile.save(file)
@@ -269,13 +275,13 @@ def test_mirrored_copies_are_for_training(game, tmp_path):
 
 
 def test_terrain_is_a_function_of_the_number_and_not_shared(game, tmp_path):
-    data = opened(game, tmp_path, background="terrain")
+    data = opened(game, tmp_path, 72, background="terrain")
     grounds = []
     for part in (data.train, data.test):
         images = levels(part.__getitems__(range(len(part))).data["image"])
         assert torch.equal(levels(part.__getitems__([3]).data["image"])[0], images[3])
-        # Its corner shows the ground alone, and the corners of the hexagon are filled.
-        assert (images[:, 1, 0, 0] == 50).all() and (images[:, 2, -1, -1] == 60).all()
+        # The corners show the ground alone: the rows 36 and 35 of the hexagons above and below.
+        assert (images[:, 1, 0, [0, -1]] == 72).all() and (images[:, 1, -1, [0, -1]] == 70).all()
         grounds.append(set(images[:, 0, 0, 0].tolist()))
     assert len(grounds[0]) == 8 and len(grounds[1]) == 2 and not grounds[0] & grounds[1]
     assert grounds[0] | grounds[1] == set(range(0, 100, 10))
