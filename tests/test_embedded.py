@@ -1,0 +1,113 @@
+"""Embeddings of the data's images: scikit-learn's axes, the same from the cache, and the network as their judge."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from mmfast import config as configs
+from mmfast import embedded
+from mmfast.build import build_data, build_model
+from mmfast.data import Data
+from mmfast.data.base import InMemory
+from mmfast.embedded import principal_axes, with_embeddings
+from mmfast.errors import MmfastError
+from mmfast.modalities import Room
+from mmfast.modalities.embedding import Embedding, EmbeddingSpec
+
+
+def data(train=60, test=20):
+    g = torch.Generator().manual_seed(0)
+    return Data(*(InMemory({"image": torch.rand(n, 1, 4, 4, generator=g) * 2 - 1}) for n in (train, test)))
+
+
+def test_principal_axes_are_those_of_scikit_learn():
+    decomposition = pytest.importorskip("sklearn.decomposition", reason="needs scikit-learn: pip install '.[test]'")
+    x = torch.randn(300, 12, generator=torch.Generator().manual_seed(1)) @ torch.diag(torch.arange(1.0, 13)) + 5
+    mean, axes = principal_axes(x, 4)
+    pca = decomposition.PCA(4, svd_solver="full").fit(x.double().numpy())
+    np.testing.assert_allclose(mean, pca.mean_, rtol=1e-5)
+    # An axis has no sign of its own.
+    np.testing.assert_allclose(np.abs(axes.T), np.abs(pca.components_), atol=1e-5)
+    assert bool((axes.gather(0, axes.abs().argmax(0, keepdim=True)) > 0).all())
+
+
+def test_the_examples_carry_what_the_judge_says_of_them(tmp_path):
+    whole = with_embeddings(data(), "image", "embedding", "pixels", 5, tmp_path)
+    judge = whole.judges()["embedding"]
+    for part, rows in ((whole.train, [3, 1, 59]), (whole.test, [0, 19])):
+        batch = part.__getitems__(rows)
+        assert batch.data["embedding"].shape == (len(rows), 5)
+        torch.testing.assert_close(judge(batch.data["image"]), batch.data["embedding"])
+    # Centred over the training data, and with no correlation between the axes.
+    vectors = whole.train.__getitems__(range(60)).data["embedding"]
+    covariance = vectors.T.cov()
+    torch.testing.assert_close(vectors.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(covariance, covariance.diag().diag(), atol=1e-5, rtol=0)
+
+
+def test_features_are_computed_once(tmp_path, monkeypatch):
+    first = with_embeddings(data(), "image", "embedding", "pixels", 5, tmp_path)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 2  # of the training images and the test images
+    calls = []
+    real = embedded.extractor
+
+    def counted(name):
+        network = real(name)
+        return lambda images: calls.append(len(images)) or network(images)
+
+    monkeypatch.setattr(embedded, "extractor", counted)
+    second = with_embeddings(data(), "image", "embedding", "pixels", 5, tmp_path)
+    assert not calls and sorted(tmp_path.iterdir()) == files
+    rows = range(20)
+    assert torch.equal(
+        first.test.__getitems__(rows).data["embedding"], second.test.__getitems__(rows).data["embedding"]
+    )
+    with_embeddings(data(train=61), "image", "embedding", "pixels", 5, tmp_path)
+    assert calls  # other images: other features
+
+
+def test_too_many_dimensions_are_refused(tmp_path):
+    with pytest.raises(MmfastError, match=r"modalities.embedding.dim is 17; 60 examples with 16 features"):
+        with_embeddings(data(), "image", "embedding", "pixels", 17, tmp_path)
+
+
+def test_a_config_names_the_network(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install '.[test]'")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    chosen = configs.load(
+        "digits", [("modalities.vector", "{kind: embedding, dim: 6, network: pixels, layout: channels}")]
+    )
+    found = build_data(chosen)
+    assert found.test.__getitems__([0, 1]).data["vector"].shape == (2, 6)
+    assert {"label", "mask", "vector"} == set(found.judges())
+    model = build_model(chosen)
+    assert model.part("vector").channels == 6
+
+
+def test_a_network_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "def corners():\n    return lambda images: images[:, 0, [0, 0, -1, -1], [0, -1, 0, -1]]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    whole = with_embeddings(data(), "image", "embedding", "mine:corners", 4, tmp_path)
+    sys.modules.pop("mine", None)
+    image = whole.test.__getitems__([0]).data["image"]
+    again = whole.judges()["embedding"](image)
+    assert again.shape == (1, 4)
+    # All four directions are kept, so lengths from the mean are the corners' own.
+    corners = image[0, 0, [0, 0, -1, -1], [0, -1, 0, -1]]
+    mean = torch.stack([x[0, [0, 0, -1, -1], [0, -1, 0, -1]] for x in data().train.tensors["image"]]).mean(0)
+    torch.testing.assert_close(again.norm(), (corners - mean).norm())
+
+
+def test_a_channel_for_each_number():
+    part = Embedding("x", EmbeddingSpec(dim=6, layout="channels"), Room(8, 8))
+    x = torch.randn(3, 6)
+    E = part.encode(x)
+    assert E.shape == (3, 6, 1, 1)
+    torch.testing.assert_close(E[:, :, 0, 0], x / x.square().mean(1, keepdim=True).sqrt())
+    with pytest.raises(MmfastError, match="layout is channels, which has 6 of them"):
+        Embedding("x", EmbeddingSpec(dim=6, layout="channels"), Room(8, 8, 3))
