@@ -8,12 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
+from torch import nn
 
 from benchmarks import scale
 from mmfast import config as configs
 from mmfast.adm import Network, load_adm
 from mmfast.build import build_model
 from mmfast.errors import MmfastError
+from mmfast.modalities.base import head_norm
 from mmfast.nn import adm, unet
 from mmfast.schedule import Schedule
 
@@ -237,7 +239,7 @@ def test_a_multimodal_model_starts_as_adm_whatever_it_is_told(tmp_path, spec, ne
     file = tmp_path / "diffusion.pt"
     state = checkpoint(spec)
     torch.save(state, file)
-    head = model.part("label").out.weight.clone()
+    head = model.part("label").out[-1].weight.clone()
     load_adm(file, model, new_attention_order=new_order)
     _, t, _ = batch()
     generator = torch.Generator().manual_seed(2)
@@ -248,7 +250,7 @@ def test_a_multimodal_model_starts_as_adm_whatever_it_is_told(tmp_path, spec, ne
         truth = interpret(state, spec, z[:, :3], t - 1, state["label_emb.weight"].mean(0), new_order)[:, :3]
         prediction = model(z, t, told).anchor
     assert float((prediction - truth).abs().max()) < 2e-5 * float(truth.abs().max())
-    assert torch.equal(model.part("label").out.weight, head)
+    assert torch.equal(model.part("label").out[-1].weight, head)
     # It goes on from there: what is told can be learnt.
     model(z, t, told).anchor.square().sum().backward()
     assert float(model.backbone.first.weight.grad[:, 3:].abs().sum()) > 0
@@ -274,7 +276,11 @@ def small_model(spec, classes=0, target="eps"):
         "backbone": vars(replace(spec, classes=classes)),
         "loss": {"target": target},
     }
-    return build_model(configs.resolve(OmegaConf.create(raw)))
+    model = build_model(configs.resolve(OmegaConf.create(raw)))
+    # ADM has 32 groups at every width; our heads have them from 128 features on, where four channels share one.
+    assert head_norm(192)[0].num_groups == head_norm(256)[0].num_groups == 32
+    model.norm = nn.Sequential(unet.GroupNorm(spec.channels), nn.SiLU())
+    return model
 
 
 def edited(**changes):

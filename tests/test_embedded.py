@@ -55,8 +55,10 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
     real = embedded.extractor
 
     def counted(name):
-        network = real(name)
-        return lambda images: calls.append(len(images)) or network(images)
+        found = real(name)
+        network = found.network
+        found.network = lambda images: calls.append(len(images)) or network(images)
+        return found
 
     monkeypatch.setattr(embedded, "extractor", counted)
     second = with_embeddings(data(), "image", "embedding", "pixels", 5, tmp_path)

@@ -143,3 +143,32 @@ def test_bad_options_are_named(key, value, message):
 
 def test_the_spec_says_none_by_default():
     assert dataclasses.asdict(MaskedSpec())["weight"]["kind"] == "none"
+
+
+def test_the_evaluation_measures_the_restoration_and_names_its_features():
+    from mmfast.evaluate import evaluate
+
+    chosen = config(("evaluate.samples", "20"), ("evaluate.bound_steps", "1"), ("sample.steps", "2"))
+    model, data = build_model(chosen), build_data(chosen)
+    found = evaluate(model, chosen, data, quiet=True)
+    assert found["masked.conditional_rmse"] > 0 and not any(name.startswith("masked.joint") for name in found)
+    for who in ("samples", "real_halves"):
+        assert 0 <= found[f"precision.{who}"] <= 1 and 0 <= found[f"recall.{who}"] <= 1 and f"frechet.{who}" in found
+    assert found["precision.real_halves"] > found["precision.samples"]  # an untrained model draws no digits
+    chosen.evaluate.features = "mmfast.metrics.nothing:here"
+    with pytest.raises(MmfastError, match=r"mmfast\.metrics\.nothing"):
+        evaluate(model, chosen, data, quiet=True)
+
+
+def test_sampling_in_bfloat16_stays_near_float32():
+    model = build_model(config())
+    generator = torch.Generator().manual_seed(0)
+    for p in model.parameters():  # a new network has zeros in it, and says the same in any precision
+        p.data = torch.randn(p.shape, generator=generator) * 0.1
+    exact = sample(model, 8, steps=3)["image"]
+    rough = sample(model, 8, steps=3, precision="bf16")["image"]
+    assert not torch.equal(exact, rough)
+    # bfloat16 keeps 8 bits: some 0.4 per cent a rounding, and a few tens of them one after the other.
+    assert float((exact - rough).square().mean().sqrt()) < 0.05 * float(exact.square().mean().sqrt())
+    with pytest.raises(MmfastError, match="precision is 'fp8'"):
+        sample(model, 8, steps=3, precision="fp8")

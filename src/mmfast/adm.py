@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
-from mmfast.modalities.base import head_norm
 from mmfast.model import Model
 from mmfast.nn.adm import Backbone, Spec
-from mmfast.nn.unet import Attention
+from mmfast.nn.unet import Attention, GroupNorm
 
 # A layer's name in a checkpoint, and here.
 FIXED = {
@@ -54,7 +53,8 @@ class Network(nn.Module):
         super().__init__()
         self.backbone = Backbone(spec, channels, size)
         features = self.backbone.features
-        self.norm, self.out = head_norm(features), nn.Conv2d(features, outputs, 3, padding=1)
+        self.norm = nn.Sequential(GroupNorm(features), nn.SiLU())
+        self.out = nn.Conv2d(features, outputs, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         return self.out(self.norm(self.backbone(x, t, y)))
