@@ -9,6 +9,9 @@ import yaml
 from benchmarks.paper import __main__ as paper
 from benchmarks.paper import cells, supervised
 from benchmarks.paper.core import OURS
+from benchmarks.paper.report import Row
+from mmfast.build import build_model
+from mmfast.config import differences
 from mmfast.errors import MmfastError
 
 pytest.importorskip("sklearn", reason="needs scikit-learn: pip install '.[test]'")
@@ -86,3 +89,27 @@ def test_bad_arguments_are_named(tmp_path, capsys):
         assert f"{argument} is {value}" in capsys.readouterr().err
     with pytest.raises(MmfastError, match=r"data\.root"):
         paper.main(["image-label", "--data", str(tmp_path / "none"), "--work", str(tmp_path)])
+
+
+def test_the_ablation_changes_one_thing_at_a_time_and_every_variant_builds():
+    task = paper.load(paper.ABLATION)
+    usual = task.config(task.method(OURS), 0, 6400, {})
+    for method in task.methods[1:]:
+        config = task.config(method, 0, 6400, {})
+        changed = [key.split(" ")[0] for key in differences(usual, config)]
+        assert changed and {key.rsplit(".", 1)[0].removesuffix(".weight") for key in changed} <= {
+            key.rsplit(".", 1)[0].removesuffix(".weight") for key in method.change
+        }
+        build_model(config)
+
+
+def test_the_ablation_counts_differences_beyond_two_standard_errors():
+    def row(method, mean, stderr):
+        return Row(method, "given the label", "label accuracy", mean, stderr, 3, [mean] * 3, True)
+
+    task = paper.load(paper.ABLATION)
+    near, better, worse = task.verdicts(
+        [row(OURS, 0.9, 0.01), row("near", 0.92, 0.01), row("better", 0.95, 0.01), row("worse", 0.8, 0.01)]
+    )
+    assert near.holds and worse.holds and not better.holds
+    assert "better in 1 (label accuracy given the label +0.050)" in better.evidence

@@ -26,15 +26,16 @@ from mmfast.errors import MmfastError
 from mmfast.memory import keep_freed_memory
 
 TASKS = ("image-mask", "masked-image", "image-label", "image-embedding")
+ABLATION = "ablation"
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 SMOKE = {"images": 640, "samples": 40}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.paper", description=__doc__)
-    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("task", choices=(*TASKS, ABLATION))
     parser.add_argument("--seeds", type=int, default=3, help="seeds a method [3]")
-    parser.add_argument("--images", type=int, default=None, help="images that each model sees in training [32000]")
+    parser.add_argument("--images", type=int, default=None, help="images that each model sees in training [96000]")
     parser.add_argument("--samples", type=int, default=None, help="samples a condition [1000]")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time, one thread each [the cores]")
     parser.add_argument("--work", type=Path, default=Path("runs/paper"), help="where the models are kept [runs/paper]")
@@ -45,7 +46,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--cell", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    defaults = SMOKE if args.smoke else {"images": 32_000, "samples": 1000}
+    defaults = SMOKE if args.smoke else {"images": 96_000, "samples": 1000}
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)

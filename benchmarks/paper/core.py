@@ -82,7 +82,7 @@ class Task:
 
     reference: the same measures between halves of the real data. verdicts: what the experiment was to show, from the
     rows. pictures: by name, with captions, of generated images. judge: a network that only judges the others' samples.
-    smoke: what is put over the preset for a run of a minute.
+    smoke: what is put over the preset for a run of a minute. preset: its name, where it is not the task's.
     """
 
     name: str
@@ -95,13 +95,14 @@ class Task:
     notes: list[str]
     judge: Method | None = None
     smoke: dict[str, Any] = field(default_factory=dict)
+    preset: str = ""
 
     def method(self, name: str) -> Method:
         return next(m for m in [*self.methods, *([self.judge] if self.judge else [])] if m.name == name)
 
     def config(self, method: Method, seed: int, images: int, changes: Mapping[str, Any]) -> Config:
         """The preset with the method's changes, for this many images seen."""
-        text = (resources.files("mmfast") / "presets" / f"{self.name}.yaml").read_text()
+        text = (resources.files("mmfast") / "presets" / f"{self.preset or self.name}.yaml").read_text()
         raw = copy.deepcopy(yaml.safe_load(text))
         for key, value in [*changes.items(), *method.change.items()]:
             _put(raw, key.split("."), value)

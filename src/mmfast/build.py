@@ -53,6 +53,7 @@ def build_model(config: Config) -> Model:
             lambda channels, size: network(config.backbone, channels, size),
             config.space,
             config.loss.target,
+            config.told,
         )
 
 

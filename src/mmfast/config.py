@@ -18,7 +18,7 @@ from mmfast import data, modalities, nn
 from mmfast.errors import MmfastError, unknown
 from mmfast.options import check, option
 from mmfast.process import TARGETS
-from mmfast.sample import PRECISIONS, SAMPLERS
+from mmfast.sample import HEADS, PRECISIONS, SAMPLERS
 
 
 @dataclass
@@ -66,6 +66,9 @@ class SampleSpec:
     clamp: float | None = option(1.0, "hold the predicted image within -clamp .. clamp; null: not", above=0)
     batch_size: int = option(250, "samples at a time", min=1)
     precision: str = option("fp32", "arithmetic of the network", choices=PRECISIONS)
+    heads: str = option(
+        "soft", "what is not given enters a step as its expected encoding, or as a draw's", choices=HEADS
+    )
     count: int = option(16, "samples in a grid", min=1)
 
 
@@ -85,6 +88,7 @@ class Config:
 
     anchor: str = option("image", "the modality that is diffused itself")
     space: str = option("own", "channels of the modalities in the diffusion space", choices=("own", "shared"))
+    told: bool = option(True, "tell the network what is given, beside what z_t says of it")
     seed: int = option(0, "seed of weights, order, timesteps and noise", min=0, max=2**63 - 1)
     data: Any = None
     modalities: dict[str, Any] = field(default_factory=dict)
@@ -96,6 +100,7 @@ class Config:
     evaluate: EvaluateSpec = field(default_factory=EvaluateSpec)
 
 
+PLAIN = ("anchor", "space", "told", "seed")
 SECTIONS = {
     f.name: f.default_factory
     for f in dataclasses.fields(Config)
@@ -158,9 +163,10 @@ def resolve(raw: DictConfig, source: str = "config") -> Config:
         if key not in known:
             raise unknown(f"{source}: key", key, known)
     config = Config()
-    plain = [name for name in ("anchor", "space", "seed") if name in raw]
+    plain = [name for name in PLAIN if name in raw]
     given = _typed(Config, OmegaConf.create({name: raw[name] for name in plain}), "")
-    config.anchor, config.space, config.seed = given.anchor, given.space, given.seed
+    for name in PLAIN:
+        setattr(config, name, getattr(given, name))
     for name, section in SECTIONS.items():
         setattr(config, name, _typed(section, _section(raw, name), f"{name}."))  # type: ignore[arg-type]
     config.data = _of_kind(raw, "data", lambda kind: data.kind(kind).Spec, "digits", data.KINDS)

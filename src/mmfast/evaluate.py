@@ -38,6 +38,7 @@ def settings(config: Config) -> dict[str, Any]:
         "clamp": spec.clamp,
         "batch_size": spec.batch_size,
         "precision": spec.precision,
+        "heads": spec.heads,
         "seed": config.seed,
     }
 

@@ -43,6 +43,7 @@ class Model(nn.Module):
         backbone: (in_channels, size) -> a module as mmfast.nn describes.
         space: "own" or "shared".
         target: what the network predicts of the anchor: "eps", "x0" or "v".
+        told: whether the network is told what is given, beside what z_t says of it.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Model(nn.Module):
         backbone: object,
         space: str = "own",
         target: str = "eps",
+        told: bool = True,
     ) -> None:
         super().__init__()
         if target not in TARGETS:
@@ -73,7 +75,7 @@ class Model(nn.Module):
                 raise MmfastError(
                     f"modalities.{name}.of is {part.source!r}; it should be an image with {part.spec.channels} channels"
                 )
-        self.anchor_name, self.space, self.target = anchor, space, target
+        self.anchor_name, self.space, self.target, self.told = anchor, space, target, told
         self.parts = nn.ModuleDict(parts)
         self.names = tuple(name for name in parts if name != anchor)
         if set(schedule.names) != set(self.names):
@@ -86,10 +88,10 @@ class Model(nn.Module):
         for name in self.names:
             self.starts[name] = self.channels if space == "own" else 0
             self.channels += self.part(name).channels if space == "own" else 0
-        told = self.shape[0] + sum(self.part(name).channels for name in self.names) + len(parts)
+        beside = self.shape[0] + sum(self.part(name).channels for name in self.names) + len(parts)
         if not callable(backbone):
             raise MmfastError("backbone should be a function of (in_channels, size) that makes the network")
-        self.backbone = backbone(self.channels + told, self.shape[1])
+        self.backbone = backbone(self.channels + beside, self.shape[1])
         features = self.backbone.features
         self.norm, self.out = head_norm(features), nn.Conv2d(features, self.shape[0], 3, padding=1)
         nn.init.zeros_(self.out.weight)
@@ -152,6 +154,7 @@ class Model(nn.Module):
         Returns [B, channels of all encodings + 1 + N, H, W].
         """
         B, (C, H, W) = len(given), self.shape
+        given = given if self.told else torch.zeros_like(given)
         flags = given.to(self.out.weight.dtype)[:, :, None, None]
         planes = []
         for k, name in enumerate((self.anchor_name, *self.names)):

@@ -22,7 +22,7 @@ from mmfast.model import Model
 from mmfast.ops import primitives
 from mmfast.ops.arguments import gather, noise_identity
 from mmfast.process import TARGETS
-from mmfast.streams import SAMPLE
+from mmfast.streams import HEAD_NOISE, SAMPLE
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def dpmpp_2m(abar: Callable[[int], float], t: int, s: int, last: int | None, eta
     return Step(first.of_z0 * (1 + half), first.of_y, 0.0, -first.of_z0 * half)
 
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS, HEADS = ("fp32", "bf16"), ("soft", "sampled")
 SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
 
 
@@ -91,6 +91,7 @@ def sample(
     sample_ids: Tensor | None = None,
     batch_size: int = 256,
     precision: str = "fp32",
+    heads: str = "soft",
     progress: bool | str = False,
 ) -> dict[str, Tensor]:
     """Draw examples from z_T ~ N(m_T of what is given, I): all modalities, those given as they are.
@@ -107,6 +108,7 @@ def sample(
         clamp: hold the predicted z_0 within -clamp .. clamp; None not to.
         seed, sample_ids: the noise's identity; example i is the same in any batch.
         precision: the network's arithmetic, "fp32" or "bf16"; the steps themselves are float32 in both.
+        heads: what is not given enters a step as its head's expected encoding, "soft", or as a draw's, "sampled".
         progress: show a bar, with this text.
 
     Returns every modality by name, [count, ...], on the model's device.
@@ -128,8 +130,10 @@ def sample(
         raise MmfastError(f"eta is {eta}; it should lie in 0 .. 1")
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
+    if heads not in HEADS:
+        raise unknown("heads", heads, HEADS)
     scales = _scales(guidance_scale, given)
-    settings = _Settings(SAMPLERS[sampler], eta, grid, scales, clamp, seed, precision == "bf16")
+    settings = _Settings(SAMPLERS[sampler], eta, grid, scales, clamp, seed, precision == "bf16", heads == "sampled")
     text = progress if isinstance(progress, str) else "sampling"
     batches = torch.arange(count).split(batch_size)
     bar = tqdm(total=len(batches) * steps, desc=text, unit="step", disable=not progress, leave=False)
@@ -155,6 +159,7 @@ class _Settings:
     clamp: float | None
     seed: int
     bf16: bool
+    sampled: bool
 
 
 def _count(model: Model, count: int | None, given: Mapping[str, Tensor]) -> int:
@@ -259,6 +264,19 @@ class _Loop:
             shape, dtype, True,
         )  # fmt: skip
 
+    def _encode(self, name: str, head: Tensor, s: int) -> Tensor:
+        part = self.model.part(name)
+        if not self.settings.sampled:
+            return part.encode_prediction(head)
+        draw = s * len(self.model.names) + self.model.names.index(name)
+        noise: dict[str, Any] = {
+            "seed": self.settings.seed,
+            "sample_ids": self.ids,
+            "stream": HEAD_NOISE,
+            "draw": draw,
+        }
+        return part.encode(part.draw(head, ops.randn(head.shape, device=head.device, **noise)))
+
     def run(self, bar: tqdm) -> dict[str, Tensor]:
         model, grid = self.model, self.settings.grid
         noise: dict[str, Any] = {"seed": self.settings.seed, "sample_ids": self.ids, "stream": SAMPLE}
@@ -272,10 +290,9 @@ class _Loop:
         for i, (t, s) in enumerate(itertools.pairwise(grid)):
             with torch.autocast(z.device.type, torch.bfloat16, enabled=self.settings.bf16):
                 anchors, heads = self._predict(z, t)
-            # A given modality keeps its true encoding; the others take what their heads expect.
+            # A given modality keeps its true encoding; the others take what their heads expect, or a draw from them.
             E = {
-                name: self.truth[name] if name in self.truth else model.part(name).encode_prediction(x)
-                for name, x in heads.items()
+                name: self.truth[name] if name in self.truth else self._encode(name, x, s) for name, x in heads.items()
             }
             z, last = self._step(i, z, anchors, E, last, s)
             bar.update()

@@ -110,6 +110,10 @@ class Modality(nn.Module):
         """xhat: the likeliest x."""
         raise NotImplementedError
 
+    def draw(self, prediction: Tensor, normal: Tensor) -> Tensor:
+        """x drawn from the head's distribution, a Gaussian; normal: standard normals of the prediction's shape."""
+        return self.decode(prediction.float() + self.spec.sigma * normal)
+
     def show(self, x: Tensor, size: int) -> PILImage.Image:
         """One x (without the batch dimension) as an RGB picture of about size x size pixels."""
         raise NotImplementedError
@@ -194,6 +198,12 @@ class Pooled(nn.Sequential):
             nn.SiLU(),
             nn.Linear(width, outputs),
         )
+
+
+def draw_class(logits: Tensor, normal: Tensor) -> Tensor:
+    """A class drawn from the softmax of logits [B, K, ...], by adding Gumbel noise made of standard normals."""
+    log_uniform = torch.special.log_ndtr(normal)
+    return (logits.float() - torch.log(-log_uniform)).argmax(1)
 
 
 def head_norm(features: int) -> nn.Sequential:

@@ -76,6 +76,9 @@ class Label(Modality):
     def decode(self, prediction: Tensor) -> Tensor:
         return prediction.argmax(1)
 
+    def draw(self, prediction: Tensor, normal: Tensor) -> Tensor:
+        return base.draw_class(prediction, normal)
+
     def show(self, x: Tensor, size: int) -> PILImage.Image:
         return text_tile(self.spec.names[int(x)] if self.spec.names else str(int(x)), size)
 

@@ -71,6 +71,9 @@ class Mask(Modality):
     def decode(self, prediction: Tensor) -> Tensor:
         return prediction.argmax(1)
 
+    def draw(self, prediction: Tensor, normal: Tensor) -> Tensor:
+        return base.draw_class(prediction, normal)
+
     def show(self, x: Tensor, size: int) -> PILImage.Image:
         array = palette(self.spec.classes)[x.cpu().numpy()]
         return PILImage.fromarray(array).resize((size, size), PILImage.Resampling.NEAREST)

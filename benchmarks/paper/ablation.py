@@ -1,0 +1,114 @@
+"""What each choice is worth, on digits with labels and masks: the preset, and one thing changed at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image as PILImage
+
+from benchmarks.paper import measures
+from benchmarks.paper.core import OURS, Found, Method, Task, Trained
+from benchmarks.paper.report import Metric, Row, Verdict
+from mmfast.draw import sample_grid
+from mmfast.evaluate import evaluate
+
+JOINT, OF_LABEL, OF_MASK, OF_IMAGE = "drawn together", "given the label", "given the mask", "given the image"
+# By the name that `mmfast eval` has for it: condition, metric, whether higher is better.
+METRICS = {
+    "label.joint_agreement": (JOINT, "label agreement", True),
+    "mask.joint_iou": (JOINT, "mask IoU", True),
+    "frechet.samples": (JOINT, "FD-pixels", False),
+    "label.conditional_accuracy": (OF_LABEL, "label accuracy", True),
+    "mask.conditional_iou": (OF_MASK, "mask IoU", True),
+    "label.recovered_accuracy": (OF_IMAGE, "label accuracy", True),
+    "mask.recovered_iou": (OF_IMAGE, "mask IoU", True),
+}
+LABEL, MASK = "modalities.label", "modalities.mask"
+
+
+def _weights(name: str, key: str, usual: float) -> list[Method]:
+    """Kinds of W, and scales of the usual kind around the preset's."""
+    kinds = {"none": 0.0, "bridge": 2.0, "shift": 1.0, "constant": 0.01}
+    scales = [usual * factor for factor in (0.3, 3.0)]
+    changes = [(f"W of the {name}: {kind}", {"kind": kind, "scale": scale}) for kind, scale in kinds.items()]
+    changes += [(f"W of the {name}: carried, {scale:.2g}", {"kind": "carried", "scale": scale}) for scale in scales]
+    return [_variant(title, {f"{key}.weight": weight}) for title, weight in changes]
+
+
+def _variant(title: str, change: dict[str, Any]) -> Method:
+    return Method(title, lambda trained: {title: _measured(trained)}, change)
+
+
+def _measured(trained: Trained) -> list[Metric]:
+    trained.config.evaluate.samples = trained.samples
+    found = evaluate(trained.model, trained.config, trained.data, quiet=True)
+    return [Metric(condition, metric, found[name], higher) for name, (condition, metric, higher) in METRICS.items()]
+
+
+def ours(trained: Trained) -> Found:
+    return {OURS: _measured(trained)}
+
+
+def reference(trained: Trained) -> list[Metric]:
+    return measures.reference_quality(trained, JOINT)[:1]
+
+
+def verdicts(rows: list[Row]) -> list[Verdict]:
+    """No variant better than the preset in more of the measures than it is worse in, by two standard errors."""
+    return [_compared(rows, name) for name in dict.fromkeys(row.method for row in rows) if name != OURS]
+
+
+def _compared(rows: list[Row], name: str) -> Verdict:
+    usual = {(row.condition, row.metric): row for row in rows if row.method == OURS}
+    better, worse = [], []
+    for row in (row for row in rows if row.method == name):
+        base = usual.get((row.condition, row.metric))
+        if base is None or base.stderr is None or row.stderr is None:
+            continue
+        gain = (row.mean - base.mean) * (1 if row.higher_is_better else -1)
+        if abs(gain) > 2 * (row.stderr**2 + base.stderr**2) ** 0.5:
+            (better if gain > 0 else worse).append(f"{row.metric} {row.condition} {gain:+.3f}")
+    return Verdict(
+        f"the preset is no worse than: {name}",
+        len(better) <= len(worse),
+        f"better in {len(better)} ({'; '.join(better) or 'none'}), worse in {len(worse)} "
+        f"({'; '.join(worse) or 'none'})",
+    )
+
+
+def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:
+    joint = trained.draw(purpose=10, count=16)
+    parts = {name: trained.model.part(name) for name in joint}
+    return {"joint": ("The preset: image, label and mask from noise.", sample_grid(parts, joint, "from noise"))}
+
+
+SHARED = {"kind": "bridge", "scale": 2.0}
+TASK = Task(
+    name="ablation",
+    title="What each choice is worth",
+    question="Of the weight W, its scale, the space, the encoders, telling and the rest: which choice is best, and by "
+    "how much? Gains are of the variant over the preset; more than two standard errors of the difference are counted.",
+    methods=[
+        Method(OURS, ours),
+        *_weights("label", LABEL, 0.17),
+        *_weights("mask", MASK, 1.0),
+        _variant("own channels, bridge for both", {f"{LABEL}.weight": SHARED, f"{MASK}.weight": SHARED}),
+        _variant(
+            "shared channels, bridge for both", {f"{LABEL}.weight": SHARED, f"{MASK}.weight": SHARED, "space": "shared"}
+        ),
+        _variant("not told what is given", {"told": False}),
+        _variant("learned encoders", {f"{LABEL}.encoder": "learned", f"{MASK}.encoder": "learned"}),
+        _variant("sampled self-conditioning", {"sample.heads": "sampled"}),
+        _variant("loss weights a quarter", {f"{LABEL}.loss_weight": 0.05, f"{MASK}.loss_weight": 0.125}),
+        _variant("loss weights four times", {f"{LABEL}.loss_weight": 0.8, f"{MASK}.loss_weight": 2.0}),
+    ],
+    reference=reference,
+    verdicts=verdicts,
+    pictures=pictures,
+    notes=["Each variant is trained anew but for sampled self-conditioning, which changes sampling alone."],
+    smoke={
+        "backbone": {"kind": "mlp", "width": 32, "blocks": 1, "features": 8},
+        "sample": {"sampler": "ddim", "steps": 2},
+    },
+    preset="digits",
+)

@@ -1,0 +1,46 @@
+"""Draws from the heads: the distribution that the head says, the same for a sample in any batch; and what is untold."""
+
+import pytest
+import torch
+from scipy import stats
+
+from mmfast import config as configs
+from mmfast.build import build_model
+from mmfast.errors import MmfastError
+from mmfast.modalities.base import draw_class
+from mmfast.sample import sample
+
+
+def test_classes_are_drawn_with_the_heads_probabilities():
+    logits = torch.tensor([0.0, 1.0, -2.0, 3.0]).expand(40_000, 4)
+    drawn = draw_class(logits, torch.randn(40_000, 4, generator=torch.Generator().manual_seed(0)))
+    expected = logits[0].softmax(0) * len(drawn)
+    assert (
+        stats.chisquare(drawn.bincount(minlength=4).numpy(), expected.double() * len(drawn) / expected.sum()).pvalue
+        > 1e-3
+    )
+    # So far in the tail that the uniform is 0 in float32: still a number.
+    assert bool(torch.isfinite(torch.log(-torch.special.log_ndtr(torch.tensor([-30.0, 5.0])))).all())
+
+
+def test_sampled_heads_depend_on_the_sample_and_not_on_the_batch():
+    model = build_model(configs.load("digits"))
+    generator = torch.Generator().manual_seed(0)
+    for p in model.parameters():
+        p.data = torch.randn(p.shape, generator=generator) * 0.1
+    whole = sample(model, 6, steps=3, heads="sampled")
+    split = sample(model, 6, steps=3, heads="sampled", batch_size=2)
+    for name in whole:
+        torch.testing.assert_close(whole[name], split[name], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(whole["image"], sample(model, 6, steps=3)["image"], atol=1e-3)
+    with pytest.raises(MmfastError, match="heads is 'hard'"):
+        sample(model, 6, steps=3, heads="hard")
+
+
+def test_an_untold_network_sees_zeros_whatever_is_given():
+    told, untold = (build_model(configs.load("digits", [("told", value)])) for value in ("true", "false"))
+    image, label, flags = torch.randn(2, 1, 8, 8), torch.tensor([1, 2]), torch.ones(2, 3)
+    encodings = told.encode({"label": label})
+    assert float(told.tell(image, encodings, flags).abs().sum()) > 0
+    assert float(untold.tell(image, encodings, flags).abs().sum()) == 0
+    assert untold.tell(image, encodings, flags).shape == told.tell(image, encodings, flags).shape
