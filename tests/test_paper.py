@@ -58,7 +58,7 @@ def test_a_model_of_another_config_is_never_taken(tmp_path):
     config = yaml.safe_load(file.read_text())
     config["train"]["learning_rate"] = 0.5
     file.write_text(yaml.safe_dump(config))
-    with pytest.raises(MmfastError, match=r"another config .*learning_rate"):
+    with pytest.raises(MmfastError, match=r"another config .*train.learning_rate"):
         cells.trained(plan, method, 0)
 
 
@@ -74,12 +74,15 @@ def test_supervised_training_learns_and_is_read_back(tmp_path):
     plan = paper.plan_of(paper.parse(["image-label", "--smoke", "--images", "12800", "--work", str(tmp_path)]))
     config = plan.config(plan.task.method("classifier alone"), 0)
     model, curve, _ = supervised.train(config, "image", "label", tmp_path / "w.safetensors")
-    truth = cells.Trained(model, config, 0, 200, True, lambda: model).held_out().data
+    truth = cells.Trained(model, config, 0, 200, True, "pixels", lambda: model).held_out().data
     said = supervised.answer(model, truth, "image", "label")
     # 400 steps on 1,437 digits: a linear classifier has 0.96; chance is 0.1.
     assert float((said == truth["label"]).float().mean()) > 0.8 and curve[-1]["loss"] < curve[0]["loss"]
     again, kept, _ = supervised.train(config, "image", "label", tmp_path / "w.safetensors")
     assert torch.equal(supervised.answer(again, truth, "image", "label"), said) and kept == curve
+    other = plan.config(plan.task.method("classifier alone"), 1)
+    with pytest.raises(MmfastError, match="another config"):
+        supervised.train(other, "image", "label", tmp_path / "w.safetensors")
 
 
 def test_bad_arguments_are_named(tmp_path, capsys):
@@ -113,3 +116,16 @@ def test_the_ablation_counts_differences_beyond_two_standard_errors():
     )
     assert near.holds and worse.holds and not better.holds
     assert "better in 1 (label accuracy given the label +0.050)" in better.evidence
+    (alone,) = task.verdicts([row(OURS, 0.9, None), row("one seed", 0.8, None)])
+    assert not alone.holds and "of 0 measures" in alone.evidence
+
+
+def test_results_of_other_samples_are_made_again(tmp_path):
+    def plan(samples):
+        return paper.plan_of(paper.parse(["image-mask", "--smoke", "--samples", samples, "--work", str(tmp_path)]))
+
+    method = plan("10").task.method("image alone")
+    cells.run(plan("10"), method, 0)
+    assert plan("10").cells(method, 0) and plan("12").cells(method, 0) is None
+    cells.run(plan("12"), method, 0)
+    assert plan("12").cells(method, 0)[0].samples == 12

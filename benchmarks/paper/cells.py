@@ -13,12 +13,11 @@ from typing import Any
 import torch
 
 from benchmarks.paper import supervised
-from benchmarks.paper.core import OURS, Method, Task, Trained
+from benchmarks.paper.core import OURS, Method, Task, Trained, described, refuse_another
 from benchmarks.paper.report import Cell, current_commit
 from mmfast.build import load_run
 from mmfast.checkpoint import write_atomically, write_text
-from mmfast.config import Config, differences
-from mmfast.errors import MmfastError
+from mmfast.config import Config
 from mmfast.model import Model
 from mmfast.train import train
 
@@ -47,9 +46,17 @@ class Plan:
         return self.task.config(method, seed, self.images, self.changes)
 
     def cells(self, method: Method, seed: int) -> list[Cell] | None:
-        """What a finished cell found, by method; None for one that is not finished."""
+        """What a finished cell found, by method; None for one that is not finished, or was with other samples.
+
+        Raises MmfastError for one of another config.
+        """
         file = self.folder(method, seed) / RESULT
-        return [Cell.from_json(x) for x in json.loads(file.read_text())] if file.exists() else None
+        if not file.exists():
+            return None
+        found = [Cell.from_json(x) for x in json.loads(file.read_text())]
+        for cell in found:
+            refuse_another(described(self.config(method, seed)), cell.config, file)
+        return found if all(cell.samples == self.samples for cell in found) else None
 
 
 def trained(plan: Plan, method: Method, seed: int) -> tuple[Trained, list[dict[str, Any]], float]:
@@ -61,12 +68,7 @@ def trained(plan: Plan, method: Method, seed: int) -> tuple[Trained, list[dict[s
     else:
         minutes = _timed(folder / "minutes.json", lambda: train(config, str(folder / "run")))
         _, kept, model = load_run(folder / "run", "cpu")
-        changed = differences(kept, config)
-        if changed:
-            raise MmfastError(
-                f"{folder / 'run'} holds a model of another config ({'; '.join(changed[:3])}); move it away, or give "
-                "another --work"
-            )
+        refuse_another(described(config), described(kept), folder / "run")
         lines = (folder / "run" / "stats.jsonl").read_text().splitlines()
         curve = [json.loads(line) for line in lines[:: max(1, len(lines) // 200)]]
         curve = [{key: line[key] for key in ("step", "images", "loss")} for line in curve]
@@ -75,7 +77,12 @@ def trained(plan: Plan, method: Method, seed: int) -> tuple[Trained, list[dict[s
         assert plan.task.judge is not None
         return trained(plan, plan.task.judge, JUDGE_SEED)[0].model
 
-    return Trained(model, config, seed, plan.samples, plan.smoke, judge), curve, minutes
+    found = Trained(
+        model, config, seed, plan.samples, plan.smoke, "pixels" if plan.smoke else plan.task.features, judge
+    )
+    # As many for every set that is compared, real halves too: distances, precision and recall depend on the number.
+    count = min(plan.samples, len(found.data.test) // 2)
+    return dataclasses.replace(found, samples=count), curve, minutes
 
 
 def _timed(file: Path, work: Any) -> float:
@@ -104,8 +111,8 @@ def run(plan: Plan, method: Method, seed: int) -> None:
     folder, images = plan.folder(method, seed), found.config.train.steps * found.config.train.batch_size
     if seed == 0 and method.name == OURS:
         for name, (caption, picture) in plan.task.pictures(found).items():
-            write_atomically(folder / f"{name}.png", lambda file, p=picture: p.save(file))  # type: ignore[misc]
             write_text(folder / f"{name}.txt", caption)
+            write_atomically(folder / f"{name}.png", lambda file, p=picture: p.save(file))  # type: ignore[misc]
         metrics[REAL] = plan.task.reference(found)
     cells = [
         Cell(
@@ -114,7 +121,8 @@ def run(plan: Plan, method: Method, seed: int) -> None:
             images=images,
             minutes={"train": minutes, "evaluate": evaluation},
             metrics=rows,
-            config=dataclasses.asdict(found.config),
+            config=described(found.config),
+            samples=plan.samples,
             curve=curve,
             threads=torch.get_num_threads(),
             commit=current_commit()[0],

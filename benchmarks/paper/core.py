@@ -5,11 +5,13 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from benchmarks.paper.report import Metric, Row, Verdict
 from mmfast.build import build_data
 from mmfast.config import Config, resolve
 from mmfast.data import Batch, Data
+from mmfast.errors import MmfastError
 from mmfast.evaluate import held_out, settings
 from mmfast.model import Model
 from mmfast.sample import sample
@@ -41,6 +44,7 @@ class Trained:
     seed: int
     samples: int
     smoke: bool
+    features: str
     judge: Callable[[], Model]
 
     @cached_property
@@ -53,8 +57,10 @@ class Trained:
         return self.data.judges()
 
     def held_out(self, count: int | None = None) -> Batch:
-        """The first examples of the test set with the modalities of this model."""
-        return held_out(self.data.test, count or self.samples, self.model)
+        """Some of the test set, the same for every method: neighbours in a data set are often kin."""
+        whole = held_out(self.data.test, len(self.data.test), self.model)
+        rows = torch.randperm(len(whole), generator=torch.Generator().manual_seed(1))[: count or self.samples]
+        return Batch({name: x[rows] for name, x in whole.data.items()})
 
     def draw(self, given: Mapping[str, Tensor] | None = None, purpose: int = 0, count: int | None = None) -> Any:
         """Samples from z_T, of this seed and purpose: every modality by name."""
@@ -82,7 +88,9 @@ class Task:
 
     reference: the same measures between halves of the real data. verdicts: what the experiment was to show, from the
     rows. pictures: by name, with captions, of generated images. judge: a network that only judges the others' samples.
-    smoke: what is put over the preset for a run of a minute. preset: its name, where it is not the task's.
+    features: of mmfast.metrics.features, never of a network that the model learns from. check: fails where what the
+    evaluation needs beside them is not installed. smoke: what is put over the preset for a run of a minute. preset:
+    its name, where it is not the task's.
     """
 
     name: str
@@ -94,6 +102,8 @@ class Task:
     pictures: Callable[[Trained], dict[str, tuple[str, PILImage.Image]]]
     notes: list[str]
     judge: Method | None = None
+    features: str = "pixels"
+    check: Callable[[], object] = lambda: None
     smoke: dict[str, Any] = field(default_factory=dict)
     preset: str = ""
 
@@ -124,7 +134,26 @@ def _put(raw: dict[str, Any], path: list[str], value: Any) -> None:
     if value is None:
         raw.pop(last, None)
     else:
-        raw[last] = value
+        raw[last] = copy.deepcopy(value)  # a later change within it is not to reach the task
+
+
+def described(config: Config) -> dict[str, Any]:
+    """The config as JSON would hold it, without the folders of this machine."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    for name in ("root", "cache"):
+        plain["data"].pop(name, None)
+    return plain
+
+
+def refuse_another(wanted: dict[str, Any], kept: dict[str, Any], where: Path) -> None:
+    """Raise MmfastError where what is kept was made with another config."""
+    if wanted != kept:
+        keys = [f"{a}.{b}" for a in wanted if isinstance(wanted[a], dict) for b in wanted[a]
+                if wanted[a].get(b) != (kept.get(a) or {}).get(b)]  # fmt: skip
+        raise MmfastError(
+            f"{where} is of another config ({', '.join(keys[:4]) or 'other keys'}); move it away, or give another "
+            "--work"
+        )
 
 
 def seeded(count: int, classes: int) -> Tensor:

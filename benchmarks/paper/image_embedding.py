@@ -38,7 +38,7 @@ def ours(trained: Trained) -> Found:
     joint = trained.draw(purpose=1)
     found = measures.image_quality(trained, JOINT, joint["image"])
     found += _match(JOINT, joint["embedding"], embed(joint["image"]))
-    truth = trained.held_out(min(trained.samples, len(trained.data.test))).data
+    truth = trained.held_out().data
     drawn = trained.draw({"embedding": truth["embedding"]}, purpose=2, count=len(truth["image"]))
     found += measures.image_quality(trained, OF_EMBEDDING, drawn["image"])
     found += _match(OF_EMBEDDING, embed(drawn["image"]), truth["embedding"])
@@ -52,7 +52,7 @@ def image_alone(trained: Trained) -> Found:
 
 
 def regressor(trained: Trained) -> Found:
-    truth = trained.held_out(min(trained.samples, len(trained.data.test))).data
+    truth = trained.held_out().data
     said = supervised.answer(trained.model, truth, "image", "embedding")
     return {REGRESSOR: _match(OF_IMAGE, said, truth["embedding"])}
 
@@ -102,6 +102,7 @@ TASK = Task(
     reference=reference,
     verdicts=verdicts,
     pictures=pictures,
+    features="vgg16",
     notes=[],
     smoke={
         "data": {"kind": "digits"},

@@ -55,7 +55,7 @@ def _of_label(trained: Trained) -> list[Metric]:
 
 
 def _accuracy(trained: Trained, answer: Callable[[dict[str, Tensor]], Tensor]) -> list[Metric]:
-    data = trained.held_out(min(trained.samples, len(trained.data.test))).data
+    data = trained.held_out().data
     share = measures.agreement(answer({"image": data["image"]}), data["label"])
     return [Metric(OF_IMAGE, "accuracy", share, higher_is_better=True)]
 
@@ -83,7 +83,7 @@ def classifier(trained: Trained) -> Found:
 def reference(trained: Trained) -> list[Metric]:
     """The judge on real images, and one half of the real test images against the other."""
     name, features = _features(_judge(trained))
-    count = min(trained.samples, len(trained.data.test) // 2)
+    count = trained.samples
     rows = measures.shuffled(2 * count, len(trained.data.test))
     images = trained.data.test.__getitems__(rows.tolist()).data
     true = measures.agreement(_judge(trained)(images["image"]), images["label"])

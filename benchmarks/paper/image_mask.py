@@ -107,6 +107,7 @@ TASK = Task(
     reference=reference,
     verdicts=verdicts,
     pictures=pictures,
+    features="efficientnet-lite0",
     notes=[],
     smoke={
         "data": {"kind": "digits"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from PIL import Image as PILImage
 from torch import Tensor
@@ -44,7 +46,7 @@ def _score(trained: Trained, ratio: float, restored: Tensor, masked: Tensor) -> 
 
 
 def _images(trained: Trained) -> Tensor:
-    return measures.real(trained, min(trained.samples // 2, len(trained.data.test)))
+    return measures.real(trained, trained.samples)
 
 
 def ours(trained: Trained) -> Found:
@@ -54,7 +56,7 @@ def ours(trained: Trained) -> Found:
         masked = _hide(image, ratio)
         drawn = trained.draw({"masked": masked}, purpose=20 + k, count=len(image))
         found += _score(trained, ratio, drawn["image"], masked)
-        head = supervised.answer(trained.model, {"masked": masked}, "masked", "masked")
+        head = supervised.answer(trained.model, {"masked": masked}, "masked", "masked", seed=trained.seed)
         at_once += _score(trained, ratio, head[:, :-1], masked)
     return {OURS: [*found, *measures.bits(trained, 250)], ONE_STEP: at_once}
 
@@ -100,10 +102,12 @@ def verdicts(rows: list[Row]) -> list[Verdict]:
     found, gains = [], []
     for ratio in RATIOS:
         mine = means(rows, OURS, _condition(ratio))[LPIPS_NAME]
-        least = min(means(rows, name, _condition(ratio))[LPIPS_NAME] for name in baselines)
+        others = [means(rows, name, _condition(ratio))[LPIPS_NAME] for name in baselines]
+        least = math.nan if any(map(math.isnan, others)) else min(others)
         gains.append(means(rows, RESTORATION, _condition(ratio))[LPIPS_NAME] / mine)
         found.append(at_most(f"LPIPS lower than every baseline's with {_condition(ratio)}", mine, least))
-    return [*found, at_least("LPIPS at least 3 times lower than restoration alone at the best ratio", max(gains), 3.0)]
+    best = math.nan if any(map(math.isnan, gains)) else max(gains)
+    return [*found, at_least("LPIPS at least 3 times lower than restoration alone at the best ratio", best, 3.0)]
 
 
 def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:
@@ -134,7 +138,13 @@ TASK = Task(
     reference=reference,
     verdicts=verdicts,
     pictures=pictures,
-    notes=[],
+    features="efficientnet-lite0",
+    check=lambda: LPIPS("alex"),
+    notes=[
+        "RePaint: 25 steps with jumps of 5 and 3 passes, 75 or so evaluations of the network (published: 250, 10, 10). "
+        "SDEdit: the nearest visible pixel as filling, strength 0.5, 25 steps, one pass. Neither was tuned.",
+        "The row of the real data takes hidden pixels from other images: what knowing nothing of an image amounts to.",
+    ],
     smoke={
         "data": {"kind": "digits"},
         "modalities.image": {"kind": "image", "channels": 1, "size": 8, "levels": 17},

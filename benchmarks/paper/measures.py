@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.paper.core import Trained
 from benchmarks.paper.report import Metric
 from mmfast.metrics.bound import bound
-from mmfast.metrics.features import Extractor, extractor
+from mmfast.metrics.features import extractor
 from mmfast.metrics.frechet import frechet_distance
 from mmfast.metrics.precision_recall import precision_recall
 
@@ -35,39 +35,36 @@ def real(trained: Trained, count: int, seed: int = 0) -> Tensor:
 
 
 def two_halves(trained: Trained) -> tuple[Tensor, Tensor]:
-    """Two disjoint sets of held-out images, each of as many as there are samples, or of half of what there is."""
-    count = min(trained.samples, len(trained.data.test) // 2)
-    images = real(trained, 2 * count)
-    return images[:count], images[count:]
+    """Two disjoint sets of held-out images, each of as many as there are samples."""
+    images = real(trained, 2 * trained.samples)
+    return images[: trained.samples], images[trained.samples :]
 
 
 def image_quality(trained: Trained, condition: str, images: Tensor) -> list[Metric]:
-    """`quality` against held-out images, over the features that suit the data."""
-    features = _extractor(trained)
+    """`quality` against held-out images, over the task's features."""
+    features = extractor(trained.features)
     return quality(condition, features.name, features, images, real(trained, len(images)))
 
 
 def reference_quality(trained: Trained, condition: str) -> list[Metric]:
     """`quality` of one half of the held-out images against the other."""
     a, b = two_halves(trained)
-    features = _extractor(trained)
+    features = extractor(trained.features)
     return quality(condition, features.name, features, a, b)
-
-
-# Features of a pretrained network where images are natural enough for it.
-EXTRACTORS = {"sprites": "efficientnet-lite0"}
-
-
-def _extractor(trained: Trained) -> Extractor:
-    return extractor(EXTRACTORS.get(trained.config.data.kind, "pixels"))
 
 
 def bits(trained: Trained, count: int) -> list[Metric]:
     """The four parts of the bound on held-out data, in bits per dimension of the anchor."""
-    batch = trained.held_out(min(count, len(trained.data.test)))
+    batch = trained.held_out(min(count, trained.samples))
     found = bound(trained.model, batch, 4, trained.seed, trained.config.sample.batch_size)
     return [
-        Metric("bound, held-out", f"{part} (bits per dimension)", found[f"bound.{part}_bits"], higher_is_better=False)
+        # Of all that the model models: models of different modalities are not to be compared by it.
+        Metric(
+            f"bound of {' and '.join(trained.model.parts)}, held-out",
+            f"{part} (bits per dimension)",
+            found[f"bound.{part}_bits"],
+            higher_is_better=False,
+        )
         for part in ("L0", "L1", "L2", "L3", "total")
     ]
 

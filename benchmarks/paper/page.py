@@ -124,6 +124,7 @@ def _again(report: dict[str, Any]) -> str:
     machine, images = report["machine"], max(report["images"].values())
     threads = ", ".join(map(str, machine["threads"]))
     command = f"python -m benchmarks.paper {report['task']} --seeds {len(report['seeds'])} --images {images}"
+    command += f" --samples {report['samples']}" if report["samples"] else ""
     if report["commit"] is None:
         commit = "Written outside a git checkout"
     else:

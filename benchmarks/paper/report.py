@@ -48,7 +48,8 @@ class Cell:
     """One method with one seed.
 
     images: how many it saw in training; minutes: of "train" and "evaluate"; curve: a thinned list of dictionaries
-    with "step", "images" and "loss"; threads: torch's; commit: what it was evaluated at, None outside a checkout.
+    with "step", "images" and "loss"; threads: torch's; commit: what it was evaluated at, None outside a checkout;
+    samples: how many the evaluation was to draw.
     """
 
     method: str
@@ -60,6 +61,7 @@ class Cell:
     curve: list[dict[str, Any]] = field(default_factory=list)
     threads: int = 1
     commit: str | None = None
+    samples: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary that JSON can hold: numbers that are not finite become null."""
@@ -192,6 +194,7 @@ def _report(
         "task": task,
         "commit": commit,
         "dirty": dirty,
+        "samples": max(cell.samples for cell in cells),
         "evaluated_at": sorted({cell.commit for cell in cells if cell.commit}),
         "machine": _machine(cells),
         "images": {method: group[0].images for method, group in groups.items()},

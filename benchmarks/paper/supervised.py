@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.paper.core import described, refuse_another
+from mmfast import ops
 from mmfast.build import build_data, build_model
 from mmfast.checkpoint import load_into, load_tensors, save_tensors
 from mmfast.config import Config
@@ -20,14 +21,14 @@ from mmfast.order import loader
 from mmfast.train import learning_rate
 
 
-def predict(model: Model, data: dict[str, Tensor], given: str, target: str) -> Tensor:
-    """What the head of `target` says when the network is told `given` and sees zeros in the place of z_t."""
+def predict(model: Model, data: dict[str, Tensor], given: str, target: str, z: Tensor | None = None) -> Tensor:
+    """What the head of `target` says when the network is told `given` and sees z (None: zeros) in the place of z_T."""
     x = data[given]
     anchor = x if given == model.anchor_name else None
     encodings = {} if anchor is not None else model.encode({given: x})
     names = (model.anchor_name, *model.names)
     flags = torch.tensor([[float(name == given) for name in names]]).expand(len(x), -1)
-    z = torch.zeros(len(x), model.channels, *model.shape[1:])
+    z = torch.zeros(len(x), model.channels, *model.shape[1:]) if z is None else z
     t = torch.full((len(x),), model.schedule.T)
     with torch.autocast("cpu", torch.bfloat16):
         return model(z, t, model.tell(anchor, encodings, flags)).heads[target].float()
@@ -41,6 +42,7 @@ def train(config: Config, given: str, target: str, file: Path) -> tuple[Model, l
     model = build_model(config)
     if file.exists():
         tensors, kept = load_tensors(file)
+        refuse_another(described(config), kept["config"], file)
         load_into(model, tensors, file)
         return model.eval(), kept["curve"], kept["minutes"]
     train_set, spec = build_data(config).train, config.train
@@ -62,19 +64,18 @@ def train(config: Config, given: str, target: str, file: Path) -> tuple[Model, l
         curve.append({"step": step, "images": step * spec.batch_size, "loss": float(loss.detach())})
     minutes = (time.perf_counter() - begun) / 60
     curve = curve[:: max(1, len(curve) // 200)]
-    save_tensors(file, average.model.state_dict(), {"curve": curve, "minutes": minutes})
+    save_tensors(file, average.model.state_dict(), {"curve": curve, "minutes": minutes, "config": described(config)})
     return average.model, curve, minutes
 
 
 @torch.no_grad()
-def answer(model: Model, data: dict[str, Tensor], given: str, target: str, batch_size: int = 250) -> Tensor:
-    """The likeliest `target` of each example: [n, ...]."""
-    rows = torch.arange(len(data[given])).split(batch_size)
-    found = [predict(model, {given: data[given][r]}, given, target) for r in rows]
+def answer(
+    model: Model, data: dict[str, Tensor], given: str, target: str, batch_size: int = 250, seed: int | None = None
+) -> Tensor:
+    """The likeliest `target` of each example, [n, ...]; with a seed it sees noise, as a diffusion model must."""
+    found = []
+    for rows in torch.arange(len(data[given])).split(batch_size):
+        shape = (len(rows), model.channels, *model.shape[1:])
+        z = None if seed is None else ops.randn(shape, seed=seed, sample_ids=rows)
+        found.append(predict(model, {given: data[given][rows]}, given, target, z))
     return torch.cat([model.part(target).decode(x) for x in found])
-
-
-def with_steps(config: Config, images: int) -> Config:
-    """The config with as many steps as show this many images."""
-    steps = max(1, images // config.train.batch_size)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))

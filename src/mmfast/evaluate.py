@@ -109,6 +109,8 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> d
     # First what may be missing: nothing is drawn in vain.
     features = extractor(spec.features, spec.features_weights or None)
     lpips = LPIPS(spec.lpips, spec.lpips_weights or None) if spec.lpips else None
+    if lpips is not None and not any(part.derived for part in model.parts.values()):
+        raise MmfastError(f"evaluate.lpips is {spec.lpips!r}, but no modality hides parts of an image; leave it out")
     judges = data.judges()
     truth = held_out(data.test, count, model)
     metrics: dict[str, float] = {"samples": float(count)}
@@ -134,8 +136,11 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> d
             restored = draw(name, 3 + k)[anchor]
             metrics[f"{name}.conditional_{part.metric}"] = part.score(restored, truth.data[name])
             if lpips is not None:
-                distance = lpips.hidden(restored.clamp(-1, 1), truth.data[anchor], truth.data[name][:, -1:])
-                metrics[f"{name}.conditional_lpips_{config.evaluate.lpips}"] = float(distance.mean())
+                image, seen = truth.data[name][:, :-1], truth.data[name][:, -1:]
+                whole = torch.where(seen > 0, image, restored.clamp(-1, 1))
+                batches = zip(whole.split(64), image.split(64), seen.split(64), strict=True)
+                distance = torch.cat([lpips.hidden(*batch) for batch in batches])
+                metrics[f"{name}.conditional_lpips_{spec.lpips}"] = float(distance.mean())
             continue
         if name in judges:
             metrics[f"{name}.joint_{part.joint_metric}"] = part.score(joint[name], judges[name](joint[anchor]))
