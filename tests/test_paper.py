@@ -120,6 +120,15 @@ def test_the_ablation_counts_differences_beyond_two_standard_errors():
     assert not alone.holds and "of 0 measures" in alone.evidence
 
 
+def test_a_variant_of_the_ablation_runs_and_its_result_is_found_again(tmp_path):
+    plan = paper.plan_of(paper.parse([paper.ABLATION, "--smoke", "--work", str(tmp_path)]))
+    for name in (OURS, "sampled self-conditioning"):
+        method = plan.task.method(name)
+        cells.run(plan, method, 0)
+        found = plan.cells(method, 0)
+        assert found and {m.metric for m in found[0].metrics} >= {"label agreement", "mask IoU", "FD-pixels"}
+
+
 def test_results_of_other_samples_are_made_again(tmp_path):
     def plan(samples):
         return paper.plan_of(paper.parse(["image-mask", "--smoke", "--samples", samples, "--work", str(tmp_path)]))

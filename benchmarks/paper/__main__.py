@@ -73,7 +73,7 @@ def plan_of(args: argparse.Namespace) -> cells.Plan:
     changes: dict[str, Any] = dict(task.smoke) if args.smoke else {}
     if args.data:
         changes["data.root"] = args.data
-    # Every budget has a folder of its own: what one made is never taken for another's.
+    # Every budget has a folder of its own, so that several can be kept.
     name = "smoke" if args.smoke else f"{args.images}-images"
     return cells.Plan(task, args.images, args.samples, args.work / name, changes, args.smoke)
 

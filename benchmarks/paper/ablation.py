@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from PIL import Image as PILImage
@@ -39,8 +40,9 @@ def _variant(title: str, change: dict[str, Any]) -> Method:
 
 
 def _measured(trained: Trained) -> list[Metric]:
-    trained.config.evaluate.samples = trained.samples
-    found = evaluate(trained.model, trained.config, trained.data, quiet=True)
+    # A copy: the cell's own config is what its result is known by.
+    evaluation = dataclasses.replace(trained.config.evaluate, samples=trained.samples)
+    found = evaluate(trained.model, dataclasses.replace(trained.config, evaluate=evaluation), trained.data, quiet=True)
     rows = [Metric(condition, metric, found[name], higher) for name, (condition, metric, higher) in METRICS.items()]
     return [*rows, *measures.image_quality(trained, JOINT, trained.draw(purpose=1)["image"])]
 

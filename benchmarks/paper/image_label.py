@@ -27,15 +27,9 @@ def _features(judge: Any) -> tuple[str, Callable[[Tensor], Tensor]]:
     return ("Classifier", judge.features) if hasattr(judge, "features") else ("pixels", pixel_features)
 
 
-def _real(trained: Trained, count: int, seed: int = 0) -> Tensor:
-    test = trained.data.test
-    rows = measures.shuffled(len(test), len(test), seed)
-    return test.__getitems__(rows[:count].tolist()).data["image"]
-
-
 def _quality(trained: Trained, condition: str, images: Tensor) -> list[Metric]:
     name, features = _features(_judge(trained))
-    return measures.quality(condition, name, features, images, _real(trained, trained.samples))
+    return measures.quality(condition, name, features, images, measures.real(trained, trained.samples))
 
 
 def _joint(trained: Trained) -> list[Metric]:
@@ -83,13 +77,11 @@ def classifier(trained: Trained) -> Found:
 def reference(trained: Trained) -> list[Metric]:
     """The judge on real images, and one half of the real test images against the other."""
     name, features = _features(_judge(trained))
-    count = trained.samples
-    rows = measures.shuffled(2 * count, len(trained.data.test))
-    images = trained.data.test.__getitems__(rows.tolist()).data
-    true = measures.agreement(_judge(trained)(images["image"]), images["label"])
+    truth, halves = trained.held_out().data, measures.two_halves(trained)
+    true = measures.agreement(_judge(trained)(truth["image"]), truth["label"])
     found = []
     for condition in (JOINT, OF_LABEL):
-        found += measures.quality(condition, name, features, images["image"][:count], images["image"][count:])
+        found += measures.quality(condition, name, features, *halves)
         found.append(Metric(condition, "consistency", true, higher_is_better=True))
     return found
 

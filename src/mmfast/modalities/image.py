@@ -77,9 +77,7 @@ class Image(Modality):
         return prediction.clamp(-1, 1)
 
     def show(self, x: Tensor, size: int) -> PILImage.Image:
-        pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
-        array = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
-        return PILImage.fromarray(np.ascontiguousarray(array)).resize((size, size), PILImage.Resampling.NEAREST)
+        return picture(x, size)
 
     def score(self, x: Tensor, truth: Tensor) -> float:
         return float((x - truth).square().mean().sqrt())
@@ -91,6 +89,13 @@ class Image(Modality):
     @classmethod
     def blank(cls, spec: ImageSpec) -> Tensor:
         return torch.zeros(spec.channels, spec.size, spec.size)
+
+
+def picture(x: Tensor, size: int) -> PILImage.Image:
+    """Pixels float [1 or 3, H, W] in -1 .. 1 as an RGB picture of size x size."""
+    pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+    array = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    return PILImage.fromarray(np.ascontiguousarray(array)).resize((size, size), PILImage.Resampling.NEAREST)
 
 
 def read_image(path: Path, channels: int, size: int) -> Tensor:

@@ -18,7 +18,7 @@ from mmfast import ops
 from mmfast.errors import MmfastError
 from mmfast.modalities import base
 from mmfast.modalities.base import Modality, Room, WeightSpec
-from mmfast.modalities.image import read_image
+from mmfast.modalities.image import picture, read_image
 from mmfast.options import option
 from mmfast.order import words
 from mmfast.streams import MASK, MASK_RATIO
@@ -106,10 +106,7 @@ class Masked(Modality):
         """What is seen, over a checkerboard of two greys."""
         cells = torch.arange(self.spec.size, device=x.device) // max(1, self.spec.block // 4)
         board = 0.15 * ((cells[:, None] + cells) % 2) - 0.4
-        shown = torch.where(x[-1:] > 0, x[:-1], board)
-        pixels = ((shown.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
-        array = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
-        return PILImage.fromarray(np.ascontiguousarray(array)).resize((size, size), PILImage.Resampling.NEAREST)
+        return picture(torch.where(x[-1:] > 0, x[:-1], board), size)
 
     def score(self, x: Tensor, truth: Tensor) -> float:
         """Root mean square difference of the images in the pixels that `truth` hides."""

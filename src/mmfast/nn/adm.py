@@ -18,15 +18,10 @@ from mmfast.options import option
 
 
 @dataclass
-class Spec:
+class Spec(unet.Spec):
     kind: str = "adm"
     channels: int = option(192, "channels of the finest level", min=1)
-    multipliers: list[int] = option([1, 2, 3, 4], "channels of each level, in multiples; each halves the grid", min=1)
-    blocks: int = option(3, "residual blocks a level", min=1)
-    attention: list[int] = option([32, 16, 8], "resolutions (in pixels) with self-attention")
-    head_channels: int = option(64, "channels of an attention head", min=1)
     heads: int = option(0, "heads of every attention, whatever its channels; 0: as head_channels says", min=0)
-    dropout: float = option(0.0, "dropout in the residual blocks", min=0, max=1)
     classes: int = option(
         0, "classes that `forward` takes beside z_t; 0: none, since a label modality tells the network its class", min=0
     )
@@ -36,15 +31,7 @@ class Backbone(unet.Backbone):
     """[B, in_channels, size, size] and t [B] -> features [B, channels, size, size]."""
 
     def __init__(self, spec: Spec, in_channels: int, size: int) -> None:
-        same = unet.Spec(
-            channels=spec.channels,
-            multipliers=spec.multipliers,
-            blocks=spec.blocks,
-            attention=spec.attention,
-            head_channels=spec.head_channels,
-            dropout=spec.dropout,
-        )
-        super().__init__(same, in_channels, size)
+        super().__init__(spec, in_channels, size)
         for layer in self.modules():
             if spec.heads and isinstance(layer, unet.Attention):
                 if layer.qkv.in_channels % spec.heads:
@@ -67,16 +54,7 @@ class Backbone(unet.Backbone):
             self._check(y, t)
         if self.label is not None:
             emb = emb + (self.label.weight.mean(0) if y is None else self.label(y))
-        emb = F.silu(emb)
-        h = self.first(x)
-        kept = [h]
-        for block in self.down:
-            h = block(h, emb)
-            kept.append(h)
-        h = self.middle(h, emb)
-        for block in self.up:
-            h = block(torch.cat((h, kept.pop()), 1), emb)
-        return h
+        return self.features_of(x, F.silu(emb))
 
     def _check(self, y: Tensor, t: Tensor) -> None:
         if self.label is None:

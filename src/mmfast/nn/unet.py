@@ -187,7 +187,10 @@ class Backbone(nn.Module):
             self.last = nn.Conv2d(width, self.features * patch**2, 1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        emb = F.silu(self.time(timestep_embedding(t, self.time_width).to(x.dtype)))
+        return self.features_of(x, F.silu(self.time(timestep_embedding(t, self.time_width).to(x.dtype))))
+
+    def features_of(self, x: Tensor, emb: Tensor) -> Tensor:
+        """The features, from the time's embedding [B, time]."""
         h = self.first(F.pixel_unshuffle(x, self.patch).contiguous(memory_format=self.layout))
         kept = [h]
         for block in self.down:
