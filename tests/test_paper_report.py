@@ -174,8 +174,8 @@ def test_the_page(tmp_path):
 def test_the_json(tmp_path):
     _, found = write(tmp_path, cells_of_two())
     assert list(found) == [
-        "task", "commit", "dirty", "evaluated_at", "machine", "images", "samples", "seeds", "configs", "minutes", "rows",
-        "verdicts", "notes",
+        "task", "commit", "dirty", "samples", "evaluated_at", "machine", "images", "seeds", "configs", "minutes",
+        "rows", "verdicts", "notes",
     ]  # fmt: skip
     assert found["task"] == "pairs" and found["seeds"] == [0, 1, 2]
     assert found["images"] == {"mmfast": 1000, "plain | old": 1000}
