@@ -1,5 +1,6 @@
 """The runner of the paper's tasks: all of it in small, on digits; what is done is not done again; clear errors."""
 
+import dataclasses
 import json
 import signal
 
@@ -154,3 +155,18 @@ def test_results_of_other_samples_are_made_again(tmp_path):
     assert plan("10").cells(method, 0) and plan("12").cells(method, 0) is None
     cells.run(plan("12"), method, 0)
     assert plan("12").cells(method, 0)[0].samples == 12
+
+
+def test_the_page_has_the_claims_with_other_numbers_of_images_too(tmp_path):
+    args = paper.parse(["image-mask", "--smoke", "--seeds", "1", "--out", str(tmp_path / "results")])
+    smoke = paper.plan_of(args)
+    for images in (320, 640):
+        plan = dataclasses.replace(smoke, images=images, work=tmp_path / f"{images}-images")
+        for method in plan.task.methods:
+            cells.run(plan, method, 0)
+        paper._write(plan, args)
+    page = (tmp_path / "results" / "image-mask.md").read_text()
+    assert "| claim | 320 images seen | 640 images seen |" in page
+    (tmp_path / "0-images").mkdir()  # of a run that has found nothing yet
+    other = dataclasses.replace(plan, changes={**plan.changes, "train.learning_rate": 0.5})
+    assert list(paper._elsewhere(plan, 1)) == [320] and paper._elsewhere(other, 1) == {}

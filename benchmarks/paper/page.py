@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def text(
     report: dict[str, Any],
     rows: Sequence[Row],
     reference: Sequence[Row],
-    verdicts: Sequence[Verdict],
+    claims: Mapping[int, Sequence[Verdict]],
     notes: Sequence[str],
     pictures: Sequence[tuple[str, str]],
 ) -> str:
@@ -39,14 +39,28 @@ def text(
         parts += [f"## {condition}", table(mine, beside, len(seeds))]
     parts += [_how_to_read(seeds)]
     parts += [_failures(rows)] if any(row.failed for row in rows) else []
-    if verdicts:
-        lines = [f"| {_cell(v.claim)} | {'yes' if v.holds else '**no**'} | {_cell(v.evidence)} |" for v in verdicts]
-        parts += ["## Claims", "\n".join(["| claim | holds | evidence |", "|---|---|---|", *lines])]
+    verdicts, *others = claims.values()
+    parts += ["## Claims", _claims(verdicts)] if verdicts else []
+    parts += ["## What more compute changes", _budgets(claims)] if others else []
     parts += [f"![{file}]({file})\n\n{caption}" for caption, file in pictures]
     parts += ["## Minutes", _minutes(report), "## Run it again", _again(report)]
     if notes:
         parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(parts) + "\n"
+
+
+def _claims(verdicts: Sequence[Verdict]) -> str:
+    lines = [f"| {_cell(v.claim)} | {'yes' if v.holds else '**no**'} | {_cell(v.evidence)} |" for v in verdicts]
+    return "\n".join(["| claim | holds | evidence |", "|---|---|---|", *lines])
+
+
+def _budgets(claims: Mapping[int, Sequence[Verdict]]) -> str:
+    """The claims with each number of images seen in training."""
+    images, (verdicts, *_) = sorted(claims), claims.values()
+    found = [{v.claim: f"{'yes' if v.holds else 'no'}: {v.evidence}" for v in claims[i]} for i in images]
+    table = [["claim", *(f"{i:,} images seen" for i in images)], ["---"] * (1 + len(images))]
+    table += [[_cell(v.claim), *(_cell(budget.get(v.claim, "-")) for budget in found)] for v in verdicts]
+    return "\n".join(f"| {' | '.join(line)} |" for line in table)
 
 
 def table(rows: Sequence[Row], reference: Sequence[Row], n_seeds: int) -> str:

@@ -15,7 +15,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ def write(
     question: str,
     cells: Sequence[Cell],
     reference_rows: Sequence[Row],
-    verdicts: Sequence[Verdict],
+    claims: Mapping[int, Sequence[Verdict]],
     notes: Sequence[str],
     pictures: Sequence[tuple[str, str]],
     out: Path,
@@ -167,7 +167,8 @@ def write(
         task: the stable name, as in `python -m benchmarks.paper TASK`.
         cells: those of all methods and seeds; at least one.
         reference_rows: the same metrics of something that is no method, for instance "real halves".
-        verdicts, notes: the claims, and what more compute would change.
+        claims: by images seen; first of the cells, then of other budgets, for comparison.
+        notes: what is to be known beside them.
         pictures: (caption, file name in `out`).
 
     Returns the page's path. The JSON is written first: without matplotlib there is no picture, and a line says so.
@@ -175,12 +176,13 @@ def write(
     if not cells:
         raise MmfastError("cells is empty; a report needs at least one result, so run the task first")
     out.mkdir(parents=True, exist_ok=True)
+    verdicts, *_ = claims.values()
     report = _report(task, cells, reference_rows, verdicts, notes)
     _write(out / f"{task}.json", json.dumps(_plain(report), indent=2, allow_nan=False) + "\n")
     groups = _by_method(cells)
     has_curves = curves.draw({m: [c.curve for c in group] for m, group in groups.items()}, out / f"{task}-curves.png")
     shown = [*pictures, (curves.CAPTION, f"{task}-curves.png")] if has_curves else pictures
-    text = page.text(title, question, report, summarise(cells), reference_rows, verdicts, notes, shown)
+    text = page.text(title, question, report, summarise(cells), reference_rows, claims, notes, shown)
     _write(out / f"{task}.md", text)
     return out / f"{task}.md"
 
