@@ -66,6 +66,24 @@ def test_timesteps_and_given_are_uniform_and_depend_on_the_number_alone():
     assert torch.equal(timesteps(0, some, 1000), t[some]) and torch.equal(given_flags(0, some, [0.25] * 6), given[some])
 
 
+def test_no_example_is_given_all_that_it_has():
+    """Of two, each given half of the time: a quarter neither, and the quarter that would be both goes to either."""
+    numbers, n = torch.arange(100_000), 100_000
+    given = given_flags(0, numbers, [0.5, 0.5])
+    neither, first, second = ((given == torch.tensor(x)).all(1).float().mean() for x in ((0, 0), (1, 0), (0, 1)))
+    for share, expected in ((neither, 0.25), (first, 0.375), (second, 0.375)):
+        assert abs(float(share) - expected) < 5 * (expected * (1 - expected) / n) ** 0.5
+    assert float(given_flags(0, numbers, [1.0]).sum()) == 0  # alone
+    # Of three of which an example lacks the second, it is given one of the other two, as often either.
+    present = torch.tensor([1.0, 0.0, 1.0]).expand(n, 3)
+    some = given_flags(0, numbers, [1.0] * 3, present)
+    assert torch.equal(some.sum(1), torch.ones(n)) and float(some[:, 1].sum()) == 0
+    assert abs(float(some[:, 0].mean()) - 0.5) < 5 * 0.5 / n**0.5
+    # What would not be all of it stays as it was.
+    assert torch.equal(given_flags(0, numbers, [1.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 1.0]).expand(n, 3))
+    assert float(given_flags(0, numbers[:5], [1.0, 1.0], torch.zeros(5, 2)).sum()) == 0
+
+
 def test_a_batch_split_in_two_has_the_same_loss():
     config = tiny()
     model, data = build_model(config), build_data(config)

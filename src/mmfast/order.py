@@ -34,10 +34,19 @@ def timesteps(seed: int, numbers: Tensor, T: int) -> Tensor:
     return 1 + (words(seed, numbers, TIMESTEP, 1)[:, 0] * T >> 32)
 
 
-def given_flags(seed: int, numbers: Tensor, probabilities: Sequence[float]) -> Tensor:
-    """Which modalities, each with its probability, each example of the run is given: float [B, N] of 0 and 1."""
+def given_flags(seed: int, numbers: Tensor, probabilities: Sequence[float], present: Tensor | None = None) -> Tensor:
+    """Which modalities, each with its probability, each example of the run is given: float [B, N] of 0 and 1.
+
+    present: [B, N], 1 where the example has the modality (None: everywhere); what it lacks is never given. Of an
+    example that would be given all that it has nothing could be learnt: one modality, drawn at random, is not given.
+    """
+    count = len(probabilities)
     bounds = torch.tensor([p * 2.0**32 for p in probabilities], dtype=torch.float64, device=numbers.device)
-    return (words(seed, numbers, GIVEN, len(probabilities)) < bounds).float()
+    there = torch.ones(len(numbers), count, device=numbers.device) if present is None else present
+    flags = (words(seed, numbers, GIVEN, count) < bounds).float() * there
+    kept = ((1 + words(seed, numbers, GIVEN, count, draw=1)) * there).argmax(1, keepdim=True)
+    whole = (flags == there).all(1, keepdim=True)
+    return torch.where(whole, flags.scatter(1, kept, 0.0), flags)
 
 
 @dataclass

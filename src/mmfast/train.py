@@ -45,11 +45,11 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
     t = timesteps(config.seed, numbers, model.schedule.T)
     usual = config.train.given_probability
     own = [model.part(name).spec.given_probability for name in (model.anchor_name, *model.names)]
-    flags = given_flags(config.seed, numbers, [usual if p is None else p for p in own])
     there = [batch.present.get(name) for name in (model.anchor_name, *model.names)]
-    everything = torch.ones_like(flags[:, 0])
+    everything = torch.ones(len(numbers), device=numbers.device)
     present = torch.stack([everything if p is None else p.float() for p in there], 1)
-    given, wanted = flags * present, (1 - flags) * present
+    given = given_flags(config.seed, numbers, [usual if p is None else p for p in own], present)
+    wanted = (1 - given) * present
 
     encodings = model.encode(data)
     z0 = model.anchor_in_space(anchor)
