@@ -62,9 +62,11 @@ class Trained:
         rows = torch.randperm(len(whole), generator=torch.Generator().manual_seed(1))[: count or self.samples]
         return Batch({name: x[rows] for name, x in whole.data.items()})
 
-    def draw(self, given: Mapping[str, Tensor] | None = None, purpose: int = 0, count: int | None = None) -> Any:
-        """Samples from z_T, of this seed and purpose: every modality by name."""
-        options = {**settings(self.config), "seed": 1000 * (self.seed + 1) + purpose}
+    def draw(
+        self, given: Mapping[str, Tensor] | None = None, purpose: int = 0, count: int | None = None, **options: Any
+    ) -> Any:
+        """Samples from z_T, of this seed and purpose: every modality by name. options: instead of the config's."""
+        options = {**settings(self.config), **options, "seed": 1000 * (self.seed + 1) + purpose}
         return sample(self.model, count or self.samples, given, progress=f"sampling ({purpose})", **options)
 
 
