@@ -248,6 +248,16 @@ def test_an_example_does_not_depend_on_its_batch(model, name):
         assert (method(model, image, mask, **other) - whole)[2:].abs().max() > 0.05
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_the_network_can_compute_in_bfloat16(model, name):
+    """A network of bfloat16's eight bits, steps in float32: near to the other by a few of its roundings, not equal."""
+    (image, mask), method = problem(), METHODS[name]
+    whole, half = (method(model, image, mask, precision=precision) for precision in ("fp32", "bf16"))
+    assert half.dtype == torch.float32 and 0 < (half - whole).abs().mean() < 0.02
+    with pytest.raises(MmfastError, match=r"precision.*'fp16'"):
+        method(model, image, mask, precision="fp16")
+
+
 def test_the_mode_of_the_model_is_kept(model):
     model.train()
     repaint(model, *problem(), steps=3, jump_length=1)

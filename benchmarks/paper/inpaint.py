@@ -19,7 +19,7 @@ from torch import Tensor
 from mmfast import ops, process
 from mmfast.errors import MmfastError, unknown
 from mmfast.model import Model
-from mmfast.sample import timesteps
+from mmfast.sample import PRECISIONS, timesteps
 
 # Far from the package's own streams (mmfast.streams): this noise meets neither training's nor the sampler's.
 STREAM = 0x8000
@@ -77,6 +77,7 @@ def repaint(
     sample_ids: Tensor | None = None,
     clamp: float | None = 1.0,
     batch_size: int = 256,
+    precision: str = "fp32",
 ) -> Tensor:
     """RePaint (Lugmayr et al., 2022) with an unconditional model.
 
@@ -87,6 +88,7 @@ def repaint(
         steps, jump_length, resamplings: see `repaint_path`.
         seed, sample_ids: the noise's identity (ids int64 [B], 0 .. B - 1 if None); example i is the same in any batch.
         clamp: hold the predicted z_0 within -clamp .. clamp; None not to.
+        precision: the network's arithmetic, "fp32" or "bf16".
 
     Returns [B, C, H, W] on the model's device: visible pixels exactly as they were, the hidden ones drawn.
     """
@@ -95,7 +97,7 @@ def repaint(
     def start(known: Tensor, shown: Tensor, ids: Tensor) -> Tensor:
         return ops.randn(known.shape, seed=seed, sample_ids=ids, stream=STREAM, draw=0, device=known.device)
 
-    return _inpaint(model, image, mask, path, start, True, seed, sample_ids, clamp, batch_size)
+    return _inpaint(model, image, mask, path, start, True, seed, sample_ids, clamp, batch_size, precision)
 
 
 @torch.no_grad()
@@ -111,6 +113,7 @@ def sdedit(
     sample_ids: Tensor | None = None,
     clamp: float | None = 1.0,
     batch_size: int = 256,
+    precision: str = "fp32",
 ) -> Tensor:
     """SDEdit (Meng et al., 2022) with an unconditional model: fill crudely, noise to strength T, denoise, paste.
 
@@ -128,7 +131,7 @@ def sdedit(
         filled = torch.where(shown, known, FILLS[fill](known, shown))
         return _noised(model, filled, path[0], seed, ids, draw=0)
 
-    return _inpaint(model, image, mask, path, start, paste_each_step, seed, sample_ids, clamp, batch_size)
+    return _inpaint(model, image, mask, path, start, paste_each_step, seed, sample_ids, clamp, batch_size, precision)
 
 
 def mean_of_visible(known: Tensor, shown: Tensor) -> Tensor:
@@ -163,9 +166,12 @@ def _inpaint(
     sample_ids: Tensor | None,
     clamp: float | None,
     batch_size: int,
+    precision: str,
 ) -> Tensor:
     """Both methods: z from `start`(known, shown, ids) along the path, in batches; the visible pixels as they were."""
     _check(model, image, mask, sample_ids, clamp, batch_size)
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
     device = model.schedule.alpha_bar.device
     ids = torch.arange(len(image)) if sample_ids is None else sample_ids
     training = model.training
@@ -179,7 +185,8 @@ def _inpaint(
             batch = ids[rows.to(ids.device)].to(device)
             z = start(known, shown, batch)
             visible = (known, shown) if paste_each_step else None
-            results.append(torch.where(shown, known, _follow(model, z, path, visible, seed, batch, clamp)))
+            found = _follow(model, z, path, visible, seed, batch, clamp, precision == "bf16")
+            results.append(torch.where(shown, known, found))
     finally:
         model.train(training)
     return torch.cat(results)
@@ -193,6 +200,7 @@ def _follow(
     seed: int,
     ids: Tensor,
     clamp: float | None,
+    bf16: bool,
 ) -> Tensor:
     """z along the path's times: denoised on the way down, noised on the way up, the visible pixels put in if given."""
     schedule, untold = model.schedule, model.tell(None, {}, torch.zeros(len(ids), 1, device=ids.device))
@@ -201,7 +209,8 @@ def _follow(
         if s > t:
             z = _up(model, z, t, s, seed, ids, next(draws))
             continue
-        prediction = model(z, torch.full_like(ids, t), untold).anchor.float()
+        with torch.autocast(z.device.type, torch.bfloat16, enabled=bf16):
+            prediction = model(z, torch.full_like(ids, t), untold).anchor.float()
         z, _ = ops.step(
             z, prediction, {}, t, schedule, s, target=model.target, clamp=clamp,
             seed=seed, sample_ids=ids, stream=STREAM, draw=next(draws),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from PIL import Image as PILImage
@@ -78,13 +79,14 @@ def restoration(trained: Trained) -> Found:
 
 def image_alone(trained: Trained) -> Found:
     image, steps = _images(trained), trained.config.sample.steps
+    options: dict[str, Any] = {"seed": trained.seed, "precision": trained.config.sample.precision}
     found: Found = {IMAGE: [*_drawn(trained), *measures.bits(trained, 250)], SDEDIT: [], REPAINT: []}
     for ratio in RATIOS:
         masked = _hide(image, ratio)
         shown, seen = masked[:, :-1] * masked[:, -1:], masked[:, -1:]
-        again = repaint(trained.model, shown, seen, steps, min(5, steps // 2), 3, seed=trained.seed)
+        again = repaint(trained.model, shown, seen, steps, min(5, steps // 2), 3, **options)
         found[REPAINT] += _score(trained, ratio, again, masked)
-        edited = sdedit(trained.model, shown, seen, 0.5, steps, "nearest", seed=trained.seed)
+        edited = sdedit(trained.model, shown, seen, 0.5, steps, "nearest", **options)
         found[SDEDIT] += _score(trained, ratio, edited, masked)
     return found
 
