@@ -9,12 +9,13 @@ import torch
 import yaml
 
 from benchmarks.paper import __main__ as paper
-from benchmarks.paper import cells, supervised
+from benchmarks.paper import cells, measures, supervised
 from benchmarks.paper.core import OURS
 from benchmarks.paper.report import Row
 from mmfast.build import build_model
 from mmfast.config import differences
 from mmfast.errors import MmfastError
+from mmfast.metrics.features import Extractor
 from mmfast.train import fit
 
 pytest.importorskip("sklearn", reason="needs scikit-learn: pip install '.[test]'")
@@ -170,3 +171,19 @@ def test_the_page_has_the_claims_with_other_numbers_of_images_too(tmp_path):
     (tmp_path / "0-images").mkdir()  # of a run that has found nothing yet
     other = dataclasses.replace(plan, changes={**plan.changes, "train.learning_rate": 0.5})
     assert list(paper._elsewhere(plan, 1)) == [320] and paper._elsewhere(other, 1) == {}
+
+
+def test_features_of_real_images_are_computed_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    plan = paper.plan_of(paper.parse(["image-mask", "--smoke", "--work", str(tmp_path)]))
+    config = plan.config(plan.task.method(OURS), 0)
+    trained = cells.Trained(build_model(config), config, 0, 40, False, "pixels", lambda: build_model(config))
+    calls = []
+    monkeypatch.setattr(
+        measures, "extractor", lambda name: Extractor(name, lambda x: calls.append(len(x)) or x.flatten(1), "cpu")
+    )
+    first = measures.reference_quality(trained, "drawn")
+    assert sum(calls) == 80
+    # The first half is what 40 samples are compared with.
+    measures.image_quality(trained, "drawn", torch.zeros(40, 1, 8, 8))
+    assert sum(calls) == 120 and measures.reference_quality(trained, "drawn") == first and sum(calls) == 120

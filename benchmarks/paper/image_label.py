@@ -29,7 +29,7 @@ def _features(judge: Any) -> tuple[str, Callable[[Tensor], Tensor]]:
 
 def _quality(trained: Trained, condition: str, images: Tensor) -> list[Metric]:
     name, features = _features(_judge(trained))
-    return measures.quality(condition, name, features, images, measures.real(trained, trained.samples))
+    return measures.quality(condition, name, features(images), features(measures.real(trained, trained.samples)))
 
 
 def _joint(trained: Trained) -> list[Metric]:
@@ -77,11 +77,11 @@ def classifier(trained: Trained) -> Found:
 def reference(trained: Trained) -> list[Metric]:
     """The judge on real images, and one half of the real test images against the other."""
     name, features = _features(_judge(trained))
-    truth, halves = trained.held_out().data, measures.two_halves(trained)
+    truth, halves = trained.held_out().data, [features(half) for half in measures.two_halves(trained)]
     true = measures.agreement(_judge(trained)(truth["image"]), truth["label"])
     found = []
     for condition in (JOINT, OF_LABEL):
-        found += measures.quality(condition, name, features, *halves)
+        found += measures.quality(condition, name, *halves)
         found.append(Metric(condition, "consistency", true, higher_is_better=True))
     return found
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
 
 import torch
 from torch import Tensor
 
 from benchmarks.paper.core import Trained
 from benchmarks.paper.report import Metric
+from mmfast.data.cache import kept
 from mmfast.metrics.bound import bound
-from mmfast.metrics.features import extractor
+from mmfast.metrics.features import Extractor, extractor
 from mmfast.metrics.frechet import frechet_distance
 from mmfast.metrics.precision_recall import precision_recall
 
-Features = Callable[[Tensor], Tensor]
 
-
-def quality(condition: str, name: str, features: Features, images: Tensor, real: Tensor) -> list[Metric]:
-    """Frechet distance, precision and recall of images against real ones, over the same features."""
-    fake, true = features(images), features(real)
+def quality(condition: str, name: str, fake: Tensor, true: Tensor) -> list[Metric]:
+    """Frechet distance, precision and recall, over features [n, D] of images and of real ones."""
     measured = precision_recall(true, fake)
     return [
         Metric(condition, f"FD-{name}", frechet_distance(fake, true), higher_is_better=False),
@@ -43,14 +41,23 @@ def two_halves(trained: Trained) -> tuple[Tensor, Tensor]:
 def image_quality(trained: Trained, condition: str, images: Tensor) -> list[Metric]:
     """`quality` against held-out images, over the task's features."""
     features = extractor(trained.features)
-    return quality(condition, features.name, features, images, real(trained, len(images)))
+    return quality(condition, features.name, features(images), _of_real(trained, features, real(trained, len(images))))
 
 
 def reference_quality(trained: Trained, condition: str) -> list[Metric]:
     """`quality` of one half of the held-out images against the other."""
-    a, b = two_halves(trained)
     features = extractor(trained.features)
-    return quality(condition, features.name, features, a, b)
+    a, b = (_of_real(trained, features, half) for half in two_halves(trained))
+    return quality(condition, features.name, a, b)
+
+
+def _of_real(trained: Trained, features: Extractor, images: Tensor) -> Tensor:
+    """Features of real images, which every cell wants again: computed once and kept (mmfast.data.cache)."""
+    if trained.smoke:
+        return features(images)
+    key = {"network": trained.features, "images": hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()}
+    cache = getattr(trained.config.data, "cache", "")
+    return kept(cache, "features", key, lambda: {"features": features(images)})["features"]
 
 
 def bits(trained: Trained, count: int) -> list[Metric]:
