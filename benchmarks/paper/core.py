@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from PIL import Image as PILImage
 from torch import Tensor
 
+from benchmarks.paper.page import three
 from benchmarks.paper.report import Metric, Row, Verdict
 from mmfast.build import build_data
 from mmfast.config import Config, resolve
@@ -171,9 +172,9 @@ def means(rows: list[Row], method: str, condition: str) -> dict[str, float]:
 
 def at_least(claim: str, value: float, floor: float) -> Verdict:
     """Whether value >= floor, with both."""
-    return Verdict(claim, value >= floor, f"{value:.3f}, to be at least {floor:.3f}")
+    return Verdict(claim, value >= floor, f"{three(value)}, to be at least {three(floor)}")
 
 
 def at_most(claim: str, value: float, ceiling: float) -> Verdict:
     """Whether value <= ceiling, with both."""
-    return Verdict(claim, value <= ceiling, f"{value:.3f}, to be at most {ceiling:.3f}")
+    return Verdict(claim, value <= ceiling, f"{three(value)}, to be at most {three(ceiling)}")

@@ -180,7 +180,13 @@ def write(
     report = _report(task, cells, reference_rows, verdicts, notes)
     _write(out / f"{task}.json", json.dumps(_plain(report), indent=2, allow_nan=False) + "\n")
     groups = _by_method(cells)
-    has_curves = curves.draw({m: [c.curve for c in group] for m, group in groups.items()}, out / f"{task}-curves.png")
+    # Several methods may be ways of using one model: its curve is drawn once.
+    drawn: dict[str, list[Any]] = {}
+    for method, group in groups.items():
+        found = [cell.curve for cell in group]
+        if found not in drawn.values():
+            drawn[method] = found
+    has_curves = curves.draw(drawn, out / f"{task}-curves.png")
     shown = [*pictures, (curves.CAPTION, f"{task}-curves.png")] if has_curves else pictures
     text = page.text(title, question, report, summarise(cells), reference_rows, claims, notes, shown)
     _write(out / f"{task}.md", text)
