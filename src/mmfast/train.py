@@ -209,7 +209,8 @@ class Trainer:
 def fit(config: Config, out: str, data: Data, losses: Losses = losses, quiet: bool = False) -> Trainer:
     """Train a config by any loss of its model into the folder `out`, or go on with the run that is there.
 
-    Raises MmfastError for bad input, before anything is changed.
+    Returns the trainer: its run, its model and the average of that. Raises MmfastError for bad input, before
+    anything is changed.
     """
     from mmfast.evaluate import held_out
 
