@@ -109,10 +109,10 @@ TASK = Task(
     pictures=pictures,
     features="efficientnet-lite0",
     notes=[
-        "Tried by hand with 32,000 images, one seed, images given half of the time: without W for the mask (none in "
-        "place of carried, 0.5) FD 124.5 instead of 112.2, mask against judge 0.650 instead of 0.770, mean IoU given the image "
-        "0.622 instead of 0.598: the mask in z_t is worth much to what is drawn, and costs little in what is read off. "
-        "With the mask's loss weighted 1 instead of 0.1: FD 158.1, 0.686, 0.617.",
+        "Tried by hand with 32,000 images, one seed, images given half of the time: without W for the mask (none in"
+        " place of carried, 0.5) FD 124.5 instead of 112.2, mask against judge 0.650 instead of 0.770, mean IoU "
+        "given the image 0.622 instead of 0.598: the mask in z_t is worth much to what is drawn, and costs little "
+        "in what is read off. With the mask's loss weighted 1 instead of 0.1: FD 158.1, 0.686, 0.617.",
     ],
     smoke={
         "data": {"kind": "digits"},
