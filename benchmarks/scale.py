@@ -105,7 +105,7 @@ def estimate(name: str) -> dict[str, Any]:
     with torch.device("meta"):
         model = build_model(config).to("meta")
         C, H, W = model.channels, *model.shape[1:]
-        z, told = torch.empty(1, C, H, W), torch.empty(1, model.backbone.first.in_channels - C, H, W)
+        z, told = torch.empty(1, C, H, W), torch.empty(1, model.told_channels, H, W)
         t = torch.ones(1, dtype=torch.int64)
     forward = forward_flop(lambda: model(z, t, told))
     images = config.train.steps * config.train.batch_size

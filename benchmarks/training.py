@@ -89,7 +89,7 @@ def measure(name: str, options: list[tuple[str, str]], seconds: float) -> list[d
     import torch
 
     from mmfast import config as configs
-    from mmfast import ops, train
+    from mmfast import objective, ops
     from mmfast.build import build_model
     from mmfast.data import Batch
 
@@ -109,10 +109,10 @@ def measure(name: str, options: list[tuple[str, str]], seconds: float) -> list[d
     shares: dict[str, list[float]] = {kind: [] for kind in kinds}
 
     def step(kind: str) -> None:
-        train.ops = kinds[kind]  # type: ignore[attr-defined]
+        objective.ops = kinds[kind]  # type: ignore[attr-defined]
         kinds[kind].seconds = 0.0
         start = time.perf_counter()
-        total = torch.stack(list(train.losses(models[kind], batch, numbers, config).values())).sum()
+        total = torch.stack(list(objective.losses(models[kind], batch, numbers, config).values())).sum()
         total.backward()
         optimizers[kind].step()
         optimizers[kind].zero_grad(set_to_none=True)
@@ -129,7 +129,7 @@ def measure(name: str, options: list[tuple[str, str]], seconds: float) -> list[d
             for kind in kinds:
                 step(kind)
     finally:
-        train.ops = ops  # type: ignore[attr-defined]
+        objective.ops = ops  # type: ignore[attr-defined]
     print(f"{name}, batch {B}, {sum(p.numel() for p in models['mmfast'].parameters()):,} parameters")
     rows = []
     for kind in kinds:

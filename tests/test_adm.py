@@ -182,11 +182,11 @@ def test_the_presets_have_the_published_number_of_parameters(name):
         network, model = Network(spec, size), build_model(config)
     count = sum(p.numel() for p in network.parameters())
     assert count == PUBLISHED[name] == sum(map(math.prod, layout(spec, size).values()))
-    # Ours: no table of classes and no variance; input channels for the label (16) and what is told (3 + 16 + a plane
-    # for each of the two); the label's head, which reads a grid of 4 x 4 through a layer of 128.
+    # Ours: no table of classes and no variance; input channels for the label (16) and for whether it and the image are
+    # told; the label's head, which reads a grid of 4 x 4 through a layer of 128.
     width = spec.channels
     head = 2 * 16 * width + 128 * (16 * width + 1) + 1000 * (128 + 1)
-    ours = count - 1000 * 4 * width - 3 * (9 * width + 1) + 9 * width * (16 + 3 + 16 + 2) + head
+    ours = count - 1000 * 4 * width - 3 * (9 * width + 1) + 9 * width * (16 + 2) + head
     assert sum(p.numel() for p in model.parameters()) == ours
     assert all(p.is_meta for p in model.parameters())
 
@@ -244,7 +244,8 @@ def test_a_multimodal_model_starts_as_adm_whatever_it_is_told(tmp_path, spec, ne
     _, t, _ = batch()
     generator = torch.Generator().manual_seed(2)
     z = torch.randn(3, model.channels, SIZE, SIZE, generator=generator)
-    told = torch.randn(3, model.backbone.first.in_channels - model.channels, SIZE, SIZE, generator=generator)
+    label = {"label": torch.randn(3, model.widths[1], 1, 1, generator=generator)}
+    told = model.tell(None, label, torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 1.0]]))
     model.eval()
     with torch.no_grad():
         truth = interpret(state, spec, z[:, :3], t - 1, state["label_emb.weight"].mean(0), new_order)[:, :3]

@@ -30,7 +30,7 @@ def test_features_have_the_size_of_the_image_whatever_the_patch(patch, norm):
     net = trained_like(unet.Backbone(spec(patch=patch, norm=norm), 5, 16))
     x, t = torch.randn(2, 5, 16, 16), torch.tensor([1, 900])
     features = net(x, t)
-    assert features.shape == (2, net.features, 16, 16) and net.features == 16 // patch
+    assert features.shape == (2, net.features, 16, 16) and net.features == 16
     assert features.is_contiguous() and not torch.equal(features[0], features[1])
     features.sum().backward()
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in net.parameters())
@@ -39,10 +39,12 @@ def test_features_have_the_size_of_the_image_whatever_the_patch(patch, norm):
 def test_a_patch_is_a_u_net_of_the_cells_and_what_goes_past_it():
     net = trained_like(unet.Backbone(spec(patch=2), 3, 16))
     plain = unet.Backbone(spec(), 12, 8)
-    plain.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith(("past", "last"))})
+    plain.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith(("past", "gate", "last"))})
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([5, 500])
     cells = F.pixel_unshuffle(x, 2)
-    expected = F.pixel_shuffle(net.last(plain.eval()(cells, t)), 2) + net.past(x)
+    emb = F.silu(net.time(unet.timestep_embedding(t, net.time_width)))
+    passed = torch.stack([net.gate(e)[:, None, None] * p for e, p in zip(emb, net.past(x), strict=True)])
+    expected = F.pixel_shuffle(net.last(plain.eval()(cells, t)), 2) + passed
     torch.testing.assert_close(net(x, t), expected)
 
 
@@ -74,7 +76,7 @@ def test_bfloat16_follows_float32(norm):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"patch": 3}, "backbone.patch is 3; it should divide 16 pixels and 16 channels"),
+        ({"patch": 3}, "backbone.patch is 3; it should divide 16 pixels"),
         ({"patch": 16}, "backbone.multipliers has 2 levels; 1 pixels"),
         ({"norm": "batch"}, "backbone.norm is 'batch'"),
         ({"multipliers": []}, "backbone.multipliers is empty"),

@@ -15,8 +15,8 @@ from mmfast.errors import MmfastError
 from mmfast.evaluate import held_out
 from mmfast.modalities import Room
 from mmfast.modalities.masked import Masked, MaskedSpec
+from mmfast.objective import losses
 from mmfast.sample import sample
-from mmfast.train import losses
 
 SIZE, B = 8, 6
 OPTIONS = [

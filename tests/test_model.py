@@ -103,10 +103,38 @@ def test_only_what_is_given_is_told_whatever_the_rest_holds():
     assert torch.equal(told[:, 5:, 0, 0], given)
 
 
+@pytest.mark.parametrize("space", ["own", "shared"])
+def test_what_is_told_takes_the_place_of_its_noised_view_in_own_channels_alone(space):
+    """Given x_i, its block of z_t is noise around it, independent of all else: what the network says is not of it."""
+    model = make(space, bridge(2.0) if space == "shared" else carried())
+    torch.nn.init.normal_(model.out.weight)
+    encodings = model.encode({"label": torch.tensor([3, 1]), "mask": torch.ones(2, 8, 8, dtype=torch.long)})
+    given = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    told, t = model.tell(None, encodings, given), torch.tensor([3, 4])
+    z = torch.randn(2, model.channels, 8, 8)
+
+    def moves(channel):
+        other = z.clone()
+        other[:, channel] += 1.0
+        return [
+            not torch.equal(a, b) for a, b in zip(model(z, t, told).anchor, model(other, t, told).anchor, strict=True)
+        ]
+
+    if space == "shared":
+        assert moves(0) == [True, True]
+        return
+    assert moves(0) == [True, True]  # the anchor, of which neither is told
+    assert [moves(channel) for channel in (1, 2, 3)] == [[False, True]] * 3
+    assert moves(4) == [True, False]
+    # And what it is told counts.
+    other = model.tell(None, {**encodings, "label": encodings["label"].flip(0)}, given)
+    assert not torch.equal(model(z, t, told).anchor[0], model(z, t, other).anchor[0])
+
+
 @pytest.mark.parametrize("target", ["eps", "x0", "v"])
 @pytest.mark.parametrize("space", ["own", "shared"])
 def test_every_target_and_space_trains(tmp_path, space, target):
-    from mmfast.train import losses
+    from mmfast.objective import losses
 
     pairs = [("space", space), ("loss.target", target), ("loss.min_snr_gamma", "5"), ("backbone.width", "32")]
     if space == "shared":

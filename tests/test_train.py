@@ -16,8 +16,9 @@ from mmfast.build import build_data, build_model
 from mmfast.checkpoint import Run, load_tensors
 from mmfast.data import Batch
 from mmfast.ema import EMA
+from mmfast.objective import losses
 from mmfast.order import Order, given_flags, timesteps
-from mmfast.train import Trainer, _steps, learning_rate, losses, train
+from mmfast.train import Trainer, _steps, learning_rate, train
 
 TINY = [
     ("backbone", "{kind: mlp, width: 32, blocks: 1, features: 4}"),
@@ -64,6 +65,42 @@ def test_timesteps_and_given_are_uniform_and_depend_on_the_number_alone():
     assert abs(float(torch.corrcoef(given.T).fill_diagonal_(0).abs().max())) < 5 / 200_000**0.5
     some = torch.tensor([7, 199_999, 3])
     assert torch.equal(timesteps(0, some, 1000), t[some]) and torch.equal(given_flags(0, some, [0.25] * 6), given[some])
+
+
+def test_the_share_at_T_is_what_was_asked_for_and_leaves_the_rest_uniform():
+    numbers = torch.arange(100_000)
+    t = timesteps(0, numbers, 1000)
+    shares = torch.tensor([0.0, 0.3, 1.0]).repeat_interleave(40_000)[:100_000]
+    at_T = timesteps(0, numbers, 1000, shares)
+    moved = at_T != t
+    assert bool((at_T[moved] == 1000).all()) and not bool(moved[shares == 0].any())
+    assert bool((at_T[shares == 1] == 1000).all())
+    # Of 40,000 examples 0.3 are moved, but for the thousandth that was at T before.
+    assert abs(float(moved[shares == shares[50_000]].float().mean()) - 0.3 * 0.999) < 5 * (0.21 / 40_000) ** 0.5
+    kept = t[(shares == shares[50_000]) & ~moved].double()
+    assert abs(float(kept.mean()) - 500.5) < 5 * 288.7 / 28_000**0.5
+
+
+def test_given_at_T_moves_the_examples_that_are_given_it_and_no_others(monkeypatch):
+    """t as the loss draws it, seen where z_t is made."""
+    from mmfast import objective
+
+    seen: list[torch.Tensor] = []
+    q_sample = objective.ops.q_sample
+
+    def spy(z0, terms, t, *rest, **options):
+        seen.append(t)
+        return q_sample(z0, terms, t, *rest, **options)
+
+    monkeypatch.setattr(objective.ops, "q_sample", spy)
+    numbers = torch.arange(256)
+    for share in ("null", "1.0"):
+        config = tiny(modalities__image__given_at_T=share)
+        losses(build_model(config), build_data(config).train.__getitems__(range(256)), numbers, config)
+    given = given_flags(0, numbers, [0.25] * len(tiny().modalities))[:, 0].bool()
+    assert 30 < int(given.sum()) < 100
+    assert torch.equal(seen[0], timesteps(0, numbers, 1000))
+    assert bool((seen[1][given] == 1000).all()) and torch.equal(seen[1][~given], seen[0][~given])
 
 
 def test_no_example_is_given_all_that_it_has():

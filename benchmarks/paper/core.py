@@ -31,6 +31,10 @@ from mmfast.model import Model
 from mmfast.sample import sample
 
 OURS = "mmfast"
+MANY_STEPS = f"{OURS}, as it generates"
+# Of a given image the rest is read in one step: at t = T a head's answer is the expectation itself, and further steps
+# would draw around it.
+READ: dict[str, Any] = {"sampler": "ddim", "steps": 1}
 
 # By method: an evaluation may answer for several, as one model serves several ways of inpainting.
 Found = dict[str, list[Metric]]

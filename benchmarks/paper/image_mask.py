@@ -6,7 +6,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from benchmarks.paper import measures, supervised
-from benchmarks.paper.core import OURS, Found, Method, Task, Trained, at_least, at_most, means
+from benchmarks.paper.core import MANY_STEPS, OURS, READ, Found, Method, Task, Trained, at_least, at_most, means
 from benchmarks.paper.report import Metric, Row, Verdict
 from mmfast.draw import sample_grid
 from mmfast.model import Model
@@ -34,9 +34,10 @@ def ours(trained: Trained) -> Found:
     found.append(
         _iou(trained.model, OF_MASK, truth["mask"], _segments(trained, of_mask["image"]), "mask against judge")
     )
-    of_image = trained.draw({"image": truth["image"]}, purpose=3)
-    found.append(_iou(trained.model, OF_IMAGE, of_image["mask"], truth["mask"]))
-    return {OURS: [*found, *measures.bits(trained, 250)]}
+    read, drawn = (trained.draw({"image": truth["image"]}, purpose=3, **how)["mask"] for how in (READ, {}))
+    found.append(_iou(trained.model, OF_IMAGE, read, truth["mask"]))
+    as_drawn = [_iou(trained.model, OF_IMAGE, drawn, truth["mask"])]
+    return {OURS: [*found, *measures.bits(trained, 250)], MANY_STEPS: as_drawn}
 
 
 def image_alone(trained: Trained) -> Found:

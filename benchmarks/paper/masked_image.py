@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from benchmarks.paper import measures, supervised
-from benchmarks.paper.core import OURS, Found, Method, Task, Trained, at_least, at_most, means
+from benchmarks.paper.core import MANY_STEPS, OURS, Found, Method, Task, Trained, at_least, at_most, means
 from benchmarks.paper.inpaint import repaint, sdedit
 from benchmarks.paper.report import Metric, Row, Verdict
 from mmfast.draw import sample_grid
@@ -20,7 +20,7 @@ from mmfast.modalities.masked import Masked, MaskedSpec
 
 RATIOS = (0.1, 0.25, 0.5, 0.75)
 DRAWN, LPIPS_NAME = "drawn from noise", "LPIPS of hidden pixels"
-ONE_STEP, MANY_STEPS = f"{OURS}, head in one step", f"{OURS}, as it generates"
+ONE_STEP = f"{OURS}, head in one step"
 RESTORATION, IMAGE = "restoration alone", "image alone"
 # Restoring wants few steps: by LPIPS, on held-out images outside the evaluation, better than the 25 of generation.
 FEW_STEPS = {"sampler": "ddim", "steps": 4}

@@ -9,7 +9,7 @@ from mmfast import ops
 from mmfast.config import Config
 from mmfast.data import Batch
 from mmfast.model import Model
-from mmfast.train import Losses
+from mmfast.objective import Losses
 
 
 def predict(model: Model, data: dict[str, Tensor], given: str, target: str, z: Tensor | None = None) -> Tensor:

@@ -63,8 +63,8 @@ class Network(nn.Module):
 def load_adm(source: str | Path | Mapping[str, Tensor], model: Model | Network, *, new_attention_order: bool) -> None:
     """Fill a model with a checkpoint of ADM; every tensor of it is used, and every one of the network is filled.
 
-    A Model then predicts ADM's noise for its anchor whatever it is told, to be trained on from there: the channels of
-    the other modalities and of what is told have weights of zero, and the other modalities' heads stay as they were.
+    A Model then predicts ADM's noise for its anchor whatever else it is told, to be trained on from there: the channels
+    of the other modalities and of what is told have weights of zero, and the other modalities' heads stay as they were.
     Without backbone.classes the class is ADM's mean over the classes, which is added to the time's bias.
 
     Args:

@@ -33,8 +33,9 @@ class Model(nn.Module):
 
     The space is the anchor's channels, followed (space="own") by a block of channels for each other modality,
     in which the anchor is zero; with space="shared" every encoding is added into the anchor's channels. The
-    backbone sees z_t, beside it the encodings of what it is told, and a plane for each modality that says
-    whether it is told.
+    backbone sees z_t, and a plane for each modality that says whether it is told. The encodings of what it is
+    told stand, in own channels, in the place of their noised view in z_t, which says nothing more of anything:
+    so the network reads them with what it has learnt of z_t. In shared channels they come beside z_t.
 
     Args:
         anchor: the name of the modality that is diffused itself, an image.
@@ -88,9 +89,11 @@ class Model(nn.Module):
         for name in self.names:
             self.starts[name] = self.channels if space == "own" else 0
             self.channels += self.part(name).channels if space == "own" else 0
-        beside = self.shape[0] + sum(self.part(name).channels for name in self.names) + len(parts)
+        self.widths = (self.shape[0], *(self.part(name).channels for name in self.names))
+        self.told_channels = sum(self.widths) + len(parts)
         if not callable(backbone):
             raise MmfastError("backbone should be a function of (in_channels, size) that makes the network")
+        beside = len(parts) if space == "own" else self.told_channels
         self.backbone = backbone(self.channels + beside, self.shape[1])
         features = self.backbone.features
         self.norm, self.out = head_norm(features), nn.Conv2d(features, self.shape[0], 3, padding=1)
@@ -151,24 +154,32 @@ class Model(nn.Module):
         """What the network is told: the encodings of the given modalities (zero elsewhere) and a plane for each.
 
         given: [B, 1 + N] of 0 and 1, the anchor first and the rest in the order of `names`.
-        Returns [B, channels of all encodings + 1 + N, H, W].
+        Returns [B, told_channels, H, W]: the encodings' channels, then 1 + N planes.
         """
-        B, (C, H, W) = len(given), self.shape
+        B, (_, H, W) = len(given), self.shape
         given = given if self.told else torch.zeros_like(given)
         flags = given.to(self.out.weight.dtype)[:, :, None, None]
         planes = []
         for k, name in enumerate((self.anchor_name, *self.names)):
             encoding = anchor if k == 0 else encodings.get(name)
-            width = C if k == 0 else self.part(name).channels
             if encoding is None:
-                planes.append(flags.new_zeros(B, width, H, W))
+                planes.append(flags.new_zeros(B, self.widths[k], H, W))
             else:
                 # where, not a product: what is not given may be missing, and hold anything.
-                planes.append(torch.where(flags[:, k : k + 1] > 0, encoding, 0.0).expand(B, width, H, W))
+                planes.append(torch.where(flags[:, k : k + 1] > 0, encoding, 0.0).expand(B, self.widths[k], H, W))
         return torch.cat([*planes, flags.expand(B, -1, H, W)], 1)
 
     def forward(self, z_t: Tensor, t: Tensor, told: Tensor) -> Prediction:
         """z_t: [B, C, H, W]; t: int64 [B]; told: `tell`'s -> predictions for the anchor and every modality."""
-        features = self.backbone(torch.cat((z_t, told), 1), t)
+        features = self.backbone(self._seen(z_t, told), t)
         heads = {name: self.part(name).head(features) for name in self.names}
         return Prediction(self.out(self.norm(features)), heads)
+
+    def _seen(self, z_t: Tensor, told: Tensor) -> Tensor:
+        """What the backbone sees: z_t and what it is told, [B, in_channels, H, W]."""
+        if self.space == "shared":
+            return torch.cat((z_t, told), 1)
+        encodings, flags = told.split((self.channels, len(self.widths)), 1)
+        widths = torch.tensor(self.widths, device=flags.device)
+        given = flags.repeat_interleave(widths, 1, output_size=self.channels) > 0
+        return torch.cat((torch.where(given, encodings, z_t.to(encodings.dtype)), flags), 1)

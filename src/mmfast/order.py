@@ -29,9 +29,15 @@ def words(seed: int, numbers: Tensor, stream: int, count: int, draw: int = 0) ->
     return random_words(key, numbers, stream, -(-count // 4)).flatten(1)[:, :count]
 
 
-def timesteps(seed: int, numbers: Tensor, T: int) -> Tensor:
-    """t of each example of the run, uniform on 1 .. T: int64 [B]."""
-    return 1 + (words(seed, numbers, TIMESTEP, 1)[:, 0] * T >> 32)
+def timesteps(seed: int, numbers: Tensor, T: int, at_T: Tensor | None = None) -> Tensor:
+    """t of each example of the run, uniform on 1 .. T: int64 [B].
+
+    at_T: [B], the probability of t = T in place of that (None: never).
+    """
+    t = 1 + (words(seed, numbers, TIMESTEP, 1)[:, 0] * T >> 32)
+    if at_T is None:
+        return t
+    return torch.where(words(seed, numbers, TIMESTEP, 1, draw=1)[:, 0] < at_T.double() * 2.0**32, T, t)
 
 
 def given_flags(seed: int, numbers: Tensor, probabilities: Sequence[float], present: Tensor | None = None) -> Tensor:

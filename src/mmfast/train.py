@@ -9,14 +9,13 @@ import math
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mmfast import ops
 from mmfast.build import build_data, build_model, pick_device
 from mmfast.checkpoint import Run, load_into, save_tensors
 from mmfast.config import Config
@@ -25,56 +24,8 @@ from mmfast.ema import EMA
 from mmfast.errors import MmfastError
 from mmfast.log import Board
 from mmfast.model import Model
-from mmfast.order import given_flags, loader, timesteps
-from mmfast.streams import TRAIN_NOISE
-
-# The parts of a loss by name, scalars, from (model, batch, the examples' numbers in the run, config).
-Losses = Callable[[Model, Batch, Tensor, Config], dict[str, Tensor]]
-
-
-def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[str, Tensor]:
-    """The parts of the training loss, each a mean over the batch: |target - prediction|^2 and lambda_i l_i.
-
-    What is given to the network is known to it, so it counts in no part, unless its head restores more than that;
-    nor does what is missing.
-    batch: on the model's device; numbers: int64 [B], the examples' numbers in the run.
-    """
-    batch = model.complete(batch, config.seed, numbers)
-    data = batch.filled()
-    anchor = data[model.anchor_name]
-    t = timesteps(config.seed, numbers, model.schedule.T)
-    usual = config.train.given_probability
-    own = [model.part(name).spec.given_probability for name in (model.anchor_name, *model.names)]
-    there = [batch.present.get(name) for name in (model.anchor_name, *model.names)]
-    everything = torch.ones(len(numbers), device=numbers.device)
-    present = torch.stack([everything if p is None else p.float() for p in there], 1)
-    given = given_flags(config.seed, numbers, [usual if p is None else p for p in own], present)
-    wanted = (1 - given) * present
-
-    encodings = model.encode(data)
-    z0 = model.anchor_in_space(anchor)
-    terms = {name: model.in_space(name, E) for name, E in encodings.items()}
-    # The noise is never written to memory: the loss makes it again from its identity.
-    noise: dict[str, Any] = {"seed": config.seed, "sample_ids": numbers, "stream": TRAIN_NOISE}
-    z_t = ops.q_sample(z0, terms, t, model.schedule, present=present[:, 1:], return_noise=False, **noise)
-    with torch.autocast(anchor.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-        prediction = model(z_t, t, model.tell(anchor, encodings, given))
-    anchor_loss = ops.diffusion_loss(
-        prediction.anchor,
-        anchor,
-        t,
-        model.schedule,
-        target=model.target,
-        min_snr_gamma=config.loss.min_snr_gamma,
-        sample_weight=wanted[:, 0],
-        **noise,
-    )
-    parts = {model.anchor_name: anchor_loss}
-    for k, (name, output) in enumerate(prediction.heads.items(), 1):
-        part = model.part(name)
-        counts = present[:, k] * (1 - given[:, 0]) if part.restores else wanted[:, k]
-        parts[name] = (counts * part.spec.loss_weight * part.loss(output.float(), data[name])).mean()
-    return parts
+from mmfast.objective import Losses, losses
+from mmfast.order import loader
 
 
 def learning_rate(config: Config, step: int) -> float:

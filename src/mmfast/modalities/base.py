@@ -34,6 +34,9 @@ class Spec:
     given_probability: float | None = option(
         None, "how often it is given in training; null: train.given_probability", min=0, max=1
     )
+    given_at_T: float | None = option(
+        None, "share at t = T, where sampling begins, of the training examples it is given in; null: none", min=0, max=1
+    )
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class Level(nn.ModuleList):
 
 
 class Backbone(nn.Module):
-    """[B, in_channels, size, size] and t [B] -> features [B, channels / patch, size, size]."""
+    """[B, in_channels, size, size] and t [B] -> features [B, channels, size, size]."""
 
     def __init__(self, spec: Spec, in_channels: int, size: int) -> None:
         super().__init__()
@@ -137,14 +137,14 @@ class Backbone(nn.Module):
         halvings, patch = len(spec.multipliers) - 1, spec.patch
         if spec.norm not in NORMS:
             raise unknown("backbone.norm", spec.norm, NORMS)
-        if size % patch or spec.channels % patch:
-            raise MmfastError(f"backbone.patch is {patch}; it should divide {size} pixels and {spec.channels} channels")
+        if size % patch:
+            raise MmfastError(f"backbone.patch is {patch}; it should divide {size} pixels")
         if size // patch % (1 << halvings):
             raise MmfastError(
                 f"backbone.multipliers has {halvings + 1} levels; {size // patch} pixels do not halve {halvings} times"
             )
         self.patch, self.layout = patch, NORMS[spec.norm].layout
-        width, self.features = spec.channels, spec.channels // patch
+        width = self.features = spec.channels
         self.time_width, time = width, 4 * width
         self.time = nn.Sequential(nn.Linear(width, time), nn.SiLU(), nn.Linear(time, time))
 
@@ -182,8 +182,11 @@ class Backbone(nn.Module):
                     resolution *= 2
                 self.up.append(block)
         if patch > 1:
-            # Each pixel's own input goes past the cells: most of the noise in z_t is only to be copied.
-            self.past = nn.Conv2d(in_channels, self.features, 1)
+            # Each pixel's own input goes past the cells, as much of it as the time says: late in the process most of
+            # the noise in z_t is only to be copied, and at its start z_t is nothing else.
+            self.past, self.gate = nn.Conv2d(in_channels, width, 1), nn.Linear(time, width)
+            nn.init.zeros_(self.gate.weight)
+            nn.init.ones_(self.gate.bias)
             self.last = nn.Conv2d(width, self.features * patch**2, 1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
@@ -200,4 +203,6 @@ class Backbone(nn.Module):
         for block in self.up:
             h = block(torch.cat((h, kept.pop()), 1), emb)
         h = h.contiguous()  # the layout that the heads want
-        return h if self.patch == 1 else F.pixel_shuffle(self.last(h), self.patch) + self.past(x)
+        if self.patch == 1:
+            return h
+        return F.pixel_shuffle(self.last(h), self.patch) + self.gate(emb)[:, :, None, None] * self.past(x)
