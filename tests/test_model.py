@@ -101,6 +101,7 @@ def test_only_what_is_given_is_told_whatever_the_rest_holds():
     assert not told[0, 1:4].any() and torch.equal(told[1, 1:4], encodings["label"][1].expand(3, 8, 8))
     assert not told[:, 4].any()
     assert torch.equal(told[:, 5:, 0, 0], given)
+    assert bool(model(torch.randn(2, 5, 8, 8), torch.tensor([3, 4]), told).anchor.isfinite().all())
 
 
 @pytest.mark.parametrize("space", ["own", "shared"])
@@ -108,10 +109,13 @@ def test_what_is_told_takes_the_place_of_its_noised_view_in_own_channels_alone(s
     """Given x_i, its block of z_t is noise around it, independent of all else: what the network says is not of it."""
     model = make(space, bridge(2.0) if space == "shared" else carried())
     torch.nn.init.normal_(model.out.weight)
-    encodings = model.encode({"label": torch.tensor([3, 1]), "mask": torch.ones(2, 8, 8, dtype=torch.long)})
-    given = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    told, t = model.tell(None, encodings, given), torch.tensor([3, 4])
-    z = torch.randn(2, model.channels, 8, 8)
+    encodings = model.encode({"label": torch.tensor([3, 1, 0]), "mask": torch.ones(3, 8, 8, dtype=torch.long)})
+    anchor, given, t = torch.full((3, 1, 8, 8), 0.3), torch.eye(3).roll(1, 1), torch.tensor([3, 4, 5])
+    told = model.tell(anchor, encodings, given)
+    z = torch.randn(3, model.channels, 8, 8)
+    # What it is told counts: each example's own modality.
+    other = model.tell(anchor + 1, {"label": encodings["label"].roll(1, 0), "mask": -encodings["mask"]}, given)
+    assert all(not torch.equal(a, b) for a, b in zip(model(z, t, told).anchor, model(z, t, other).anchor, strict=True))
 
     def moves(channel):
         other = z.clone()
@@ -121,14 +125,12 @@ def test_what_is_told_takes_the_place_of_its_noised_view_in_own_channels_alone(s
         ]
 
     if space == "shared":
-        assert moves(0) == [True, True]
-        return
-    assert moves(0) == [True, True]  # the anchor, of which neither is told
-    assert [moves(channel) for channel in (1, 2, 3)] == [[False, True]] * 3
-    assert moves(4) == [True, False]
-    # And what it is told counts.
-    other = model.tell(None, {**encodings, "label": encodings["label"].flip(0)}, given)
-    assert not torch.equal(model(z, t, told).anchor[0], model(z, t, other).anchor[0])
+        assert moves(0) == [True, True, True]
+    else:
+        # The anchor's channel, the label's three and the mask's, for examples told the label, the mask, the anchor.
+        assert moves(0) == [True, True, False]
+        assert [moves(channel) for channel in (1, 2, 3)] == [[False, True, True]] * 3
+        assert moves(4) == [True, False, True]
 
 
 @pytest.mark.parametrize("target", ["eps", "x0", "v"])

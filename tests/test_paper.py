@@ -112,8 +112,9 @@ def test_bad_arguments_are_named(tmp_path, capsys):
         paper.main(["image-label", "--data", str(tmp_path / "none"), "--work", str(tmp_path)])
 
 
-def test_the_ablation_changes_one_thing_at_a_time_and_every_variant_builds():
-    task = paper.load(paper.ABLATION)
+@pytest.mark.parametrize("name", paper.ABLATIONS)
+def test_an_ablation_changes_one_thing_at_a_time_and_every_variant_builds(name):
+    task = paper.load(name)
     usual = task.config(task.method(OURS), 0, 6400, {})
     for method in task.methods[1:]:
         config = task.config(method, 0, 6400, {})
@@ -128,7 +129,7 @@ def test_the_ablation_counts_differences_beyond_two_standard_errors():
     def row(method, mean, stderr):
         return Row(method, "given the label", "label accuracy", mean, stderr, 3, [mean] * 3, True)
 
-    task = paper.load(paper.ABLATION)
+    task = paper.load(paper.ABLATIONS[0])
     near, better, worse = task.verdicts(
         [row(OURS, 0.9, 0.01), row("near", 0.92, 0.01), row("better", 0.95, 0.01), row("worse", 0.8, 0.01)]
     )
@@ -138,13 +139,19 @@ def test_the_ablation_counts_differences_beyond_two_standard_errors():
     assert not alone.holds and "of 0 measures" in alone.evidence
 
 
-def test_a_variant_of_the_ablation_runs_and_its_result_is_found_again(tmp_path):
-    plan = paper.plan_of(paper.parse([paper.ABLATION, "--smoke", "--work", str(tmp_path)]))
-    for name in (OURS, "sampled self-conditioning"):
-        method = plan.task.method(name)
+@pytest.mark.parametrize(
+    ("name", "variant", "metrics"),
+    [
+        ("ablation", "sampled self-conditioning", {"label agreement", "mask IoU", "FD-pixels"}),
+        ("ablation-mask", "given an image at any t", {"mask against judge", "mean IoU", "FD-pixels"}),
+    ],
+)
+def test_a_variant_of_an_ablation_runs_and_its_result_is_found_again(tmp_path, name, variant, metrics):
+    plan = paper.plan_of(paper.parse([name, "--smoke", "--work", str(tmp_path)]))
+    for method in (plan.task.method(OURS), plan.task.method(variant)):
         cells.run(plan, method, 0)
         found = plan.cells(method, 0)
-        assert found and {m.metric for m in found[0].metrics} >= {"label agreement", "mask IoU", "FD-pixels"}
+        assert found and {m.metric for m in found[0].metrics} >= metrics
 
 
 def test_results_of_other_samples_are_made_again(tmp_path):

@@ -16,6 +16,7 @@ from mmfast.build import build_data, build_model
 from mmfast.checkpoint import Run, load_tensors
 from mmfast.data import Batch
 from mmfast.ema import EMA
+from mmfast.errors import MmfastError
 from mmfast.objective import losses
 from mmfast.order import Order, given_flags, timesteps
 from mmfast.train import Trainer, _steps, learning_rate, train
@@ -94,13 +95,25 @@ def test_given_at_T_moves_the_examples_that_are_given_it_and_no_others(monkeypat
 
     monkeypatch.setattr(objective.ops, "q_sample", spy)
     numbers = torch.arange(256)
-    for share in ("null", "1.0"):
-        config = tiny(modalities__image__given_at_T=share)
+    for options in (
+        {},
+        {"modalities__image__given_at_T": 1.0},
+        {"modalities__image__given_at_T": 0.0, "modalities__label__given_at_T": 1.0},
+        {"modalities__image__given_at_T": 1.0, "told": False},
+    ):
+        config = tiny(**options)
         losses(build_model(config), build_data(config).train.__getitems__(range(256)), numbers, config)
-    given = given_flags(0, numbers, [0.25] * len(tiny().modalities))[:, 0].bool()
-    assert 30 < int(given.sum()) < 100
-    assert torch.equal(seen[0], timesteps(0, numbers, 1000))
-    assert bool((seen[1][given] == 1000).all()) and torch.equal(seen[1][~given], seen[0][~given])
+    usual, of_image, of_label, untold = seen
+    flags = given_flags(0, numbers, [0.25] * len(tiny().modalities)).bool()
+    assert torch.equal(usual, timesteps(0, numbers, 1000)) and torch.equal(untold, usual)
+    for t, given in ((of_image, flags[:, 0]), (of_label, flags[:, 1])):
+        assert 30 < int(given.sum()) < 100
+        assert bool((t[given] == 1000).all()) and torch.equal(t[~given], usual[~given])
+
+
+def test_a_share_at_T_out_of_bounds_is_named():
+    with pytest.raises(MmfastError, match=r"modalities\.image\.given_at_T"):
+        tiny(modalities__image__given_at_T=1.5)
 
 
 def test_no_example_is_given_all_that_it_has():

@@ -31,9 +31,10 @@ from mmfast.model import Model
 from mmfast.sample import sample
 
 OURS = "mmfast"
+# Of a given image the rest is read in one step: at t = T a head's answer is the likeliest x, or the expectation, and
+# further steps would draw around it. The presets train most of the examples with a given image at T, and so the rows
+# with as many steps as images take are not the best that many steps could do.
 MANY_STEPS = f"{OURS}, as it generates"
-# Of a given image the rest is read in one step: at t = T a head's answer is the expectation itself, and further steps
-# would draw around it.
 READ: dict[str, Any] = {"sampler": "ddim", "steps": 1}
 
 # By method: an evaluation may answer for several, as one model serves several ways of inpainting.

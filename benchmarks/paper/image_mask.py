@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from PIL import Image as PILImage
 from torch import Tensor
 
@@ -24,7 +26,8 @@ def _iou(model: Model, condition: str, a: Tensor, b: Tensor, name: str = "mean I
     return Metric(condition, name, model.part("mask").score(a, b), higher_is_better=True)
 
 
-def ours(trained: Trained) -> Found:
+def measured(trained: Trained) -> list[Metric]:
+    """All that is asked of a joint model but the bound."""
     joint = trained.draw(purpose=1)
     found = measures.image_quality(trained, JOINT, joint["image"])
     found.append(_iou(trained.model, JOINT, joint["mask"], _segments(trained, joint["image"]), "mask against judge"))
@@ -34,10 +37,17 @@ def ours(trained: Trained) -> Found:
     found.append(
         _iou(trained.model, OF_MASK, truth["mask"], _segments(trained, of_mask["image"]), "mask against judge")
     )
-    read, drawn = (trained.draw({"image": truth["image"]}, purpose=3, **how)["mask"] for how in (READ, {}))
-    found.append(_iou(trained.model, OF_IMAGE, read, truth["mask"]))
-    as_drawn = [_iou(trained.model, OF_IMAGE, drawn, truth["mask"])]
-    return {OURS: [*found, *measures.bits(trained, 250)], MANY_STEPS: as_drawn}
+    return [*found, *_masks(trained, READ)]
+
+
+def _masks(trained: Trained, how: dict[str, Any]) -> list[Metric]:
+    truth = trained.held_out().data
+    said = trained.draw({"image": truth["image"]}, purpose=3, **how)["mask"]
+    return [_iou(trained.model, OF_IMAGE, said, truth["mask"])]
+
+
+def ours(trained: Trained) -> Found:
+    return {OURS: [*measured(trained), *measures.bits(trained, 250)], MANY_STEPS: _masks(trained, {})}
 
 
 def image_alone(trained: Trained) -> Found:

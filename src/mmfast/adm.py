@@ -64,7 +64,8 @@ def load_adm(source: str | Path | Mapping[str, Tensor], model: Model | Network, 
     """Fill a model with a checkpoint of ADM; every tensor of it is used, and every one of the network is filled.
 
     A Model then predicts ADM's noise for its anchor whatever else it is told, to be trained on from there: the channels
-    of the other modalities and of what is told have weights of zero, and the other modalities' heads stay as they were.
+    of the other modalities, and of what is told, have weights of zero, and the other modalities' heads stay as they
+    were. (Told the anchor itself, the network sees that in z_t's place.)
     Without backbone.classes the class is ADM's mean over the classes, which is added to the time's bias.
 
     Args:

@@ -88,7 +88,7 @@ class Config:
 
     anchor: str = option("image", "the modality that is diffused itself")
     space: str = option("own", "channels of the modalities in the diffusion space", choices=("own", "shared"))
-    told: bool = option(True, "tell the network what is given, beside what z_t says of it")
+    told: bool = option(True, "tell the network what is given; false: it has z_t alone")
     seed: int = option(0, "seed of weights, order, timesteps and noise", min=0, max=2**63 - 1)
     data: Any = None
     modalities: dict[str, Any] = field(default_factory=dict)

@@ -33,9 +33,9 @@ class Model(nn.Module):
 
     The space is the anchor's channels, followed (space="own") by a block of channels for each other modality,
     in which the anchor is zero; with space="shared" every encoding is added into the anchor's channels. The
-    backbone sees z_t, and a plane for each modality that says whether it is told. The encodings of what it is
-    told stand, in own channels, in the place of their noised view in z_t, which says nothing more of anything:
-    so the network reads them with what it has learnt of z_t. In shared channels they come beside z_t.
+    backbone sees z_t, and a plane for each modality that says whether it is told. In own channels the encodings of
+    what it is told stand in the place of their noised view in z_t: of what is known that says nothing more, and
+    the same weights read both. In shared channels they come beside z_t.
 
     Args:
         anchor: the name of the modality that is diffused itself, an image.
@@ -44,7 +44,7 @@ class Model(nn.Module):
         backbone: (in_channels, size) -> a module as mmfast.nn describes.
         space: "own" or "shared".
         target: what the network predicts of the anchor: "eps", "x0" or "v".
-        told: whether the network is told what is given, beside what z_t says of it.
+        told: whether the network is told what is given, or has z_t alone.
     """
 
     def __init__(
@@ -180,6 +180,6 @@ class Model(nn.Module):
         if self.space == "shared":
             return torch.cat((z_t, told), 1)
         encodings, flags = told.split((self.channels, len(self.widths)), 1)
-        widths = torch.tensor(self.widths, device=flags.device)
-        given = flags.repeat_interleave(widths, 1, output_size=self.channels) > 0
+        planes = zip(flags.split(1, 1), self.widths, strict=True)
+        given = torch.cat([flag.expand(-1, width, -1, -1) for flag, width in planes], 1) > 0
         return torch.cat((torch.where(given, encodings, z_t.to(encodings.dtype)), flags), 1)

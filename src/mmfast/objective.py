@@ -24,7 +24,8 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
 
     What is given to the network is known to it, so it counts in no part, unless its head restores more than that;
     nor does what is missing. t is uniform, but for the share of the examples given a modality that its `given_at_T`
-    puts at T: there all that is not given is to be told from what is, while at most other times z_t shows it too.
+    puts at T (the largest, of several): there all that is not given is to be told from what is, while at most other
+    times z_t shows it too. Of these, min-SNR weighting leaves the heads' parts only, as the SNR at T is nearly 0.
     batch: on the model's device; numbers: int64 [B], the examples' numbers in the run.
     """
     batch = model.complete(batch, config.seed, numbers)
@@ -39,7 +40,8 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
     probabilities = [usual if spec.given_probability is None else spec.given_probability for spec in specs]
     given = given_flags(config.seed, numbers, probabilities, present)
     at_T = (given * given.new_tensor([spec.given_at_T or 0.0 for spec in specs])).amax(1)
-    t = timesteps(config.seed, numbers, model.schedule.T, at_T)
+    # A network that is not told would have nothing at T.
+    t = timesteps(config.seed, numbers, model.schedule.T, at_T if model.told else None)
     wanted = (1 - given) * present
 
     encodings = model.encode(data)

@@ -35,7 +35,11 @@ class Spec:
         None, "how often it is given in training; null: train.given_probability", min=0, max=1
     )
     given_at_T: float | None = option(
-        None, "share at t = T, where sampling begins, of the training examples it is given in; null: none", min=0, max=1
+        None,
+        "of the training examples it is given in, the share at t = T, where sampling begins (of several modalities "
+        "given the largest counts); null: none",
+        min=0,
+        max=1,
     )
 
 

@@ -182,8 +182,8 @@ class Backbone(nn.Module):
                     resolution *= 2
                 self.up.append(block)
         if patch > 1:
-            # Each pixel's own input goes past the cells, as much of it as the time says: late in the process most of
-            # the noise in z_t is only to be copied, and at its start z_t is nothing else.
+            # Each pixel's own input goes past the cells, as much of it as the time says: z_t is nearly the image at
+            # small t and noise near T, and which of the two is to be copied depends on what is predicted.
             self.past, self.gate = nn.Conv2d(in_channels, width, 1), nn.Linear(time, width)
             nn.init.zeros_(self.gate.weight)
             nn.init.ones_(self.gate.bias)

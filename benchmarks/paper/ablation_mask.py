@@ -1,0 +1,45 @@
+"""What each choice is worth on real data: the preset image-mask, and one thing changed at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.paper import image_mask, measures
+from benchmarks.paper.ablation import verdicts, weights
+from benchmarks.paper.core import OURS, Method, Task, Trained
+from benchmarks.paper.report import Metric
+
+MASK, IMAGE = "modalities.mask", "modalities.image"
+
+
+def _variant(title: str, change: dict[str, Any]) -> Method:
+    return Method(title, lambda trained: {title: image_mask.measured(trained)}, change)
+
+
+def reference(trained: Trained) -> list[Metric]:
+    return measures.reference_quality(trained, image_mask.JOINT)
+
+
+TASK = Task(
+    name="ablation-mask",
+    title="What each choice is worth for images and masks",
+    question="Of the mask's weight W, its scale, the loss's weight and what training gives: which choice is best on "
+    "the sprites, and by how much? Gains are of the variant over the preset; more than two standard errors are "
+    "counted.",
+    methods=[
+        Method(OURS, lambda trained: {OURS: image_mask.measured(trained)}),
+        *weights("mask", MASK, 0.5, _variant),
+        _variant("learned encoder", {f"{MASK}.encoder": "learned"}),
+        _variant("loss weight of the mask 1", {f"{MASK}.loss_weight": 1.0}),
+        _variant("given an image at any t", {f"{IMAGE}.given_at_T": None}),
+        _variant("images given a quarter of the time", {f"{IMAGE}.given_probability": 0.25}),
+    ],
+    judge=image_mask.TASK.judge,
+    reference=reference,
+    verdicts=verdicts,
+    pictures=image_mask.pictures,
+    features=image_mask.TASK.features,
+    notes=[],
+    smoke=image_mask.TASK.smoke,
+    preset="image-mask",
+)
