@@ -4,6 +4,8 @@ import pytest
 
 from mmfast import config as configs
 from mmfast.cli import main, overrides
+from mmfast.errors import MmfastError
+from mmfast.evaluate import settings
 
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path):
@@ -59,3 +61,13 @@ def test_info_says_which_backends_there_are_and_why_not(capsys):
     assert all(backend["detail"] for backend in found["backends"].values())
     assert main(["info"]) == 0
     assert "reference" in capsys.readouterr().out
+
+
+def test_where_something_is_given_its_own_steps_are_taken_the_fewest_of_several():
+    config = configs.load("image-mask", [("modalities.mask.given_steps", "7")])
+    steps = [settings(config, given)["steps"] for given in ((), ("mask",), ("image",), ("mask", "image"))]
+    assert steps == [config.sample.steps, 7, 1, 1]
+    short = configs.load("image-mask", [("modalities.mask.given_steps", "7"), ("schedule.T", "4")])
+    assert settings(short, ("mask",))["steps"] == 4
+    with pytest.raises(MmfastError, match=r"modalities\.mask\.given_steps"):
+        configs.load("image-mask", [("modalities.mask.given_steps", "0")])

@@ -31,11 +31,9 @@ from mmfast.model import Model
 from mmfast.sample import sample
 
 OURS = "mmfast"
-# Of a given image the rest is read in one step: at t = T a head's answer is the likeliest x, or the expectation, and
-# further steps would draw around it. The presets train most of the examples with a given image at T, and so the rows
-# with as many steps as images take are not the best that many steps could do.
+# With as many steps as an image takes that nothing is given of. The presets take fewer where it is mostly known what
+# is asked for, and train most of such examples at t = T, so these are not the best that many steps could do.
 MANY_STEPS = f"{OURS}, as it generates"
-READ: dict[str, Any] = {"sampler": "ddim", "steps": 1}
 
 # By method: an evaluation may answer for several, as one model serves several ways of inpainting.
 Found = dict[str, list[Metric]]
@@ -72,7 +70,7 @@ class Trained:
         self, given: Mapping[str, Tensor] | None = None, purpose: int = 0, count: int | None = None, **options: Any
     ) -> Any:
         """Samples from z_T, of this seed and purpose: every modality by name. options: instead of the config's."""
-        options = {**settings(self.config), **options, "seed": 1000 * (self.seed + 1) + purpose}
+        options = {**settings(self.config, given or ()), **options, "seed": 1000 * (self.seed + 1) + purpose}
         return sample(self.model, count or self.samples, given, progress=f"sampling ({purpose})", **options)
 
 

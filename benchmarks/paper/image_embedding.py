@@ -9,7 +9,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from benchmarks.paper import measures, supervised
-from benchmarks.paper.core import MANY_STEPS, OURS, READ, Found, Method, Task, Trained, at_least, at_most, means
+from benchmarks.paper.core import MANY_STEPS, OURS, Found, Method, Task, Trained, at_least, at_most, means
 from benchmarks.paper.report import Metric, Row, Verdict
 from mmfast.draw import sample_grid
 from mmfast.metrics.similarity import cosine, retrieval_rank
@@ -42,8 +42,8 @@ def ours(trained: Trained) -> Found:
     drawn = trained.draw({"embedding": truth["embedding"]}, purpose=2, count=len(truth["image"]))
     found += measures.image_quality(trained, OF_EMBEDDING, drawn["image"])
     found += _match(OF_EMBEDDING, embed(drawn["image"]), truth["embedding"])
-    given, count = {"image": truth["image"]}, len(truth["image"])
-    read, draws = (trained.draw(given, 3, count, **how)["embedding"] for how in (READ, {}))
+    given, count, many = {"image": truth["image"]}, len(truth["image"]), {"steps": trained.config.sample.steps}
+    read, draws = (trained.draw(given, 3, count, **how)["embedding"] for how in ({}, many))
     found += _match(OF_IMAGE, read, truth["embedding"])
     return {OURS: [*found, *measures.bits(trained, 250)], MANY_STEPS: _match(OF_IMAGE, draws, truth["embedding"])}
 

@@ -9,7 +9,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from benchmarks.paper import measures, supervised
-from benchmarks.paper.core import MANY_STEPS, OURS, READ, Found, Method, Task, Trained, at_least, means, seeded
+from benchmarks.paper.core import MANY_STEPS, OURS, Found, Method, Task, Trained, at_least, means, seeded
 from benchmarks.paper.report import Metric, Row, Verdict
 from mmfast.draw import sample_grid
 from mmfast.metrics.frechet import pixel_features
@@ -55,11 +55,11 @@ def _accuracy(trained: Trained, answer: Callable[[dict[str, Tensor]], Tensor]) -
 
 
 def ours(trained: Trained) -> Found:
-    def accuracy(how: dict[str, Any]) -> list[Metric]:
-        return _accuracy(trained, lambda given: trained.draw(given, 3, len(given["image"]), **how)["label"])
+    def accuracy(**options: Any) -> list[Metric]:
+        return _accuracy(trained, lambda given: trained.draw(given, 3, len(given["image"]), **options)["label"])
 
-    found = [*_joint(trained), *_of_label(trained), *accuracy(READ), *measures.bits(trained, 250)]
-    return {OURS: found, MANY_STEPS: accuracy({})}
+    found = [*_joint(trained), *_of_label(trained), *accuracy(), *measures.bits(trained, 250)]
+    return {OURS: found, MANY_STEPS: accuracy(steps=trained.config.sample.steps)}
 
 
 def conditional(trained: Trained) -> Found:

@@ -8,7 +8,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from benchmarks.paper import measures, supervised
-from benchmarks.paper.core import MANY_STEPS, OURS, READ, Found, Method, Task, Trained, at_least, at_most, means
+from benchmarks.paper.core import MANY_STEPS, OURS, Found, Method, Task, Trained, at_least, at_most, means
 from benchmarks.paper.report import Metric, Row, Verdict
 from mmfast.draw import sample_grid
 from mmfast.model import Model
@@ -37,17 +37,18 @@ def measured(trained: Trained) -> list[Metric]:
     found.append(
         _iou(trained.model, OF_MASK, truth["mask"], _segments(trained, of_mask["image"]), "mask against judge")
     )
-    return [*found, *_masks(trained, READ)]
+    return [*found, *_masks(trained)]
 
 
-def _masks(trained: Trained, how: dict[str, Any]) -> list[Metric]:
+def _masks(trained: Trained, **options: Any) -> list[Metric]:
     truth = trained.held_out().data
-    said = trained.draw({"image": truth["image"]}, purpose=3, **how)["mask"]
+    said = trained.draw({"image": truth["image"]}, purpose=3, **options)["mask"]
     return [_iou(trained.model, OF_IMAGE, said, truth["mask"])]
 
 
 def ours(trained: Trained) -> Found:
-    return {OURS: [*measured(trained), *measures.bits(trained, 250)], MANY_STEPS: _masks(trained, {})}
+    as_drawn = _masks(trained, steps=trained.config.sample.steps)
+    return {OURS: [*measured(trained), *measures.bits(trained, 250)], MANY_STEPS: as_drawn}
 
 
 def image_alone(trained: Trained) -> Found:

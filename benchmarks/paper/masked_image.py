@@ -22,8 +22,6 @@ RATIOS = (0.1, 0.25, 0.5, 0.75)
 DRAWN, LPIPS_NAME = "drawn from noise", "LPIPS of hidden pixels"
 ONE_STEP = f"{OURS}, head in one step"
 RESTORATION, IMAGE = "restoration alone", "image alone"
-# Restoring wants few steps: by LPIPS, on held-out images outside the evaluation, better than the 25 of generation.
-FEW_STEPS = {"sampler": "ddim", "steps": 4}
 SDEDIT, REPAINT = "SDEdit, image alone", "RePaint, image alone"
 
 
@@ -60,7 +58,7 @@ def ours(trained: Trained) -> Found:
     as_drawn: list[Metric] = []
     for k, ratio in enumerate(RATIOS):
         masked = _hide(image, ratio)
-        for rows, options in ((found, FEW_STEPS), (as_drawn, {})):
+        for rows, options in ((found, {}), (as_drawn, {"steps": trained.config.sample.steps})):
             drawn = trained.draw({"masked": masked}, purpose=20 + k, count=len(image), **options)
             rows += _score(trained, ratio, drawn["image"], masked)
         head = supervised.answer(trained.model, {"masked": masked}, "masked", "masked", seed=trained.seed)
@@ -123,7 +121,7 @@ def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:
     image = trained.draw(purpose=10, count=16)["image"].clamp(-1, 1)
     masked = torch.cat([_hide(image[k::4], ratio) for k, ratio in enumerate(RATIOS)])
     whole = torch.cat([image[k::4] for k in range(len(RATIOS))])
-    restored = trained.draw({"masked": masked}, purpose=11, count=16, **FEW_STEPS)["image"]
+    restored = trained.draw({"masked": masked}, purpose=11, count=16)["image"]
     restored = torch.where(masked[:, -1:] > 0, masked[:, :-1], restored)
     part = trained.model.part("image")
     parts = {"drawn": part, "hidden": trained.model.part("masked"), "restored": part}

@@ -185,7 +185,7 @@ def _sample(args: argparse.Namespace, rest: Sequence[str]) -> int:
     _check_ending("--npz", args.npz, (".npz",))
     run, config, model = load_run(args.run, args.device)
     given = _given(args.given, model, config, args.n)
-    options = settings(config) | {"seed": args.seed}
+    options = settings(config, given) | {"seed": args.seed}
     options |= {k: v for k in ("steps", "sampler", "guidance_scale") if (v := getattr(args, k)) is not None}
     drawn = sample(model, args.n, given, progress=not args.quiet, **options)
     what = " ".join(args.given)

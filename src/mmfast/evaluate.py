@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -27,11 +28,12 @@ from mmfast.sample import sample
 NEIGHBOURS = 3
 
 
-def settings(config: Config) -> dict[str, Any]:
-    """config.sample as the arguments of mmfast.sample.sample."""
+def settings(config: Config, given: Iterable[str] = ()) -> dict[str, Any]:
+    """config.sample as the arguments of mmfast.sample.sample, where these modalities are given."""
     spec = config.sample
+    steps = [own for name in given if (own := config.modalities[name].given_steps) is not None]
     return {
-        "steps": min(spec.steps, config.schedule.T),
+        "steps": min(*(steps or [spec.steps]), config.schedule.T),
         "sampler": spec.sampler,
         "eta": spec.eta,
         "guidance_scale": spec.guidance_scale,
@@ -88,7 +90,7 @@ def sample_run(
     for given in ["", *(name for name in names if len(names) > 1)]:
         what = {given: examples.data[given]} if given else {}
         text = f"samples given {given}" if given else "samples"
-        drawn = sample(model, count, what, progress=False if quiet else text, **settings(config))
+        drawn = sample(model, count, what, progress=False if quiet else text, **settings(config, what))
         title = f"given {given}: the rest generated" if given else "generated together, nothing given"
         picture = sample_grid(parts, drawn, f"{title} (step {step})", [given])
         name = f"given-{given}" if given else "joint"
@@ -123,7 +125,7 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> d
             count,
             what,
             progress=False if quiet else text,
-            **{**settings(config), "seed": config.seed + seed},
+            **{**settings(config, what), "seed": config.seed + seed},
         )
         return {name: x.cpu() for name, x in drawn.items()}
 

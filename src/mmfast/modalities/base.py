@@ -41,6 +41,9 @@ class Spec:
         min=0,
         max=1,
     )
+    given_steps: int | None = option(
+        None, "steps of sampling where it is given (of several the fewest); null: sample.steps", min=1
+    )
 
 
 @dataclass(frozen=True)
