@@ -96,7 +96,7 @@ def test_given_at_T_moves_the_examples_that_are_given_it_and_no_others(monkeypat
     monkeypatch.setattr(objective.ops, "q_sample", spy)
     numbers = torch.arange(256)
     for options in (
-        {},
+        {"modalities__image__given_at_T": "null"},
         {"modalities__image__given_at_T": 1.0},
         {"modalities__image__given_at_T": 0.0, "modalities__label__given_at_T": 1.0},
         {"modalities__image__given_at_T": 1.0, "told": False},
