@@ -132,6 +132,10 @@ TASK = Task(
         "FD: images given in 0.7 of the examples and the mask's loss weighted 0.1, 0.618 and 125; weighted 0.5 where "
         "the image is given, 0.663 and 163; given in 0.8 and weighted 1 there, 0.706 and 196, and in batches of 16 "
         "0.759 and 184. The preset is the first of these in batches of 16, at twice the learning rate.",
+        "Precision and recall are of 290 samples against 290 sprites of units that training has not seen: a hundredth "
+        "is three samples, so they say little here; the Frechet distance says more.",
+        "What more compute changes: of this network not measured beyond 32,000 images. An earlier one, one seed, other "
+        "shares of given images: FD 112 with 32,000 and 93.5 with 64,000, mean IoU 0.598 and 0.616.",
     ],
     smoke={
         "data": {"kind": "digits"},
