@@ -19,6 +19,7 @@ SIZES = ((1, 3, 8, 8), (64, 3, 64, 64), (128, 3, 128, 128))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each size and case [4]")
+    parser.add_argument("--device", help="cpu or cuda [cuda if there is one]")
     parser.add_argument("--out", type=Path, default=RESULTS / "compiled.csv", help="the CSV file")
     args = parser.parse_args()
     with_warm_allocator("benchmarks.compiled")
@@ -29,9 +30,9 @@ def main() -> None:
     from mmfast import ops
     from mmfast.ops import primitives
 
-    rows = []
+    rows, device = [], args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     for size in SIZES:
-        s = Setting(size, "cpu")
+        s = Setting(size, device)
         functions = {
             "q_sample": lambda z, a, b, e, s=s: ops.q_sample(z, {"a": a, "b": b}, s.t, s.sched, noise=e)[0],
             "posterior_mean": lambda z, a, b, e, s=s: ops.posterior_mean(z, e, {"a": a, "b": b}, s.t, s.sched),
@@ -51,7 +52,7 @@ def main() -> None:
                     compiled = torch.compile(whole, fullgraph=True, dynamic=False)
                     compiled(s.z0, s.a, s.b, s.eps)
                     providers[kind] = lambda f=compiled, s=s, p=plain: _with(primitives, p, f, s.z0, s.a, s.b, s.eps)
-                times = alternate(providers, args.seconds)
+                times = alternate(providers, args.seconds, device)
                 primitives.PLAIN_IN_GRAPHS = True
                 shape = "x".join(map(str, size))
                 faster = times["one op"].p50 / times["torch's ops"].p50

@@ -11,6 +11,7 @@ import argparse
 import csv
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,11 +33,14 @@ SETTINGS: dict[str, list[tuple[str, str]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=40.0, help="time for each setting [40]")
+    parser.add_argument("--device", default="auto", help="cpu or cuda [cuda if there is one]")
     parser.add_argument("--out", type=Path, default=RESULTS / "training.csv", help="the CSV file")
     args = parser.parse_args()
     with_warm_allocator("benchmarks.training")
+    from mmfast.build import pick_device
 
-    rows = [row for name, options in SETTINGS.items() for row in measure(name, options, args.seconds)]
+    device = pick_device(args.device)
+    rows = [row for name, options in SETTINGS.items() for row in measure(name, options, args.seconds, device)]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with open(args.out, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -48,13 +52,14 @@ def main() -> None:
 class Timed:
     """The ops that training calls, and the seconds that their forward passes took."""
 
-    def __init__(self, ops: Any) -> None:
-        self.ops, self.seconds = ops, 0.0
+    def __init__(self, ops: Any, wait: Callable[[], object]) -> None:
+        self.ops, self.wait, self.seconds = ops, wait, 0.0
 
     def __getattr__(self, name: str) -> Any:
         def timed(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             result = getattr(self.ops, name)(*args, **kwargs)
+            self.wait()
             self.seconds += time.perf_counter() - start
             return result
 
@@ -85,7 +90,8 @@ def eager_ops() -> SimpleNamespace:
     return SimpleNamespace(q_sample=q_sample, diffusion_loss=diffusion_loss)
 
 
-def measure(name: str, options: list[tuple[str, str]], seconds: float) -> list[dict[str, object]]:
+def measure(name: str, options: list[tuple[str, str]], seconds: float, device: Any) -> list[dict[str, object]]:
+    """Both ways in turn. On a GPU it is waited for after every op and step, so that the times are the GPU's."""
     import torch
 
     from mmfast import config as configs
@@ -101,9 +107,10 @@ def measure(name: str, options: list[tuple[str, str]], seconds: float) -> list[d
         "label": torch.randint(0, 10, (B,), generator=generator),
         "mask": torch.randint(0, 2, (B, image.size, image.size), generator=generator),  # type: ignore[attr-defined]
     }
-    batch, numbers = Batch(data), torch.arange(B)
-    kinds: dict[str, Any] = {"mmfast": Timed(ops), "eager torch": Timed(eager_ops())}
-    models = {kind: build_model(config) for kind in kinds}
+    batch, numbers = Batch(data).to(device), torch.arange(B, device=device)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    kinds: dict[str, Any] = {"mmfast": Timed(ops, wait), "eager torch": Timed(eager_ops(), wait)}
+    models = {kind: build_model(config).to(device) for kind in kinds}
     optimizers = {kind: torch.optim.AdamW(m.parameters(), fused=True) for kind, m in models.items()}
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     shares: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -116,6 +123,7 @@ def measure(name: str, options: list[tuple[str, str]], seconds: float) -> list[d
         total.backward()
         optimizers[kind].step()
         optimizers[kind].zero_grad(set_to_none=True)
+        wait()
         times[kind].append(time.perf_counter() - start)
         shares[kind].append(kinds[kind].seconds)
 

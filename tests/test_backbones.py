@@ -48,6 +48,17 @@ def test_a_patch_is_a_u_net_of_the_cells_and_what_goes_past_it():
     torch.testing.assert_close(net(x, t), expected)
 
 
+def test_with_the_mean_the_input_moves_the_times_embedding():
+    net = trained_like(unet.Backbone(spec(patch=2, mean=True), 3, 16))
+    plain = unet.Backbone(spec(patch=2), 3, 16).eval()
+    plain.load_state_dict({k: v for k, v in net.state_dict().items() if k != "mean.weight"})
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([5, 500])
+    emb = net.time(unet.timestep_embedding(t, net.time_width))
+    moved = emb + torch.stack([net.mean.weight @ image.flatten(1).mean(1) for image in x])
+    torch.testing.assert_close(net(x, t), plain.features_of(x, F.silu(moved)))
+    assert not torch.allclose(net(x, t), plain(x, t))
+
+
 def test_pixel_norm_is_layer_norm_over_the_channels():
     norm, x = unet.PixelNorm(6), torch.randn(2, 6, 4, 4, dtype=torch.float64)
     norm = trained_like(norm.double())

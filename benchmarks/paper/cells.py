@@ -71,7 +71,7 @@ def trained(plan: Plan, method: Method, seed: int) -> tuple[Trained, list[dict[s
             train(config, str(folder / "run"))
 
     minutes = _timed(folder / "minutes.json", work)
-    _, kept, model = load_run(folder / "run", "cpu")
+    _, kept, model = load_run(folder / "run", config.train.device)
     refuse_another(described(config), described(kept), folder / "run")
     lines = (folder / "run" / "stats.jsonl").read_text().splitlines()
     curve = [json.loads(line) for line in lines[:: max(1, len(lines) // 200)]]
@@ -104,6 +104,12 @@ def _timed(file: Path, work: Any) -> float:
     return float(minutes)
 
 
+def device_name(model: Model) -> str:
+    """Where a model is: "cpu", or the GPU's name."""
+    device = model.schedule.alpha_bar.device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def run(plan: Plan, method: Method, seed: int) -> None:
     """Train and evaluate one cell, unless it is finished; its result appears whole or not at all."""
     if plan.cells(method, seed) is not None:
@@ -129,6 +135,7 @@ def run(plan: Plan, method: Method, seed: int) -> None:
             samples=plan.samples,
             curve=curve,
             threads=torch.get_num_threads(),
+            device=device_name(found.model),
             commit=current_commit()[0],
         )
         for name, rows in metrics.items()

@@ -69,9 +69,13 @@ class Trained:
     def draw(
         self, given: Mapping[str, Tensor] | None = None, purpose: int = 0, count: int | None = None, **options: Any
     ) -> Any:
-        """Samples from z_T, of this seed and purpose: every modality by name. options: instead of the config's."""
+        """Samples from z_T, of this seed and purpose: every modality by name, on the CPU.
+
+        options: instead of the config's.
+        """
         options = {**settings(self.config, given or ()), **options, "seed": 1000 * (self.seed + 1) + purpose}
-        return sample(self.model, count or self.samples, given, progress=f"sampling ({purpose})", **options)
+        drawn = sample(self.model, count or self.samples, given, progress=f"sampling ({purpose})", **options)
+        return {name: x.cpu() for name, x in drawn.items()}
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,9 @@ def image_alone(trained: Trained) -> Found:
     for ratio in RATIOS:
         masked = _hide(image, ratio)
         shown, seen = masked[:, :-1] * masked[:, -1:], masked[:, -1:]
-        again = repaint(trained.model, shown, seen, steps, min(5, steps // 2), 3, **options)
+        again = repaint(trained.model, shown, seen, steps, min(5, steps // 2), 3, **options).cpu()
         found[REPAINT] += _score(trained, ratio, again, masked)
-        edited = sdedit(trained.model, shown, seen, 0.5, steps, "nearest", **options)
+        edited = sdedit(trained.model, shown, seen, 0.5, steps, "nearest", **options).cpu()
         found[SDEDIT] += _score(trained, ratio, edited, masked)
     return found
 

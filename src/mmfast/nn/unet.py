@@ -51,6 +51,7 @@ class Spec:
     attention: list[int] = option([32, 16, 8], "resolutions (in pixels) with self-attention")
     head_channels: int = option(64, "channels of an attention head", min=1)
     patch: int = option(1, "pixels of a cell's side: the finest grid is that of the cells, as channels", min=1)
+    mean: bool = option(False, "add the input's mean over the pixels to the time's embedding")
     norm: str = option(
         "group", "normalisation; layer, over a pixel's channels, is faster on CPUs", choices=tuple(NORMS)
     )
@@ -147,6 +148,8 @@ class Backbone(nn.Module):
         width = self.features = spec.channels
         self.time_width, time = width, 4 * width
         self.time = nn.Sequential(nn.Linear(width, time), nn.SiLU(), nn.Linear(time, time))
+        # Where a label is the same at every pixel, its noised view is best read off the mean of all.
+        self.mean = nn.Linear(in_channels, time, bias=False) if spec.mean else None
 
         def level(inputs: int, outputs: int, resolution: int) -> Level:
             layers: list[nn.Module] = [Residual(inputs, outputs, time, spec)]
@@ -190,7 +193,12 @@ class Backbone(nn.Module):
             self.last = nn.Conv2d(width, self.features * patch**2, 1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.features_of(x, F.silu(self.time(timestep_embedding(t, self.time_width).to(x.dtype))))
+        return self.features_of(x, F.silu(self.embedding(x, t)))
+
+    def embedding(self, x: Tensor, t: Tensor) -> Tensor:
+        """Of the time, and of the input's mean: [B, time]."""
+        emb: Tensor = self.time(timestep_embedding(t, self.time_width).to(x.dtype))
+        return emb if self.mean is None else emb + self.mean(x.mean((2, 3)))
 
     def features_of(self, x: Tensor, emb: Tensor) -> Tensor:
         """The features, from the time's embedding [B, time]."""
