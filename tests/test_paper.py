@@ -66,6 +66,26 @@ def test_a_model_of_another_config_is_never_taken(tmp_path):
         cells.trained(plan, method, 0)
 
 
+def test_a_result_from_before_an_option_came_is_that_of_its_default(tmp_path):
+    plan = paper.plan_of(paper.parse(["image-mask", "--smoke", "--work", str(tmp_path)]))
+    method = plan.task.method("image alone")
+    cells.run(plan, method, 0)
+    file = plan.folder(method, 0) / cells.RESULT
+    for key, value, taken in (("ema_decay", None, False), ("workers", None, True), ("gone", 1, False)):
+        found = json.loads(file.read_text())
+        for cell in found:
+            cell["config"]["train"].pop(key, None)
+            cell["config"]["train"] |= {} if value is None else {key: value}
+        other = plan.folder(method, 1) / cells.RESULT  # its config says seed 0
+        other.parent.mkdir(exist_ok=True)
+        other.write_text(json.dumps([{**cell, "config": {**cell["config"], "seed": 1}} for cell in found]))
+        if taken:
+            assert plan.cells(method, 1)
+        else:
+            with pytest.raises(MmfastError, match="another config"):
+                plan.cells(method, 1)
+
+
 def test_every_method_sees_as_many_images_and_has_the_same_backbone():
     for task in map(paper.load, paper.TASKS):
         configs = [task.config(method, 0, 6400, {}) for method in task.methods]

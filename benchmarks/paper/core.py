@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import dataclasses
 import json
@@ -156,7 +157,12 @@ def described(config: Config) -> dict[str, Any]:
 
 
 def refuse_another(wanted: dict[str, Any], kept: dict[str, Any], where: Path) -> None:
-    """Raise MmfastError where what is kept was made with another config."""
+    """Raise MmfastError where what is kept was made with another config.
+
+    An option that came later has its default in what was made before it, as it has in a run's config.
+    """
+    with contextlib.suppress(MmfastError):  # an option that there is no more: another config
+        kept = described(resolve(OmegaConf.create(kept)))
     if wanted != kept:
         keys = [f"{a}.{b}" for a in wanted if isinstance(wanted[a], dict) for b in wanted[a]
                 if wanted[a].get(b) != (kept.get(a) or {}).get(b)]  # fmt: skip
