@@ -57,6 +57,7 @@ class Timed:
 
     def __getattr__(self, name: str) -> Any:
         def timed(*args: Any, **kwargs: Any) -> Any:
+            self.wait()  # for what the network still has to do
             start = time.perf_counter()
             result = getattr(self.ops, name)(*args, **kwargs)
             self.wait()

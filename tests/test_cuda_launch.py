@@ -172,10 +172,13 @@ def test_a_gpu_gives_the_hosts_bits(host, monkeypatch, dtype, width):
         pytest.skip("the CUDA extension is not built")
     monkeypatch.setattr(cuda, "_cuda", extension)
     monkeypatch.setattr(cuda, "_on", on)
-    for threads, blocks in [(256, 2**31 - 1), (256, 3), (64, 1000)]:
-        extension.set_limits(threads, blocks)
-        for a, b in zip(everything(dtype, width, "cuda"), want, strict=True):
-            assert identical(a.cpu(), b)
+    try:
+        for threads, blocks in [(256, 2**31 - 1), (256, 3), (64, 1000)]:
+            extension.set_limits(threads, blocks)
+            for a, b in zip(everything(dtype, width, "cuda"), want, strict=True):
+                assert identical(a.cpu(), b)
+    finally:
+        extension.set_limits(256, 2**31 - 1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

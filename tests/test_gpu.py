@@ -19,6 +19,7 @@ from mmfast.checkpoint import Run, load_tensors
 from mmfast.data import Batch
 from mmfast.objective import losses
 from mmfast.ops import Block, backends
+from mmfast.order import loader
 from mmfast.sample import sample
 from mmfast.train import Trainer, train
 
@@ -174,6 +175,7 @@ def test_a_training_step_in_a_graph(kernels):
         return z, loss, torch.autograd.grad(loss, prediction)[0]
 
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         work()
     torch.cuda.current_stream().wait_stream(side)
@@ -272,12 +274,10 @@ def test_the_loss_and_its_gradients_are_the_cpus(network):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_run_goes_on_bit_for_bit(tmp_path, network, precision):
-    """Stopped and restored in the middle, and left alone: the same weights."""
+    """Stopped and restored in the middle, and left alone: the same weights, in torch's deterministic mode."""
     config = small(network, train__steps=8, train__precision=precision, train__checkpoint_every=4)
     whole = train(config, str(tmp_path / "whole"), quiet=True)
     data, run = build_data(config), Run.start(str(tmp_path / "parts"), config)
-    from mmfast.order import loader
-
     for until in (4, 8):
         trainer = Trainer(config, run, data)
         trainer.restore()
@@ -294,6 +294,9 @@ def test_samples_are_the_cpus(network):
     """The same noise on both, so the same samples but for the rounding of the network."""
     config = small(network)
     model = build_model(config).eval()
+    torch.manual_seed(0)
+    for p in model.parameters():  # new weights are zero where they would hide the network
+        torch.nn.init.normal_(p, std=0.05)
     options = {"steps": 4, "sampler": "ddim", "progress": False, "seed": 3}
     want = sample(model, 8, **options)["image"]
     got = sample(model.cuda(), 8, **options)["image"].cpu()
@@ -307,6 +310,37 @@ def test_a_compiled_network_learns(tmp_path):
 
     loss = [json.loads(line)["loss"] for line in run.stats_file.read_text().splitlines()]
     assert statistics.fmean(loss[-15:]) < statistics.fmean(loss[:15])
+
+
+def test_a_step_does_not_wait_for_the_gpu(tmp_path):
+    config = small("unet", train__precision="bf16")
+    data = build_data(config)
+    trainer = Trainer(config, Run.start(str(tmp_path / "run"), config), data)
+    batches = loader(config, data.train, 0, pinned=True)
+    for _ in range(2):
+        trainer.step(batches, trainer.model)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.step(batches, trainer.model)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_generator_for_each_sample():
+    """diffusers' scheduler with a list of generators draws ids on the host."""
+    from mmfast.diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler()
+    scheduler.set_timesteps(10)
+    x, eps = (randn(3, 4, 8, 8, seed=k) for k in (0, 1))
+    found = [
+        scheduler.step(
+            eps.to(device), scheduler.timesteps[3], x.to(device),
+            generator=[torch.Generator().manual_seed(k) for k in range(3)],
+        ).prev_sample.cpu()
+        for device in ("cpu", "cuda")
+    ]  # fmt: skip
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
 
 
 def test_missing_modalities_on_a_gpu():

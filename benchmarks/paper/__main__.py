@@ -140,7 +140,10 @@ def _cell(plan: cells.Plan, method: Method, seed: int, args: argparse.Namespace)
     command += ["--images", str(args.images), "--samples", str(args.samples), "--work", str(args.work)]
     command += ["--smoke"] * args.smoke + (["--data", args.data] if args.data else [])
     with open(folder / "log.txt", "a") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": threads})
+        # In a session of its own, so that Ctrl-C comes once, from here.
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": threads}, start_new_session=True
+        )
         RUNNING.add(process)
         code = process.wait()
         RUNNING.discard(process)

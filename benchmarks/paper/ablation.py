@@ -102,7 +102,8 @@ TASK = Task(
         _variant(
             "shared channels, bridge for both", {f"{LABEL}.weight": SHARED, f"{MASK}.weight": SHARED, "space": "shared"}
         ),
-        _variant("not told what is given", {"told": False}),
+        # One step from z_T sees nothing of an image that the network is not told.
+        _variant("not told what is given", {"told": False, "modalities.image.given_steps": None}),
         _variant("learned encoders", {f"{LABEL}.encoder": "learned", f"{MASK}.encoder": "learned"}),
         _variant("sampled self-conditioning", {"sample.heads": "sampled"}),
         _variant("loss weights a quarter", {f"{LABEL}.loss_weight": 0.05, f"{MASK}.loss_weight": 0.125}),

@@ -31,7 +31,7 @@ TASK = Task(
         *weights("mask", MASK, 0.5, _variant),
         _variant("learned encoder", {f"{MASK}.encoder": "learned"}),
         _variant("loss weight of the mask 1", {f"{MASK}.loss_weight": 1.0}),
-        _variant("given an image at any t", {f"{IMAGE}.given_at_T": None}),
+        _variant("given an image at any t", {f"{IMAGE}.given_at_T": None, f"{IMAGE}.given_steps": None}),
         _variant("images given a quarter of the time", {f"{IMAGE}.given_probability": 0.25}),
     ],
     judge=image_mask.TASK.judge,

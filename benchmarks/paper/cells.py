@@ -14,14 +14,14 @@ import torch
 
 from benchmarks.paper import supervised
 from benchmarks.paper.core import OURS, Method, Task, Trained, described, refuse_another
-from benchmarks.paper.report import Cell, current_commit
+from benchmarks.paper.report import Cell, state
 from mmfast.build import build_data, load_run
 from mmfast.checkpoint import write_atomically, write_text
 from mmfast.config import Config
 from mmfast.model import Model
 from mmfast.train import fit, train
 
-RESULT = "result.json"
+RESULT, MINUTES = "result.json", "minutes.json"
 # The name under which the real data stands beside the methods.
 REAL = "real against real"
 # No seed of the comparison.
@@ -70,7 +70,7 @@ def trained(plan: Plan, method: Method, seed: int) -> tuple[Trained, list[dict[s
         else:
             train(config, str(folder / "run"))
 
-    minutes = _timed(folder / "minutes.json", work)
+    minutes = _timed(folder / MINUTES, work)
     _, kept, model = load_run(folder / "run", config.train.device)
     refuse_another(described(config), described(kept), folder / "run")
     lines = (folder / "run" / "stats.jsonl").read_text().splitlines()
@@ -90,17 +90,17 @@ def trained(plan: Plan, method: Method, seed: int) -> tuple[Trained, list[dict[s
 
 
 def _timed(file: Path, work: Any) -> float:
-    """Minutes of `work`, over all the times that it was begun; nothing is added once it is done."""
+    """Minutes of `work`, over all the times that it was begun but for those that were killed; and the code's state."""
     before = json.loads(file.read_text()) if file.exists() else {"minutes": 0.0, "done": False}
     if before["done"]:
         return float(before["minutes"])
-    begun, done = time.perf_counter(), False
+    begun, done, commit = time.perf_counter(), False, state()
     try:
         work()
         done = True
     finally:
         minutes = before["minutes"] + (time.perf_counter() - begun) / 60
-        write_text(file, json.dumps({"minutes": minutes, "done": done}))
+        write_text(file, json.dumps({"minutes": minutes, "done": done, "commit": commit}))
     return float(minutes)
 
 
@@ -136,7 +136,9 @@ def run(plan: Plan, method: Method, seed: int) -> None:
             curve=curve,
             threads=torch.get_num_threads(),
             device=device_name(found.model),
-            commit=current_commit()[0],
+            commit=state(),
+            drawn=found.samples,
+            trained_at=json.loads((folder / MINUTES).read_text()).get("commit"),
         )
         for name, rows in metrics.items()
     ]

@@ -84,7 +84,7 @@ class Method:
     """One model to train: ours or a baseline.
 
     change: put over the preset, with dots in the keys; None drops a key. supervised: (given, target) for a network that
-    says one of the other, without diffusion. reported: whether it has rows of its own; others only judge.
+    says one of the other, without diffusion.
     """
 
     name: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -64,7 +65,8 @@ def reference(trained: Trained) -> list[Metric]:
     a, b = measures.two_halves(trained)
     embed: Callable[[Tensor], Tensor] = _embed(trained)
     chance = [m for m in _match(JOINT, embed(a), embed(b)) if m.metric == "cosine"]
-    return [*measures.reference_quality(trained, JOINT), *chance]
+    quality = measures.reference_quality(trained, JOINT)
+    return [*quality, *(dataclasses.replace(m, condition=OF_EMBEDDING) for m in quality), *chance]
 
 
 def verdicts(rows: list[Row]) -> list[Verdict]:

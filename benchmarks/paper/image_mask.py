@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from PIL import Image as PILImage
@@ -71,7 +72,8 @@ def reference(trained: Trained) -> list[Metric]:
     """One half of the held-out images against the other, and what the judge makes of real ones."""
     truth = trained.held_out().data
     seen = _iou(trained.model, JOINT, truth["mask"], _segments(trained, truth["image"]), "mask against judge")
-    return [*measures.reference_quality(trained, JOINT), seen]
+    quality = measures.reference_quality(trained, JOINT)
+    return [*quality, *(dataclasses.replace(m, condition=OF_MASK) for m in quality), seen]
 
 
 def verdicts(rows: list[Row]) -> list[Verdict]:

@@ -147,8 +147,9 @@ TASK = Task(
     features="efficientnet-lite0",
     check=lambda: LPIPS("alex"),
     notes=[
-        "RePaint: 25 steps with jumps of 5 and 3 passes, 75 or so evaluations of the network (published: 250, 10, 10). "
-        "SDEdit: the nearest visible pixel as filling, strength 0.5, 25 steps, one pass. Neither was tuned.",
+        "RePaint: 25 ancestral steps with jumps of 5 and 3 passes, 65 evaluations of the network (published: 250, 10, "
+        "10). SDEdit: the nearest visible pixel as filling, strength 0.5, 25 steps, one pass. Neither was tuned; how "
+        "many steps ours takes was (see below).",
         "The row of the real data takes hidden pixels from other images: what knowing nothing of an image amounts to.",
         "Restoring takes four steps (given_steps), chosen on 145 held-out images that the evaluation does not see, "
         "with one model of an earlier network (96,000 images), by hand. LPIPS there with 1, 2, 4 and 8 steps of DDIM "

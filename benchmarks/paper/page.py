@@ -68,7 +68,8 @@ def table(rows: Sequence[Row], reference: Sequence[Row], n_seeds: int) -> str:
     metrics = {row.metric: row.higher_is_better for row in (*rows, *reference)}
     lines = ["| method | " + " | ".join(f"{_cell(m)} {'↑' if up else '↓'}" for m, up in metrics.items()) + " |"]
     lines.append("|---" * (1 + len(metrics)) + "|")
-    winners = {metric: best([row for row in rows if row.metric == metric]) for metric in metrics}
+    # What has fewer seeds than the rest neither wins nor is beaten.
+    winners = {m: best([row for row in rows if row.metric == m and row.n_seeds == n_seeds]) for m in metrics}
     nobody = dict.fromkeys(metrics)
     for group, shown, first, expected in ((rows, "{}", winners, n_seeds), (reference, "*{}*", nobody, None)):
         for method in _distinct(row.method for row in group):
@@ -139,6 +140,7 @@ def _again(report: dict[str, Any]) -> str:
     threads = ", ".join(map(str, machine["threads"]))
     gpus = ", ".join(name for name in machine["devices"] if name != "cpu")
     where = f"; trained and evaluated on one {gpus}" if gpus else ""
+    drawn = f" {report['drawn']} samples a condition were drawn." if report["drawn"] else ""
     command = f"python -m benchmarks.paper {report['task']} --seeds {len(report['seeds'])} --images {images}"
     command += f" --samples {report['samples']}" if report["samples"] else ""
     if report["commit"] is None:
@@ -148,12 +150,18 @@ def _again(report: dict[str, Any]) -> str:
             " with uncommitted changes" if report["dirty"] else ""
         )
     if report["evaluated_at"] not in ([], [report["commit"]]):
-        commit += f", from models evaluated at {', '.join(f'`{c[:12]}`' for c in report['evaluated_at'])}"
+        commit += f", from models evaluated at {_states(report['evaluated_at'])}"
+    if report["trained_at"] not in ([], report["evaluated_at"]):
+        commit += f" and trained at {_states(report['trained_at'])}"
     return (
         f"```\n{command}\n```\n\n{commit}, on {machine['cores']} cores ({machine['instructions']}, torch "
-        f"{machine['torch']}, threads: {threads}){where}. All numbers, every seed's value and the configs are in "
-        f"[{report['task']}.json]({report['task']}.json)."
+        f"{machine['torch']}, threads: {threads}){where}.{drawn} All numbers, every seed's value and the configs are "
+        f"in [{report['task']}.json]({report['task']}.json)."
     )
+
+
+def _states(states: Sequence[str]) -> str:
+    return ", ".join(f"`{state[:12]}`{state[40:]}" for state in states)
 
 
 def _distinct(names: Any) -> list[str]:

@@ -28,6 +28,7 @@ from mmfast.errors import MmfastError
 
 OURS = "mmfast"
 ROOT = Path(__file__).resolve().parents[2]
+CHANGED = " with changes"
 
 
 @dataclass
@@ -48,8 +49,9 @@ class Cell:
     """One method with one seed.
 
     images: how many it saw in training; minutes: of "train" and "evaluate"; curve: a thinned list of dictionaries
-    with "step", "images" and "loss"; threads: torch's; device: "cpu" or a GPU's name; commit: what it was evaluated at,
-    None outside a checkout; samples: how many the evaluation was to draw.
+    with "step", "images" and "loss"; threads: torch's; device: "cpu" or a GPU's name; trained_at and commit: the state
+    of the code that it was trained and evaluated by (`state`), None outside a checkout; samples: how many the
+    evaluation was to draw; drawn: how many it drew.
     """
 
     method: str
@@ -63,6 +65,8 @@ class Cell:
     device: str = "cpu"
     commit: str | None = None
     samples: int = 0
+    drawn: int = 0
+    trained_at: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary that JSON can hold: numbers that are not finite become null."""
@@ -204,6 +208,8 @@ def _report(
         "commit": commit,
         "dirty": dirty,
         "samples": max(cell.samples for cell in cells),
+        "drawn": max(cell.drawn for cell in cells),
+        "trained_at": sorted({cell.trained_at for cell in cells if cell.trained_at}),
         "evaluated_at": sorted({cell.commit for cell in cells if cell.commit}),
         "machine": _machine(cells),
         "images": {method: group[0].images for method, group in groups.items()},
@@ -242,6 +248,12 @@ def current_commit() -> tuple[str | None, bool | None]:
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ".", ":!benchmarks/results"))
     except (OSError, subprocess.CalledProcessError):
         return None, None
+
+
+def state() -> str | None:
+    """The commit of the code, marked where it was changed since; None outside a git checkout."""
+    commit, dirty = current_commit()
+    return f"{commit}{CHANGED}" if commit and dirty else commit
 
 
 def _write(file: Path, text: str) -> None:

@@ -10,6 +10,7 @@ from mmfast.config import Config
 from mmfast.data import Batch
 from mmfast.model import Model
 from mmfast.objective import Losses
+from mmfast.streams import SAMPLE
 
 
 def predict(model: Model, data: dict[str, Tensor], given: str, target: str, z: Tensor | None = None) -> Tensor:
@@ -46,6 +47,10 @@ def answer(
     found, device = [], model.schedule.alpha_bar.device
     for rows in torch.arange(len(data[given])).split(batch_size):
         shape = (len(rows), model.channels, *model.shape[1:])
-        z = None if seed is None else ops.randn(shape, seed=seed, sample_ids=rows.to(device), device=device)
+        z = (
+            None
+            if seed is None
+            else ops.randn(shape, seed=seed, sample_ids=rows.to(device), stream=SAMPLE, device=device)
+        )
         found.append(predict(model, {given: data[given][rows].to(device)}, given, target, z))
     return torch.cat([model.part(target).decode(x) for x in found]).cpu()

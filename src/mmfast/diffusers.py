@@ -95,7 +95,7 @@ def _integer(timestep: object) -> int | None:
     return int(timestep) if isinstance(timestep, numbers.Integral) else None
 
 
-def _identity(generator: Any, batch: int) -> tuple[tuple[int, int], Tensor | None] | None:
+def _identity(generator: Any, batch: int, device: torch.device) -> tuple[tuple[int, int], Tensor | None] | None:
     """The noise's key and sample ids from torch's generator, or from a list of them, one a sample; None if unfit.
 
     One generator gives the seed. A list gives each sample an id of its own, 48 random bits, so that its noise depends
@@ -105,7 +105,7 @@ def _identity(generator: Any, batch: int) -> tuple[tuple[int, int], Tensor | Non
         if len(generator) < batch or not all(map(_ours, generator)):
             return None
         ids = [fresh_seed(one) % (1 << 48) for one in generator[:batch]]
-        return (0, 0), torch.tensor(ids, device="cpu")
+        return (0, 0), torch.tensor(ids, device="cpu").to(device, non_blocking=True)
     one = generator[0] if isinstance(generator, list) else generator
     return ((fresh_seed(one), 0), None) if _ours(one) else None
 
@@ -203,7 +203,7 @@ class _Fused:
         if found is None:
             return None
         row, noisy = found
-        identity = _identity(generator, len(sample)) if noisy else (None, None)
+        identity = _identity(generator, len(sample), sample.device) if noisy else (None, None)
         if identity is None:
             return None
         key, ids = identity

@@ -158,8 +158,9 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> d
 def distances(images: Tensor, data: Data, anchor: str, features: Extractor, most: int = 10_000) -> dict[str, float]:
     """Frechet distance, precision and recall over `features`: samples against real images, and two halves of these.
 
-    Distances over anything but pixels carry the features' name. Precision and recall take as many real images as there
-    are samples: they depend on both numbers.
+    The real images are those of the training and the test set, at most `most` of each, in two halves: the first is
+    compared with the samples, and with as many images of the second, since all three depend on the numbers. Precision
+    and recall take as many images of the first half too. Distances over anything but pixels carry the features' name.
     """
     real = torch.cat(
         [
@@ -172,14 +173,14 @@ def distances(images: Tensor, data: Data, anchor: str, features: Extractor, most
     shuffled = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
     half, fake = len(real) // 2, features(images)
     name = "" if features.name == "pixels" else f"_{features.name}"
-    found = {f"frechet{name}.samples": frechet_distance(fake, real)}
-    if half > 1:
-        found[f"frechet{name}.real_halves"] = frechet_distance(shuffled[:half], shuffled[half:])
-    count = min(half, len(fake))
-    if count > NEIGHBOURS:
-        one, other = shuffled[:count], shuffled[half : half + count]
-        for who, these in (("samples", fake[:count]), ("real_halves", other)):
-            measured = precision_recall(one, these, NEIGHBOURS)
+    count, found = min(half, len(fake)), {}
+    if count < 2:
+        return {}
+    one, other = shuffled[:half], shuffled[half : half + count]
+    for who, these in (("samples", fake[:count]), ("real_halves", other)):
+        found[f"frechet{name}.{who}"] = frechet_distance(these, one)
+        if count > NEIGHBOURS:
+            measured = precision_recall(one[:count], these, NEIGHBOURS)
             found |= {f"precision{name}.{who}": measured.precision, f"recall{name}.{who}": measured.recall}
     return found
 

@@ -12,7 +12,7 @@ from mmfast import ops
 from mmfast.config import Config
 from mmfast.data import Batch
 from mmfast.model import Model
-from mmfast.order import given_flags, timesteps
+from mmfast.order import constants, given_flags, timesteps
 from mmfast.streams import TRAIN_NOISE
 
 # The parts of a loss by name, scalars, from (model, batch, the examples' numbers in the run, config).
@@ -39,7 +39,7 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
     present = torch.stack([everything if p is None else p.float() for p in there], 1)
     probabilities = [usual if spec.given_probability is None else spec.given_probability for spec in specs]
     given = given_flags(config.seed, numbers, probabilities, present)
-    at_T = (given * given.new_tensor([spec.given_at_T or 0.0 for spec in specs])).amax(1)
+    at_T = (given * constants(tuple(spec.given_at_T or 0.0 for spec in specs), given.device)).amax(1)
     # A network that is not told would have nothing at T.
     t = timesteps(config.seed, numbers, model.schedule.T, at_T if model.told else None)
     wanted = (1 - given) * present

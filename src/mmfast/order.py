@@ -6,6 +6,7 @@ accumulation and ranks change nothing.
 
 from __future__ import annotations
 
+import functools
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmfast.data import Batch, Examples
-from mmfast.ops.reference import random_words
+from mmfast.ops import primitives
 from mmfast.streams import GIVEN, ORDER, TIMESTEP
 
 if TYPE_CHECKING:
@@ -25,8 +26,14 @@ if TYPE_CHECKING:
 
 def words(seed: int, numbers: Tensor, stream: int, count: int, draw: int = 0) -> Tensor:
     """`count` random 32-bit words for each example of the run: int64 [B] -> int64 [B, count]."""
-    key = torch.tensor((seed, draw), device=numbers.device)
-    return random_words(key, numbers, stream, -(-count // 4)).flatten(1)[:, :count]
+    # A rank is the word, then 31 bits of the block's number; the op is one kernel where the words are many.
+    return primitives.block_ranks((seed, draw), numbers, stream, len(numbers), count, numbers.device) >> 31
+
+
+@functools.lru_cache(maxsize=256)
+def constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """float64, made once: a copy from the host makes a GPU wait."""
+    return torch.tensor(values, dtype=torch.float64, device=device)
 
 
 def timesteps(seed: int, numbers: Tensor, T: int, at_T: Tensor | None = None) -> Tensor:
@@ -47,7 +54,7 @@ def given_flags(seed: int, numbers: Tensor, probabilities: Sequence[float], pres
     example that would be given all that it has nothing could be learnt: one modality, drawn at random, is not given.
     """
     count = len(probabilities)
-    bounds = torch.tensor([p * 2.0**32 for p in probabilities], dtype=torch.float64, device=numbers.device)
+    bounds = constants(tuple(p * 2.0**32 for p in probabilities), numbers.device)
     there = torch.ones(len(numbers), count, device=numbers.device) if present is None else present
     flags = (words(seed, numbers, GIVEN, count) < bounds).float() * there
     kept = ((1 + words(seed, numbers, GIVEN, count, draw=1)) * there).argmax(1, keepdim=True)
@@ -86,8 +93,8 @@ class _Batches:
             yield [order.index(n) for n in range(start, start + size)]
 
 
-def loader(config: Config, examples: Examples, done: int) -> Iterator[Batch]:
-    """The micro-batches of the run from step `done` on."""
+def loader(config: Config, examples: Examples, done: int, pinned: bool = False) -> Iterator[Batch]:
+    """The micro-batches of the run from step `done` on; pinned: in memory that a GPU copies from unwaited for."""
     batches: Any = _Batches(config, len(examples), done)
     return iter(
         DataLoader(
@@ -96,6 +103,7 @@ def loader(config: Config, examples: Examples, done: int) -> Iterator[Batch]:
             num_workers=config.train.workers,
             worker_init_fn=_leave_interrupts,
             collate_fn=_as_it_is,  # type: ignore[arg-type]
+            pin_memory=pinned,
         )
     )
 

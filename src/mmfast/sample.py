@@ -207,7 +207,8 @@ class _Loop:
     def _plan(self, grid: list[int]) -> None:
         """The coefficients of every step: rows of the tables that `run` hands to the fused step."""
         model, schedule, settings = self.model, self.model.schedule, self.settings
-        abar = schedule.alpha_bar.tolist().__getitem__
+        alpha_bar = schedule.alpha_bar.cpu()  # once: whatever is read of a GPU waits for it
+        abar = alpha_bar.tolist().__getitem__
         W = schedule.W.cpu()[:, schedule.index(model.names)]
         # The network's prediction of the anchor, and those that are not told of a modality: guidance is linear.
         scales = list(settings.scales.values())
@@ -215,7 +216,7 @@ class _Loop:
         none = [0.0] * len(predictions)
         to_z0, of_step, sigma, last = [], [], [], None
         for t, s in itertools.pairwise(grid):
-            of_y, of_prediction = (float(c) for c in TARGETS[model.target].x0(schedule.alpha_bar[t]))
+            of_y, of_prediction = (float(c) for c in TARGETS[model.target].x0(alpha_bar[t]))
             to_z0.append([of_y, *(p * of_prediction for p in predictions), *(-of_y * W[t]).tolist(), 0.0])
             step = settings.step(abar, t, s, last, settings.eta)
             # z_s = of_y (z_t - m_t) + m_s + of_last z0hat_last + of_z0 z0hat + sigma noise

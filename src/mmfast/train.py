@@ -199,14 +199,15 @@ def train(config: Config, out: str, quiet: bool = False) -> Run:
 
 
 def _try_out(model: Model, batch: Batch, config: Config, losses: Losses) -> None:
-    """Run the model once, so that sizes that do not fit show before there is a run; and look at the encodings' scales.
+    """Run two examples, so that sizes that do not fit show before there is a run; and look at the encodings' scales.
 
     Raises MmfastError where torch refuses; warns of encodings far from unit RMS, whose weight's scale means another
     thing than it says.
     """
     with torch.no_grad():
         try:
-            losses(model, batch, torch.arange(len(batch)), config)
+            few = Batch(*({name: x[:2] for name, x in part.items()} for part in (batch.data, batch.present)))
+            losses(model, few, torch.arange(len(few)), config)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise MmfastError(f"backbone: a network with these options does not run ({reason}); change them") from None
@@ -224,7 +225,8 @@ class _Stop:
         self.asked = False
 
     def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
+        # Ctrl-C in a terminal may be followed by SIGTERM from whoever started this: that is one wish, not two.
+        if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
 
@@ -246,7 +248,7 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
     network = trainer.model
     if config.train.compile:
         network.backbone.compile()
-    batches = loader(config, trainer.data.train, trainer.done)
+    batches = loader(config, trainer.data.train, trainer.done, pinned=trainer.device.type == "cuda")
     trainer.board = board = Board(run.folder / "tensorboard", config, trainer.done)
     bar = tqdm(total=steps, initial=trainer.done, desc="training", unit="step", disable=quiet, smoothing=0.05)
     with bar, contextlib.closing(board), _Stop() as stop:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,10 +29,15 @@ class Batch:
         return data
 
     def to(self, device: torch.device) -> Batch:
-        def move(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: x.to(device, non_blocking=True) for name, x in tensors.items()}
+        return self._each(lambda x: x.to(device, non_blocking=True))
 
-        return Batch(move(self.data), move(self.present))
+    def pin_memory(self) -> Batch:
+        """A copy from which a GPU takes what it needs while the host goes on; torch's DataLoader asks for it."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        data, present = ({name: change(x) for name, x in part.items()} for part in (self.data, self.present))
+        return Batch(data, present)
 
 
 class Examples(Protocol):

@@ -48,14 +48,18 @@ class Classifier(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """float [B, classes], with gradients."""
-        return self.out(self.body(images.contiguous(memory_format=torch.channels_last)))
+        return self.out(self._body(images))
+
+    def _body(self, images: Tensor) -> Tensor:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as on a CPU
+            found: Tensor = self.body(images.contiguous(memory_format=torch.channels_last))
+        return found
 
     @torch.no_grad()
     def features(self, images: Tensor, batch: int = 500) -> Tensor:
         """What the last layer reads: float32 [B, 2 width], for a Frechet distance or precision and recall."""
         device = next(self.parameters()).device
-        parts = [part.to(device).contiguous(memory_format=torch.channels_last) for part in images.split(batch)]
-        return torch.cat([self.body(part) for part in parts]).to(images.device)
+        return torch.cat([self._body(part.to(device)) for part in images.split(batch)]).to(images.device)
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:

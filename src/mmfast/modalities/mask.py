@@ -13,6 +13,7 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
+from mmfast.metrics.similarity import mean_iou
 from mmfast.modalities import base
 from mmfast.modalities.base import Modality, Room
 from mmfast.options import option
@@ -80,12 +81,7 @@ class Mask(Modality):
 
     def score(self, x: Tensor, truth: Tensor) -> float:
         """Mean over the classes but the background of intersection over union, over the whole batch."""
-        ious = []
-        for k in range(1, self.spec.classes):
-            union = ((x == k) | (truth == k)).sum()
-            if union:
-                ious.append(float(((x == k) & (truth == k)).sum() / union))
-        return sum(ious) / len(ious) if ious else 1.0
+        return mean_iou(x, truth, self.spec.classes)
 
     @classmethod
     def read(cls, path: Path, spec: MaskSpec) -> Tensor:

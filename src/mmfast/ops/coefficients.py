@@ -192,9 +192,10 @@ _MOST_JUMPS, _MOST_TABLES = 4096, 64
 
 def _keep(sched: Schedule, key: tuple[Any, ...], jumps: Callable[[], Jump]) -> Coefficients:
     formula, _, dtype = key[:3]
-    tables = sum(len(kept) == len(key) for kept in sched.derived)
-    if tables >= (_MOST_TABLES if len(key) == 3 else _MOST_JUMPS):
-        sched.derived.clear()
+    alike = [kept for kept in sched.derived if len(kept) == len(key)]
+    if len(alike) >= (_MOST_TABLES if len(key) == 3 else _MOST_JUMPS):
+        for kept in alike:  # not the tables for the jumps' sake: a captured graph reads them where they lie
+            del sched.derived[kept]
     # What is kept outlives the mode that this call is made in: no inference tensors, wrappers or fakes.
     with torch.inference_mode(False), torch._C._DisableFuncTorch(), _disable_current_modes():
         made = formula(jumps()).map(lambda x: x.to(dtype))
