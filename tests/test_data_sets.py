@@ -66,6 +66,17 @@ def test_fashion_in_other_sizes(clothes, size):
     assert found.shape == (size, size) and np.abs(found - truth).max() <= (0 if size == 32 else 0.5) + 1e-4
 
 
+def test_fashion_for_the_choice_of_options(clothes):
+    final, choice = (
+        fashion.open(fashion.Spec(root=str(clothes[0]), validation=validation), parts(28), "image")
+        for validation in (False, True)
+    )
+    assert (len(choice.train), len(choice.test)) == (50_000, 10_000)
+    for part, start, rows in ((choice.train, 0, [0, 49_999]), (choice.test, 50_000, [0, 9_999])):
+        a, b = part.__getitems__(rows).data, final.train.__getitems__([start + row for row in rows]).data
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_fashion_says_what_is_wrong_with_the_files(clothes, tmp_path):
     with pytest.raises(MmfastError, match=r"train-images-idx3-ubyte.gz does not exist.*dataset-fashion-mnist"):
         fashion.open(fashion.Spec(root=str(tmp_path)), parts(28), "image")
@@ -263,6 +274,15 @@ def test_no_unit_is_on_both_sides(game, tmp_path):
     assert (len(data.train) + len(data.test), len(data.test)) == (121, 36)
     assert torch.bincount(data.test.labels).tolist() == [18, 18]
     assert torch.bincount(data.train.labels).tolist() == [42, 43]
+
+
+def test_what_options_are_chosen_by_is_of_other_units_than_the_test(game, tmp_path):
+    final = opened(game, tmp_path, flip=False, test_fraction=0.3)
+    choice = opened(game, tmp_path, flip=False, test_fraction=0.3, validation=True)
+
+    # So nothing of the final test is in either part.
+    assert len(choice.train) + len(choice.test) == len(final.train)
+    assert torch.bincount(choice.test.labels).tolist() == [12, 12]  # 0.3 of seven units: two, of six files each
 
 
 def test_mirrored_copies_are_for_training(game, tmp_path):

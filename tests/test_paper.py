@@ -86,6 +86,16 @@ def test_a_result_from_before_an_option_came_is_that_of_its_default(tmp_path):
                 plan.cells(method, 1)
 
 
+def test_options_are_chosen_by_other_images_in_a_folder_of_their_own(tmp_path):
+    plan, choice = (
+        paper.plan_of(paper.parse(["image-mask", "--work", str(tmp_path), *more])) for more in ([], ["--validate"])
+    )
+    assert choice.work != plan.work and not choice.work.match("*-images")
+    of = [p.config(p.task.method(OURS), 0).data.validation for p in (plan, choice)]
+    assert of == [False, True]
+    assert paper.parse(["image-mask", "--work", str(tmp_path), "--validate"]).out == tmp_path / "results"
+
+
 def test_every_method_sees_as_many_images_and_has_the_same_backbone():
     for task in map(paper.load, paper.TASKS):
         configs = [task.config(method, 0, 6400, {}) for method in task.methods]

@@ -46,6 +46,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time, one thread each [the cores]")
     parser.add_argument("--work", type=Path, default=Path("runs/paper"), help="where the models are kept [runs/paper]")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the page goes [benchmarks/results]")
+    parser.add_argument(
+        "--validate", action="store_true", help="evaluate on a part of the training data: to choose options by"
+    )
     parser.add_argument("--data", default="", help="the data set's folder, where it is not the usual one")
     parser.add_argument(
         "--smoke", action="store_true", help="all of it in a minute, on digits; says nothing of quality"
@@ -59,7 +62,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name, least in (("seeds", 1), ("images", 1), ("samples", 8), ("jobs", 1)):
         if getattr(args, name) < least:
             parser.error(f"--{name} is {getattr(args, name)}; it should be at least {least}")
-    if args.smoke and args.out == RESULTS:
+    if args.validate and args.smoke:
+        parser.error("--validate is for real data; leave out --smoke")
+    if (args.smoke or args.validate) and args.out == RESULTS:
         args.out = args.work / "results"
     return args
 
@@ -75,8 +80,10 @@ def plan_of(args: argparse.Namespace) -> cells.Plan:
     changes: dict[str, Any] = dict(task.smoke) if args.smoke else {}
     if args.data:
         changes["data.root"] = args.data
+    if args.validate:
+        changes["data.validation"] = True
     # Every budget has a folder of its own, so that several can be kept.
-    name = "smoke" if args.smoke else f"{args.images}-images"
+    name = "smoke" if args.smoke else f"{args.images}-images" + "-validation" * args.validate
     return cells.Plan(task, args.images, args.samples, args.work / name, changes, args.smoke)
 
 
@@ -139,6 +146,7 @@ def _cell(plan: cells.Plan, method: Method, seed: int, args: argparse.Namespace)
     command = [sys.executable, "-m", "benchmarks.paper", args.task, "--cell", method.name, str(seed)]
     command += ["--images", str(args.images), "--samples", str(args.samples), "--work", str(args.work)]
     command += ["--smoke"] * args.smoke + (["--data", args.data] if args.data else [])
+    command += ["--validate"] * args.validate
     with open(folder / "log.txt", "a") as log:
         # In a session of its own, so that Ctrl-C comes once, from here.
         process = subprocess.Popen(

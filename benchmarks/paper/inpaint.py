@@ -86,7 +86,7 @@ def repaint(
         image: float [B, C, H, W] in -1 .. 1; hidden pixels are never read and may hold anything.
         mask: [B, 1, H, W], 1 or True where a pixel is visible.
         steps, jump_length, resamplings: see `repaint_path`.
-        seed, sample_ids: the noise's identity (ids int64 [B], 0 .. B - 1 if None); example i is the same in any batch.
+        seed, sample_ids: the noise's identity (ids int64 [B], 0 .. B - 1 if None), the same in any batch.
         clamp: hold the predicted z_0 within -clamp .. clamp; None not to.
         precision: the network's arithmetic, "fp32" or "bf16".
 

@@ -106,7 +106,7 @@ def sample(
         guidance_scale: 1 for none; one for all that is given, or by name. Each guided modality adds
             (scale - 1) (prediction - prediction without it).
         clamp: hold the predicted z_0 within -clamp .. clamp; None not to.
-        seed, sample_ids: the noise's identity; example i is the same in any batch.
+        seed, sample_ids: the noise's identity; example i is the same in any batch but for rounding.
         precision: the network's arithmetic, "fp32" or "bf16"; the steps themselves are float32 in both.
         heads: what is not given enters a step as its head's expected encoding, "soft", or as a draw's, "sampled".
         progress: show a bar, with this text.

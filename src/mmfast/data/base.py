@@ -62,6 +62,9 @@ class InMemory:
         return Batch({name: x[index] for name, x in self.tensors.items()})
 
 
+VALIDATION = "hold out a part of the training data in the test data's place: to choose options by"
+
+
 # Reads a modality off generated images, independently of the model: float [B, C, H, W] -> x [B, ...].
 Judge = Callable[[Tensor], Tensor]
 

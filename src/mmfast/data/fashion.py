@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmfast.data.base import Batch, Data, Judge
+from mmfast.data.base import VALIDATION, Batch, Data, Judge
 from mmfast.data.cache import HELP
 from mmfast.data.judge import as_floats, classifier
 from mmfast.errors import MmfastError
@@ -36,6 +36,7 @@ class Spec:
     root: str = option(
         f"/usr/share/datasets/{PACKAGE.removeprefix('dataset-')}", f"folder of the idx files of Debian's {PACKAGE}"
     )
+    validation: bool = option(False, VALIDATION)
     cache: str = option("", HELP)
 
 
@@ -116,4 +117,7 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
         return Pictures(resized(images, size), _read(Path(spec.root), f"{name}-labels", count))
 
     train, test = part("train", 60_000), part("t10k", 10_000)
+    if spec.validation:
+        test = Pictures(train.images[50_000:], train.labels[50_000:])
+        train = Pictures(train.images[:50_000], train.labels[:50_000])
     return Data(train, test, partial(_judges, train, spec.cache))

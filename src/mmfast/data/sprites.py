@@ -21,7 +21,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 from tqdm import tqdm
 
-from mmfast.data.base import Batch, Data
+from mmfast.data.base import VALIDATION, Batch, Data
 from mmfast.data.cache import HELP, digest, kept
 from mmfast.errors import MmfastError
 from mmfast.ops.reference import random_words
@@ -50,6 +50,7 @@ class Spec:
     background: str = option("plain", "what stands behind a sprite: grey, or terrain", choices=("plain", "terrain"))
     flip: bool = option(True, "train on mirrored copies as well")
     test_fraction: float = option(0.12, "share of the units held out for the evaluation", above=0, max=0.9)
+    validation: bool = option(False, VALIDATION)
     cache: str = option("", HELP)
 
 
@@ -259,8 +260,14 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     loaded = kept(spec.cache, "sprites", key, lambda: _load(folder, files, palette, size))
     names = [files[row] for row in loaded["files"].tolist()]
     labels = torch.tensor([races.index(name.split("/")[0]) for name in names])
-    for_test = held_out(map(unit, names), spec.test_fraction)
-    test = torch.tensor([unit(name) in for_test for name in names])
+    units = [unit(name) for name in names]
+    for_test = held_out(units, spec.test_fraction)
+    test = torch.tensor([name in for_test for name in units])
+    train = ~test
+    if spec.validation:
+        for_test = held_out((name for name in units if name not in for_test), spec.test_fraction)
+        test = torch.tensor([name in for_test for name in units])
+        train &= ~test
 
     plain = torch.full((1, 3, size, size), GREY, dtype=torch.uint8)
     ground = {"train": plain, "test": plain}
@@ -272,4 +279,4 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     def part(rows: Tensor, ground: Tensor, mirrored: bool) -> Sprites:
         return Sprites(loaded["pixels"][rows], loaded["masks"][rows], labels[rows], ground, mirrored)
 
-    return Data(part(~test, ground["train"], spec.flip), part(test, ground["test"], False))
+    return Data(part(train, ground["train"], spec.flip), part(test, ground["test"], False))

@@ -1,7 +1,8 @@
 """The Triton kernels for GPUs (triton_kernels.py), behind the signatures of reference.py. No GPU has run this.
 
-The kernels were compiled ahead of time for sm_80, sm_90, sm_100 and sm_120, and run by Triton's interpreter on the CPU,
-both with Triton 3.8 alone. With TRITON_INTERPRET=1, set before this is imported, it serves the CPU too, slowly.
+The kernels were compiled ahead of time for sm_80, sm_90, sm_100 and sm_120 by Triton 3.8 (for sm_90 by 3.6 too), and
+run by the interpreter of 3.8 on the CPU. With TRITON_INTERPRET=1, set before this is imported, it serves the CPU,
+slowly.
 
 float32 arithmetic (float64 for float64), one fused multiply-add a term in the order of the terms, then x0, then the
 noise. Sums are in float64 and in a fixed order. Nothing waits for the GPU: a key that is a tensor is read there.
