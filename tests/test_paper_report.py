@@ -116,6 +116,7 @@ def test_the_best_is_better_by_more_than_both_errors():
     assert page.best(rows(a=[9, 11], b=[0, 2], c=[8, 10])) is None
     assert page.best(rows(a=[9, 11], b=[0, 2], c=[99, math.nan])) == "a"
     assert page.best(rows(a=[9, 11])) is None and page.best([]) is None
+    assert page.best(rows(a=[9, 11], b=[6.5, 8.5]), 3) is None  # two seeds of three
     # A single seed has no error to be better by.
     assert page.best(rows(a=[100], b=[0, 2])) is None
     lower = rows(a=[9, 11], b=[0, 2])
@@ -181,7 +182,7 @@ def test_the_page(tmp_path):
 def test_the_json(tmp_path):
     _, found = write(tmp_path, cells_of_two())
     assert list(found) == [
-        "task", "commit", "dirty", "samples", "evaluated_at", "machine", "images", "seeds", "configs", "minutes",
+        "task", "commit", "dirty", "samples", "drawn", "trained_at", "evaluated_at", "machine", "images", "seeds", "configs", "minutes",
         "rows", "verdicts", "notes",
     ]  # fmt: skip
     assert found["task"] == "pairs" and found["seeds"] == [0, 1, 2]

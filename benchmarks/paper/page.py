@@ -68,8 +68,7 @@ def table(rows: Sequence[Row], reference: Sequence[Row], n_seeds: int) -> str:
     metrics = {row.metric: row.higher_is_better for row in (*rows, *reference)}
     lines = ["| method | " + " | ".join(f"{_cell(m)} {'↑' if up else '↓'}" for m, up in metrics.items()) + " |"]
     lines.append("|---" * (1 + len(metrics)) + "|")
-    # What has fewer seeds than the rest neither wins nor is beaten.
-    winners = {m: best([row for row in rows if row.metric == m and row.n_seeds == n_seeds]) for m in metrics}
+    winners = {metric: best([row for row in rows if row.metric == metric], n_seeds) for metric in metrics}
     nobody = dict.fromkeys(metrics)
     for group, shown, first, expected in ((rows, "{}", winners, n_seeds), (reference, "*{}*", nobody, None)):
         for method in _distinct(row.method for row in group):
@@ -79,16 +78,19 @@ def table(rows: Sequence[Row], reference: Sequence[Row], n_seeds: int) -> str:
     return "\n".join(lines)
 
 
-def best(rows: Sequence[Row]) -> str | None:
+def best(rows: Sequence[Row], n_seeds: int = 0) -> str | None:
     """The method that is better than each of the others by more than the sum of the two standard errors, if any.
 
-    One seed has no standard error, so it neither wins nor is beaten for certain; a method that failed is no rival.
+    One seed has no standard error, so it neither wins nor is beaten for certain; a method that failed is no rival, and
+    one of fewer than `n_seeds` seeds does not win.
     """
     rivals = [row for row in rows if not row.failed]
     if len(rivals) < 2:
         return None
     sign = 1 if rivals[0].higher_is_better else -1
     first, *others = sorted(rivals, key=lambda row: -sign * row.mean)
+    if first.n_seeds < n_seeds:
+        return None
     for other in others:
         if first.stderr is None or other.stderr is None:
             return None

@@ -199,7 +199,9 @@ def _keep(sched: Schedule, key: tuple[Any, ...], jumps: Callable[[], Jump]) -> C
     # What is kept outlives the mode that this call is made in: no inference tensors, wrappers or fakes.
     with torch.inference_mode(False), torch._C._DisableFuncTorch(), _disable_current_modes():
         made = formula(jumps()).map(lambda x: x.to(dtype))
-    sched.derived[key] = made
+    # What a CUDA graph is being made of is not computed yet, and its memory is the graph's.
+    if not (sched.alpha_bar.is_cuda and torch.cuda.is_current_stream_capturing()):
+        sched.derived[key] = made
     return made
 
 
