@@ -182,7 +182,8 @@ def test_the_page(tmp_path):
 def test_the_json(tmp_path):
     _, found = write(tmp_path, cells_of_two())
     assert list(found) == [
-        "task", "commit", "dirty", "samples", "drawn", "trained_at", "evaluated_at", "machine", "images", "seeds", "configs", "minutes",
+        "task", "commit", "dirty", "samples", "drawn", "trained_at", "evaluated_at", "machine", "images", "seeds",
+        "configs", "minutes",
         "rows", "verdicts", "notes",
     ]  # fmt: skip
     assert found["task"] == "pairs" and found["seeds"] == [0, 1, 2]
