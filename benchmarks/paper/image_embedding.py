@@ -107,7 +107,9 @@ TASK = Task(
     verdicts=verdicts,
     pictures=pictures,
     features="vgg16",
-    notes=[],
+    notes=[
+        measures.ON_BOUNDS,
+    ],
     smoke={
         "data": {"kind": "digits"},
         "modalities.image": {"kind": "image", "channels": 1, "size": 8, "levels": 17},

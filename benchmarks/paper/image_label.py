@@ -163,6 +163,7 @@ TASK = Task(
         "where with x0 it has 17.8; but ours draws no better with v (0.396, 0.592, 0.734), and with those weights "
         "it hardly obeys the label (0.251, 0.152, 0.718): they leave the noisiest steps, where the class is "
         "decided, untrained. So x0 it stays, though its samples show the grid of the network's cells.",
+        measures.ON_BOUNDS,
     ],
     smoke={
         "data": {"kind": "digits"},

@@ -147,25 +147,27 @@ TASK = Task(
     features="efficientnet-lite0",
     check=lambda: LPIPS("alex"),
     notes=[
-        "RePaint: 25 ancestral steps with jumps of 5 and 3 passes, 65 evaluations of the network (published: 250, 10, "
-        "10). SDEdit: the nearest visible pixel as filling, strength 0.5, 25 steps, one pass. Neither was tuned; how "
-        "many steps ours takes was (see below).",
+        "RePaint: 25 ancestral steps with jumps of 5 and 3 passes, 65 evaluations of the network (published: 250, "
+        "10, 10). SDEdit: the nearest visible pixel as filling, strength 0.5, 25 steps, one pass. Neither was "
+        "tuned; how many steps ours takes was (see below).",
         "The row of the real data takes hidden pixels from other images: what knowing nothing of an image amounts to.",
         "Restoring takes four steps (given_steps), chosen on 145 held-out images that the evaluation does not see, "
-        "with one model of an earlier network (96,000 images), by hand. LPIPS there with 1, 2, 4 and 8 steps of DDIM "
-        "and 25 of DPM-Solver++: at 10 per cent hidden 0.0217, 0.0210, 0.0211, 0.0214, 0.0220; at 75 per cent 0.240, "
-        "0.190, 0.176, 0.177, 0.184. One step is the mean of what could be there and many are a draw of it: what is "
-        "small and nearly known wants the mean, which is what restoration alone learns; what is large is blurred by "
-        "it.",
-        "Why not three times lower: restoration alone is here the same network, trained by squared error for as many "
-        "images on that one direction. At 10 and 25 per cent its mean is hard to beat, and ours spends a quarter of "
-        "its examples on generation and half of the rest on times t < T, which show more than is visible. At 75 per "
-        "cent its LPIPS is nearly that of another image's pixels, and a third of it would be less than ours at 50 per "
-        "cent. The paper's factor of ten is against a baseline that we do not know closely enough to repeat.",
-        "What more compute changes: with 16,000 images (one seed, an earlier network, hidden parts given half of the "
-        "time) restoration alone had 0.0248 at 10 per cent hidden and 0.238 at 75, ours as it generates 0.0275 and "
-        "0.229. Six times the images brought restoration alone 14 and 6 per cent, ours 12 and 23: more should widen "
-        "the lead where much is hidden, and nothing seen says that it turns the order where little is.",
+        "of the same units, with one model of an earlier network (96,000 images), by hand. LPIPS there with 1, 2, "
+        "4 and 8 steps of DDIM and 25 of DPM-Solver++: at 10 per cent hidden 0.0217, 0.0210, 0.0211, 0.0214, "
+        "0.0220; at 75 per cent 0.240, 0.190, 0.176, 0.177, 0.184. One step is the mean of what could be there and "
+        "many are a draw of it: what is small and nearly known wants the mean, which is what restoration alone "
+        "learns; what is large is blurred by it.",
+        "Why not three times lower: restoration alone is here the same network, trained by squared error for as "
+        "many images on that one direction. At 10 and 25 per cent its mean is hard to beat, and ours spends a "
+        "quarter of its examples on generation and half of the rest on times t < T, which show more than is "
+        "visible. At 75 per cent its LPIPS is nearly that of another image's pixels, and a third of it would be "
+        "less than ours at 50 per cent. The paper's factor of ten is against a baseline that we do not know "
+        "closely enough to repeat.",
+        "What more compute changes: with 16,000 images (one seed, an earlier network, hidden parts given half of "
+        "the time) restoration alone had 0.0248 at 10 per cent hidden and 0.238 at 75, ours as it generates 0.0275 "
+        "and 0.229. Six times the images brought restoration alone 14 and 6 per cent, ours 12 and 23: more should "
+        "widen the lead where much is hidden, and nothing seen says that it turns the order where little is.",
+        measures.ON_BOUNDS,
     ],
     smoke={
         "data": {"kind": "digits"},
