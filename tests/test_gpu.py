@@ -4,6 +4,7 @@ The kernels' own tests are those of test_cuda_kernel.py, which run them on the h
 GPU, with their strides, and the results back.
 """
 
+import json
 import statistics
 
 import pytest
@@ -306,8 +307,6 @@ def test_samples_are_the_cpus(network):
 def test_a_compiled_network_learns(tmp_path):
     config = small("unet", train__steps=60, train__compile=True, train__precision="bf16")
     run = train(config, str(tmp_path / "run"), quiet=True)
-    import json
-
     loss = [json.loads(line)["loss"] for line in run.stats_file.read_text().splitlines()]
     assert statistics.fmean(loss[-15:]) < statistics.fmean(loss[:15])
 

@@ -47,10 +47,8 @@ def answer(
     found, device = [], model.schedule.alpha_bar.device
     for rows in torch.arange(len(data[given])).split(batch_size):
         shape = (len(rows), model.channels, *model.shape[1:])
-        z = (
-            None
-            if seed is None
-            else ops.randn(shape, seed=seed, sample_ids=rows.to(device), stream=SAMPLE, device=device)
-        )
+        z = None
+        if seed is not None:
+            z = ops.randn(shape, seed=seed, sample_ids=rows.to(device), stream=SAMPLE, device=device)
         found.append(predict(model, {given: data[given][rows].to(device)}, given, target, z))
     return torch.cat([model.part(target).decode(x) for x in found]).cpu()

@@ -62,8 +62,8 @@ class InMemory:
         return Batch({name: x[index] for name, x in self.tensors.items()})
 
 
+# What the option `validation` of a data set's spec is for.
 VALIDATION = "hold out a part of the training data in the test data's place: to choose options by"
-
 
 # Reads a modality off generated images, independently of the model: float [B, C, H, W] -> x [B, ...].
 Judge = Callable[[Tensor], Tensor]

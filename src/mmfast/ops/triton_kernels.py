@@ -87,9 +87,8 @@ def weighted_sum(terms, places, coefs, b, row, start, i, elements, inner, KINDS:
     total = tl.full(i.shape, 0.0, REAL)
     for k in tl.static_range(len(KINDS)):
         coef = tl.load(coefs + row * len(KINDS) + k)
-        x = load_term(
-            terms[k], places[k], b, start, i, elements, inner, coef, tl.constexpr(KINDS[k]), tl.constexpr(CUTS[k]), ROWS
-        )
+        x = load_term(terms[k], places[k], b, start, i, elements, inner, coef, tl.constexpr(KINDS[k]),
+                      tl.constexpr(CUTS[k]), ROWS)  # fmt: skip
         total = tl.fma(coef, x.to(REAL), total)
     return total
 
@@ -135,19 +134,8 @@ def step(out, x0_out, terms, places, to_x0, coefs, sigma, rows, table_step, low:
     for k in tl.static_range(len(KINDS)):
         first, second = tl.load(to_x0 + k), tl.load(coefs + k)
         either = tl.where(first != 0, first, second)
-        x = load_term(
-            terms[k],
-            places[k],
-            b,
-            start,
-            i,
-            elements,
-            inner,
-            either,
-            tl.constexpr(KINDS[k]),
-            tl.constexpr(CUTS[k]),
-            ROWS,
-        ).to(REAL)
+        x = load_term(terms[k], places[k], b, start, i, elements, inner, either, tl.constexpr(KINDS[k]),
+                      tl.constexpr(CUTS[k]), ROWS).to(REAL)  # fmt: skip
         x0 = tl.fma(first, tl.where(first != 0, x, 0.0), x0)
         total = tl.fma(second, tl.where(second != 0, x, 0.0), total)
     # Comparisons, not minimum and maximum: a NaN stays one.
@@ -218,19 +206,8 @@ def dots(partial, grad, terms, places, key, seed_low, seed_high, draw, ids, stre
         g = tl.load(grad + at + i, mask=ok, other=0.0).to(tl.float64)
         sums = ()
         for k in tl.static_range(len(KINDS)):
-            x = load_term(
-                terms[k],
-                places[k],
-                b,
-                start,
-                i,
-                elements,
-                inner,
-                one,
-                tl.constexpr(KINDS[k]),
-                tl.constexpr(CUTS[k]),
-                ROWS,
-            )
+            x = load_term(terms[k], places[k], b, start, i, elements, inner, one, tl.constexpr(KINDS[k]),
+                          tl.constexpr(CUTS[k]), ROWS)  # fmt: skip
             sums = sums + (tl.fma(g, x.to(tl.float64), totals[k]),)  # noqa: RUF005
         if NOISY:
             eps = normals(identity, b, start, LANES).to(tl.float64)
