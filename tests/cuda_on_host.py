@@ -19,7 +19,16 @@ from mmfast.ops import cuda
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIM = ROOT / "tests" / "cuda_shim"
-FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing"]
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-U_FORTIFY_SOURCE",
+    "-shared",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+]
 
 
 def compiler():

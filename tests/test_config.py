@@ -5,7 +5,7 @@ import pytest
 from mmfast import config as configs
 from mmfast.cli import main, overrides
 from mmfast.errors import MmfastError
-from mmfast.evaluate import settings
+from mmfast.generate import settings
 
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path):

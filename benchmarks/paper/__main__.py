@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from tqdm import tqdm
 
 from benchmarks.paper import cells, report
@@ -51,6 +52,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--data", default="", help="the data set's folder, where it is not the usual one")
     parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of every method's config, as train.batch_size=64; the models go to a folder of their own",
+    )
+    parser.add_argument(
         "--smoke", action="store_true", help="all of it in a minute, on digits; says nothing of quality"
     )
     parser.add_argument("--cell", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
@@ -62,6 +70,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name, least in (("seeds", 1), ("images", 1), ("samples", 8), ("jobs", 1)):
         if getattr(args, name) < least:
             parser.error(f"--{name} is {getattr(args, name)}; it should be at least {least}")
+    for pair in args.set:
+        if not all(pair.partition("=")) or "." not in pair.partition("=")[0]:
+            parser.error(f"--set {pair}; it should be KEY=VALUE, as train.batch_size=64")
     if args.validate and args.smoke:
         parser.error("--validate is for real data; leave out --smoke")
     if (args.smoke or args.validate) and args.out == RESULTS:
@@ -82,8 +93,10 @@ def plan_of(args: argparse.Namespace) -> cells.Plan:
         changes["data.root"] = args.data
     if args.validate:
         changes["data.validation"] = True
+    changes.update((key, yaml.safe_load(value)) for key, _, value in (pair.partition("=") for pair in args.set))
     # Every budget has a folder of its own, so that several can be kept.
     name = "smoke" if args.smoke else f"{args.images}-images" + "-validation" * args.validate
+    name += "".join(f",{pair}" for pair in sorted(args.set))
     return cells.Plan(task, args.images, args.samples, args.work / name, changes, args.smoke)
 
 
@@ -146,7 +159,7 @@ def _cell(plan: cells.Plan, method: Method, seed: int, args: argparse.Namespace)
     command = [sys.executable, "-m", "benchmarks.paper", args.task, "--cell", method.name, str(seed)]
     command += ["--images", str(args.images), "--samples", str(args.samples), "--work", str(args.work)]
     command += ["--smoke"] * args.smoke + (["--data", args.data] if args.data else [])
-    command += ["--validate"] * args.validate
+    command += ["--validate"] * args.validate + [word for pair in args.set for word in ("--set", pair)]
     with open(folder / "log.txt", "a") as log:
         # In a session of its own, so that Ctrl-C comes once, from here.
         process = subprocess.Popen(

@@ -27,9 +27,9 @@ from mmfast.build import build_data
 from mmfast.config import Config, resolve
 from mmfast.data import Batch, Data
 from mmfast.errors import MmfastError
-from mmfast.evaluate import held_out, settings
+from mmfast.evaluate import held_out
+from mmfast.generate import generate
 from mmfast.model import Model
-from mmfast.sample import sample
 
 OURS = "mmfast"
 # With as many steps as an image takes that nothing is given of. The presets take fewer where it is mostly known what
@@ -74,8 +74,8 @@ class Trained:
 
         options: instead of the config's.
         """
-        options = {**settings(self.config, given or ()), **options, "seed": 1000 * (self.seed + 1) + purpose}
-        drawn = sample(self.model, count or self.samples, given, progress=f"sampling ({purpose})", **options)
+        options = {"progress": f"sampling ({purpose})", **options, "seed": 1000 * (self.seed + 1) + purpose}
+        drawn = generate(self.model, self.config, count or self.samples, given, **options)
         return {name: x.cpu() for name, x in drawn.items()}
 
 

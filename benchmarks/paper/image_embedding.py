@@ -16,6 +16,7 @@ from mmfast.draw import sample_grid
 from mmfast.metrics.similarity import cosine, retrieval_rank
 
 JOINT, OF_EMBEDDING, OF_IMAGE = "drawn together", "given the embedding", "given the image"
+IN_TURN = "the image drawn first"
 IMAGE, REGRESSOR = "image alone", "regressor alone"
 
 
@@ -36,9 +37,11 @@ def _match(condition: str, said: Tensor, true: Tensor) -> list[Metric]:
 
 def ours(trained: Trained) -> Found:
     embed = _embed(trained)
-    joint = trained.draw(purpose=1)
-    found = measures.image_quality(trained, JOINT, joint["image"])
-    found += _match(JOINT, joint["embedding"], embed(joint["image"]))
+    found: list[Metric] = []
+    for condition, first in ((JOINT, []), (IN_TURN, ["image"])):
+        drawn = trained.draw(purpose=1, first=first)
+        found += measures.image_quality(trained, condition, drawn["image"])
+        found += _match(condition, drawn["embedding"], embed(drawn["image"]))
     truth = trained.held_out().data
     drawn = trained.draw({"embedding": truth["embedding"]}, purpose=2, count=len(truth["image"]))
     found += measures.image_quality(trained, OF_EMBEDDING, drawn["image"])
@@ -66,11 +69,13 @@ def reference(trained: Trained) -> list[Metric]:
     embed: Callable[[Tensor], Tensor] = _embed(trained)
     chance = [m for m in _match(JOINT, embed(a), embed(b)) if m.metric == "cosine"]
     quality = measures.reference_quality(trained, JOINT)
-    return [*quality, *(dataclasses.replace(m, condition=OF_EMBEDDING) for m in quality), *chance]
+    others = (dataclasses.replace(m, condition=where) for where in (IN_TURN, OF_EMBEDDING) for m in quality)
+    return [*quality, *others, *chance]
 
 
 def verdicts(rows: list[Row]) -> list[Verdict]:
-    mine, alone, image = means(rows, OURS, JOINT), means(rows, REGRESSOR, OF_IMAGE), means(rows, IMAGE, JOINT)
+    mine, in_turn = means(rows, OURS, JOINT), means(rows, OURS, IN_TURN)
+    alone, image = means(rows, REGRESSOR, OF_IMAGE), means(rows, IMAGE, JOINT)
     distance = next((name for name in image if name.startswith("FD-")), "FD")
     return [
         at_least(
@@ -78,6 +83,7 @@ def verdicts(rows: list[Row]) -> list[Verdict]:
             mine["cosine"],
             0.8 * alone["cosine"],
         ),
+        at_least("the same where the image is drawn first", in_turn["cosine"], 0.8 * alone["cosine"]),
         at_most(f"{distance} no worse than the image model's", mine[distance], image[distance]),
     ]
 

@@ -15,7 +15,10 @@ from mmfast.draw import sample_grid
 from mmfast.metrics.frechet import pixel_features
 
 JOINT, OF_LABEL, OF_IMAGE = "drawn together", "given the label", "given the image"
+IN_TURN = "the label drawn first"
 CONDITIONAL, IMAGE, CLASSIFIER = "class-conditional DDPM", "image alone", "classifier alone"
+DROPPED = f"{CONDITIONAL}, label dropped"
+SCALES = (1.5, 3.0)
 
 
 def _judge(trained: Trained) -> Any:
@@ -32,18 +35,19 @@ def _quality(trained: Trained, condition: str, images: Tensor) -> list[Metric]:
     return measures.quality(condition, name, features(images), features(measures.real(trained, trained.samples)))
 
 
-def _joint(trained: Trained) -> list[Metric]:
-    drawn = trained.draw(purpose=1)
-    found = _quality(trained, JOINT, drawn["image"])
+def _joint(trained: Trained, condition: str = JOINT, **options: Any) -> list[Metric]:
+    """Of images and labels from noise: together, or with options that say in which order."""
+    drawn = trained.draw(purpose=1, **options)
+    found = _quality(trained, condition, drawn["image"])
     if "label" in drawn:
         share = measures.agreement(_judge(trained)(drawn["image"]), drawn["label"])
-        found.append(Metric(JOINT, "consistency", share, higher_is_better=True))
+        found.append(Metric(condition, "consistency", share, higher_is_better=True))
     return found
 
 
-def _of_label(trained: Trained) -> list[Metric]:
+def _of_label(trained: Trained, **options: Any) -> list[Metric]:
     labels = seeded(trained.samples, trained.config.modalities["label"].classes)
-    images = trained.draw({"label": labels}, purpose=2)["image"]
+    images = trained.draw({"label": labels}, purpose=2, **options)["image"]
     share = measures.agreement(_judge(trained)(images), labels)
     return [*_quality(trained, OF_LABEL, images), Metric(OF_LABEL, "consistency", share, higher_is_better=True)]
 
@@ -63,12 +67,28 @@ def ours(trained: Trained) -> Found:
     def accuracy(count: int, **options: Any) -> list[Metric]:
         return _accuracy(trained, lambda given: trained.draw(given, 3, len(given["image"]), **options)["label"], count)
 
-    found = [*_joint(trained), *_of_label(trained), *accuracy(_many(trained)), *measures.bits(trained, 250)]
-    return {OURS: found, MANY_STEPS: accuracy(trained.samples, steps=trained.config.sample.steps)}
+    in_turn: dict[str, Any] = {"first": ["label"]}
+    found = [*_joint(trained, first=[]), *_joint(trained, IN_TURN, **in_turn), *_of_label(trained)]
+    rows = {OURS: [*found, *accuracy(_many(trained)), *measures.bits(trained, 250)]}
+    rows[MANY_STEPS] = accuracy(trained.samples, steps=trained.config.sample.steps)
+    for scale in SCALES:
+        how = {"guidance_scale": {"label": scale}}
+        rows[_guided(OURS, scale)] = [*_joint(trained, IN_TURN, **in_turn, **how), *_of_label(trained, **how)]
+    return rows
+
+
+def _guided(name: str, scale: float) -> str:
+    return f"{name}, guidance {scale:g}"
 
 
 def conditional(trained: Trained) -> Found:
     return {CONDITIONAL: _of_label(trained)}
+
+
+def dropped(trained: Trained) -> Found:
+    """Guidance needs a model that can do without the label too."""
+    guided = {_guided(CONDITIONAL, s): _of_label(trained, guidance_scale={"label": s}) for s in SCALES}
+    return {DROPPED: _of_label(trained), **guided}
 
 
 def image_alone(trained: Trained) -> Found:
@@ -88,19 +108,31 @@ def reference(trained: Trained) -> list[Metric]:
     truth, halves = trained.held_out().data, [features(half) for half in measures.two_halves(trained)]
     true = measures.agreement(_judge(trained)(truth["image"]), truth["label"])
     found = []
-    for condition in (JOINT, OF_LABEL):
+    for condition in (JOINT, IN_TURN, OF_LABEL):
         found += measures.quality(condition, name, *halves)
         found.append(Metric(condition, "consistency", true, higher_is_better=True))
     return found
 
 
 def verdicts(rows: list[Row]) -> list[Verdict]:
-    ours_, theirs = means(rows, OURS, OF_LABEL), means(rows, CONDITIONAL, OF_LABEL)
-    joint, accuracy, alone = means(rows, OURS, JOINT), means(rows, OURS, OF_IMAGE), means(rows, CLASSIFIER, OF_IMAGE)
+    found = []
+    for scale in (None, SCALES[0]):
+        names = [name if scale is None else _guided(name, scale) for name in (OURS, CONDITIONAL)]
+        mine, theirs = (means(rows, name, OF_LABEL) for name in names)
+        where = "" if scale is None else f", both with guidance {scale:g}"
+        found += [
+            at_least(
+                f"precision not below the class-conditional model's{where}", mine["precision"], theirs["precision"]
+            ),
+            at_least(f"recall within 0.05 of it{where}", mine["recall"], theirs["recall"] - 0.05),
+        ]
+    together, in_turn = means(rows, OURS, JOINT), means(rows, _guided(OURS, SCALES[-1]), IN_TURN)
+    accuracy, alone = means(rows, OURS, OF_IMAGE), means(rows, CLASSIFIER, OF_IMAGE)
+    turns = f"the same of pairs whose label is drawn first, and guides the image by {SCALES[-1]:g}"
     return [
-        at_least("precision not below the class-conditional model's", ours_["precision"], theirs["precision"]),
-        at_least("recall within 0.05 of it", ours_["recall"], theirs["recall"] - 0.05),
-        at_least("pairs drawn together agree at least 90 per cent of the time", joint["consistency"], 0.9),
+        *found,
+        at_least("pairs drawn together agree at least 90 per cent of the time", together["consistency"], 0.9),
+        at_least(turns, in_turn["consistency"], 0.9),
         at_least("accuracy at least the classifier's minus 0.02", accuracy["accuracy"], alone["accuracy"] - 0.02),
     ]
 
@@ -136,7 +168,16 @@ TASK = Task(
                 "modalities.image.given_probability": 0.0,
             },
         ),
-        Method(IMAGE, image_alone, {"modalities.label": None, "train.given_probability": 0.0}),
+        Method(
+            DROPPED,
+            dropped,
+            {
+                "modalities.label.weight": {"kind": "none"},
+                "modalities.label.given_probability": 0.9,
+                "modalities.image.given_probability": 0.0,
+            },
+        ),
+        Method(IMAGE, image_alone, {"modalities.label": None, "train.given_probability": 0.0, "sample.first": None}),
         Method(CLASSIFIER, classifier, supervised=("image", "label")),
     ],
     reference=reference,

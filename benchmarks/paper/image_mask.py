@@ -15,6 +15,7 @@ from mmfast.draw import sample_grid
 from mmfast.model import Model
 
 JOINT, OF_MASK, OF_IMAGE = "drawn together", "given the mask", "given the image"
+IN_TURN = "the mask drawn first"
 IMAGE, SEGMENTATION, JUDGE = "image alone", "segmentation alone", "judge"
 
 
@@ -49,7 +50,14 @@ def _masks(trained: Trained, **options: Any) -> list[Metric]:
 
 def ours(trained: Trained) -> Found:
     as_drawn = _masks(trained, steps=trained.config.sample.steps)
-    return {OURS: [*measured(trained), *measures.bits(trained, 250)], MANY_STEPS: as_drawn}
+    return {OURS: [*measured(trained), *_in_turn(trained), *measures.bits(trained, 250)], MANY_STEPS: as_drawn}
+
+
+def _in_turn(trained: Trained) -> list[Metric]:
+    drawn = trained.draw(purpose=1, first=["mask"])
+    seen = _segments(trained, drawn["image"])
+    found = measures.image_quality(trained, IN_TURN, drawn["image"])
+    return [*found, _iou(trained.model, IN_TURN, drawn["mask"], seen, "mask against judge")]
 
 
 def image_alone(trained: Trained) -> Found:
@@ -73,7 +81,8 @@ def reference(trained: Trained) -> list[Metric]:
     truth = trained.held_out().data
     seen = _iou(trained.model, JOINT, truth["mask"], _segments(trained, truth["image"]), "mask against judge")
     quality = measures.reference_quality(trained, JOINT)
-    return [*quality, *(dataclasses.replace(m, condition=OF_MASK) for m in quality), seen]
+    others = (dataclasses.replace(m, condition=where) for where in (IN_TURN, OF_MASK) for m in quality)
+    return [*quality, *others, seen]
 
 
 def verdicts(rows: list[Row]) -> list[Verdict]:

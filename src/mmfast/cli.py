@@ -72,6 +72,12 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--steps", type=int, help="network evaluations a sample [the config's]")
     sample.add_argument("--sampler", help="ddpm, ddim or dpmpp_2m [the config's]")
     sample.add_argument("--guidance_scale", type=float, help="guidance by what is given; 1 for none [the config's]")
+    sample.add_argument(
+        "--first",
+        nargs="*",
+        metavar="NAME",
+        help="modalities drawn first, one after another; the rest is drawn given them [the config's]",
+    )
     sample.add_argument("--seed", type=int, default=0, help="seed of the noise [0]")
     sample.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     sample.add_argument("--out", metavar="FILE.png", help="the picture [a new file in RUN/samples]")
@@ -176,8 +182,7 @@ def _sample(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
     from mmfast.build import load_run
     from mmfast.draw import sample_grid
-    from mmfast.evaluate import settings
-    from mmfast.sample import sample
+    from mmfast.generate import generate
 
     if args.n < 1:
         raise MmfastError(f"--n is {args.n}; it should be at least 1")
@@ -185,9 +190,9 @@ def _sample(args: argparse.Namespace, rest: Sequence[str]) -> int:
     _check_ending("--npz", args.npz, (".npz",))
     run, config, model = load_run(args.run, args.device)
     given = _given(args.given, model, config, args.n)
-    options = settings(config, given) | {"seed": args.seed}
-    options |= {k: v for k in ("steps", "sampler", "guidance_scale") if (v := getattr(args, k)) is not None}
-    drawn = sample(model, args.n, given, progress=not args.quiet, **options)
+    names = ("steps", "sampler", "guidance_scale", "first")
+    options = {name: value for name in names if (value := getattr(args, name)) is not None}
+    drawn = generate(model, config, args.n, given, progress=not args.quiet, seed=args.seed, **options)
     what = " ".join(args.given)
     title = f"given {what}" if what else "generated together, nothing given"
     picture = sample_grid({n: model.part(n) for n in drawn}, drawn, title, list(given))

@@ -50,6 +50,7 @@ class TrainSpec:
     precision: str = option("fp32", "arithmetic of the network", choices=PRECISIONS)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     compile: bool = option(False, "compile the network with torch.compile")
+    cuda_graphs: bool = option(False, "on a GPU, replay the network's kernels as CUDA graphs: for small networks")
     workers: int = option(0, "processes that load data", min=0)
     log_every: int = option(50, "steps between two writes of stats.jsonl and TensorBoard", min=1)
     sample_every: int = option(5000, "steps between two sample grids; 0 for none", min=0)
@@ -69,6 +70,7 @@ class SampleSpec:
     heads: str = option(
         "soft", "what is not given enters a step as its expected encoding, or as a draw's", choices=HEADS
     )
+    first: list[str] = option([], "modalities drawn first, one after another; the rest is drawn given them")
     count: int = option(16, "samples in a grid", min=1)
 
 
@@ -180,6 +182,9 @@ def resolve(raw: DictConfig, source: str = "config") -> Config:
         raise MmfastError(f"{source} has no modalities; it should name at least the anchor, {config.anchor!r}")
     if config.anchor not in config.modalities:
         raise unknown("anchor", config.anchor, config.modalities)
+    for name in config.sample.first:
+        if name not in config.modalities:
+            raise unknown("sample.first", name, config.modalities)
     check(config, "")
     for name, spec in config.modalities.items():
         check(spec, f"modalities.{name}.")
@@ -190,6 +195,9 @@ def resolve(raw: DictConfig, source: str = "config") -> Config:
             f"train.accumulation is {config.train.accumulation}; it should divide train.batch_size, "
             f"{config.train.batch_size}"
         )
+    if config.train.cuda_graphs and (config.train.accumulation > 1 or config.train.compile):
+        # A graph's gradients are where the last replay put them, so there is nothing to add them to.
+        raise MmfastError("train.cuda_graphs is true; it goes with train.accumulation=1 and train.compile=false only")
     return config
 
 

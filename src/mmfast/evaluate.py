@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import Any
 
 import torch
 from PIL import Image as PILImage
@@ -15,6 +13,7 @@ from mmfast.config import Config
 from mmfast.data import Batch, Data, Examples
 from mmfast.draw import sample_grid
 from mmfast.errors import MmfastError
+from mmfast.generate import generate
 from mmfast.log import Board
 from mmfast.metrics.bound import bound
 from mmfast.metrics.features import Extractor, extractor
@@ -22,27 +21,9 @@ from mmfast.metrics.frechet import frechet_distance
 from mmfast.metrics.lpips import LPIPS
 from mmfast.metrics.precision_recall import precision_recall
 from mmfast.model import Model
-from mmfast.sample import sample
 
 # Of precision and recall, as their authors chose it.
 NEIGHBOURS = 3
-
-
-def settings(config: Config, given: Iterable[str] = ()) -> dict[str, Any]:
-    """config.sample as the arguments of mmfast.sample.sample, where these modalities are given."""
-    spec = config.sample
-    steps = [own for name in given if (own := config.modalities[name].given_steps) is not None]
-    return {
-        "steps": min(*(steps or [spec.steps]), config.schedule.T),
-        "sampler": spec.sampler,
-        "eta": spec.eta,
-        "guidance_scale": spec.guidance_scale,
-        "clamp": spec.clamp,
-        "batch_size": spec.batch_size,
-        "precision": spec.precision,
-        "heads": spec.heads,
-        "seed": config.seed,
-    }
 
 
 def held_out(examples: Examples, count: int, model: Model) -> Batch:
@@ -90,7 +71,7 @@ def sample_run(
     for given in ["", *(name for name in names if len(names) > 1)]:
         what = {given: examples.data[given]} if given else {}
         text = f"samples given {given}" if given else "samples"
-        drawn = sample(model, count, what, progress=False if quiet else text, **settings(config, what))
+        drawn = generate(model, config, count, what, progress=False if quiet else text)
         title = f"given {given}: the rest generated" if given else "generated together, nothing given"
         picture = sample_grid(parts, drawn, f"{title} (step {step})", [given])
         name = f"given-{given}" if given else "joint"
@@ -120,13 +101,7 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> d
     def draw(given: str, seed: int) -> dict[str, Tensor]:
         what = {given: truth.data[given]} if given else {}
         text = f"evaluating, given {given}" if given else "evaluating, joint"
-        drawn = sample(
-            model,
-            count,
-            what,
-            progress=False if quiet else text,
-            **{**settings(config, what), "seed": config.seed + seed},
-        )
+        drawn = generate(model, config, count, what, progress=False if quiet else text, seed=config.seed + seed)
         return {name: x.cpu() for name, x in drawn.items()}
 
     joint = draw("", 1)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mmfast import graphs
 from mmfast.build import build_data, build_model, pick_device
 from mmfast.checkpoint import Run, load_into, save_tensors
 from mmfast.config import Config
@@ -130,6 +131,14 @@ class Trainer:
         self.pending.append(
             {"step": self.done, "images": images, **totals, "grad_norm": norm.detach(), "learning_rate": rate}
         )
+
+    def capture(self) -> None:
+        """Replace the network's passes by CUDA graphs of them, for batches of the config's size."""
+        size = self.config.train.batch_size
+        examples = self.data.train.__getitems__([i % len(self.data.train) for i in range(size)])
+        batch, numbers = examples.to(self.device), torch.arange(size, device=self.device)
+        bf16 = self.config.train.precision == "bf16"
+        graphs.capture(self.model, lambda: self.losses(self.model, batch, numbers, self.config), bf16)
 
     def flush(self) -> dict[str, Any]:
         """Write the stats of the steps since the last flush; returns the last of them.
@@ -248,6 +257,8 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
     network = trainer.model
     if config.train.compile:
         network.backbone.compile()
+    if config.train.cuda_graphs and trainer.device.type == "cuda" and trainer.done < steps:
+        trainer.capture()
     batches = loader(config, trainer.data.train, trainer.done, pinned=trainer.device.type == "cuda")
     trainer.board = board = Board(run.folder / "tensorboard", config, trainer.done)
     bar = tqdm(total=steps, initial=trainer.done, desc="training", unit="step", disable=quiet, smoothing=0.05)

@@ -36,7 +36,9 @@ class PixelNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).permute(0, 3, 1, 2)
+        # Its sums are float32 in any case; on a GPU autocast would make float32 of all that goes in and out.
+        with torch.autocast(x.device.type, enabled=False):
+            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).permute(0, 3, 1, 2)
 
 
 NORMS: dict[str, type[GroupNorm] | type[PixelNorm]] = {"group": GroupNorm, "layer": PixelNorm}

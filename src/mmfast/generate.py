@@ -1,0 +1,71 @@
+"""Sampling as a config says: with its sampler and steps, and its modalities together or one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from mmfast.config import Config
+from mmfast.errors import MmfastError, unknown
+from mmfast.model import Model
+from mmfast.sample import sample
+
+
+def settings(config: Config, given: Iterable[str] = ()) -> dict[str, Any]:
+    """config.sample as the arguments of mmfast.sample.sample, where these modalities are given."""
+    spec = config.sample
+    steps = [own for name in given if (own := config.modalities[name].given_steps) is not None]
+    return {
+        "steps": min(*(steps or [spec.steps]), config.schedule.T),
+        "sampler": spec.sampler,
+        "eta": spec.eta,
+        "guidance_scale": spec.guidance_scale,
+        "clamp": spec.clamp,
+        "batch_size": spec.batch_size,
+        "precision": spec.precision,
+        "heads": spec.heads,
+        "seed": config.seed,
+    }
+
+
+def generate(
+    model: Model,
+    config: Config,
+    count: int | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    *,
+    first: Sequence[str] | None = None,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """`mmfast.sample.sample` as the config says: every modality by name, on the model's device.
+
+    first: modalities that are drawn one after another before the rest, each given those before it, since
+    p(x, y) = p(x) p(y | x); None for config.sample.first. Each turn draws noise of its own, and is guided by what was
+    drawn before it as by what was given. options: arguments of `sample` in place of the config's.
+
+    Raises MmfastError for a name in `first` that is no modality of the model, or that follows from another.
+    """
+    first = config.sample.first if first is None else first
+    for name in first:
+        if name not in model.parts:
+            raise unknown("sample.first's modality", name, model.parts)
+        if model.part(name).derived:
+            raise MmfastError(f"sample.first has {name}, which is made from another modality; leave it out")
+    known = dict(given or {})
+    turns: list[str | None] = [name for name in dict.fromkeys(first) if name not in known]
+    if not turns or known.keys() | set(turns) < model.parts.keys():
+        turns.append(None)  # all that is left, together
+    guidance, seed = (options.pop(k, getattr(o, k)) for k, o in (("guidance_scale", config.sample), ("seed", config)))
+    for name in guidance if isinstance(guidance, Mapping) else ():
+        if name not in {*known, *first}:
+            raise unknown("guidance_scale's modality", name, [*known, *first])
+    for turn, target in enumerate(turns):
+        how = {**settings(config, known), **options, "seed": seed ^ turn << 40, "guidance_scale": guidance}
+        if isinstance(guidance, Mapping):
+            how["guidance_scale"] = {n: scale for n, scale in guidance.items() if n in known}
+        drawn = sample(model, count, known, **how)
+        if target is not None:
+            known[target] = drawn[target]
+    return drawn
