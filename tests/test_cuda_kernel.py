@@ -3,8 +3,8 @@
 The shim compiles the very sources of csrc/cuda with a C++ compiler and runs them thread by thread. So this shows
 what they compute, that every access is inside and aligned, and that barriers are reached by all; threads also run in
 the other order, which a missing barrier would not survive. It does not show what only a GPU has: the instructions for
-half precision (half.h stands in), the memory system, real concurrency, streams and graphs. No GPU has run
-this; test_cuda_launch.py has tests for one.
+half precision (half.h stands in), the memory system, real concurrency, streams and graphs:
+test_gpu.py and the last of test_cuda_launch.py are for those.
 """
 
 import math

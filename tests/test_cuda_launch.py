@@ -1,6 +1,6 @@
 """How the CUDA kernels are launched changes nothing, and they touch nothing else: on the host, as test_cuda_kernel.py.
 
-The last tests compare a GPU's bits with the host's, and are skipped where there is none. No GPU has run them.
+The last tests compare a GPU's bits with the host's, and are skipped where there is none.
 """
 
 import math

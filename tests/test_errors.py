@@ -48,6 +48,8 @@ def refused(capsys, argv, *words):
         (["--train.steps"], ["train.steps", "no value"]),
         (["stray"], ["stray"]),
         (["--train.batch_size", "16", "--train.accumulation", "3"], ["train.accumulation", "divide"]),
+        (["--train.cuda_graphs", "true", "--train.accumulation", "2"], ["train.cuda_graphs", "accumulation=1"]),
+        (["--train.cuda_graphs", "true", "--train.compile", "true"], ["train.cuda_graphs", "compile=false"]),
         (["--train.device", "tpu"], ["train.device", "tpu"]),
         (["--train.precision", "fp8"], ["train.precision", "fp8", "bf16"]),
         (["--loss.target", "noise"], ["loss.target", "noise", "eps"]),

@@ -184,7 +184,7 @@ def test_the_json(tmp_path):
     assert list(found) == [
         "task", "commit", "dirty", "samples", "drawn", "trained_at", "evaluated_at", "machine", "images", "seeds",
         "configs", "minutes",
-        "rows", "verdicts", "notes",
+        "rows", "verdicts", "notes", "options",
     ]  # fmt: skip
     assert found["task"] == "pairs" and found["seeds"] == [0, 1, 2]
     assert found["images"] == {"mmfast": 1000, "plain | old": 1000}

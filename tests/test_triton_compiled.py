@@ -1,4 +1,4 @@
-"""The Triton kernels compiled ahead of time, for GPUs that need not be there. No GPU has run them."""
+"""The Triton kernels compiled ahead of time, for GPUs that need not be there."""
 
 import pathlib
 import sys

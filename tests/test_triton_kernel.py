@@ -1,4 +1,4 @@
-"""The Triton kernels, interpreted on the CPU, against the reference in float64. No GPU has run this.
+"""The Triton kernels, interpreted on the CPU, against the reference in float64.
 
 Two things of the interpreter differ from a GPU. Its tl.fma rounds twice: here it is given one that rounds once. And its
 cast from float32 to bfloat16 cuts instead of rounding: a bfloat16 result may be one ulp off where half a one is right.

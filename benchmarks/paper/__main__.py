@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import glob
 import importlib
 import os
 import shutil
@@ -189,7 +190,10 @@ def _write(plan: cells.Plan, args: argparse.Namespace) -> None:
         shutil.copyfile(picture, args.out / name)
         pictures.append((picture.with_suffix(".txt").read_text(), name))
     claims = {plan.images: task.verdicts(report.summarise(found)), **_elsewhere(plan, args.seeds)}
-    report.write(task.name, task.title, task.question, found, reference, claims, task.notes, pictures, args.out)
+    options = [word for pair in args.set for word in ("--set", pair)]
+    report.write(
+        task.name, task.title, task.question, found, reference, claims, task.notes, pictures, args.out, options
+    )
 
 
 def _finished(plan: cells.Plan, seeds: int) -> list[report.Cell]:
@@ -202,8 +206,9 @@ def _finished(plan: cells.Plan, seeds: int) -> list[report.Cell]:
 def _elsewhere(plan: cells.Plan, seeds: int) -> dict[int, list[report.Verdict]]:
     """The claims by images seen, of the other budgets that were run with the same config: what more compute changes."""
     claims = {}
-    for folder in plan.work.parent.glob("*-images"):
-        images = folder.name.removesuffix("-images")
+    same = f"-images{plan.work.name.partition('-images')[2]}"  # with the same options
+    for folder in plan.work.parent.glob(f"*{glob.escape(same)}"):
+        images = folder.name.removesuffix(same)
         if folder != plan.work and images.isdecimal():
             with contextlib.suppress(MmfastError):  # of another config
                 found = _finished(dataclasses.replace(plan, images=int(images), work=folder), seeds)

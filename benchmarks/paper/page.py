@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +146,7 @@ def _again(report: dict[str, Any]) -> str:
     drawn = f" {report['drawn']} samples a condition were drawn." if report["drawn"] else ""
     command = f"python -m benchmarks.paper {report['task']} --seeds {len(report['seeds'])} --images {images}"
     command += f" --samples {report['samples']}" if report["samples"] else ""
+    command += "".join(f" {shlex.quote(word)}" for word in report["options"])
     if report["commit"] is None:
         commit = "Written outside a git checkout"
     else:

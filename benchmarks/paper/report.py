@@ -165,6 +165,7 @@ def write(
     notes: Sequence[str],
     pictures: Sequence[tuple[str, str]],
     out: Path,
+    options: Sequence[str] = (),
 ) -> Path:
     """Write out/TASK.json, out/TASK-curves.png and out/TASK.md; each is replaced when it is whole.
 
@@ -175,6 +176,7 @@ def write(
         claims: by images seen; first of the cells, then of other budgets, for comparison.
         notes: what is to be known beside them.
         pictures: (caption, file name in `out`).
+        options: what the command was given beside the usual, for the page to say it again.
 
     Returns the page's path. The JSON is written first: without matplotlib there is no picture, and a line says so.
     """
@@ -182,7 +184,7 @@ def write(
         raise MmfastError("cells is empty; a report needs at least one result, so run the task first")
     out.mkdir(parents=True, exist_ok=True)
     verdicts, *_ = claims.values()
-    report = _report(task, cells, reference_rows, verdicts, notes)
+    report = {**_report(task, cells, reference_rows, verdicts, notes), "options": list(options)}
     _write(out / f"{task}.json", json.dumps(_plain(report), indent=2, allow_nan=False) + "\n")
     groups = _by_method(cells)
     # Several methods may be ways of using one model: its curve is drawn once.

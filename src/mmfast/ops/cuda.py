@@ -3,7 +3,7 @@
 The extension takes addresses, sizes and strides, and queues kernels on the current stream: nothing here waits for
 the device, so all of it can be captured in a CUDA graph, after a first call that loads the kernels. Most broadcasts
 and channel blocks are read where they lie; for a layout that cannot be, the extension names the terms, which are then
-made contiguous here. No GPU has run this: the tests run the kernels on the host.
+made contiguous here. The tests run the kernels on the host too, where there is no GPU.
 """
 
 from __future__ import annotations

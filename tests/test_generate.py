@@ -1,0 +1,110 @@
+"""Drawing as a config says: together, or one modality after another, each given those before it."""
+
+import dataclasses
+
+import pytest
+import torch
+from scipy import stats
+from test_sampling import MEANS, SPREAD, Oracle, labels, normal
+
+from mmfast import MmfastError, config
+from mmfast.build import build_model
+from mmfast.cli import main
+from mmfast.generate import generate, settings
+from mmfast.sample import sample
+
+SMALL = [("backbone", "{kind: mlp, width: 32, blocks: 1, features: 4}"), ("sample.steps", "3")]
+
+
+@pytest.fixture(scope="module")
+def small():
+    found = config.load("digits", SMALL)
+    model = build_model(found).eval()
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():  # some of them start at zero
+            p.add_(0.05 * torch.randn(p.shape, generator=g))
+    return model, found
+
+
+@pytest.mark.parametrize("first", [["label"], ["image"], ["label", "image"]])
+def test_one_after_another_has_the_joint_distribution(first):
+    """p(x) p(y | x) = p(x, y): labels come equally often, and z_0 is normal around its label's mean."""
+    usual = config.load("digits", [("schedule.T", "1000"), ("sample.clamp", "null"), ("sample.batch_size", "6000")])
+    result = generate(Oracle(), usual, 6000, first=first, steps=250, sampler="ddpm", seed=1, precision="fp32")
+    assert stats.chisquare(labels(result["label"])).pvalue > 1e-4
+    for k in range(3):
+        normal(result["image"][result["label"] == k], float(MEANS[k]), SPREAD, bias=0.03)
+
+
+def test_together_it_is_sample(small):
+    model, usual = small
+    a, b = generate(model, usual, 5), sample(model, 5, **settings(usual))
+    assert all(torch.equal(a[name], b[name]) for name in model.parts)
+
+
+def test_what_is_drawn_first_is_what_it_would_be_and_is_then_given(small):
+    model, usual = small
+    drawn = generate(model, usual, 5, first=["label"], seed=3)
+    assert torch.equal(drawn["label"], generate(model, usual, 5, seed=3)["label"])
+    # The rest has noise of its own: the label's would say more of it than the label does.
+    rest = generate(model, usual, 5, {"label": drawn["label"]}, seed=3 ^ 1 << 40)
+    assert torch.equal(drawn["image"], rest["image"]) and torch.equal(drawn["mask"], rest["mask"])
+    again = generate(model, usual, 5, {"label": drawn["label"]}, first=["label", "label"], seed=3)
+    assert torch.equal(again["image"], generate(model, usual, 5, {"label": drawn["label"]}, seed=3)["image"])
+
+
+def test_the_config_says_what_is_drawn_first(small):
+    model, usual = small
+    turns = dataclasses.replace(usual, sample=dataclasses.replace(usual.sample, first=["label", "mask"]))
+    a, b = generate(model, turns, 4), generate(model, usual, 4, first=["label", "mask"])
+    assert all(torch.equal(a[name], b[name]) for name in model.parts)
+    # An empty list is a choice too.
+    assert torch.equal(generate(model, turns, 4, first=[])["image"], generate(model, usual, 4)["image"])
+
+
+def test_what_was_drawn_guides(small):
+    model, usual = small
+    plain, guided = (generate(model, usual, 4, first=["label"], guidance_scale=g) for g in (1.0, {"label": 3.0}))
+    assert torch.equal(plain["label"], guided["label"]) and not torch.equal(plain["image"], guided["image"])
+    both = generate(model, usual, 4, first=["label"], guidance_scale=3.0)
+    assert torch.equal(both["image"], guided["image"])
+
+
+def test_everything_drawn_in_turns_takes_as_many_draws(small, monkeypatch):
+    import mmfast.generate as module
+
+    model, usual = small
+    given = []
+    monkeypatch.setattr(
+        module, "sample", lambda m, n, known, **how: given.append(list(known)) or sample(m, n, known, **how)
+    )
+    drawn = generate(model, usual, 2, first=["label", "mask", "image"])
+    assert given == [[], ["label"], ["label", "mask"]] and set(drawn) == set(model.parts)
+
+
+def test_errors(small):
+    model, usual = small
+    with pytest.raises(MmfastError, match=r"sample\.first's modality is 'lable'.*did you mean 'label'"):
+        generate(model, usual, 2, first=["lable"])
+    with pytest.raises(MmfastError, match="guidance_scale's modality is 'mask'"):
+        generate(model, usual, 2, first=["label"], guidance_scale={"mask": 2.0})
+    with pytest.raises(MmfastError, match=r"sample\.first is 'masks'; .*did you mean 'mask'"):
+        config.load("digits", [("sample.first", "[masks]")])
+    hidden = config.load("masked-image", [("backbone", "{kind: unet, channels: 16, multipliers: [1], blocks: 1}")])
+    with pytest.raises(MmfastError, match="masked, which is made from another modality"):
+        generate(build_model(hidden), hidden, 2, first=["masked"])
+
+
+def test_the_command_line_draws_in_turn(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    options = [word for key, value in SMALL for word in (f"--{key}", value)]
+    assert (
+        main(["train", "digits", "--out", run, "--train.steps", "2", "--evaluate.samples", "0", "--quiet", *options])
+        == 0
+    )
+    capsys.readouterr()
+    assert main(["sample", run, "--first", "label", "mask", "--n", "2", "--quiet"]) == 0
+    assert capsys.readouterr().out.strip().endswith(".png")
+    assert main(["sample", run, "--first", "masks", "--n", "2", "--quiet"]) == 2
+    assert "did you mean 'mask'" in capsys.readouterr().err
