@@ -145,7 +145,7 @@ def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:
     parts = {name: trained.model.part(name) for name in joint}
     return {
         "joint": (
-            "Drawn from noise together: image and label.",
+            "Drawn from noise: the label first, and the image given it.",
             sample_grid(parts, joint, "image and label from noise"),
         ),
         "given-label": ("Drawn for a given label.", sample_grid(parts, given, "image from label", ["label"])),
