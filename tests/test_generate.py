@@ -10,8 +10,9 @@ from test_sampling import MEANS, SPREAD, Oracle, labels, normal
 from mmfast import MmfastError, config
 from mmfast.build import build_model
 from mmfast.cli import main
-from mmfast.generate import generate, settings
+from mmfast.generate import generate, settings, title
 from mmfast.sample import sample
+from mmfast.train import train
 
 SMALL = [("backbone", "{kind: mlp, width: 32, blocks: 1, features: 4}"), ("sample.steps", "3")]
 
@@ -93,7 +94,16 @@ def test_errors(small):
         config.load("digits", [("sample.first", "[masks]")])
     hidden = config.load("masked-image", [("backbone", "{kind: unet, channels: 16, multipliers: [1], blocks: 1}")])
     with pytest.raises(MmfastError, match="masked, which is made from another modality"):
-        generate(build_model(hidden), hidden, 2, first=["masked"])
+        generate(build_model(hidden), hidden, 2, first="masked")
+
+
+def test_what_cannot_be_drawn_first_is_refused_before_there_is_a_run(tmp_path):
+    digits = [("modalities", "{image: {kind: image, channels: 1, size: 8, levels: 17}, "
+                             "hidden: {kind: masked, of: image, channels: 1, size: 8, block: 2}}")]  # fmt: skip
+    wrong = config.load("digits", [*digits, *SMALL, ("sample.first", "[hidden]")])
+    with pytest.raises(MmfastError, match="hidden, which is made from another modality"):
+        train(wrong, str(tmp_path / "run"), quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_command_line_draws_in_turn(tmp_path, capsys):
@@ -106,5 +116,7 @@ def test_the_command_line_draws_in_turn(tmp_path, capsys):
     capsys.readouterr()
     assert main(["sample", run, "--first", "label", "mask", "--n", "2", "--quiet"]) == 0
     assert capsys.readouterr().out.strip().endswith(".png")
+    assert title([], ["label", "mask"]) == "label, then mask first, the rest given it"
+    assert title(["label=3"], []) == "given label=3: the rest generated"
     assert main(["sample", run, "--first", "masks", "--n", "2", "--quiet"]) == 2
     assert "did you mean 'mask'" in capsys.readouterr().err

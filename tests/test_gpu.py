@@ -14,7 +14,7 @@ from cuda_problems import DTYPES, real
 
 import mmfast
 from mmfast import config as configs
-from mmfast import ops
+from mmfast import graphs, ops
 from mmfast.build import build_data, build_model
 from mmfast.checkpoint import Run, load_tensors
 from mmfast.data import Batch
@@ -312,17 +312,20 @@ def test_a_compiled_network_learns(tmp_path):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_graphs_change_nothing(tmp_path, network):
+def test_graphs_change_nothing(tmp_path, network, monkeypatch):
     """The same kernels in the same order, replayed: the same weights but for sums in another order."""
-    found = []
-    for graphs in (False, True):
-        config = small(network, train__steps=8, train__precision="bf16", train__cuda_graphs=graphs)
+    found, captured = [], []
+    capture = graphs.capture
+    monkeypatch.setattr(graphs, "capture", lambda *args: captured.append(1) or capture(*args))
+    for replays in (False, True):
+        config = small(network, train__steps=8, train__precision="bf16", train__cuda_graphs=replays)
         if not found:
             found.append(torch.cat([p.detach().flatten() for p in build_model(config).parameters()]))
-        run = train(config, str(tmp_path / str(graphs)), quiet=True)
+        run = train(config, str(tmp_path / str(replays)), quiet=True)
         weights = load_tensors(run.folder / "model.safetensors")[0]
         names = dict(build_model(config).named_parameters())
         found.append(torch.cat([weights[name].flatten() for name in names]))
+    assert captured == [1]
     start, eager, replayed = found
     assert float((replayed - eager).norm()) < 0.02 * float((eager - start).norm())
 

@@ -142,6 +142,11 @@ def test_options_of_every_config_go_to_a_folder_of_their_own_and_onto_the_page(t
         assert config.train.batch_size == 20 and config.train.steps == plan.images // 20
         assert "mask" not in config.modalities or config.modalities["mask"].weight.kind == "none"
     assert run("image-mask", tmp_path, *options) == 0
+    again = ["--set", "modalities.mask.weight={kind: none}", "--set", "train.batch_size=8", *options[:2]]
+    other = ["--set", "train.batch_size=8", "--set", "data.cache=a/b"]
+    folders = [paper.plan_of(paper.parse(["image-mask", "--work", str(tmp_path), *o])).work for o in (again, other)]
+    assert folders[0].name == f"96000-images{plan.work.name.removeprefix('smoke')}"  # the last of a key counts
+    assert folders[1].parent == tmp_path
     assert plan.work.is_dir() and not (tmp_path / "smoke").exists()
     assert "--set 'modalities.mask.weight={kind: none}'" in (tmp_path / "results" / "image-mask.md").read_text()
 
@@ -154,7 +159,14 @@ def test_bad_arguments_are_named(tmp_path, capsys):
     for pair in ("train.batch_size", "=3", "seed=3"):
         with pytest.raises(SystemExit):
             paper.main(["image-mask", "--set", pair, "--work", str(tmp_path)])
-        assert "KEY=VALUE" in capsys.readouterr().err
+        assert f"--set {pair}; it should be KEY=VALUE" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        paper.main(["image-mask", "--set", "train.steps=5", "--work", str(tmp_path)])
+    assert "--set train.steps; the benchmark decides" in capsys.readouterr().err
+    for pair, said in (("trian.steps=5", "trian"), ("modalities.maks.loss_weight=3", "maks"), ("anchor.x=1", "anchor"),
+                       ("train.batch_size={x", "batch_size")):  # fmt: skip
+        with pytest.raises(MmfastError, match=said):
+            paper.main(["image-mask", "--set", pair, "--work", str(tmp_path)])
     with pytest.raises(MmfastError, match=r"data\.root"):
         paper.main(["image-label", "--data", str(tmp_path / "none"), "--work", str(tmp_path)])
 

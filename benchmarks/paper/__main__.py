@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from benchmarks.paper import cells, report
 from benchmarks.paper.core import OURS, Method, Task
+from mmfast import config as configs
 from mmfast.build import build_data
 from mmfast.errors import MmfastError
 from mmfast.memory import keep_freed_memory
@@ -36,6 +37,8 @@ TASKS = ("image-mask", "masked-image", "image-label", "image-embedding")
 ABLATIONS = ("ablation", "ablation-mask")
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 RUNNING: set[subprocess.Popen[bytes]] = set()
+# What `Task.config` and the command's own options set.
+DECIDED = ("train.steps", "train.sample_every", "train.tensorboard", "evaluate.samples", "data.root", "data.validation")
 SMOKE = {"images": 640, "samples": 40}
 
 
@@ -57,7 +60,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="an option of every method's config, as train.batch_size=64; the models go to a folder of their own",
+        help="an option of the preset, as train.batch_size=64, under what a method itself changes; the models go to a "
+        "folder of their own",
     )
     parser.add_argument(
         "--smoke", action="store_true", help="all of it in a minute, on digits; says nothing of quality"
@@ -72,8 +76,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         if getattr(args, name) < least:
             parser.error(f"--{name} is {getattr(args, name)}; it should be at least {least}")
     for pair in args.set:
-        if not all(pair.partition("=")) or "." not in pair.partition("=")[0]:
-            parser.error(f"--set {pair}; it should be KEY=VALUE, as train.batch_size=64")
+        key, _, value = pair.partition("=")
+        if not value or "." not in key:
+            parser.error(f"--set {pair}; it should be KEY=VALUE with a dot in the key, as train.batch_size=64")
+        if key in DECIDED:
+            parser.error(f"--set {key}; the benchmark decides that itself: leave it out")
     if args.validate and args.smoke:
         parser.error("--validate is for real data; leave out --smoke")
     if (args.smoke or args.validate) and args.out == RESULTS:
@@ -94,10 +101,12 @@ def plan_of(args: argparse.Namespace) -> cells.Plan:
         changes["data.root"] = args.data
     if args.validate:
         changes["data.validation"] = True
-    changes.update((key, yaml.safe_load(value)) for key, _, value in (pair.partition("=") for pair in args.set))
+    pairs = dict(pair.split("=", 1) for pair in args.set)
+    configs.load(task.preset or task.name, pairs.items())  # what does not exist is named
+    changes.update((key, yaml.safe_load(value)) for key, value in pairs.items())
     # Every budget has a folder of its own, so that several can be kept.
     name = "smoke" if args.smoke else f"{args.images}-images" + "-validation" * args.validate
-    name += "".join(f",{pair}" for pair in sorted(args.set))
+    name += "".join(f",{key}={value}".replace("/", "_") for key, value in sorted(pairs.items()))
     return cells.Plan(task, args.images, args.samples, args.work / name, changes, args.smoke)
 
 

@@ -138,6 +138,7 @@ def run(plan: Plan, method: Method, seed: int) -> None:
             device=device_name(found.model),
             commit=state(),
             drawn=found.samples,
+            torch=torch.__version__,
             trained_at=json.loads((folder / MINUTES).read_text()).get("commit"),
         )
         for name, rows in metrics.items()

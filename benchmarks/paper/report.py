@@ -67,6 +67,7 @@ class Cell:
     samples: int = 0
     drawn: int = 0
     trained_at: str | None = None
+    torch: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary that JSON can hold: numbers that are not finite become null."""
@@ -233,7 +234,7 @@ def _machine(cells: Sequence[Cell]) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": sorted({cell.threads for cell in cells}),
         "devices": sorted({cell.device for cell in cells}),
-        "torch": torch.__version__,
+        "torch": ", ".join(sorted({cell.torch for cell in cells if cell.torch})) or torch.__version__,
         "python": platform.python_version(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
     }

@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
         "--first",
         nargs="*",
         metavar="NAME",
-        help="modalities drawn first, one after another; the rest is drawn given them [the config's]",
+        help="modalities drawn first, one after another, the rest given them; no name: all together [the config's]",
     )
     sample.add_argument("--seed", type=int, default=0, help="seed of the noise [0]")
     sample.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
@@ -182,7 +182,7 @@ def _sample(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
     from mmfast.build import load_run
     from mmfast.draw import sample_grid
-    from mmfast.generate import generate
+    from mmfast.generate import generate, title
 
     if args.n < 1:
         raise MmfastError(f"--n is {args.n}; it should be at least 1")
@@ -194,8 +194,8 @@ def _sample(args: argparse.Namespace, rest: Sequence[str]) -> int:
     options = {name: value for name in names if (value := getattr(args, name)) is not None}
     drawn = generate(model, config, args.n, given, progress=not args.quiet, seed=args.seed, **options)
     what = " ".join(args.given)
-    title = f"given {what}" if what else "generated together, nothing given"
-    picture = sample_grid({n: model.part(n) for n in drawn}, drawn, title, list(given))
+    how = title(args.given, config.sample.first if args.first is None else args.first)
+    picture = sample_grid({n: model.part(n) for n in drawn}, drawn, how, list(given))
     file = Path(args.out) if args.out else _new_file(run.samples, f"sample-{_slug(what) or 'joint'}-seed{args.seed}")
     _write(file, lambda temporary: picture.save(temporary))
     print(file)

@@ -13,7 +13,7 @@ from mmfast.config import Config
 from mmfast.data import Batch, Data, Examples
 from mmfast.draw import sample_grid
 from mmfast.errors import MmfastError
-from mmfast.generate import generate
+from mmfast.generate import generate, title
 from mmfast.log import Board
 from mmfast.metrics.bound import bound
 from mmfast.metrics.features import Extractor, extractor
@@ -72,8 +72,7 @@ def sample_run(
         what = {given: examples.data[given]} if given else {}
         text = f"samples given {given}" if given else "samples"
         drawn = generate(model, config, count, what, progress=False if quiet else text)
-        title = f"given {given}: the rest generated" if given else "generated together, nothing given"
-        picture = sample_grid(parts, drawn, f"{title} (step {step})", [given])
+        picture = sample_grid(parts, drawn, f"{title(what, config.sample.first)} (step {step})", [given])
         name = f"given-{given}" if given else "joint"
         save_picture(run, f"step-{step:07d}-{name}", picture)
         if board is not None:
@@ -84,9 +83,10 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> d
     """The figures of a model, on samples drawn from z_T.
 
     For each modality beside the anchor: joint_* (does it agree with the image generated with it, by the data
-    set's judge), conditional_* (does the image generated from it show it, by the judge) and recovered_* (is it what
-    goes with a held-out real image). The Frechet distance of the samples to the real data, and their precision and
-    recall, beside those of one half of the real data to the other. The bound on held-out data.
+    set's judge; drawn as config.sample.first says), conditional_* (does the image generated from it show it, by the
+    judge) and recovered_* (is it what goes with a held-out real image). The Frechet distance of the samples to the
+    real data, and their precision and recall, beside those of one half of the real data to the other. The bound on
+    held-out data.
     """
     anchor, count, spec = model.anchor_name, config.evaluate.samples, config.evaluate
     # First what may be missing: nothing is drawn in vain.

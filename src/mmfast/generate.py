@@ -30,6 +30,25 @@ def settings(config: Config, given: Iterable[str] = ()) -> dict[str, Any]:
     }
 
 
+def check_first(model: Model, first: Iterable[str]) -> None:
+    """Raise MmfastError for a name that is no modality of the model, or one that is made from another."""
+    for name in first:
+        if name not in model.parts:
+            raise unknown("sample.first's modality", name, model.parts)
+        if model.part(name).derived:
+            raise MmfastError(f"sample.first has {name}, which is made from another modality; leave it out")
+
+
+def title(given: Iterable[str], first: Iterable[str]) -> str:
+    """What a picture of samples says of how they were drawn."""
+    given = list(given)
+    turns = [name for name in dict.fromkeys(first) if name not in given]
+    how = f"{', then '.join(turns)} first, the rest given it" if turns else "the rest generated"
+    if given:
+        return f"given {', '.join(given)}: {how}"
+    return how if turns else "generated together, nothing given"
+
+
 def generate(
     model: Model,
     config: Config,
@@ -42,17 +61,14 @@ def generate(
     """`mmfast.sample.sample` as the config says: every modality by name, on the model's device.
 
     first: modalities that are drawn one after another before the rest, each given those before it, since
-    p(x, y) = p(x) p(y | x); None for config.sample.first. Each turn draws noise of its own, and is guided by what was
-    drawn before it as by what was given. options: arguments of `sample` in place of the config's.
+    p(x, y) = p(x) p(y | x); None for config.sample.first, empty for all together. Each turn is a whole run of the
+    sampler, with noise of its own, and is guided by what was drawn before it as by what was given. options: arguments
+    of `sample` in place of the config's.
 
     Raises MmfastError for a name in `first` that is no modality of the model, or that follows from another.
     """
-    first = config.sample.first if first is None else first
-    for name in first:
-        if name not in model.parts:
-            raise unknown("sample.first's modality", name, model.parts)
-        if model.part(name).derived:
-            raise MmfastError(f"sample.first has {name}, which is made from another modality; leave it out")
+    first = config.sample.first if first is None else [first] if isinstance(first, str) else first
+    check_first(model, first)
     known = dict(given or {})
     turns: list[str | None] = [name for name in dict.fromkeys(first) if name not in known]
     if not turns or known.keys() | set(turns) < model.parts.keys():

@@ -12,7 +12,7 @@ from mmfast.model import Model
 
 
 def capture(model: Model, run: Callable[[], object], bf16: bool) -> None:
-    """Record the backbone's passes, which training then replays; evaluation and other batch sizes need another model.
+    """Record the backbone's passes, which it then replays in training mode, for this batch size alone.
 
     run: a training loss of the model for a batch of the size that all batches will have, whose backbone input is what
     the graphs are recorded for. The weights stay where they are in memory, and are what the optimiser changes.

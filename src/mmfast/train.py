@@ -173,6 +173,7 @@ def fit(config: Config, out: str, data: Data, losses: Losses = losses, quiet: bo
     anything is changed.
     """
     from mmfast.evaluate import held_out
+    from mmfast.generate import check_first
 
     # What does not work should not leave a folder behind.
     pick_device(config.train.device, "train.device")
@@ -182,6 +183,7 @@ def fit(config: Config, out: str, data: Data, losses: Losses = losses, quiet: bo
         check_batch(model, batch)
     _try_out(model, batch, config, losses)
     held_out(data.test, 1, model)
+    check_first(model, config.sample.first)
     trainer = Trainer(config, Run.start(out, config), data, losses)
     trainer.restore()
     if trainer.done and not quiet:

@@ -37,7 +37,7 @@ class PixelNorm(nn.LayerNorm):
         x = x.permute(0, 2, 3, 1)
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         # Its sums are float32 in any case; on a GPU autocast would make float32 of all that goes in and out.
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast("cuda", enabled=False) if x.is_cuda else contextlib.nullcontext():
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).permute(0, 3, 1, 2)
 
 

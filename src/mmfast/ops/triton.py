@@ -1,4 +1,6 @@
-"""The Triton kernels for GPUs (triton_kernels.py), behind the signatures of reference.py. Run on one H100 (tests/test_gpu.py).
+"""The Triton kernels for GPUs (triton_kernels.py), behind the signatures of reference.py.
+
+Run on one H100, by Triton 3.6 (tests/test_gpu.py).
 
 The kernels were compiled ahead of time for sm_80, sm_90, sm_100 and sm_120 by Triton 3.8 (for sm_90 by 3.6 too), and
 run by the interpreter of 3.8 on the CPU. With TRITON_INTERPRET=1, set before this is imported, it serves the CPU,
