@@ -127,11 +127,12 @@ TASK = Task(
         "So the weight of the embedding's loss is what costs the images most, and W carried brings nothing here "
         "that one seed shows: what is the same at every pixel is told or read, and needs no trace in z_t.",
         "Why the claims fail: the embedding is read nearly as well as the regressor reads it (0.92 of its "
-        "cosine), but off drawn images, by either order, it agrees half as well with the network's own answer. "
-        "The network was trained on photographs and answers on blurred sprites with what no reader of real "
-        "sprites has seen; the images are the limit, and their FD is still falling with the images seen.",
-        "What more compute changes: pairs drawn together had -0.007 with 16,000 images (earlier preset, two "
-        "cores, three seeds), 0.216 with 96,000 in validation and the value above with 192,000.",
+        "cosine), but off drawn images, by either order, it agrees half as well with the network's own answer. We "
+        "think that the images are the limit: the network's answer on an image that is a little off is far off, "
+        "and no reader of real sprites has seen it.",
+        "What more compute changes: pairs drawn together had -0.007 with 16,000 images (the earlier preset, two "
+        "cores, three seeds), and the preset 0.216 with 96,000 in validation, against the value above with "
+        "192,000.",
         "Ranks are among the 290 held-out images, of 31 units: many are frames of one animation, so that the true "
         "one is seldom the first even for the regressor.",
         measures.ON_THE_GPU,

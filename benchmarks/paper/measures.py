@@ -17,10 +17,11 @@ from mmfast.metrics.precision_recall import precision_recall
 
 # What a page says of how its options were chosen, and of the machine.
 ON_CHOICES = (
-    "The preset's options were chosen on a part of the training data (as --validate holds it back): seed 0, "
-    "96,000 images in batches of 64, on the GPU, by a script that --set now stands for; what follows is of that, "
-    "one seed each. Every baseline shares the network, the target and the training; nothing was tuned for one "
-    "alone."
+    "What was tried of losses' weights, W, targets and shares, below, was tried on a part of the training data "
+    "(as --validate holds it back): one seed, 96,000 images in batches of 64, on the GPU, by a script that is not "
+    "in the project and that --validate with --set stands for; older choices were made on held-out images, before "
+    "there was --validate. Every baseline shares the network, the target and the training, and none was tuned "
+    "alone; what ours has beside them was."
 )
 ON_THE_GPU = (
     "Up to 20 models shared the GPU (torch 2.11, CUDA graphs of the network), so their minutes are of a shared "
