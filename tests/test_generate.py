@@ -117,6 +117,6 @@ def test_the_command_line_draws_in_turn(tmp_path, capsys):
     assert main(["sample", run, "--first", "label", "mask", "--n", "2", "--quiet"]) == 0
     assert capsys.readouterr().out.strip().endswith(".png")
     assert title([], ["label", "mask"]) == "label, then mask first, the rest given it"
-    assert title(["label=3"], []) == "given label=3: the rest generated"
+    assert title(["label=3"], ["label"]) == "given label=3: the rest generated"
     assert main(["sample", run, "--first", "masks", "--n", "2", "--quiet"]) == 2
     assert "did you mean 'mask'" in capsys.readouterr().err

@@ -40,9 +40,10 @@ def check_first(model: Model, first: Iterable[str]) -> None:
 
 
 def title(given: Iterable[str], first: Iterable[str]) -> str:
-    """What a picture of samples says of how they were drawn."""
+    """What a picture of samples says of how they were drawn; given: names, or NAME=VALUE."""
     given = list(given)
-    turns = [name for name in dict.fromkeys(first) if name not in given]
+    names = {pair.partition("=")[0] for pair in given}
+    turns = [name for name in dict.fromkeys(first) if name not in names]
     how = f"{', then '.join(turns)} first, the rest given it" if turns else "the rest generated"
     if given:
         return f"given {', '.join(given)}: {how}"
