@@ -40,11 +40,11 @@ TASK = Task(
     pictures=image_mask.pictures,
     features=image_mask.TASK.features,
     notes=[
-        "Which W is best: carried. Without W, images and masks drawn together are far worse and fit each other less, and "
-        "images fit a given mask less; only reading gains, by 0.011 of the IoU. A bridge draws as well for a given mask, "
-        "and worst but for shift when both are drawn.",
-        "Run so far: the preset and W none, bridge and shift. The other variants (constant, other scales, a learned "
-        "encoder, the loss's weight, what is given) are not; the same command goes on with them.",
+        "Which W is best: carried. Without W, images and masks drawn together are far worse and fit each other "
+        "less, and images fit a given mask less; only reading gains, by 0.011 of the IoU. A bridge draws as well "
+        "for a given mask, and worst but for shift when both are drawn.",
+        "Run so far: the preset and W none, bridge and shift. The other variants (constant, other scales, a "
+        "learned encoder, the loss's weight, what is given) are not; the same command goes on with them.",
     ],
     smoke=image_mask.TASK.smoke,
     preset="image-mask",
