@@ -80,7 +80,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         if not value or "." not in key:
             parser.error(f"--set {pair}; it should be KEY=VALUE with a dot in the key, as train.batch_size=64")
         if key in DECIDED:
-            parser.error(f"--set {key}; the benchmark decides that itself: leave it out")
+            parser.error(
+                f"--set {key}; the benchmark decides that itself (see --images, --data, --validate): leave it out"
+            )
     if args.validate and args.smoke:
         parser.error("--validate is for real data; leave out --smoke")
     if (args.smoke or args.validate) and args.out == RESULTS:
@@ -169,7 +171,7 @@ def _cell(plan: cells.Plan, method: Method, seed: int, args: argparse.Namespace)
     command = [sys.executable, "-m", "benchmarks.paper", args.task, "--cell", method.name, str(seed)]
     command += ["--images", str(args.images), "--samples", str(args.samples), "--work", str(args.work)]
     command += ["--smoke"] * args.smoke + (["--data", args.data] if args.data else [])
-    command += ["--validate"] * args.validate + [word for pair in args.set for word in ("--set", pair)]
+    command += ["--validate"] * args.validate + _sets(args)
     with open(folder / "log.txt", "a") as log:
         # In a session of its own, so that Ctrl-C comes once, from here.
         process = subprocess.Popen(
@@ -182,6 +184,11 @@ def _cell(plan: cells.Plan, method: Method, seed: int, args: argparse.Namespace)
         return ""
     lines = (folder / "log.txt").read_text(errors="replace").replace("\r", "\n").strip().splitlines()
     return f"{lines[-1] if lines else 'no output'} (exit {code}; all of it in {folder / 'log.txt'})"
+
+
+def _sets(args: argparse.Namespace) -> list[str]:
+    """What --set was given, as words of a command."""
+    return [word for pair in args.set for word in ("--set", pair)]
 
 
 def _write(plan: cells.Plan, args: argparse.Namespace) -> None:
@@ -199,9 +206,8 @@ def _write(plan: cells.Plan, args: argparse.Namespace) -> None:
         shutil.copyfile(picture, args.out / name)
         pictures.append((picture.with_suffix(".txt").read_text(), name))
     claims = {plan.images: task.verdicts(report.summarise(found)), **_elsewhere(plan, args.seeds)}
-    options = [word for pair in args.set for word in ("--set", pair)]
     report.write(
-        task.name, task.title, task.question, found, reference, claims, task.notes, pictures, args.out, options
+        task.name, task.title, task.question, found, reference, claims, task.notes, pictures, args.out, _sets(args)
     )
 
 
