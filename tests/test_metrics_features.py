@@ -67,7 +67,8 @@ def test_efficientnet_knows_a_flower(efficientnet):
     assert torch.equal(efficientnet(x * 3), efficientnet((x * 3).clamp(-1, 1)))
 
 
-def test_vgg16_features_are_the_mean_of_conv5_3(tmp_path):
+@pytest.mark.parametrize(("name", "shown", "size"), [("vgg16", "VGG16", 224), ("vgg16@64", "VGG16@64", 64)])
+def test_vgg16_features_are_the_mean_of_conv5_3(tmp_path, name, shown, size):
     """Random weights in torchvision's layout against the layers in float64, with ImageNet's mean and deviation."""
     pytest.importorskip("lpips", reason="pip install lpips")
     torch.manual_seed(0)
@@ -83,11 +84,11 @@ def test_vgg16_features_are_the_mean_of_conv5_3(tmp_path):
     torch.save({f"features.{name}": x for name, x in net.state_dict().items()}, path)
     x = images(1, 3, 250, 190)
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]).double(), torch.tensor([0.229, 0.224, 0.225]).double()
-    prepared = ((resized(x, 224) + 1) / 2 - mean[:, None, None]) / deviation[:, None, None]
+    prepared = ((resized(x, size) + 1) / 2 - mean[:, None, None]) / deviation[:, None, None]
     with torch.no_grad():
         expected = net.double()(prepared).mean((2, 3)).float()
-    vgg = extractor("vgg16", weights=path)
-    assert vgg.name == "VGG16"
+    vgg = extractor(name, weights=path)
+    assert vgg.name == shown
     found = vgg(x)
     assert found.shape == (1, 512) and float(expected.mean()) > 0.01
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -118,6 +119,11 @@ def test_a_function_of_the_users(monkeypatch):
 def test_errors(tmp_path):
     with pytest.raises(MmfastError, match="did you mean 'vgg16'"):
         extractor("vgg")
+    for wrong in ("vgg16@", "vgg16@31", "vgg16@-64", "vgg16@64px", "efficientnet-lite0@1e2"):
+        with pytest.raises(MmfastError, match=f"is '{wrong}'; the size after @ should be a number >= 32"):
+            extractor(wrong)
+    with pytest.raises(MmfastError, match="leave @64 out"):
+        extractor("pixels@64")
     for name in EXTRACTORS:
         with pytest.raises(MmfastError, match="should be a file"):
             extractor(name, weights=tmp_path / "nothing")

@@ -203,6 +203,7 @@ def test_the_ablation_counts_differences_beyond_two_standard_errors():
     [
         ("ablation", "sampled self-conditioning", {"label agreement", "mask IoU", "FD-pixels"}),
         ("ablation-mask", "given an image at any t", {"mask against judge", "mean IoU", "FD-pixels"}),
+        ("ablation-label", "W of the label: bridge, 2", {"consistency", "accuracy", "FD-pixels"}),
     ],
 )
 def test_a_variant_of_an_ablation_runs_and_its_result_is_found_again(tmp_path, name, variant, metrics):

@@ -34,7 +34,7 @@ from mmfast.memory import keep_freed_memory
 from mmfast.metrics.features import extractor
 
 TASKS = ("image-mask", "masked-image", "image-label", "image-embedding")
-ABLATIONS = ("ablation", "ablation-mask")
+ABLATIONS = ("ablation", "ablation-mask", "ablation-label")
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 RUNNING: set[subprocess.Popen[bytes]] = set()
 # What `Task.config` and the command's own options set.

