@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import Image as PILImage
@@ -27,10 +27,11 @@ METRICS = {
 LABEL, MASK = "modalities.label", "modalities.mask"
 
 
-def weights(name: str, key: str, usual: float, variant: Callable[[str, dict[str, Any]], Method]) -> list[Method]:
-    """Kinds of W of a modality, and scales of the usual kind around the preset's."""
+def weights(
+    name: str, key: str, scales: Sequence[float], variant: Callable[[str, dict[str, Any]], Method]
+) -> list[Method]:
+    """Kinds of W of a modality, and scales of the usual kind beside the preset's."""
     kinds = {"none": 0.0, "bridge": 2.0, "shift": 1.0, "constant": 0.01}
-    scales = [usual * factor for factor in (0.3, 3.0)]
     changes = [(f"W of the {name}: {kind}", {"kind": kind, "scale": scale}) for kind, scale in kinds.items()]
     changes += [(f"W of the {name}: carried, {scale:.2g}", {"kind": "carried", "scale": scale}) for scale in scales]
     return [variant(title, {f"{key}.weight": weight}) for title, weight in changes]
@@ -96,8 +97,8 @@ TASK = Task(
     "how much? Gains are of the variant over the preset; more than two standard errors of the difference are counted.",
     methods=[
         Method(OURS, ours),
-        *weights("label", LABEL, 0.17, _variant),
-        *weights("mask", MASK, 1.0, _variant),
+        *weights("label", LABEL, (0.051, 0.51), _variant),
+        *weights("mask", MASK, (0.3, 3.0), _variant),
         _variant("own channels, bridge for both", {f"{LABEL}.weight": SHARED, f"{MASK}.weight": SHARED}),
         _variant(
             "shared channels, bridge for both", {f"{LABEL}.weight": SHARED, f"{MASK}.weight": SHARED, "space": "shared"}

@@ -28,7 +28,7 @@ TASK = Task(
     "counted.",
     methods=[
         Method(OURS, lambda trained: {OURS: image_mask.measured(trained)}),
-        *weights("mask", MASK, 0.5, _variant),
+        *weights("mask", MASK, (0.15, 0.5), _variant),
         _variant("learned encoder", {f"{MASK}.encoder": "learned"}),
         _variant("loss weight of the mask 1", {f"{MASK}.loss_weight": 1.0}),
         _variant("given an image at any t", {f"{IMAGE}.given_at_T": None, f"{IMAGE}.given_steps": None}),
