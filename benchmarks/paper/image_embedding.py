@@ -179,6 +179,7 @@ TASK = Task(
         "192,000.",
         "Ranks are among the 290 held-out images, of 31 units: many are frames of one animation, so that the true "
         "one is seldom the first even for the regressor.",
+        measures.ON_STEPS,
         measures.ON_THE_GPU,
         measures.ON_BOUNDS,
     ],

@@ -179,6 +179,7 @@ TASK = Task(
         "What more compute changes: in that earlier run ours had 0.0229, 0.0487, 0.101 and 0.170, restoration "
         "alone 0.0215, 0.0476, 0.112 and 0.224. With twice the images, and another network and training, ours is "
         "no better at any ratio and restoration alone a little at all; the order is the same.",
+        measures.ON_STEPS,
         measures.ON_THE_GPU,
         measures.ON_BOUNDS,
     ],
