@@ -58,8 +58,7 @@ def _of_embedding(trained: Trained, **options: Any) -> list[Metric]:
 
 
 def noisy(embed: Callable[[Tensor], Tensor], truth: dict[str, Tensor], seed: int) -> Found:
-    """What the network itself says of held-out images with a little noise: no pair of a drawn image can do better than
-    its pixels let it."""
+    """What the network itself says of held-out images with a little noise: how far off an image may be."""
     found = {}
     for sigma in NOISE:
         noise = torch.randn(truth["image"].shape, generator=torch.Generator().manual_seed(seed))

@@ -32,13 +32,13 @@ ON_STEPS = (
     "All samples here take 25 steps of DPM-Solver++. More steps change much, and not one way. On validation data "
     "(one seed each, two cores, batches of 16) FD of images drawn from noise falls with 100 steps of DDPM from "
     "128 to 94.3 (image alone, 16,000 images; 50 steps: 103), from 135 to 112 and from 133 to 96.6 (masked-image, "
-    "32,000 images, two settings; 50 steps: 118 and 107), and to 117 with 100 of DPM-Solver++ (the second). But "
-    "of images and masks together (ablation-mask's preset, held-out data) it rises, from 102, 93.1 and 88.0 to "
-    "117, 103 and 128, while masks fit their images better, 0.925, 0.920 and 0.928 against 0.971, 0.977 and "
-    "0.965. On Fashion-MNIST, where v is predicted, 25 steps are better too (FD 25.5 and 28.7, over VGG-16 at 32 "
-    "x 32). So the presets are as they were. A network that says x0 misses it by 0.05 as t goes to 0, which looks "
-    "like grain; v, whose x0 is right there, did worse on the sprites at 16,000 images, even with its error "
-    "counted as x0's: FD 227, 221 with 100 steps of DDPM."
+    "32,000 images, two settings; 50 steps: 118 and 107), and to 117 with 100 of DPM-Solver++ (from 135). But of "
+    "images and masks together (ablation-mask's preset, held-out data) it rises, from 102, 93.1 and 88.0 to 117, "
+    "103 and 128, while masks fit their images better, 0.925, 0.920 and 0.928 against 0.971, 0.977 and 0.965. On "
+    "Fashion-MNIST, where v is predicted, 25 steps are better too (FD 25.5 and 28.7, over VGG-16 at 32 x 32). So "
+    "the presets are as they were. A network that says x0 misses it by 0.05 as t goes to 0, which looks like "
+    "grain; v, whose x0 is right there, did worse on the sprites at 16,000 images, even with its error counted as "
+    "x0's: FD 227, 221 with 100 steps of DDPM."
 )
 # And of `bits`.
 ON_BOUNDS = (

