@@ -163,9 +163,9 @@ TASK = Task(
         "cosine), but off drawn images, by either order, it agrees half as well with the network's own answer. "
         "The images are the limit, and the network is strict: its own answer for a held-out image with Gaussian "
         "noise of 0.02 (images are in -1 .. 1) has a cosine of 0.750 with its answer for the image itself, with "
-        "0.05 0.639, with 0.1 0.460 (three seeds, 290 images; the rows `the network itself, noise` of a page "
-        "written since). The claim asks 0.450 of images drawn from noise: that they be as near to real ones as "
-        "with a twentieth of their range in noise.",
+        "0.05 0.639, with 0.1 0.460 (three seeds, 290 images; `noisy` of benchmarks/paper/image_embedding.py "
+        "called by hand, a row of pages to come). The claim asks 0.450 of images drawn from noise: that they be "
+        "as near to real ones as with a twentieth of their range in noise.",
         "Other data do not help at a small budget: Fashion-MNIST with the embeddings of the same network at 64 x "
         "64 pixels (16,000 images in batches of 16, two cores, one seed, validation; v, loss weighted 0.03, the "
         "embedding given in 0.5 and the image in 0.4 of the examples): drawn together 0.086, the image first "
