@@ -146,8 +146,8 @@ TASK = Task(
         "with its image 0.924 and not 0.847, FD given the mask 86.9 and not 93.0, mean IoU 0.704 ± 0.021 and "
         "0.725 ± 0.004. The preset is so now, chosen on the images it is measured on. The image model alone with "
         "as many images has FD 124 ± 2.9 (three seeds, `image-mask --images 16000` on two cores). But that is "
-        "with 25 steps of DPM-Solver++: with 100 of DDPM it is the image model that is better, as the next line "
-        "says.",
+        "with 25 steps of DPM-Solver++: with 100 of DDPM it is the image model that is better, as is "
+        "said of steps below.",
         "Why the mean IoU is below the segmentation model's: drawing and reading share one network and do not "
         "teach each other, and ours is given an image in 0.63 of its examples, mostly at T. The lead was 0.060 "
         "with 32,000 images on two cores (0.782 and 0.842, three seeds, batches of 16, the mask's loss weighted "
