@@ -18,6 +18,7 @@ from mmfast.metrics.similarity import cosine, retrieval_rank
 
 JOINT, OF_EMBEDDING, OF_IMAGE = "drawn together", "given the embedding", "given the image"
 IN_TURN, FIRST = "the image drawn first", "the embedding drawn first"
+BY_DDPM = measures.by_ddpm(JOINT)
 SCALE = 1.5
 GUIDED = f"{OURS}, guidance {SCALE:g}"
 # Standard deviations, for images in -1 .. 1.
@@ -69,6 +70,7 @@ def noisy(embed: Callable[[Tensor], Tensor], truth: dict[str, Tensor], seed: int
 
 def ours(trained: Trained) -> Found:
     found = [m for condition, first in ORDERS.items() for m in _pairs(trained, condition, first)]
+    found += _pairs(trained, BY_DDPM, ORDERS[JOINT], **measures.DDPM)
     found += _of_embedding(trained)
     truth, many = trained.held_out().data, {"steps": trained.config.sample.steps}
     given, count = {"image": truth["image"]}, len(truth["image"])
@@ -84,8 +86,10 @@ def ours(trained: Trained) -> Found:
 
 
 def image_alone(trained: Trained) -> Found:
-    drawn = trained.draw(purpose=1)["image"]
-    return {IMAGE: [*measures.image_quality(trained, JOINT, drawn), *measures.bits(trained, 250)]}
+    found = []
+    for condition, how in ((JOINT, {}), (BY_DDPM, measures.DDPM)):
+        found += measures.image_quality(trained, condition, trained.draw(purpose=1, **how)["image"])
+    return {IMAGE: [*found, *measures.bits(trained, 250)]}
 
 
 def regressor(trained: Trained) -> Found:
@@ -100,18 +104,19 @@ def reference(trained: Trained) -> list[Metric]:
     embed: Callable[[Tensor], Tensor] = _embed(trained)
     chance = [m for m in _match(JOINT, embed(a), embed(b)) if m.metric == "cosine"]
     quality = measures.reference_quality(trained, JOINT)
-    others = (dataclasses.replace(m, condition=where) for where in (IN_TURN, FIRST, OF_EMBEDDING) for m in quality)
+    others = (
+        dataclasses.replace(m, condition=where) for where in (IN_TURN, FIRST, BY_DDPM, OF_EMBEDDING) for m in quality
+    )
     return [*quality, *others, *chance]
 
 
 def verdicts(rows: list[Row]) -> list[Verdict]:
-    alone, image = means(rows, REGRESSOR, OF_IMAGE), means(rows, IMAGE, JOINT)
-    distance = next((name for name in image if name.startswith("FD-")), "FD")
-    found = []
-    for condition in ORDERS:
-        mine = means(rows, OURS, condition)
+    alone, found = means(rows, REGRESSOR, OF_IMAGE), []
+    for condition in (*ORDERS, BY_DDPM):
+        mine, image = means(rows, OURS, condition), means(rows, IMAGE, BY_DDPM if condition == BY_DDPM else JOINT)
         if condition != JOINT and not mine:
             continue  # not measured
+        distance = next((name for name in image if name.startswith("FD-")), "FD")
         how = "" if condition == JOINT else f", {condition}"
         claim = f"cosine of the generated embedding and the generated image's{how}: at least 0.8 of the regressor's"
         found += [

@@ -15,7 +15,7 @@ from mmfast.draw import sample_grid
 from mmfast.model import Model
 
 JOINT, OF_MASK, OF_IMAGE = "drawn together", "given the mask", "given the image"
-IN_TURN = "the mask drawn first"
+IN_TURN, BY_DDPM = "the mask drawn first", measures.by_ddpm(JOINT)
 IMAGE, SEGMENTATION, JUDGE = "image alone", "segmentation alone", "judge"
 
 
@@ -28,11 +28,19 @@ def _iou(model: Model, condition: str, a: Tensor, b: Tensor, name: str = "mean I
     return Metric(condition, name, model.part("mask").score(a, b), higher_is_better=True)
 
 
+def _drawn(trained: Trained, condition: str, **options: Any) -> list[Metric]:
+    """Of images from noise, and of the masks drawn with them where there are any."""
+    drawn = trained.draw(purpose=1, **options)
+    found = measures.image_quality(trained, condition, drawn["image"])
+    if "mask" in drawn:
+        seen = _segments(trained, drawn["image"])
+        found.append(_iou(trained.model, condition, drawn["mask"], seen, "mask against judge"))
+    return found
+
+
 def measured(trained: Trained) -> list[Metric]:
-    """All that is asked of a joint model but the bound."""
-    joint = trained.draw(purpose=1)
-    found = measures.image_quality(trained, JOINT, joint["image"])
-    found.append(_iou(trained.model, JOINT, joint["mask"], _segments(trained, joint["image"]), "mask against judge"))
+    """Pairs drawn together, images for a mask, masks for an image."""
+    found = _drawn(trained, JOINT)
     truth = trained.held_out().data
     of_mask = trained.draw({"mask": truth["mask"]}, purpose=2)
     found += measures.image_quality(trained, OF_MASK, of_mask["image"])
@@ -49,21 +57,14 @@ def _masks(trained: Trained, **options: Any) -> list[Metric]:
 
 
 def ours(trained: Trained) -> Found:
+    found = [*measured(trained), *_drawn(trained, IN_TURN, first=["mask"]), *_drawn(trained, BY_DDPM, **measures.DDPM)]
     as_drawn = _masks(trained, steps=trained.config.sample.steps)
-    return {OURS: [*measured(trained), *_in_turn(trained), *measures.bits(trained, 250)], MANY_STEPS: as_drawn}
-
-
-def _in_turn(trained: Trained) -> list[Metric]:
-    drawn = trained.draw(purpose=1, first=["mask"])
-    seen = _segments(trained, drawn["image"])
-    found = measures.image_quality(trained, IN_TURN, drawn["image"])
-    return [*found, _iou(trained.model, IN_TURN, drawn["mask"], seen, "mask against judge")]
+    return {OURS: [*found, *measures.bits(trained, 250)], MANY_STEPS: as_drawn}
 
 
 def image_alone(trained: Trained) -> Found:
-    return {
-        IMAGE: [*measures.image_quality(trained, JOINT, trained.draw(purpose=1)["image"]), *measures.bits(trained, 250)]
-    }
+    drawn = [*_drawn(trained, JOINT), *_drawn(trained, BY_DDPM, **measures.DDPM)]
+    return {IMAGE: [*drawn, *measures.bits(trained, 250)]}
 
 
 def segmentation(trained: Trained) -> Found:
@@ -81,25 +82,27 @@ def reference(trained: Trained) -> list[Metric]:
     truth = trained.held_out().data
     seen = _iou(trained.model, JOINT, truth["mask"], _segments(trained, truth["image"]), "mask against judge")
     quality = measures.reference_quality(trained, JOINT)
-    others = (dataclasses.replace(m, condition=where) for where in (IN_TURN, OF_MASK) for m in quality)
+    others = (dataclasses.replace(m, condition=where) for where in (IN_TURN, BY_DDPM, OF_MASK) for m in quality)
     return [*quality, *others, seen]
 
 
 def verdicts(rows: list[Row]) -> list[Verdict]:
-    mine, image = means(rows, OURS, JOINT), means(rows, IMAGE, JOINT)
     alone = next((r for r in rows if (r.method, r.condition) == (SEGMENTATION, OF_IMAGE)), None)
     floor = alone.mean - (alone.stderr or 0) if alone else float("nan")
-    distance = next((name for name in image if name.startswith("FD-")), "FD")
-    return [
-        at_least(
-            "mean IoU at least the segmentation model's minus one standard error",
-            means(rows, OURS, OF_IMAGE)["mean IoU"],
-            floor,
-        ),
-        at_most(f"{distance} no worse than the image model's", mine[distance], image[distance]),
-        at_least("precision no worse than the image model's", mine["precision"], image["precision"]),
-        at_least("recall no worse than the image model's", mine["recall"], image["recall"]),
-    ]
+    iou = means(rows, OURS, OF_IMAGE)["mean IoU"]
+    found = [at_least("mean IoU at least the segmentation model's minus one standard error", iou, floor)]
+    for condition in (JOINT, BY_DDPM):
+        mine, image = means(rows, OURS, condition), means(rows, IMAGE, condition)
+        if condition != JOINT and not mine:
+            continue  # not measured
+        how = condition.removeprefix(JOINT)
+        distance = next((name for name in image if name.startswith("FD-")), "FD")
+        found += [
+            at_most(f"{distance} no worse than the image model's{how}", mine[distance], image[distance]),
+            at_least(f"precision no worse than the image model's{how}", mine["precision"], image["precision"]),
+            at_least(f"recall no worse than the image model's{how}", mine["recall"], image["recall"]),
+        ]
+    return found
 
 
 def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:

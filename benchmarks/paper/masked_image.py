@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -20,6 +21,7 @@ from mmfast.modalities.masked import Masked, MaskedSpec
 
 RATIOS = (0.1, 0.25, 0.5, 0.75)
 DRAWN, LPIPS_NAME = "drawn from noise", "LPIPS of hidden pixels"
+BY_DDPM = measures.by_ddpm(DRAWN)
 ONE_STEP = f"{OURS}, head in one step"
 RESTORATION, IMAGE = "restoration alone", "image alone"
 SDEDIT, REPAINT = "SDEdit, image alone", "RePaint, image alone"
@@ -90,7 +92,8 @@ def image_alone(trained: Trained) -> Found:
 
 
 def _drawn(trained: Trained) -> list[Metric]:
-    return measures.image_quality(trained, DRAWN, trained.draw(purpose=1)["image"])
+    by_ddpm = measures.image_quality(trained, BY_DDPM, trained.draw(purpose=1, **measures.DDPM)["image"])
+    return [*measures.image_quality(trained, DRAWN, trained.draw(purpose=1)["image"]), *by_ddpm]
 
 
 def reference(trained: Trained) -> list[Metric]:
@@ -100,7 +103,8 @@ def reference(trained: Trained) -> list[Metric]:
     for ratio in RATIOS:
         masked = _hide(image, ratio)
         found += _score(trained, ratio, image.roll(1, 0), masked)
-    return [*measures.reference_quality(trained, DRAWN), *found]
+    quality = measures.reference_quality(trained, DRAWN)
+    return [*quality, *(dataclasses.replace(m, condition=BY_DDPM) for m in quality), *found]
 
 
 def verdicts(rows: list[Row]) -> list[Verdict]:

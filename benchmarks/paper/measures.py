@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,10 @@ from mmfast.metrics.bound import bound
 from mmfast.metrics.features import Extractor, extractor
 from mmfast.metrics.frechet import frechet_distance
 from mmfast.metrics.precision_recall import precision_recall
+
+# The other sampler that images are drawn with, beside the preset's: it is slow, and which of two models draws better
+# can hang on it.
+DDPM: dict[str, Any] = {"sampler": "ddpm", "steps": 100}
 
 # What a page says of how its options were chosen, and of the machine.
 ON_CHOICES = (
@@ -62,6 +67,11 @@ def real(trained: Trained, count: int, seed: int = 0) -> Tensor:
     """Held-out images, shuffled: at most `count`."""
     test = trained.data.test
     return test.__getitems__(shuffled(count, len(test), seed).tolist()).data["image"]
+
+
+def by_ddpm(condition: str) -> str:
+    """The condition's name where what is drawn is drawn by `DDPM`."""
+    return f"{condition}, by DDPM in {DDPM['steps']} steps"
 
 
 def two_halves(trained: Trained) -> tuple[Tensor, Tensor]:
