@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from benchmarks.paper import __main__ as paper
-from benchmarks.paper import cells, measures, supervised
+from benchmarks.paper import cells, measures, report, supervised
 from benchmarks.paper.core import OURS
 from benchmarks.paper.report import Row
 from mmfast.build import build_model
@@ -225,7 +225,8 @@ def test_results_of_other_samples_are_made_again(tmp_path):
     assert plan("12").cells(method, 0)[0].samples == 12
 
 
-def test_the_page_has_the_claims_with_other_numbers_of_images_too(tmp_path):
+def test_the_page_has_the_claims_with_other_numbers_of_images_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "ROOT", tmp_path)
     args = paper.parse(["image-mask", "--smoke", "--seeds", "1", "--out", str(tmp_path / "results")])
     smoke = paper.plan_of(args)
     for images in (320, 640):
@@ -235,9 +236,10 @@ def test_the_page_has_the_claims_with_other_numbers_of_images_too(tmp_path):
         paper._write(plan, args)
     page = (tmp_path / "results" / "image-mask.md").read_text()
     assert "| claim | 320 images seen | 640 images seen |" in page
+    assert "--images 640 --samples 40 --out results\n" in page
     (tmp_path / "0-images").mkdir()  # of a run that has found nothing yet
     other = dataclasses.replace(plan, changes={**plan.changes, "train.learning_rate": 0.5})
-    assert list(paper._elsewhere(plan, 1)) == [320] and paper._elsewhere(other, 1) == {}
+    assert [found.images for found in paper._elsewhere(plan, 1)] == [320] and paper._elsewhere(other, 1) == []
 
 
 def test_features_of_real_images_are_computed_once(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.paper import curves, page, report
-from benchmarks.paper.report import Cell, Metric, Row, Verdict, summarise
+from benchmarks.paper.report import Budget, Cell, Metric, Row, Verdict, summarise
 from mmfast import MmfastError
 
 
@@ -136,10 +136,10 @@ def cells_of_two():
 def write(tmp_path, cells, **more):
     fields = {
         "reference_rows": [Row("real halves", "joint", "score", 0.95, None, 1, [0.95], True)],
-        "claims": {
-            1000: [Verdict("both | one", True, "0.9 against 0.5"), Verdict("it is fast", False, "it is not")],
-            500: [Verdict("both | one", False, "0.4 against 0.5")],
-        },
+        "claims": [
+            Budget(1000, [Verdict("both | one", True, "0.9 against 0.5"), Verdict("it is fast", False, "it is not")]),
+            Budget(500, [Verdict("both | one", False, "0.4 against 0.5")]),
+        ],
         "notes": ["more steps would help"],
         "pictures": [("Samples of mmfast.", "pairs-mmfast.png")],
     }
@@ -200,10 +200,24 @@ def test_the_json(tmp_path):
     assert not [file for file in (tmp_path / "results").iterdir() if "tmp" in file.name]
 
 
+def test_a_page_has_the_claims_of_the_pages_below_it(tmp_path):
+    text, _ = write(tmp_path / "results" / "gpu", cells_of_two())
+    (tmp_path / "results" / "gpu" / "results").rename(tmp_path / "results" / "gpu" / "moved")
+    claims = [Budget(500, [Verdict("both | one", False, "0.4")]), *report.kept_below("pairs", tmp_path / "results/gpu")]
+    text, _ = write(tmp_path, cells_of_two(), claims=claims)
+    assert table_of(text, "What more compute changes") == {
+        "both \\| one": {
+            "500 images seen": "no: 0.4",
+            "1,000 images seen ([page](moved/pairs.md))": "yes: 0.9 against 0.5",
+        }
+    }
+    assert report.kept_below("another", tmp_path / "results/gpu") == []
+
+
 def test_one_seed_and_nothing_else(tmp_path):
     """No standard errors, no winner, no reference, claims, notes or curves; and no cells is an error."""
     cells = [cell("mmfast", 4, {"score": 0.9}, curve=[]), cell("plain", 4, {"score": 0.1}, curve=[])]
-    text, found = write(tmp_path, cells, reference_rows=[], claims={1000: []}, notes=[], pictures=[])
+    text, found = write(tmp_path, cells, reference_rows=[], claims=[Budget(1000, [])], notes=[], pictures=[])
     assert table_of(text, "joint") == {"mmfast": {"score ↑": "0.900"}, "plain": {"score ↑": "0.100"}}
     assert "One seed (4)" in text and "**" not in text and "png" not in text
     assert not any(heading in text for heading in ("## Claims", "## Notes", "Failed"))

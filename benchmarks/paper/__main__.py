@@ -205,9 +205,13 @@ def _write(plan: cells.Plan, args: argparse.Namespace) -> None:
         name = f"{task.name}-{picture.name}"
         shutil.copyfile(picture, args.out / name)
         pictures.append((picture.with_suffix(".txt").read_text(), name))
-    claims = {plan.images: task.verdicts(report.summarise(found)), **_elsewhere(plan, args.seeds)}
+    claims = [report.Budget(plan.images, task.verdicts(report.summarise(found))), *_elsewhere(plan, args.seeds)]
+    claims += report.kept_below(task.name, args.out)
+    options = _sets(args)
+    if args.out != RESULTS and args.out.resolve().is_relative_to(report.ROOT):
+        options += ["--out", args.out.resolve().relative_to(report.ROOT).as_posix()]
     report.write(
-        task.name, task.title, task.question, found, reference, claims, task.notes, pictures, args.out, _sets(args)
+        task.name, task.title, task.question, found, reference, claims, task.notes, pictures, args.out, options
     )
 
 
@@ -218,18 +222,18 @@ def _finished(plan: cells.Plan, seeds: int) -> list[report.Cell]:
     return [cell for method in plan.task.methods for seed in range(seeds) for cell in plan.cells(method, seed) or []]
 
 
-def _elsewhere(plan: cells.Plan, seeds: int) -> dict[int, list[report.Verdict]]:
-    """The claims by images seen, of the other budgets that were run with the same config: what more compute changes."""
-    claims = {}
+def _elsewhere(plan: cells.Plan, seeds: int) -> list[report.Budget]:
+    """The claims of the other budgets that were run with the same config: what more compute changes."""
+    claims = []
     same = f"-images{plan.work.name.partition('-images')[2]}"  # with the same options
-    for folder in plan.work.parent.glob(f"*{glob.escape(same)}"):
+    for folder in sorted(plan.work.parent.glob(f"*{glob.escape(same)}")):
         images = folder.name.removesuffix(same)
         if folder != plan.work and images.isdecimal():
             with contextlib.suppress(MmfastError):  # of another config
                 found = _finished(dataclasses.replace(plan, images=int(images), work=folder), seeds)
                 found = [cell for cell in found if cell.method != cells.REAL]
                 if found:
-                    claims[int(images)] = plan.task.verdicts(report.summarise(found))
+                    claims.append(report.Budget(int(images), plan.task.verdicts(report.summarise(found))))
     return claims
 
 

@@ -22,34 +22,29 @@ DDPM: dict[str, Any] = {"sampler": "ddpm", "steps": 100}
 
 # What a page says of how its options were chosen, and of the machine.
 ON_CHOICES = (
-    "What was tried of losses' weights, W, targets and shares, below, was tried on a part of the training data "
-    "(as --validate holds it back): one seed, 96,000 images in batches of 64, on the GPU, by a script that is not "
-    "in the project and that --validate with --set stands for; older choices were made on held-out images, before "
-    "there was --validate. Every baseline shares the network, the target and the training, and none was tuned "
-    "alone; what ours has beside them was."
+    "What was tried of losses' weights, W, targets and shares, below, was tried on a part of the training data (as "
+    "--validate holds it back): one seed, 96,000 images in batches of 64, on the GPU, by a script that is not in the "
+    "project and that --validate with --set stands for; older choices were made on held-out images, before there was "
+    "--validate. Every baseline shares the network, the target and the training, and none was tuned alone; what ours "
+    "has beside them was."
 )
 ON_THE_GPU = (
-    "Up to 20 models shared the GPU (torch 2.11, CUDA graphs of the network), so their minutes are of a shared "
-    "one. On two cores the command runs too: without --set and with --images 16000 half an hour a task, with "
-    "earlier presets."
+    "The pages in benchmarks/results are of two cores, those in h100 beside them of one H100; both have these notes. "
+    "On the H100 up to 20 models shared the GPU (torch 2.11, CUDA graphs of the network), so their minutes are of a "
+    "shared one."
 )
 ON_STEPS = (
-    "All samples here take 25 steps of DPM-Solver++. More steps change much, and not one way. On validation data "
-    "(one seed each, two cores, batches of 16) FD of images drawn from noise falls with 100 steps of DDPM from "
-    "128 to 94.3 (image alone, 16,000 images; 50 steps: 103), from 135 to 112 and from 133 to 96.6 (masked-image, "
-    "32,000 images, two settings; 50 steps: 118 and 107), and to 117 with 100 of DPM-Solver++ (from 135). But of "
-    "images and masks together (ablation-mask's preset, held-out data) it rises, from 102, 93.1 and 88.0 to 117, "
-    "103 and 128, while masks fit their images better, 0.925, 0.920 and 0.928 against 0.971, 0.977 and 0.965. On "
-    "Fashion-MNIST, where v is predicted, 25 steps are better too (FD 25.5 and 28.7, over VGG-16 at 32 x 32). So "
-    "the presets are as they were. A network that says x0 misses it by 0.05 as t goes to 0, which looks like "
-    "grain; v, whose x0 is right there, did worse on the sprites at 16,000 images, even with its error counted as "
-    "x0's: FD 227, 221 with 100 steps of DDPM."
+    "Images are drawn by DPM-Solver++ in 25 steps, or in as many as sample.steps is set to, but for those by DDPM in "
+    "100 steps. Which model draws better can hang on that. A network that says x0 misses it by 0.05 as t goes to 0, "
+    "which looks like grain, and many steps with new noise mend some of it; v, whose x0 is right there, did worse on "
+    "the sprites at 16,000 images, even with its error counted as x0's: FD 227, 221 with 100 steps of DDPM "
+    "(validation, by hand)."
 )
 # And of `bits`.
 ON_BOUNDS = (
-    "The bounds are far above the 8 bits that a uniform code takes: a network that predicts x0 misses it by some "
-    "0.05 at small t, and there the bound counts errors in units of a vanishing standard deviation. They say that "
-    "this is so, and nothing of how samples look."
+    "The bounds are far above the 8 bits that a uniform code takes: a network that predicts x0 misses it by some 0.05 "
+    "at small t, and there the bound counts errors in units of a vanishing standard deviation. They say that this is "
+    "so, and nothing of how samples look."
 )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from benchmarks.paper.report import Row, Verdict
+    from benchmarks.paper.report import Budget, Row, Verdict
 
 
 def three(x: float) -> str:
@@ -28,7 +28,7 @@ def text(
     report: dict[str, Any],
     rows: Sequence[Row],
     reference: Sequence[Row],
-    claims: Mapping[int, Sequence[Verdict]],
+    claims: Sequence[Budget],
     notes: Sequence[str],
     pictures: Sequence[tuple[str, str]],
 ) -> str:
@@ -40,9 +40,8 @@ def text(
         parts += [f"## {condition}", table(mine, beside, len(seeds))]
     parts += [_how_to_read(seeds)]
     parts += [_failures(rows)] if any(row.failed for row in rows) else []
-    verdicts, *others = claims.values()
-    parts += ["## Claims", _claims(verdicts)] if verdicts else []
-    parts += ["## What more compute changes", _budgets(claims)] if others else []
+    parts += ["## Claims", _claims(claims[0].verdicts)] if claims[0].verdicts else []
+    parts += ["## What more compute changes", _budgets(claims)] if len(claims) > 1 else []
     parts += [f"![{file}]({file})\n\n{caption}" for caption, file in pictures]
     parts += ["## Minutes", _minutes(report), "## Run it again", _again(report)]
     if notes:
@@ -55,12 +54,13 @@ def _claims(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(["| claim | holds | evidence |", "|---|---|---|", *lines])
 
 
-def _budgets(claims: Mapping[int, Sequence[Verdict]]) -> str:
-    """The claims with each number of images seen in training."""
-    images, (verdicts, *_) = sorted(claims), claims.values()
-    found = [{v.claim: f"{'yes' if v.holds else 'no'}: {v.evidence}" for v in claims[i]} for i in images]
-    table = [["claim", *(f"{i:,} images seen" for i in images)], ["---"] * (1 + len(images))]
-    table += [[_cell(v.claim), *(_cell(budget.get(v.claim, "-")) for budget in found)] for v in verdicts]
+def _budgets(claims: Sequence[Budget]) -> str:
+    """The claims of the first with each number of images seen in training."""
+    columns = sorted(claims, key=lambda budget: budget.images)
+    found = [{v.claim: f"{'yes' if v.holds else 'no'}: {v.evidence}" for v in budget.verdicts} for budget in columns]
+    heads = [f"{b.images:,} images seen" + f" ([page]({b.page}))" * bool(b.page) for b in columns]
+    table = [["claim", *heads], ["---"] * (1 + len(heads))]
+    table += [[_cell(v.claim), *(_cell(budget.get(v.claim, "-")) for budget in found)] for v in claims[0].verdicts]
     return "\n".join(f"| {' | '.join(line)} |" for line in table)
 
 

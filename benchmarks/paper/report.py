@@ -15,7 +15,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,25 @@ class Verdict:
     evidence: str
 
 
+@dataclass
+class Budget:
+    """The claims with so many images seen in training; page: another page that has them, as a link from this one."""
+
+    images: int
+    verdicts: list[Verdict]
+    page: str = ""
+
+
+def kept_below(task: str, out: Path) -> list[Budget]:
+    """The claims of the same task's reports in folders of `out`, as out/h100/TASK.json: made with other options."""
+    found = []
+    for file in sorted(out.glob(f"*/{task}.json")):
+        report = json.loads(file.read_text(encoding="utf-8"))
+        verdicts = [Verdict(**verdict) for verdict in report["verdicts"]]
+        found.append(Budget(max(report["images"].values()), verdicts, f"{file.parent.name}/{task}.md"))
+    return found
+
+
 def summarise(cells: Sequence[Cell]) -> list[Row]:
     """A row for each method, condition and metric: ours first, else all in the order in which they come.
 
@@ -162,7 +181,7 @@ def write(
     question: str,
     cells: Sequence[Cell],
     reference_rows: Sequence[Row],
-    claims: Mapping[int, Sequence[Verdict]],
+    claims: Sequence[Budget],
     notes: Sequence[str],
     pictures: Sequence[tuple[str, str]],
     out: Path,
@@ -174,7 +193,7 @@ def write(
         task: the stable name, as in `python -m benchmarks.paper TASK`.
         cells: those of all methods and seeds; at least one.
         reference_rows: the same metrics of something that is no method, for instance "real halves".
-        claims: by images seen; first of the cells, then of other budgets, for comparison.
+        claims: first of the cells, then of other budgets, for comparison.
         notes: what is to be known beside them.
         pictures: (caption, file name in `out`).
         options: what the command was given beside the usual, for the page to say it again.
@@ -184,8 +203,7 @@ def write(
     if not cells:
         raise MmfastError("cells is empty; a report needs at least one result, so run the task first")
     out.mkdir(parents=True, exist_ok=True)
-    verdicts, *_ = claims.values()
-    report = {**_report(task, cells, reference_rows, verdicts, notes), "options": list(options)}
+    report = {**_report(task, cells, reference_rows, claims[0].verdicts, notes), "options": list(options)}
     _write(out / f"{task}.json", json.dumps(_plain(report), indent=2, allow_nan=False) + "\n")
     groups = _by_method(cells)
     # Several methods may be ways of using one model: its curve is drawn once.
