@@ -208,8 +208,9 @@ def _write(plan: cells.Plan, args: argparse.Namespace) -> None:
     claims = [report.Budget(plan.images, task.verdicts(report.summarise(found))), *_elsewhere(plan, args.seeds)]
     claims += report.kept_below(task.name, args.out)
     options = _sets(args)
-    if args.out != RESULTS and args.out.resolve().is_relative_to(report.ROOT):
-        options += ["--out", args.out.resolve().relative_to(report.ROOT).as_posix()]
+    out = args.out.resolve()
+    if out != RESULTS and out.is_relative_to(report.ROOT):
+        options += ["--out", out.relative_to(report.ROOT).as_posix()]
     report.write(
         task.name, task.title, task.question, found, reference, claims, task.notes, pictures, args.out, options
     )
