@@ -1,4 +1,4 @@
-// mmfast._cpu: the kernels on tensors. mmfast/ops/cpu.py and glance.py are the callers and keep
+// _mmfast_cpu: the kernels on tensors. mmfast/ops/cpu.py and glance.py are the callers and keep
 // the tensors alive. No torch here, so no torch version is built in.
 //
 // combine, step, squared_error and dots return None, or, having done nothing, the list of the terms that
@@ -9,6 +9,7 @@
 #include <pybind11/stl.h>
 
 #include "cpu/blocks.h"
+#include "interface.h"
 
 namespace py = pybind11;
 using namespace mmfast;
@@ -165,8 +166,9 @@ constexpr PyMethodDef fast(const char* name) {
 
 }  // namespace
 
-PYBIND11_MODULE(_cpu, m) {
+PYBIND11_MODULE(_mmfast_cpu, m) {
     m.doc() = "mmfast's kernels for the CPU; see mmfast/ops/cpu.py.";
+    m.attr("interface") = kInterface;
     static PyMethodDef methods[] = {
         fast<py_combine>("combine"),         fast<py_step>("step"),
         fast<py_dots>("dots"),               fast<py_squared_error>("squared_error"),

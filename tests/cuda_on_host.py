@@ -1,4 +1,4 @@
-"""Builds csrc/cuda for the host, under the shim of cuda_shim/: mmfast._cuda that runs without a GPU."""
+"""Builds csrc/cuda for the host, under the shim of cuda_shim/: _mmfast_cuda that runs without a GPU."""
 
 import contextlib
 import ctypes
@@ -43,7 +43,7 @@ def build():
     sources = sorted(p for d in (ROOT / "csrc", SHIM) for p in d.rglob("*") if p.suffix in {".h", ".cu", ".cpp"})
     state = [p.read_bytes() for p in sources] + [" ".join([*FLAGS, sys.version, pybind11.__version__]).encode()]
     digest = hashlib.sha256(b"\0".join(state)).hexdigest()[:16]
-    library = Path(tempfile.gettempdir()) / f"mmfast_cuda_on_host_{digest}" / "_cuda.so"
+    library = Path(tempfile.gettempdir()) / f"mmfast_cuda_on_host_{digest}" / "_mmfast_cuda.so"
     if not library.exists():
         library.parent.mkdir(exist_ok=True)
         part = library.with_suffix(f".{os.getpid()}")
@@ -59,7 +59,7 @@ def build():
 def load():
     """The extension, and a function that makes the threads of a block run from the last to the first."""
     library = build()
-    spec = importlib.util.spec_from_file_location("_cuda", library)
+    spec = importlib.util.spec_from_file_location("_mmfast_cuda", library)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module, ctypes.CDLL(str(library)).run_threads_backwards

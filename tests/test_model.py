@@ -160,7 +160,7 @@ def test_every_target_and_space_trains(tmp_path, space, target):
 def test_without_the_extension_it_runs_on_the_reference_and_says_so():
     code = """
 import sys, warnings
-sys.modules["mmfast._cpu"] = None
+sys.modules["_mmfast_cpu"] = None
 import torch, mmfast
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")

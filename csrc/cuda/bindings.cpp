@@ -1,9 +1,10 @@
-// mmfast._cuda: the CUDA kernels on raw device pointers (as integers). mmfast/ops/cuda.py is the only
+// _mmfast_cuda: the CUDA kernels on raw device pointers (as integers). mmfast/ops/cuda.py is the only
 // caller; it owns the tensors, has checked them and keeps them alive. No torch here. This file is plain
 // C++, so that nvcc need not read pybind11 once for every architecture.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "../interface.h"
 #include "driver.h"
 
 namespace py = pybind11;
@@ -45,8 +46,9 @@ Call call_of(const PlaceTuple& place, int type, const std::vector<int64_t>& shap
 
 }  // namespace
 
-PYBIND11_MODULE(_cuda, m) {
+PYBIND11_MODULE(_mmfast_cuda, m) {
     m.doc() = "mmfast's CUDA kernels. Addresses are integers; see mmfast/ops/cuda.py.";
+    m.attr("interface") = kInterface;
     m.attr("max_terms") = kMaxTerms;
     m.def("part_count", &part_count);
     m.def("combine", [](const PlaceTuple& place, int type, const std::vector<int64_t>& shape, const TermsTuple& terms,

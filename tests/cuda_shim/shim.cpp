@@ -1,4 +1,4 @@
-// mmfast._cuda, compiled for the host: the same sources, run by cuda_shim.h.
+// _mmfast_cuda, compiled for the host: the same sources, run by cuda_shim.h.
 #include "../../csrc/cuda/bindings.cpp"
 
 #include "../../csrc/cuda/elementwise.cu"

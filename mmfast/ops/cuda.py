@@ -9,23 +9,16 @@ made contiguous here. The tests run the kernels on the host too, where there is 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmfast.ops import reference
+from mmfast.ops import extensions, reference
 from mmfast.ops.reference import Key, Rows, one_row
 
-_cuda: Any = None
-_missing = ""
-try:
-    _cuda = importlib.import_module("mmfast._cuda")
-except ImportError as error:
-    _missing = str(error)
+_cuda, _missing = extensions.load("_mmfast_cuda")
 
 name = "cuda"
 devices = ("cuda",)
@@ -41,13 +34,13 @@ def unavailable() -> str | None:
     only in the first call, as a RuntimeError.
     """
     if _cuda is None:
-        return f"the CUDA extension is not built ({_missing}); `pip install .` builds it where there is nvcc"
+        return f"{_missing} where there is nvcc"
     return None if torch.cuda.is_available() else "torch sees no CUDA device"
 
 
 def describe() -> str:
     major, minor = torch.cuda.get_device_capability()
-    return f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}"
+    return f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}, {_cuda.__file__}"
 
 
 @contextlib.contextmanager

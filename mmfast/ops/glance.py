@@ -5,13 +5,14 @@ Gradients, compilers, tracers, transforms and dispatch modes all have to see an 
 
 from __future__ import annotations
 
-import importlib
 import threading
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from mmfast.ops import extensions
 
 _local = threading.local()  # two threads must not fill one tensor
 
@@ -29,12 +30,8 @@ def fresh_seed(generator: torch.Generator | None = None) -> int:
     return int(kept.random_(-(1 << 63), None, generator=generator))
 
 
-_cpu: Any = None
-try:
-    _cpu = importlib.import_module("mmfast._cpu")
-except ImportError:
-    pass
-else:
+_cpu, _ = extensions.load("_mmfast_cpu")
+if _cpu is not None:
     _cpu.use_exchange_api(getattr(Tensor, "__dlpack_c_exchange_api__", None))
     _cpu.watch(
         Tensor,

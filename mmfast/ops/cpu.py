@@ -6,23 +6,17 @@ cannot read it names the terms, which are then made contiguous here.
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmfast.errors import BackendError
+from mmfast.ops import extensions
 from mmfast.ops.reference import Key, Rows, pick
 
-_cpu: Any = None
-_missing = ""
-try:
-    _cpu = importlib.import_module("mmfast._cpu")
-except ImportError as error:
-    _missing = str(error)
+_cpu, _missing = extensions.load("_mmfast_cpu")
 
 name = "cpu"
 devices = ("cpu",)
@@ -32,13 +26,13 @@ _TITLES = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "baseline": "bas
 
 def unavailable() -> str | None:
     """One line on why this backend cannot run here, or None when it can."""
-    return f"the C++ extension is not built ({_missing}); `pip install .` builds it" if _cpu is None else None
+    return _missing or None
 
 
 def describe() -> str:
     threads = torch.get_num_threads()
     parallel = f"OpenMP, {threads} thread{'s' * (threads != 1)}" if _cpu.has_openmp() else "no OpenMP, 1 thread"
-    return f"{_TITLES[_cpu.isa()]}, {parallel}"
+    return f"{_TITLES[_cpu.isa()]}, {parallel}, {_cpu.__file__}"
 
 
 def isas() -> list[str]:

@@ -1,0 +1,29 @@
+"""The compiled kernels, `_mmfast_cpu` and `_mmfast_cuda`: loaded once, each on its own, or the reason why not.
+
+They are installed beside the package, not in it, so that a checkout on Python's path never hides them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+# What this package and the extensions agree on (csrc/interface.h): raised with every change of a call between them.
+INTERFACE = 2
+
+
+@functools.cache
+def load(name: str) -> tuple[Any, str]:
+    """The extension module and "", or None and one line on why it cannot be used."""
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        return None, f"the extension {name} is not built ({error}); `pip install .` builds it"
+    found = getattr(module, "interface", None)
+    if found != INTERFACE:
+        return None, (
+            f"the extension {module.__file__} has interface {found}, and this mmfast needs {INTERFACE}; "
+            "`pip install .` builds it anew"
+        )
+    return module, ""
