@@ -1,14 +1,16 @@
-// _mmfast_cpu: the kernels on tensors. mmfast/ops/cpu.py and glance.py are the callers and keep
-// the tensors alive. No torch here, so no torch version is built in.
+// _mmfast_cpu: the kernels on tensors. mmfast/ops/backends/cpu.py is the caller and keeps the tensors alive. No torch
+// here, so no torch version is built in.
 //
-// combine, step, squared_error and dots return None, or, having done nothing, the list of the terms that
-// must be made contiguous first.
-#include "express.h"
+// An op takes a Call (call.h) and gives its results; or, having done nothing, the list of the terms that must be made
+// contiguous first; or, of a call that nobody has checked, a number that says why it was left (torch_state.h: Seen).
+// Where a gradient is wanted of such a call, a third result says so: the op is done, and is still to be recorded.
+#include "call.h"
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "cpu/blocks.h"
+#include "cpu/driver.h"
 #include "interface.h"
 
 namespace py = pybind11;
@@ -16,176 +18,310 @@ using namespace mmfast;
 
 namespace {
 
-// combine(out, noise, terms, starts, coefs, sigma, rows, key, sample_ids, stream, threads)
+// A call's table as the kernels take it: rows in the table, and none of them NaN in its first column, which is a row
+// that means nothing. `columns` -1: a number a row.
+Table table(Call& call, Call::Which which, int64_t columns) {
+    const Call::Entries entries = call.table(which, columns);
+    if (!entries.data || call.batch() == 0) return {};
+    if (call.index)
+        for (int64_t b = 0; b < call.batch(); ++b)
+            expect(call.index[b] >= 0 && call.index[b] < entries.rows, "rows holds a number outside the table");
+    if (columns > 0 && (call.row >= 0 || call.index)) {
+        for (int64_t b = 0; b < (call.index ? call.batch() : 1); ++b) {
+            const int64_t at = call.index ? call.index[b] * entries.row_stride : 0;
+            const double first = call.type == Type::f64 ? static_cast<const double*>(entries.data)[at]
+                                                        : static_cast<const float*>(entries.data)[at];
+            expect(first == first, "rows holds a number whose row in the table means nothing");
+        }
+    }
+    return {entries.data, entries.row_stride, entries.stride};
+}
+
+// The plan of a call: its terms laid out, its tables, its noise.
+class Planned {
+public:
+    Plan plan{};
+    std::vector<int> misfits;
+
+    Planned(Call& call, int64_t more_columns) : terms_(call.terms()) {
+        plan.batch = call.batch(), plan.terms = call.terms(), plan.index = call.index;
+        if (call.has(Call::kCoefs) && more_columns >= 0) {
+            plan.coefs = table(call, Call::kCoefs, call.terms() + more_columns);
+            plan.sigma = table(call, Call::kSigma, -1);
+            plan.to_x0 = table(call, Call::kToX0, call.terms());
+            plan.weight = table(call, Call::kWeight, -1);
+        }
+        if (call.alike()) {
+            plan.rows = 1, plan.inner = call.sample();
+            for (int k = 0; k < plan.terms; ++k)
+                terms_[k] = {call.address(k), plan.inner, 0, 1, 0, plan.inner};
+        } else if (call.elements() > 0) {
+            const auto tensors = call.tensors();
+            misfits = choose_layout(call.shape, call.rank, tensors.data(), plan.terms, plan, terms_.data());
+            expect(!call.looking() || misfits.empty(), "a term does not lie as usual");
+        }
+        plan.term = terms_.data();
+    }
+    void noise(NoiseArguments of) {
+        of.draw_seed();
+        plan.noisy = of.noisy;
+        plan.seed = of.key ? of.key[0] : of.seed, plan.draw = of.key ? of.key[1] : of.draw;
+        plan.ids = of.ids, plan.stream = of.stream;
+    }
+
+private:
+    std::vector<Term> terms_;
+};
+
+template <class F>
+void unlocked(const Call& call, F f) {
+    if (call.elements() == 0) return;
+    const int threads = thread_count();
+    const WithoutLock without;
+    f(threads);
+}
+
+void* data_of(const Reference& tensor) { return tensor.get() == Py_None ? nullptr : View(tensor.get()).data; }
+
+// combine(call, return_noise) -> (out, noise or None)
 PyObject* py_combine(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 11, "combine takes 11 arguments");
-    Call call(a[0], a[2], a[3]);
-    call.rows(a[6]);
-    call.plan.coefs = call.table(a[4], call.terms());
-    if (a[5] != Py_None) call.plan.sigma = call.table(a[5], -1);
-    call.noise(a[7], a[8], a[9]);
-    call.plan.out = call.output();
-    call.plan.noise = call.output(a[1], call.elements());
-    expect(!call.plan.noise || call.plan.noisy, "noise is wanted, but there is no key");
-    const int threads = static_cast<int>(integer(a[10]));
-    return call.run([&] { combine(call.plan, call.type, threads); });
+    expect(count == 2, "combine takes 2 arguments");
+    return serve(a[0], [&](Call& call) -> PyObject* {
+        Planned planned(call, 0);
+        const bool returns = yes(a[1]) && call.has_noise(), noisy = call.has(Call::kSigma) && call.has_noise();
+        const NoiseArguments identity = call.noise(noisy || returns);
+        if (!planned.misfits.empty()) return list_of(planned.misfits);
+        if (call.tables_recorded && (call.row >= 0 || call.index)) return PyLong_FromLong(kUnusual);
+        const Reference out(call.output()), noise(returns ? call.output() : Py_NewRef(Py_None));
+        planned.noise(identity);
+        planned.plan.out = data_of(out), planned.plan.noise = data_of(noise);
+        unlocked(call, [&](int threads) { combine(planned.plan, call.type, threads); });
+        return call.results(out, noise);
+    });
 }
 
-// step(out, x0, terms, starts, to_x0, coefs, sigma, rows, low, high, x0_start, x0_channels, key, sample_ids, stream,
-//      threads)
+// step(call, (low, high, start, channels), return_x0) -> (out, x0 or None)
 PyObject* py_step(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 16, "step takes 16 arguments");
-    Call call(a[0], a[2], a[3]);
-    call.rows(a[7]);
-    call.plan.to_x0 = call.table(a[4], call.terms());
-    call.plan.coefs = call.table(a[5], call.terms() + 1);
-    if (a[6] != Py_None) call.plan.sigma = call.table(a[6], -1);
-    call.plan.low = real(a[8]), call.plan.high = real(a[9]);
-    const int64_t start = integer(a[10]), channels = integer(a[11]), whole = call.elements();
-    const int64_t sample = whole ? whole / call.plan.batch : 0;
-    call.plan.x0_begin = start < 0 ? 0 : start * call.channel_elements();
-    call.plan.x0_end = start < 0 ? sample : call.plan.x0_begin + channels * call.channel_elements();
-    expect(call.plan.x0_end <= sample, "x0 leaves the channels");
-    call.noise(a[12], a[13], a[14]);
-    call.plan.out = call.output();
-    call.plan.x0 = call.output(a[1], call.plan.batch * (call.plan.x0_end - call.plan.x0_begin));
-    const int threads = static_cast<int>(integer(a[15]));
-    return call.run([&] { step(call.plan, call.type, threads); });
+    expect(count == 3, "step takes 3 arguments");
+    return serve(a[0], [&](Call& call) -> PyObject* {
+        Planned planned(call, 1);
+        expect(call.has(Call::kToX0), "a step needs to_x0");
+        Plan& plan = planned.plan;
+        plan.low = real(field(a[1], 0)), plan.high = real(field(a[1], 1));
+        const int64_t start = integer(field(a[1], 2)), channels = integer(field(a[1], 3));
+        plan.x0_begin = start < 0 ? 0 : start * call.channel();
+        plan.x0_end = start < 0 ? call.sample() : plan.x0_begin + channels * call.channel();
+        expect(start < 0 || (call.rank >= 2 && channels >= 0 && start + channels <= call.shape[1]), "x0 leaves the channels");
+        const NoiseArguments identity = call.noise(call.has(Call::kSigma));
+        if (!planned.misfits.empty()) return list_of(planned.misfits);
+        if (call.seen != kPlain) return PyLong_FromLong(kUnusual);  // its gradient is that of two combinations
+        const Reference out(call.output()), x0(yes(a[2]) ? call.output(start < 0 ? -1 : channels) : Py_NewRef(Py_None));
+        planned.noise(identity);
+        plan.out = data_of(out), plan.x0 = data_of(x0);
+        unlocked(call, [&](int threads) { step(plan, call.type, threads); });
+        return call.results(out, x0);
+    });
 }
 
-// squared_error(like, grad, terms, starts, coefs, sigma, weight, rows, key, sample_ids, stream, scale, sums, threads):
-// `like` gives shape and type; grad may be None; sums: float64 [batch].
+// loss[b] = scale weight[b] sums[b], in the type of the tables.
+template <class Real>
+void weigh(const Plan& plan, const double* sums, void* loss) {
+    for (int64_t b = 0; b < plan.batch; ++b) {
+        const Real weight = static_cast<const Real*>(plan.weight.data)[plan.row(b) * plan.weight.row_stride];
+        static_cast<Real*>(loss)[b] = static_cast<Real>(plan.scale) * weight * static_cast<Real>(sums[b]);
+    }
+}
+
+// squared_error(call, scale, return_grad) -> (loss, grad or None)
 PyObject* py_squared_error(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 14, "squared_error takes 14 arguments");
-    Call call(a[0], a[2], a[3]);
-    call.rows(a[7]);
-    call.plan.coefs = call.table(a[4], call.terms());
-    if (a[5] != Py_None) call.plan.sigma = call.table(a[5], -1);
-    call.plan.weight = call.table(a[6], -1);
-    call.noise(a[8], a[9], a[10]);
-    call.plan.scale = real(a[11]);
-    call.plan.out = call.output(a[1], call.elements());
-    const View sums(a[12]);
-    expect(sums.is(dlpack::kFloat, 64) && sums.contiguous() && sums.elements() == call.plan.batch, "sums does not fit");
-    const int threads = static_cast<int>(integer(a[13]));
-    return call.run([&] { squared_error(call.plan, call.type, threads, static_cast<double*>(sums.data)); });
+    expect(count == 3, "squared_error takes 3 arguments");
+    return serve(a[0], [&](Call& call) -> PyObject* {
+        Planned planned(call, 0);
+        Plan& plan = planned.plan;
+        expect(call.has(Call::kWeight) && call.terms() > 0, "a squared error needs a weight and a term");
+        plan.scale = real(a[1]);
+        const NoiseArguments identity = call.noise(call.has(Call::kSigma));
+        if (!planned.misfits.empty()) return list_of(planned.misfits);
+        const bool recorded = call.seen == kRecorded;
+        // float16 has a gradient of its own: autograd.py.
+        if (recorded && (call.others_recorded || call.tables_recorded || call.type == Type::f16)) return PyLong_FromLong(kUnusual);
+        const Reference loss(new_tensor(call.coefs(), call.shape, 1, nullptr));
+        const Reference grad(recorded || yes(a[2]) ? call.output() : Py_NewRef(Py_None));
+        planned.noise(identity);
+        plan.out = data_of(grad);
+        std::vector<double> sums(plan.batch);
+        unlocked(call, [&](int threads) { squared_error(plan, call.type, threads, sums.data()); });
+        if (plan.batch > 0) (call.type == Type::f64 ? weigh<double> : weigh<float>)(plan, sums.data(), data_of(loss));
+        return call.results(loss, grad);
+    });
 }
 
-// dots(grad, terms, starts, key, sample_ids, stream, sums, threads), sums: float64 [batch, terms + 1]
+// dots(call, grad) -> float64 [batch, terms + 1]; the call's tables are not read
 PyObject* py_dots(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 8, "dots takes 8 arguments");
-    Call call(a[0], a[1], a[2]);
-    call.noise(a[3], a[4], a[5]);
-    call.plan.grad = call.output();
-    const View sums(a[6]);
-    expect(sums.is(dlpack::kFloat, 64) && sums.contiguous() && sums.elements() == call.plan.batch * (call.terms() + 1),
-           "sums does not fit");
-    const int threads = static_cast<int>(integer(a[7]));
-    return call.run([&] { dots(call.plan, call.type, threads, static_cast<double*>(sums.data)); });
+    expect(count == 2, "dots takes 2 arguments");
+    return serve(a[0], [&](Call& call) -> PyObject* {
+        Planned planned(call, -1);
+        const View grad(a[1]);
+        expect(grad.type() == call.type && grad.contiguous() && grad.elements() == call.elements(), "grad does not fit");
+        if (!planned.misfits.empty()) return list_of(planned.misfits);
+        const int64_t sizes[] = {call.batch(), call.terms() + 1};
+        const Reference sums(new_tensor(a[1], sizes, 2, dtype_of(Type::f64)));
+        planned.noise(call.noise(true));
+        planned.plan.grad = grad.data;
+        auto* at = static_cast<double*>(data_of(sums));
+        std::fill(at, at + sizes[0] * sizes[1], 0.0);
+        unlocked(call, [&](int threads) { dots(planned.plan, call.type, threads, at); });
+        return Py_NewRef(sums.get());
+    });
 }
 
-// scale(grad, outs, starts, coefs, threads): outs[k] = coefs[:, k] grad, all contiguous and of grad's shape
-PyObject* py_scale(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 5, "scale takes 5 arguments");
-    Call call(a[0], a[1], a[2]);
-    call.plan.coefs = call.table(a[3], call.terms());
-    call.plan.grad = call.output();
-    const auto outs = call.addresses();
-    call.plan.outs = outs.data();
-    const int threads = static_cast<int>(integer(a[4]));
-    return call.run([&] { scale(call.plan, call.type, threads); });
+template <class Real>
+void pick(const View& coefs, const int64_t* index, int64_t row, const std::vector<int64_t>& columns, int64_t batch, Real* to) {
+    for (int64_t b = 0; b < batch; ++b) {
+        const int64_t at = index ? index[b] : row >= 0 ? row : coefs.size[0] == 1 ? 0 : b;
+        expect(at >= 0 && at < coefs.size[0], "rows holds a number outside the table");
+        for (const int64_t k : columns) *to++ = static_cast<const Real*>(coefs.data)[at * coefs.stride[0] + k * coefs.stride[1]];
+    }
 }
 
-// row_sums(x, sums, threads): x as [sums.numel(), the rest]
-PyObject* py_row_sums(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 3, "row_sums takes 3 arguments");
-    const View x(a[0]), sums(a[1]);
-    expect(x.contiguous() && sums.contiguous() && sums.is(dlpack::kFloat, 64), "x or sums does not fit");
-    const int64_t rows = sums.elements();
-    const int threads = static_cast<int>(integer(a[2]));
-    if (x.elements() == 0) Py_RETURN_NONE;
+// outs[k] = coefs[b, columns[k]] x[b], new tensors; `put` takes them one by one.
+void scaled(PyObject* tensor, PyObject* table, PyObject* rows, const std::vector<int64_t>& columns, const Put& put) {
+    const View x(tensor), coefs(table);
     const Type type = x.type();
-    {
-        const WithoutLock unlocked;
-        row_sums(x.data, rows, x.elements() / rows, type, threads, static_cast<double*>(sums.data));
+    expect(x.contiguous() && x.rank >= 1 && coefs.rank == 2, "x or coefs does not fit");
+    expect(coefs.is(dlpack::kFloat, type == Type::f64 ? 64 : 32), "coefs is not of the arithmetic's type");
+    const int64_t batch = x.size[0];
+    const int64_t row = PyLong_Check(rows) ? integer(rows) : -1;
+    const int64_t* index = row >= 0 ? nullptr : integers(rows, batch, "rows is not an int64 tensor [batch]");
+    expect(row >= 0 || index || coefs.size[0] == 1 || coefs.size[0] == batch, "coefs has neither one row nor one a sample");
+    for (const int64_t k : columns) expect(k >= 0 && k < coefs.size[1], "a column is outside the table");
+    const auto n = static_cast<int64_t>(columns.size());
+    std::vector<double> wide(type == Type::f64 ? batch * n : 0);
+    std::vector<float> narrow(type == Type::f64 ? 0 : batch * n);
+    if (type == Type::f64) pick(coefs, index, row, columns, batch, wide.data());
+    else pick(coefs, index, row, columns, batch, narrow.data());
+    std::vector<void*> addresses(n);
+    std::vector<Term> terms(n);
+    Plan plan{};
+    plan.batch = batch, plan.rows = 1, plan.inner = batch ? x.elements() / batch : 0, plan.terms = static_cast<int>(n);
+    for (int64_t k = 0; k < n; ++k) {
+        PyObject* out = new_like(tensor);
+        put(k, out);
+        addresses[k] = View(out).data;
+        terms[k] = {addresses[k], plan.inner, 0, 1, 0, plan.inner};
     }
-    Py_RETURN_NONE;
-}
-
-struct Key { int64_t seed, draw; };
-Key key_of(PyObject* key) {
-    if (PyTuple_Check(key)) return {integer(PyTuple_GetItem(key, 0)), integer(PyTuple_GetItem(key, 1))};
-    const int64_t* pair = integers(key, 2, "key is not int64 [2]");
-    return {pair[0], pair[1]};
-}
-
-// block_ranks(ranks, key, sample_ids, stream, threads), ranks: int64 [batch, blocks]
-PyObject* py_block_ranks(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 5, "block_ranks takes 5 arguments");
-    const View ranks(a[0]);
-    expect(ranks.is(dlpack::kInt, 64) && ranks.contiguous() && ranks.rank == 2, "ranks does not fit");
-    const Key key = key_of(a[1]);
-    const int64_t* ids = integers(a[2], ranks.size[0], "sample_ids is not an int64 tensor [batch]");
-    block_ranks(key.seed, key.draw, ids, static_cast<uint32_t>(integer(a[3])), ranks.size[0], ranks.size[1],
-                static_cast<int64_t*>(ranks.data), static_cast<int>(integer(a[4])));
-    Py_RETURN_NONE;
-}
-
-// block_mask(out, mask, x, threshold, key, sample_ids, stream, block_height, block_width, threads)
-PyObject* py_block_mask(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 10, "block_mask takes 10 arguments");
-    const View out(a[0]), mask(a[1]), x(a[2]);
-    expect(x.rank == 4 && x.contiguous() && out.contiguous() && mask.contiguous(), "x is not contiguous [B, C, H, W]");
-    expect(out.elements() == x.elements() && out.type() == x.type() && mask.type() == x.type(), "out does not fit");
-    expect(mask.elements() == x.size[0] * x.size[2] * x.size[3], "mask does not fit");
-    const Key key = key_of(a[4]);
-    const double one64 = 1.0;
-    BlockMask m{x.size[0], x.size[1], x.size[2], x.size[3], integer(a[7]), integer(a[8]), size_of(x.type()),
-                key.seed, key.draw, integers(a[5], x.size[0], "sample_ids is not an int64 tensor [batch]"),
-                static_cast<uint32_t>(integer(a[6])), integers(a[3], x.size[0], "threshold is not int64 [batch]"),
-                x.data, out.data, mask.data, 0};
-    expect(m.block_height > 0 && m.block_width > 0, "a block has no extent");
-    switch (x.type()) {
-        case Type::f64: std::memcpy(&m.one, &one64, 8); break;
-        case Type::f32: m.one = 0x3F800000u; break;
-        case Type::bf16: m.one = 0x3F80u; break;
-        default: m.one = 0x3C00u;
+    plan.term = terms.data(), plan.grad = x.data, plan.outs = addresses.data();
+    plan.coefs = {type == Type::f64 ? static_cast<const void*>(wide.data()) : narrow.data(), n, 1};
+    if (x.elements() > 0 && n > 0) {
+        const int threads = thread_count();
+        const WithoutLock without;
+        scale(plan, type, threads);
     }
-    const int threads = static_cast<int>(integer(a[9]));
+}
+
+PyObject* py_scale(PyObject* const* a, Py_ssize_t count) { return scale_list(a, count, scaled); }
+PyObject* py_look_scale(PyObject* const* a, Py_ssize_t count) { return look_scale(a, count, scaled); }
+
+// row_sums(x) -> float64 [n] of x [n, inner]
+PyObject* py_row_sums(PyObject* const* a, Py_ssize_t count) {
+    expect(count == 1, "row_sums takes 1 argument");
+    const View x(a[0]);
+    expect(x.contiguous() && x.rank == 2, "x is not contiguous [n, inner]");
+    const Reference sums(new_tensor(a[0], x.size, 1, dtype_of(Type::f64)));
+    auto* at = static_cast<double*>(data_of(sums));
+    std::fill(at, at + x.size[0], 0.0);
+    if (x.elements() > 0) {
+        const Type type = x.type();
+        const int threads = thread_count();
+        const WithoutLock without;
+        row_sums(x.data, x.size[0], x.size[1], type, threads, at);
+    }
+    return Py_NewRef(sums.get());
+}
+
+Identities identities_of(const NoiseArguments& noise) {
+    return {noise.key ? noise.key[0] : noise.seed, noise.key ? noise.key[1] : noise.draw, noise.ids, noise.stream};
+}
+
+// random_words(noise, words), words: int64 [batch, count], which is given back
+PyObject* py_random_words(PyObject* const* a, Py_ssize_t count) {
+    expect(count == 2, "random_words takes 2 arguments");
+    const View words(a[1]);
+    expect(words.is(dlpack::kInt, 64) && words.contiguous() && words.rank == 2, "words does not fit");
+    const NoiseArguments noise(a[0], words.size[0], false);
+    random_words(identities_of(noise), words.size[0], words.size[1], static_cast<int64_t*>(words.data), thread_count());
+    return Py_NewRef(a[1]);
+}
+
+uint64_t one_of(Type type) {
+    const double one = 1.0;
+    uint64_t bits = 0;
+    if (type == Type::f64) std::memcpy(&bits, &one, 8);
+    else bits = type == Type::f32 ? 0x3F800000u : type == Type::bf16 ? 0x3F80u : 0x3C00u;
+    return bits;
+}
+
+// block_mask(x, hidden, noise, (height, width), exact) -> (out, mask); a number, as of an unchecked call, where the seed
+// is None or x is not as usual: what has been checked never is so.
+PyObject* mask_blocks(PyObject* const* a) {
+    const View x(a[0]);
+    const Type type = x.type();
+    expect(x.rank == 4 && x.contiguous(), "x is not contiguous [B, C, H, W]");
+    const int64_t batch = x.size[0], block_height = integer(field(a[3], 0)), block_width = integer(field(a[3], 1));
+    expect(block_height > 0 && block_width > 0, "a block has no extent");
+    const bool one = PyLong_Check(a[1]);
+    const int64_t* hidden = one ? nullptr : integers(a[1], batch, "hidden is not int64 [batch]");
+    const int64_t of_all = one ? integer(a[1]) : 0;
+    expect(of_all >= 0, "hidden is negative");
+    const bool exact = yes(a[4]);
+    for (int64_t b = 0; hidden && exact && b < batch; ++b) expect(hidden[b] >= 0, "hidden is negative");
+    const int64_t of_mask[] = {batch, 1, x.size[2], x.size[3]};
+    const Reference out(new_tensor(a[0], x.size, 4, nullptr)), mask(new_tensor(a[0], of_mask, 4, nullptr));
+    NoiseArguments noise(a[2], batch, torch_state.fresh_seed != nullptr);
+    noise.draw_seed();
+    const BlockMask m{batch, x.size[1], x.size[2], x.size[3], block_height, block_width, size_of(type),
+                      identities_of(noise), hidden, of_all, exact, x.data, data_of(out), data_of(mask), one_of(type)};
+    const int threads = thread_count();
     {
-        const WithoutLock unlocked;
+        const WithoutLock without;
         block_mask(m, threads);
     }
-    Py_RETURN_NONE;
+    return PyTuple_Pack(2, out.get(), mask.get());
 }
 
-template <PyObject* (*f)(PyObject* const*, Py_ssize_t)>
-constexpr PyMethodDef fast(const char* name) {
-    return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&method<f>)), METH_FASTCALL, nullptr};
+PyObject* py_block_mask(PyObject* const* a, Py_ssize_t count) {
+    expect(count == 5, "block_mask takes 5 arguments");
+    return mask_blocks(a);
+}
+
+// The same of arguments that nobody has checked.
+PyObject* py_look_block_mask(PyObject* const* a, Py_ssize_t count) {
+    expect(count == 5, "block_mask takes 5 arguments");
+    if (!exchange_api() || !torch_state.watchers || !plain_tensor(a[0])) return PyLong_FromLong(kUnusual);
+    try {
+        if (!nothing_at_work() || (grad_enabled() && requires_grad(a[0]))) return PyLong_FromLong(kUnusual);
+        return mask_blocks(a);
+    } catch (const std::invalid_argument&) {
+    } catch (const PythonError&) {
+        clear_error();
+    }
+    return PyLong_FromLong(kUnusual);
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_mmfast_cpu, m) {
-    m.doc() = "mmfast's kernels for the CPU; see mmfast/ops/cpu.py.";
+    m.doc() = "mmfast's kernels for the CPU; see mmfast/ops/backends/cpu.py.";
     m.attr("interface") = kInterface;
     static PyMethodDef methods[] = {
         fast<py_combine>("combine"),         fast<py_step>("step"),
         fast<py_dots>("dots"),               fast<py_squared_error>("squared_error"),
-        fast<py_row_sums>("row_sums"),       fast<py_scale>("scale"),       fast<py_block_ranks>("block_ranks"),
-        fast<py_block_mask>("block_mask"),   fast<py_watch>("watch"),
-        fast<py_glance>("glance"),           fast<py_express>("express"),
-                  {nullptr, nullptr, 0, nullptr},
+        fast<py_row_sums>("row_sums"),       fast<py_scale>("scale"),
+        fast<py_random_words>("random_words"), fast<py_block_mask>("block_mask"),
+        fast<py_look_scale>("look_scale"),   fast<py_look_block_mask>("look_block_mask"),
+        MMFAST_TORCH_METHODS,                {nullptr, nullptr, 0, nullptr},
     };
     if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
-    m.def("use_exchange_api", [](py::handle capsule) {
-        try {
-            use_exchange_api(capsule.ptr());
-        } catch (const PythonError&) {
-            throw py::error_already_set();
-        }
-        return exchange_api() != nullptr;
-    });
     m.def("isas", &isas);
     m.def("isa", &isa);
     m.def("set_isa", &set_isa);

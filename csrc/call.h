@@ -1,29 +1,16 @@
-// One call of an op from Python: its tensors checked, its plan made, and run without the interpreter's lock.
+// A Python `Call` (mmfast/ops/call.py), read: its terms, tables, rows and noise, without torch's headers. Both
+// extensions use this; what they make of it is theirs.
+//
+// A call whose shape is None has been checked by nobody: then it is looked at here, and whatever is not as usual
+// makes `seen` something else than kPlain, or throws std::invalid_argument, upon which serve() gives it back.
 #pragma once
 
-#include <stdexcept>
+#include <functional>
 #include <vector>
 
-#include "cpu/driver.h"
-#include "python.h"
+#include "torch_state.h"
 
 namespace mmfast {
-
-inline void expect(bool holds, const char* what) {
-    if (!holds) throw std::invalid_argument(what);
-}
-
-inline int64_t integer(PyObject* value) {
-    const int64_t n = PyLong_AsLongLong(value);
-    if (n == -1 && PyErr_Occurred()) throw PythonError();
-    return n;
-}
-
-inline double real(PyObject* value) {
-    const double x = PyFloat_AsDouble(value);
-    if (x == -1.0 && PyErr_Occurred()) throw PythonError();
-    return x;
-}
 
 // An int64 tensor [n] that lies contiguous, or null for None.
 inline const int64_t* integers(PyObject* tensor, int64_t n, const char* what) {
@@ -35,6 +22,306 @@ inline const int64_t* integers(PyObject* tensor, int64_t n, const char* what) {
 
 inline int64_t size_of(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
 
+inline PyObject* list_of(const std::vector<int>& numbers) {
+    PyObject* list = PyList_New(static_cast<Py_ssize_t>(numbers.size()));
+    if (!list) throw PythonError();
+    for (size_t i = 0; i < numbers.size(); ++i)
+        PyList_SET_ITEM(list, static_cast<Py_ssize_t>(i), PyLong_FromLong(numbers[i]));
+    return list;
+}
+
+inline PyObject* field(PyObject* tuple, Py_ssize_t i) {
+    expect(PyTuple_Check(tuple) && i < PyTuple_GET_SIZE(tuple), "a call has not the fields of mmfast.ops.call");
+    return PyTuple_GET_ITEM(tuple, i);
+}
+
+// An int that fits int64, and nothing that merely behaves like one.
+inline int64_t plain_integer(PyObject* value, int64_t least, int64_t most) {
+    expect(PyLong_CheckExact(value), "a number is no int");
+    int overflow = 0;
+    const int64_t n = PyLong_AsLongLongAndOverflow(value, &overflow);
+    expect(!overflow && n >= least && n <= most, "an int is out of its range");
+    return n;
+}
+
+// The noise's identity: Noise in mmfast/ops/call.py. The key may be a tensor, which is not read here.
+struct NoiseArguments {
+    bool noisy = false;
+    int64_t seed = 0, draw = 0;
+    const int64_t* key = nullptr;  // [2], on the device
+    const int64_t* ids = nullptr;  // [batch]
+    uint32_t stream = 0;
+
+    NoiseArguments() = default;
+    // looking: it has not been checked, and a seed of None asks for a fresh one.
+    NoiseArguments(PyObject* noise, int64_t batch, bool looking) {
+        if (noise == Py_None) return;
+        noisy = true;
+        PyObject* pair = field(noise, 0);
+        stream = static_cast<uint32_t>(plain_integer(field(noise, 2), 0, 0xFFFF));
+        ids = integers(field(noise, 1), batch, "sample_ids is not an int64 tensor [batch]");
+        if (!PyTuple_Check(pair)) {
+            key = integers(pair, 2, "key is not int64 [2]");
+            return;
+        }
+        PyObject* first = field(pair, 0);
+        draw = plain_integer(field(pair, 1), looking ? 0 : INT64_MIN, looking ? 0xFFFFFFFF : INT64_MAX);
+        fresh_ = looking && first == Py_None;
+        if (!fresh_) seed = plain_integer(first, INT64_MIN, INT64_MAX);
+    }
+    // Draws the fresh seed that was asked for; after this the call must be done.
+    void draw_seed() {
+        if (fresh_) seed = integer(Reference(PyObject_CallNoArgs(torch_state.fresh_seed)).get());
+    }
+
+private:
+    bool fresh_ = false;
+};
+
+class Call {
+public:
+    Seen seen = kPlain;
+    bool others_recorded = false, tables_recorded = false;  // whether a term but the first, or a table, is to be differentiated
+    Type type = Type::f32;
+    int rank = 0, device = 0;
+    int64_t shape[kMaxRank] = {};
+
+    explicit Call(PyObject* call)
+        : terms_(field(call, 0)), tables_(field(call, 1)), rows_(field(call, 2)), noise_(field(call, 3)),
+          looking_(field(call, 4) == Py_None) {
+        if (looking_ && !look_first()) return;
+        read_shape(field(call, 4), field(call, 5));
+        read_terms();
+        if (looking_) expect(PyLong_CheckExact(rows_) || rows_ == Py_None || ordinary(rows_), "rows are no tensor");
+        if (PyLong_Check(rows_)) {
+            row = integer(rows_);
+            expect(row >= 0, "the row is outside the table");
+        } else {
+            index = integers(rows_, batch(), "rows is not an int64 tensor [batch]");
+        }
+    }
+    Call(const Call&) = delete;
+    Call& operator=(const Call&) = delete;
+
+    int64_t row = -1;                // the one row that serves every sample, or -1
+    const int64_t* index = nullptr;  // [batch] rows of the tables, or null
+
+    bool looking() const { return looking_; }
+    int terms() const { return static_cast<int>(views_.size()); }
+    int64_t batch() const { return shape[0]; }
+    int64_t elements() const {
+        int64_t n = 1;
+        for (int d = 0; d < rank; ++d) n *= shape[d];
+        return n;
+    }
+    int64_t sample() const { return batch() == 0 ? 0 : elements() / batch(); }
+    int64_t channel() const {
+        int64_t n = 1;
+        for (int d = 2; d < rank; ++d) n *= shape[d];
+        return n;
+    }
+    bool alike() const { return alike_; }  // every term is contiguous and of the whole shape
+
+    // A table of the call's, [R, columns], or [R] where columns is -1, as the samples see it: null for None.
+    enum Which { kCoefs, kSigma, kToX0, kWeight };
+    struct Entries {
+        const void* data = nullptr;
+        int64_t rows = 0, row_stride = 0, stride = 0;  // in elements; `data` is at the row, if one serves all
+    };
+    Entries table(Which which, int64_t columns) {
+        PyObject* tensor = field(tables_, which);
+        if (tensor == Py_None) return {};
+        if (looking_) tables_recorded |= look_at(tensor);
+        const View view(tensor);
+        expect(view.is(dlpack::kFloat, type == Type::f64 ? 64 : 32), "a table is not of the arithmetic's type");
+        expect(view.rank == (columns < 0 ? 1 : 2), "a table is not [rows, columns]");
+        expect(columns < 0 || view.size[1] == columns, "a table has not a column for each term");
+        const int64_t rows = view.size[0], stride = columns < 0 ? 0 : view.stride[1];
+        if (row >= 0) {
+            expect(row < rows || batch() == 0, "the row is outside the table");
+            const int64_t at = row < rows ? row * view.stride[0] : 0;
+            return {static_cast<char*>(view.data) + at * arithmetic_size(), 1, 0, stride};
+        }
+        expect(index || rows == 1 || rows == batch() || batch() == 0, "a table has neither one row nor one a sample");
+        return {view.data, rows, rows == 1 && !index ? 0 : view.stride[0], stride};
+    }
+    PyObject* coefs() const { return field(tables_, kCoefs); }
+    bool has(Which which) const { return field(tables_, which) != Py_None; }
+    int64_t arithmetic_size() const { return type == Type::f64 ? 8 : 4; }
+
+    // The identity, where the call is noisy and `wanted`.
+    NoiseArguments noise(bool wanted) const {
+        return wanted ? NoiseArguments(noise_, batch(), looking_) : NoiseArguments();
+    }
+    bool has_noise() const { return noise_ != Py_None; }
+
+    // A new tensor of the call's type and shape, or with other channels.
+    PyObject* output(int64_t channels = -1) const {
+        if (like_ && channels < 0) return new_like(like_);
+        int64_t sizes[kMaxRank];
+        for (int d = 0; d < rank; ++d) sizes[d] = shape[d];
+        if (channels >= 0) sizes[1] = channels;
+        return new_tensor(coefs(), sizes, rank, type == Type::f32 || type == Type::f64 ? nullptr : dtype_of(type));
+    }
+
+    // The two results of an op, the second perhaps None; and a third where it is still to be recorded: whether all terms
+    // are of the whole shape.
+    PyObject* results(const Reference& first, const Reference& second) const {
+        return seen == kRecorded ? PyTuple_Pack(3, first.get(), second.get(), alike_ ? Py_True : Py_False)
+                                 : PyTuple_Pack(2, first.get(), second.get());
+    }
+
+    // The terms as layout.h takes them.
+    std::vector<Tensor> tensors() const {
+        std::vector<Tensor> all(views_.size());
+        for (size_t k = 0; k < all.size(); ++k)
+            all[k] = {views_[k].data, views_[k].size, views_[k].stride, starts_[k]};
+        return all;
+    }
+    const void* address(int k) const { return views_[k].data; }
+
+private:
+    PyObject *terms_, *tables_, *rows_, *noise_;
+    PyObject* like_ = nullptr;  // the first term, where an output is to be like it
+    bool looking_, alike_ = true, grad_ = false;
+    std::vector<View> views_;
+    std::vector<int64_t> starts_;
+
+    static PyObject* tensor_of(PyObject* term) { return PyTuple_Check(term) ? field(term, 0) : term; }
+    Py_ssize_t count() const { return PySequence_Fast_GET_SIZE(terms_); }
+    PyObject* term(Py_ssize_t k) const { return PySequence_Fast_GET_ITEM(terms_, k); }
+
+    // Whether this is a list of torch's own tensors, with nothing at work around them.
+    bool look_first() {
+        const auto end_as = [&](Seen found) { return seen = found, false; };
+        if (!exchange_api() || !torch_state.watchers) return end_as(kUnusual);
+        if (!(PyList_CheckExact(terms_) || PyTuple_CheckExact(terms_)) || count() == 0) return end_as(kUnusual);
+        PyObject* first = tensor_of(term(0));
+        if (!ordinary(first)) return end_as(kUnusual);
+        dlpack::Tensor t;
+        if (exchange_api()->from_object(first, &t) != 0) throw PythonError();
+        if (t.device.type != kDevice) return end_as(kElsewhere);
+        if (!nothing_at_work()) return end_as(kUnusual);
+        grad_ = grad_enabled();
+        return true;
+    }
+    // Whether a plain tensor is to be differentiated.
+    bool look_at(PyObject* x) {
+        expect(plain_tensor(x), "a tensor is of a subclass, or negated");
+        if (!grad_ || !requires_grad(x)) return false;
+        seen = kRecorded;
+        return true;
+    }
+    void read_shape(PyObject* sizes, PyObject* dtype) {
+        if (looking_) return;  // the first term has it
+        const Reference fast(PySequence_Fast(sizes, "shape is not a sequence"));
+        rank = static_cast<int>(PySequence_Fast_GET_SIZE(fast.get()));
+        expect(rank >= 1 && rank <= kMaxRank, "a shape has from 1 to 16 sizes");
+        for (int d = 0; d < rank; ++d) {
+            shape[d] = integer(PySequence_Fast_GET_ITEM(fast.get(), d));
+            expect(shape[d] >= 0, "a size is negative");
+        }
+        int found = 0;
+        while (found < 4 && PyTuple_GET_ITEM(torch_state.dtypes, found) != dtype) ++found;
+        expect(found < 4, "dtype is not float32, float64, bfloat16 or float16");
+        type = static_cast<Type>(found);
+    }
+    void read_terms() {
+        expect(PyList_Check(terms_) || PyTuple_Check(terms_), "terms is no list");
+        const Py_ssize_t n = count();
+        views_ = std::vector<View>(n);
+        starts_.assign(n, -1);
+        for (Py_ssize_t k = 0; k < n; ++k) {
+            PyObject *block = term(k), *tensor = tensor_of(block);
+            if (looking_ && look_at(tensor)) others_recorded |= k > 0;
+            View& view = views_[k];
+            view.read(tensor);
+            int64_t channels = -1;
+            if (PyTuple_Check(block)) {
+                starts_[k] = plain_integer(field(block, 1), 0, INT64_MAX);
+                channels = plain_integer(field(block, 2), 0, INT64_MAX);
+                expect(view.rank >= 2 && starts_[k] + view.size[1] <= channels, "a block leaves the channels");
+            }
+            if (k == 0 && looking_) {
+                type = view.type(), rank = view.rank;
+                expect(rank >= 1, "a term is of no dimension");
+                for (int d = 0; d < rank; ++d) shape[d] = d == 1 && channels >= 0 ? channels : view.size[d];
+            }
+            if (k == 0) device = view.device;
+            expect(view.type() == type && view.rank == rank, "a term has not the call's type and rank");
+            expect(view.device == device, "a term is on another device");
+            expect(channels < 0 || channels == shape[1], "a block leaves the channels");
+            for (int d = 0; d < rank; ++d)
+                expect((d == 1 && channels >= 0) || view.size[d] == 1 || view.size[d] == shape[d],
+                       "a term does not broadcast to the shape");
+            const bool whole = channels < 0 && view.elements() == elements() && view.contiguous();
+            if (k == 0 && whole) like_ = tensor;
+            alike_ &= whole;
+        }
+    }
+};
+
+// f(call) for the call in a Python argument; where it was given to be looked at, what is not as usual is given back as
+// a number, with nothing done.
+template <class F>
+PyObject* serve(PyObject* argument, F f) {
+    const bool looking = field(argument, 4) == Py_None;
+    try {
+        Call call(argument);
+        if (call.seen == kUnusual || call.seen == kElsewhere) return PyLong_FromLong(call.seen);
+        return f(call);
+    } catch (const std::invalid_argument&) {
+        if (!looking) throw;
+    } catch (const PythonError&) {
+        if (!looking) throw;
+        clear_error();
+    }
+    return PyLong_FromLong(kUnusual);
+}
+
+// What makes the products coefs[b, columns[k]] x[b] of (x, coefs, rows), new tensors, and puts them one by one.
+using Put = std::function<void(int64_t k, PyObject* out)>;
+using Scaled = void (*)(PyObject* x, PyObject* coefs, PyObject* rows, const std::vector<int64_t>& columns, const Put& put);
+
+// scale(x, coefs, rows, columns) -> [coefs[b, k] x[b] for k in columns]
+inline PyObject* scale_list(PyObject* const* a, Py_ssize_t count, Scaled scaled) {
+    expect(count == 4, "scale takes 4 arguments");
+    const Reference list(PySequence_Fast(a[3], "columns is not a sequence"));
+    std::vector<int64_t> columns(PySequence_Fast_GET_SIZE(list.get()));
+    for (size_t k = 0; k < columns.size(); ++k)
+        columns[k] = integer(PySequence_Fast_GET_ITEM(list.get(), static_cast<Py_ssize_t>(k)));
+    const Reference outs(PyList_New(static_cast<Py_ssize_t>(columns.size())));
+    scaled(a[0], a[1], a[2], columns, [&](int64_t k, PyObject* out) { PyList_SET_ITEM(outs.get(), k, out); });
+    return Py_NewRef(outs.get());
+}
+
+// look_scale(grad, coefs, rows, needed, before): the gradients of an op whose terms are all of the whole shape, for a
+// grad that nobody has looked at: a tuple as long as `needed`, in which term k stands at before + k; None for those
+// that are not needed. Or a number, with nothing done.
+inline PyObject* look_scale(PyObject* const* a, Py_ssize_t count, Scaled scaled) {
+    expect(count == 5 && PyTuple_Check(a[3]), "look_scale takes 5 arguments");
+    if (!exchange_api() || !torch_state.watchers) return PyLong_FromLong(kUnusual);
+    try {
+        if (!plain_tensor(a[0]) || !nothing_at_work() || grad_enabled()) return PyLong_FromLong(kUnusual);
+        const Py_ssize_t n = PyTuple_GET_SIZE(a[3]), before = static_cast<Py_ssize_t>(integer(a[4]));
+        const Reference result(PyTuple_New(n));
+        std::vector<int64_t> columns;
+        for (Py_ssize_t k = 0; k < n; ++k) {
+            PyTuple_SET_ITEM(result.get(), k, Py_NewRef(Py_None));
+            if (k >= before && PyTuple_GET_ITEM(a[3], k) == Py_True) columns.push_back(k - before);
+        }
+        scaled(a[0], a[1], a[2], columns, [&](int64_t k, PyObject* out) {
+            Py_DECREF(Py_None);
+            PyTuple_SET_ITEM(result.get(), before + columns[k], out);
+        });
+        return Py_NewRef(result.get());
+    } catch (const std::invalid_argument&) {
+    } catch (const PythonError&) {
+        clear_error();
+    }
+    return PyLong_FromLong(kUnusual);
+}
+
 // Gives the interpreter's lock away while it lives, whatever is thrown meanwhile.
 class WithoutLock {
 public:
@@ -45,154 +332,6 @@ public:
 
 private:
     PyThreadState* state_;
-};
-
-inline PyObject* list_of(const std::vector<int>& numbers) {
-    PyObject* list = PyList_New(static_cast<Py_ssize_t>(numbers.size()));
-    if (!list) throw PythonError();
-    for (size_t i = 0; i < numbers.size(); ++i)
-        PyList_SET_ITEM(list, static_cast<Py_ssize_t>(i), PyLong_FromLong(numbers[i]));
-    return list;
-}
-
-// One call: its output's shape and type, and the plan that the kernels get.
-class Call {
-public:
-    Plan plan{};
-    Type type;
-
-    // `starts` may be null: no term is a block.
-    Call(PyObject* like, PyObject* terms, PyObject* starts) : shape_(like) {
-        type = shape_.type();
-        expect(shape_.contiguous(), "an output is not contiguous");
-        expect(shape_.rank >= 1, "an output has no batch dimension");
-        plan.batch = shape_.size[0];
-        const Reference fast(PySequence_Fast(terms, "terms is not a sequence"));
-        const Reference firsts(starts ? PySequence_Fast(starts, "starts is not a sequence") : PyTuple_New(0));
-        read_terms(fast.get(), starts ? firsts.get() : nullptr);
-    }
-    Call(const Call&) = delete;
-    Call& operator=(const Call&) = delete;
-
-    // rows: None, the number of the one row that serves every sample, or int64 [batch].
-    void rows(PyObject* rows) {
-        if (PyLong_Check(rows)) row_ = integer(rows);
-        else plan.index = integers(rows, plan.batch, "rows is not an int64 tensor [batch]");
-    }
-    // A table [R, columns], or [R] where columns is -1.
-    Table table(PyObject* tensor, int64_t columns) {
-        const View view(tensor);
-        expect(view.is(dlpack::kFloat, type == Type::f64 ? 64 : 32), "a table is not of the arithmetic's type");
-        expect(view.rank == (columns < 0 ? 1 : 2), "a table is not [rows, columns]");
-        expect(columns < 0 || view.size[1] == columns, "a table has not a column for each term");
-        const int64_t rows = view.size[0];
-        Table table{view.data, rows == 1 ? 0 : view.stride[0], columns < 0 ? 0 : view.stride[1]};
-        if (plan.batch == 0) return table;
-        if (row_ >= 0) {
-            expect(row_ < rows, "the row is outside the table");
-            table = {static_cast<char*>(view.data) + row_ * view.stride[0] * arithmetic(), 0, table.stride};
-        } else if (plan.index) {
-            table.row_stride = view.stride[0];
-            for (int64_t b = 0; b < plan.batch; ++b)
-                expect(plan.index[b] >= 0 && plan.index[b] < rows, "rows holds a number outside the table");
-        } else {
-            expect(rows == 1 || rows == plan.batch, "a table has neither one row nor one a sample");
-        }
-        if (columns > 0 && (row_ >= 0 || plan.index)) {  // a row of NaN is one that means nothing
-            for (int64_t b = 0; b < (plan.index ? plan.batch : 1); ++b) {
-                const int64_t at = (plan.index ? plan.index[b] : 0) * table.row_stride;
-                const double first = type == Type::f64 ? static_cast<const double*>(table.data)[at]
-                                                       : static_cast<const float*>(table.data)[at];
-                expect(first == first, "rows holds a number whose row in the table means nothing");
-            }
-        }
-        return table;
-    }
-    void noise(PyObject* key, PyObject* ids, PyObject* stream) {
-        if (key == Py_None) return;
-        plan.noisy = true;
-        plan.stream = static_cast<uint32_t>(integer(stream));
-        plan.ids = integers(ids, plan.batch, "sample_ids is not an int64 tensor [batch]");
-        if (PyTuple_Check(key)) {
-            expect(PyTuple_GET_SIZE(key) == 2, "key is not (seed, draw)");
-            plan.seed = integer(PyTuple_GET_ITEM(key, 0));
-            plan.draw = integer(PyTuple_GET_ITEM(key, 1));
-        } else {
-            const int64_t* pair = integers(key, 2, "key is not int64 [2]");
-            plan.seed = pair[0], plan.draw = pair[1];
-        }
-    }
-    // The address of a contiguous tensor of the call's type and `elements`, or null for None.
-    void* output(PyObject* tensor, int64_t elements) const {
-        if (tensor == Py_None) return nullptr;
-        const View view(tensor);
-        expect(view.type() == type && view.contiguous() && view.elements() == elements, "an output does not fit");
-        return view.data;
-    }
-    void* output() const { return shape_.data; }
-    int64_t elements() const { return shape_.elements(); }
-    int64_t channel_elements() const { return shape_.rank < 2 ? 1 : elements() == 0 ? 0 : elements() / (shape_.size[0] * shape_.size[1]); }
-    int terms() const { return plan.terms; }
-    bool alike() const { return alike_; }  // every term is contiguous and of the whole shape: no layout is a misfit
-    // Where the terms are, all of them of the whole shape and contiguous.
-    std::vector<void*> addresses() const {
-        expect(alike_, "a tensor is not contiguous, or of another shape");
-        std::vector<void*> all;
-        for (const View& view : views_) all.push_back(view.data);
-        return all;
-    }
-
-    // Lays the terms out and runs f without the interpreter's lock.
-    template <class F>
-    PyObject* run(F f) {
-        if (elements() == 0) Py_RETURN_NONE;
-        if (alike_) {
-            plan.rows = 1, plan.inner = elements() / plan.batch;
-            for (Term& term : terms_) term.end = term.batch_stride = plan.inner;
-        } else {
-            std::vector<Tensor> tensors(terms_.size());
-            for (size_t k = 0; k < tensors.size(); ++k)
-                tensors[k] = {views_[k].data, views_[k].size, views_[k].stride, starts_[k]};
-            const auto misfits = choose_layout(shape_.size, shape_.rank, tensors.data(), plan.terms, plan, terms_.data());
-            if (!misfits.empty()) return list_of(misfits);
-        }
-        plan.term = terms_.data();
-        {
-            const WithoutLock unlocked;
-            f();
-        }
-        Py_RETURN_NONE;
-    }
-
-private:
-    View shape_;
-    std::vector<View> views_;
-    std::vector<int64_t> starts_;
-    std::vector<Term> terms_;
-    int64_t row_ = -1;
-    bool alike_ = true;  // every term is contiguous and of the whole shape
-
-    int64_t arithmetic() const { return type == Type::f64 ? 8 : 4; }
-    void read_terms(PyObject* terms, PyObject* starts) {
-        plan.terms = static_cast<int>(PySequence_Fast_GET_SIZE(terms));
-        expect(!starts || PySequence_Fast_GET_SIZE(starts) == plan.terms, "starts has not an entry for each term");
-        views_ = std::vector<View>(plan.terms);
-        starts_.resize(plan.terms);
-        terms_.resize(plan.terms);
-        for (int k = 0; k < plan.terms; ++k) {
-            View& view = views_[k];
-            view.read(PySequence_Fast_GET_ITEM(terms, k));
-            starts_[k] = starts ? integer(PySequence_Fast_GET_ITEM(starts, k)) : -1;
-            expect(view.type() == type && view.rank == shape_.rank, "a term has not the output's type and rank");
-            for (int d = 0; d < view.rank; ++d) check_size(view, d, starts_[k]);
-            alike_ &= starts_[k] < 0 && view.elements() == shape_.elements() && view.contiguous();
-            terms_[k] = {view.data, 0, 0, 1, 0, 0};
-        }
-    }
-    void check_size(const View& view, int d, int64_t start) const {
-        if (start >= 0 && d == 1) expect(start + view.size[1] <= shape_.size[1], "a block leaves the channels");
-        else expect(view.size[d] == 1 || view.size[d] == shape_.size[d], "a term does not broadcast to the output");
-    }
 };
 
 }  // namespace mmfast

@@ -74,10 +74,39 @@ inline void use_exchange_api(PyObject* capsule) {
 
 constexpr int kMaxRank = 16;
 
+// The device that this extension's tensors are on, as DLPack numbers them: 1 the CPU, 2 CUDA.
+#ifndef MMFAST_DEVICE
+#define MMFAST_DEVICE 1
+#endif
+constexpr int kDevice = MMFAST_DEVICE;
+constexpr const char* kElsewhereText = kDevice == 1 ? "a tensor is not on the CPU" : "a tensor is not on a CUDA device";
+
+inline void expect(bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(what);
+}
+
+inline int64_t integer(PyObject* value) {
+    const int64_t n = PyLong_AsLongLong(value);
+    if (n == -1 && PyErr_Occurred()) throw PythonError();
+    return n;
+}
+
+inline double real(PyObject* value) {
+    const double x = PyFloat_AsDouble(value);
+    if (x == -1.0 && PyErr_Occurred()) throw PythonError();
+    return x;
+}
+
+inline bool yes(PyObject* value) {
+    const int truth = PyObject_IsTrue(value);
+    if (truth < 0) throw PythonError();
+    return truth;
+}
+
 // A tensor's address, type, sizes and strides, while the tensor lives.
 struct View {
     void* data = nullptr;
-    int rank = 0;
+    int rank = 0, device = 0;
     dlpack::DataType dtype{};
     const int64_t *size = nullptr, *stride = nullptr;
 
@@ -87,14 +116,15 @@ struct View {
         if (exchange_api()) {
             dlpack::Tensor t;
             if (exchange_api()->from_object(tensor, &t) != 0) throw PythonError();
-            if (t.device.type != 1) throw std::invalid_argument("a tensor is not on the CPU");
+            expect(t.device.type == kDevice, kElsewhereText);
+            device = t.device.id;
             data = static_cast<char*>(t.data) + t.byte_offset;
             rank = t.ndim, dtype = t.dtype, size = t.shape, stride = t.strides;
         } else {
             by_attributes(tensor);
         }
-        if (rank > kMaxRank) throw std::invalid_argument("a tensor has more than 16 dimensions");
-        if (!data && elements() > 0) throw std::invalid_argument("a tensor has no memory behind it");
+        expect(rank <= kMaxRank, "a tensor has more than 16 dimensions");
+        expect(data || elements() == 0, "a tensor has no memory behind it");
     }
     View(const View&) = delete;  // size and stride may point into the view
     View& operator=(const View&) = delete;
@@ -130,6 +160,11 @@ private:
         return n;
     }
     void by_attributes(PyObject* tensor) {
+        const Reference on(PyObject_GetAttrString(tensor, "device"));
+        const Reference kind(PyObject_GetAttrString(on.get(), "type"));
+        expect(std::string(PyUnicode_AsUTF8(kind.get())) == (kDevice == 1 ? "cpu" : "cuda"), kElsewhereText);
+        const Reference index(PyObject_GetAttrString(on.get(), "index"));
+        device = index.get() == Py_None ? 0 : static_cast<int>(PyLong_AsLong(index.get()));
         data = reinterpret_cast<void*>(integer(PyObject_CallMethod(tensor, "data_ptr", nullptr)));
         rank = static_cast<int>(integer(PyObject_CallMethod(tensor, "dim", nullptr)));
         for (int d = 0; d < rank && d < kMaxRank; ++d) {

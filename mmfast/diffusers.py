@@ -11,18 +11,17 @@ from __future__ import annotations
 import functools
 import numbers
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
+from mmfast import ops
 from mmfast.errors import BackendError, missing_extra
-from mmfast.ops import backends, primitives
-from mmfast.ops.arguments import FLOATS
-from mmfast.ops.glance import LONG_WAY, fresh_seed, glance
-from mmfast.ops.reference import arithmetic
+from mmfast.ops import around, backends
+from mmfast.ops.around import fresh_seed
+from mmfast.ops.call import arithmetic
+from mmfast.ops.checks import FLOATS
 
 try:
     from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
@@ -36,20 +35,16 @@ _FIXED = ("fixed_small", "fixed_small_log", "fixed_large")
 _MOST_TABLES = 32
 
 
-@dataclass(frozen=True)
-class _Steps:
-    """The tables of primitives.step, for the terms sample and model_output."""
+class _Steps(NamedTuple):
+    """The tables of ops.step_by_table, for the terms sample and model_output."""
 
-    to_x0: Tensor
-    coefs: Tensor
-    sigma: Tensor
-    bound: float  # of the predicted original sample
+    tables: ops.Tables
+    bound: float | None  # of the predicted original sample
     rows: dict[int | None, tuple[int, bool]]  # of each timestep that is covered: its row, and whether it has noise
 
 
 _ZERO = torch.zeros((), device="cpu")
-_EMPTY = torch.empty(0, 0, device="cpu")
-_NONE = _Steps(_EMPTY, _EMPTY, _EMPTY, torch.inf, {})
+_NONE = _Steps(ops.Tables(torch.empty(0, 0, device="cpu")), None, {})
 
 # The coefficients of sample and model_output in the predicted x_0, from sqrt(abar_t) and sqrt(1 - abar_t).
 _TO_X0: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
@@ -66,20 +61,16 @@ def _served(device: torch.device) -> bool:
     return any(module is not None and reason is None and device.type in module.devices for module, reason in modules)
 
 
-def _way(x: object, y: object) -> Any:
-    """Where the ops are for these two, plain tensors of one shape, type and place; None for others.
+def _fits(x: object, y: object) -> bool:
+    """Whether these two are tensors of one shape, type and place for which there is a kernel.
 
     Not within torch.compile, which fuses diffusers' own ops with their neighbours.
     """
-    seen = glance([x, y])
-    if seen == LONG_WAY:
-        if torch.compiler.is_compiling() or type(x) is not Tensor or type(y) is not Tensor:
-            return None
-        dtype, shape, device = x.dtype, x.shape, x.device
-        same = y.dtype is dtype and y.shape == shape and y.device == device and x.layout is y.layout is torch.strided
-        if not (same and dtype in FLOATS and _served(device)):
-            return None
-    return primitives.way(seen) if len(x.shape) > 1 else None  # type: ignore[attr-defined]
+    if type(x) is not Tensor or type(y) is not Tensor or torch.compiler.is_compiling():
+        return False
+    dtype, device = x.dtype, x.device
+    same = y.dtype is dtype and y.shape == x.shape and y.device == device and x.layout is y.layout is torch.strided
+    return same and dtype in FLOATS and x.dim() > 1 and _served(device)
 
 
 def _at(alphas: Tensor, timesteps: Tensor, before_all: Tensor) -> Tensor:
@@ -95,8 +86,8 @@ def _integer(timestep: object) -> int | None:
     return int(timestep) if isinstance(timestep, numbers.Integral) else None
 
 
-def _identity(generator: Any, batch: int, device: torch.device) -> tuple[tuple[int, int], Tensor | None] | None:
-    """The noise's key and sample ids from torch's generator, or from a list of them, one a sample; None if unfit.
+def _identity(generator: Any, batch: int, device: torch.device) -> tuple[int, Tensor | None] | None:
+    """The noise's seed and sample ids from torch's generator, or from a list of them, one a sample; None if unfit.
 
     One generator gives the seed. A list gives each sample an id of its own, 48 random bits, so that its noise depends
     on its own generator alone.
@@ -105,9 +96,9 @@ def _identity(generator: Any, batch: int, device: torch.device) -> tuple[tuple[i
         if len(generator) < batch or not all(map(_ours, generator)):
             return None
         ids = [fresh_seed(one) % (1 << 48) for one in generator[:batch]]
-        return (0, 0), torch.tensor(ids, device="cpu").to(device, non_blocking=True)
+        return 0, torch.tensor(ids, device="cpu").to(device, non_blocking=True)
     one = generator[0] if isinstance(generator, list) else generator
-    return ((fresh_seed(one), 0), None) if _ours(one) else None
+    return (fresh_seed(one), None) if _ours(one) else None
 
 
 def _ours(generator: object) -> bool:
@@ -145,14 +136,14 @@ class _Fused:
         """make(like, *options), for tensors like this one, kept until something changes."""
         alphas = self.alphas_cumprod
         # A tensor made in inference mode counts no changes; elsewhere the user may write into the tensors.
-        versions = [None if x.is_inference() else x._version for x in (alphas, self.timesteps)]
+        versions = around.version(alphas), around.version(self.timesteps)
         key = (make.__name__, like.dtype, like.device, *versions, *options)
         found = self._tables.get(key)
         if found is None:
             if len(self._tables) >= _MOST_TABLES:
                 self._tables.clear()
             # What is kept outlives the mode that this call is made in: no inference tensors, wrappers or fakes.
-            with torch.inference_mode(False), torch._C._DisableFuncTorch(), _disable_current_modes():
+            with around.outside():
                 found = self._tables[key] = make(like, *options)
         return found
 
@@ -164,8 +155,7 @@ class _Fused:
 
     def _mix(self, which: int, x: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor | None:
         """add_noise (0) or get_velocity (1); None where diffusers has to do it."""
-        way = _way(x, noise)
-        if way is None or not isinstance(timesteps, Tensor) or timesteps.device != x.device:
+        if not _fits(x, noise) or not isinstance(timesteps, Tensor) or timesteps.device != x.device:
             return None
         batch, rows = len(x), timesteps
         if rows.dtype != torch.int64 or rows.shape != (batch,) or not rows.is_contiguous():
@@ -174,8 +164,7 @@ class _Fused:
             rows = rows.reshape(-1).long().expand(batch).contiguous()
         coefs = self._table(self._forward, x)[which]
         try:
-            out, _ = way.combine([x, noise], [-1, -1], coefs, None, rows, None, None, 0, x.shape, x.dtype, False)
-            return out
+            return ops.combine([x, noise], coefs, rows=rows)
         except BackendError:
             raise
         except (ValueError, IndexError):  # a timestep outside the table: diffusers counts negative ones from the end
@@ -195,22 +184,20 @@ class _Fused:
         self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any, *options: float
     ) -> tuple[Tensor, Tensor] | None:
         """prev_sample and pred_original_sample; None where diffusers has to do it."""
-        way = _way(sample, model_output)
-        if way is None:
+        if not _fits(sample, model_output):
             return None
         steps: _Steps = self._table(self._steps, sample, *options)
         found = steps.rows.get(timestep if type(timestep) is int else _integer(timestep))
         if found is None:
             return None
         row, noisy = found
-        identity = _identity(generator, len(sample), sample.device) if noisy else (None, None)
+        identity = _identity(generator, len(sample), sample.device) if noisy else (0, None)
         if identity is None:
             return None
-        key, ids = identity
-        return way.step(
-            [sample, model_output], [-1, -1], steps.to_x0, steps.coefs, steps.sigma if noisy else None, row,
-            -steps.bound, steps.bound, -1, 0, key, ids, 0, sample.shape, sample.dtype, True,
-        )  # fmt: skip
+        seed, ids = identity
+        tables = steps.tables if noisy else steps.tables._replace(sigma=None)
+        terms = [sample, model_output]
+        return ops.step_by_table(terms, tables, row, clamp=steps.bound, seed=seed, sample_ids=ids)
 
     def _steps(self, like: Tensor, *options: float) -> _Steps:
         """The tables of every timestep, or _NONE where the config is not covered.
@@ -241,8 +228,8 @@ class _Fused:
             if fine:
                 rows.setdefault(t, (i, noisy))  # the first of equal ones, as in diffusers
         tables = tables.to(like.device, arithmetic(like.dtype))
-        bound = float(self.config.clip_sample_range) if self.config.clip_sample else torch.inf
-        return _Steps(tables[:, :2], tables[:, 2:5], tables[:, 5], bound, rows)
+        bound = float(self.config.clip_sample_range) if self.config.clip_sample else None
+        return _Steps(ops.Tables(tables[:, 2:5], tables[:, 5], tables[:, :2]), bound, rows)
 
 
 class DDPMScheduler(_Fused, scheduling_ddpm.DDPMScheduler):

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmfast import ops, process
 from mmfast.errors import MmfastError
 from mmfast.ops import Block
-from mmfast.ops.arguments import Term
+from mmfast.ops.call import Term
 from mmfast.process import Time
 from mmfast.schedule import Schedule
 

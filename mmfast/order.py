@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmfast.data import Batch, Examples
-from mmfast.ops import primitives
+from mmfast import ops
 from mmfast.streams import GIVEN, ORDER, TIMESTEP
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 def words(seed: int, numbers: Tensor, stream: int, count: int, draw: int = 0) -> Tensor:
     """`count` random 32-bit words for each example of the run: int64 [B] -> int64 [B, count]."""
-    # A rank is the word, then 31 bits of the block's number; the op is one kernel where the words are many.
-    return primitives.block_ranks((seed, draw), numbers, stream, len(numbers), count, numbers.device) >> 31
+    shape = [len(numbers), count]
+    return ops.random_words(shape, seed=seed, sample_ids=numbers, stream=stream, draw=draw, device=numbers.device)
 
 
 @functools.lru_cache(maxsize=256)

@@ -19,8 +19,6 @@ from tqdm import tqdm
 from mmfast import ops
 from mmfast.errors import MmfastError, unknown
 from mmfast.model import Model
-from mmfast.ops import primitives
-from mmfast.ops.arguments import gather, noise_identity
 from mmfast.process import TARGETS
 from mmfast.streams import HEAD_NOISE, SAMPLE
 
@@ -225,7 +223,8 @@ class _Loop:
             sigma.append(step.sigma)
             last = t
         like: dict[str, Any] = {"dtype": torch.float32, "device": self.ids.device}
-        self.to_z0, self.of_step, self.sigma = (torch.tensor(x, **like) for x in (to_z0, of_step, sigma))
+        to_z0, self.of_step, self.sigma = (torch.tensor(x, **like) for x in (to_z0, of_step, sigma))
+        self.tables = ops.Tables(self.of_step, self.sigma, to_z0)
         self.W_T = W[grid[0]].to(self.ids.device)
 
     def _predict(self, z: Tensor, t: int) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -246,24 +245,18 @@ class _Loop:
     ) -> tuple[Tensor, Tensor]:
         """z_s and z0hat of step i, in one pass: the anchor is the truth where it is given, else predicted."""
         model, seed = self.model, self.settings.seed
+        noise: dict[str, Any] = {"seed": seed, "draw": s, "sample_ids": self.ids, "stream": SAMPLE}
         encodings = [model.in_space(name, x) for name, x in E.items()]
         if self.anchor is not None:
             truth = model.anchor_in_space(self.anchor)
             row = self.of_step[i]
             coefs = torch.cat((row[:1], row[1 + len(anchors) :]))[None]
-            noise: dict[str, Any] = {"seed": seed, "draw": s, "sample_ids": self.ids, "stream": SAMPLE}
             terms = [z, *encodings, truth, truth]
-            return _tensor(ops.combine(terms, coefs, self.sigma[i : i + 1], **noise)), self.anchor
+            return ops.combine(terms, coefs, self.sigma[i : i + 1], **noise), self.anchor
         before = anchors[0] if last is None else last
         terms = [z, *(model.anchor_in_space(x) for x in anchors), *encodings, model.anchor_in_space(before)]
-        tensors, starts, shape, dtype, _ = gather(terms)
-        clamp = math.inf if self.settings.clamp is None else self.settings.clamp
-        channels = (0, model.shape[0]) if starts[1] >= 0 else (-1, 0)
-        key, ids = noise_identity(seed, s, self.ids, SAMPLE, len(z), z.device)
-        return primitives.step(
-            tensors, starts, self.to_z0, self.of_step, self.sigma, i, -clamp, clamp, *channels, key, ids, SAMPLE,
-            shape, dtype, True,
-        )  # fmt: skip
+        channels = (0, model.shape[0]) if isinstance(terms[1], ops.Block) else None
+        return ops.step_by_table(terms, self.tables, i, clamp=self.settings.clamp, channels=channels, **noise)
 
     def _encode(self, name: str, head: Tensor, s: int) -> Tensor:
         part = self.model.part(name)
@@ -286,7 +279,7 @@ class _Loop:
         if self.truth:
             weights = self.W_T[[model.names.index(name) for name in self.truth]]
             terms = [model.in_space(name, x) for name, x in self.truth.items()]
-            z = _tensor(ops.combine([z, *terms], torch.cat((weights.new_ones(1), weights))[None]))
+            z = ops.combine([z, *terms], torch.cat((weights.new_ones(1), weights))[None])
         last: Tensor | None = None
         for i, (t, s) in enumerate(itertools.pairwise(grid)):
             with torch.autocast(z.device.type, torch.bfloat16, enabled=self.settings.bf16):
@@ -302,7 +295,3 @@ class _Loop:
         generated[model.anchor_name] = last
         return {name: self.given.get(name, generated[name]) for name in model.parts}
 
-
-def _tensor(result: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-    assert isinstance(result, Tensor)
-    return result

@@ -9,21 +9,23 @@
 namespace mmfast {
 namespace {
 
-void ranks_of(const NoiseStream& stream, int64_t blocks, int64_t* ranks) {
-    for (int64_t j = 0; j < blocks; j += 4) {
+NoiseStream stream_of(const Identities& of, int64_t b) {
+    return NoiseStream(of.seed, of.draw, of.ids ? of.ids[b] : b, of.stream);
+}
+
+void words_of(const NoiseStream& stream, int64_t count, int64_t* words) {
+    for (int64_t j = 0; j < count; j += 4) {
         uint32_t word[4];
         philox<Scalar>(stream, static_cast<uint32_t>(j / 4), word);
-        for (int64_t i = j; i < std::min(j + 4, blocks); ++i) ranks[i] = (int64_t{word[i - j]} << 31) + i;
+        for (int64_t i = j; i < std::min(j + 4, count); ++i) words[i] = word[i - j];
     }
 }
 
 }  // namespace
 
-void block_ranks(int64_t seed, int64_t draw, const int64_t* ids, uint32_t stream, int64_t batch, int64_t blocks,
-                 int64_t* ranks, int threads) {
-    share(batch, batch * blocks, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t b = begin; b < end; ++b)
-            ranks_of(NoiseStream(seed, draw, ids ? ids[b] : b, stream), blocks, ranks + b * blocks);
+void random_words(const Identities& of, int64_t batch, int64_t count, int64_t* words, int threads) {
+    share(batch, batch * count, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t b = begin; b < end; ++b) words_of(stream_of(of, b), count, words + b * count);
     });
 }
 
@@ -34,16 +36,26 @@ namespace {
 template <class Word>
 void mask_samples(const BlockMask& m, int64_t begin, int64_t end) {
     const int64_t across = m.across(), pixels = m.height * m.width;
-    std::vector<int64_t> ranks(m.down() * across);
+    std::vector<int64_t> ranks(m.down() * across), order;
+    const int64_t blocks = static_cast<int64_t>(ranks.size());
     std::vector<Word> visible(m.width);
     const Word one = static_cast<Word>(m.one);
     for (int64_t b = begin; b < end; ++b) {
-        ranks_of(NoiseStream(m.seed, m.draw, m.ids ? m.ids[b] : b, m.stream), m.down() * across, ranks.data());
+        words_of(stream_of(m.of, b), blocks, ranks.data());
+        for (int64_t j = 0; j < blocks; ++j) ranks[j] = (ranks[j] << 31) + j;
+        int64_t threshold = m.hidden ? m.hidden[b] : m.hidden_of_all;
+        if (m.exact && threshold < blocks) {  // the rank of the first visible block
+            order = ranks;
+            std::nth_element(order.begin(), order.begin() + threshold, order.end());
+            threshold = order[threshold];
+        } else if (m.exact) {
+            threshold = INT64_MAX;
+        }
         for (int64_t h = 0; h < m.height; ++h) {
             const int64_t* row = ranks.data() + h / m.block_height * across;
             for (int64_t j = 0; h % m.block_height == 0 && j < across; ++j)
                 std::fill(visible.begin() + j * m.block_width, visible.begin() + std::min((j + 1) * m.block_width, m.width),
-                          row[j] >= m.threshold[b] ? static_cast<Word>(~Word{0}) : Word{0});
+                          row[j] >= threshold ? static_cast<Word>(~Word{0}) : Word{0});
             const Word* seen = visible.data();
             Word* mask = static_cast<Word*>(m.mask) + b * pixels + h * m.width;
             for (int64_t i = 0; i < m.width; ++i) mask[i] = one & seen[i];

@@ -5,13 +5,22 @@
 
 namespace mmfast {
 
-struct BlockMask {
-    int64_t batch, channels, height, width, block_height, block_width;
-    int64_t element_size;
+// Which words: the samples' identities.
+struct Identities {
     int64_t seed, draw;
     const int64_t* ids;  // [batch]; null: the samples' own numbers
     uint32_t stream;
-    const int64_t* threshold;  // [batch]: a block is hidden where its rank is below
+};
+
+struct BlockMask {
+    int64_t batch, channels, height, width, block_height, block_width;
+    int64_t element_size;
+    Identities of;
+    // The `hidden` blocks of the lowest ranks are hidden if `exact`, else those of a rank below it: [batch], or the one
+    // number hidden_of_all where this is null. A block's rank is word_j * 2^31 + j, word_j as random_words has it.
+    const int64_t* hidden;
+    int64_t hidden_of_all;
+    bool exact;
     const void* x;             // [batch, channels, height, width]
     void* out;                 // the same
     void* mask;                // [batch, 1, height, width]
@@ -21,9 +30,8 @@ struct BlockMask {
     int64_t across() const { return (width + block_width - 1) / block_width; }
 };
 
-// ranks[b, j] = word_j * 2^31 + j, word_j being word j % 4 of Philox block j / 4 of sample b.
-void block_ranks(int64_t seed, int64_t draw, const int64_t* ids, uint32_t stream, int64_t batch, int64_t blocks,
-                 int64_t* ranks, int threads);
+// words[b, j] = word j % 4 of Philox block j / 4 of sample b.
+void random_words(const Identities& of, int64_t batch, int64_t count, int64_t* words, int threads);
 void block_mask(const BlockMask& m, int threads);
 
 }  // namespace mmfast

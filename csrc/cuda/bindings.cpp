@@ -1,8 +1,15 @@
-// _mmfast_cuda: the CUDA kernels on raw device pointers (as integers). mmfast/ops/cuda.py is the only
-// caller; it owns the tensors, has checked them and keeps them alive. No torch here. This file is plain
-// C++, so that nvcc need not read pybind11 once for every architecture.
+// _mmfast_cuda: the CUDA kernels on tensors. mmfast/ops/backends/cuda.py is the caller and keeps the tensors alive. No
+// torch here, so no torch version is built in. This file is plain C++, so that nvcc need not read pybind11 once for
+// every architecture.
+//
+// An op is one call: it reads the Call (call.h), allocates its results by torch, and queues its kernels on torch's
+// current stream. Nothing here waits for the device, so all of it can be captured in a CUDA graph, after a first call
+// that loads the kernels. Results, lists and numbers are those of ../bindings.cpp.
+#include "../call.h"
+
+#include <algorithm>
+
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include "../interface.h"
 #include "driver.h"
@@ -13,83 +20,235 @@ using namespace mmfast::cuda;
 
 namespace {
 
-// A launch may have to wait for room in the stream's queue.
-using Release = py::call_guard<py::gil_scoped_release>;
-
-using Address = uintptr_t;
-template <class T>
-T* at(Address address) { return reinterpret_cast<T*>(address); }
-
-// As cuda.py passes them: (device, stream), (address, seed, draw, ids, stream, noisy), (rows, count) and
-// (addresses, sizes, strides, starts).
-using PlaceTuple = std::tuple<int, Address>;
-using IdentityTuple = std::tuple<Address, int64_t, int64_t, Address, uint32_t, bool>;
-using RowsTuple = std::tuple<Address, int64_t>;
-using Sizes = std::vector<std::vector<int64_t>>;
-using TermsTuple = std::tuple<std::vector<Address>, Sizes, Sizes, std::vector<int64_t>>;
-
-Where where_of(const PlaceTuple& t) { return {std::get<0>(t), at<void>(std::get<1>(t))}; }
-Identity identity_of(const IdentityTuple& t) {
-    const auto [key, seed, draw, ids, stream, noisy] = t;
-    return {at<const int64_t>(key), seed, draw, at<const int64_t>(ids), stream, noisy};
+// The device, and torch's current stream on it.
+Where where_of(int device) {
+    void* stream = nullptr;
+#if MMFAST_DEVICE == 2
+    if (exchange_api() && exchange_api()->current_stream) {
+        if (exchange_api()->current_stream(kDevice, device, &stream) != 0) throw PythonError();
+    } else {
+        const Reference on_cuda(PyObject_GetAttrString(torch_state.torch, "cuda"));
+        const Reference current(PyObject_CallMethod(on_cuda.get(), "current_stream", "i", device));
+        const Reference address(PyObject_GetAttrString(current.get(), "cuda_stream"));
+        stream = reinterpret_cast<void*>(integer(address.get()));
+    }
+#endif
+    return {device, stream};
 }
 
-Call call_of(const PlaceTuple& place, int type, const std::vector<int64_t>& shape, const TermsTuple& terms,
-             const IdentityTuple& identity, const RowsTuple& rows) {
-    const auto& [addresses, sizes, strides, starts] = terms;
-    Call call{where_of(place), static_cast<Type>(type), shape, {}, identity_of(identity),
-              {at<const int64_t>(std::get<0>(rows)), std::get<1>(rows)}};
-    for (size_t k = 0; k < addresses.size(); ++k)
-        call.terms.push_back({at<const void>(addresses[k]), sizes.at(k), strides.at(k), starts.at(k)});
-    return call;
+Identity identity_of(const NoiseArguments& noise) {
+    return {noise.key, noise.seed, noise.draw, noise.ids, noise.stream, noise.noisy};
+}
+
+void* data_of(const Reference& tensor) { return tensor.get() == Py_None ? nullptr : View(tensor.get()).data; }
+
+// The job of a call, but for its device and stream: these are those of its first result.
+Job job_of(const Call& call, int64_t rows, const NoiseArguments& noise) {
+    return {{}, call.type, call.shape, call.rank, call.tensors(), identity_of(noise), {call.index, rows}};
+}
+
+// A table of the call's: contiguous, as the kernels read it, but for a row that serves all. `rows` takes its length.
+const void* table(Call& call, Call::Which which, int64_t columns, int64_t* rows = nullptr) {
+    const Call::Entries entries = call.table(which, columns);
+    if (!entries.data) return nullptr;
+    expect(columns < 2 || entries.stride == 1, "a table is not contiguous");
+    expect(entries.rows == 1 || entries.row_stride == std::max<int64_t>(columns, 1), "a table is not contiguous");
+    if (rows) *rows = entries.rows;
+    return entries.data;
+}
+
+// Queue a job whose results are there; of a term that cannot be read as it lies a list says so. An unchecked call has
+// none, or is left.
+template <class F>
+PyObject* queue(const Call& call, Job& job, const Reference& first, F f) {
+    std::vector<int> misfits;
+    if (call.elements() > 0) {
+        job.where = where_of(View(first.get()).device);
+        const WithoutLock without;  // a launch may have to wait for room in the stream's queue
+        misfits = f();
+    }
+    expect(!call.looking() || misfits.empty(), "a term does not lie as usual");
+    return misfits.empty() ? nullptr : list_of(misfits);
+}
+
+// combine(call, return_noise) -> (out, noise or None)
+PyObject* py_combine(PyObject* const* a, Py_ssize_t count) {
+    expect(count == 2, "combine takes 2 arguments");
+    return serve(a[0], [&](Call& call) -> PyObject* {
+        int64_t rows = 1;
+        Combine to{table(call, Call::kCoefs, call.terms(), &rows), call.terms(), table(call, Call::kSigma, -1), nullptr, nullptr};
+        if (call.tables_recorded && (call.row >= 0 || call.index)) return PyLong_FromLong(kUnusual);
+        const bool returns = yes(a[1]) && call.has_noise();
+        NoiseArguments noise = call.noise(returns || to.sigma);
+        if (!noise.noisy) to.sigma = nullptr;
+        const Reference out(call.output()), eps(returns ? call.output() : Py_NewRef(Py_None));
+        to.out = data_of(out), to.noise = data_of(eps);
+        noise.draw_seed();
+        Job job = job_of(call, rows, noise);
+        PyObject* misfits = queue(call, job, out, [&] { return combine(job, to); });
+        return misfits ? misfits : call.results(out, eps);
+    });
+}
+
+// step(call, (low, high, start, channels), return_x0) -> (out, x0 or None)
+PyObject* py_step(PyObject* const* a, Py_ssize_t count) {
+    expect(count == 3, "step takes 3 arguments");
+    return serve(a[0], [&](Call& call) -> PyObject* {
+        expect(call.has(Call::kToX0), "a step needs to_x0");
+        int64_t rows = 1;
+        Step to{table(call, Call::kToX0, call.terms()), table(call, Call::kCoefs, call.terms() + 1, &rows),
+                table(call, Call::kSigma, -1), real(field(a[1], 0)), real(field(a[1], 1)), 0, 0, nullptr, nullptr};
+        const int64_t start = integer(field(a[1], 2)), channels = integer(field(a[1], 3));
+        expect(start < 0 || (call.rank >= 2 && channels >= 0 && start + channels <= call.shape[1]), "x0 leaves the channels");
+        if (call.seen != kPlain) return PyLong_FromLong(kUnusual);  // its gradient is that of two combinations
+        NoiseArguments noise = call.noise(to.sigma);
+        if (!noise.noisy) to.sigma = nullptr;
+        const Reference out(call.output()), x0(yes(a[2]) ? call.output(start < 0 ? -1 : channels) : Py_NewRef(Py_None));
+        to.out = data_of(out), to.x0 = data_of(x0);
+        noise.draw_seed();
+        Job job = job_of(call, rows, noise);
+        PyObject* misfits = queue(call, job, out, [&] { return step(job, to, start, channels); });
+        return misfits ? misfits : call.results(out, x0);
+    });
+}
+
+// A workspace of part_count doubles a sample, `columns` times.
+PyObject* parts_of(PyObject* like, const Call& call, int64_t columns) {
+    const int64_t size = std::max<int64_t>(1, call.batch() * part_count(call.sample()) * columns);
+    return new_tensor(like, &size, 1, dtype_of(Type::f64));
+}
+
+PyObject* zeros(PyObject* like, const int64_t* shape, int rank, PyObject* dtype) {
+    const Reference made(new_tensor(like, shape, rank, dtype));
+    const Reference same(PyObject_CallMethod(made.get(), "zero_", nullptr));
+    return Py_NewRef(same.get());
+}
+
+// squared_error(call, scale, return_grad) -> (loss, grad or None)
+PyObject* py_squared_error(PyObject* const* a, Py_ssize_t count) {
+    expect(count == 3, "squared_error takes 3 arguments");
+    return serve(a[0], [&](Call& call) -> PyObject* {
+        expect(call.has(Call::kWeight) && call.terms() > 0, "a squared error needs a weight and a term");
+        int64_t rows = 1;
+        SquaredError to{table(call, Call::kCoefs, call.terms(), &rows), table(call, Call::kSigma, -1),
+                        table(call, Call::kWeight, -1), real(a[1]), nullptr, nullptr};
+        const bool recorded = call.seen == kRecorded;
+        // float16 has a gradient of its own: autograd.py.
+        if (recorded && (call.others_recorded || call.tables_recorded || call.type == Type::f16)) return PyLong_FromLong(kUnusual);
+        NoiseArguments noise = call.noise(to.sigma);
+        if (!noise.noisy) to.sigma = nullptr;
+        const Reference loss((call.elements() > 0 ? new_tensor : zeros)(call.coefs(), call.shape, 1, nullptr));
+        const Reference grad(recorded || yes(a[2]) ? call.output() : Py_NewRef(Py_None)), parts(parts_of(call.coefs(), call, 1));
+        to.grad = data_of(grad), to.parts = static_cast<double*>(data_of(parts));
+        void* sums = data_of(loss);
+        noise.draw_seed();
+        Job job = job_of(call, rows, noise);
+        PyObject* misfits = queue(call, job, loss, [&] { return squared_error(job, to, sums); });
+        return misfits ? misfits : call.results(loss, grad);
+    });
+}
+
+// dots(call, grad) -> float64 [batch, terms + 1]; the call's tables are not read
+PyObject* py_dots(PyObject* const* a, Py_ssize_t count) {
+    expect(count == 2, "dots takes 2 arguments");
+    return serve(a[0], [&](Call& call) -> PyObject* {
+        const View grad(a[1]);
+        expect(grad.type() == call.type && grad.contiguous() && grad.elements() == call.elements(), "grad does not fit");
+        const int64_t sizes[] = {call.batch(), call.terms() + 1};
+        const Reference sums((call.elements() > 0 ? new_tensor : zeros)(a[1], sizes, 2, dtype_of(Type::f64)));
+        const Reference parts(parts_of(a[1], call, call.terms() + 1));
+        const Dots to{grad.data, static_cast<double*>(data_of(parts))};
+        auto* at = static_cast<double*>(data_of(sums));
+        Job job = job_of(call, 1, call.noise(true));
+        PyObject* misfits = queue(call, job, sums, [&] { return dots(job, to, at); });
+        return misfits ? misfits : Py_NewRef(sums.get());
+    });
+}
+
+// outs[k] = coefs[b, columns[k]] x[b], new tensors; `put` takes them one by one.
+void scaled(PyObject* tensor, PyObject* table, PyObject* rows, const std::vector<int64_t>& columns, const Put& put) {
+    const View x(tensor), coefs(table);
+    const Type type = x.type();
+    expect(x.contiguous() && x.rank >= 1 && coefs.rank == 2 && coefs.contiguous(), "x or coefs does not fit");
+    expect(coefs.is(dlpack::kFloat, type == Type::f64 ? 64 : 32), "coefs is not of the arithmetic's type");
+    const int64_t row = PyLong_Check(rows) ? integer(rows) : -1, batch = x.size[0];
+    const int64_t* index = row >= 0 ? nullptr : integers(rows, batch, "rows is not an int64 tensor [batch]");
+    expect(row < coefs.size[0], "the row is outside the table");
+    expect(row >= 0 || index || coefs.size[0] == 1 || coefs.size[0] == batch, "coefs has neither one row nor one a sample");
+    const int64_t entry = type == Type::f64 ? 8 : 4, first = row >= 0 ? row * coefs.size[1] : 0;
+    const Job job{where_of(x.device), type, x.size, x.rank, {{x.data, x.size, x.stride, -1}}, {}, {index, row >= 0 ? 1 : coefs.size[0]}};
+    for (size_t k = 0; k < columns.size(); ++k) {
+        expect(columns[k] >= 0 && columns[k] < coefs.size[1], "a column is outside the table");
+        PyObject* out = new_like(tensor);
+        put(static_cast<int64_t>(k), out);
+        const Combine to{static_cast<char*>(coefs.data) + (first + columns[k]) * entry, coefs.size[1], nullptr, View(out).data, nullptr};
+        const WithoutLock without;
+        if (x.elements() > 0) combine(job, to);
+    }
+}
+PyObject* py_scale(PyObject* const* a, Py_ssize_t count) { return scale_list(a, count, scaled); }
+PyObject* py_look_scale(PyObject* const* a, Py_ssize_t count) { return look_scale(a, count, scaled); }
+
+// random_words(noise, words), words: int64 [batch, count], which is given back
+PyObject* py_random_words(PyObject* const* a, Py_ssize_t count) {
+    expect(count == 2, "random_words takes 2 arguments");
+    const View words(a[1]);
+    expect(words.is(dlpack::kInt, 64) && words.contiguous() && words.rank == 2, "words does not fit");
+    const Identity identity = identity_of(NoiseArguments(a[0], words.size[0], false));
+    const Where where = where_of(words.device);
+    {
+        const WithoutLock without;
+        if (words.elements() > 0) random_words(where, identity, words.size[0], words.size[1], static_cast<int64_t*>(words.data));
+    }
+    return Py_NewRef(a[1]);
+}
+
+uint64_t one_of(Type type) {
+    if (type == Type::f64) return uint64_t{0x3FF} << 52;
+    return type == Type::f32 ? 0x3F800000u : type == Type::bf16 ? 0x3F80u : 0x3C00u;
+}
+
+// block_mask(x, threshold, noise, (height, width)) -> (out, mask); threshold: int64 [batch]
+PyObject* py_block_mask(PyObject* const* a, Py_ssize_t count) {
+    expect(count == 4, "block_mask takes 4 arguments");
+    const View x(a[0]);
+    const Type type = x.type();
+    expect(x.rank == 4 && x.contiguous(), "x is not contiguous [B, C, H, W]");
+    const int64_t batch = x.size[0], height = integer(field(a[3], 0)), width = integer(field(a[3], 1));
+    expect(height > 0 && width > 0, "a block has no extent");
+    const int64_t* threshold = integers(a[1], batch, "threshold is not int64 [batch]");
+    expect(threshold, "threshold is None");
+    const Identity identity = identity_of(NoiseArguments(a[2], batch, false));
+    const int64_t of_mask[] = {batch, 1, x.size[2], x.size[3]};
+    const Reference out(new_tensor(a[0], x.size, 4, nullptr)), mask(new_tensor(a[0], of_mask, 4, nullptr));
+    const Mask to{x.data, threshold, x.size[1], x.size[3], height, width, (x.size[3] + width - 1) / width, one_of(type),
+                  data_of(out), data_of(mask)};
+    const Where where = where_of(x.device);
+    if (View(mask.get()).elements() > 0) {
+        const WithoutLock without;
+        block_mask(where, identity, type, batch, x.size[2], to);
+    }
+    return PyTuple_Pack(2, out.get(), mask.get());
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_mmfast_cuda, m) {
-    m.doc() = "mmfast's CUDA kernels. Addresses are integers; see mmfast/ops/cuda.py.";
+    m.doc() = "mmfast's CUDA kernels; see mmfast/ops/backends/cuda.py.";
     m.attr("interface") = kInterface;
     m.attr("max_terms") = kMaxTerms;
-    m.def("part_count", &part_count);
-    m.def("combine", [](const PlaceTuple& place, int type, const std::vector<int64_t>& shape, const TermsTuple& terms,
-                        const IdentityTuple& identity, const RowsTuple& rows, Address coefs, Address sigma, Address out,
-                        Address noise) {
-        return combine(call_of(place, type, shape, terms, identity, rows),
-                       {at<void>(coefs), at<void>(sigma), at<void>(out), at<void>(noise)});
-    }, Release());
-    m.def("step", [](const PlaceTuple& place, int type, const std::vector<int64_t>& shape, const TermsTuple& terms,
-                     const IdentityTuple& identity, const RowsTuple& rows, Address to_x0, Address coefs, Address sigma,
-                     double low, double high, int64_t x0_start, int64_t x0_channels, Address out, Address x0) {
-        const Step to{at<void>(to_x0), at<void>(coefs), at<void>(sigma), low, high, 0, 0, at<void>(out), at<void>(x0)};
-        return step(call_of(place, type, shape, terms, identity, rows), to, x0_start, x0_channels);
-    }, Release());
-    m.def("squared_error", [](const PlaceTuple& place, int type, const std::vector<int64_t>& shape,
-                              const TermsTuple& terms, const IdentityTuple& identity, const RowsTuple& rows,
-                              Address coefs, Address sigma, Address weight, double scale, Address parts, Address loss,
-                              Address grad) {
-        return squared_error(call_of(place, type, shape, terms, identity, rows),
-                             {at<void>(coefs), at<void>(sigma), at<void>(weight), scale, at<double>(parts),
-                              at<void>(grad)}, at<void>(loss));
-    }, Release());
-    m.def("dots", [](const PlaceTuple& place, int type, const std::vector<int64_t>& shape, const TermsTuple& terms,
-                     const IdentityTuple& identity, Address grad, Address parts, Address sums) {
-        return dots(call_of(place, type, shape, terms, identity, {}), {at<void>(grad), at<double>(parts)},
-                    at<double>(sums));
-    }, Release());
-    m.def("block_ranks", [](const PlaceTuple& place, const IdentityTuple& identity, int64_t batch, int64_t blocks,
-                            Address out) {
-        block_ranks(where_of(place), identity_of(identity), batch, blocks, at<int64_t>(out));
-    }, Release());
-    m.def("block_mask", [](const PlaceTuple& place, int type, const IdentityTuple& identity,
-                           const std::vector<int64_t>& shape, int64_t block_height, int64_t block_width, uint64_t one,
-                           Address x, Address threshold, Address out, Address mask) {
-        const Mask to{at<void>(x), at<const int64_t>(threshold), shape.at(1), shape.at(3), block_height, block_width,
-                      (shape[3] + block_width - 1) / block_width, one, at<void>(out), at<void>(mask)};
-        block_mask(where_of(place), identity_of(identity), static_cast<Type>(type), shape[0], shape[2], to);
-    }, Release());
+    static PyMethodDef methods[] = {
+        fast<py_combine>("combine"),       fast<py_step>("step"),
+        fast<py_dots>("dots"),             fast<py_squared_error>("squared_error"),
+        fast<py_scale>("scale"),           fast<py_look_scale>("look_scale"),
+        fast<py_block_mask>("block_mask"), fast<py_random_words>("random_words"),
+        MMFAST_TORCH_METHODS,              {nullptr, nullptr, 0, nullptr},
+    };
+    if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
     // For tests.
-    m.def("box_muller", [](const PlaceTuple& place, Address a, Address b, Address first, Address second, int64_t n) {
-        box_muller(where_of(place), at<uint32_t>(a), at<uint32_t>(b), at<float>(first), at<float>(second), n);
+    m.def("box_muller", [](uintptr_t a, uintptr_t b, uintptr_t first, uintptr_t second, int64_t n) {
+        box_muller(where_of(0), reinterpret_cast<uint32_t*>(a), reinterpret_cast<uint32_t*>(b),
+                   reinterpret_cast<float*>(first), reinterpret_cast<float*>(second), n);
     });
     m.def("set_limits", [](int threads, int64_t blocks) {
         const bool power_of_two = threads > 0 && (threads & (threads - 1)) == 0;

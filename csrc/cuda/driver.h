@@ -15,17 +15,13 @@ struct Where {
     void* stream;  // a cudaStream_t
 };
 
-// Of the tensors that a call combines, all of one type.
-struct Operands {
-    const void* data;
-    std::vector<int64_t> size, stride;
-    int64_t start;
-};
-struct Call {
+// A call on the device (the Call of call.h, which this does not need to know): terms of one type, and where they are.
+struct Job {
     Where where;
     Type type;
-    std::vector<int64_t> shape;
-    std::vector<Operands> terms;
+    const int64_t* shape;
+    int rank;
+    std::vector<Tensor> terms;
     Identity identity;
     Rows rows;
 };
@@ -38,15 +34,15 @@ struct Limits {
 };
 inline Limits limits;
 
-std::vector<int> combine(const Call&, const Combine&);
-std::vector<int> step(const Call&, Step, int64_t x0_start, int64_t x0_channels);
+std::vector<int> combine(const Job&, const Combine&);
+std::vector<int> step(const Job&, Step, int64_t x0_start, int64_t x0_channels);
 // `parts` are workspaces of part_count(elements) doubles a sample (times terms + 1 for dots); loss is
 // float or double like the coefficients, sums is double [batch, terms + 1].
-std::vector<int> squared_error(const Call&, const SquaredError&, void* loss);
-std::vector<int> dots(const Call&, const Dots&, double* sums);
+std::vector<int> squared_error(const Job&, const SquaredError&, void* loss);
+std::vector<int> dots(const Job&, const Dots&, double* sums);
 int64_t part_count(int64_t elements);
 
-void block_ranks(Where, const Identity&, int64_t batch, int64_t blocks, int64_t* out);
+void random_words(Where, const Identity&, int64_t batch, int64_t count, int64_t* out);
 void block_mask(Where, const Identity&, Type, int64_t batch, int64_t height, const Mask&);
 
 // For tests: the normals of n pairs of words.

@@ -3,7 +3,7 @@
 
 namespace mmfast::cuda {
 
-std::vector<int> combine(const Call& call, const Combine& to) {
+std::vector<int> combine(const Job& call, const Combine& to) {
     Task task{};
     auto misfits = make_task(call, task);
     if (!misfits.empty()) return misfits;
@@ -13,13 +13,13 @@ std::vector<int> combine(const Call& call, const Combine& to) {
     return {};
 }
 
-std::vector<int> step(const Call& call, Step to, int64_t x0_start, int64_t x0_channels) {
+std::vector<int> step(const Job& call, Step to, int64_t x0_start, int64_t x0_channels) {
     Task task{};
     auto misfits = make_task(call, task);
     if (!misfits.empty()) return misfits;
     to.x0_begin = 0, to.x0_end = task.cut.elements;
     if (x0_start >= 0) {
-        const int64_t per_channel = task.cut.elements / call.shape.at(1);
+        const int64_t per_channel = task.cut.elements / call.shape[1];
         to.x0_begin = x0_start * per_channel, to.x0_end = to.x0_begin + x0_channels * per_channel;
     }
     const int v = width(call.type);

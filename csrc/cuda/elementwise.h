@@ -11,7 +11,7 @@ __global__ void __launch_bounds__(kThreads, resident<T, Whole>(4)) combine(const
     for_vectors<T>(task.cut, [&](int64_t b, int64_t e, int n) {
         const Place at = place(task, b, e, n);
         const int64_t row = row_of(task.rows, b);
-        const Real* const coefs[] = {static_cast<const Real*>(to.coefs) + row * task.terms};
+        const Real* const coefs[] = {static_cast<const Real*>(to.coefs) + row * to.columns};
         Real sum[1][kWidth<T>] = {};
         add_terms<T, Whole>(task, at, coefs, sum);
         const Real sigma = to.sigma ? entry<Real>(to.sigma, row) : Real(0);

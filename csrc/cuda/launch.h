@@ -52,14 +52,12 @@ inline bool whole(const Task& task, Type type, std::initializer_list<const void*
 }
 
 // Fills the task of a call but for its cut; returns the misfits.
-inline std::vector<int> make_task(const Call& call, Task& task) {
+inline std::vector<int> make_task(const Job& call, Task& task) {
     if (call.terms.size() > kMaxTerms) throw std::invalid_argument("more than 32 terms");
     Plan plan{};
-    std::vector<Tensor> tensors;
-    for (const Operands& x : call.terms) tensors.push_back({x.data, x.size.data(), x.stride.data(), x.start});
-    std::vector<Term> terms(tensors.size());
-    const auto misfits = choose_layout(call.shape.data(), static_cast<int>(call.shape.size()), tensors.data(),
-                                       static_cast<int>(tensors.size()), plan, terms.data());
+    std::vector<Term> terms(call.terms.size());
+    const auto misfits = choose_layout(call.shape, call.rank, call.terms.data(), static_cast<int>(terms.size()), plan,
+                                       terms.data());
     task.inner = plan.inner;
     task.identity = call.identity;
     task.rows = call.rows;
@@ -70,7 +68,7 @@ inline std::vector<int> make_task(const Call& call, Task& task) {
         task.term[k] = {t.data,  t.batch_stride, t.row_stride, first_row * t.row_stride + first_column * t.step,
                         t.begin, t.end,          t.step};
     }
-    task.cut.batch = call.shape.at(0);
+    task.cut.batch = call.shape[0];
     task.cut.elements = plan.rows * plan.inner;
     return misfits;
 }
@@ -94,7 +92,9 @@ void launch(Where where, int64_t wanted, int lanes, void (*kernel)(Parameters...
     check(cudaGetDevice(&current));
     if (current != where.device) check(cudaSetDevice(where.device));
     kernel<<<static_cast<unsigned>(blocks), threads, 0, static_cast<cudaStream_t>(where.stream)>>>(arguments...);
-    check(cudaGetLastError());
+    const cudaError_t error = cudaGetLastError();
+    if (current != where.device) check(cudaSetDevice(current));  // torch has its own runtime, and keeps its device
+    check(error);
 #else
     (void)where;
     mmfast_shim::launch(static_cast<unsigned>(blocks), static_cast<unsigned>(threads), kernel, arguments...);

@@ -3,10 +3,10 @@
 
 namespace mmfast::cuda {
 
-void block_ranks(Where where, const Identity& identity, int64_t batch, int64_t blocks, int64_t* out) {
-    const Cut cut = vector_cut(batch, blocks);
-    const bool whole = blocks % kWidth<int64_t> == 0 && aligned(out);
-    launch(where, vector_threads(cut, kWidth<int64_t>), 1, whole ? block_ranks<true> : block_ranks<false>, cut, identity, out);
+void random_words(Where where, const Identity& identity, int64_t batch, int64_t count, int64_t* out) {
+    const Cut cut = vector_cut(batch, count);
+    const bool whole = count % kWidth<int64_t> == 0 && aligned(out);
+    launch(where, vector_threads(cut, kWidth<int64_t>), 1, whole ? random_words<true> : random_words<false>, cut, identity, out);
 }
 
 namespace {

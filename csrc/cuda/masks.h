@@ -1,4 +1,4 @@
-// block_ranks and block_mask: blocks of an image hidden in the order of the generator's integers.
+// random_words and block_mask: blocks of an image hidden in the order of the generator's integers.
 #pragma once
 
 #include "device.h"
@@ -13,14 +13,17 @@ __device__ __forceinline__ void ranks_of(const NoiseStream& stream, uint32_t blo
     for (int i = 0; i < 4; ++i) rank[i] = (static_cast<int64_t>(word[i]) << 31) + (int64_t{4} * block + i);
 }
 
-// out: [batch, elements]. Whole: a sample's ranks begin on 16 bytes and are a multiple of four.
+// out: [batch, elements]. Whole: a sample's words begin on 16 bytes and are a multiple of four.
 template <bool Whole>
-__global__ void __launch_bounds__(kThreads) block_ranks(const Cut cut, const Identity identity, int64_t* out) {
+__global__ void __launch_bounds__(kThreads) random_words(const Cut cut, const Identity identity, int64_t* out) {
     static_assert(kWidth<int64_t> == 4, "one Philox block a thread");
     for_vectors<int64_t>(cut, [&](int64_t b, int64_t e, int n) {
-        Pack<int64_t> ranks;
-        ranks_of(noise_stream(identity, b), static_cast<uint32_t>(e / 4), ranks.at);
-        write<int64_t, Whole>(out + (b * cut.elements + e), ranks, n);
+        uint32_t word[4];
+        philox<Scalar>(noise_stream(identity, b), static_cast<uint32_t>(e / 4), word);
+        Pack<int64_t> words;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) words.at[i] = word[i];
+        write<int64_t, Whole>(out + (b * cut.elements + e), words, n);
     });
 }
 

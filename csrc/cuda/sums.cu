@@ -17,7 +17,7 @@ void launch_finish(Where where, int64_t batch, int64_t columns, int64_t items, c
 
 int64_t part_count(int64_t elements) { return ceil_div(elements, kItem); }
 
-std::vector<int> squared_error(const Call& call, const SquaredError& to, void* loss) {
+std::vector<int> squared_error(const Job& call, const SquaredError& to, void* loss) {
     Task task{};
     auto misfits = make_task(call, task);
     if (!misfits.empty()) return misfits;
@@ -31,7 +31,7 @@ std::vector<int> squared_error(const Call& call, const SquaredError& to, void* l
     return {};
 }
 
-std::vector<int> dots(const Call& call, const Dots& to, double* sums) {
+std::vector<int> dots(const Job& call, const Dots& to, double* sums) {
     Task task{};
     auto misfits = make_task(call, task);
     if (!misfits.empty()) return misfits;

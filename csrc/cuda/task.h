@@ -58,7 +58,8 @@ static_assert(sizeof(Task) < 3584, "the other arguments need room too");
 
 // The coefficient tables are double for float64 tensors, float for all others. sigma may be null.
 struct Combine {
-    const void* coefs;            // [rows, terms]
+    const void* coefs;            // [rows, columns], of which the first `terms` count
+    int64_t columns;
     const void* sigma;            // [rows]
     void* out;
     void* noise;                  // or null

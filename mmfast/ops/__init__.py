@@ -1,18 +1,19 @@
 """The fused ops: one primitive, `combine`, and the formulas of the process that are made of it.
 
-`reference.py` defines what is right; `backends.py` chooses what runs.
+`call.py` says what one call is, `reference.py` what is right, `dispatch.py` who does it.
 """
 
 from mmfast.ops import backends, reference
-from mmfast.ops.arguments import Block
 from mmfast.ops.backends import backend
+from mmfast.ops.call import Block, Tables
 from mmfast.ops.forward import diffusion_loss, q_sample
-from mmfast.ops.linear import combine, multimodal_mean, randn
-from mmfast.ops.masking import block_mask
-from mmfast.ops.reverse import posterior_mean, posterior_sample, step
+from mmfast.ops.linear import combine, multimodal_mean, randn, random_words
+from mmfast.ops.masks import block_mask
+from mmfast.ops.reverse import posterior_mean, posterior_sample, step, step_by_table
 
 __all__ = [
     "Block",
+    "Tables",
     "backend",
     "backends",
     "block_mask",
@@ -23,6 +24,8 @@ __all__ = [
     "posterior_sample",
     "q_sample",
     "randn",
+    "random_words",
     "reference",
     "step",
+    "step_by_table",
 ]

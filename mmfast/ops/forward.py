@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, overload
 
 import torch
@@ -10,23 +11,22 @@ from torch import Tensor
 
 from mmfast import process
 from mmfast.errors import MmfastError, unknown
-from mmfast.ops import primitives
-from mmfast.ops.arguments import (
+from mmfast.ops import dispatch
+from mmfast.ops.around import in_memory
+from mmfast.ops.call import Call, Noise, Tables, Term, arithmetic
+from mmfast.ops.checks import (
     Encodings,
     Seed,
-    Term,
     check_batch,
     check_coefs,
     check_device,
+    check_given,
     check_noise,
     check_present,
     gather,
-    noise_identity,
     select,
 )
-from mmfast.ops.coefficients import Error, Marginal, find, formula
-from mmfast.ops.glance import LONG_WAY, glance
-from mmfast.ops.reference import arithmetic, pick
+from mmfast.ops.tables import Error, Marginal, find, formula, kept, kept_present
 from mmfast.process import TARGETS, Time
 from mmfast.schedule import Schedule
 
@@ -94,60 +94,44 @@ def q_sample(
     Returns z_t, and the eps that made it (the tensor handed in, if it is of z_t's type: copying it would cost as much
     as the op).
     """
-    # What was asked for before, in one call, if nothing about it is unusual. A compiler must not see the tables kept.
-    if present is None and not torch.compiler.is_compiling() and type(encodings) is dict and type(sched) is Schedule:
-        known = sched.derived.get((_MARGINAL if noise is None else _MARGINAL_GIVEN, tuple(encodings), torch.float32))
-        if known is not None:
-            terms = [z0, *encodings.values()] if noise is None else [z0, *encodings.values(), noise]
-            identity, second = (seed, draw, sample_ids, stream), return_noise and noise is None
-            done = primitives.by_express(terms, known, t, identity, second, -torch.inf, torch.inf)
-            if done is not None:
-                z, eps = done
-                return z if not return_noise else (z, eps if noise is None else noise)
-    names, terms = select(encodings, sched)
-    tensors, starts, shape, dtype, seen = gather([z0, *terms], like_first=True, what="z0, encodings")
+    marginal = _MARGINAL if noise is None else _MARGINAL_GIVEN
+    identity = Noise((seed, draw), sample_ids, stream) if noise is None else None
+    return_eps = return_noise and noise is None
+    known = kept(marginal, encodings, sched)
+    found = None if known is None else (known, t) if present is None else kept_present(known, t, present, len(encodings))
+    if found is not None:
+        terms = [z0, *encodings.values()] if noise is None else [z0, *encodings.values(), noise]  # type: ignore[union-attr]
+        done = dispatch.at_once("combine", Call(terms, *found, identity), return_eps)
+        if done is not None:
+            return (done[0], done[1] if noise is None else noise) if return_noise else done[0]
+    names, encoded = select(encodings, sched)
+    terms, shape, dtype = gather([z0, *encoded], like_first=True, what="z0, encodings")
     batch = shape or [1]
     if not shape:
-        tensors = [x.reshape(1) for x in tensors]
+        terms = [x.reshape(1) for x in terms]  # type: ignore[union-attr]
     check_batch("t", t, batch[0])
-    marginal = _MARGINAL if noise is None else _MARGINAL_GIVEN
-    found, rows = find(marginal, sched, names, t, None, arithmetic(dtype), batch[0])
+    tables, rows = find(marginal, sched, names, (t, None), arithmetic(dtype), batch[0])
     if present is not None:
         check_present(present, batch[0], len(names))
         process.check_time("t", t, 0, sched.T)  # torch picks the rows here, and looks at no NaN
-        found, rows, seen = found.own(rows, batch[0]).only_present(present, 1), None, LONG_WAY
-    key = None
-    if noise is None:
-        key, sample_ids = noise_identity(seed, draw, sample_ids, stream, batch[0], tensors[0].device)
+        tables, rows = tables.own(rows, batch[0]).only_present(present, 1), None
+    if identity is not None:
+        identity = check_noise(identity, batch[0], tables.coefs.device)
     else:
-        check_noise(noise, shape)
-        noise, sample_ids = noise.to(dtype), None
-        tensors, starts = [*tensors, noise.reshape(batch)], [*starts, -1]
-        seen = glance(tensors) if seen != LONG_WAY else LONG_WAY
-    if seen == LONG_WAY or not found.coefs.is_cpu:
-        check_device(found.coefs.device, tensors, None)
+        check_given(noise, shape)
+        assert noise is not None
+        noise = noise.to(dtype)
+        terms = [*terms, in_memory(noise.reshape(batch))]
+    check_device(tables.coefs.device, terms)
+    call = Call(terms, tables, rows, identity, batch, dtype)
     try:
-        z, eps = primitives.way(seen).combine(
-            tensors,
-            starts,
-            found.coefs,
-            found.sigma,
-            rows,
-            key,
-            sample_ids,
-            stream,
-            batch,
-            dtype,
-            return_noise and noise is None,
-        )
+        z, eps = dispatch.of_call(call).combine(call, return_eps)
     except (ValueError, IndexError):  # of a row of the tables
         process.check_time("t", t, 0, sched.T)
         raise
     if not shape:
-        z, eps = z.reshape(()), eps.reshape(()) if noise is None and return_noise else eps
-    if not return_noise:
-        return z
-    return z, eps if noise is None else noise
+        z, eps = z.reshape(()), eps.reshape(()) if return_eps else eps
+    return (z, eps if noise is None else noise) if return_noise else z
 
 
 def diffusion_loss(
@@ -196,48 +180,63 @@ def diffusion_loss(
     if noise is None and seed is None:
         raise MmfastError("noise and seed are both None; diffusion_loss needs the noise of z_t, or its seed and ids")
     given = [prediction, z0] if noise is None else [prediction, z0, noise]
+    identity = Noise((seed, draw), sample_ids, stream) if noise is None else None
+    error = formula(Error, target, min_snr_gamma, noise is not None)
+    known = kept(error, sched.names, sched)
+    if known is not None and fused:
+        found = _at_once(Call(given, known, t, identity), sample_weight, reduction)
+        if found is not None:
+            return found
     what = "prediction, z0, noise"
-    tensors, starts, shape, dtype, _ = gather(given, like_first=True, what=what)
+    terms, shape, dtype = gather(given, like_first=True, what=what)
     for name, x in zip(what.split(", "), given, strict=False):
         if not isinstance(x, Tensor) or list(x.shape) != list(shape) or not shape:
             kind = f"of shape {list(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise MmfastError(f"{name} is {kind}; it should be a tensor of prediction's shape, [B, ...]")
     batch = shape[0]
     check_batch("t", t, batch)
-    error = formula(Error, target, min_snr_gamma, noise is not None)
-    found, rows = find(error, sched, sched.names, t, None, arithmetic(dtype), batch)
-    weight = found.weight
-    assert weight is not None  # an Error has one
-    key = None
-    if noise is None:
-        key, sample_ids = noise_identity(seed, draw, sample_ids, stream, batch, tensors[0].device)
+    tables, rows = find(error, sched, sched.names, (t, None), arithmetic(dtype), batch)
+    if identity is not None:
+        identity = check_noise(identity, batch, tables.coefs.device)
+    check_device(tables.coefs.device, terms, sample_weight)
     if sample_weight is not None:
         check_coefs("sample_weight", sample_weight, (batch,))
-        check_device(found.coefs.device, tensors, sample_weight)
         process.check_time("t", t, 0, sched.T)  # torch picks the rows here, and looks at no NaN
-        weight = (pick(weight, rows, batch) * sample_weight).to(weight.dtype)
-        found, rows = found.own(rows, batch), None
-    check_device(found.coefs.device, tensors, None)
-    scale = 1 / max(1, math.prod(shape[1:]))
-    if reduction == "mean":
-        scale /= max(1, batch)
+        tables, rows = _weighted(tables.own(rows, batch), sample_weight), None
+    call = Call(terms, tables, rows, identity, shape, dtype)
     try:
-        loss = primitives.squared_error(
-            tensors,
-            starts,
-            found.coefs,
-            found.sigma,
-            weight,
-            rows,
-            key,
-            sample_ids if key is not None else None,
-            stream,
-            shape,
-            dtype,
-            scale,
-            fused,
-        )
+        loss = dispatch.squared_error(call, _scale(shape, reduction), fused)
     except (ValueError, IndexError):
         process.check_time("t", t, 0, sched.T)
         raise
     return loss.sum() if reduction == "mean" else loss
+
+
+def _scale(shape: Sequence[int], reduction: str) -> float:
+    """What makes a mean of a sum over a sample's elements and, for "mean", over the batch."""
+    scale = 1 / max(1, math.prod(shape[1:]))
+    return scale / max(1, shape[0]) if reduction == "mean" else scale
+
+
+def _weighted(tables: Tables, sample_weight: Tensor) -> Tables:
+    assert tables.weight is not None  # an Error has one
+    return tables._replace(weight=(tables.weight * sample_weight).to(tables.weight.dtype))
+
+
+def _at_once(call: Call, sample_weight: Tensor | None, reduction: str) -> Tensor | None:
+    """The loss by the extension; None where anything is not as usual."""
+    prediction, z0, *_ = call.terms
+    if type(z0) is not Tensor or not isinstance(prediction, Tensor) or prediction.shape != z0.shape or not z0.dim():
+        return None
+    if sample_weight is not None:
+        if type(sample_weight) is not Tensor or sample_weight.shape != prediction.shape[:1]:
+            return None
+        try:
+            own = _weighted(call.tables.own(call.rows, len(prediction)), sample_weight)
+        except (IndexError, RuntimeError, TypeError):  # which the checks will say with the argument's name
+            return None
+        call = call._replace(tables=own, rows=None)
+    found = dispatch.at_once("squared_error", call, _scale(prediction.shape, reduction), False)
+    if found is None:
+        return None
+    return found[0].sum() if reduction == "mean" else found[0]

@@ -1,6 +1,5 @@
-"""torch.library's view of the ops: a schema, a fake and a kernel each, which forwards to the backend that serves.
-
-A backend is a module with one function an op, with the op's arguments in its order (reference.py).
+"""torch.library's view of the ops, for compilers, dispatch modes and tensor subclasses: a schema, a fake and a kernel
+each. Here alone a `Call` is spelt out flat, since a schema knows no objects.
 """
 
 from __future__ import annotations
@@ -12,104 +11,212 @@ import torch
 from torch import Tensor
 
 from mmfast.ops import backends
-from mmfast.ops.glance import watched
-from mmfast.ops.reference import one_row
+from mmfast.ops.call import Block, Bounds, Call, Noise, Tables, Term, tensor_of
 
 library = torch.library.Library("mmfast", "DEF")
 
-# Arguments that several ops share.
-_TERMS = "Tensor[] terms, int[] starts"
 _NOISE = "Tensor? key, Tensor? sample_ids, int stream"
-_RESULT = "SymInt[] shape, ScalarType dtype"
-
+_TERMS = "Tensor[] terms, int[] starts"
+_CALL = (
+    f"{_TERMS}, Tensor coefs, Tensor? sigma, Tensor? to_x0, Tensor? weight, Tensor? rows, {_NOISE}, SymInt[] shape, "
+    "ScalarType dtype"
+)
 _SCHEMAS = {
-    "combine": f"({_TERMS}, Tensor coefs, Tensor? sigma, Tensor? rows, {_NOISE}, {_RESULT}, bool return_noise)"
-    " -> (Tensor, Tensor)",
-    "combine_backward": f"(Tensor grad, {_TERMS}, Tensor coefs, Tensor? sigma, {_NOISE}, bool[] needs) -> Tensor[]",
-    "step": f"({_TERMS}, Tensor to_x0, Tensor coefs, Tensor? sigma, Tensor? rows, float low, float high, int x0_start, "
-    f"SymInt x0_channels, {_NOISE}, {_RESULT}, bool return_x0) -> (Tensor, Tensor)",
-    "squared_error": f"({_TERMS}, Tensor coefs, Tensor? sigma, Tensor weight, Tensor? rows, {_NOISE}, {_RESULT}, "
-    "float scale, bool return_grad) -> (Tensor, Tensor)",
-    "block_ranks": "(Tensor key, Tensor? sample_ids, int stream, SymInt batch, SymInt blocks, Device device) -> Tensor",
-    "block_mask": "(Tensor x, Tensor threshold, Tensor key, Tensor? sample_ids, int stream, int[] block) -> (Tensor, "
-    "Tensor)",
+    "combine": f"({_CALL}, bool return_noise) -> (Tensor, Tensor)",
+    "step": f"({_CALL}, float low, float high, int start, SymInt channels, bool return_x0) -> (Tensor, Tensor)",
+    "squared_error": f"({_CALL}, float scale, bool return_grad) -> (Tensor, Tensor)",
+    "combine_backward": f"(Tensor grad, {_TERMS}, Tensor coefs, {_NOISE}, bool[] needs) -> Tensor[]",
+    "random_words": f"({_NOISE}, SymInt batch, SymInt count, Device device) -> Tensor",
+    "block_mask": f"(Tensor x, Tensor hidden, {_NOISE}, int[] block, bool exact) -> (Tensor, Tensor)",
 }
-
-
-def _kernel(name: str, device: str) -> Callable[..., Any]:
-    def kernel(*args: Any) -> Any:
-        return getattr(backends.choose(device), name)(*args)
-
-    return kernel
-
-
 for _name, _schema in _SCHEMAS.items():
     library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    library.impl(_name, _kernel(_name, "cpu"), "CPU")
-    library.impl(_name, _kernel(_name, "cuda"), "CUDA")
+
+
+# --- flat and back ------------------------------------------------------------------------------------------
+
+
+def _flat_noise(noise: Noise | None, device: torch.device) -> tuple[Any, ...]:
+    if noise is None:
+        return None, None, 0
+    key = noise.key
+    if isinstance(key, tuple):  # under a compiler an int may be symbolic
+        # A small copy from pageable memory is staged by the driver: it does not wait for the GPU's work.
+        key = torch.tensor(key, dtype=torch.int64).to(device, non_blocking=True)
+    return key, noise.sample_ids, noise.stream
+
+
+def _noise(key: Tensor | None, sample_ids: Tensor | None, stream: int) -> Noise | None:
+    return None if key is None else Noise(key, sample_ids, stream)
+
+
+def _flat_terms(terms: Sequence[Term]) -> tuple[list[Tensor], list[int]]:
+    return [tensor_of(x) for x in terms], [x.start if isinstance(x, Block) else -1 for x in terms]
+
+
+def _terms(tensors: Sequence[Tensor], starts: Sequence[int], shape: Sequence[int]) -> list[Term]:
+    return [
+        x if start < 0 else Block(x, start, shape[1])  # type: ignore[misc]
+        for x, start in zip(tensors, starts, strict=True)
+    ]
+
+
+def flatten(call: Call) -> tuple[Any, ...]:
+    """The arguments of a schema that a complete call stands for."""
+    call = call.one_row()
+    noise = _flat_noise(call.noise, call.tables.coefs.device)
+    return *_flat_terms(call.terms), *call.tables, call.rows, *noise, call.shape, call.dtype
+
+
+def unflatten(args: Sequence[Any]) -> tuple[Call, Sequence[Any]]:
+    """The call that a schema's arguments stand for, and those that come after."""
+    tensors, starts, coefs, sigma, to_x0, weight, rows, key, sample_ids, stream, shape, dtype, *rest = args
+    tables = Tables(coefs, sigma, to_x0, weight)
+    noise = _noise(key, sample_ids, stream)
+    return Call(_terms(tensors, starts, shape), tables, rows, noise, shape, dtype), rest
+
+
+def _both(found: tuple[Tensor, Tensor | None], wanted: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A schema always gives two tensors: the second is empty where there is none."""
+    first, second = found
+    return first, first.new_empty(0, dtype=dtype) if second is None or not wanted else second
+
+
+# --- the ops as a call's implementation (dispatch.choose) ---------------------------------------------------
+
+
+def combine(call: Call, return_noise: bool) -> tuple[Tensor, Tensor | None]:
+    """reference.combine, as torch's dispatcher sees it."""
+    return torch.ops.mmfast.combine.default(*flatten(call), return_noise)
+
+
+def step(call: Call, bounds: Bounds, return_x0: bool) -> tuple[Tensor, Tensor | None]:
+    """reference.step, as torch's dispatcher sees it."""
+    return torch.ops.mmfast.step.default(*flatten(call), *bounds, return_x0)
+
+
+def squared_error(call: Call, scale: float, return_grad: bool) -> tuple[Tensor, Tensor | None]:
+    """reference.squared_error, as torch's dispatcher sees it."""
+    return torch.ops.mmfast.squared_error.default(*flatten(call), scale, return_grad)
+
+
+def combine_backward(
+    call: Call, grad: Tensor, places: Sequence[tuple[Sequence[int], int]], needs: Sequence[bool]
+) -> list[Tensor]:
+    """autograd.combine_backward, as torch's dispatcher sees it; a row of the tables for each sample."""
+    noise = _flat_noise(call.noise, grad.device)
+    tensors, starts = [tensor_of(x) for x in call.terms], [start for _, start in places]
+    if not tensors:  # they are not read: what counts is their shapes
+        tensors = [grad.new_empty(()).expand(tuple(shape)) for shape, _ in places]
+    return torch.ops.mmfast.combine_backward.default(grad, tensors, starts, call.tables.coefs, *noise, list(needs))
+
+
+def random_words(noise: Noise, batch: int, count: int, device: torch.device) -> Tensor:
+    """reference.random_words, as torch's dispatcher sees it."""
+    return torch.ops.mmfast.random_words.default(*_flat_noise(noise, device), batch, count, device)
+
+
+def block_mask(
+    x: Tensor, hidden: int | Tensor, noise: Noise, block: Sequence[int], exact: bool
+) -> tuple[Tensor, Tensor]:
+    """reference.block_mask, as torch's dispatcher sees it."""
+    if not isinstance(hidden, Tensor):
+        hidden = torch.full((len(x),), hidden, dtype=torch.int64, device=x.device)
+    return torch.ops.mmfast.block_mask.default(x, hidden, *_flat_noise(noise, x.device), block, exact)
+
+
+# --- kernels and fakes --------------------------------------------------------------------------------------
+
+
+def kernel(name: str, function: Callable[[Any], Callable[..., Any]]) -> None:
+    """Serve the op `name` on the CPU and on CUDA by function(backend)(*args)."""
+    for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
+
+        def run(*args: Any, device: str = device) -> Any:
+            return function(backends.choose(device))(*args)
+
+        library.impl(name, run, key)
+
+
+def _of_call(name: str, bounded: bool = False) -> Callable[[Any], Callable[..., Any]]:
+    def on(backend: Any) -> Callable[..., Any]:
+        def run(*args: Any) -> tuple[Tensor, Tensor]:
+            call, rest = unflatten(args)
+            options = (Bounds(*rest[:4]), *rest[4:]) if bounded else tuple(rest)
+            serving = backends.for_terms(backend, call.terms)
+            return _both(getattr(serving, name)(call, *options), rest[-1], call.dtype)  # type: ignore[arg-type]
+
+        return run
+
+    return on
+
+
+def _on_words(backend: Any) -> Callable[..., Tensor]:
+    def run(*args: Any) -> Tensor:
+        noise = _noise(*args[:3])
+        assert noise is not None
+        return backend.random_words(noise, *args[3:])
+
+    return run
+
+
+def _on_mask(backend: Any) -> Callable[..., tuple[Tensor, Tensor]]:
+    def run(x: Tensor, hidden: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        return backend.block_mask(x, hidden, _noise(*args[:3]), *args[3:])
+
+    return run
+
+
+kernel("combine", _of_call("combine"))
+kernel("step", _of_call("step", bounded=True))
+kernel("squared_error", _of_call("squared_error"))
+kernel("random_words", _on_words)
+kernel("block_mask", _on_mask)
 
 
 def _fake(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.library.register_fake(f"mmfast::{function.__name__}", function, lib=library)
+    return torch.library.register_fake(f"mmfast::{function.__name__.removeprefix('_fake_')}", function, lib=library)
 
 
 @_fake
-def combine(terms, starts, coefs, sigma, rows, key, sample_ids, stream, shape, dtype, return_noise):  # type: ignore[no-untyped-def]
-    out = coefs.new_empty(tuple(shape), dtype=dtype)
+def _fake_combine(*args: Any) -> tuple[Tensor, Tensor]:
+    call, (return_noise,) = unflatten(args)
+    out = call.tables.coefs.new_empty(tuple(call.shape), dtype=call.dtype)  # type: ignore[arg-type]
     return out, torch.empty_like(out) if return_noise else out.new_empty(0)
 
 
 @_fake
-def combine_backward(grad, terms, starts, coefs, sigma, key, sample_ids, stream, needs):  # type: ignore[no-untyped-def]
-    *needs_terms, needs_coefs, needs_sigma = needs
+def _fake_step(*args: Any) -> tuple[Tensor, Tensor]:
+    call, (_low, _high, start, channels, return_x0) = unflatten(args)
+    shape = tuple(call.shape)  # type: ignore[arg-type]
+    out = call.tables.coefs.new_empty(shape, dtype=call.dtype)
+    of_x0 = shape if start < 0 else (shape[0], channels, *shape[2:])
+    return out, out.new_empty(of_x0 if return_x0 else 0)
+
+
+@_fake
+def _fake_squared_error(*args: Any) -> tuple[Tensor, Tensor]:
+    call, (_scale, return_grad) = unflatten(args)
+    shape, coefs = tuple(call.shape), call.tables.coefs  # type: ignore[arg-type]
+    return coefs.new_empty(shape[0]), coefs.new_empty(shape if return_grad else 0, dtype=call.dtype)
+
+
+@_fake
+def _fake_combine_backward(grad: Tensor, terms: list[Tensor], starts: list[int], coefs: Tensor, *rest: Any) -> Any:
+    *needs_terms, needs_coefs, needs_sigma = rest[-1]
     result = [x.new_empty(x.shape) for x, needed in zip(terms, needs_terms, strict=True) if needed]
     if needs_coefs:
         result.append(coefs.new_empty(coefs.shape))
-    if needs_sigma and sigma is not None:
-        result.append(sigma.new_empty(sigma.shape))
+    if needs_sigma:
+        result.append(coefs.new_empty(grad.shape[0]))
     return result
 
 
 @_fake
-def step(  # type: ignore[no-untyped-def]
-    terms, starts, to_x0, coefs, sigma, rows, low, high, x0_start, x0_channels, key, sample_ids, stream, shape, dtype,
-    return_x0,
-):  # fmt: skip
-    of_x0 = shape if x0_start < 0 else (shape[0], x0_channels, *shape[2:])
-    return coefs.new_empty(tuple(shape), dtype=dtype), coefs.new_empty(tuple(of_x0) if return_x0 else 0, dtype=dtype)
+def _fake_random_words(key: Tensor, sample_ids: Any, stream: int, batch: int, count: int, device: Any) -> Tensor:
+    return torch.empty(batch, count, dtype=torch.int64, device=device)
 
 
 @_fake
-def squared_error(  # type: ignore[no-untyped-def]
-    terms, starts, coefs, sigma, weight, rows, key, sample_ids, stream, shape, dtype, scale, return_grad
-):
-    return coefs.new_empty(shape[0]), coefs.new_empty(tuple(shape) if return_grad else 0, dtype=dtype)
-
-
-@_fake
-def block_ranks(key, sample_ids, stream, batch, blocks, device):  # type: ignore[no-untyped-def]
-    return torch.empty(batch, blocks, dtype=torch.int64, device=device)
-
-
-@_fake
-def block_mask(x, threshold, key, sample_ids, stream, block):  # type: ignore[no-untyped-def]
+def _fake_block_mask(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape[0], 1, *x.shape[2:])
-
-
-def call(name: str, device: torch.device, *args: Any) -> Any:
-    """The op by its shortest way: straight to the backend, unless a compiler, tracer or dispatch mode has to see it.
-
-    The dispatcher would only find the same way, and on a small or a cold call that costs more than the arithmetic.
-    """
-    if watched():
-        return getattr(torch.ops.mmfast, name).default(*args)
-    return getattr(backends.choose(device.type), name)(*args)
-
-
-def as_tensors(rows: Any, key: Any, device: torch.device, tables: Sequence[Tensor | None]) -> Any:
-    """Rows and key as the dispatcher takes them, tensors or None; returns (rows, key, *tables) with the row picked."""
-    rows, *tables = one_row(rows, *tables)
-    if isinstance(key, tuple):  # under a compiler an int may be symbolic
-        # A small copy from pageable memory is staged by the driver: it does not wait for the GPU's work.
-        key = torch.tensor(key, dtype=torch.int64).to(device, non_blocking=True)
-    return rows, key, *tables

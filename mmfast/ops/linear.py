@@ -1,4 +1,4 @@
-"""The linear op as users call it: `combine`, and what is only it: the noise alone, and the multimodal mean.
+"""The linear op as users call it: `combine`, and what is only it: the multimodal mean, the noise alone, and its words.
 
 All public ops are differentiable in every floating tensor argument, take float64, float32, bfloat16 and float16 of
 any strides, compute in float32 (float64 for float64), and never wait for a GPU.
@@ -7,22 +7,50 @@ any strides, compute in float32 (float64 for float64), and never wait for a GPU.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from mmfast.errors import MmfastError
-from mmfast.ops import primitives
-from mmfast.ops.arguments import FLOATS, Encodings, Seed, Term, check_coefs, check_device, gather, noise_identity
-from mmfast.ops.glance import in_memory
-from mmfast.ops.reference import arithmetic
+from mmfast.ops import dispatch
+from mmfast.ops.around import in_memory
+from mmfast.ops.call import Call, Noise, Rows, Tables, Term, arithmetic
+from mmfast.ops.checks import FLOATS, Encodings, Seed, check_coefs, check_device, check_noise, check_rows, gather
 
 
+@overload
 def combine(
     terms: Sequence[Term],
     coefs: Tensor,
     sigma: Tensor | None = None,
     *,
+    rows: Rows = ...,
+    seed: Seed = ...,
+    sample_ids: Tensor | None = ...,
+    stream: int = ...,
+    draw: int | Tensor = ...,
+    return_noise: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def combine(
+    terms: Sequence[Term],
+    coefs: Tensor,
+    sigma: Tensor | None = None,
+    *,
+    rows: Rows = ...,
+    seed: Seed = ...,
+    sample_ids: Tensor | None = ...,
+    stream: int = ...,
+    draw: int | Tensor = ...,
+    return_noise: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+def combine(
+    terms: Sequence[Term],
+    coefs: Tensor,
+    sigma: Tensor | None = None,
+    *,
+    rows: Rows = None,
     seed: Seed = None,
     sample_ids: Tensor | None = None,
     stream: int = 0,
@@ -34,73 +62,55 @@ def combine(
     Args:
         terms: K tensors that broadcast together to [B, ...], or `Block`s of its channels; a term whose
             coefficient is zero is not read for that sample. Types promote as torch's do.
-        coefs: [B, K] or [1, K].
-        sigma: [B] or [1], the scale of the noise; None for none.
+        coefs: [B, K] or [1, K]; with rows a table [R, K].
+        sigma: [B] or [1], the scale of the noise; None for none. With rows [R].
+        rows: int64 [B], which row of the tables each sample has, or one for all; None for its own.
         seed, sample_ids, stream, draw: the identity of the noise, as for `randn`.
         return_noise: return (out, eps).
 
     Returns out [B, ...], and eps of the same shape and type if asked for.
     Raises MmfastError (a ValueError or TypeError by its kind) naming the argument at fault.
     """
-    tensors, starts, shape, dtype, _ = gather(terms)
-    if not tensors:
-        raise MmfastError("terms is empty; combine needs at least one, which gives the shape (or use randn)")
-    shape = _of_batch(shape, coefs)
-    out, eps = _combine(tensors, starts, coefs, sigma, shape, dtype, seed, sample_ids, stream, draw, return_noise)
-    return (out, eps) if return_noise else out
+    noise = Noise((seed, draw), sample_ids, stream) if sigma is not None or return_noise else None
+    found = dispatch.at_once("combine", Call(terms, Tables(coefs, sigma), rows, noise), return_noise)
+    if found is None:
+        tensors, shape, dtype = gather(terms)
+        if not tensors:
+            raise MmfastError("terms is empty; combine needs at least one, which gives the shape (or use randn)")
+        if rows is None:
+            shape = _of_batch(shape, coefs)
+        found = _combine(Call(tensors, Tables(coefs, sigma), rows, noise, shape, dtype), return_noise)
+    return found if return_noise else found[0]
 
 
-def _of_batch(shape: Sequence[int], coefs: Tensor) -> Sequence[int]:
+def _of_batch(shape: Sequence[int], coefs: Tensor) -> list[int]:
     """The shape of the result where the terms hold one sample for a batch of coefficients."""
     batched = bool(shape) and shape[0] == 1 and isinstance(coefs, Tensor) and coefs.dim() == 2
-    return [coefs.shape[0], *shape[1:]] if batched else shape
+    return [coefs.shape[0], *shape[1:]] if batched else list(shape)
 
 
-def _combine(
-    tensors: list[Tensor],
-    starts: list[int],
-    coefs: Tensor,
-    sigma: Tensor | None,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    seed: Seed = None,
-    sample_ids: Tensor | None = None,
-    stream: int = 0,
-    draw: int | Tensor = 0,
-    return_noise: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Bring coefficients, sigma and identity to what the primitive takes, and call it."""
-    compute = arithmetic(dtype)
+def _combine(call: Call, return_noise: bool, name: str = "coefs") -> tuple[Tensor, Tensor | None]:
+    """Check the tables and the noise of a call of known shape and type, and dispatch it."""
+    terms, (coefs, sigma, *_), rows, noise, shape, dtype = call
+    assert shape is not None and dtype is not None
     # A sample is the first dimension: a zero-dimensional tensor is one sample of one element.
-    batch = shape or [1]
+    batch = list(shape) or [1]
     if not shape:
-        tensors = [x.reshape(1) for x in tensors]
-    check_coefs("coefs", coefs, (batch[0], len(tensors)))
-    key = None
-    if sigma is not None or return_noise:
-        key, sample_ids = noise_identity(seed, draw, sample_ids, stream, batch[0], coefs.device)
+        terms = [x.reshape(1) for x in terms]  # type: ignore[union-attr]
+    count = batch[0] if rows is None else check_rows(rows, coefs, batch[0])
+    check_coefs(name, coefs, (count, len(terms)))
+    if noise is not None:
+        noise = check_noise(noise, batch[0], coefs.device)
     if sigma is not None:
-        check_coefs("sigma", sigma, (batch[0],))
+        check_coefs("sigma", sigma, (count,))
         if sigma.shape[0] != coefs.shape[0]:  # one table of both, row by row
-            coefs, sigma = coefs.expand(batch[0], -1), sigma.expand(batch[0])
-        sigma = in_memory(sigma.to(compute))
-    check_device(coefs.device, tensors, sigma)
-    out, eps = primitives.combine(
-        tensors,
-        starts,
-        in_memory(coefs.to(compute)),
-        sigma,
-        None,
-        key,
-        sample_ids if key is not None else None,
-        stream,
-        batch,
-        dtype,
-        return_noise,
-    )
-    if not shape:
-        out, eps = out.reshape(()), eps.reshape(()) if return_noise else eps
-    return out, eps
+            coefs, sigma = coefs.expand(count, -1), sigma.expand(count)
+        sigma = in_memory(sigma.to(arithmetic(dtype)))
+    check_device(coefs.device, terms, sigma)
+    tables = Tables(in_memory(coefs.to(arithmetic(dtype))), sigma)
+    call = Call(terms, tables, rows, noise, batch, dtype)
+    out, eps = dispatch.of_call(call).combine(call, return_noise)
+    return (out, eps) if shape else (out.reshape(()), eps.reshape(()) if return_noise and eps is not None else eps)
 
 
 def randn(
@@ -130,10 +140,31 @@ def randn(
         raise MmfastError(f"shape is {shape!r}; it should be the sizes [B, ...], none of them negative")
     if dtype not in FLOATS:
         raise MmfastError(f"dtype is {dtype}; it should be float32, float64, bfloat16 or float16")
-    shape = list(shape)
-    none = torch.zeros(shape[0] if shape else 1, 0, device=device)
-    _, eps = _combine([], [], none, None, shape, dtype, seed, sample_ids, stream, draw, return_noise=True)
+    tables, noise = Tables(torch.zeros(1, 0, device=device, dtype=arithmetic(dtype))), Noise((seed, draw), sample_ids, stream)
+    _, eps = _combine(Call([], tables, None, noise, list(shape), dtype), return_noise=True)
+    assert eps is not None
     return eps
+
+
+def random_words(
+    shape: Sequence[int],
+    *,
+    seed: Seed = None,
+    sample_ids: Tensor | None = None,
+    stream: int = 0,
+    draw: int | Tensor = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Random 32-bit words by identity: int64 [B, count], each in 0 .. 2^32 - 1.
+
+    Word j of a sample is word j % 4 of its Philox block j // 4, a pure function of (seed, stream, sample id, draw, j);
+    shape: [B, count]; the rest as for `randn`.
+    """
+    if not isinstance(shape, Sequence) or len(shape) != 2 or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise MmfastError(f"shape is {shape!r}; it should be [B, count], neither of them negative")
+    device, (batch, count) = torch.device(device), shape
+    noise = check_noise(Noise((seed, draw), sample_ids, stream), batch, device)
+    return dispatch.choose([], device).random_words(noise, batch, count, device)
 
 
 def multimodal_mean(encodings: Encodings, weights: Tensor) -> Tensor:
@@ -142,8 +173,11 @@ def multimodal_mean(encodings: Encodings, weights: Tensor) -> Tensor:
     encodings: by name or in order, broadcasting together to [B, ...]; weights: [B, N] or [1, N].
     """
     terms = list(encodings.values()) if isinstance(encodings, Mapping) else encodings
-    if isinstance(terms, Sequence) and not terms:
-        raise MmfastError("encodings is empty; multimodal_mean needs at least one, which gives the shape")
-    tensors, starts, shape, dtype, _ = gather(terms, what="encodings")
-    check_coefs("weights", weights, ((_of_batch(shape, weights) or [1])[0], len(terms)))
-    return _combine(tensors, starts, weights, None, _of_batch(shape, weights), dtype)[0]
+    found = dispatch.at_once("combine", Call(terms, Tables(weights)), False)
+    if found is None:
+        if isinstance(terms, Sequence) and not terms:
+            raise MmfastError("encodings is empty; multimodal_mean needs at least one, which gives the shape")
+        tensors, shape, dtype = gather(terms, what="encodings")
+        call = Call(tensors, Tables(weights), None, None, _of_batch(shape, weights), dtype)
+        found = _combine(call, False, "weights")
+    return found[0]

@@ -6,23 +6,20 @@ The fast backends are tested against this file, and it runs where none of them c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from mmfast.ops.call import Block, Bounds, Call, Noise, Rows, Term, pick
+
 name = "reference"
 devices = ("cpu", "cuda")
+max_terms = math.inf
 
 MASK32 = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
-
-# (seed, draw): int64 [2], or two ints that fit int64, which need no tensor to be made.
-Key = Tensor | tuple[int, int]
-# Which row of a table serves each sample: int64 [B]; the one row for all; None for the table's own order.
-Rows = Tensor | int | None
 
 
 def unavailable() -> str | None:
@@ -55,23 +52,20 @@ def philox4x32(counter: Tensor, key: Tensor, rounds: int = 10) -> Tensor:
     return torch.stack(torch.broadcast_tensors(c0, c1, c2, c3), -1)
 
 
-def identities(sample_ids: Tensor | None, shape: Sequence[int], device: torch.device) -> Tensor:
-    """The samples' ids: int64 [B], 0 .. B - 1 where none are given."""
-    return torch.arange(shape[0], device=device) if sample_ids is None else sample_ids
+def random_words(noise: Noise, batch: int, count: int, device: torch.device) -> Tensor:
+    """The first `count` 32-bit words of each sample: int64 [batch, count].
 
-
-def random_words(key: Key, sample_ids: Tensor, stream: int, blocks: int) -> Tensor:
-    """The 32-bit words of each sample: int64 [B, blocks, 4].
-
-    key: (seed, draw), int64 [2] or two ints; sample_ids: int64 [B]. Philox's key is the 64-bit seed; its counter is
-    (block, draw, id bits 0-31, id bits 32-47 with the stream in the top 16).
+    Philox's key is the 64-bit seed; its counter is (block of four words, draw, id bits 0-31, id bits 32-47 with the
+    stream in the top 16).
     """
-    seed, draw = torch.as_tensor(key, device=sample_ids.device).unbind(-1)
-    ids = sample_ids[:, None]
-    block = torch.arange(blocks, device=ids.device)[None, :]
-    high = ((ids >> 32) & 0xFFFF) | (stream << 16)
+    seed, draw = torch.as_tensor(noise.key, device=device).unbind(-1)
+    ids = torch.arange(batch, device=device) if noise.sample_ids is None else noise.sample_ids
+    ids = ids[:, None]
+    block = torch.arange(-(-count // 4), device=device)[None, :]
+    high = ((ids >> 32) & 0xFFFF) | (noise.stream << 16)
     counter = torch.stack(torch.broadcast_tensors(block, draw, ids & MASK32, high), -1)
-    return philox4x32(counter, torch.stack((seed & MASK32, (seed >> 32) & MASK32), -1))
+    key = torch.stack((seed & MASK32, (seed >> 32) & MASK32), -1)
+    return philox4x32(counter, key).flatten(1)[:, :count]
 
 
 def box_muller(words: Tensor) -> Tensor:
@@ -87,16 +81,11 @@ def box_muller(words: Tensor) -> Tensor:
     return torch.stack((radius * torch.cos(theta), radius * torch.sin(theta)), -1).float().flatten(-2)
 
 
-def noise(key: Key, sample_ids: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
+def normals(noise: Noise, shape: Sequence[int], device: torch.device) -> Tensor:
     """eps of every sample, float32 of `shape` = [B, ...], a pure function of each sample's identity."""
     elements = math.prod(shape[1:])
-    words = random_words(key, sample_ids, stream, -(-elements // 4))
-    return box_muller(words.flatten(1))[:, :elements].reshape(tuple(shape))
-
-
-def arithmetic(dtype: torch.dtype) -> torch.dtype:
-    """The type that a result of `dtype` is computed in: float64 for float64, float32 for the rest."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    words = random_words(noise, shape[0], -(-elements // 4) * 4, device)
+    return box_muller(words)[:, :elements].reshape(tuple(shape))
 
 
 def per_sample(values: Tensor, ndim: int) -> Tensor:
@@ -109,205 +98,164 @@ def sum_samples(x: Tensor) -> Tensor:
     return x.reshape(len(x), math.prod(x.shape[1:])).sum(1)
 
 
-def in_space(term: Tensor, start: int, shape: Sequence[int]) -> Tensor:
-    """The part of `shape` that a term covers: all of it, or channels start .. start + term.size(1)."""
-    if start < 0:
+def in_space(term: Term, shape: Sequence[int]) -> Tensor:
+    """A term in the whole of `shape`: broadcast, or zero beside the channels of a block."""
+    if not isinstance(term, Block):
         return term.expand(tuple(shape))
-    covered = term.expand(shape[0], -1, *shape[2:])
-    after = shape[1] - start - term.size(1)
-    return torch.nn.functional.pad(covered, [0, 0] * (len(shape) - 2) + [start, after])
+    covered = term.tensor.expand(shape[0], -1, *shape[2:])
+    after = shape[1] - term.start - covered.size(1)
+    return torch.nn.functional.pad(covered, [0, 0] * (len(shape) - 2) + [term.start, after])
 
 
-def one_row(rows: Rows, *tables: Tensor | None) -> tuple[Any, ...]:
-    """(rows, *tables) for a backend that takes no number for `rows`: the tables cut to that row, and None."""
-    if not isinstance(rows, int):
-        return rows, *tables
-    return None, *(None if x is None else x[rows : rows + 1] for x in tables)
+def _sum(terms: Sequence[Term], coefs: Tensor, call: Call) -> Tensor:
+    """sum_k coefs[b, k] term_k[b], in the type of the coefficients; not read where a coefficient is zero."""
+    shape = _shape(call)
+    coefs = pick(coefs, call.rows, shape[0])
+    out = coefs.new_zeros(tuple(shape))
+    for k, term in enumerate(terms):
+        coef = per_sample(coefs[:, k], len(shape))
+        out = out + torch.where(coef == 0, 0.0, coef * in_space(term, shape).to(coefs.dtype))
+    return out
 
 
-def pick(table: Tensor, rows: Rows, batch: int) -> Tensor:
-    """The row of each sample: table[rows], or table itself, its one row serving every sample: [batch, ...]."""
-    if isinstance(rows, int):
-        table, rows = table[rows : rows + 1], None
-    return table.expand(batch, *table.shape[1:]) if rows is None else table.index_select(0, rows)
+def _with_noise(out: Tensor, call: Call) -> Tensor:
+    """out + sigma[b] eps[b]; out itself without a sigma or an identity."""
+    sigma = call.tables.sigma
+    if sigma is None or call.noise is None:
+        return out
+    eps = normals(call.noise, out.shape, out.device).to(out.dtype)
+    return out + per_sample(pick(sigma, call.rows, len(out)), out.dim()) * eps
 
 
-def combine(
-    terms: Sequence[Tensor],
-    starts: Sequence[int],
-    coefs: Tensor,
-    sigma: Tensor | None,
-    rows: Rows,
-    key: Key | None,
-    sample_ids: Tensor | None,
-    stream: int,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    return_noise: bool,
-) -> tuple[Tensor, Tensor]:
+def _shape(call: Call) -> Sequence[int]:
+    assert call.shape is not None  # a complete call has one
+    return call.shape
+
+
+def combine(call: Call, return_noise: bool) -> tuple[Tensor, Tensor | None]:
     """The primitive: out[b] = sum_k coefs[b, k] term_k[b] + sigma[b] eps[b], and eps itself if wanted.
 
-    terms: K tensors of `dtype` that broadcast to shape = [B, ...], or, where starts[k] >= 0, cover the
-    channels from starts[k] on and nothing else; coefs: [R, K] and sigma: [R] (None for no noise), tables of which
-    sample b uses row rows[b] (row `rows`, if an int); with rows None, R is B, or 1: one row for every sample. key:
-    (seed, draw), as int64 [2] or as two ints, None for no noise; sample_ids: int64 [B], None for 0 .. B - 1. A term
-    with a coefficient of zero counts as missing for that sample, whatever it holds. Returns out of `shape` and eps
-    of `shape` (of size 0 if not wanted).
+    coefs: [R, K] and sigma: [R] (None for no noise), tables of which sample b uses row rows[b] (row `rows`, if an
+    int); with rows None, R is B, or 1: one row for every sample. A term with a coefficient of zero counts as missing
+    for that sample, whatever it holds. Returns out and eps, of the call's shape and type.
     """
-    out, eps = _combined(terms, starts, coefs, sigma, rows, key, sample_ids, stream, shape, return_noise)
-    return out.to(dtype), eps.to(dtype)
+    out = _with_noise(_sum(call.terms, call.tables.coefs, call), call)
+    eps = None
+    if return_noise and call.noise is not None:
+        eps = normals(call.noise, out.shape, out.device).to(call.dtype)
+    return out.to(call.dtype), eps
 
 
-def _combined(
-    terms: Sequence[Tensor],
-    starts: Sequence[int],
-    coefs: Tensor,
-    sigma: Tensor | None,
-    rows: Rows,
-    key: Key | None,
-    sample_ids: Tensor | None,
-    stream: int,
-    shape: Sequence[int],
-    return_noise: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """`combine` in the arithmetic of the coefficients, not yet rounded to the terms' type."""
-    coefs = pick(coefs, rows, shape[0])
-    out = coefs.new_zeros(tuple(shape))
-    for k, (term, start) in enumerate(zip(terms, starts, strict=True)):
-        coef = per_sample(coefs[:, k], len(shape))
-        out = out + torch.where(coef == 0, 0.0, coef * in_space(term, start, shape).to(coefs.dtype))
-    eps = out.new_empty(0)
-    if key is not None and (sigma is not None or return_noise):
-        eps = noise(key, identities(sample_ids, shape, coefs.device), stream, shape).to(coefs.dtype)
-        if sigma is not None:
-            out = out + per_sample(pick(sigma, rows, shape[0]), len(shape)) * eps
-    return out, eps if return_noise else out.new_empty(0)
-
-
-def step(
-    terms: Sequence[Tensor],
-    starts: Sequence[int],
-    to_x0: Tensor,
-    coefs: Tensor,
-    sigma: Tensor | None,
-    rows: Rows,
-    low: float,
-    high: float,
-    x0_start: int,
-    x0_channels: int,
-    key: Key | None,
-    sample_ids: Tensor | None,
-    stream: int,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    return_x0: bool,
-) -> tuple[Tensor, Tensor]:
+def step(call: Call, bounds: Bounds, return_x0: bool) -> tuple[Tensor, Tensor | None]:
     """The sampler's step, two linear combinations around a clamp:
 
-    x0[b] = clamp(sum_k to_x0[b, k] term_k[b], low, high), in its channels (x0_channels of them from x0_start on; all
-    where x0_start is -1), and out[b] = sum_k coefs[b, k] term_k[b] + coefs[b, K] x0[b] + sigma[b] eps[b].
+    x0[b] = clamp(sum_k to_x0[b, k] term_k[b], low, high), in its channels, and
+    out[b] = sum_k coefs[b, k] term_k[b] + coefs[b, K] x0[b] + sigma[b] eps[b].
 
     to_x0: [R, K], coefs: [R, K + 1], sigma: [R] or None; the rest as for `combine`. A coefficient of zero keeps its
-    term out of its own sum alone. Nothing is rounded between the two. Returns out of `shape` and x0 of its channels
-    (of size 0 if not wanted).
+    term out of its own sum alone. Nothing is rounded between the two. Returns out of the call's shape and x0 of its
+    channels, if wanted.
     """
-    x0 = _combined(terms, starts, to_x0, None, rows, None, None, stream, shape)[0].clamp(low, high)
-    if x0_start >= 0:
-        x0 = x0.narrow(1, x0_start, x0_channels)
-    every, at = [*terms, x0], [*starts, x0_start]
-    out, _ = _combined(every, at, coefs, sigma, rows, key, sample_ids, stream, shape)
-    return out.to(dtype), x0.to(dtype).contiguous() if return_x0 else out.new_empty(0, dtype=dtype)
+    to_x0 = call.tables.to_x0
+    assert to_x0 is not None  # a step's tables have one
+    x0 = _sum(call.terms, to_x0, call).clamp(bounds.low, bounds.high)
+    last: Term = x0
+    if bounds.start >= 0:
+        x0 = x0.narrow(1, bounds.start, bounds.channels)
+        last = Block(x0, bounds.start, _shape(call)[1])
+    out = _with_noise(_sum([*call.terms, last], call.tables.coefs, call), call)
+    return out.to(call.dtype), x0.to(call.dtype).contiguous() if return_x0 else None
 
 
-def squared_error(
-    terms: Sequence[Tensor],
-    starts: Sequence[int],
-    coefs: Tensor,
-    sigma: Tensor | None,
-    weight: Tensor,
-    rows: Rows,
-    key: Key | None,
-    sample_ids: Tensor | None,
-    stream: int,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    scale: float,
-    return_grad: bool,
-) -> tuple[Tensor, Tensor]:
+def squared_error(call: Call, scale: float, return_grad: bool) -> tuple[Tensor, Tensor | None]:
     """The weighted squared norm of a combination, and its gradient for term 0, together.
 
     r[b] = sum_k coefs[b, k] term_k[b] + sigma[b] eps[b]; loss[b] = scale weight[b] |r[b]|^2;
     grad[b] = d loss[b] / d term_0[b] = 2 scale weight[b] coefs[b, 0] r[b].
 
-    weight: [R]; the rest as for `combine`. Term 0 has the whole `shape`. Returns loss [B] in the type of the
-    coefficients (a sum taken in float64) and grad of `shape` and `dtype` (of size 0 if not wanted).
+    weight: [R]; the rest as for `combine`. Term 0 has the whole shape. Returns loss [B] in the type of the
+    coefficients (a sum taken in float64) and grad of the call's shape and type, if wanted.
     """
-    r, _ = _combined(terms, starts, coefs, sigma, rows, key, sample_ids, stream, shape)
-    weight = scale * pick(weight, rows, shape[0])
+    weight = call.tables.weight
+    assert weight is not None  # a squared error's tables have one
+    r = _with_noise(_sum(call.terms, call.tables.coefs, call), call)
+    weight = scale * pick(weight, call.rows, len(r))
     loss = weight * sum_samples(r.double().square()).to(r.dtype)
     if not return_grad:
-        return loss, r.new_empty(0, dtype=dtype)
-    first = 2 * weight * pick(coefs, rows, shape[0])[:, 0]
-    return loss, (per_sample(first, len(shape)) * r).to(dtype)
+        return loss, None
+    first = 2 * weight * pick(call.tables.coefs, call.rows, len(r))[:, 0]
+    return loss, (per_sample(first, r.dim()) * r).to(call.dtype)
 
 
-def block_ranks(
-    key: Key, sample_ids: Tensor | None, stream: int, batch: int, blocks: int, device: torch.device
-) -> Tensor:
-    """The rank of every block of every sample: int64 [batch, blocks], word_j * 2^31 + j with word_j the generator's.
+ALL = (1 << 63) - 1  # above every rank: hides every block
 
-    word_j is word j % 4 of Philox block j // 4 of the sample. All ranks of a sample differ.
+
+def thresholds(words: Tensor, hidden: int | Tensor) -> Tensor:
+    """The rank of the first visible block where the `hidden` (int64 [B], or one for all) lowest are not: int64 [B].
+
+    words: int64 [B, blocks]; a block's rank is word * 2^31 + its number, so that no two of a sample are equal.
     """
-    ids = identities(sample_ids, (batch,), device)
-    words = random_words(key, ids, stream, -(-blocks // 4)).flatten(1)[:, :blocks]
-    return (words << 31) + torch.arange(blocks, device=device)
+    B, blocks = words.shape
+    ranks = (words << 31) + torch.arange(blocks, device=words.device)
+    every = torch.cat((ranks.sort(1).values, ranks.new_full((B, 1), ALL)), 1)
+    return every[:, hidden] if isinstance(hidden, int) else every.gather(1, hidden.expand(B)[:, None])[:, 0]
+
+
+def threshold_of(
+    x: Tensor, hidden: int | Tensor, block: Sequence[int], exact: bool, words: Callable[..., Tensor]
+) -> Tensor:
+    """The rank below which the blocks of each sample are hidden: int64 [B]. words: random_words of (B, count, device)."""
+    B, _, H, W = x.shape
+    if exact:
+        return thresholds(words(B, -(-H // block[0]) * -(-W // block[1]), x.device), hidden).contiguous()
+    if isinstance(hidden, Tensor):
+        return hidden.contiguous()
+    return torch.full((B,), hidden, dtype=torch.int64, device=x.device)
 
 
 def block_mask(
-    x: Tensor, threshold: Tensor, key: Key, sample_ids: Tensor | None, stream: int, block: Sequence[int]
+    x: Tensor, hidden: int | Tensor, noise: Noise, block: Sequence[int], exact: bool
 ) -> tuple[Tensor, Tensor]:
-    """x with some of its blocks hidden: 0 where the block's rank is below the sample's threshold.
+    """x with some of its blocks hidden, and the mask.
 
-    x: [B, C, H, W]; threshold: int64 [B]; block: (height, width), numbered row by row, those at the lower and right
-    edge cut. Returns x * mask (0 where hidden, whatever x holds) and mask [B, 1, H, W] in x's type: 1 where visible.
+    x: [B, C, H, W]; block: (height, width), numbered row by row, those at the lower and right edge cut. exact: the
+    `hidden` (int64 [B], or one for all) blocks of the lowest ranks are; else those of a rank below it. A block's rank
+    is random_words[b, block] * 2^31 + block. Returns x * mask (0 where hidden, whatever x holds) and mask [B, 1, H, W]
+    in x's type: 1 where visible.
     """
     B, _, H, W = x.shape
     down, across = -(-H // block[0]), -(-W // block[1])
-    ranks = block_ranks(key, sample_ids, stream, B, down * across, x.device).reshape(B, 1, down, across)
+    threshold = threshold_of(x, hidden, block, exact, lambda *size: random_words(noise, *size))
+    words = random_words(noise, B, down * across, x.device)
+    ranks = ((words << 31) + torch.arange(down * across, device=x.device)).reshape(B, 1, down, across)
     visible = ranks >= threshold.reshape(B, 1, 1, 1)
     visible = visible.repeat_interleave(block[0], 2)[:, :, :H].repeat_interleave(block[1], 3)[..., :W]
     return torch.where(visible, x, torch.zeros_like(x)).contiguous(), visible.to(x.dtype)
 
 
-def combine_backward(
-    grad: Tensor,
-    terms: Sequence[Tensor],
-    starts: Sequence[int],
-    coefs: Tensor,
-    sigma: Tensor | None,
-    key: Key | None,
-    sample_ids: Tensor | None,
-    stream: int,
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    """Gradients of `combine` for the terms, coefs and sigma that `needs` (K + 2 flags) asks for, in order.
+# What a backward pass is made of: autograd.py. Here all of it can be differentiated again.
 
-    coefs: [B, K] and sigma: [B], each sample's own row. d/d term_k = coefs[b, k] grad, summed over what the term was
-    broadcast along; d/d coefs[b, k] = <grad[b], term_k[b]>; d/d sigma[b] = <grad[b], eps[b]> with eps made again from
-    its identity.
+
+def scale(x: Tensor, coefs: Tensor, rows: Rows, columns: Sequence[int]) -> list[Tensor]:
+    """coefs[b, k] x[b] for each k of `columns`, in the type of x: [B, ...] each.
+
+    The other backends give zero where the coefficient is, whatever x holds.
     """
-    g = grad.contiguous().to(coefs.dtype)
-    *needs_terms, needs_coefs, needs_sigma = needs
-    result = []
-    for k, term in enumerate(terms):
-        if needs_terms[k]:
-            gk = g if starts[k] < 0 else g.narrow(1, starts[k], term.size(1)).contiguous()
-            gk = per_sample(coefs[:, k], g.dim()) * gk
-            result.append(gk.sum_to_size(term.shape).to(term.dtype))
-    if needs_coefs:
-        inner = [sum_samples(g * in_space(x, s, g.shape)) for x, s in zip(terms, starts, strict=True)]
-        result.append(torch.stack(inner, 1) if inner else torch.zeros_like(coefs))
-    if needs_sigma and sigma is not None and key is not None:
-        eps = noise(key, identities(sample_ids, g.shape, g.device), stream, g.shape).to(g.dtype)
-        result.append(sum_samples(g * eps))
-    return result
+    own = pick(coefs, rows, len(x))
+    return [(per_sample(own[:, k], x.dim()) * x.to(own.dtype)).to(x.dtype) for k in columns]
+
+
+def dots(call: Call, grad: Tensor) -> Tensor:
+    """<grad[b], term_k[b]> for every term and then <grad[b], eps[b]> (0 without noise): float64 [B, K + 1]."""
+    wide = grad.double()
+    parts = [sum_samples(wide * in_space(x, grad.shape).double()) for x in call.terms]
+    if call.noise is None:
+        parts.append(wide.new_zeros(len(grad)))
+    else:
+        parts.append(sum_samples(wide * normals(call.noise, grad.shape, grad.device)))
+    return torch.stack(parts, 1)
+
+
+def row_sums(x: Tensor) -> Tensor:
+    """The sums of x [n, inner] over inner: float64 [n]."""
+    return x.double().sum(1)

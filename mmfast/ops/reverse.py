@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmfast import process
 from mmfast.errors import MmfastError, unknown
-from mmfast.ops import backends, primitives
-from mmfast.ops.arguments import (
-    Block,
+from mmfast.ops import dispatch, reference
+from mmfast.ops.call import Block, Bounds, Call, Noise, Rows, Tables, Term, arithmetic
+from mmfast.ops.checks import (
     Encodings,
     Seed,
-    Term,
     check_batch,
+    check_coefs,
     check_device,
+    check_noise,
     check_present,
+    check_rows,
     gather,
-    noise_identity,
     select,
 )
-from mmfast.ops.coefficients import Formula, PosteriorMean, Step, find, formula, range_of
-from mmfast.ops.glance import LONG_WAY
-from mmfast.ops.reference import arithmetic
+from mmfast.ops.tables import Formula, PosteriorMean, Step, covered, find, formula, kept, range_of
 from mmfast.process import TARGETS, Time
 from mmfast.schedule import Schedule
 
 _MEAN, _SAMPLE = PosteriorMean(noisy=False), PosteriorMean(noisy=True)
 _CLAMPED = Step("eps", eta=1.0)
+_UNBOUNDED = Bounds(-math.inf, math.inf)
 
 
 def posterior_mean(
@@ -48,7 +50,8 @@ def posterior_mean(
     w = W_t/sqrt(a) - W_s. z_t, eps: [B, ...]; t in 1 .. T and s in 0 .. t - 1, ints or int64 [B]; encodings and
     present as for q_sample.
     """
-    return _apply(_MEAN, z_t, [eps], "z_t, eps, encodings", encodings, t, sched, s, present=present)[0]
+    jump = Reverse(_MEAN, "z_t, eps, encodings", encodings, (t, s), sched, present)
+    return jump.run([z_t, eps])[0]
 
 
 def posterior_sample(
@@ -73,9 +76,8 @@ def posterior_sample(
     identity is as for `randn`. Returns z_s [B, ...].
     """
     kind = _SAMPLE if clamp is None else _CLAMPED
-    identity = (seed, draw, sample_ids, stream)
-    terms = "z_t, eps, encodings"
-    return _apply(kind, z_t, [eps], terms, encodings, t, sched, s, identity, range_of(clamp), present=present)[0]
+    jump = Reverse(kind, "z_t, eps, encodings", encodings, (t, s), sched, present)
+    return jump.run([z_t, eps], Noise((seed, draw), sample_ids, stream), range_of(clamp), return_x0=False)[0]
 
 
 def step(
@@ -123,81 +125,133 @@ def step(
     predictions, what = [prediction], "z_t, prediction, encodings"
     if unconditional is not None:
         predictions, what = [prediction, unconditional], "z_t, prediction, unconditional, encodings"
-        if _channels(prediction) != _channels(unconditional):
+        if covered(prediction) != covered(unconditional):
             raise MmfastError("unconditional covers other channels than prediction; it should cover the same")
     elif guidance_scale != 1:
         raise MmfastError(f"guidance_scale is {guidance_scale}, but unconditional is None; guidance needs both")
     kind = formula(Step, target, float(eta), None if unconditional is None else float(guidance_scale))
-    identity = (seed, draw, sample_ids, stream)
-    bounds, channels = range_of(clamp), _channels(prediction)
-    return _apply(kind, z_t, predictions, what, encodings, t, sched, s, identity, bounds, channels, present)
+    jump = Reverse(kind, what, encodings, (t, s), sched, present)
+    return jump.run([z_t, *predictions], Noise((seed, draw), sample_ids, stream), range_of(clamp, prediction))
 
 
-def _channels(prediction: Term) -> tuple[int, int]:
-    """The first channel that a prediction covers and their number; (-1, 0) for all."""
-    if not isinstance(prediction, Block) or not isinstance(prediction.tensor, Tensor) or prediction.tensor.dim() < 2:
-        return -1, 0  # of the whole space, or refused by `gather`
-    return prediction.start, prediction.tensor.shape[1]
+class Reverse(NamedTuple):
+    """A formula of the reverse process for a jump t -> s, and what it is taken with."""
 
+    formula: Formula
+    what: str  # the terms' names, for errors
+    encodings: Encodings
+    times: tuple[Time, Time | None]
+    sched: Schedule
+    present: Tensor | None
 
-def _apply(
-    kind: Formula,
-    z_t: Term,
-    predictions: list[Term],
-    what: str,
-    encodings: Encodings,
-    t: Time,
-    sched: Schedule,
-    s: Time | None,
-    identity: tuple[Seed, int | Tensor, Tensor | None, int] | None = None,
-    bounds: tuple[float, float] = (-torch.inf, torch.inf),
-    channels: tuple[int, int] = (-1, 0),
-    present: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """A formula of the reverse process on its terms; the result and, where the formula goes through it, z0hat."""
-    usual = present is None and s is None and channels[0] < 0 and not torch.compiler.is_compiling()
-    if usual and type(encodings) is dict and type(sched) is Schedule:
-        known = sched.derived.get((kind, tuple(encodings), torch.float32))
+    def run(
+        self,
+        first: list[Term],
+        noise: Noise | None = None,
+        bounds: Bounds = _UNBOUNDED,
+        return_x0: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """The formula on z_t, the predictions and the encodings: z_s and, where it goes through it, z0hat."""
+        (t, s), encodings = self.times, self.encodings
+        known = kept(self.formula, encodings, self.sched) if self.present is None and s is None else None
         if known is not None:
-            second = known.to_x0 is not None and kind is not _CLAMPED
-            terms = [z_t, *predictions, *encodings.values()]
-            done = primitives.by_express(terms, known, t, identity or (0, 0, None, 0), second, *bounds)
-            if done is not None:
-                return done
-    names, encoded = select(encodings, sched)
-    tensors, starts, shape, dtype, seen = gather([z_t, *predictions, *encoded], like_first=True, what=what)
-    batch = shape or [1]
+            call = Call([*first, *encodings.values()], known, t, noise if known.sigma is not None else None)  # type: ignore[union-attr]
+            found = _at_once(call, bounds, return_x0)
+            if found is not None:
+                return found
+        call, scalar = self._complete(first, noise)
+        sched, device = self.sched, call.tables.coefs.device
+        serving = dispatch.of_call(call)
+        if serving is reference and not torch.compiler.is_compiling():
+            process.check_time("t", t, 1, sched.T)  # it takes a row of NaN for one like the others
+        check_device(device, call.terms)
+        try:
+            if call.tables.to_x0 is None:
+                out, x0 = serving.combine(call, False)
+            else:
+                out, x0 = serving.step(call, bounds, return_x0)
+        except (ValueError, IndexError):  # of a row of the tables
+            process.check_time("t", t, 1, sched.T)
+            raise
+        if scalar:
+            out, x0 = out.reshape(()), None if x0 is None else x0.reshape(())
+        return out, x0
+
+    def _complete(self, first: list[Term], noise: Noise | None) -> tuple[Call, bool]:
+        """The checked call, and whether its terms are of no dimension."""
+        (t, s), sched, present = self.times, self.sched, self.present
+        names, encoded = select(self.encodings, sched)
+        terms, shape, dtype = gather([*first, *encoded], like_first=True, what=self.what)
+        batch = shape or [1]
+        if not shape:
+            terms = [x.reshape(1) for x in terms]  # type: ignore[union-attr]
+        check_batch("t", t, batch[0])
+        check_batch("s", s, batch[0])
+        tables, rows = find(self.formula, sched, names, (t, s), arithmetic(dtype), batch[0])
+        if present is not None:
+            check_present(present, batch[0], len(names))
+            process.check_time("t", t, 1, sched.T)
+            tables, rows = tables.own(rows, batch[0]).only_present(present, len(first)), None
+        if tables.sigma is None:
+            noise = None
+        if noise is not None:
+            noise = check_noise(noise, batch[0], tables.coefs.device)
+        return Call(terms, tables, rows, noise, batch, dtype), not shape
+
+
+def _at_once(call: Call, bounds: Bounds, return_x0: bool) -> Any:
+    if call.tables.to_x0 is None:
+        return dispatch.at_once("combine", call, False)
+    return dispatch.at_once("step", call, bounds, return_x0)
+
+
+def step_by_table(
+    terms: Sequence[Term],
+    tables: Tables,
+    row: Rows = None,
+    *,
+    clamp: float | tuple[float, float] | None = None,
+    channels: tuple[int, int] | None = None,
+    seed: Seed = None,
+    sample_ids: Tensor | None = None,
+    stream: int = 0,
+    draw: int | Tensor = 0,
+) -> tuple[Tensor, Tensor]:
+    """A sampler's step whose coefficients stand in tables, in one pass: of a loop's steps, each a row.
+
+    x0 = clamp(sum_k to_x0[r, k] terms[k]), in its channels, and out = sum_k coefs[r, k] terms[k] + coefs[r, K] x0 +
+    sigma[r] eps, r the row of each sample.
+
+    Args:
+        terms: K tensors or `Block`s; the first has the whole shape [B, ...].
+        tables: `Tables` with to_x0 [R, K], coefs [R, K + 1] and sigma [R] (or None for no noise).
+        row: the row of every sample, or int64 [B]; None for a row each (R is B, or 1).
+        clamp: c for -c .. c, or a pair; None for no bounds.
+        channels: (first, number) of those that x0 has; None for all. It is zero elsewhere.
+        seed, sample_ids, stream, draw: the identity of the noise, as for `randn`.
+
+    Returns out [B, ...] and x0, of its channels. Raises MmfastError naming the argument at fault.
+    """
+    if not isinstance(tables, Tables) or tables.to_x0 is None:
+        raise MmfastError("tables has no to_x0; it should be mmfast.ops.Tables(coefs, sigma, to_x0)")
+    noise = None if tables.sigma is None else Noise((seed, draw), sample_ids, stream)
+    bounds = range_of(clamp)._replace(**({} if channels is None else {"start": channels[0], "channels": channels[1]}))
+    found = _at_once(Call(terms, tables, row, noise), bounds, True)
+    if found is not None:
+        return found
+    tensors, shape, dtype = gather(terms, like_first=True)
     if not shape:
-        tensors = [x.reshape(1) for x in tensors]
-    check_batch("t", t, batch[0])
-    check_batch("s", s, batch[0])
-    found, rows = find(kind, sched, names, t, s, arithmetic(dtype), batch[0])
-    if present is not None:
-        check_present(present, batch[0], len(names))
-        process.check_time("t", t, 1, sched.T)
-        found, rows = found.own(rows, batch[0]).only_present(present, 1 + len(predictions)), None
-        seen = LONG_WAY
-    key = ids = None
-    stream = 0
-    if identity is not None and found.sigma is not None:
-        seed, draw, ids, stream = identity
-        key, ids = noise_identity(seed, draw, ids, stream, batch[0], tensors[0].device)
-    if seen == LONG_WAY or not found.coefs.is_cpu:
-        check_device(found.coefs.device, tensors, None)
-    if not torch.compiler.is_compiling() and backends.choose(found.coefs.device.type).name == "reference":
-        process.check_time("t", t, 1, sched.T)  # it takes a row of NaN for one like the others
-    run = primitives.way(seen)
-    try:
-        if found.to_x0 is None:
-            out, x0 = run.combine(
-                tensors, starts, found.coefs, found.sigma, rows, key, ids, stream, batch, dtype, False
-            )
-        else:
-            out, x0 = run.step(
-                tensors, starts, found.to_x0, found.coefs, found.sigma, rows, *bounds, *channels, key, ids, stream,
-                batch, dtype, kind is not _CLAMPED,
-            )  # fmt: skip
-    except (ValueError, IndexError):  # of a row of the tables
-        process.check_time("t", t, 1, sched.T)
-        raise
-    return (out, x0) if shape else (out.reshape(()), x0.reshape(()) if x0.numel() else x0)
+        raise MmfastError("terms are of no dimension, or empty; they should be [B, ...]")
+    if bounds.start >= 0 and (len(shape) < 2 or bounds.start + bounds.channels > shape[1]):
+        raise MmfastError(f"channels is {channels}; it should lie within the {shape[1:2]} of the terms")
+    count = shape[0] if row is None else check_rows(row, tables.coefs, shape[0])
+    wide = arithmetic(dtype)
+    tables = tables.map(lambda x: x.to(wide))
+    check_coefs("tables.to_x0", tables.to_x0, (count, len(tensors)))  # type: ignore[arg-type]
+    check_coefs("tables.coefs", tables.coefs, (count, len(tensors) + 1))
+    if noise is not None and tables.sigma is not None:
+        check_coefs("tables.sigma", tables.sigma, (count,))
+        noise = check_noise(noise, shape[0], tables.coefs.device)
+    check_device(tables.coefs.device, tensors, tables.to_x0, tables.sigma)
+    call = Call(tensors, tables, row, noise, shape, dtype)
+    return dispatch.of_call(call).step(call, bounds, True)

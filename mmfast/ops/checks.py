@@ -1,66 +1,41 @@
-"""What the public ops accept, checked and brought to the form that the primitive takes."""
+"""What the public ops accept, checked, and a call brought to the form that the backends take."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmfast.errors import MmfastError, unknown
-from mmfast.ops.glance import LONG_WAY, fresh_seed, glance, in_memory, transformed, watched
-from mmfast.ops.reference import Key
+from mmfast.ops.around import fresh_seed, in_memory, transformed, watched
+from mmfast.ops.call import Block, Noise, Term
 from mmfast.schedule import Schedule
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-
-class Block(NamedTuple):
-    """A term that covers some channels of the diffusion space and is zero elsewhere, without being padded.
-
-    tensor: [B, c, ...], of which every dimension but the second may be 1; it covers the channels
-    start .. start + c of a space of `channels`.
-    """
-
-    tensor: Tensor
-    start: int
-    channels: int
-
-
-Term = Tensor | Block
 Encodings = Mapping[str, Term] | Sequence[Term]
 Seed = int | Tensor | None
 
 
-class Gathered(NamedTuple):
-    """Tensors of one rank and type, the first channel of each (-1: all of the space), their common shape and type."""
-
-    tensors: list[Tensor]
-    starts: list[int]
-    shape: Sequence[int]
-    dtype: torch.dtype
-    seen: int  # what glance.glance found
-
-
-def gather(terms: Sequence[Term], like_first: bool = False, what: str = "terms") -> Gathered:
-    """Tensors of one rank and type, each one's first channel (-1: all), the common shape and type.
+def gather(
+    terms: Sequence[Term], like_first: bool = False, what: str = "terms"
+) -> tuple[list[Term], list[int], torch.dtype]:
+    """The terms in one rank and type, and their common shape and type.
 
     With like_first the others must broadcast to the first one's shape. Raises MmfastError naming the term.
     """
     if isinstance(terms, Tensor) or not isinstance(terms, Sequence):
         raise MmfastError(f"{what} is a {type(terms).__name__}; it should be a list of tensors or Blocks")
-    seen = glance(terms)
-    if seen != LONG_WAY:
-        first = terms[0]
-        return Gathered(terms, [-1] * len(terms), first.shape, first.dtype, seen)  # type: ignore[arg-type, union-attr]
-    tensors, starts, shapes = [], [], []
+    tensors, shapes = [], []
     for i, term in enumerate(terms):
-        tensor, start, channels = term if isinstance(term, Block) else (term, -1, 0)
+        tensor = term.tensor if isinstance(term, Block) else term
         name = _name(what, i)
         _check_tensor(name, tensor)
         size = list(tensor.shape)
         if isinstance(term, Block):
+            start, channels = term.start, term.channels
             whole = isinstance(start, int) and isinstance(channels, int)
             if not whole or tensor.dim() < 2 or start < 0 or start + tensor.shape[1] > channels:
                 raise MmfastError(
@@ -69,13 +44,12 @@ def gather(terms: Sequence[Term], like_first: bool = False, what: str = "terms")
                 )
             size[1] = channels
         tensors.append(tensor)
-        starts.append(start)
         shapes.append(size)
     shape = _common_shape(shapes, like_first, what)
     rank = len(shape)
     for i, tensor in enumerate(tensors):
         if tensor.dim() != rank:
-            if starts[i] >= 0:
+            if isinstance(terms[i], Block):
                 raise MmfastError(f"{_name(what, i)} is a Block of rank {tensor.dim()}, not {rank}")
             tensors[i] = tensor[(None,) * (rank - tensor.dim())]
     dtype = tensors[0].dtype if tensors else torch.float32
@@ -86,7 +60,11 @@ def gather(terms: Sequence[Term], like_first: bool = False, what: str = "terms")
             raise MmfastError(
                 f"{_name(what, i)} is on {tensor.device}; it should be on {tensors[0].device} with the rest"
             )
-    return Gathered([in_memory(x.to(dtype)) for x in tensors], starts, shape, dtype, LONG_WAY)
+    found: list[Term] = []
+    for term, tensor in zip(terms, tensors, strict=True):
+        tensor = in_memory(tensor.to(dtype))
+        found.append(Block(tensor, term.start, term.channels) if isinstance(term, Block) else tensor)
+    return found, shape, dtype
 
 
 def _name(what: str, i: int) -> str:
@@ -144,7 +122,7 @@ def check_batch(name: str, values: object, batch: int) -> None:
         raise MmfastError(f"{name} has {values.shape[0]} entries; it should have {batch}, one a sample")
 
 
-def check_noise(noise: object, shape: Sequence[int]) -> None:
+def check_given(noise: object, shape: Sequence[int]) -> None:
     _check_tensor("noise", noise)
     if isinstance(noise, Tensor) and list(noise.shape) != list(shape):
         raise MmfastError(f"noise has shape {list(noise.shape)}; it should be that of z0, {list(shape)}")
@@ -159,13 +137,24 @@ def check_coefs(name: str, coefs: Tensor, shape: tuple[int, ...]) -> None:
         raise MmfastError(f"{name} has shape {list(coefs.shape)}; it should be {list(shape)}, a row a sample")
 
 
-def check_device(device: torch.device, tensors: Sequence[Tensor], sigma: Tensor | None) -> None:
+def check_device(device: torch.device, terms: Sequence[Term], *tables: Tensor | None) -> None:
     """Raise MmfastError unless everything is where the coefficients are: kernels take addresses on trust."""
-    for x in tensors if sigma is None else (*tensors, sigma):
-        if x.device != device:
+    for term in (*terms, *tables):
+        x = term.tensor if isinstance(term, Block) else term
+        if x is not None and x.device != device:
             raise MmfastError(
                 f"a tensor is on {x.device}, but the coefficients (coefs or sched) are on {device}; move them together"
             )
+
+
+def check_rows(rows: object, table: Tensor, batch: int) -> int:
+    """The number of rows of a table of which each sample has one. Raises MmfastError for what is no row."""
+    if isinstance(rows, Tensor):
+        if rows.dtype != torch.int64 or rows.shape != (batch,) or not rows.is_contiguous():
+            raise MmfastError(f"rows is {rows.dtype} {list(rows.shape)}; it should be an int or a whole int64 [{batch}]")
+    elif isinstance(rows, bool) or not isinstance(rows, int) or not 0 <= rows < len(table):
+        raise MmfastError(f"rows is {rows!r}; it should be an int in 0 .. {len(table) - 1}, or int64 [{batch}]")
+    return table.shape[0]
 
 
 def check_present(present: Tensor, batch: int, modalities: int) -> None:
@@ -175,10 +164,9 @@ def check_present(present: Tensor, batch: int, modalities: int) -> None:
         raise MmfastError(f"present has shape {list(present.shape)}; it should be [{batch}, {modalities}]")
 
 
-def noise_identity(
-    seed: Seed, draw: int | Tensor, sample_ids: Tensor | None, stream: int, batch: int, device: torch.device
-) -> tuple[Key, Tensor | None]:
-    """The noise's identity as the ops take it: key = (seed, draw), and ids int64 [B] or None for 0 .. B - 1."""
+def check_noise(given: Noise, batch: int, device: torch.device) -> Noise:
+    """The noise's identity, checked, with a fresh seed for None."""
+    (seed, draw), sample_ids, stream = given
     if not isinstance(stream, int) or not 0 <= stream < 1 << 16:
         raise MmfastError(f"stream is {stream!r}; it should be an int in 0 .. 65535")
     if isinstance(draw, Tensor):
@@ -195,8 +183,8 @@ def noise_identity(
             torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64, device="cpu") if watching else fresh_seed()
         )
     if type(seed) is int and type(draw) is int and -(1 << 63) <= seed < 1 << 63:
-        return (seed, draw), sample_ids
-    return _key(seed, draw, device), sample_ids
+        return Noise((seed, draw), sample_ids, stream)
+    return Noise(_key(seed, draw, device), sample_ids, stream)
 
 
 def _ids(sample_ids: object, batch: int, device: torch.device) -> Tensor:
@@ -208,7 +196,7 @@ def _ids(sample_ids: object, batch: int, device: torch.device) -> Tensor:
     return sample_ids.contiguous()
 
 
-def _key(seed: int | Tensor, draw: int | Tensor, device: torch.device) -> Key:
+def _key(seed: int | Tensor, draw: int | Tensor, device: torch.device) -> Any:
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise MmfastError(f"seed is a {seed.dtype} tensor of {seed.numel()} values; it should be one int64")

@@ -13,43 +13,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from mmfast import process
 from mmfast.errors import MmfastError
-from mmfast.ops.reference import Rows, pick
+from mmfast.ops import around
+from mmfast.ops.call import Block, Bounds, Rows, Tables, Term
 from mmfast.process import TARGETS, Jump, Time, posterior_mean_eps, reverse_step
 from mmfast.schedule import Schedule
-
-
-@dataclass(frozen=True)
-class Coefficients:
-    """An op's tables, each [R] or [R, K] (reference.combine)."""
-
-    coefs: Tensor
-    sigma: Tensor | None = None
-    to_x0: Tensor | None = None
-    weight: Tensor | None = None
-
-    def map(self, f: Callable[[Tensor], Tensor]) -> Coefficients:
-        """f of every table."""
-        tables = (self.coefs, self.sigma, self.to_x0, self.weight)
-        return Coefficients(*[None if x is None else f(x) for x in tables])  # type: ignore[arg-type]
-
-    def own(self, rows: Rows, batch: int) -> Coefficients:
-        """With a row of its own for each sample: [batch] or [batch, K]."""
-        return self.map(lambda x: pick(x, rows, batch))
-
-    def only_present(self, present: Tensor, first: int) -> Coefficients:
-        """With the columns from `first` on, one a modality, cleared where `present` [B or 1, N] is."""
-        last = first + present.shape[1]
-
-        def clear(table: Tensor) -> Tensor:
-            if table.dim() == 1:
-                return table
-            return torch.cat((table[:, :first], table[:, first:last] * present.to(table.dtype), table[:, last:]), 1)
-
-        return self.map(clear)
 
 
 class Formula(Protocol):
@@ -57,7 +27,7 @@ class Formula(Protocol):
 
     first: int  # the lowest t that it holds for
 
-    def __call__(self, j: Jump) -> Coefficients: ...
+    def __call__(self, j: Jump) -> Tables: ...
 
 
 @functools.lru_cache(256)
@@ -82,11 +52,11 @@ class Marginal:
     noise_given: bool
     first = 0
 
-    def __call__(self, j: Jump) -> Coefficients:
+    def __call__(self, j: Jump) -> Tables:
         of_z0, of_eps = j.alpha_bar_t.sqrt(), (1 - j.alpha_bar_t).sqrt()
         if self.noise_given:
-            return Coefficients(columns(of_z0, j.W_t, of_eps))
-        return Coefficients(columns(of_z0, j.W_t), of_eps)
+            return Tables(columns(of_z0, j.W_t, of_eps))
+        return Tables(columns(of_z0, j.W_t), of_eps)
 
 
 @dataclass(eq=False)
@@ -96,9 +66,9 @@ class PosteriorMean:
     noisy: bool
     first = 1
 
-    def __call__(self, j: Jump) -> Coefficients:
+    def __call__(self, j: Jump) -> Tables:
         sigma = process.posterior_variance(j).sqrt() if self.noisy else None
-        return Coefficients(columns(*posterior_mean_eps(j)), sigma)
+        return Tables(columns(*posterior_mean_eps(j)), sigma)
 
 
 @dataclass(eq=False)
@@ -114,13 +84,13 @@ class Step:
     guidance_scale: float | None = None
     first = 1
 
-    def __call__(self, j: Jump) -> Coefficients:
+    def __call__(self, j: Jump) -> Tables:
         of_z0, of_y, sigma = reverse_step(j, self.eta)
         y_to_x0, prediction_to_x0 = TARGETS[self.target].x0(j.alpha_bar_t)
         scale = self.guidance_scale
         predictions = [1.0] if scale is None else [scale, 1 - scale]
         none = torch.zeros_like(of_y)
-        return Coefficients(
+        return Tables(
             columns(of_y, *[none] * len(predictions), j.W_s - of_y[:, None] * j.W_t, of_z0),
             sigma if self.eta else None,
             columns(y_to_x0, *[p * prediction_to_x0 for p in predictions], -y_to_x0[:, None] * j.W_t),
@@ -136,32 +106,32 @@ class Error:
     noise_given: bool
     first = 0
 
-    def __call__(self, j: Jump) -> Coefficients:
+    def __call__(self, j: Jump) -> Tables:
         kind, x = TARGETS[self.target], j.alpha_bar_t
         of_z0, of_eps = kind.target(x)
         gamma = self.min_snr_gamma
         weight = torch.ones_like(x) if gamma is None else kind.min_snr(x / (1 - x), gamma)
         one = torch.ones_like(x)
         if self.noise_given:
-            return Coefficients(columns(one, -of_z0, -of_eps), weight=weight)
-        return Coefficients(columns(one, -of_z0), -of_eps, weight=weight)
+            return Tables(columns(one, -of_z0, -of_eps), weight=weight)
+        return Tables(columns(one, -of_z0), -of_eps, weight=weight)
 
 
 def find(
     formula: Formula,
     sched: Schedule,
     names: tuple[str, ...],
-    t: Time,
-    s: Time | None,
+    times: tuple[Time, Time | None],
     dtype: torch.dtype,
     batch: int,
-) -> tuple[Coefficients, Rows]:
-    """The coefficients for t and s (None: the step before t) of an op on these modalities, in `dtype`, and which row
-    of them each sample has.
+) -> tuple[Tables, Rows]:
+    """The tables for the times t and s (None: the step before t) of an op on these modalities, in `dtype`, and which
+    row of them each sample has.
 
     Raises MmfastError for times outside the schedule; but a tensor given without s is looked at by the kernel, which
     raises ValueError (or IndexError: the reference), whereupon the op calls process.check_time.
     """
+    t, s = times
     process.check_kind("t", t, formula.first, sched.T)
     if torch.compiler.is_compiling() or isinstance(s, Tensor) or (s is not None and isinstance(t, Tensor)):
         return formula(_jump(formula, sched, names, t, s)).map(lambda x: x.to(dtype)), None
@@ -169,9 +139,32 @@ def find(
         key: tuple[Any, ...] = (formula, names, dtype, t, s)
         return sched.derived.get(key) or _keep(sched, key, lambda: _jump(formula, sched, names, t, s)), None
     key = (formula, names, dtype)
-    return sched.derived.get(key) or _keep(sched, key, lambda: _all_jumps(formula, sched, names)), _rows(
-        t, sched, batch
-    )
+    tables = sched.derived.get(key) or _keep(sched, key, lambda: _all_jumps(formula, sched, names))
+    return tables, _rows(t, sched, batch)
+
+
+def kept(formula: Formula, encodings: Any, sched: Schedule) -> Tables | None:
+    """The float32 tables of all steps for these modalities (a dict by name, or their names), if they are kept.
+
+    None within a compiler, which must not see what is kept.
+    """
+    if torch.compiler.is_compiling() or type(sched) is not Schedule or type(encodings) not in (dict, tuple):
+        return None
+    return sched.derived.get((formula, tuple(encodings), torch.float32))
+
+
+def kept_present(tables: Tables, t: Time, present: Tensor, modalities: int) -> tuple[Tables, Rows] | None:
+    """A marginal's tables with a row for each sample, in which what it lacks is cleared; None where the two do not fit
+    together, which the op's checks will say."""
+    if type(present) is not Tensor or present.dim() != 2 or present.shape[1] != modalities:
+        return None
+    batch = len(t) if isinstance(t, Tensor) and t.dim() else len(present)
+    if len(present) not in (1, batch):
+        return None
+    try:
+        return tables.own(t, batch).only_present(present, 1), None
+    except (IndexError, RuntimeError, TypeError):
+        return None
 
 
 def _rows(t: Time, sched: Schedule, batch: int) -> Rows:
@@ -190,14 +183,14 @@ def _rows(t: Time, sched: Schedule, batch: int) -> Rows:
 _MOST_JUMPS, _MOST_TABLES = 4096, 64
 
 
-def _keep(sched: Schedule, key: tuple[Any, ...], jumps: Callable[[], Jump]) -> Coefficients:
+def _keep(sched: Schedule, key: tuple[Any, ...], jumps: Callable[[], Jump]) -> Tables:
     formula, _, dtype = key[:3]
-    alike = [kept for kept in sched.derived if len(kept) == len(key)]
+    alike = [kept for kept in list(sched.derived) if len(kept) == len(key)]  # another thread may keep one meanwhile
     if len(alike) >= (_MOST_TABLES if len(key) == 3 else _MOST_JUMPS):
         for kept in alike:  # not the tables for the jumps' sake: a captured graph reads them where they lie
-            del sched.derived[kept]
+            sched.derived.pop(kept, None)
     # What is kept outlives the mode that this call is made in: no inference tensors, wrappers or fakes.
-    with torch.inference_mode(False), torch._C._DisableFuncTorch(), _disable_current_modes():
+    with around.outside():
         made = formula(jumps()).map(lambda x: x.to(dtype))
     # What a CUDA graph is being made of is not computed yet, and its memory is the graph's.
     if not (sched.alpha_bar.is_cuda and torch.cuda.is_current_stream_capturing()):
@@ -223,13 +216,24 @@ def _all_jumps(formula: Formula, sched: Schedule, names: tuple[str, ...]) -> Jum
     return Jump(torch.cat((nan, x[1:])), torch.cat((nan, x[:-1])), W, torch.cat((W[:1], W[:-1])))
 
 
-def range_of(clamp: float | tuple[float, float] | None) -> tuple[float, float]:
-    """The bounds that `clamp` names: a number c means -c .. c, None no bounds. Raises MmfastError."""
+def range_of(clamp: float | tuple[float, float] | None, prediction: Term | None = None) -> Bounds:
+    """The bounds that `clamp` names: a number c means -c .. c, None no bounds; and the channels of a prediction.
+
+    Raises MmfastError.
+    """
+    channels = covered(prediction)
     if clamp is None:
-        return -torch.inf, torch.inf
+        return Bounds(-torch.inf, torch.inf, *channels)
     pair = tuple(clamp) if isinstance(clamp, (tuple, list)) else (clamp,)
     numbers = len(pair) <= 2 and all(isinstance(x, (int, float)) for x in pair)
     low, high = (-pair[0], pair[0]) if numbers and len(pair) == 1 else pair if numbers else (0.0, 0.0)
     if not low < high:
         raise MmfastError(f"clamp is {clamp!r}; it should be a positive number or a pair (low, high)")
-    return low, high
+    return Bounds(float(low), float(high), *channels)
+
+
+def covered(prediction: Term | None) -> tuple[int, int]:
+    """The first channel that a prediction covers and their number; (-1, 0) for all."""
+    if not isinstance(prediction, Block) or not isinstance(prediction.tensor, Tensor) or prediction.tensor.dim() < 2:
+        return -1, 0  # of the whole space, or refused by `gather`
+    return prediction.start, prediction.tensor.shape[1]

@@ -6,14 +6,12 @@ import torch
 from torch import Tensor
 
 from mmfast.errors import MmfastError
-from mmfast.ops import primitives
-from mmfast.ops.arguments import FLOATS, Seed, check_batch, noise_identity
-from mmfast.ops.glance import in_memory
+from mmfast.ops import dispatch
+from mmfast.ops.around import in_memory
+from mmfast.ops.call import Noise
+from mmfast.ops.checks import FLOATS, Seed, check_batch, check_noise
+from mmfast.ops.reference import ALL
 from mmfast.streams import MASK
-
-# Above every rank (word * 2^31 + block): hides all.
-_ALL = (1 << 63) - 1
-
 
 def block_mask(
     x: Tensor,
@@ -48,14 +46,21 @@ def block_mask(
     height, width = (min(n, max(size, 1)) for n, size in zip(_block(block_size), (H, W), strict=True))
     blocks = -(-H // height) * -(-W // width)
     shares = _ratio(ratio, B, x.device)
-    key, ids = noise_identity(seed, draw, sample_ids, stream, B, x.device)
-    if exact:
-        threshold = _of_count(primitives.block_ranks(key, ids, stream, B, blocks, x.device), shares)
-    else:
+    hidden: int | Tensor
+    if exact and isinstance(shares, float):
+        hidden = round(shares * blocks)
+    elif exact:
+        hidden = torch.round(shares * blocks).long().expand(B)
+    else:  # ranks below it: word * 2^31 + block
         words = torch.as_tensor(shares, dtype=torch.float64, device=x.device) * 2.0**32
         words = torch.round(words).long().expand(B)
-        threshold = torch.where(words >= 1 << 32, _ALL, words.clamp(max=(1 << 32) - 1) << 31)
-    return primitives.block_mask(in_memory(x), threshold, key, ids, stream, [height, width])
+        hidden = torch.where(words >= 1 << 32, ALL, words.clamp(max=(1 << 32) - 1) << 31)
+    noise, block = Noise((seed, draw), sample_ids, stream), (height, width)
+    found = dispatch.mask_at_once(x, hidden, noise, block, exact)
+    if found is not None:
+        return found
+    noise = check_noise(noise, B, x.device)
+    return dispatch.choose([x], x.device).block_mask(in_memory(x), hidden, noise, block, exact)
 
 
 def _block(block_size: int | tuple[int, int]) -> tuple[int, int]:
@@ -64,20 +69,6 @@ def _block(block_size: int | tuple[int, int]) -> tuple[int, int]:
     if not whole:
         raise MmfastError(f"block_size is {block_size!r}; it should be a positive int or a pair (height, width)")
     return pair[0], pair[1]
-
-
-def _of_count(ranks: Tensor, shares: float | Tensor) -> Tensor:
-    """The threshold [B] below which a share of the ranks [B, blocks] lies: the rank of the first visible block."""
-    B, blocks = ranks.shape
-    if isinstance(shares, Tensor):
-        count = torch.round(shares * blocks).long().expand(B)[:, None]
-        every = torch.cat((ranks.sort(1).values, ranks.new_full((B, 1), _ALL)), 1)
-        return every.gather(1, count)[:, 0]
-    hidden = round(shares * blocks)
-    if hidden == blocks:
-        return ranks.new_full((B,), _ALL)
-    # kthvalue is the faster on a CPU; on a GPU torch has no deterministic one.
-    return ranks.kthvalue(hidden + 1, 1).values if ranks.is_cpu else ranks.sort(1).values[:, hidden]
 
 
 def _ratio(ratio: float | Tensor, batch: int, device: torch.device) -> float | Tensor:

@@ -1,0 +1,130 @@
+// What the extension knows of torch, told once by mmfast/ops/around.py, and what is at work around a call: a look at
+// it takes Python a dozen calls, and on a cold call those are half of the time.
+#pragma once
+
+#include "python.h"
+
+namespace mmfast {
+
+// What a look at a call finds: something unusual; nothing at all; a gradient that is wanted, and nothing else; tensors
+// of another device. mmfast/ops/backends/__init__.py has the same numbers.
+enum Seen : long { kUnusual = 0, kPlain = 1, kRecorded = 2, kElsewhere = 3 };
+
+struct TorchState {
+    PyObject *tensor_type = nullptr, *parameter_type = nullptr, *torch = nullptr, *dtypes = nullptr;
+    PyObject *watchers = nullptr, *forward_ad = nullptr, *fresh_seed = nullptr;  // null: it cannot look for itself
+    PyObject *is_neg, *requires_grad, *current_level, *new_empty, *is_grad_enabled, *num_threads, *dtype_keyword, *empty_like;
+};
+inline TorchState torch_state;
+
+// tell(Tensor, Parameter, torch, (float32, float64, bfloat16, float16, int64)): the order of Type, then int64.
+inline PyObject* py_tell(PyObject* const* a, Py_ssize_t count) {
+    expect(count == 4 && PyTuple_Check(a[3]) && PyTuple_GET_SIZE(a[3]) == 5, "tell takes 4 arguments");
+    for (Py_ssize_t i = 0; i < count; ++i) Py_INCREF(a[i]);
+    torch_state.tensor_type = a[0], torch_state.parameter_type = a[1];
+    torch_state.torch = a[2], torch_state.dtypes = a[3];
+    torch_state.is_neg = PyUnicode_InternFromString("is_neg");
+    torch_state.requires_grad = PyUnicode_InternFromString("requires_grad");
+    torch_state.current_level = PyUnicode_InternFromString("_current_level");
+    torch_state.new_empty = PyUnicode_InternFromString("new_empty");
+    torch_state.is_grad_enabled = PyUnicode_InternFromString("is_grad_enabled");
+    torch_state.num_threads = PyUnicode_InternFromString("get_num_threads");
+    torch_state.empty_like = PyUnicode_InternFromString("empty_like");
+    PyObject* keyword = PyUnicode_InternFromString("dtype");
+    torch_state.dtype_keyword = PyTuple_Pack(1, keyword);
+    Py_XDECREF(keyword);
+    Py_RETURN_NONE;
+}
+
+// watch(functions, forward_ad, fresh_seed): functions that return 0 or None unless a compiler, tracer, transform or
+// dispatch mode has to see the ops; the module whose _current_level is -1 unless forward-mode differentiation is at
+// work; a function that gives a fresh seed.
+inline PyObject* py_watch(PyObject* const* a, Py_ssize_t count) {
+    expect(count == 3 && PyTuple_Check(a[0]), "watch takes 3 arguments, the first a tuple");
+    for (Py_ssize_t i = 0; i < count; ++i) Py_INCREF(a[i]);
+    torch_state.watchers = a[0], torch_state.forward_ad = a[1], torch_state.fresh_seed = a[2];
+    Py_RETURN_NONE;
+}
+
+// use_exchange_api(capsule or None) -> whether there is one that can be used
+inline PyObject* py_use_exchange_api(PyObject* const* a, Py_ssize_t count) {
+    expect(count == 1, "use_exchange_api takes 1 argument");
+    use_exchange_api(a[0]);
+    return PyBool_FromLong(exchange_api() != nullptr);
+}
+
+// A function of the module as CPython's table of methods has it.
+template <PyObject* (*f)(PyObject* const*, Py_ssize_t)>
+constexpr PyMethodDef fast(const char* name) {
+    return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&method<f>)), METH_FASTCALL, nullptr};
+}
+#define MMFAST_TORCH_METHODS \
+    fast<py_tell>("tell"), fast<py_watch>("watch"), fast<py_use_exchange_api>("use_exchange_api")
+
+// Clear a Python error that means "not as usual"; Ctrl-C and the like go on.
+inline void clear_error() {
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) throw PythonError();
+    PyErr_Clear();
+}
+
+inline bool truth(const Reference& value) {
+    const int yes = PyObject_IsTrue(value.get());
+    if (yes < 0) throw PythonError();
+    return yes;
+}
+
+inline bool grad_enabled() {
+    return truth(Reference(PyObject_CallMethodNoArgs(torch_state.torch, torch_state.is_grad_enabled)));
+}
+
+// Whether no compiler, tracer, transform or mode is at work.
+inline bool nothing_at_work() {
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(torch_state.watchers); ++i)
+        if (truth(Reference(PyObject_CallNoArgs(PyTuple_GET_ITEM(torch_state.watchers, i))))) return false;
+    const Reference level(PyObject_GetAttr(torch_state.forward_ad, torch_state.current_level));
+    return PyLong_AsLong(level.get()) < 0;
+}
+
+// Whether this is torch's own tensor, of no subclass.
+inline bool ordinary(PyObject* x) {
+    PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(x));
+    return type == torch_state.tensor_type || type == torch_state.parameter_type;
+}
+// And with no pending negation.
+inline bool plain_tensor(PyObject* x) {
+    return ordinary(x) && Reference(PyObject_CallMethodNoArgs(x, torch_state.is_neg)).get() != Py_True;
+}
+
+inline bool requires_grad(PyObject* x) {
+    return Reference(PyObject_GetAttr(x, torch_state.requires_grad)).get() == Py_True;
+}
+
+inline PyObject* dtype_of(Type type) { return PyTuple_GET_ITEM(torch_state.dtypes, static_cast<int>(type)); }
+
+// A new tensor of this shape on the device of `like`; dtype: null for that of `like`.
+inline PyObject* new_tensor(PyObject* like, const int64_t* shape, int rank, PyObject* dtype) {
+    const Reference sizes(PyTuple_New(rank));
+    for (int d = 0; d < rank; ++d) {
+        PyObject* size = PyLong_FromLongLong(shape[d]);
+        if (!size) throw PythonError();
+        PyTuple_SET_ITEM(sizes.get(), d, size);
+    }
+    PyObject* arguments[] = {like, sizes.get(), dtype};
+    PyObject* keywords = dtype ? torch_state.dtype_keyword : nullptr;
+    PyObject* made = PyObject_VectorcallMethod(torch_state.new_empty, arguments, 2, keywords);
+    if (!made) throw PythonError();
+    return made;
+}
+
+// A new tensor as contiguous `like`, which takes less time.
+inline PyObject* new_like(PyObject* like) {
+    PyObject* made = PyObject_CallMethodOneArg(torch_state.torch, torch_state.empty_like, like);
+    if (!made) throw PythonError();
+    return made;
+}
+
+inline int thread_count() {
+    return static_cast<int>(PyLong_AsLong(Reference(PyObject_CallMethodNoArgs(torch_state.torch, torch_state.num_threads)).get()));
+}
+
+}  // namespace mmfast

@@ -1,0 +1,313 @@
+"""Every backward pass, once for all backends: made of `scale`, `dots` and `row_sums`, the sums that a backend offers.
+
+Under create_graph, and for batches of gradients, the reference's sums are taken, which are torch's own ops and can be
+differentiated again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmfast.errors import MmfastError
+from mmfast.ops import around, backends, library, reference
+from mmfast.ops.call import Block, Bounds, Call, Noise, Tables, Term, arithmetic, pick, tensor_of
+from mmfast.ops.reference import per_sample
+
+
+def kernel(name: str, call: Call, *options: Any) -> Any:
+    """The op without a gradient, of a complete call."""
+    coefs = call.tables.coefs
+    with around.below_autograd():
+        if (around.watched() and around.BELOW_AUTOGRAD is not None) or not around.ordinary(coefs):
+            return getattr(library, name)(call, *options)
+        return getattr(backends.for_terms(backends.choose(coefs.device.type), call.terms), name)(call, *options)
+
+
+# Of a term: its shape, and its first channel (-1: it is no block).
+Place = tuple[Sequence[int], int]
+
+
+# --- combine ------------------------------------------------------------------------------------------------
+
+
+class Combine(torch.autograd.Function):
+    """`combine` with gradients for the terms, coefs and sigma; the noise has no inputs to pass one to.
+
+    done: the op's results, where they are there already, or whether the noise is wanted among them.
+    """
+
+    @staticmethod
+    def forward(ctx, call, done, coefs, sigma, *tensors):  # type: ignore[no-untyped-def]
+        if isinstance(done, bool):  # what autograd hands in may come without a wrapper that it has in the call
+            call = call._replace(terms=with_tensors(call.terms, tensors), tables=Tables(coefs, sigma))
+            done = kernel("combine", call, done)
+        out, eps, *alike = done
+        rows, noise = call.rows, call.noise
+        _, _, needs_coefs, needs_sigma, *_ = ctx.needs_input_grad
+        ctx.places = [(x.tensor.shape, x.start) if isinstance(x, Block) else (x.shape, -1) for x in call.terms]
+        ctx.row, ctx.noise = None if isinstance(rows, Tensor) else rows, None
+        ctx.alike = alike and alike[0] and not needs_coefs and not needs_sigma
+        saved = [coefs, rows if isinstance(rows, Tensor) else None]  # so that a change of one in place is noticed
+        if needs_sigma and noise is not None:
+            of_tensor = isinstance(noise.key, Tensor)
+            ctx.noise = Noise(None if of_tensor else noise.key, None, noise.stream)
+            saved += [noise.key if of_tensor else None, noise.sample_ids]
+        # Only the gradient of the coefficients reads the terms: without it they need not be kept alive.
+        ctx.save_for_backward(*saved, *(tensors if needs_coefs else ()))
+        if eps is None:
+            return out
+        ctx.mark_non_differentiable(eps)
+        return out, eps
+
+    @staticmethod
+    def backward(ctx, grad, _grad_eps=None):  # type: ignore[no-untyped-def]
+        coefs, rows, *rest = ctx.saved_tensors
+        if ctx.alike:
+            found = backends.look("scale", grad, coefs, ctx.row if rows is None else rows, ctx.needs_input_grad, 4)
+            if type(found) is tuple:
+                return found
+        noise, places = ctx.noise, ctx.places
+        if noise is not None:
+            key, ids, *rest = rest
+            noise = Noise(noise.key if key is None else key, ids, noise.stream)
+        of_coefs, of_sigma, *of_terms = ctx.needs_input_grad[2:]
+        terms = [x if start < 0 else Block(x, start, grad.shape[1]) for x, (_, start) in zip(rest, places, strict=False)]
+        call = Call(terms, Tables(coefs), ctx.row if rows is None else rows, noise, grad.shape, grad.dtype)
+        needs = [*of_terms, of_coefs, of_sigma]
+        if around.by_torch_ops(grad):
+            found = combine_backward(reference, call, grad, places, needs)
+        elif around.watched() and around.BELOW_AUTOGRAD is not None:
+            found = library.combine_backward(call._replace(tables=call.tables.own(call.rows, len(grad)), rows=None), grad, places, needs)
+        else:
+            found = combine_backward(backends.choose(grad.device.type), call, around.in_memory(grad), places, needs)
+        results = iter(found)
+        *of_terms, of_coefs, of_sigma = [next(results) if needed else None for needed in needs]
+        return None, None, of_coefs, of_sigma, *of_terms
+
+
+def with_tensors(terms: Sequence[Term], tensors: Sequence[Tensor]) -> list[Term]:
+    """The terms with other tensors in their places."""
+    return [Block(x, term.start, term.channels) if isinstance(term, Block) else x for term, x in zip(terms, tensors, strict=True)]
+
+
+def combine(call: Call, return_noise: bool) -> tuple[Tensor, Tensor | None]:
+    """reference.combine, differentiable in the terms, coefs and sigma."""
+    coefs, sigma, *_ = call.tables
+    if call.rows is not None and around.needs_grad(coefs, sigma):
+        # A row of its own for each sample, by ops that pass the gradients on.
+        assert call.shape is not None
+        coefs, sigma, *_ = call.tables.own(call.rows, call.shape[0])
+        call = call._replace(tables=Tables(coefs, sigma), rows=None)
+    return _record(call, return_noise, coefs, sigma)
+
+
+def _record(call: Call, done: Any, coefs: Tensor, sigma: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    found = Combine.apply(call, done, coefs, sigma, *[x.tensor if isinstance(x, Block) else x for x in call.terms])
+    return found if type(found) is tuple else (found, None)
+
+
+def combine_backward(backend: Any, call: Call, grad: Tensor, places: Sequence[Place], needs: Sequence[bool]) -> list[Tensor]:
+    """Gradients of `combine` for the terms, coefs and sigma that `needs` (K + 2 flags) asks for, in order.
+
+    d/d term_k = coefs[b, k] grad, summed over what the term was broadcast along; d/d coefs[b, k] = <grad[b],
+    term_k[b]>; d/d sigma[b] = <grad[b], eps[b]> with eps made again from its identity. Sums are taken in float64, in
+    an order that is a function of the shapes and types alone. Where a coefficient is zero its term was not read and
+    its gradient is zero; the coefficient's own gradient is the true one. The terms themselves are needed for that
+    alone; places: their shapes, and first channels (-1: no block).
+    """
+    of_coefs, of_sigma = needs[-2:]
+    grad, coefs, whole = grad.contiguous(), call.tables.coefs, grad.shape
+    # The terms of the whole shape get theirs in one pass over grad.
+    alike = [k for k, (shape, start) in enumerate(places) if needs[k] and start < 0 and shape == whole]
+    scaled = iter(backend.scale(grad, coefs, call.rows, alike) if alike else ())
+    result = []
+    for k, (shape, start) in enumerate(places):
+        if k in alike:
+            result.append(next(scaled))
+        elif needs[k]:
+            part = grad if start < 0 else grad.narrow(1, start, shape[1]).contiguous()
+            result.append(_term_gradient(backend, part, shape, (coefs, call.rows, k)))
+    if of_coefs or of_sigma:
+        of_terms = call.terms if of_coefs else []
+        dots = backend.dots(call._replace(terms=of_terms, noise=call.noise if of_sigma else None), grad)
+        dots = dots.to(coefs.dtype)
+        if of_coefs:
+            result.append(dots[:, :-1].contiguous())
+        if of_sigma:
+            result.append(dots[:, -1].contiguous())
+    return result
+
+
+def _term_gradient(backend: Any, grad: Tensor, shape: torch.Size, column: tuple[Tensor, Any, int]) -> Tensor:
+    """sum of coef[b] grad[b] over the dimensions that a term of `shape` is broadcast along."""
+    coefs, rows, k = column
+    kept = [d for d in range(grad.dim()) if shape[d] == grad.size(d)]
+    summed = [d for d in range(grad.dim()) if shape[d] != grad.size(d)]
+    if not summed:
+        return backend.scale(grad, coefs, rows, [k])[0]
+    dtype = grad.dtype
+    if 0 in summed:  # the coefficient must go in before the sum over samples; nothing is rounded to half
+        grad = backend.scale(grad.to(coefs.dtype), coefs, rows, [k])[0]
+    count = math.prod(shape)
+    if count == 0 or grad.numel() == 0:
+        return grad.new_zeros(shape, dtype=dtype)
+    sums = backend.row_sums(grad.permute(kept + summed).reshape(count, -1).contiguous()).reshape(shape)
+    if 0 in kept:
+        sums = backend.scale(sums, coefs.double(), rows, [k])[0]
+    return sums.to(dtype)
+
+
+# --- step, squared_error, block_mask ------------------------------------------------------------------------
+
+
+def step(call: Call, bounds: Bounds, return_x0: bool) -> tuple[Tensor, Tensor | None]:
+    """reference.step, differentiable: two combinations around a clamp."""
+    wide = call.tables.coefs.dtype  # half precision may hold neither x0 nor the bounds
+    to_x0 = call.tables.to_x0
+    assert to_x0 is not None and call.shape is not None and call.dtype is not None
+    terms = with_tensors(call.terms, [tensor_of(x).to(wide) for x in call.terms])
+    first = call._replace(terms=terms, tables=Tables(to_x0), noise=None, dtype=wide)
+    x0 = combine(first, False)[0].clamp(bounds.low, bounds.high)
+    last: Term = x0
+    if bounds.start >= 0:
+        x0 = x0.narrow(1, bounds.start, bounds.channels)
+        last = Block(x0, bounds.start, call.shape[1])
+    tables = Tables(call.tables.coefs, call.tables.sigma)
+    out, _ = combine(call._replace(terms=[*terms, last], tables=tables, dtype=wide), False)
+    return out.to(call.dtype), x0.to(call.dtype) if return_x0 else None
+
+
+class SquaredError(torch.autograd.Function):
+    """`squared_error` with its gradient for term 0, which the forward pass has made already.
+
+    scale: or the op's results with the gradient, where they are there already.
+    """
+
+    @staticmethod
+    def forward(ctx, call, scale, first):  # type: ignore[no-untyped-def]
+        ctx.factor = None
+        if isinstance(scale, tuple):
+            loss, ctx.grad, _ = scale
+            ctx.version = around.version(ctx.grad)
+            return loss
+        if first.dtype == torch.float16:  # its range would lose small gradients before a loss scale: keep c_0 r
+            weight = call.tables.weight
+            ctx.factor = 2 * scale * pick(weight, call.rows, len(first))
+            call, scale = call._replace(tables=call.tables._replace(weight=torch.ones_like(weight))), 0.5
+        call = call._replace(terms=[first, *call.terms[1:]])
+        loss, ctx.grad = kernel("squared_error", call, scale, True)
+        ctx.version = around.version(ctx.grad)
+        return loss if ctx.factor is None else loss * ctx.factor
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        if torch.is_grad_enabled():
+            raise MmfastError("the fused loss has no second derivative; give it fused=False to differentiate it twice")
+        ready = ctx.grad
+        if around.version(ready) != ctx.version:
+            raise MmfastError("the fused loss's gradient was changed in place; give it fused=False to have it again")
+        by_torch = around.by_torch_ops(grad)
+        if ctx.factor is not None:
+            grad = grad * ctx.factor
+        # The usual case, loss.backward(): there is nothing left to do. Looking at a GPU's values would wait for it.
+        elif grad.device.type == "cpu" and not (by_torch or around.watched()) and bool((grad == 1).all()):
+            return None, None, ready
+        wide = grad.to(arithmetic(ready.dtype))
+        if by_torch:
+            return None, None, (per_sample(wide, ready.dim()) * ready).to(ready.dtype)
+        scaled = Call([ready], Tables(around.in_memory(wide)[:, None]), None, None, ready.shape, ready.dtype)
+        return None, None, kernel("combine", scaled, False)[0]
+
+
+def squared_error(call: Call, scale: float, return_grad: bool = False) -> tuple[Tensor, Tensor | None]:
+    """reference.squared_error's loss [B], differentiable in term 0 by the gradient made in the forward pass."""
+    return SquaredError.apply(call, scale, call.terms[0]), None
+
+
+class BlockMask(torch.autograd.Function):
+    """`block_mask`; what is hidden has no gradient."""
+
+    @staticmethod
+    def forward(ctx, x, *args):  # type: ignore[no-untyped-def]
+        with around.below_autograd():
+            if around.watched() and around.BELOW_AUTOGRAD is not None:
+                out, mask = library.block_mask(x, *args)
+            else:
+                out, mask = backends.choose(x.device.type).block_mask(x, *args)
+        ctx.save_for_backward(mask)
+        ctx.mark_non_differentiable(mask)
+        return out, mask
+
+    @staticmethod
+    def backward(ctx, grad, _grad_mask):  # type: ignore[no-untyped-def]
+        (mask,) = ctx.saved_tensors
+        return torch.where(mask > 0, grad, 0.0), *(None,) * 4
+
+
+def block_mask(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    """reference.block_mask, differentiable in x."""
+    return BlockMask.apply(x, *args)
+
+
+# Ops that are done, by name, recorded: dispatch.at_once. Of a call with a table that needs a gradient there are no rows.
+RECORD: dict[str, Any] = {
+    "combine": lambda call, done: _record(call, done, *call.tables[:2]),
+    "squared_error": lambda call, done: (SquaredError.apply(call, done, call.terms[0]), None),
+}
+
+
+# --- for torch's dispatcher ---------------------------------------------------------------------------------
+
+
+def _on_backward(backend: Any) -> Any:
+    def run(grad: Tensor, *args: Any) -> list[Tensor]:
+        tensors, starts, coefs, key, ids, stream, needs = args
+        call, _ = library.unflatten(
+            (tensors, starts, coefs, None, None, None, None, key, ids, stream, grad.shape, grad.dtype)
+        )
+        places = [(x.shape, start) for x, start in zip(tensors, starts, strict=True)]
+        return combine_backward(backend, call, grad, places, needs)
+
+    return run
+
+
+library.kernel("combine_backward", _on_backward)
+
+
+def _autograd_key(name: str) -> None:
+    """The op's gradient under torch's dispatcher: this module's function, or the kernel where none is wanted."""
+    plain = getattr(torch.ops.mmfast, name).default
+
+    def run(*args: Any) -> tuple[Tensor, Tensor]:
+        call, rest = library.unflatten(args)
+        first, *others = [tensor_of(x) for x in call.terms] or [None]
+        recorded = around.needs_grad(first, *others, *call.tables)
+        if name == "squared_error":  # of the rest dispatch.py takes care
+            recorded = around.needs_grad(first) and not rest[-1]
+        if not recorded:
+            with around.below_autograd():
+                return plain(*args)
+        options = (Bounds(*rest[:4]), *rest[4:]) if name == "step" else rest
+        out, second = globals()[name](call, *options)
+        return out, out.new_empty(0, dtype=call.dtype) if second is None else second
+
+    library.library.impl(name, run, "Autograd")
+
+
+def _mask_autograd_key(x: Tensor, hidden: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    if not around.needs_grad(x):
+        with around.below_autograd():
+            return torch.ops.mmfast.block_mask.default(x, hidden, *args)
+    key, ids, stream, *rest = args
+    return block_mask(x, hidden, Noise(key, ids, stream), *rest)
+
+
+if around.BELOW_AUTOGRAD is not None:  # without it an op under a mode is made of torch's own ops: dispatch.py
+    for _name in ("combine", "step", "squared_error"):
+        _autograd_key(_name)
+    library.library.impl("block_mask", _mask_autograd_key, "Autograd")

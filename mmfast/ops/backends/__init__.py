@@ -1,0 +1,161 @@
+"""Which backends there are, which can run here, and which one serves a call.
+
+A backend is one module with `name`, `devices`, `max_terms`, `unavailable()`, `describe()` and the functions of
+reference.py, with its signatures: combine, step, squared_error, block_mask, random_words, and the sums of a backward
+pass: scale, dots, row_sums. Each loads on its own, so that none can break the others; `register` adds another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+from mmfast.errors import BackendError
+from mmfast.ops import around, extensions, reference
+
+# In the order of preference. The last one always runs.
+MODULES = {
+    "cpu": "mmfast.ops.backends.cpu",
+    "cuda": "mmfast.ops.backends.cuda",
+    "triton": "mmfast.ops.backends.triton",
+    "reference": "mmfast.ops.reference",
+}
+
+# Read once: a look at the environment costs as much as a small op.
+_FORCED = os.environ.get("MMFAST_BACKEND")
+_override: list[str] = []
+
+
+def register(name: str, module: str) -> None:
+    """Add a backend of one's own, preferred to all others: its name, and its module's."""
+    MODULES.update({name: module, **{known: MODULES.pop(known) for known in list(MODULES) if known != name}})
+    for cached in (load, automatic, forced):
+        cached.cache_clear()
+    LOOKING.clear()  # an extension would not ask it
+
+
+@functools.cache
+def load(name: str) -> tuple[ModuleType, str | None]:
+    """The backend's module, and None or one line on why it cannot run."""
+    module = importlib.import_module(MODULES[name])
+    return module, module.unavailable()
+
+
+@functools.cache
+def automatic(device: str) -> ModuleType:
+    """The first backend, in the order of preference, that serves this kind of device and can run."""
+    reasons = []
+    for name in MODULES:
+        module, reason = load(name)
+        if reason is not None:
+            reasons.append(f"{name}: {reason}")
+        elif device in module.devices:
+            break
+    if module.name == "reference":
+        warnings.warn(
+            f"mmfast computes on {device} in plain torch, slowly: {'; '.join(reasons)}", RuntimeWarning, stacklevel=2
+        )
+    return module
+
+
+@functools.cache
+def forced(name: str, device: str) -> ModuleType:
+    """The named backend; raises BackendError where it cannot serve this kind of device."""
+    if name not in MODULES:
+        known = ", ".join(MODULES)
+        raise BackendError(f"MMFAST_BACKEND is {name!r}; it should be one of {known}, or unset")
+    module, reason = load(name)
+    if reason is not None:
+        raise BackendError(f"backend {name!r} cannot run here: {reason}; `mmfast info` lists those that can")
+    if device not in module.devices:
+        serves = ", ".join(module.devices)
+        raise BackendError(f"backend {name!r} is forced, but the tensors are on {device!r}; it serves {serves}")
+    return module
+
+
+def forced_by_user() -> bool:
+    """Whether a backend is forced, so that nothing else may be taken."""
+    return bool(_override or _FORCED)
+
+
+def choose(device: str) -> ModuleType:
+    """The backend for tensors on this kind of device ("cpu", "cuda")."""
+    if _override:
+        return forced(_override[-1], device)
+    return forced(_FORCED, device) if _FORCED else automatic(device)
+
+
+def serving(device: str, terms: int) -> ModuleType:
+    """The backend for a call of so many terms: kernels have room for some number of them, the reference for any."""
+    backend = choose(device)
+    return backend if terms <= backend.max_terms else reference
+
+
+def for_terms(backend: ModuleType, terms: Sequence[Any]) -> ModuleType:
+    """The backend, or the reference where the terms are too many for it."""
+    return backend if len(terms) <= backend.max_terms else reference
+
+
+# --- extensions that look at a call themselves --------------------------------------------------------------
+
+# What such an extension says of a call whose tensors are not on its device (csrc/torch_state.h).
+ELSEWHERE = 3
+
+
+def _looking() -> list[dict[str, Any]]:
+    """The functions of the extensions that can look for themselves, by name; none where a backend is forced."""
+    found: list[dict[str, Any]] = []
+    for backend in () if forced_by_user() else ("cpu", "cuda"):
+        extension, _ = extensions.load(f"_mmfast_{backend}")
+        if extension is not None and around.can_look(f"_mmfast_{backend}"):
+            names = {name: name for name in ("combine", "step", "squared_error")}
+            names |= {"block_mask": "look_block_mask", "scale": "look_scale"}
+            found.append({name: getattr(extension, own) for name, own in names.items()})
+    return found
+
+
+LOOKING = _looking()
+
+
+def look(name: str, *args: Any) -> Any:
+    """What the extension of the tensors' device makes of arguments that nobody has checked: a tuple, or a number."""
+    for functions in LOOKING:
+        found = functions[name](*args)
+        if type(found) is tuple:
+            return found
+    return None
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Force a backend within a `with` block, as the environment variable MMFAST_BACKEND does for a process.
+
+    Raises BackendError (a ValueError) if there is no such backend or it cannot run here.
+    """
+    if name not in MODULES:
+        raise BackendError(f"backend {name!r} cannot run here: there is no such backend; `mmfast info` lists all")
+    _, reason = load(name)
+    if reason is not None:
+        raise BackendError(f"backend {name!r} cannot run here: {reason}; `mmfast info` lists those that can")
+    _override.append(name)
+    LOOKING[:] = _looking()
+    try:
+        yield
+    finally:
+        _override.pop()
+        LOOKING[:] = _looking()
+
+
+def report() -> dict[str, dict[str, str | bool]]:
+    """For each backend: whether it can run here, and what it is or why it cannot."""
+    result: dict[str, dict[str, str | bool]] = {}
+    for name in MODULES:
+        module, reason = load(name)
+        result[name] = {"available": reason is None, "detail": module.describe() if reason is None else str(reason)}
+    return result

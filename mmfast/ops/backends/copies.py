@@ -1,0 +1,30 @@
+"""The copies that odd layouts need: what a kernel cannot read where it lies is made contiguous, and it is called again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mmfast.ops.call import Block, Call, Term
+
+
+def contiguous(terms: Sequence[Term], misfits: Sequence[int], shape: Sequence[int]) -> list[Term]:
+    """The terms with those of these numbers expanded to the shape, and contiguous."""
+    terms = list(terms)
+    for k in misfits:
+        term = terms[k]
+        if isinstance(term, Block):
+            whole = term.tensor.expand(shape[0], term.tensor.shape[1], *shape[2:]).contiguous()
+            terms[k] = Block(whole, term.start, term.channels)
+        else:
+            terms[k] = term.expand(tuple(shape)).contiguous()
+    return terms
+
+
+def with_copies(function: Callable[..., Any], call: Call, *options: Any) -> Any:
+    """function(call, *options) of an extension, which gives the numbers of the terms that it cannot read, in a list."""
+    found = function(call, *options)
+    if type(found) is not list:
+        return found
+    assert call.shape is not None  # it is complete
+    return function(call._replace(terms=contiguous(call.terms, found, call.shape)), *options)

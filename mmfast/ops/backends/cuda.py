@@ -1,0 +1,82 @@
+"""The CUDA C++ kernels (csrc/cuda/), which read a `Call` themselves. Signatures and meaning: reference.py.
+
+One call into the extension reads the tensors, allocates the results and queues the kernels on torch's current stream:
+nothing here waits for the device, so all of it can be captured in a CUDA graph, after a first call that loads the
+kernels. float32 arithmetic (float64 for float64), one fused multiply-add a term in the order of the terms; sums in
+float64, in an order that is a function of the shapes and the types alone. The tests run the kernels on the host too,
+where there is no GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmfast.ops import extensions, reference
+from mmfast.ops.backends.copies import with_copies
+from mmfast.ops.call import Bounds, Call, Noise, Rows, Tables
+
+_cuda, _missing = extensions.load("_mmfast_cuda")
+
+name = "cuda"
+devices = ("cuda",)
+max_terms = 32 if _cuda is None else _cuda.max_terms
+
+
+def unavailable() -> str | None:
+    """One line on why this backend cannot run here, or None when it can.
+
+    It does not start CUDA, which a process that forks must not do; so a GPU that the extension has no code for shows
+    only in the first call, as a RuntimeError.
+    """
+    if _cuda is None:
+        return f"{_missing} where there is nvcc"
+    return None if torch.cuda.is_available() else "torch sees no CUDA device"
+
+
+def describe() -> str:
+    major, minor = torch.cuda.get_device_capability()
+    return f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}, {_cuda.__file__}"
+
+
+def _whole(call: Call) -> Call:
+    """With tables that lie contiguous, which is how the kernels read them."""
+    return call._replace(tables=call.tables.map(Tensor.contiguous))
+
+
+def combine(call: Call, return_noise: bool) -> tuple[Tensor, Tensor | None]:
+    return with_copies(_cuda.combine, _whole(call), return_noise)
+
+
+def step(call: Call, bounds: Bounds, return_x0: bool) -> tuple[Tensor, Tensor | None]:
+    return with_copies(_cuda.step, _whole(call), bounds, return_x0)
+
+
+def squared_error(call: Call, scale: float, return_grad: bool) -> tuple[Tensor, Tensor | None]:
+    return with_copies(_cuda.squared_error, _whole(call), scale, return_grad)
+
+
+def random_words(noise: Noise, batch: int, count: int, device: torch.device) -> Tensor:
+    return _cuda.random_words(noise, torch.empty(batch, count, dtype=torch.int64, device=device))
+
+
+def block_mask(
+    x: Tensor, hidden: int | Tensor, noise: Noise, block: Sequence[int], exact: bool
+) -> tuple[Tensor, Tensor]:
+    threshold = reference.threshold_of(x, hidden, block, exact, lambda *size: random_words(noise, *size))
+    return _cuda.block_mask(x.contiguous(), threshold, noise, tuple(block))
+
+
+def scale(x: Tensor, coefs: Tensor, rows: Rows, columns: Sequence[int]) -> list[Tensor]:
+    return _cuda.scale(x, coefs.contiguous(), rows, columns)
+
+
+def dots(call: Call, grad: Tensor) -> Tensor:
+    return with_copies(_cuda.dots, call, grad)
+
+
+def row_sums(x: Tensor) -> Tensor:
+    one = x.new_ones(1, 1)
+    return dots(Call([one], Tables(one), None, None, x.shape, x.dtype), x)[:, 0]

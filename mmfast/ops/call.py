@@ -1,0 +1,121 @@
+"""What goes through the whole house: a `Call`, and the `Noise` that it asks for.
+
+A public op makes one, `checks` completes it, `dispatch` finds who serves it, and a backend reads it (the C++ ones
+directly: csrc/call.h, which knows the order of the fields).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Block(NamedTuple):
+    """A term that covers some channels of the diffusion space and is zero elsewhere, without being padded.
+
+    tensor: [B, c, ...], of which every dimension but the second may be 1; it covers the channels
+    start .. start + c of a space of `channels`.
+    """
+
+    tensor: Tensor
+    start: int
+    channels: int
+
+
+Term = Tensor | Block
+
+
+class Noise(NamedTuple):
+    """The identity of the noise, instead of the noise: sample b's eps is a pure function of it and the element.
+
+    key: (seed, draw), two ints that fit int64, or int64 [2]; sample_ids: int64 [B], None for 0 .. B - 1; stream: 0 ..
+    65535. As a public op is given it the seed may also be None (a fresh one) and neither is checked yet.
+    """
+
+    key: Any
+    sample_ids: Tensor | None = None
+    stream: int = 0
+
+
+# Which row of the tables serves each sample: int64 [B]; the one row for all; None for the tables' own order.
+Rows = Tensor | int | None
+
+
+class Tables(NamedTuple):
+    """An op's coefficients, float64 for float64 and float32 for the rest: each [R, K] or [R] (backends/reference.py)."""
+
+    coefs: Tensor
+    sigma: Tensor | None = None
+    to_x0: Tensor | None = None
+    weight: Tensor | None = None
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Tables:
+        """f of every table."""
+        return Tables(*[None if x is None else f(x) for x in self])  # type: ignore[arg-type]
+
+    def own(self, rows: Rows, batch: int) -> Tables:
+        """With a row of its own for each sample: [batch] or [batch, K]."""
+        return self.map(lambda x: pick(x, rows, batch))
+
+    def only_present(self, present: Tensor, first: int) -> Tables:
+        """With the columns from `first` on, one a modality, cleared where `present` [B or 1, N] is."""
+        last = first + present.shape[1]
+
+        def clear(table: Tensor) -> Tensor:
+            if table.dim() == 1:
+                return table
+            return torch.cat((table[:, :first], table[:, first:last] * present.to(table.dtype), table[:, last:]), 1)
+
+        return self.map(clear)
+
+
+class Call(NamedTuple):
+    """One call of the primitive, or of an op made of it.
+
+    terms: tensors that broadcast to shape = [B, ...], or `Block`s of its channels. Complete, all are of `dtype` and of
+    one rank. As a public op makes it, shape and dtype are None: the C++ backends then look for themselves whether all
+    is as usual, and `checks.complete` fills them in where it is not.
+    """
+
+    terms: Sequence[Term]
+    tables: Tables
+    rows: Rows = None
+    noise: Noise | None = None
+    shape: Sequence[int] | None = None
+    dtype: torch.dtype | None = None
+
+    def one_row(self) -> Call:
+        """With rows that are no int, for a backend that takes none: the tables cut to that row."""
+        if not isinstance(self.rows, int):
+            return self
+        row = slice(self.rows, self.rows + 1)
+        return self._replace(tables=self.tables.map(lambda x: x[row]), rows=None)
+
+
+class Bounds(NamedTuple):
+    """Where a step holds x0 and which channels it has: `channels` of them from `start` on, all where start is -1."""
+
+    low: float
+    high: float
+    start: int = -1
+    channels: int = 0
+
+
+def tensor_of(term: Term) -> Tensor:
+    """The tensor of a term."""
+    return term.tensor if isinstance(term, Block) else term
+
+
+def pick(table: Tensor, rows: Rows, batch: int) -> Tensor:
+    """The row of each sample: table[rows], or table itself, its one row serving every sample: [batch, ...]."""
+    if isinstance(rows, int):
+        table, rows = table[rows : rows + 1], None
+    return table.expand(batch, *table.shape[1:]) if rows is None else table.index_select(0, rows)
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """The type that a result of `dtype` is computed in: float64 for float64, float32 for the rest."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
