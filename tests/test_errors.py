@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_train import TINY, flags, tiny
+from tiny import TINY, flags, tiny
 
 from mmfast.cli import main
 from mmfast.train import train

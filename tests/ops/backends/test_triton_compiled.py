@@ -7,7 +7,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-sys.path.append(str(pathlib.Path(__file__).parents[1]))
+sys.path.append(str(pathlib.Path(__file__).parents[3]))
 static = pytest.importorskip("benchmarks.static_triton")
 
 pytestmark = pytest.mark.skipif(static.triton_launch.interpreted, reason="TRITON_INTERPRET=1: nothing is compiled")

@@ -17,8 +17,8 @@ import torch
 
 from mmfast.ops import cuda
 
-ROOT = Path(__file__).resolve().parent.parent
-SHIM = ROOT / "tests" / "cuda_shim"
+ROOT = Path(__file__).resolve().parents[2]
+SHIM = ROOT / "tests" / "support" / "cuda_shim"
 FLAGS = [
     "-std=c++17",
     "-O1",

@@ -12,6 +12,7 @@ from mmfast.ops import reference
 cpu = pytest.importorskip("mmfast.ops.cpu")
 if cpu.unavailable():
     pytest.skip(cpu.unavailable(), allow_module_level=True)
+import _mmfast_cpu as _cpu  # noqa: E402
 from problems import (  # noqa: E402
     DTYPES,
     KEY,
@@ -27,8 +28,6 @@ from problems import (  # noqa: E402
     real,
     rounding,
 )
-
-from mmfast import _cpu  # noqa: E402
 
 TABLES = {"to_x0": 0, "coefs": 1, "sigma": None}
 # All of them numbers that every type holds.

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 cpu = pytest.importorskip("mmfast.ops.cpu")
 if cpu.unavailable():
     pytest.skip(cpu.unavailable(), allow_module_level=True)
-from mmfast import _cpu  # noqa: E402
+import _mmfast_cpu as _cpu  # noqa: E402
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 KEY = torch.tensor([-0x0123456789ABCDEF, 5])

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from tiny import TINY, flags, tiny
 
 from mmfast import checkpoint
 from mmfast import config as configs
@@ -20,27 +21,6 @@ from mmfast.errors import MmfastError
 from mmfast.objective import losses
 from mmfast.order import Order, given_flags, timesteps
 from mmfast.train import Trainer, _steps, learning_rate, train
-
-TINY = [
-    ("backbone", "{kind: mlp, width: 32, blocks: 1, features: 4}"),
-    ("train.batch_size", "16"),
-    ("train.device", "cpu"),
-    ("train.sample_every", "0"),
-    ("train.tensorboard", "false"),
-    ("sample.steps", "2"),
-    ("sample.count", "2"),
-    ("evaluate.samples", "0"),
-]
-
-
-def tiny(**extra):
-    pairs = [(key.replace("__", "."), str(value)) for key, value in extra.items()]
-    return configs.load("digits", [*TINY, *pairs])
-
-
-def flags(pairs):
-    return [word for key, value in pairs for word in (f"--{key}", value)]
-
 
 # --- what example number n is -------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels, run on the host under tests/cuda_shim, against reference.py in float64.
+"""The CUDA kernels, run on the host under tests/support/cuda_shim, against reference.py in float64.
 
 The shim compiles the very sources of csrc/cuda with a C++ compiler and runs them thread by thread. So this shows
 what they compute, that every access is inside and aligned, and that barriers are reached by all; threads also run in
