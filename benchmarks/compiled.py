@@ -28,7 +28,7 @@ def main() -> None:
 
     from benchmarks.cases import Setting
     from mmfast import ops
-    from mmfast.ops import primitives
+    from mmfast.ops import dispatch
 
     rows, device = [], args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     for size in SIZES:
@@ -48,12 +48,12 @@ def main() -> None:
                 providers = {}
                 for plain, kind in ((True, "torch's ops"), (False, "one op")):
                     torch._dynamo.reset()
-                    primitives.PLAIN_IN_GRAPHS = plain
+                    dispatch.PLAIN_IN_GRAPHS = plain
                     compiled = torch.compile(whole, fullgraph=True, dynamic=False)
                     compiled(s.z0, s.a, s.b, s.eps)
-                    providers[kind] = lambda f=compiled, s=s, p=plain: _with(primitives, p, f, s.z0, s.a, s.b, s.eps)
+                    providers[kind] = lambda f=compiled, s=s, p=plain: _with(dispatch, p, f, s.z0, s.a, s.b, s.eps)
                 times = alternate(providers, args.seconds, device)
-                primitives.PLAIN_IN_GRAPHS = True
+                dispatch.PLAIN_IN_GRAPHS = True
                 shape = "x".join(map(str, size))
                 faster = times["one op"].p50 / times["torch's ops"].p50
                 print(f"{shape:<16}{name:<16}{around:<30}torch's ops are {faster:.2f} times as fast as one op")
@@ -69,8 +69,8 @@ def main() -> None:
     print(args.out)
 
 
-def _with(primitives, plain, function, *args):  # type: ignore[no-untyped-def]
-    primitives.PLAIN_IN_GRAPHS = plain  # the compiled graph is guarded on it
+def _with(dispatch, plain, function, *args):  # type: ignore[no-untyped-def]
+    dispatch.PLAIN_IN_GRAPHS = plain  # the compiled graph is guarded on it
     return function(*args)
 
 

@@ -21,7 +21,7 @@ TYPES = {
     "t": ("2 bytes", 2), "j": ("4 bytes", 4), "m": ("8 bytes", 8),
 }  # fmt: skip
 NAME = re.compile(
-    r"_ZN6mmfast4cuda\d+(combine|step|squared_error|dots|block_ranks|block_mask)I(f|d|NS_4bf16E|NS_3f16E|t|j|m|)Lb([01])E"
+    r"_ZN6mmfast4cuda\d+(combine|step|squared_error|dots|random_words|block_mask)I(f|d|NS_4bf16E|NS_3f16E|t|j|m|)Lb([01])E"
 )
 
 ITEM = 8192  # elements a partial sum, as in task.h
@@ -33,7 +33,7 @@ CASES: dict[str, tuple[str, float, int, tuple[str, ...]]] = {
     "squared_error": ("loss and gradient: reads a prediction, makes its noise again", 2, 1, ("loads", "stores")),
     "dots": ("backward of q_sample, 2 modalities: reads the gradient and 3 terms", 4, 4, ("loads",)),
     "block_mask": ("3 channels, nothing hidden (what is hidden is not read)", 7 / 3, 0, ("loads", "stores")),
-    "block_ranks": ("an element is a rank of 8 bytes", 1, 0, ("stores",)),
+    "random_words": ("an element is a word of 8 bytes", 1, 0, ("stores",)),
 }
 
 

@@ -20,8 +20,10 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from benchmarks.gpu_static_types import Row
-from mmfast.ops import triton as backend
-from mmfast.ops import triton_launch
+from mmfast.ops import autograd
+from mmfast.ops.backends import triton as backend
+from mmfast.ops.backends.triton import launch as triton_launch
+from mmfast.ops.call import Block, Bounds, Call, Noise, Tables, Term, tensor_of
 
 TARGETS = (80, 90, 100, 120)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -73,57 +75,56 @@ class Case(NamedTuple):
     note: str
 
 
-def _terms(dtype: torch.dtype) -> tuple[list[torch.Tensor], list[int]]:
+def _terms(dtype: torch.dtype) -> list[Term]:
     """A tensor, one value a channel, a block of the upper half of the channels."""
     B, C, H, W = SHAPE
     sizes = [(B, C, H, W), (B, C, 1, 1), (B, C // 2, H, W)]
-    return [torch.empty(size, dtype=dtype, device="meta") for size in sizes], [-1, -1, C // 2]
+    tensors = [torch.empty(size, dtype=dtype, device="meta") for size in sizes]
+    return [tensors[0], tensors[1], Block(tensors[2], C // 2, C)]
 
 
 def _cases() -> dict[str, Case]:
     B, C = SHAPE[:2]
     table, column = torch.empty(B, 8, device="meta"), torch.empty(B, device="meta")
     ids, key = torch.empty(B, dtype=torch.int64, device="meta"), torch.empty(2, dtype=torch.int64, device="meta")
-    identity = (key, ids, 1)
+    noise = Noise(key, ids, 1)
 
     def combine(dtype: torch.dtype) -> object:
-        return backend.combine(*_terms(dtype), table[:, :3], column, None, *identity, SHAPE, dtype, True)
+        tables = Tables(table[:, :3], column)
+        return backend.combine(Call(_terms(dtype), tables, None, noise, SHAPE, dtype), True)
 
     def whole(dtype: torch.dtype) -> object:
-        x = _terms(dtype)[0][0]
-        return backend.combine([x] * 3, [-1] * 3, table[:, :3], None, None, None, None, 0, SHAPE, dtype, False)
+        return backend.combine(Call(_terms(dtype)[:1] * 3, Tables(table[:, :3]), None, None, SHAPE, dtype), False)
 
     def step(dtype: torch.dtype) -> object:
-        terms, starts = _terms(dtype)
-        tables = table[:, :4], table[:, :5], column
-        x = terms[0], *terms
-        return backend.step(x, [-1, *starts], *tables, None, -1.0, 1.0, -1, C, *identity, SHAPE, dtype, False)
+        terms, tables = _terms(dtype), Tables(table[:, :5], column, table[:, :4])
+        call = Call([terms[0], *terms], tables, None, noise, SHAPE, dtype)
+        return backend.step(call, Bounds(-1.0, 1.0), False)
 
     def error(dtype: torch.dtype) -> object:
-        terms, starts = _terms(dtype)
-        return backend.squared_error(
-            [terms[0], *terms], [-1, *starts], table[:, :4], column, column, None, *identity, SHAPE, dtype, 1.0, True
-        )
+        terms, tables = _terms(dtype), Tables(table[:, :4], column, None, column)
+        return backend.squared_error(Call([terms[0], *terms], tables, None, noise, SHAPE, dtype), 1.0, True)
+
+    def gradient(dtype: torch.dtype, terms: list[Term], noise: Noise | None, needs: list[bool]) -> object:
+        grad = tensor_of(_terms(dtype)[0])
+        places = [(tensor_of(x).shape, x.start if isinstance(x, Block) else -1) for x in terms]
+        call = Call(terms, Tables(table[:, : len(terms)]), None, noise, SHAPE, dtype)
+        return autograd.combine_backward(backend, call, grad, places, needs)
 
     def coefs_gradient(dtype: torch.dtype) -> object:
-        terms, starts = _terms(dtype)
-        needs = [False] * 3 + [True, False]
-        return backend.combine_backward(terms[0], terms, starts, table[:, :3], None, None, None, 0, needs)
+        return gradient(dtype, _terms(dtype), None, [False] * 3 + [True, False])
 
     def sigma_gradient(dtype: torch.dtype) -> object:
-        return backend.combine_backward(_terms(dtype)[0][0], [], [], table[:, :0], column, *identity, [False, True])
+        return gradient(dtype, [], noise, [False, True])
 
     def term_gradient(dtype: torch.dtype) -> object:
-        terms, starts = _terms(dtype)
-        return backend.combine_backward(
-            terms[0], terms[1:2], starts[1:2], table[:, :1], None, None, None, 0, [True, False, False]
-        )
+        return gradient(dtype, _terms(dtype)[1:2], None, [True, False, False])
 
-    def ranks(dtype: torch.dtype) -> object:
-        return backend.block_ranks(key, ids, 1, B, 4096, torch.device("meta"))
+    def words(dtype: torch.dtype) -> object:
+        return backend.random_words(noise, B, 4096, torch.device("meta"))
 
     def mask(dtype: torch.dtype) -> object:
-        return backend.block_mask(_terms(dtype)[0][0], ids, key, ids, 1, (8, 8))
+        return backend.block_mask(tensor_of(_terms(dtype)[0]), ids, noise, (8, 8), False)
 
     parts = "a tensor, one value a channel, half the channels"
     return {
@@ -134,7 +135,7 @@ def _cases() -> dict[str, Case]:
         "dots": Case(coefs_gradient, 2.5, 0, f"the gradient, {parts}"),
         "dots, noise": Case(sigma_gradient, 1, 0, "the gradient; noise made"),
         "row_sums": Case(term_gradient, 1, 0, "the gradient of one value a channel"),
-        "block_ranks": Case(ranks, 0, 1, "int64"),
+        "random_words": Case(words, 0, 1, "int64"),
         "block_mask": Case(mask, 1, 1 + 1 / C, "blocks of 8 x 8"),
     }
 
@@ -143,10 +144,10 @@ def launches(dtypes: Sequence[torch.dtype] = DTYPES) -> dict[str, Launch]:
     """The first launch of every case with every type, by title. Those after it add up the sums of items."""
     found = {}
     for title, case in _cases().items():
-        for dtype in dtypes[:1] if title == "block_ranks" else dtypes:
+        for dtype in dtypes[:1] if title == "random_words" else dtypes:
             with noted() as launches:
                 case.call(dtype)
-            name = "int64" if title == "block_ranks" else str(dtype).removeprefix("torch.")
+            name = "int64" if title == "random_words" else str(dtype).removeprefix("torch.")
             found[f"{title} {name}"] = launches[0]
     return found
 

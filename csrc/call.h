@@ -251,10 +251,13 @@ private:
             expect(view.type() == type && view.rank == rank, "a term has not the call's type and rank");
             expect(view.device == device, "a term is on another device");
             expect(channels < 0 || channels == shape[1], "a block leaves the channels");
-            for (int d = 0; d < rank; ++d)
-                expect((d == 1 && channels >= 0) || view.size[d] == 1 || view.size[d] == shape[d],
-                       "a term does not broadcast to the shape");
-            const bool whole = channels < 0 && view.elements() == elements() && view.contiguous();
+            bool whole = channels < 0;
+            for (int d = 0; d < rank; ++d) {
+                if (view.size[d] == shape[d] || (d == 1 && channels >= 0)) continue;
+                expect(view.size[d] == 1, "a term does not broadcast to the shape");
+                whole = false;
+            }
+            whole = whole && view.contiguous();
             if (k == 0 && whole) like_ = tensor;
             alike_ &= whole;
         }

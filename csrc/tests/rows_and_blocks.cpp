@@ -37,8 +37,8 @@ void check_blocks(int64_t element_size, uint64_t seed) {
     if (seed % 8 == 0) m.batch = 7, m.channels = 3, m.height = 93, m.width = 101;  // enough for every thread
     m.block_height = 1 + random.below(10), m.block_width = 1 + random.below(10);
     m.element_size = element_size, m.one = random.bits();
-    m.seed = static_cast<int64_t>(random.bits()), m.draw = random.below(1000);
-    m.stream = static_cast<uint32_t>(random.below(1 << 16));
+    m.of.seed = static_cast<int64_t>(random.bits()), m.of.draw = random.below(1000);
+    m.of.stream = static_cast<uint32_t>(random.below(1 << 16));
     const int64_t pixels = m.height * m.width, one_mask = m.batch * pixels * element_size;
     Buffer threshold(m.batch * 8), ids(m.batch * 8), x(one_mask * m.channels, random.below(9) * element_size);
     for (int64_t b = 0; b < m.batch; ++b) {
@@ -47,8 +47,8 @@ void check_blocks(int64_t element_size, uint64_t seed) {
         ids.at<int64_t>()[b] = random.below(int64_t{1} << 48);
     }
     for (int64_t i = 0; i < x.bytes(); ++i) x.at<unsigned char>()[i] = static_cast<unsigned char>(random.bits());
-    m.threshold = threshold.at<int64_t>(), m.x = x.at();
-    if (random.one_in(2)) m.ids = ids.at<int64_t>();
+    m.hidden = threshold.at<int64_t>(), m.x = x.at();
+    if (random.one_in(2)) m.of.ids = ids.at<int64_t>();
     const int64_t offset = random.below(5) * element_size;
     const auto got = on_every_machine("block_mask", [&](int threads) {
         std::vector<Buffer> outputs;
@@ -64,9 +64,9 @@ void check_blocks(int64_t element_size, uint64_t seed) {
     for (int64_t i = 0; i < m.batch * pixels; ++i) {
         const int64_t b = i / pixels, h = i % pixels / m.width, w = i % m.width;
         const int64_t j = h / m.block_height * ((m.width + m.block_width - 1) / m.block_width) + w / m.block_width;
-        const int64_t id = m.ids ? m.ids[b] : b;
-        const uint32_t word = words_of(m.seed, m.draw, id, m.stream, static_cast<uint32_t>(j / 4))[j % 4];
-        const bool visible = int64_t{word} * (int64_t{1} << 31) + j >= m.threshold[b];
+        const int64_t id = m.of.ids ? m.of.ids[b] : b;
+        const uint32_t word = words_of(m.of.seed, m.of.draw, id, m.of.stream, static_cast<uint32_t>(j / 4))[j % 4];
+        const bool visible = int64_t{word} * (int64_t{1} << 31) + j >= m.hidden[b];
         expect(is(got[1], i, visible ? &m.one : &zero), "block_mask: the mask is another");
         for (int64_t c = 0; c < m.channels; ++c) {
             const int64_t at = (b * m.channels + c) * pixels + i % pixels;

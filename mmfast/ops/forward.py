@@ -198,9 +198,10 @@ def diffusion_loss(
     tables, rows = find(error, sched, sched.names, (t, None), arithmetic(dtype), batch)
     if identity is not None:
         identity = check_noise(identity, batch, tables.coefs.device)
-    check_device(tables.coefs.device, terms, sample_weight)
+    check_device(tables.coefs.device, terms)
     if sample_weight is not None:
         check_coefs("sample_weight", sample_weight, (batch,))
+        check_device(tables.coefs.device, [], sample_weight)
         process.check_time("t", t, 0, sched.T)  # torch picks the rows here, and looks at no NaN
         tables, rows = _weighted(tables.own(rows, batch), sample_weight), None
     call = Call(terms, tables, rows, identity, shape, dtype)

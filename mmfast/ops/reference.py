@@ -65,7 +65,7 @@ def random_words(noise: Noise, batch: int, count: int, device: torch.device) -> 
     high = ((ids >> 32) & 0xFFFF) | (noise.stream << 16)
     counter = torch.stack(torch.broadcast_tensors(block, draw, ids & MASK32, high), -1)
     key = torch.stack((seed & MASK32, (seed >> 32) & MASK32), -1)
-    return philox4x32(counter, key).flatten(1)[:, :count]
+    return philox4x32(counter, key).flatten(1)[:, :count].contiguous()
 
 
 def box_muller(words: Tensor) -> Tensor:

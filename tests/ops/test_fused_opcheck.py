@@ -46,7 +46,8 @@ def test_opcheck_step(each_backend, kind, wanted):
     terms, starts, table, sigma, rows, identity, dtype = arguments(kind)
     terms, k = [x.detach() for x in terms], len(terms)
     x0 = (1, 2) if kind in ("blocks", "rows") else (-1, 0)
-    args = (terms, starts, table(k, seed=8), table(k + 1, seed=9), sigma, rows, -1.0, 1.0, *x0, *identity, SHAPE, dtype)
+    tables = table(k + 1, seed=9), sigma, table(k, seed=8), None
+    args = (terms, starts, *tables, rows, *identity, SHAPE, dtype, -1.0, 1.0, *x0)
     with ops.backend(each_backend):
         torch.library.opcheck(torch.ops.mmfast.step.default, (*args, wanted))
 
@@ -58,16 +59,17 @@ def test_opcheck_squared_error(each_backend, kind, wanted):
     terms, starts, table, sigma, rows, identity, dtype = arguments(kind)
     if wanted:
         terms = [x.detach() for x in terms]
-    args = (terms, starts, table(len(terms), seed=8), sigma, table(seed=9), rows, *identity, SHAPE, dtype, 0.1)
+    tables = table(len(terms), seed=8), sigma, None, table(seed=9)
+    args = (terms, starts, *tables, rows, *identity, SHAPE, dtype, 0.1)
     with ops.backend(each_backend):
         torch.library.opcheck(torch.ops.mmfast.squared_error.default, (*args, wanted))
 
 
 @pytest.mark.parametrize("ids", [None, torch.tensor([4, 1 << 40, 2])], ids=["in order", "ids"])
-def test_opcheck_block_ranks(each_backend, ids):
+def test_opcheck_random_words(each_backend, ids):
     args = (torch.tensor((5, 2)), ids, 6, B, 7, torch.device("cpu"))
     with ops.backend(each_backend):
-        torch.library.opcheck(torch.ops.mmfast.block_ranks.default, args)
+        torch.library.opcheck(torch.ops.mmfast.random_words.default, args)
 
 
 @pytest.mark.parametrize("kind", ["plain", "bfloat16", "float64", "channels last", "transposed", "needs grad"])
@@ -80,6 +82,7 @@ def test_opcheck_block_mask(each_backend, kind):
     if kind == "needs grad":
         x.requires_grad_()
     threshold = torch.tensor([0, 1 << 62, (1 << 63) - 1])
-    args = (x, threshold, torch.tensor((5, 2)), torch.arange(B) + 7, 6, [2, 3])
-    with ops.backend(each_backend):
-        torch.library.opcheck(torch.ops.mmfast.block_mask.default, args)
+    for hidden, exact in ((threshold, False), (torch.tensor([0, 1, 4]), True)):
+        args = (x, hidden, torch.tensor((5, 2)), torch.arange(B) + 7, 6, [2, 3], exact)
+        with ops.backend(each_backend):
+            torch.library.opcheck(torch.ops.mmfast.block_mask.default, args)

@@ -9,7 +9,8 @@ import torch
 import mmfast
 from mmfast import MmfastError, Schedule, ops
 from mmfast.errors import BackendError
-from mmfast.ops import Block, backends, reference
+from flat import reference
+from mmfast.ops import Block, backends
 
 ROUNDING = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 DTYPES = pytest.mark.parametrize("dtype", list(ROUNDING), ids=lambda d: str(d)[6:])
@@ -48,7 +49,7 @@ def primitive(kind):
         terms = [x.contiguous(memory_format=torch.channels_last) for x in terms]
     if kind == "needs grad":
         terms, coefs, sigma = [x.requires_grad_() for x in terms], coefs.requires_grad_(), sigma.requires_grad_()
-    return terms, starts, coefs, sigma, None, key, ids, 6, [B, C, H, W], dtype, wanted
+    return terms, starts, coefs, sigma, None, None, None, key, ids, 6, [B, C, H, W], dtype, wanted
 
 
 PRIMITIVES = ["plain", "noise", "return noise", "noise only returned", "broadcast", "blocks", "no terms", "bfloat16",
@@ -66,13 +67,13 @@ def test_opcheck_combine(each_backend, kind):
 @pytest.mark.parametrize("needed", ["all", "terms", "scales"])
 def test_opcheck_combine_backward(each_backend, kind, needed):
     """The same of the backward, asked for all gradients or for some."""
-    terms, starts, coefs, sigma, _, key, ids, stream, shape, dtype, _ = primitive(kind)
+    terms, starts, coefs, sigma, _, _, _, key, ids, stream, shape, dtype, _ = primitive(kind)
     of_terms, of_scales = needed != "scales", needed != "terms"
     needs = [of_terms] * len(terms) + [of_scales, of_scales and sigma is not None]
     grad = randn(*shape, dtype=dtype, seed=11)
     if kind == "channels last":
         grad = grad.contiguous(memory_format=torch.channels_last)
-    args = (grad, terms, starts, coefs, sigma, key, ids, stream, needs)
+    args = (grad, terms, starts, coefs, key, ids, stream, needs)
     with ops.backend(each_backend):
         torch.library.opcheck(torch.ops.mmfast.combine_backward.default, args)
 

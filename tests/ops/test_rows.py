@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 
 from mmfast import ops
-from mmfast.ops import primitives, reference
+from flat import reference
 
-cpu = pytest.importorskip("mmfast.ops.cpu")
+from flat import cpu
 if cpu.unavailable():
     pytest.skip(cpu.unavailable(), allow_module_level=True)
 from problems import (  # noqa: E402
@@ -113,9 +113,7 @@ def test_gradients_of_a_table(each_backend, rows):
     leaves = [table.requires_grad_(), sigma.requires_grad_(), X.double().requires_grad_()]
 
     def function(table, sigma, x):
-        return primitives.combine([x, x.sin()], [-1, -1], table, sigma, rows, KEY, None, 0, [4, 2, 3], x.dtype, False)[
-            0
-        ]
+        return ops.combine([x, x.sin()], table, sigma, rows=rows, seed=KEY[0], draw=KEY[1])
 
     with ops.backend(each_backend):
         assert torch.autograd.gradcheck(function, leaves)

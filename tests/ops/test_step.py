@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 
-from mmfast.ops import reference
+from flat import reference
 
-cpu = pytest.importorskip("mmfast.ops.cpu")
+from flat import Guards, cpu
 if cpu.unavailable():
     pytest.skip(cpu.unavailable(), allow_module_level=True)
 import _mmfast_cpu as _cpu  # noqa: E402
@@ -147,24 +147,21 @@ def test_large_outputs_written_past_the_caches():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", cpu.isas())
-def test_nothing_is_written_outside(isa, dtype):
+def test_nothing_is_written_outside(isa, dtype, monkeypatch):
     """Outputs in the middle of buffers, at every alignment; x0 whole, and one channel of three."""
     guard, one = 100, torch.ones(2, 1, dtype=real(dtype))
     cpu.set_isa(isa)
     for n in (1, 2, 7, 16, 31, 65, 129):
         for offset, (start, channels) in zip(range(17), [(-1, 3), (1, 1), (0, 2)] * 6, strict=False):
-            sizes = [2 * 3 * n, 2 * channels * n, 2 * 3 * n]
-            buffers = [torch.full([2 * guard + size], 77.0, dtype=dtype) for size in sizes]
-            inner = [slice(guard - offset, guard - offset + size) for size in sizes]
-            out, x0, x = (b[i].view(2, -1, n) for b, i in zip(buffers, inner, strict=True))
-            out.fill_(math.nan), x0.fill_(math.nan), x.fill_(3.0)
-            args = ([x], [-1], one, one.expand(2, 2), None, None, -1.0, 1.0, start, channels, None, None, 0, 1)
-            assert _cpu.step(out, x0, *args) is None
+            buffer = torch.full([2 * guard + 6 * n], 77.0, dtype=dtype)
+            x = buffer[guard - offset : guard - offset + 6 * n].view(2, 3, n).fill_(3.0)
+            tables = one, one.expand(2, 2), None
+            with Guards(monkeypatch, offset):
+                out, x0 = cpu.step([x], [-1], *tables, None, -1.0, 1.0, start, channels, None, None, 0, [2, 3, n],
+                                   dtype, True)  # fmt: skip
             want = torch.full_like(out, 3.0)  # 3 of the term and, where x0 is, 1 of the clamped
             want[:, max(start, 0) : max(start, 0) + channels] += 1
             assert torch.equal(out, want) and (x0 == 1).all()
-            for buffer, i in zip(buffers, inner, strict=True):
-                assert (buffer[: i.start] == 77).all() and (buffer[i.stop :] == 77).all()
     cpu.set_isa(None)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmfast.ops import cuda
+from mmfast.ops.backends import cuda
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIM = ROOT / "tests" / "support" / "cuda_shim"

@@ -5,7 +5,7 @@ import math
 import hypothesis.strategies as st
 import torch
 
-from mmfast.ops import reference
+from flat import reference
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 KEY = torch.tensor([-0x0123456789ABCDEF, 5])

@@ -17,13 +17,13 @@ def load(*names):
     """Fresh copies of these modules, in which Triton's functions are interpreted; nothing else sees them."""
 
     def of_triton(name):
-        return name in names or name.startswith("mmfast.ops.triton")
+        return name in names or name.startswith("mmfast.ops.backends.triton")
 
-    package = importlib.import_module("mmfast.ops")
+    package = importlib.import_module("mmfast.ops.backends")
     before = {name: sys.modules.pop(name) for name in list(sys.modules) if of_triton(name)}
     attributes, switch = dict(vars(package)), os.environ.get("TRITON_INTERPRET")
     for name in before:  # `from mmfast.ops import x` looks at the package before it looks for a module
-        if name.startswith("mmfast.ops."):
+        if name.startswith("mmfast.ops.backends."):
             vars(package).pop(name.rpartition(".")[2], None)
     os.environ["TRITON_INTERPRET"] = "1"
     try:

@@ -14,7 +14,7 @@ import hypothesis.strategies as st
 import torch
 from hypothesis import settings
 
-from mmfast.ops import cpu, reference
+from flat import cpu, reference
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # More examples than usual: they are small, and there are many ways to lay tensors out.

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from mmfast.ops.triton_noise import normal_pair
+from mmfast.ops.backends.triton.noise import normal_pair
 
 
 @triton.jit

@@ -76,7 +76,7 @@ def block_mask(
 ) -> tuple[Tensor, Tensor]:
     if isinstance(hidden, Tensor):
         hidden = hidden.contiguous()
-    return _cpu.block_mask(x.contiguous(), hidden, noise, block, exact)
+    return _cpu.block_mask(x.contiguous(), hidden, noise, tuple(block), exact)
 
 
 def scale(x: Tensor, coefs: Tensor, rows: Rows, columns: Sequence[int]) -> list[Tensor]:

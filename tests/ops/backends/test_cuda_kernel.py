@@ -15,7 +15,7 @@ import torch
 from cuda_problems import DTYPES, KEY, SINGLE, absolute, check, exactly, identical, problems, real, rounding, ulps
 from hypothesis import given, settings
 
-from mmfast.ops import cuda, reference
+from flat import cuda, reference
 
 pytest_plugins = ["cuda_on_host"]
 pytestmark = pytest.mark.usefixtures("host")

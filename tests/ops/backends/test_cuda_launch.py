@@ -9,7 +9,7 @@ import pytest
 import torch
 from cuda_problems import DTYPES, KEY, absolute, check, exactly, identical, real, rounding
 
-from mmfast.ops import cuda, reference
+from flat import cuda, reference
 
 pytest_plugins = ["cuda_on_host"]
 pytestmark = pytest.mark.usefixtures("host")

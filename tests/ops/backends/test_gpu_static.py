@@ -69,6 +69,6 @@ def test_masks_of_the_cuda_kernels(tmp_path):
     except CannotCompileError as error:
         pytest.skip(str(error))
     kernels = {r.kernel for r in found}
-    assert {"block_mask 4 bytes", "block_mask 2 bytes by element", "block_ranks int64"} <= kernels
+    assert {"block_mask 4 bytes", "block_mask 2 bytes by element", "random_words int64"} <= kernels
     assert all(r.problem == "" and 8 < r.registers < 255 for r in found)
     assert all(r.loads_128 > 0 for r in found if r.kernel == "block_mask 4 bytes")

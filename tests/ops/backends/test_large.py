@@ -7,7 +7,7 @@ definition at chosen elements, from the same op on small tensors, and from input
 import pytest
 import torch
 
-from mmfast.ops import cpu, reference
+from flat import cpu, reference
 
 pytestmark = [
     pytest.mark.slow,

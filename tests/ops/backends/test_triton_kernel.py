@@ -16,9 +16,10 @@ pytest.importorskip("triton")
 from interpreted import add_up, fma, guarded, load
 from triton.runtime.interpreter import InterpreterBuilder, ReduceOps
 
-from mmfast.ops import reference
+from flat import Flat, reference
 
-backend, run, pairs = load("mmfast.ops.triton", "mmfast.ops.triton_launch", "triton_pairs")
+backend, run, pairs = load("mmfast.ops.backends.triton", "mmfast.ops.backends.triton.launch", "triton_pairs")
+backend = Flat(backend)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 KEY = torch.tensor([-0x0123456789ABCDEF, 5])
 BLOCKS = [128, 1024, 8192]

@@ -1,4 +1,4 @@
-"""The Triton kernels behind triton.py, which launches them.
+"""The Triton kernels, launched by the backend in __init__.py.
 
 Each program works on a tile of one sample. What a kernel is told about its K terms:
     terms    K pointers
@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmfast.ops.triton_noise import in_order, normals, philox_words
+from mmfast.ops.backends.triton.noise import in_order, normals, philox_words
 
 # Sums are taken in float64. A program makes the partial sum of one item, of at most ITEM elements of one sample:
 # element i goes to lane i % LANES, in order, and then the lanes are added. The sums of items are added likewise.
@@ -243,16 +243,16 @@ def row_sums(sums, x, weight, rows, table_step, scale: tl.float64, count, inner,
 
 
 @triton.jit(do_not_specialize=[*NUMBERS, "tiles"])
-def block_ranks(ranks, key, seed_low, seed_high, draw, ids, stream, blocks, tiles, BLOCK: tl.constexpr):
-    """ranks [B, blocks] = word_j * 2^31 + j."""
+def random_words(words, key, seed_low, seed_high, draw, ids, stream, count, tiles, BLOCK: tl.constexpr):
+    """words [B, count]: word j is word j % 4 of Philox block j // 4."""
     identity = (key, seed_low, seed_high, draw, ids, stream)
     b = tl.program_id(0) // tiles
     start = tl.program_id(0) % tiles * BLOCK
     quad = (start // 4 + tl.arange(0, BLOCK // 4)).to(tl.uint32)
     w0, w1, w2, w3 = philox_words(identity, b, quad)
     i = tl.arange(0, BLOCK)
-    rank = (in_order(w0, w1, w2, w3, BLOCK).to(tl.int64) << 31) + (start + i)
-    tl.store(ranks + tl.cast(b, tl.int64) * blocks + start + i, rank, mask=i < blocks - start)
+    word = in_order(w0, w1, w2, w3, BLOCK).to(tl.int64)
+    tl.store(words + tl.cast(b, tl.int64) * count + start + i, word, mask=i < count - start)
 
 
 @triton.jit(do_not_specialize=[*NUMBERS, "tiles", "groups", "block_height", "block_width"])

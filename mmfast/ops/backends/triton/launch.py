@@ -13,19 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmfast.ops.layout import Layout, lay_out
-from mmfast.ops.reference import Key
+from mmfast.ops.backends.copies import contiguous
+from mmfast.ops.backends.triton.layout import Layout, choose_layout
+from mmfast.ops.call import Block, Call, Noise, Term, tensor_of
 
 kernels: Any = None
 missing = ""
 try:
-    kernels = importlib.import_module("mmfast.ops.triton_kernels")
+    kernels = importlib.import_module("mmfast.ops.backends.triton.kernels")
 except ImportError as error:
     missing = str(error)
 
 interpreted = kernels is not None and not isinstance(kernels.combine, kernels.triton.JITFunction)
 
-ITEM = 8192  # as in triton_kernels.py
+ITEM = 8192  # as in kernels.py
 BLOCK = 1024  # elements a program: 8 a thread
 LANES = 1024  # of a sum of 4 bytes each: lanes_of. The order of the sum depends on it, its speed too
 WARPS, SUM_WARPS = 4, 8
@@ -38,12 +39,13 @@ def launch(kernel: Any, programs: int, warps: int, *arguments: object, **constan
         kernel[(programs,)](*arguments, **constants, num_warps=warps)
 
 
-def identity(key: Key | None, sample_ids: Tensor | None, stream: int) -> tuple[object, ...]:
-    """What the kernels need to make noise: triton_noise.py. Halves of 32 bits, so that no seed is another type."""
+def identity(noise: Noise | None) -> tuple[object, ...]:
+    """What the kernels need to make noise: noise.py. Halves of 32 bits, so that no seed is another type."""
+    key, sample_ids, stream = noise or Noise((0, 0))
     ids = None if sample_ids is None else sample_ids.contiguous()
     if isinstance(key, Tensor):
         return key.contiguous(), 0, 0, 0, ids, stream
-    seed, draw = key or (0, 0)
+    seed, draw = key
     return None, signed(seed), signed(seed >> 32), signed(draw), ids, stream
 
 
@@ -52,13 +54,25 @@ def signed(word: int) -> int:
     return (word + 2**31) % 2**32 - 2**31
 
 
-def place(
-    terms: Sequence[Tensor], starts: Sequence[int], shape: Sequence[int], tile: int
-) -> tuple[tuple[Tensor, ...], Layout, dict[str, object]]:
+def lay_out(terms: Sequence[Term], shape: Sequence[int]) -> tuple[list[Tensor], Layout]:
+    """The terms' tensors, made contiguous where they must be, and how they lie. shape: [B, ...], of some element."""
+    for _ in range(2):
+        tensors = [tensor_of(x) for x in terms]
+        sizes, strides = tuple(tuple(t.shape) for t in tensors), tuple(t.stride() for t in tensors)
+        starts = tuple(x.start if isinstance(x, Block) else -1 for x in terms)
+        layout = choose_layout(tuple(shape), sizes, strides, starts)
+        if not layout.misfits:
+            return tensors, layout
+        terms = contiguous(terms, layout.misfits, shape)
+    raise AssertionError("contiguous terms always have a layout")
+
+
+def place(call: Call, tile: int) -> tuple[tuple[Tensor, ...], Layout, dict[str, object]]:
     """The terms as they can be read, how they lie, and the constants of a kernel with tiles of this size."""
-    tensors, layout = lay_out(terms, starts, shape)
+    assert call.shape is not None  # it is complete
+    tensors, layout = lay_out(call.terms, call.shape)
     rows = "one" if layout.rows == 1 else "long" if layout.inner >= tile else "short"
-    constants = {"KINDS": layout.kinds, "CUTS": layout.cuts, "ROWS": rows, "OFFSET": offset(shape)}
+    constants = {"KINDS": layout.kinds, "CUTS": layout.cuts, "ROWS": rows, "OFFSET": offset(call.shape)}
     return tuple(tensors), layout, constants
 
 

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
-
-from torch import Tensor
 
 Ints = tuple[int, ...]
 
@@ -105,17 +102,3 @@ def choose_layout(shape: Ints, sizes: tuple[Ints, ...], strides: tuple[Ints, ...
             break
     assert best is not None
     return best
-
-
-def lay_out(terms: Sequence[Tensor], starts: Sequence[int], shape: Sequence[int]) -> tuple[list[Tensor], Layout]:
-    """The terms, made contiguous where they must be, and how they lie. shape: [B, ...], of at least one element."""
-    terms, whole, first = list(terms), tuple(shape), tuple(starts)
-    for _ in range(2):
-        sizes, strides = tuple(tuple(t.shape) for t in terms), tuple(t.stride() for t in terms)
-        layout = choose_layout(whole, sizes, strides, first)
-        if not layout.misfits:
-            return terms, layout
-        for k in layout.misfits:
-            channels = shape[1:2] if starts[k] < 0 else terms[k].shape[1:2]
-            terms[k] = terms[k].expand(shape[0], *channels, *shape[2:]).contiguous()
-    raise AssertionError("contiguous terms always have a layout")

@@ -5,7 +5,7 @@ The words are those of the reference bit for bit, the normals within 4 ulp of it
 An identity is (key, seed low, seed high, draw, ids, stream). key (int64 [2]: seed and draw) is read by the kernel;
 where it is None the numbers count, the seed in halves of 32 bits. ids: int64 [B], or None for 0, 1, 2, ...
 
-Only builtins of tl, and none of its jitted functions (tl.sum, tl.cdiv), here and in triton_kernels.py: the tests
+Only builtins of tl, and none of its jitted functions (tl.sum, tl.cdiv), here and in kernels.py: the tests
 interpret a copy of these modules beside a Triton that was imported to compile.
 """
 # mypy: ignore-errors

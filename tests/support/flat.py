@@ -1,8 +1,13 @@
 """A backend by the flat arguments that the tests of kernels draw: terms and starts, tables, rows, key and ids apart."""
 
+import math
+
 import torch
 
-from mmfast.ops import autograd, library
+from mmfast.ops import autograd, backends, library
+from mmfast.ops import reference as _reference
+from mmfast.ops.backends import cpu as _cpu
+from mmfast.ops.backends import cuda as _cuda
 from mmfast.ops.call import Bounds, Call, Noise, Tables
 
 
@@ -18,14 +23,18 @@ class Flat:
     """Its ops as they were before they took a Call; anything else is the backend's own."""
 
     def __init__(self, backend):
-        self._backend = backend
+        self.__dict__["_backend"] = backend
 
     def __getattr__(self, name):
         return getattr(self._backend, name)
 
-    def _served(self, terms):
-        from mmfast.ops import backends
+    def __setattr__(self, name, value):
+        setattr(self._backend, name, value)
 
+    def __delattr__(self, name):
+        delattr(self._backend, name)
+
+    def _served(self, terms):
         return backends.for_terms(self._backend, terms)
 
     @staticmethod
@@ -60,5 +69,57 @@ class Flat:
     def block_mask(self, x, threshold, key, sample_ids, stream, block):
         return self._backend.block_mask(x, threshold, Noise(key, sample_ids, stream), tuple(block), False)
 
+    # Of the reference's parts.
+
+    def random_words(self, key, ids, stream, blocks):
+        words = self._backend.random_words(Noise(key, ids, stream), len(ids), 4 * blocks, ids.device)
+        return words.unflatten(1, (blocks, 4))
+
     def noise(self, key, ids, stream, shape):
         return self._backend.normals(Noise(key, ids, stream), shape, ids.device)
+
+    @staticmethod
+    def identities(ids, shape, device):
+        return torch.arange(shape[0], device=device) if ids is None else ids
+
+    @staticmethod
+    def arithmetic(dtype):
+        return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+cpu, cuda, reference = Flat(_cpu), Flat(_cuda), Flat(_reference)
+
+
+def load(name):
+    """A backend by name, and why it cannot run."""
+    module, reason = backends.load(name)
+    return Flat(module), reason
+
+
+class Guards:
+    """New tensors lie between guards while it is entered, and the guards are whole when it is left."""
+
+    SIZE = 64
+
+    def __init__(self, monkeypatch, offset=0):
+        self.monkeypatch, self.offset, self.kept = monkeypatch, offset, []
+
+    def _make(self, like, shape, dtype=None):
+        shape = (shape,) if isinstance(shape, int) else shape
+        count = math.prod(shape)
+        whole = torch.full([2 * self.SIZE + self.offset + count], 77, dtype=dtype or like.dtype, device=like.device)
+        first = self.SIZE + self.offset
+        self.kept.append((whole, first, count))
+        inside = whole[first : first + count]
+        return inside.fill_(math.nan if inside.is_floating_point() else -1).view(shape)
+
+    def __enter__(self):
+        self.monkeypatch.setattr(torch, "empty_like", lambda x: self._make(x, x.shape))
+        self.monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, shape, dtype=None: self._make(x, shape, dtype))
+        return self
+
+    def __exit__(self, *error):
+        self.monkeypatch.undo()
+        assert self.kept
+        for whole, first, count in self.kept:
+            assert (whole[:first] == 77).all() and (whole[first + count :] == 77).all()
