@@ -11,8 +11,8 @@ from PIL import Image as PILImage
 from benchmarks.paper import measures
 from benchmarks.paper.core import OURS, Found, Method, Task, Trained
 from benchmarks.paper.report import Metric, Row, Verdict
-from mmfast.draw import sample_grid
 from mmfast.evaluate import evaluate
+from mmfast.pictures import sample_grid
 
 JOINT, OF_LABEL, OF_MASK, OF_IMAGE = "drawn together", "given the label", "given the mask", "given the image"
 # By the name that `mmfast eval` has for it: condition, metric, whether higher is better.

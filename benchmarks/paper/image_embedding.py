@@ -13,8 +13,8 @@ from torch import Tensor
 from benchmarks.paper import measures, supervised
 from benchmarks.paper.core import MANY_STEPS, OURS, Found, Method, Task, Trained, at_least, at_most, means
 from benchmarks.paper.report import Metric, Row, Verdict
-from mmfast.draw import sample_grid
 from mmfast.metrics.similarity import cosine, retrieval_rank
+from mmfast.pictures import sample_grid
 
 JOINT, OF_EMBEDDING, OF_IMAGE = "drawn together", "given the embedding", "given the image"
 IN_TURN, FIRST = "the image drawn first", "the embedding drawn first"

@@ -11,8 +11,8 @@ from torch import Tensor
 from benchmarks.paper import measures, supervised
 from benchmarks.paper.core import MANY_STEPS, OURS, Found, Method, Task, Trained, at_least, means, seeded
 from benchmarks.paper.report import Metric, Row, Verdict
-from mmfast.draw import sample_grid
 from mmfast.metrics.frechet import pixel_features
+from mmfast.pictures import sample_grid
 
 JOINT, OF_LABEL, OF_IMAGE = "drawn together", "given the label", "given the image"
 IN_TURN = "the label drawn first"

@@ -11,8 +11,8 @@ from torch import Tensor
 from benchmarks.paper import measures, supervised
 from benchmarks.paper.core import MANY_STEPS, OURS, Found, Method, Task, Trained, at_least, at_most, means
 from benchmarks.paper.report import Metric, Row, Verdict
-from mmfast.draw import sample_grid
 from mmfast.model import Model
+from mmfast.pictures import sample_grid
 
 JOINT, OF_MASK, OF_IMAGE = "drawn together", "given the mask", "given the image"
 IN_TURN, BY_DDPM = "the mask drawn first", measures.by_ddpm(JOINT)

@@ -14,10 +14,10 @@ from benchmarks.paper import measures, supervised
 from benchmarks.paper.core import MANY_STEPS, OURS, Found, Method, Task, Trained, at_least, at_most, means
 from benchmarks.paper.inpaint import repaint, sdedit
 from benchmarks.paper.report import Metric, Row, Verdict
-from mmfast.draw import sample_grid
 from mmfast.metrics.lpips import LPIPS
-from mmfast.modalities.base import Room
-from mmfast.modalities.masked import Masked, MaskedSpec
+from mmfast.modalities.base import SpaceShape
+from mmfast.modalities.masked_image import Masked, MaskedSpec
+from mmfast.pictures import sample_grid
 
 RATIOS = (0.1, 0.25, 0.5, 0.75)
 DRAWN, LPIPS_NAME = "drawn from noise", "LPIPS of hidden pixels"
@@ -35,7 +35,7 @@ def _hide(image: Tensor, ratio: float) -> Tensor:
     """The same blocks, an eighth of the side each, of the same images hidden for every method and seed."""
     _, channels, size, _ = image.shape
     spec = MaskedSpec(channels=channels, size=size, block=max(1, size // 8))
-    return Masked("masked", spec, Room(size, size)).hide(image, ratio, 12345, torch.arange(len(image)))
+    return Masked("masked", spec, SpaceShape(size, size)).hide(image, ratio, 12345, torch.arange(len(image)))
 
 
 def _score(trained: Trained, ratio: float, restored: Tensor, masked: Tensor) -> list[Metric]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.paper.core import Trained
 from benchmarks.paper.report import Metric
 from mmfast.data.cache import kept
-from mmfast.metrics.bound import bound
+from mmfast.likelihood import bound
 from mmfast.metrics.features import Extractor, extractor
 from mmfast.metrics.frechet import frechet_distance
 from mmfast.metrics.precision_recall import precision_recall

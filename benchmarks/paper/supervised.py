@@ -9,8 +9,8 @@ from mmfast import ops
 from mmfast.config import Config
 from mmfast.data import Batch
 from mmfast.model import Model
-from mmfast.objective import Losses
 from mmfast.streams import SAMPLE
+from mmfast.training.objective import Losses
 
 
 def predict(model: Model, data: dict[str, Tensor], given: str, target: str, z: Tensor | None = None) -> Tensor:

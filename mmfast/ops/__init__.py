@@ -7,7 +7,7 @@ from mmfast.ops import backends, reference
 from mmfast.ops.arguments import Block
 from mmfast.ops.backends import backend
 from mmfast.ops.forward import diffusion_loss, q_sample
-from mmfast.ops.linear import combine, multimodal_mean, randn
+from mmfast.ops.linear import combine, multimodal_mean, randn, random_words
 from mmfast.ops.masking import block_mask
 from mmfast.ops.reverse import posterior_mean, posterior_sample, step
 
@@ -23,6 +23,7 @@ __all__ = [
     "posterior_sample",
     "q_sample",
     "randn",
+    "random_words",
     "reference",
     "step",
 ]

@@ -136,6 +136,27 @@ def randn(
     return eps
 
 
+def random_words(
+    shape: Sequence[int],
+    *,
+    seed: Seed = None,
+    sample_ids: Tensor | None = None,
+    stream: int = 0,
+    draw: int | Tensor = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Random 32-bit words by identity: int64 [B, count], each in 0 .. 2^32 - 1.
+
+    shape: [B, count]; the rest as for `randn`, whose noise is made of the same words.
+    """
+    if not isinstance(shape, Sequence) or len(shape) != 2 or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise MmfastError(f"shape is {shape!r}; it should be [B, count], neither of them negative")
+    device, (batch, count) = torch.device(device), shape
+    key, ids = noise_identity(seed, draw, sample_ids, stream, batch, device)
+    # A rank is the word, then 31 bits of the block's number; the op is one kernel where the words are many.
+    return primitives.block_ranks(key, ids, stream, batch, count, device) >> 31
+
+
 def multimodal_mean(encodings: Encodings, weights: Tensor) -> Tensor:
     """m = sum_i weights[:, i] E_i(x_i), the weighted multimodal mean.
 

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from mmfast import modalities
-from mmfast.modalities import Room
+from mmfast.modalities import SpaceShape
 from mmfast.modalities.base import code
 
 B, SIZE = 64, 8
@@ -28,7 +28,7 @@ DATA = {
 def make(kind, encoder="fixed", channels=None):
     part = modalities.kind(kind)
     torch.manual_seed(0)
-    made = part("x", part.Spec(encoder=encoder, **OPTIONS[kind]), Room(SIZE, SIZE, channels))
+    made = part("x", part.Spec(encoder=encoder, **OPTIONS[kind]), SpaceShape(SIZE, SIZE, channels))
     made.build_head(12)
     return made, DATA[kind](torch.Generator().manual_seed(1))
 
