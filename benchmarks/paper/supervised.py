@@ -27,7 +27,7 @@ def predict(model: Model, data: dict[str, Tensor], given: str, target: str, z: T
 
 
 def loss(given: str, target: str) -> Losses:
-    """The loss of the head alone, for `mmfast.train.fit`: all else is as the diffusion model has it."""
+    """The loss of the head alone, for `mmfast.training.fit`: all else is as the diffusion model has it."""
 
     def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[str, Tensor]:
         data = model.complete(batch, config.seed, numbers).filled()

@@ -42,7 +42,7 @@ def sure(kind, part, x):
 
 
 def test_every_file_of_the_folder_is_a_kind():
-    assert set(modalities.KINDS) == {*OPTIONS, "masked"}  # masked: test_masked.py
+    assert set(modalities.KINDS) == {*OPTIONS, "masked"}  # masked: test_masked_image.py
 
 
 @pytest.mark.parametrize("channels", [None, 3])
