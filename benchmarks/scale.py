@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmfast import config as configs
-from mmfast.adm import Network
+from mmfast.backbones.adm import Spec
 from mmfast.build import build_model
-from mmfast.nn.adm import Spec
+from mmfast.warm_start import Network
 
 RESULTS = Path(__file__).parent / "results"
 PEAK = {"A100": 312e12, "H100": 989e12}  # FLOP/s in bf16 with float32 sums, dense, as NVIDIA's data sheets have it

@@ -96,9 +96,10 @@ def measure(name: str, options: list[tuple[str, str]], seconds: float, device: A
     import torch
 
     from mmfast import config as configs
-    from mmfast import objective, ops
+    from mmfast import ops
     from mmfast.build import build_model
     from mmfast.data import Batch
+    from mmfast.training import objective
 
     config = configs.load("digits", options)
     generator = torch.Generator().manual_seed(0)

@@ -18,7 +18,7 @@ from tqdm import tqdm, trange
 
 import mmfast
 from mmfast import ops
-from mmfast.nn.mlp import Backbone, Spec
+from mmfast.backbones.mlp import Backbone, Spec
 
 T = 200
 

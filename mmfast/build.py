@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from mmfast import data, modalities, nn
-from mmfast.checkpoint import Run
+from mmfast import backbones, data, modalities
 from mmfast.config import Config
 from mmfast.data import Data
-from mmfast.embedded import with_embeddings
+from mmfast.data.precompute import with_embeddings
 from mmfast.errors import MmfastError, unknown
 from mmfast.modalities.image import Image
 from mmfast.model import Model
+from mmfast.run import Run
 from mmfast.schedule import Schedule, Weight
 
 
@@ -39,13 +39,13 @@ def build_model(config: Config) -> Model:
         torch.manual_seed(config.seed)
         anchor_spec = config.modalities[config.anchor]
         size = anchor_spec.size
-        anchor = Image(config.anchor, anchor_spec, modalities.Room(size, size))
-        room = Model.room(anchor, config.space)
+        anchor = Image(config.anchor, anchor_spec, modalities.SpaceShape(size, size))
+        space = Model.space_shape(anchor, config.space)
         parts = {
-            name: anchor if name == config.anchor else kinds[name](name, spec, room)
+            name: anchor if name == config.anchor else kinds[name](name, spec, space)
             for name, spec in config.modalities.items()
         }
-        network = nn.kind(config.backbone.kind).Backbone
+        network = backbones.kind(config.backbone.kind).Backbone
         return Model(
             config.anchor,
             parts,

@@ -142,7 +142,7 @@ def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
 def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from mmfast import config as configs
     from mmfast.evaluate import table
-    from mmfast.train import train
+    from mmfast.training import train
 
     if args.help:
         print("usage: mmfast train PRESET|CONFIG.yaml --out RUN [--key value ...] [--quiet]\n")
@@ -184,8 +184,8 @@ def _sample(args: argparse.Namespace, rest: Sequence[str]) -> int:
     import numpy as np
 
     from mmfast.build import load_run
-    from mmfast.draw import sample_grid
     from mmfast.generate import generate, title
+    from mmfast.pictures import sample_grid
 
     if args.n < 1:
         raise MmfastError(f"--n is {args.n}; it should be at least 1")
@@ -216,7 +216,7 @@ def _check_ending(option: str, name: str | None, endings: tuple[str, ...]) -> No
 
 
 def _write(file: Path, write: Any) -> None:
-    from mmfast.checkpoint import write_atomically
+    from mmfast.files import write_atomically
 
     try:
         write_atomically(file, write)

@@ -14,11 +14,11 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmfast import data, modalities, nn
+from mmfast import backbones, data, modalities
 from mmfast.errors import MmfastError, unknown
-from mmfast.options import check, option
+from mmfast.options import PRECISIONS, check, option
 from mmfast.process import TARGETS
-from mmfast.sample import HEADS, PRECISIONS, SAMPLERS
+from mmfast.samplers import HEADS, SAMPLERS
 
 
 @dataclass
@@ -60,7 +60,7 @@ class TrainSpec:
 
 @dataclass
 class SampleSpec:
-    sampler: str = option("ddpm", "the sampler", choices=tuple(SAMPLERS))
+    sampler: str = option("ddpm", "the sampler", choices=SAMPLERS)
     steps: int = option(50, "network evaluations a sample", min=1)
     eta: float = option(0.0, "noise of the DDIM sampler", min=0, max=1)
     guidance_scale: float = option(1.0, "guidance by what is given; 1 for none", min=0)
@@ -175,7 +175,7 @@ def resolve(raw: DictConfig, source: str = "config") -> Config:
     for name, section in SECTIONS.items():
         setattr(config, name, _typed(section, _section(raw, name), f"{name}."))  # type: ignore[arg-type]
     config.data = _of_kind(raw, "data", lambda kind: data.kind(kind).Spec, "digits", data.KINDS)
-    config.backbone = _of_kind(raw, "backbone", lambda kind: nn.kind(kind).Spec, "unet", nn.KINDS)
+    config.backbone = _of_kind(raw, "backbone", lambda kind: backbones.kind(kind).Spec, "unet", backbones.KINDS)
     for part in map(str, _section(raw, "modalities")):
         key = f"modalities.{part}"
         config.modalities[part] = _of_kind(
@@ -277,8 +277,8 @@ def describe() -> str:
         section(name, factory(), f"{name}.")  # type: ignore[operator]
     for kind in data.KINDS:
         section(f"data, kind {kind}", data.kind(kind).Spec(), "data.")
-    for kind in nn.KINDS:
-        section(f"backbone, kind {kind}", nn.kind(kind).Spec(), "backbone.")
+    for kind in backbones.KINDS:
+        section(f"backbone, kind {kind}", backbones.kind(kind).Spec(), "backbone.")
     for kind, part in modalities.KINDS.items():
         section(f"modalities, kind {kind}", part.Spec(), "modalities.NAME.")
     return "\n".join(lines)

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import json
+from typing import Protocol
 
 import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
-from mmfast.checkpoint import Run, write_atomically, write_text
 from mmfast.config import Config
 from mmfast.data import Batch, Data, Examples
-from mmfast.draw import sample_grid
 from mmfast.errors import MmfastError
+from mmfast.files import write_atomically, write_text
 from mmfast.generate import generate, title
-from mmfast.log import Board
-from mmfast.metrics.bound import bound
+from mmfast.likelihood import bound
 from mmfast.metrics.features import Extractor, extractor
 from mmfast.metrics.frechet import frechet_distance
 from mmfast.metrics.lpips import LPIPS
 from mmfast.metrics.precision_recall import precision_recall
 from mmfast.model import Model
+from mmfast.pictures import sample_grid
+from mmfast.run import Run
 
 # Of precision and recall, as their authors chose it.
 NEIGHBOURS = 3
+
+
+class Board(Protocol):
+    """Where pictures are shown beside their files, as TensorBoard is."""
+
+    def picture(self, name: str, picture: PILImage.Image, step: int) -> None: ...
 
 
 def held_out(examples: Examples, count: int, model: Model) -> Batch:

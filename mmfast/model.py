@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmfast.data.base import Batch
 from mmfast.errors import MmfastError, unknown
-from mmfast.modalities import Modality, Room
+from mmfast.modalities import Modality, SpaceShape
 from mmfast.modalities.base import head_norm
 from mmfast.modalities.image import Image
 from mmfast.ops import Block
@@ -41,7 +41,7 @@ class Model(nn.Module):
         anchor: the name of the modality that is diffused itself, an image.
         parts: every modality by name, the anchor too; `build_head` not yet called.
         schedule: with a weight for every modality but the anchor.
-        backbone: (in_channels, size) -> a module as mmfast.nn describes.
+        backbone: (in_channels, size) -> a module as mmfast.backbones describes.
         space: "own" or "shared".
         target: what the network predicts of the anchor: "eps", "x0" or "v".
         told: whether the network is told what is given, or has z_t alone.
@@ -112,10 +112,10 @@ class Model(nn.Module):
                 )
 
     @classmethod
-    def room(cls, image: Image, space: str) -> Room:
-        """Where the modalities beside this anchor live."""
+    def space_shape(cls, image: Image, space: str) -> SpaceShape:
+        """The shape in the diffusion space of the modalities beside this anchor."""
         channels, height, width = image.shape
-        return Room(height, width, channels if space == "shared" else None)
+        return SpaceShape(height, width, channels if space == "shared" else None)
 
     def part(self, name: str) -> Modality:
         """The modality of this name."""

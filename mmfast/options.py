@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmfast.errors import MmfastError, unknown
+
+# The arithmetic of a network, in training and in sampling.
+PRECISIONS = ("fp32", "bf16")
 
 
 def option(
@@ -16,10 +19,14 @@ def option(
     min: float | None = None,
     above: float | None = None,
     max: float | None = None,
-    choices: Sequence[Any] = (),
+    choices: Collection[Any] = (),
 ) -> Any:
-    """A dataclass field with a help text and the values that it takes (min <= value, value > above, value <= max)."""
-    metadata = {"help": help, "min": min, "above": above, "max": max, "choices": tuple(choices)}
+    """A dataclass field with a help text and the values that it takes (min <= value, value > above, value <= max).
+
+    choices: the values, or a registry by name: what is added to that later is a choice too.
+    """
+    choices = choices if isinstance(choices, Mapping) else tuple(choices)
+    metadata = {"help": help, "min": min, "above": above, "max": max, "choices": choices}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -1,4 +1,4 @@
-"""Sampling: one loop for joint, conditional and marginal generation; samplers are pure functions.
+"""Sampling: one loop for joint, conditional and marginal generation, with any of the step rules in samplers.py.
 
 In the shift view y_t = z_t - m_t is the ordinary DDPM variable, so a step of any standard sampler is: subtract
 m_t, step y, add m_s. With guidance, the conversion to z_0 and the clamp before it, that is one pass of the fused step.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,59 +19,10 @@ from tqdm import tqdm
 from mmfast import ops
 from mmfast.errors import MmfastError, unknown
 from mmfast.model import Model
+from mmfast.options import PRECISIONS
 from mmfast.process import TARGETS
+from mmfast.samplers import HEADS, SAMPLERS, StepRule, timesteps
 from mmfast.streams import HEAD_NOISE, SAMPLE
-
-
-@dataclass(frozen=True)
-class Step:
-    """y_s = of_z0 z0hat + of_y y_t + of_last (the last step's z0hat) + sigma noise."""
-
-    of_z0: float
-    of_y: float
-    sigma: float = 0.0
-    of_last: float = 0.0
-
-
-def ddpm(abar: Callable[[int], float], t: int, s: int, last: int | None, eta: float) -> Step:
-    """The ancestral step (Ho et al., 2020): the posterior's mean and variance with z0hat for z_0."""
-    a, v_t, v_s = abar(t) / abar(s), 1 - abar(t), 1 - abar(s)
-    return Step(math.sqrt(abar(s)) * (1 - a) / v_t, math.sqrt(a) * v_s / v_t, math.sqrt((1 - a) * v_s / v_t))
-
-
-def ddim(abar: Callable[[int], float], t: int, s: int, last: int | None, eta: float) -> Step:
-    """DDIM (Song et al., 2021): deterministic for eta = 0, the ancestral step's noise for eta = 1."""
-    a, v_t, v_s = abar(t) / abar(s), 1 - abar(t), 1 - abar(s)
-    sigma = eta * math.sqrt((1 - a) * v_s / v_t)
-    of_y = math.sqrt(max(v_s - sigma**2, 0.0) / v_t)
-    return Step(math.sqrt(abar(s)) - of_y * math.sqrt(abar(t)), of_y, sigma)
-
-
-def dpmpp_2m(abar: Callable[[int], float], t: int, s: int, last: int | None, eta: float) -> Step:
-    """DPM-Solver++(2M) (Lu et al., 2022): second order from the last step's z0hat; the ends are first order."""
-    first = ddim(abar, t, s, last, eta=0.0)
-    if last is None or s == 0 or abar(t) == 0:
-        return first
-
-    def log_snr(u: int) -> float:
-        return 0.5 * math.log(abar(u) / (1 - abar(u)))
-
-    if abar(last) == 0:
-        return first
-    # z0hat extrapolated along lambda: (1 + 1/2r) z0hat - (1/2r) z0hat_last, r the ratio of the steps.
-    half = (log_snr(s) - log_snr(t)) / (log_snr(t) - log_snr(last)) / 2
-    return Step(first.of_z0 * (1 + half), first.of_y, 0.0, -first.of_z0 * half)
-
-
-PRECISIONS, HEADS = ("fp32", "bf16"), ("soft", "sampled")
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
-
-
-def timesteps(T: int, steps: int) -> list[int]:
-    """`steps` + 1 times from T down to 0, evenly spaced."""
-    if not isinstance(steps, int) or not 1 <= steps <= T:
-        raise MmfastError(f"steps is {steps}; it should lie in 1 .. {T}, the schedule's number of steps")
-    return [round(T * (steps - i) / steps) for i in range(steps + 1)]
 
 
 @torch.no_grad()
@@ -100,7 +51,7 @@ def sample(
     Args:
         count: how many; None for as many as `given` holds.
         given: by name, [count, ...] or [1, ...] for all.
-        steps, sampler, eta: how many steps of "ddpm", "ddim" (with eta) or "dpmpp_2m".
+        steps, sampler, eta: how many steps of "ddpm", "ddim" (with eta), "dpmpp_2m" or another of SAMPLERS.
         guidance_scale: 1 for none; one for all that is given, or by name. Each guided modality adds
             (scale - 1) (prediction - prediction without it).
         clamp: hold the predicted z_0 within -clamp .. clamp; None not to.
@@ -150,7 +101,7 @@ def sample(
 
 @dataclass(frozen=True)
 class _Settings:
-    step: Callable[..., Step]
+    step: StepRule
     eta: float
     grid: list[int]
     scales: dict[str, float]

@@ -19,7 +19,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
 
 def test_another_kind_drops_the_options_of_the_old_one():
     config = configs.load("digits", [("backbone.kind", "unet"), ("backbone.channels", "16")])
-    assert type(config.backbone).__module__ == "mmfast.nn.unet" and config.backbone.channels == 16
+    assert type(config.backbone).__module__ == "mmfast.backbones.unet" and config.backbone.channels == 16
     same = configs.load("digits", [("backbone.kind", "mlp")])
     assert same == configs.load("digits")
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny import TINY, flags, tiny
 
 from mmfast.cli import main
-from mmfast.train import train
+from mmfast.training import train
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from mmfast.build import build_model
 from mmfast.cli import main
 from mmfast.generate import generate, settings, title
 from mmfast.sample import sample
-from mmfast.train import train
+from mmfast.training import train
 
 SMALL = [("backbone", "{kind: mlp, width: 32, blocks: 1, features: 4}"), ("sample.steps", "3")]
 

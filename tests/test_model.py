@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from mmfast import bridge, carried
+from mmfast import backbones, bridge, carried
 from mmfast import config as configs
-from mmfast import nn as backbones
 from mmfast.build import build_data, build_model
-from mmfast.modalities import Room, kind
+from mmfast.modalities import SpaceShape, kind
 from mmfast.model import Model
 from mmfast.ops import Block
 from mmfast.schedule import Schedule
@@ -58,7 +57,7 @@ class Echo(nn.Module):
 
 
 def make(space, weight):
-    room = Room(8, 8, 1 if space == "shared" else None)
+    room = SpaceShape(8, 8, 1 if space == "shared" else None)
     parts = {
         name: kind(name)(name, kind(name).Spec(**options), room)
         for name, options in {"image": {"channels": 1, "size": 8}, "label": {"classes": 4}, "mask": {"size": 8}}.items()
@@ -136,7 +135,7 @@ def test_what_is_told_takes_the_place_of_its_noised_view_in_own_channels_alone(s
 @pytest.mark.parametrize("target", ["eps", "x0", "v"])
 @pytest.mark.parametrize("space", ["own", "shared"])
 def test_every_target_and_space_trains(tmp_path, space, target):
-    from mmfast.objective import losses
+    from mmfast.training.objective import losses
 
     pairs = [("space", space), ("loss.target", target), ("loss.min_snr_gamma", "5"), ("backbone.width", "32")]
     if space == "shared":

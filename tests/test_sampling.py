@@ -14,12 +14,13 @@ from scipy import stats
 
 import mmfast
 from mmfast import MmfastError, Schedule, build, config, ops
-from mmfast.modalities.base import Room
+from mmfast.modalities.base import SpaceShape
 from mmfast.modalities.image import Image, ImageSpec
 from mmfast.modalities.label import Label, LabelSpec
 from mmfast.model import Model, Prediction
 from mmfast.ops import primitives
-from mmfast.sample import SAMPLERS, sample, timesteps
+from mmfast.sample import sample
+from mmfast.samplers import SAMPLERS, timesteps
 from mmfast.streams import SAMPLE
 
 MEANS, SPREAD = torch.tensor([-1.0, 0.1, 1.2]), 0.5
@@ -38,8 +39,8 @@ class Oracle(Model):
     """Predicts E[z_0 | z_t, told] (as its target) and ln p(label | z_t, told), exactly."""
 
     def __init__(self, space="own", target="eps", weight=None, schedule=Schedule.cosine, T=1000):
-        image = Image("image", ImageSpec(channels=1, size=1), Room(1, 1))
-        room = Model.room(image, space) if space == "own" else Room(1, 1, 1)
+        image = Image("image", ImageSpec(channels=1, size=1), SpaceShape(1, 1))
+        room = Model.space_shape(image, space) if space == "own" else SpaceShape(1, 1, 1)
         parts = {"image": image, "label": Label("label", LabelSpec(classes=3), room)}
         super().__init__(
             "image",

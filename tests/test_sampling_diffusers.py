@@ -12,7 +12,7 @@ import truth
 
 import mmfast
 from mmfast import Schedule, ops
-from mmfast.sample import ddim, ddpm
+from mmfast.samplers import ddim, ddpm
 
 diffusers = pytest.importorskip("diffusers")
 from diffusers.schedulers import scheduling_ddpm  # noqa: E402

@@ -11,8 +11,8 @@ from PIL import Image as PILImage
 from benchmarks.paper import measures
 from benchmarks.paper.core import OURS, Found, Method, Task, Trained
 from benchmarks.paper.report import Metric, Row, Verdict
-from mmfast.draw import sample_grid
 from mmfast.evaluate import evaluate
+from mmfast.pictures import sample_grid
 
 JOINT, OF_LABEL, OF_MASK, OF_IMAGE = "drawn together", "given the label", "given the mask", "given the image"
 # By the name that `mmfast eval` has for it: condition, metric, whether higher is better.
@@ -113,22 +113,6 @@ TASK = Task(
     reference=reference,
     verdicts=verdicts,
     pictures=pictures,
-    notes=[
-        "Every variant is trained anew, sampled self-conditioning too, though that changes sampling alone.",
-        "Which W is best: carried, for both, at the preset's scales. Without W of the label pairs agree in 0.885 "
-        "and not 0.981 and images obey a given label in 0.926 and not all; without W of the mask images fit a "
-        "given mask by an IoU of 0.749 and not 0.953. Shift, which is for translation from a source that is "
-        "always given, spoils reading (labels read off an image 0.570 and 0.546, not 0.926), and constant, the "
-        "paper's literal form, drawing (FD 2.34 and 2.72, not 1.89). A bridge comes nearest; for both at once it "
-        "costs 0.04 of the IoU given a mask, and with shared channels 0.06 and more.",
-        "Two variants are better in more measures than they are worse in, by 0.01 (the label's W at a third: "
-        "pairs agree 0.058 less often) and by up to 0.035 (loss weights a quarter: the mask drawn together 0.034 "
-        "worse). The preset stays between them.",
-        "Telling the network what is given is worth most of all: without it labels are read in 0.559, not 0.926. "
-        "Learned encoders change nothing here, sampled self-conditioning costs the mask drawn together 0.027.",
-        "For Fashion-MNIST's labels W makes no difference (ablation-label), nor for the sprites' embeddings, as "
-        "far as one seed shows (image-embedding); for masks on the sprites it does (ablation-mask, image-mask).",
-    ],
     smoke={
         "backbone": {"kind": "mlp", "width": 32, "blocks": 1, "features": 8},
         "sample": {"sampler": "ddim", "steps": 2},

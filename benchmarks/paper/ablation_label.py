@@ -32,14 +32,6 @@ TASK = Task(
     reference=image_label.reference,
     verdicts=verdicts,
     pictures=image_label.pictures,
-    notes=[
-        "Carried at 0.045, W makes no difference: of 13 measures none differs by two standard errors. A label is "
-        "the same at every pixel, and is told where it is given and read where it is not; it needs no trace in "
-        "z_t here, where it is drawn first. On digits, where pairs are drawn together, W is worth much "
-        "(ablation), and for masks too (ablation-mask).",
-        "Run so far: the preset and carried at 0.045. The other variants (0.17, bridge, shift, constant, the "
-        "loss's weight) are not; the same command goes on with them.",
-    ],
     smoke=image_label.TASK.smoke,
     preset="image-label",
 )

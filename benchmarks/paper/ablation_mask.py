@@ -39,18 +39,6 @@ TASK = Task(
     verdicts=verdicts,
     pictures=image_mask.pictures,
     features=image_mask.TASK.features,
-    notes=[
-        "Which W is best: carried, at 1.5. Of what is drawn together FD is 94.3 (at 0.5 102, at 0.15 129, without "
-        "W 143, constant 166, bridge 173, shift 260), and the mask agrees with its image 0.924 (0.847, 0.720, "
-        "0.622, 0.700, 0.606, 0.505). For a given mask constant, carried at 1.5 and bridge draw alike (FD 84.0, "
-        "86.9 and 89.1). Reading pays for it, if anything: mean IoU 0.704 ± 0.021 (one seed of three at 0.662), "
-        "at 0.5 0.725, without W 0.736. The preset was at 0.5 until this page said so. Larger scales than 1.5 "
-        "were not tried.",
-        "The models of the preset and of carried at 0.5 are those that were each other's before the preset "
-        "changed: trained then, evaluated again.",
-        "Run so far: W, its kinds and scales. The other variants (a learned encoder, the loss's weight, what is "
-        "given) are not; the same command goes on with them.",
-    ],
     smoke=image_mask.TASK.smoke,
     preset="image-mask",
 )

@@ -16,10 +16,10 @@ from benchmarks.paper import supervised
 from benchmarks.paper.core import OURS, Method, Task, Trained, described, refuse_another
 from benchmarks.paper.report import Cell, state
 from mmfast.build import build_data, load_run
-from mmfast.checkpoint import write_atomically, write_text
 from mmfast.config import Config
+from mmfast.files import write_atomically, write_text
 from mmfast.model import Model
-from mmfast.train import fit, train
+from mmfast.training import fit, train
 
 RESULT, MINUTES = "result.json", "minutes.json"
 # The name under which the real data stands beside the methods.

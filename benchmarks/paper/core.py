@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from PIL import Image as PILImage
 from torch import Tensor
 
+from benchmarks.paper import notes
 from benchmarks.paper.page import three
 from benchmarks.paper.report import Metric, Row, Verdict
 from mmfast.build import build_data
@@ -101,7 +102,7 @@ class Task:
     rows. pictures: by name, with captions, of generated images. judge: a network that only judges the others' samples.
     features: of mmfast.metrics.features, never of a network that the model learns from. check: fails where what the
     evaluation needs beside them is not installed. smoke: what is put over the preset for a run of a minute. preset:
-    its name, where it is not the task's.
+    its name, where it is not the task's. Its notes are in notes/TASK.md.
     """
 
     name: str
@@ -111,12 +112,16 @@ class Task:
     reference: Callable[[Trained], list[Metric]]
     verdicts: Callable[[list[Row]], list[Verdict]]
     pictures: Callable[[Trained], dict[str, tuple[str, PILImage.Image]]]
-    notes: list[str]
     judge: Method | None = None
     features: str = "pixels"
     check: Callable[[], object] = lambda: None
     smoke: dict[str, Any] = field(default_factory=dict)
     preset: str = ""
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be known beside the numbers."""
+        return notes.read(self.name)
 
     def method(self, name: str) -> Method:
         return next(m for m in [*self.methods, *([self.judge] if self.judge else [])] if m.name == name)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mmfast.checkpoint import write_atomically
 from mmfast.errors import missing_extra
+from mmfast.files import write_atomically
 
 CAPTION = (
     "Training loss against images seen: the mean over seeds of a running mean, and a band from the lowest seed to the "

@@ -13,8 +13,8 @@ from torch import Tensor
 from benchmarks.paper import measures, supervised
 from benchmarks.paper.core import MANY_STEPS, OURS, Found, Method, Task, Trained, at_least, at_most, means
 from benchmarks.paper.report import Metric, Row, Verdict
-from mmfast.draw import sample_grid
 from mmfast.metrics.similarity import cosine, retrieval_rank
+from mmfast.pictures import sample_grid
 
 JOINT, OF_EMBEDDING, OF_IMAGE = "drawn together", "given the embedding", "given the image"
 IN_TURN, FIRST = "the image drawn first", "the embedding drawn first"
@@ -151,44 +151,6 @@ TASK = Task(
     verdicts=verdicts,
     pictures=pictures,
     features="vgg16@64",  # a twelfth of the work of 224 x 224
-    notes=[
-        measures.ON_CHOICES,
-        "Cosine of pairs drawn together, drawn with the image first, and of images for an embedding, cosine read off "
-        "an image, FD (over EfficientNet-Lite0 there; image alone 95.3; the regressor reads 0.519). The embedding's W "
-        "carried at 0.1 and its loss weighted 0.1: 0.112, -, 0.113, 0.415, 137; weighted 0.5: -0.019, -, -0.052, "
-        "0.381, 245. W carried at 0.03: 0.094, -, 0.130, 0.480, 159; at 0.3: 0.122, -, 0.127, 0.428, 130; over the "
-        "grid at 0.5: 0.108, -, 0.099, 0.451, 156. No W: 0.172, -, 0.186, 0.482, 124, and its loss weighted 0.03: "
-        "0.201, 0.203, 0.199, 0.486, 105; 0.01: 0.200, 0.227, 0.184, 0.474, 107; 0.003: 0.178, 0.189, 0.192, 0.465, "
-        "106. At 0.01 with the embedding given in half of the examples (the preset): 0.216, 0.196, 0.223, 0.469, 105. "
-        "W carried at 0.1 and the loss weighted 0.01: 0.150, 0.230, 0.198, 0.469, 106.",
-        "So the weight of the embedding's loss is what costs the images most, and W carried brings nothing here that "
-        "one seed shows: what is the same at every pixel is told or read, and needs no trace in z_t.",
-        "Why the claims fail: the embedding is read nearly as well as the regressor reads it (on the H100 0.92 of its "
-        "cosine), but off drawn images, by either order, it agrees half as well with the network's own answer. The "
-        "images are the limit, and the network is strict: its own answer for a held-out image with Gaussian noise of "
-        "0.02 (images are in -1 .. 1) has a cosine of 0.750 with its answer for the image itself, with 0.05 0.639, "
-        "with 0.1 0.460 (three seeds, 290 images; rows of the page of two cores). With 192,000 images the claim asks "
-        "0.450 of images drawn from noise: that they be as near to real ones as with a twentieth of their range in "
-        "noise.",
-        "Other data do not help at a small budget: Fashion-MNIST with the embeddings of the same network at 64 x 64 "
-        "pixels (16,000 images in batches of 16, two cores, one seed, validation; v, loss weighted 0.03, the "
-        "embedding given in 0.5 and the image in 0.4 of the examples): drawn together 0.086, the image first 0.081, "
-        "the embedding first 0.188 and guided by 1.5 0.217, read off an image 0.618, the regressor 0.723. There noise "
-        "of 0.05, 0.1 and 0.2 leaves 0.77, 0.62 and 0.39 (VGG-16: 0.76, 0.61, 0.40). Of that model DDPM in 50 steps "
-        "has 0.131 where 25 of DPM-Solver++ have 0.064 (64 pairs drawn together), 50 of it 0.058: noise that is drawn "
-        "anew mends some of the errors of earlier steps.",
-        "What more compute changes: with 16,000 images on two cores and 192,000 on the H100, pairs drawn together "
-        "have a cosine of 0.063 ± 0.022 and 0.283 ± 0.010, embeddings read off images 0.374 and 0.517, the "
-        "regressor's 0.513 and 0.562. With 16,000 the embedding drawn first gives 0.168 ± 0.017, guided by 1.5 0.179, "
-        "DDPM in 100 steps together 0.090: what the images lack, no order mends.",
-        "FD is over VGG-16 at 64 x 64 pixels on the page of two cores, at 224 x 224 on that of the H100, made before: "
-        "they do not compare.",
-        "Ranks are among the 290 held-out images, of 31 units: many are frames of one animation, so that the true one "
-        "is seldom the first even for the regressor.",
-        measures.ON_STEPS,
-        measures.ON_THE_GPU,
-        measures.ON_BOUNDS,
-    ],
     smoke={
         "data": {"kind": "digits"},
         "modalities.image": {"kind": "image", "channels": 1, "size": 8, "levels": 17},

@@ -11,8 +11,8 @@ from torch import Tensor
 from benchmarks.paper import measures, supervised
 from benchmarks.paper.core import MANY_STEPS, OURS, Found, Method, Task, Trained, at_least, means, seeded
 from benchmarks.paper.report import Metric, Row, Verdict
-from mmfast.draw import sample_grid
 from mmfast.metrics.frechet import pixel_features
+from mmfast.pictures import sample_grid
 
 JOINT, OF_LABEL, OF_IMAGE = "drawn together", "given the label", "given the image"
 IN_TURN = "the label drawn first"
@@ -189,47 +189,6 @@ TASK = Task(
     reference=reference,
     verdicts=verdicts,
     pictures=pictures,
-    notes=[
-        "Of a given image the label is read in one step at t = T (given_steps), where the head's answer is the "
-        "likeliest; accuracies in one step are of 5,000 held-out images, all else of 1,000.",
-        measures.ON_CHOICES,
-        "FD, precision, recall and consistency of images given the label, consistency of pairs drawn together, "
-        "accuracy. Predicting x0, with W of the label carried at 0.045, its loss weighted 0.1, and the image given in "
-        "0.25 and the label in 0.5 of the examples: 10.7, 0.672, 0.271, 0.759, 0.475, 0.832. No W: 10.5, 0.686, "
-        "0.289, 0.746, 0.585, 0.847. Predicting v: 8.1, 0.737, 0.414, 0.771, 0.523, 0.836; both: 8.8, 0.719, 0.442, "
-        "0.739, 0.617, 0.845. Both, and the label given in 0.7: 7.6, 0.731, 0.467, 0.776, 0.614, 0.831. Its loss then "
-        "weighted 0.03: 6.7, 0.754, 0.460, 0.802, 0.631, 0.809; 0.01: 6.3, 0.760, 0.489, 0.787, 0.613, 0.765. At 0.03 "
-        "and with W carried again: 6.9, 0.760, 0.473, 0.787, 0.617, 0.804. At 0.03 and with the image given in 0.4, "
-        "which is the preset: 6.7, 0.758, 0.494, 0.800, 0.590, 0.825. The class-conditional model: 8.2, 0.778, 0.343, "
-        "0.816 with x0, 5.9, 0.776, 0.524, 0.830 with v; the classifier: 0.893, 0.888.",
-        "So W is not what decides here: what its loss weighs and how often each is given move more, and with the "
-        "smaller weight one seed shows no difference between W carried and none.",
-        "Why the claims that fail do: what is given teaches nothing of itself. The class-conditional model learns "
-        "from every example to draw for a label, the classifier to read it; ours draws for a label in 0.56 of its "
-        "examples, of nothing in 0.18 and reads in 0.26, with one network. So of 192,000 images it reads 50,000, with "
-        "an accuracy of 0.860: the classifier alone has 0.824 with 16,000, 0.853 with 32,000 (an earlier preset) and "
-        "0.901 with 192,000. It is as if each task were trained alone on its share.",
-        "Pairs: an image drawn together with its label is decided before the label is, and agrees with it less often "
-        "than one that is drawn given a label. Drawing the label first and the image given it is the same joint "
-        "distribution (p(x) p(y | x)) and better by every measure but recall; it is what the preset does "
-        "(sample.first). It takes 50 evaluations of the network, and guided ones 75, where drawing together takes 25. "
-        "That on the H100 guided pairs agree more often (0.979) than real ones (0.927) is what guidance does: it "
-        "draws what is typical, and recall falls. Guidance, which needs a model that also draws without the label, "
-        "brings more: the baseline with guidance is trained with the label dropped in a tenth of the examples.",
-        "What more compute changes: nearly all. With 16,000 images on two cores, 192,000 on the H100, and in brackets "
-        "the class-conditional model or the classifier: precision for a label 0.550 (0.624) and 0.813 (0.840), recall "
-        "0.210 (0.319) and 0.606 (0.662), accuracy 0.724 (0.824) and 0.860 (0.901); pairs drawn together agree 0.375 "
-        "and 0.704, those whose label is drawn first and guides the image by 3 0.801 and 0.979.",
-        "A wider network brings all of it nearer (192,000 images, the H100, validation, one seed, by hand): with 64 "
-        "and 128 channels (12 and 48 million parameters) images for a label have a precision of 0.837 and 0.849 "
-        "(class-conditional 0.862 and 0.862), a recall of 0.643 and 0.676 (0.695 and 0.682), agree 0.842 and 0.870 "
-        "(0.886 and 0.896); pairs drawn together agree 0.727 and 0.758; accuracy is 0.871 and 0.870 (0.908 and 0.914).",
-        "Tried by hand with 16,000 images, one seed, on test images, before there was --validate: the mean of what "
-        "the U-Net sees added to the time's embedding (backbone.mean), 0.391 to 0.567 of the images drawn for a label "
-        "agree with it. With min-SNR weights (gamma 5) the label is hardly obeyed (0.152): they leave the noisiest "
-        "steps, where the class is decided, untrained.",
-        measures.ON_THE_GPU,
-    ],
     smoke={
         "data": {"kind": "digits"},
         "modalities.image": {"kind": "image", "channels": 1, "size": 8, "levels": 17},

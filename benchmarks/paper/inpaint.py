@@ -19,7 +19,8 @@ from torch import Tensor
 from mmfast import ops, process
 from mmfast.errors import MmfastError, unknown
 from mmfast.model import Model
-from mmfast.sample import PRECISIONS, timesteps
+from mmfast.options import PRECISIONS
+from mmfast.samplers import timesteps
 
 # Far from the package's own streams (mmfast.streams): this noise meets neither training's nor the sampler's.
 STREAM = 0x8000

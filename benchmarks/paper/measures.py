@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.paper.core import Trained
 from benchmarks.paper.report import Metric
 from mmfast.data.cache import kept
-from mmfast.metrics.bound import bound
+from mmfast.likelihood import bound
 from mmfast.metrics.features import Extractor, extractor
 from mmfast.metrics.frechet import frechet_distance
 from mmfast.metrics.precision_recall import precision_recall
@@ -19,33 +19,6 @@ from mmfast.metrics.precision_recall import precision_recall
 # The other sampler that images are drawn with, beside the preset's: it is slow, and which of two models draws better
 # can hang on it.
 DDPM: dict[str, Any] = {"sampler": "ddpm", "steps": 100}
-
-# What a page says of how its options were chosen, and of the machine.
-ON_CHOICES = (
-    "What was tried of losses' weights, W, targets and shares, below, was tried on a part of the training data (as "
-    "--validate holds it back): one seed, 96,000 images in batches of 64, on the GPU, by a script that is not in the "
-    "project and that --validate with --set stands for; older choices were made on held-out images, before there was "
-    "--validate. Every baseline shares the network, the target and the training, and none was tuned alone; what ours "
-    "has beside them was."
-)
-ON_THE_GPU = (
-    "The pages in benchmarks/results are of two cores, those in h100 beside them of one H100; both have these notes. "
-    "On the H100 up to 20 models shared the GPU (torch 2.11, CUDA graphs of the network), so their minutes are of a "
-    "shared one."
-)
-ON_STEPS = (
-    "Images are drawn by DPM-Solver++ in 25 steps, or in as many as sample.steps is set to, but for those by DDPM in "
-    "100 steps. Which model draws better can hang on that. A network that says x0 misses it by 0.05 as t goes to 0, "
-    "which looks like grain, and many steps with new noise mend some of it; v, whose x0 is right there, did worse on "
-    "the sprites at 16,000 images, even with its error counted as x0's: FD 227, 221 with 100 steps of DDPM "
-    "(validation, by hand)."
-)
-# And of `bits`.
-ON_BOUNDS = (
-    "The bounds are far above the 8 bits that a uniform code takes: a network that predicts x0 misses it by some 0.05 "
-    "at small t, and there the bound counts errors in units of a vanishing standard deviation. They say that this is "
-    "so, and nothing of how samples look."
-)
 
 
 def quality(condition: str, name: str, fake: Tensor, true: Tensor) -> list[Metric]:

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from benchmarks.paper import curves, page
-from mmfast.checkpoint import write_atomically
 from mmfast.errors import MmfastError
+from mmfast.files import write_atomically
 
 OURS = "mmfast"
 ROOT = Path(__file__).resolve().parents[2]

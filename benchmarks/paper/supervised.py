@@ -9,8 +9,8 @@ from mmfast import ops
 from mmfast.config import Config
 from mmfast.data import Batch
 from mmfast.model import Model
-from mmfast.objective import Losses
 from mmfast.streams import SAMPLE
+from mmfast.training.objective import Losses
 
 
 def predict(model: Model, data: dict[str, Tensor], given: str, target: str, z: Tensor | None = None) -> Tensor:
@@ -27,7 +27,7 @@ def predict(model: Model, data: dict[str, Tensor], given: str, target: str, z: T
 
 
 def loss(given: str, target: str) -> Losses:
-    """The loss of the head alone, for `mmfast.train.fit`: all else is as the diffusion model has it."""
+    """The loss of the head alone, for `mmfast.training.fit`: all else is as the diffusion model has it."""
 
     def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[str, Tensor]:
         data = model.complete(batch, config.seed, numbers).filled()

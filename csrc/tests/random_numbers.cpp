@@ -24,19 +24,19 @@ void check_philox() {
         philox<Scalar>(NoiseStream(seed, c[1], id, c[3] >> 16), c[0], word.data());
         expect(word == answer, "philox<Scalar> gives another answer");
     }
-    for (const int64_t blocks : {0, 1, 2, 3, 4, 5, 63, 64, 65, 1001})  // by the ranks of blocks, exactly
+    for (const int64_t blocks : {0, 1, 2, 3, 4, 5, 63, 64, 65, 1001})  // by the words themselves
         for (const int64_t batch : {0, 1, 3, 40}) {
             const int64_t seed = -77, draw = 5 + blocks;
-            const auto got = on_every_machine("block_ranks", [&](int threads) {
+            const auto got = on_every_machine("random_words", [&](int threads) {
                 std::vector<Buffer> outputs;
                 outputs.emplace_back(batch * blocks * 8);
-                block_ranks(seed, draw, nullptr, 9, batch, blocks, outputs[0].at<int64_t>(), threads);
+                random_words({seed, draw, nullptr, 9}, batch, blocks, outputs[0].at<int64_t>(), threads);
                 return outputs;
             });
             for (int64_t i = 0; i < batch * blocks; ++i) {
                 const int64_t b = i / blocks, j = i % blocks;
                 const int64_t word = words_of(seed, draw, b, 9, static_cast<uint32_t>(j / 4))[j % 4];
-                expect(got[0].at<int64_t>()[i] == word * (int64_t{1} << 31) + j, "a block has another rank");
+                expect(got[0].at<int64_t>()[i] == word, "a word is another");
             }
         }
 }

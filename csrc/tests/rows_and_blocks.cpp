@@ -1,4 +1,6 @@
 // Sums of rows, and images with blocks hidden, element by element.
+#include <algorithm>
+
 #include "../cpu/blocks.h"
 #include "checks.h"
 #include "machines.h"
@@ -49,6 +51,20 @@ void check_blocks(int64_t element_size, uint64_t seed) {
     for (int64_t i = 0; i < x.bytes(); ++i) x.at<unsigned char>()[i] = static_cast<unsigned char>(random.bits());
     m.hidden = threshold.at<int64_t>(), m.x = x.at();
     if (random.one_in(2)) m.of.ids = ids.at<int64_t>();
+    // Half of the time by number: the lowest ranks, of which the first that is visible is the threshold.
+    m.exact = random.one_in(2);
+    Buffer counts(m.batch * 8);
+    const int64_t blocks = m.down() * m.across();
+    for (int64_t b = 0; m.exact && b < m.batch; ++b) {
+        const int64_t count = random.below(blocks + 1), id = m.of.ids ? m.of.ids[b] : b;
+        std::vector<int64_t> ranks;
+        for (int64_t j = 0; j < blocks; ++j)
+            ranks.push_back(int64_t{words_of(m.of.seed, m.of.draw, id, m.of.stream, static_cast<uint32_t>(j / 4))[j % 4]} * (int64_t{1} << 31) + j);
+        std::sort(ranks.begin(), ranks.end());
+        counts.at<int64_t>()[b] = count;
+        threshold.at<int64_t>()[b] = count < blocks ? ranks[count] : INT64_MAX;
+    }
+    if (m.exact) m.hidden = counts.at<int64_t>();
     const int64_t offset = random.below(5) * element_size;
     const auto got = on_every_machine("block_mask", [&](int threads) {
         std::vector<Buffer> outputs;
@@ -66,7 +82,7 @@ void check_blocks(int64_t element_size, uint64_t seed) {
         const int64_t j = h / m.block_height * ((m.width + m.block_width - 1) / m.block_width) + w / m.block_width;
         const int64_t id = m.of.ids ? m.of.ids[b] : b;
         const uint32_t word = words_of(m.of.seed, m.of.draw, id, m.of.stream, static_cast<uint32_t>(j / 4))[j % 4];
-        const bool visible = int64_t{word} * (int64_t{1} << 31) + j >= m.hidden[b];
+        const bool visible = int64_t{word} * (int64_t{1} << 31) + j >= threshold.at<int64_t>()[b];
         expect(is(got[1], i, visible ? &m.one : &zero), "block_mask: the mask is another");
         for (int64_t c = 0; c < m.channels; ++c) {
             const int64_t at = (b * m.channels + c) * pixels + i % pixels;

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mmfast.checkpoint import load_tensors, save_tensors
 from mmfast.errors import MmfastError
+from mmfast.files import load_tensors, save_tensors
 
 HELP = "folder for what is made once and kept; empty: mmfast in the user's cache folder"
 

@@ -21,10 +21,10 @@ from PIL import Image as PILImage
 from torch import Tensor
 from tqdm import tqdm
 
+from mmfast import ops
 from mmfast.data.base import VALIDATION, Batch, Data
 from mmfast.data.cache import HELP, digest, kept
 from mmfast.errors import MmfastError
-from mmfast.ops.reference import random_words
 from mmfast.options import option
 from mmfast.streams import GROUND
 
@@ -231,7 +231,8 @@ class Sprites:
         row, flip = index % len(self.labels), index >= len(self.labels)
         pixels = torch.where(flip[:, None, None, None], self.pixels[row].flip(3), self.pixels[row]).int()
         mask = torch.where(flip[:, None, None], self.masks[row].flip(2), self.masks[row])
-        ground = self.grounds[random_words((0, 0), index, GROUND, 1)[:, 0, 0] % len(self.grounds)].int()
+        words = ops.random_words([len(index), 1], seed=0, sample_ids=index, stream=GROUND)
+        ground = self.grounds[words[:, 0] % len(self.grounds)].int()
         image = (pixels[:, :3] + ((255 - pixels[:, 3:]) * ground + 127) // 255).clamp(max=255)
         return Batch({"image": image.float() / 127.5 - 1, "label": self.labels[row], "mask": mask.long()})
 

@@ -1,1 +1,1 @@
-"""Measures of samples against real data, and of the model against the bound."""
+"""Measures of samples against real data and against each other: of tensors alone, whatever model drew them."""

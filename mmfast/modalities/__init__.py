@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 
 from mmfast.errors import unknown
-from mmfast.modalities.base import Modality, Room, Spec
+from mmfast.modalities.base import Modality, SpaceShape, Spec
 
 KINDS: dict[str, type[Modality]] = {}
 
@@ -21,4 +21,4 @@ def kind(name: str) -> type[Modality]:
     return KINDS[name]
 
 
-__all__ = ["KINDS", "Modality", "Room", "Spec", "kind"]
+__all__ = ["KINDS", "Modality", "SpaceShape", "Spec", "kind"]

@@ -47,8 +47,8 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Room:
-    """Where a modality lives in the diffusion space: its channels (None: as many as it wants) and the grid."""
+class SpaceShape:
+    """The shape a modality has in the diffusion space: its grid, and its channels (None: as many as it wants)."""
 
     height: int
     width: int
@@ -79,7 +79,7 @@ class Modality(nn.Module):
     channels: int
     source: str = ""
 
-    def __init__(self, name: str, spec: Any, room: Room) -> None:
+    def __init__(self, name: str, spec: Any, space: SpaceShape) -> None:
         super().__init__()
         self.name = name
         self.spec = spec

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
 from mmfast.modalities import base
-from mmfast.modalities.base import Modality, Room
+from mmfast.modalities.base import Modality, SpaceShape
 from mmfast.options import option
 
 
@@ -37,27 +37,27 @@ class Embedding(Modality):
     metric = joint_metric = "cosine"
     extensions = (".npy",)
 
-    def __init__(self, name: str, spec: EmbeddingSpec, room: Room) -> None:
-        super().__init__(name, spec, room)
-        self.grid = (room.height, room.width)
-        cells = room.height * room.width
+    def __init__(self, name: str, spec: EmbeddingSpec, space: SpaceShape) -> None:
+        super().__init__(name, spec, space)
+        self.grid = (space.height, space.width)
+        cells = space.height * space.width
         # Fixed: the vector is laid out over the grid, every number in a cell of its own, or over channels, the same at
         # every pixel. Learned: a projection, the same at every pixel (over the whole grid in shared channels).
         fixed = spec.encoder == "fixed"
         if fixed and spec.layout == "channels":
-            if room.channels not in (None, spec.dim):
+            if space.channels not in (None, spec.dim):
                 raise MmfastError(
-                    f"modalities.{name}.layout is channels, which has {spec.dim} of them; there are {room.channels} "
+                    f"modalities.{name}.layout is channels, which has {spec.dim} of them; there are {space.channels} "
                     "shared ones: use space=own, or layout=grid"
                 )
             self.grid, cells = (1, 1), 1
-        self.channels = room.channels or (-(-spec.dim // cells) if fixed else min(spec.dim, 32))
+        self.channels = space.channels or (-(-spec.dim // cells) if fixed else min(spec.dim, 32))
         if fixed and self.channels * cells < spec.dim:
             raise MmfastError(
-                f"modalities.{name}.dim is {spec.dim}; {self.channels} channels of {room.height} x {room.width} hold "
+                f"modalities.{name}.dim is {spec.dim}; {self.channels} channels of {space.height} x {space.width} hold "
                 f"{self.channels * cells}: use encoder=learned or space=own"
             )
-        if not fixed and room.channels is None:
+        if not fixed and space.channels is None:
             self.grid = (1, 1)
         self.proj = None if fixed else nn.Linear(spec.dim, self.channels * self.grid[0] * self.grid[1], bias=False)
 
@@ -74,10 +74,10 @@ class Embedding(Modality):
 
     def _lay_out(self, x: Tensor) -> Tensor:
         """Whole copies of x side by side, zeros in what is left, scaled so that a unit RMS stays one."""
-        room = self.channels * self.grid[0] * self.grid[1]
-        copies = room // self.spec.dim
-        scale = math.sqrt(room / (copies * self.spec.dim))
-        laid = F.pad(x.repeat(1, copies) * scale, (0, room - copies * self.spec.dim))
+        cells = self.channels * self.grid[0] * self.grid[1]
+        copies = cells // self.spec.dim
+        scale = math.sqrt(cells / (copies * self.spec.dim))
+        laid = F.pad(x.repeat(1, copies) * scale, (0, cells - copies * self.spec.dim))
         return laid.unflatten(1, (self.channels, *self.grid))
 
     def head(self, features: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
 from mmfast.modalities import base
-from mmfast.modalities.base import Modality, Room
+from mmfast.modalities.base import Modality, SpaceShape
 from mmfast.options import option
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -37,10 +37,10 @@ class Image(Modality):
     metric = joint_metric = "rmse"
     extensions = PICTURES
 
-    def __init__(self, name: str, spec: ImageSpec, room: Room) -> None:
-        super().__init__(name, spec, room)
+    def __init__(self, name: str, spec: ImageSpec, space: SpaceShape) -> None:
+        super().__init__(name, spec, space)
         self.shape = (spec.channels, spec.size, spec.size)
-        self.channels = room.channels or spec.channels
+        self.channels = space.channels or spec.channels
         if self.channels % spec.channels and spec.encoder == "fixed":
             raise MmfastError(
                 f"modalities.{name} has {spec.channels} channels, which do not fit {self.channels} shared ones"

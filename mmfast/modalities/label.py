@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
-from mmfast.draw import text_tile
 from mmfast.errors import MmfastError
 from mmfast.modalities import base
-from mmfast.modalities.base import Modality, Room
+from mmfast.modalities.base import Modality, SpaceShape
 from mmfast.options import option
+from mmfast.pictures import text_tile
 
 
 @dataclass
@@ -32,16 +32,16 @@ class Label(Modality):
     metric, joint_metric = "accuracy", "agreement"
     extensions = (".txt",)
 
-    def __init__(self, name: str, spec: LabelSpec, room: Room) -> None:
-        super().__init__(name, spec, room)
+    def __init__(self, name: str, spec: LabelSpec, space: SpaceShape) -> None:
+        super().__init__(name, spec, space)
         if spec.names and len(spec.names) != spec.classes:
             raise MmfastError(
                 f"modalities.{name}.names has {len(spec.names)} names; it should have {spec.classes}, one a class"
             )
         # In channels of its own a label is a point of a simplex, the same at every pixel. Shared channels are too
         # few for that, so there it is a pattern over the whole grid.
-        self.channels = room.channels or max(1, min(spec.classes - 1, 16))
-        grid = (room.height, room.width) if room.channels else (1, 1)
+        self.channels = space.channels or max(1, min(spec.classes - 1, 16))
+        grid = (space.height, space.width) if space.channels else (1, 1)
         codes = base.code(spec.classes, self.channels * grid[0] * grid[1]).unflatten(1, (self.channels, *grid))
         if spec.encoder == "learned":
             self.codes = nn.Parameter(codes)

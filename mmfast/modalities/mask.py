@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmfast.errors import MmfastError
 from mmfast.metrics.similarity import mean_iou
 from mmfast.modalities import base
-from mmfast.modalities.base import Modality, Room
+from mmfast.modalities.base import Modality, SpaceShape
 from mmfast.options import option
 
 
@@ -34,9 +34,9 @@ class Mask(Modality):
     metric = joint_metric = "iou"
     extensions = (".png", ".bmp", ".gif")
 
-    def __init__(self, name: str, spec: MaskSpec, room: Room) -> None:
-        super().__init__(name, spec, room)
-        self.channels = room.channels or max(1, min(spec.classes - 1, 16))
+    def __init__(self, name: str, spec: MaskSpec, space: SpaceShape) -> None:
+        super().__init__(name, spec, space)
+        self.channels = space.channels or max(1, min(spec.classes - 1, 16))
         codes = base.code(spec.classes, self.channels)
         if spec.encoder == "learned":
             self.codes = nn.Parameter(codes)

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mmfast.backbones import unet
 from mmfast.errors import MmfastError
 from mmfast.modalities.base import Pooled, head_norm
-from mmfast.nn import unet
 
 
 def spec(**options):

@@ -7,7 +7,7 @@ import torch
 
 from mmfast import MmfastError
 from mmfast.metrics.similarity import cosine, mean_iou, retrieval_rank
-from mmfast.modalities import Room, kind
+from mmfast.modalities import SpaceShape, kind
 
 
 def test_cosine_worked_by_hand():
@@ -60,7 +60,7 @@ def test_pairs_must_match(measure):
 
 def mask_score(predicted, truth, classes):
     part = kind("mask")
-    return part("x", part.Spec(classes=classes, size=8), Room(8, 8, None)).score(predicted, truth)
+    return part("x", part.Spec(classes=classes, size=8), SpaceShape(8, 8, None)).score(predicted, truth)
 
 
 def test_iou_worked_by_hand():

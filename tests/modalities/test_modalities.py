@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from mmfast import modalities
-from mmfast.modalities import Room
+from mmfast.modalities import SpaceShape
 from mmfast.modalities.base import code
 
 B, SIZE = 64, 8
@@ -28,7 +28,7 @@ DATA = {
 def make(kind, encoder="fixed", channels=None):
     part = modalities.kind(kind)
     torch.manual_seed(0)
-    made = part("x", part.Spec(encoder=encoder, **OPTIONS[kind]), Room(SIZE, SIZE, channels))
+    made = part("x", part.Spec(encoder=encoder, **OPTIONS[kind]), SpaceShape(SIZE, SIZE, channels))
     made.build_head(12)
     return made, DATA[kind](torch.Generator().manual_seed(1))
 
@@ -42,7 +42,7 @@ def sure(kind, part, x):
 
 
 def test_every_file_of_the_folder_is_a_kind():
-    assert set(modalities.KINDS) == {*OPTIONS, "masked"}  # masked: test_masked.py
+    assert set(modalities.KINDS) == {*OPTIONS, "masked"}  # masked: test_masked_image.py
 
 
 @pytest.mark.parametrize("channels", [None, 3])

@@ -16,7 +16,7 @@ from mmfast.build import build_model
 from mmfast.config import differences
 from mmfast.errors import MmfastError
 from mmfast.metrics.features import Extractor
-from mmfast.train import fit
+from mmfast.training import fit
 
 pytest.importorskip("sklearn", reason="needs scikit-learn: pip install '.[test]'")
 

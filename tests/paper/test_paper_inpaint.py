@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.paper.inpaint import FILLS, evaluations, repaint, repaint_path, sdedit, sdedit_path
 from mmfast import MmfastError, Schedule
-from mmfast.modalities.base import Room
+from mmfast.modalities.base import SpaceShape
 from mmfast.modalities.image import Image, ImageSpec
 from mmfast.modalities.label import Label, LabelSpec
 from mmfast.model import Model, Prediction
@@ -35,7 +35,7 @@ class Oracle(Model):
     """Predicts E[z_0 | z_t] (as its target) of images N(mu, C), and counts how often it is asked."""
 
     def __init__(self, target="eps"):
-        image = Image("image", ImageSpec(channels=1, size=SIZE), Room(SIZE, SIZE))
+        image = Image("image", ImageSpec(channels=1, size=SIZE), SpaceShape(SIZE, SIZE))
         super().__init__(
             "image", {"image": image}, Schedule.cosine(1000), lambda channels, size: Features(), "own", target
         )
@@ -194,7 +194,7 @@ class Convolution(torch.nn.Module):
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    image = Image("image", ImageSpec(channels=3, size=8), Room(8, 8))
+    image = Image("image", ImageSpec(channels=3, size=8), SpaceShape(8, 8))
     model = Model("image", {"image": image}, Schedule.cosine(200), lambda channels, size: Convolution(channels))
     torch.nn.init.normal_(model.out.weight, std=0.3)
     return model
@@ -323,8 +323,8 @@ def test_errors(model, name):
 
 
 def test_a_model_of_more_than_the_anchor_is_refused():
-    image = Image("image", ImageSpec(channels=1, size=8), Room(8, 8))
-    parts = {"image": image, "label": Label("label", LabelSpec(classes=3), Model.room(image, "own"))}
+    image = Image("image", ImageSpec(channels=1, size=8), SpaceShape(8, 8))
+    parts = {"image": image, "label": Label("label", LabelSpec(classes=3), Model.space_shape(image, "own"))}
     schedule = Schedule.cosine(100, {"label": lambda abar: 0 * abar})
     model = Model("image", parts, schedule, lambda channels, size: Features())
     with pytest.raises(MmfastError, match="label"):

@@ -11,16 +11,17 @@ import pytest
 import torch
 from tiny import TINY, flags, tiny
 
-from mmfast import checkpoint
 from mmfast import config as configs
+from mmfast import files
 from mmfast.build import build_data, build_model
-from mmfast.checkpoint import Run, load_tensors
 from mmfast.data import Batch
-from mmfast.ema import EMA
 from mmfast.errors import MmfastError
-from mmfast.objective import losses
-from mmfast.order import Order, given_flags, timesteps
-from mmfast.train import Trainer, _steps, learning_rate, train
+from mmfast.files import load_tensors
+from mmfast.run import Run
+from mmfast.training.ema import EMA
+from mmfast.training.examples import Order, given_flags, timesteps
+from mmfast.training.objective import losses
+from mmfast.training.trainer import Trainer, _steps, learning_rate, train
 
 # --- what example number n is -------------------------------------------------------------------------------------
 
@@ -65,7 +66,7 @@ def test_the_share_at_T_is_what_was_asked_for_and_leaves_the_rest_uniform():
 
 def test_given_at_T_moves_the_examples_that_are_given_it_and_no_others(monkeypatch):
     """t as the loss draws it, seen where z_t is made."""
-    from mmfast import objective
+    from mmfast.training import objective
 
     seen: list[torch.Tensor] = []
     q_sample = objective.ops.q_sample
@@ -257,19 +258,19 @@ def test_two_processes_do_not_train_one_run(tmp_path):
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     config = tiny(train__steps=6, train__checkpoint_every=2)
-    saved, real = [], checkpoint.save_file
+    saved, real = [], files.save_file
 
     def full(tensors, file, metadata):
         if json.loads(metadata["mmfast"])["step"] == 4:
             file.write_bytes(b"half of it")
-            raise checkpoint.SafetensorError("No space left on device")
+            raise files.SafetensorError("No space left on device")
         saved.append(file)
         real(tensors, file, metadata)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     with pytest.raises(ValueError, match="No space left on device; make room"):
         train(config, str(tmp_path / "run"), quiet=True)
-    monkeypatch.setattr(checkpoint, "save_file", real)
+    monkeypatch.setattr(files, "save_file", real)
     assert saved and Run.open(tmp_path / "run").load_state()[1]["step"] == 2
     straight = train(config, str(tmp_path / "straight"), quiet=True)
     again = train(config, str(tmp_path / "run"), quiet=True)

@@ -14,15 +14,16 @@ from cuda_problems import DTYPES, real
 
 import mmfast
 from mmfast import config as configs
-from mmfast import graphs, ops
+from mmfast import ops
 from mmfast.build import build_data, build_model
-from mmfast.checkpoint import Run, load_tensors
 from mmfast.data import Batch
-from mmfast.objective import losses
+from mmfast.files import load_tensors
 from mmfast.ops import Block, backends
-from mmfast.order import loader
+from mmfast.run import Run
 from mmfast.sample import sample
-from mmfast.train import Trainer, train
+from mmfast.training import Trainer, graphs, train
+from mmfast.training.examples import loader
+from mmfast.training.objective import losses
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -8,6 +8,8 @@ import torch
 
 pytest.importorskip("triton")
 sys.path.append(str(pathlib.Path(__file__).parents[3]))
+from mmfast.ops.call import Call, Noise, Tables  # noqa: E402
+
 static = pytest.importorskip("benchmarks.static_triton")
 
 pytestmark = pytest.mark.skipif(static.triton_launch.interpreted, reason="TRITON_INTERPRET=1: nothing is compiled")
@@ -86,7 +88,8 @@ def test_seeds_and_draws_share_one_kernel():
     shape, dtype, none = [2, 64], torch.float32, table(torch.float32, 1, 0)
 
     def call(key, stream):
-        static.backend.combine([], [], none, table(dtype, 1), None, key, None, stream, shape, dtype, True)
+        tables, noise = Tables(none, table(dtype, 1)), Noise(key, None, stream)
+        static.backend.combine(Call([], tables, None, noise, shape, dtype), True)
 
     keys = [(1, 1), (16, 0), (2**63 - 1, 2**32 - 1), (-1, 3)]
     found = [sources(lambda key=key, stream=stream: call(key, stream)) for key in keys for stream in (0, 1)]

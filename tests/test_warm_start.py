@@ -12,12 +12,12 @@ from torch import nn
 
 from benchmarks import scale
 from mmfast import config as configs
-from mmfast.adm import Network, load_adm
+from mmfast.backbones import adm, unet
 from mmfast.build import build_model
 from mmfast.errors import MmfastError
 from mmfast.modalities.base import head_norm
-from mmfast.nn import adm, unet
 from mmfast.schedule import Schedule
+from mmfast.warm_start import Network, load_adm
 
 # What openai/guided-diffusion's own network has, made from the flags of the released 64x64 and 128x128 models.
 PUBLISHED = {"imagenet64": 295_904_454, "imagenet128": 421_529_606}

@@ -13,10 +13,10 @@ from mmfast.build import build_data, build_model
 from mmfast.data import Batch
 from mmfast.errors import MmfastError
 from mmfast.evaluate import held_out
-from mmfast.modalities import Room
-from mmfast.modalities.masked import Masked, MaskedSpec
-from mmfast.objective import losses
+from mmfast.modalities import SpaceShape
+from mmfast.modalities.masked_image import Masked, MaskedSpec
 from mmfast.sample import sample
+from mmfast.training.objective import losses
 
 SIZE, B = 8, 6
 OPTIONS = [
@@ -27,7 +27,7 @@ OPTIONS = [
 
 
 def make(**options):
-    part = Masked("masked", MaskedSpec(channels=3, size=SIZE, block=2, **options), Room(SIZE, SIZE))
+    part = Masked("masked", MaskedSpec(channels=3, size=SIZE, block=2, **options), SpaceShape(SIZE, SIZE))
     torch.manual_seed(0)
     part.build_head(8)
     return part, torch.rand(B, 3, SIZE, SIZE) * 2 - 1
@@ -92,7 +92,7 @@ def test_a_picture_with_transparent_pixels_is_read_as_hidden_parts(tmp_path):
     masked = Masked.read(tmp_path / "x.png", MaskedSpec(channels=3, size=SIZE))
     assert masked.shape == (4, SIZE, SIZE)
     assert bool((masked[3, :4] == 0).all()) and bool((masked[3, 4:] == 1).all()) and bool((masked[:3, 4:] == 1).all())
-    assert Masked("m", MaskedSpec(channels=3, size=SIZE), Room(SIZE, SIZE)).show(masked, 32).size == (32, 32)
+    assert Masked("m", MaskedSpec(channels=3, size=SIZE), SpaceShape(SIZE, SIZE)).show(masked, 32).size == (32, 32)
 
 
 def test_the_data_need_not_hold_it_and_its_loss_counts_where_it_is_given():

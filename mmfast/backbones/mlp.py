@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfast.nn.unet import timestep_embedding
+from mmfast.backbones.unet import timestep_embedding
 from mmfast.options import option
 
 

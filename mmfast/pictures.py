@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from mmfast.modalities import Modality
-
 INK, PAPER, FAINT = (25, 25, 35), (250, 250, 248), (150, 150, 160)
 GAP = 4
+
+
+class Shown(Protocol):
+    """What can draw an example of itself, as a modality can."""
+
+    def show(self, x: Tensor, size: int) -> Image.Image: ...
 
 
 def text_tile(text: str, size: int) -> Image.Image:
@@ -27,7 +30,7 @@ def text_tile(text: str, size: int) -> Image.Image:
 
 
 def sample_grid(
-    modalities: Mapping[str, Modality],
+    modalities: Mapping[str, Shown],
     data: Mapping[str, Tensor],
     title: str,
     given: Sequence[str] = (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,6 @@ from torch import Tensor
 from mmfast import loss, ops, process
 from mmfast.data import Batch
 from mmfast.model import Model, Prediction
-from mmfast.ops.reference import random_words
 from mmfast.process import TARGETS
 from mmfast.streams import EVALUATE, EVALUATE_TIME
 
@@ -49,7 +49,8 @@ def _parts(model: Model, data: dict[str, Tensor], numbers: Tensor, steps: int, s
     L1, L2 = [], []
     for k in range(steps):
         # One draw of t = 2 .. T serves both sums; of L2's, t = 1 is left out: 1 of T terms.
-        u = random_words(torch.tensor((seed, k), device=anchor.device), numbers, EVALUATE_TIME, 1)[:, 0, 0]
+        how: dict[str, Any] = {"seed": seed, "sample_ids": numbers, "stream": EVALUATE_TIME, "draw": k}
+        u = ops.random_words([B, 1], **how, device=numbers.device)[:, 0]
         t = 2 + (u * (schedule.T - 1) >> 32)
         z_t, eps, prediction, E_hat = noisy(t, k + 1)
         eps_hat = implied_eps(model, z_t, t, prediction, E_hat)

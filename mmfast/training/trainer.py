@@ -16,17 +16,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mmfast import graphs
 from mmfast.build import build_data, build_model, pick_device
-from mmfast.checkpoint import Run, load_into, save_tensors
 from mmfast.config import Config
 from mmfast.data import Batch, Data
-from mmfast.ema import EMA
 from mmfast.errors import MmfastError
-from mmfast.log import Board
+from mmfast.evaluate import evaluate_run, held_out, sample_run
+from mmfast.files import load_into, save_tensors
+from mmfast.generate import check_first
 from mmfast.model import Model
-from mmfast.objective import Losses, losses
-from mmfast.order import loader
+from mmfast.run import Run
+from mmfast.training import graphs
+from mmfast.training.ema import EMA
+from mmfast.training.examples import loader
+from mmfast.training.log import Board
+from mmfast.training.objective import Losses, losses
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -172,9 +175,6 @@ def fit(config: Config, out: str, data: Data, losses: Losses = losses, quiet: bo
     Returns the trainer: its run, its model and the average of that. Raises MmfastError for bad input, before
     anything is changed.
     """
-    from mmfast.evaluate import held_out
-    from mmfast.generate import check_first
-
     # What does not work should not leave a folder behind.
     pick_device(config.train.device, "train.device")
     model = build_model(config)
@@ -198,8 +198,6 @@ def train(config: Config, out: str, quiet: bool = False) -> Run:
 
     Returns the run. Raises MmfastError for bad input, before anything is changed.
     """
-    from mmfast.evaluate import evaluate_run, sample_run
-
     data = build_data(config)
     trainer = fit(config, out, data, quiet=quiet)
     run, average = trainer.run, trainer.ema.model
@@ -253,8 +251,6 @@ class _Stop:
 
 
 def _steps(trainer: Trainer, quiet: bool) -> None:
-    from mmfast.evaluate import sample_run
-
     config, run, steps = trainer.config, trainer.run, trainer.config.train.steps
     network = trainer.model
     if config.train.compile:

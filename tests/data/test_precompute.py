@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from mmfast import config as configs
-from mmfast import embedded
 from mmfast.build import build_data, build_model
-from mmfast.data import Data
+from mmfast.data import Data, precompute
 from mmfast.data.base import InMemory
-from mmfast.embedded import principal_axes, with_embeddings
+from mmfast.data.precompute import principal_axes, with_embeddings
 from mmfast.errors import MmfastError
-from mmfast.modalities import Room
+from mmfast.modalities import SpaceShape
 from mmfast.modalities.embedding import Embedding, EmbeddingSpec
 
 
@@ -52,7 +51,7 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
     files = sorted(tmp_path.iterdir())
     assert len(files) == 2  # of the training images and the test images
     calls = []
-    real = embedded.extractor
+    real = precompute.extractor
 
     def counted(name):
         found = real(name)
@@ -60,7 +59,7 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
         found.network = lambda images: calls.append(len(images)) or network(images)
         return found
 
-    monkeypatch.setattr(embedded, "extractor", counted)
+    monkeypatch.setattr(precompute, "extractor", counted)
     second = with_embeddings(data(), "image", "embedding", "pixels", 5, tmp_path)
     assert not calls and sorted(tmp_path.iterdir()) == files
     rows = range(20)
@@ -106,10 +105,10 @@ def test_a_network_of_ones_own(tmp_path, monkeypatch):
 
 
 def test_a_channel_for_each_number():
-    part = Embedding("x", EmbeddingSpec(dim=6, layout="channels"), Room(8, 8))
+    part = Embedding("x", EmbeddingSpec(dim=6, layout="channels"), SpaceShape(8, 8))
     x = torch.randn(3, 6)
     E = part.encode(x)
     assert E.shape == (3, 6, 1, 1)
     torch.testing.assert_close(E[:, :, 0, 0], x / x.square().mean(1, keepdim=True).sqrt())
     with pytest.raises(MmfastError, match="layout is channels, which has 6 of them"):
-        Embedding("x", EmbeddingSpec(dim=6, layout="channels"), Room(8, 8, 3))
+        Embedding("x", EmbeddingSpec(dim=6, layout="channels"), SpaceShape(8, 8, 3))

@@ -10,21 +10,19 @@ import functools
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mmfast.data import Batch, Examples
 from mmfast import ops
+from mmfast.config import Config
+from mmfast.data import Batch, Examples
 from mmfast.streams import GIVEN, ORDER, TIMESTEP
 
-if TYPE_CHECKING:
-    from mmfast.config import Config
 
-
-def words(seed: int, numbers: Tensor, stream: int, count: int, draw: int = 0) -> Tensor:
+def _words(seed: int, numbers: Tensor, stream: int, count: int, draw: int = 0) -> Tensor:
     """`count` random 32-bit words for each example of the run: int64 [B] -> int64 [B, count]."""
     shape = [len(numbers), count]
     return ops.random_words(shape, seed=seed, sample_ids=numbers, stream=stream, draw=draw, device=numbers.device)
@@ -41,10 +39,10 @@ def timesteps(seed: int, numbers: Tensor, T: int, at_T: Tensor | None = None) ->
 
     at_T: [B], the probability of t = T in place of that (None: never).
     """
-    t = 1 + (words(seed, numbers, TIMESTEP, 1)[:, 0] * T >> 32)
+    t = 1 + (_words(seed, numbers, TIMESTEP, 1)[:, 0] * T >> 32)
     if at_T is None:
         return t
-    return torch.where(words(seed, numbers, TIMESTEP, 1, draw=1)[:, 0] < at_T.double() * 2.0**32, T, t)
+    return torch.where(_words(seed, numbers, TIMESTEP, 1, draw=1)[:, 0] < at_T.double() * 2.0**32, T, t)
 
 
 def given_flags(seed: int, numbers: Tensor, probabilities: Sequence[float], present: Tensor | None = None) -> Tensor:
@@ -56,8 +54,8 @@ def given_flags(seed: int, numbers: Tensor, probabilities: Sequence[float], pres
     count = len(probabilities)
     bounds = constants(tuple(p * 2.0**32 for p in probabilities), numbers.device)
     there = torch.ones(len(numbers), count, device=numbers.device) if present is None else present
-    flags = (words(seed, numbers, GIVEN, count) < bounds).float() * there
-    kept = ((1 + words(seed, numbers, GIVEN, count, draw=1)) * there).argmax(1, keepdim=True)
+    flags = (_words(seed, numbers, GIVEN, count) < bounds).float() * there
+    kept = ((1 + _words(seed, numbers, GIVEN, count, draw=1)) * there).argmax(1, keepdim=True)
     whole = (flags == there).all(1, keepdim=True)
     return torch.where(whole, flags.scatter(1, kept, 0.0), flags)
 
@@ -74,7 +72,7 @@ class Order:
     def index(self, n: int) -> int:
         epoch, place = divmod(n, self.length)
         if self.permutation is None or epoch != self.epoch:
-            keys = words(self.seed, torch.arange(self.length), ORDER, 1, draw=epoch)[:, 0]
+            keys = _words(self.seed, torch.arange(self.length), ORDER, 1, draw=epoch)[:, 0]
             self.epoch, self.permutation = epoch, keys.argsort(stable=True)
         return int(self.permutation[place])
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mmfast.backbones.adm import Backbone, Spec
+from mmfast.backbones.unet import Attention, GroupNorm
 from mmfast.errors import MmfastError
 from mmfast.model import Model
-from mmfast.nn.adm import Backbone, Spec
-from mmfast.nn.unet import Attention, GroupNorm
 
 # A layer's name in a checkpoint, and here.
 FIXED = {

@@ -1,7 +1,7 @@
-"""The network of ADM (Dhariwal and Nichol, 2021), exactly: what the published checkpoints fit (mmfast/adm.py).
+"""The network of ADM (Dhariwal and Nichol, 2021), exactly: what the published checkpoints fit (mmfast/warm_start.py).
 
-Its blocks and their order are those of mmfast.nn.unet. It differs in three things: the heads of an attention may be a
-fixed number, a class may be added to the time embedding, and the network counts the timesteps from 0.
+Its blocks and their order are those of mmfast.backbones.unet. It differs in three things: the heads of an attention
+may be a fixed number, a class may be added to the time embedding, and the network counts the timesteps from 0.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmfast.backbones import unet
 from mmfast.errors import MmfastError
-from mmfast.nn import unet
 from mmfast.options import option
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +18,9 @@ from torch import Tensor, nn
 from mmfast import ops
 from mmfast.errors import MmfastError
 from mmfast.modalities import base
-from mmfast.modalities.base import Modality, Room, WeightSpec
+from mmfast.modalities.base import Modality, SpaceShape, WeightSpec
 from mmfast.modalities.image import picture, read_image
 from mmfast.options import option
-from mmfast.order import words
 from mmfast.streams import MASK, MASK_RATIO
 
 
@@ -46,10 +46,10 @@ class Masked(Modality):
     extensions = (".png",)
     derived = restores = True
 
-    def __init__(self, name: str, spec: MaskedSpec, room: Room) -> None:
-        super().__init__(name, spec, room)
+    def __init__(self, name: str, spec: MaskedSpec, space: SpaceShape) -> None:
+        super().__init__(name, spec, space)
         self.source = spec.of
-        if room.channels is not None or spec.encoder != "fixed":
+        if space.channels is not None or spec.encoder != "fixed":
             raise MmfastError(f"modalities.{name} is masked, which needs space=own and encoder=fixed")
         if len(spec.ratios) != 2 or spec.ratios[0] > spec.ratios[1]:
             raise MmfastError(f"modalities.{name}.ratios is {spec.ratios}; it should be two shares, the least first")
@@ -58,7 +58,8 @@ class Masked(Modality):
 
     def derive(self, x: Tensor, seed: int, numbers: Tensor) -> Tensor:
         low, high = self.spec.ratios
-        u = words(seed, numbers, MASK_RATIO, 1)[:, 0].double() / 2.0**32
+        how: dict[str, Any] = {"seed": seed, "sample_ids": numbers, "stream": MASK_RATIO, "device": numbers.device}
+        u = ops.random_words([len(numbers), 1], **how)[:, 0].double() / 2.0**32
         return self.hide(x, low + (high - low) * u, seed, numbers)
 
     def hide(self, x: Tensor, ratio: float | Tensor, seed: int, numbers: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from mmfast import ops
 from mmfast.config import Config
 from mmfast.data import Batch
 from mmfast.model import Model
-from mmfast.order import constants, given_flags, timesteps
 from mmfast.streams import TRAIN_NOISE
+from mmfast.training.examples import constants, given_flags, timesteps
 
 # The parts of a loss by name, scalars, from (model, batch, the examples' numbers in the run, config).
 Losses = Callable[[Model, Batch, Tensor, Config], dict[str, Tensor]]
