@@ -50,7 +50,7 @@ Job job_of(const Call& call, int64_t rows, const NoiseArguments& noise) {
 // A table of the call's: contiguous, as the kernels read it, but for a row that serves all. `rows` takes its length.
 const void* table(Call& call, Call::Which which, int64_t columns, int64_t* rows = nullptr) {
     const Call::Entries entries = call.table(which, columns);
-    if (!entries.data) return nullptr;
+    if (!call.has(which)) return nullptr;
     expect(columns < 2 || entries.stride == 1, "a table is not contiguous");
     expect(entries.rows == 1 || entries.row_stride == std::max<int64_t>(columns, 1), "a table is not contiguous");
     if (rows) *rows = entries.rows;
@@ -217,7 +217,7 @@ PyObject* py_block_mask(PyObject* const* a, Py_ssize_t count) {
     const int64_t batch = x.size[0], height = integer(field(a[3], 0)), width = integer(field(a[3], 1));
     expect(height > 0 && width > 0, "a block has no extent");
     const int64_t* threshold = integers(a[1], batch, "threshold is not int64 [batch]");
-    expect(threshold, "threshold is None");
+    expect(a[1] != Py_None, "threshold is None");
     const Identity identity = identity_of(NoiseArguments(a[2], batch, false));
     const int64_t of_mask[] = {batch, 1, x.size[2], x.size[3]};
     const Reference out(new_tensor(a[0], x.size, 4, nullptr)), mask(new_tensor(a[0], of_mask, 4, nullptr));

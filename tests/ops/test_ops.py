@@ -330,9 +330,15 @@ def recorded(monkeypatch, module):
     return seen
 
 
+def force(monkeypatch, name):
+    """As the environment variable would have it."""
+    monkeypatch.setattr(backends, "_FORCED", name)
+    monkeypatch.setattr(backends, "LOOKING", backends._looking())
+
+
 def test_a_backend_can_be_forced(monkeypatch):
     """By `ops.backend`, by MMFAST_BACKEND, the first before the second; and else the best one runs."""
-    monkeypatch.setattr(backends, "_FORCED", None)
+    force(monkeypatch, None)
     seen = recorded(monkeypatch, ops.reference)
     ran = backends.load("cpu")[1] is None
     x = torch.ones(1, 2, requires_grad=True)
@@ -347,7 +353,7 @@ def test_a_backend_can_be_forced(monkeypatch):
     with ops.backend("reference"):
         assert count() == 2
     assert count() == (0 if ran else 2)
-    monkeypatch.setattr(backends, "_FORCED", "reference")
+    force(monkeypatch, "reference")
     assert count() == 2
     if ran:
         with ops.backend("cpu"):
@@ -357,7 +363,7 @@ def test_a_backend_can_be_forced(monkeypatch):
             assert count() == 0
     with pytest.raises(RuntimeError, match="within"), ops.backend("reference"):
         raise RuntimeError("within")
-    monkeypatch.setattr(backends, "_FORCED", "")
+    force(monkeypatch, "")
     assert count() == (0 if ran else 2), "an empty variable forces nothing; nor does a block that was left by an error"
 
 
@@ -369,7 +375,7 @@ def test_a_backend_that_cannot_run_is_an_error(monkeypatch, name):
     with pytest.raises(BackendError, match=name) as caught, ops.backend(name):
         pytest.fail("the block should not be entered")
     assert "\n" not in str(caught.value)
-    monkeypatch.setattr(backends, "_FORCED", name)
+    force(monkeypatch, name)
     with pytest.raises(BackendError, match=name) as caught:
         ops.randn((1, 2), seed=1)
     assert "\n" not in str(caught.value)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from cuda_problems import DTYPES, KEY, absolute, check, exactly, identical, real, rounding
 
-from flat import cuda, reference
+from flat import Guards, cuda, reference
+
+from mmfast.ops.call import Call, Tables
 
 pytest_plugins = ["cuda_on_host"]
 pytestmark = pytest.mark.usefixtures("host")
@@ -112,44 +114,28 @@ def test_vectors_that_only_seem_whole(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_nothing_is_read_or_written_outside(host, dtype):
-    """Raw pointers into the middle of buffers, at every alignment and many lengths."""
-    module, guard, kind = host[0], 40, DTYPES.index(dtype)
-    coefs, ones = torch.ones(1, 2, dtype=real(dtype)), torch.ones(1, dtype=real(dtype))
-    identity, rows = (0, 3, 1, 0, 0, True), (0, 1)
+def test_nothing_is_read_or_written_outside(dtype, monkeypatch):
+    """Outputs and the term in the middle of buffers, at every alignment and many lengths; NaN around what is read."""
+    guard, one = 40, torch.ones(1, 1, dtype=real(dtype))
+    tables, loss = (one, one.expand(1, 2).contiguous(), one[:, 0]), one[:, 0]
     for n in [*range(1, 10), 15, 16, 17, 24, 31, 33, 64]:
         for offset in range(0, 9, 1 + n // 20):
-            inside = slice(guard - offset, guard - offset + 2 * n)
-            x, out, other = torch.full([3, guard * 2 + 2 * n], 77.0, dtype=dtype)
-            x.fill_(math.nan)
-            x[inside] = 0.5
-            at = [t[inside].data_ptr() for t in (x, out, other)]
-            head = (0, 0), kind, [2, n], (at[:1], [(2, n)], [(n, 1)], [-1]), identity, rows
-            parts, loss = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=real(dtype))
-            tables = coefs.data_ptr(), ones.data_ptr()
-            calls = [
-                (module.combine, *tables, at[1], at[2]),
-                (module.step, tables[0], tables[0], tables[1], -1.0, 1.0, -1, 0, at[1], at[2]),
-                (module.squared_error, *tables, tables[1], 1.0, parts.data_ptr(), loss.data_ptr(), at[1]),
-            ]
-            for call, *rest in calls:
-                out[inside] = math.nan
-                assert call(*head, *rest) == []
-                assert not out.isnan().any() and not loss.isnan().any()
-                for t in (out, other):
-                    assert (t[: inside.start] == 77).all() and (t[inside.stop :] == 77).all()
-        x, out, mask = torch.full([3, guard * 2 + 6 * n], 77.0, dtype=dtype)
-        at, threshold = [t[guard - 3 :].data_ptr() for t in (x, out, mask)], torch.full([2], 2**62)
-        module.block_mask((0, 0), kind, identity, [2, 3, 1, n], 1, 2, cuda._ONES[dtype], at[0], threshold.data_ptr(),
-                          *at[1:])  # fmt: skip
-        for t, size in ((out, 6 * n), (mask, 2 * n)):
-            assert (t[: guard - 3] == 77).all() and (t[guard - 3 + size :] == 77).all()
+            buffer = torch.full([guard * 2 + 6 * n], math.nan, dtype=dtype)
+            x = buffer[guard - offset : guard - offset + 6 * n].view(2, 3, n).fill_(0.5)
+            result = KEY, None, 0, [2, 3, n], dtype
+            with Guards(monkeypatch, offset):
+                found = [*cuda.combine([x], [-1], one, loss, None, *result, True)]
+                found += cuda.step([x], [-1], *tables, None, -1.0, 1.0, -1, 0, *result, True)
+                found += cuda.squared_error([x], [-1], one, loss, loss, None, *result, 1.0, True)
+                found += cuda.block_mask(x[:, :, None], torch.full([2], 2**62), KEY, None, 0, (1, 2))
+                assert not any(y.isnan().any() for y in found)
 
 
-def test_errors_are_raised(host):
+def test_a_call_that_cannot_be_is_an_error():
+    one = torch.ones(1, 33)
+    call = Call([one[0]] * 33, Tables(one), None, None, [33], torch.float32)
     with pytest.raises(ValueError, match="32 terms"):
-        host[0].combine((0, 0), 0, [1], ([0] * 33, [(1,)] * 33, [(1,)] * 33, [-1] * 33), (0, 0, 0, 0, 0, False),
-                        (0, 1), 0, 0, 0, 0)  # fmt: skip
+        cuda._cuda.combine(call, False)
 
 
 def test_unavailable_says_why(monkeypatch):
@@ -167,11 +153,10 @@ def test_unavailable_says_why(monkeypatch):
 @pytest.mark.parametrize("width", [64, 67])
 def test_a_gpu_gives_the_hosts_bits(host, monkeypatch, dtype, width):
     want = everything(dtype, width)
-    extension, on = host[2]
+    extension = host[2]
     if extension is None:
         pytest.skip("the CUDA extension is not built")
     monkeypatch.setattr(cuda, "_cuda", extension)
-    monkeypatch.setattr(cuda, "_on", on)
     try:
         for threads, blocks in [(256, 2**31 - 1), (256, 3), (64, 1000)]:
             extension.set_limits(threads, blocks)
@@ -183,11 +168,10 @@ def test_a_gpu_gives_the_hosts_bits(host, monkeypatch, dtype, width):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_a_graph_reads_the_key_when_it_runs(host, monkeypatch):
-    extension, on = host[2]
+    extension = host[2]
     if extension is None:
         pytest.skip("the CUDA extension is not built")
     monkeypatch.setattr(cuda, "_cuda", extension)
-    monkeypatch.setattr(cuda, "_on", on)
     call = list(big_call(torch.float32, device="cuda"))
     cuda.combine(*call, True)  # loads the kernel
     graph = torch.cuda.CUDAGraph()

@@ -34,7 +34,7 @@ NOISE = {"seed": 5, "sample_ids": torch.tensor([7, 2**45, 3])}
 @pytest.fixture(params=["cuda", "triton"])
 def kernels(request):
     """A backend's module, forced for the public ops as well."""
-    module, reason = backends.load(request.param)
+    module, reason = load(request.param)
     if reason is not None:
         pytest.skip(reason)
     with ops.backend(request.param):

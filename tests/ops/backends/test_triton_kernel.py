@@ -17,6 +17,9 @@ from interpreted import add_up, fma, guarded, load
 from triton.runtime.interpreter import InterpreterBuilder, ReduceOps
 
 from flat import Flat, reference
+from flat import call_of as flat_call
+
+from mmfast.ops.call import Tables
 
 backend, run, pairs = load("mmfast.ops.backends.triton", "mmfast.ops.backends.triton.launch", "triton_pairs")
 backend = Flat(backend)
@@ -221,7 +224,7 @@ def test_every_kind_of_term_with_short_and_long_rows(monkeypatch):
         for term, start in terms:
             third = terms[2 if term.is_contiguous() else 0][0]
             call = [term, terms[0][0], third], [start, -1, -1], coefs, None, None, None, None, 0, shape
-            constants = place(*call[:2], shape, block)[2]
+            constants = place(flat_call(*call[:2], Tables(coefs), None, None, None, 0, shape, torch.float32), block)[2]
             seen |= {(constants["ROWS"], *kind) for kind in zip(constants["KINDS"], constants["CUTS"], strict=True)}
             monkeypatch.setattr(run, "BLOCK", block)
             with guarded(backend):
@@ -419,11 +422,11 @@ def test_sums_of_many_items_with_the_lanes_of_a_gpu():
     assert ((loss - want).abs() <= 2.0**-22 * want).all()
     long = torch.randn(1, 2**23 + 5, generator=g)
     run.LANES = 2**13
-    assert abs(backend._row_sums(long).item() - long.double().sum().item()) < 1e-9 * long.abs().double().sum()
+    assert abs(backend.row_sums(long).item() - long.double().sum().item()) < 1e-9 * long.abs().double().sum()
 
 
 def test_more_terms_than_run_fused():
-    x = [torch.full([2, 3], float(k)) for k in range(backend.MAX_TERMS + 1)]
+    x = [torch.full([2, 3], float(k)) for k in range(backend.max_terms + 1)]
     none = None, None, None, None, 0, [2, 3], torch.float32
     out = backend.combine(x, [-1] * len(x), torch.ones(2, len(x)), *none, False)[0]
     assert torch.equal(out, torch.full([2, 3], float(sum(range(len(x))))))
@@ -449,7 +452,7 @@ def test_block_mask_against_the_reference(data):
 
 def test_the_backend_says_what_it_is():
     assert backend.unavailable() is None and "interpreted" in backend.describe()
-    from mmfast.ops import triton as compiled  # as this process has it, not interpreted
+    from mmfast.ops.backends import triton as compiled  # as this process has it, not interpreted
 
     if not torch.cuda.is_available() and not compiled.run.interpreted:
         assert "GPU" in compiled.unavailable() and "\n" not in compiled.unavailable()
