@@ -168,8 +168,9 @@ def _pytest(rest, folder, inline, given):
         assert any(f"mark.{marker}" in file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
         rest = [word for word in rest if word not in ("-m", marker)]
     assert paths == rest, f"pytest {' '.join(rest)}: there is no such path"
-    for path in paths:
-        assert re.search(r"^(async )?def test_", (ROOT / path).read_text(), re.M), f"{path} holds no tests"
+    for path in map(ROOT.joinpath, paths):
+        files = [path] if path.is_file() else path.rglob("test_*.py")
+        assert any(re.search(r"^def test_", file.read_text(), re.M) for file in files), f"{path} holds no tests"
 
 
 def _tool(extra, package, *forms):
