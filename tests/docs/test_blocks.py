@@ -113,7 +113,7 @@ def test_a_reason_belongs_to_the_block_below_it():
         "pip install '.[more]'",
         "pip install left-pad",
         "pytest tests/none.py",
-        "pytest tests/truth.py",
+        "pytest tests/support/truth.py",
         "pytest -m fast",
         "python -m benchmarks.none",
         "python -m benchmarks.ops --seconds 3x",

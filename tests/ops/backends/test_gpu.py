@@ -11,6 +11,7 @@ import pytest
 import test_cuda_kernel
 import torch
 from cuda_problems import DTYPES, real
+from flat import load
 
 import mmfast
 from mmfast import config as configs
