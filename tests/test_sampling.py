@@ -18,7 +18,7 @@ from mmfast.modalities.base import SpaceShape
 from mmfast.modalities.image import Image, ImageSpec
 from mmfast.modalities.label import Label, LabelSpec
 from mmfast.model import Model, Prediction
-from mmfast.ops import primitives
+from mmfast.ops import backends
 from mmfast.sample import sample
 from mmfast.samplers import SAMPLERS, timesteps
 from mmfast.streams import SAMPLE
@@ -341,18 +341,19 @@ def test_seeds_and_ids(model):
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_no_noise_is_used_twice(model, monkeypatch, sampler):
     """The start and every step draw under an identity of their own, all in sampling's stream."""
-    drawn = []
+    drawn, backend = [], backends.choose("cpu")
 
-    def spied(function, key):
-        def spy(*args):
-            if args[key] is not None:
-                drawn.append((*args[key], args[key + 2]))
-            return function(*args)
+    def spied(function):
+        def spy(call, *options):
+            if call.noise is not None:
+                drawn.append((*call.noise.key, call.noise.stream))
+            return function(call, *options)
 
         return spy
 
-    monkeypatch.setattr(primitives, "combine", spied(primitives.combine, 5))
-    monkeypatch.setattr(primitives, "step", spied(primitives.step, 10))
+    monkeypatch.setattr(backends, "LOOKING", [])  # every call is checked, and comes by the backend
+    for name in ("combine", "step"):
+        monkeypatch.setattr(backend, name, spied(getattr(backend, name)))
     sample(model, 2, steps=9, sampler=sampler, eta=1.0, seed=77)
     assert len(drawn) == len(set(drawn)) == 10
     assert {(seed, stream) for seed, _, stream in drawn} == {(77, SAMPLE)}
