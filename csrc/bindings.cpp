@@ -261,8 +261,7 @@ uint64_t one_of(Type type) {
     return bits;
 }
 
-// block_mask(x, hidden, noise, (height, width), exact) -> (out, mask); a number, as of an unchecked call, where the seed
-// is None or x is not as usual: what has been checked never is so.
+// block_mask(x, hidden, noise, (height, width), exact) -> (out, mask); a seed of None asks for a fresh one
 PyObject* mask_blocks(PyObject* const* a) {
     const View x(a[0]);
     const Type type = x.type();
@@ -294,19 +293,7 @@ PyObject* py_block_mask(PyObject* const* a, Py_ssize_t count) {
     return mask_blocks(a);
 }
 
-// The same of arguments that nobody has checked.
-PyObject* py_look_block_mask(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 5, "block_mask takes 5 arguments");
-    if (!exchange_api() || !torch_state.watchers || !plain_tensor(a[0])) return PyLong_FromLong(kUnusual);
-    try {
-        if (!nothing_at_work() || (grad_enabled() && requires_grad(a[0]))) return PyLong_FromLong(kUnusual);
-        return mask_blocks(a);
-    } catch (const std::invalid_argument&) {
-    } catch (const PythonError&) {
-        clear_error();
-    }
-    return PyLong_FromLong(kUnusual);
-}
+PyObject* py_look_block_mask(PyObject* const* a, Py_ssize_t count) { return look_mask(a, count, mask_blocks); }
 
 }  // namespace
 

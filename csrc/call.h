@@ -325,6 +325,20 @@ inline PyObject* look_scale(PyObject* const* a, Py_ssize_t count, Scaled scaled)
     return PyLong_FromLong(kUnusual);
 }
 
+// f(arguments) of block_mask, for arguments that nobody has checked; or a number, with nothing done.
+inline PyObject* look_mask(PyObject* const* a, Py_ssize_t count, PyObject* (*f)(PyObject* const*)) {
+    expect(count == 5, "block_mask takes 5 arguments");
+    if (!exchange_api() || !torch_state.watchers || !plain_tensor(a[0])) return PyLong_FromLong(kUnusual);
+    try {
+        if (!nothing_at_work() || (grad_enabled() && requires_grad(a[0]))) return PyLong_FromLong(kUnusual);
+        return f(a);
+    } catch (const std::invalid_argument&) {
+    } catch (const PythonError&) {
+        clear_error();
+    }
+    return PyLong_FromLong(kUnusual);
+}
+
 // Gives the interpreter's lock away while it lives, whatever is thrown meanwhile.
 class WithoutLock {
 public:

@@ -3,5 +3,5 @@
 #pragma once
 
 namespace mmfast {
-constexpr int kInterface = 3;
+constexpr int kInterface = 4;
 }

@@ -43,6 +43,8 @@ std::vector<int> dots(const Job&, const Dots&, double* sums);
 int64_t part_count(int64_t elements);
 
 void random_words(Where, const Identity&, int64_t batch, int64_t count, int64_t* out);
+void first_visible(Where, const Identity&, int64_t batch, int64_t blocks, const int64_t* hidden, int64_t of_all,
+                   int64_t* out);
 void block_mask(Where, const Identity&, Type, int64_t batch, int64_t height, const Mask&);
 
 // For tests: the normals of n pairs of words.

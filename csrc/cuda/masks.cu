@@ -9,6 +9,11 @@ void random_words(Where where, const Identity& identity, int64_t batch, int64_t 
     launch(where, vector_threads(cut, kWidth<int64_t>), 1, whole ? random_words<true> : random_words<false>, cut, identity, out);
 }
 
+void first_visible(Where where, const Identity& identity, int64_t batch, int64_t blocks, const int64_t* hidden,
+                   int64_t of_all, int64_t* out) {
+    launch(where, batch * limits.threads, 1, first_visible_kernel, identity, batch, blocks, hidden, of_all, out);
+}
+
 namespace {
 template <class T>
 void launch_mask(Where where, const Identity& identity, int64_t batch, int64_t plane, const Mask& to) {

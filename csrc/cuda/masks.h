@@ -27,6 +27,39 @@ __global__ void __launch_bounds__(kThreads) random_words(const Cut cut, const Id
     });
 }
 
+// The rank of each sample's first visible block, where the hidden[b] (or of_all) of the lowest ranks are not; above all
+// ranks where every block is hidden. A block of threads takes a sample, and finds the rank bit by bit: a bit is set if
+// no more ranks than that are below what it makes. The ranks are made again each time, which costs less than sorting them.
+inline __global__ void __launch_bounds__(kThreads) first_visible_kernel(const Identity identity, int64_t batch, int64_t blocks,
+                                                                        const int64_t* hidden, int64_t of_all, int64_t* out) {
+    __shared__ int64_t below[kThreads];
+    const unsigned me = threadIdx.x, threads = blockDim.x;
+    for (int64_t b = blockIdx.x; b < batch; b += gridDim.x) {
+        const NoiseStream stream = noise_stream(identity, b);
+        const int64_t count = hidden ? read_one(hidden + b) : of_all;
+        int64_t found = 0;
+        for (int bit = 62; bit >= 0; --bit) {
+            const int64_t candidate = found | (int64_t{1} << bit);
+            int64_t mine = 0;
+            for (int64_t quad = me; quad * 4 < blocks; quad += threads) {
+                int64_t rank[4];
+                ranks_of(stream, static_cast<uint32_t>(quad), rank);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) mine += quad * 4 + i < blocks && rank[i] < candidate;
+            }
+            below[me] = mine;
+            __syncthreads();
+            for (unsigned half = threads / 2; half > 0; half /= 2) {
+                if (me < half) below[me] += below[me + half];
+                __syncthreads();
+            }
+            if (below[0] <= count) found = candidate;
+            __syncthreads();  // before the next bit writes over below[0]
+        }
+        if (me == 0) out[b] = count < blocks ? found : INT64_MAX;
+    }
+}
+
 // T: unsigned integers of the size of x's elements, which are only copied. A sample of the cut is one
 // channel's plane; a thread decides on its pixels once and then goes through the channels. What is hidden
 // whole is not read.

@@ -114,24 +114,36 @@ def step(
 
     Returns z_s [B, ...] and z0hat, of the prediction's channels.
     """
-    if not isinstance(target, str) or target not in TARGETS:
-        raise unknown("target", target, TARGETS)
-    for name, value in (("eta", eta), ("guidance_scale", guidance_scale)):
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
-            given = value if isinstance(value, float) else f"a {type(value).__name__}"
-            raise MmfastError(f"{name} is {given}; it should be a finite number")
-    if not 0 <= eta <= 1:
-        raise MmfastError(f"eta is {eta}; it should lie in 0 .. 1")
-    predictions, what = [prediction], "z_t, prediction, encodings"
+    predictions, what, scale = [prediction], "z_t, prediction, encodings", None
     if unconditional is not None:
         predictions, what = [prediction, unconditional], "z_t, prediction, unconditional, encodings"
+        scale = guidance_scale
         if covered(prediction) != covered(unconditional):
             raise MmfastError("unconditional covers other channels than prediction; it should cover the same")
     elif guidance_scale != 1:
+        _finite("guidance_scale", guidance_scale)
         raise MmfastError(f"guidance_scale is {guidance_scale}, but unconditional is None; guidance needs both")
-    kind = formula(Step, target, float(eta), None if unconditional is None else float(guidance_scale))
+    kind = formula(_step, target, eta, scale)
     jump = Reverse(kind, what, encodings, (t, s), sched, present)
     return jump.run([z_t, *predictions], Noise((seed, draw), sample_ids, stream), range_of(clamp, prediction))
+
+
+def _step(target: str, eta: float, guidance_scale: float | None) -> Step:
+    """The step's formula, of checked options."""
+    if not isinstance(target, str) or target not in TARGETS:
+        raise unknown("target", target, TARGETS)
+    _finite("eta", eta)
+    if guidance_scale is not None:
+        _finite("guidance_scale", guidance_scale)
+    if not 0 <= eta <= 1:
+        raise MmfastError(f"eta is {eta}; it should lie in 0 .. 1")
+    return Step(target, float(eta), None if guidance_scale is None else float(guidance_scale))
+
+
+def _finite(name: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        given = value if isinstance(value, float) else f"a {type(value).__name__}"
+        raise MmfastError(f"{name} is {given}; it should be a finite number")
 
 
 class Reverse(NamedTuple):

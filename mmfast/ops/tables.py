@@ -37,7 +37,12 @@ def _one(kind: Callable[..., Formula], *args: Any) -> Formula:
 
 def formula(kind: Callable[..., Formula], *args: Any) -> Formula:
     """kind(*args), one object for the same arguments, to keep tables by. A compiler keeps none and traces no cache."""
-    return kind(*args) if torch.compiler.is_compiling() else _one(kind, *args)
+    if torch.compiler.is_compiling():
+        return kind(*args)
+    try:
+        return _one(kind, *args)
+    except TypeError:  # an argument of a kind that cannot be looked up: `kind` says what it should be
+        return kind(*args)
 
 
 def columns(*parts: Tensor) -> Tensor:
@@ -221,15 +226,25 @@ def range_of(clamp: float | tuple[float, float] | None, prediction: Term | None 
 
     Raises MmfastError.
     """
-    channels = covered(prediction)
+    try:
+        bounds = _bounds(clamp) if torch.compiler.is_compiling() else _same_bounds(clamp)
+    except TypeError:  # a list
+        bounds = _bounds(clamp)
+    return Bounds(*bounds[:2], *covered(prediction)) if isinstance(prediction, Block) else bounds
+
+
+def _bounds(clamp: float | tuple[float, float] | None) -> Bounds:
     if clamp is None:
-        return Bounds(-torch.inf, torch.inf, *channels)
+        return Bounds(-torch.inf, torch.inf)
     pair = tuple(clamp) if isinstance(clamp, (tuple, list)) else (clamp,)
     numbers = len(pair) <= 2 and all(isinstance(x, (int, float)) for x in pair)
     low, high = (-pair[0], pair[0]) if numbers and len(pair) == 1 else pair if numbers else (0.0, 0.0)
     if not low < high:
         raise MmfastError(f"clamp is {clamp!r}; it should be a positive number or a pair (low, high)")
-    return Bounds(float(low), float(high), *channels)
+    return Bounds(float(low), float(high))
+
+
+_same_bounds = functools.lru_cache(64)(_bounds)
 
 
 def covered(prediction: Term | None) -> tuple[int, int]:

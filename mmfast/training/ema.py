@@ -8,6 +8,9 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+# Not a public name of torch's: without it the same in a loop.
+_LERP = getattr(torch, "_foreach_lerp_", None)
+
 Averaged = TypeVar("Averaged", bound=nn.Module)
 
 
@@ -29,6 +32,10 @@ class EMA(Generic[Averaged]):
         decay = min(self.decay, (1 + step) / (10 + step))
         shadow: list[Tensor] = list(self.model.parameters())
         weights: list[Tensor] = list(model.parameters())
-        torch._foreach_lerp_(shadow, weights, 1 - decay)
+        if _LERP is not None:
+            _LERP(shadow, weights, 1 - decay)
+        else:
+            for kept, weight in zip(shadow, weights, strict=True):
+                kept.lerp_(weight, 1 - decay)
         for kept, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             kept.copy_(buffer)

@@ -114,10 +114,15 @@ def _looking() -> list[dict[str, Any]]:
     for backend in () if forced_by_user() else ("cpu", "cuda"):
         extension, _ = extensions.load(f"_mmfast_{backend}")
         if extension is not None and around.can_look(f"_mmfast_{backend}"):
-            names = {name: name for name in ("combine", "step", "squared_error")}
-            names |= {"block_mask": "look_block_mask", "scale": "look_scale"}
-            found.append({name: getattr(extension, own) for name, own in names.items()})
+            found.append(looking_functions(extension))
     return found
+
+
+def looking_functions(extension: Any) -> dict[str, Any]:
+    """The functions of an extension that take what nobody has checked."""
+    names = {name: name for name in ("combine", "step", "squared_error")}
+    names |= {"scale": "look_scale", "block_mask": "look_block_mask"}
+    return {name: getattr(extension, own) for name, own in names.items()}
 
 
 LOOKING = _looking()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmfast.ops import extensions, reference
+from mmfast.ops import extensions
 from mmfast.ops.backends.copies import with_copies
 from mmfast.ops.call import Bounds, Call, Noise, Rows, Tables
 
@@ -65,8 +65,11 @@ def random_words(noise: Noise, batch: int, count: int, device: torch.device) -> 
 def block_mask(
     x: Tensor, hidden: int | Tensor, noise: Noise, block: Sequence[int], exact: bool
 ) -> tuple[Tensor, Tensor]:
-    threshold = reference.threshold_of(x, hidden, block, exact, lambda *size: random_words(noise, *size))
-    return _cuda.block_mask(x.contiguous(), threshold, noise, tuple(block))
+    if isinstance(hidden, Tensor):
+        hidden = hidden.contiguous()
+    elif not exact:
+        hidden = torch.full((len(x),), hidden, dtype=torch.int64, device=x.device)
+    return _cuda.block_mask(x.contiguous(), hidden, noise, tuple(block), exact)
 
 
 def scale(x: Tensor, coefs: Tensor, rows: Rows, columns: Sequence[int]) -> list[Tensor]:

@@ -11,7 +11,8 @@ from cuda_problems import DTYPES, KEY, absolute, check, exactly, identical, real
 
 from flat import Guards, cuda, reference
 
-from mmfast.ops.call import Call, Tables
+from mmfast.ops import reference as _reference
+from mmfast.ops.call import Call, Noise, Tables
 
 pytest_plugins = ["cuda_on_host"]
 pytestmark = pytest.mark.usefixtures("host")
@@ -129,6 +130,24 @@ def test_nothing_is_read_or_written_outside(dtype, monkeypatch):
                 found += cuda.squared_error([x], [-1], one, loss, loss, None, *result, 1.0, True)
                 found += cuda.block_mask(x[:, :, None], torch.full([2], 2**62), KEY, None, 0, (1, 2))
                 assert not any(y.isnan().any() for y in found)
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 4, 5, 64, 777])
+def test_so_many_blocks_are_hidden(host, blocks):
+    """Exactly as many of each sample as asked for, none to all, and those that a sort of the ranks says."""
+    module, backwards, _ = host
+    counts = torch.tensor([0, 1, blocks // 2, blocks - 1, blocks])
+    noise, x = Noise((7, 2), torch.tensor([5, 0, 2**40, 9, 1]), 3), torch.ones(5, 1, 1, blocks)
+    for hidden in (counts, blocks // 3):
+        want = _reference.block_mask(x, hidden, noise, (1, 1), True)[1]
+        for threads, reverse in ((256, 0), (32, 1), (1, 0)):
+            module.set_limits(threads, 3)
+            backwards(reverse)
+            mask = cuda._backend.block_mask(x, hidden, noise, (1, 1), True)[1]
+            assert torch.equal(mask, want)
+    module.set_limits(256, 2**31 - 1)
+    backwards(0)
+    assert (1 - _reference.block_mask(x, counts, noise, (1, 1), True)[1]).sum((1, 2, 3)).tolist() == counts.tolist()
 
 
 def test_a_call_that_cannot_be_is_an_error():

@@ -1,0 +1,90 @@
+"""The host's time of every op up to the launch: `python -m benchmarks.host`. Needs g++, and no GPU.
+
+The CUDA backend is compiled for the host, with launches that do nothing (tests/support/cuda_shim): what is left is what
+a call costs before the GPU begins, but for torch's look-up of the current stream and for its CUDA allocator, which a
+machine without a GPU does not have. Beside it the CPU backend, whose kernels run on these tiny tensors, and what
+eager torch takes for the same formula. All alternate in one run; medians, in microseconds a call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.timing import alternate, with_warm_allocator
+
+RESULTS = Path(__file__).parent / "results"
+SIZE = (1, 3, 8, 8)
+CUDA, CPU = "CUDA, launches that do nothing", "CPU backend"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--seconds", type=float, default=2.0, help="time for each case [2]")
+    parser.add_argument("--only", default="", help="only the cases whose name holds this")
+    parser.add_argument("--out", type=Path, default=RESULTS / "host.csv", help="the CSV file")
+    args = parser.parse_args()
+    with_warm_allocator("benchmarks.host")
+
+    import torch
+
+    from benchmarks import cases
+    from benchmarks.cases import EAGER, Setting, selected
+
+    torch.set_num_threads(1)
+    cases._compiled = lambda function, noisy: {}  # type: ignore[assignment]
+    print(f"torch {torch.__version__}, {platform.machine()}, one thread, {'x'.join(map(str, SIZE))} float32, us a call")
+    rows = []
+    with cuda_that_launches_nothing() as through:
+        for case in selected(args.only):
+            providers = case.build(Setting(SIZE, "cpu"))
+            ours = providers["mmfast"]
+            timed = {CUDA: through(ours), CPU: ours, EAGER: providers[EAGER]}
+            times = alternate(timed, args.seconds)
+            print(f"{case.op + ': ' + case.case:<58}" + "".join(f"{n} {t.p50 * 1e6:7.1f}   " for n, t in times.items()))
+            for name, t in times.items():
+                rows.append({"op": case.op, "case": case.case, "as": name, "p50_us": round(t.p50 * 1e6, 2)})
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            with open(args.out, "w", newline="") as file:
+                writer = csv.DictWriter(file, rows[0])
+                writer.writeheader()
+                writer.writerows(rows)
+    print(args.out)
+
+
+@contextmanager
+def cuda_that_launches_nothing() -> Iterator[Callable[[Callable[[], object]], Callable[[], object]]]:
+    """Gives a function that makes a call go through the CUDA backend, on tensors of the host."""
+    from benchmarks.cuda_on_host import load
+    from mmfast.ops import around, backends
+    from mmfast.ops.backends import cuda
+
+    module, library = load("-O2")
+    around.tell_extension(module)
+    library.run_nothing(1)
+    before = cuda._cuda, backends.LOOKING, backends.choose
+    cuda._cuda = module
+    looking = [backends.looking_functions(module)]
+
+    def through(call: Callable[[], object]) -> Callable[[], object]:
+        def run() -> object:
+            backends.LOOKING, backends.choose = looking, lambda device: cuda
+            try:
+                return call()
+            finally:
+                _, backends.LOOKING, backends.choose = before
+
+        return run
+
+    try:
+        yield through
+    finally:
+        cuda._cuda = before[0]
+
+
+if __name__ == "__main__":
+    main()
