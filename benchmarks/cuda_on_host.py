@@ -16,9 +16,15 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIM = ROOT / "tests" / "support" / "cuda_shim"
-FLAGS = (
-    "-std=c++17 -U_FORTIFY_SOURCE -shared -fPIC -fvisibility=hidden -ffp-contract=off -fno-strict-aliasing"
-).split()
+FLAGS = [
+    "-std=c++17",
+    "-U_FORTIFY_SOURCE",
+    "-shared",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+]
 
 
 def compiler() -> str | None:
@@ -48,7 +54,7 @@ def build(optimise: str = "-O1") -> Path:
 
 
 def load(optimise: str = "-O1") -> tuple[Any, ctypes.CDLL]:
-    """The extension, and its library: run_threads_backwards(1) turns the threads of a block, run_nothing(1) stops all."""
+    """The extension, and its library: run_threads_backwards(1) turns a block's threads, run_nothing(1) stops all."""
     library = build(optimise)
     spec = importlib.util.spec_from_file_location("_mmfast_cuda", library)
     assert spec is not None and spec.loader is not None

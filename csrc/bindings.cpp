@@ -81,8 +81,6 @@ void unlocked(const Call& call, F f) {
     f(threads);
 }
 
-void* data_of(const Reference& tensor) { return tensor.get() == Py_None ? nullptr : View(tensor.get()).data; }
-
 // combine(call, return_noise) -> (out, noise or None)
 PyObject* py_combine(PyObject* const* a, Py_ssize_t count) {
     expect(count == 2, "combine takes 2 arguments");
@@ -261,38 +259,21 @@ uint64_t one_of(Type type) {
     return bits;
 }
 
-// block_mask(x, hidden, noise, (height, width), exact) -> (out, mask); a seed of None asks for a fresh one
 PyObject* mask_blocks(PyObject* const* a) {
-    const View x(a[0]);
-    const Type type = x.type();
-    expect(x.rank == 4 && x.contiguous(), "x is not contiguous [B, C, H, W]");
-    const int64_t batch = x.size[0], block_height = integer(field(a[3], 0)), block_width = integer(field(a[3], 1));
-    expect(block_height > 0 && block_width > 0, "a block has no extent");
-    const bool one = PyLong_Check(a[1]);
-    const int64_t* hidden = one ? nullptr : integers(a[1], batch, "hidden is not int64 [batch]");
-    const int64_t of_all = one ? integer(a[1]) : 0;
-    expect(of_all >= 0, "hidden is negative");
-    const bool exact = yes(a[4]);
-    for (int64_t b = 0; hidden && exact && b < batch; ++b) expect(hidden[b] >= 0, "hidden is negative");
-    const int64_t of_mask[] = {batch, 1, x.size[2], x.size[3]};
-    const Reference out(new_tensor(a[0], x.size, 4, nullptr)), mask(new_tensor(a[0], of_mask, 4, nullptr));
-    NoiseArguments noise(a[2], batch, torch_state.fresh_seed != nullptr);
-    noise.draw_seed();
-    const BlockMask m{batch, x.size[1], x.size[2], x.size[3], block_height, block_width, size_of(type),
-                      identities_of(noise), hidden, of_all, exact, x.data, data_of(out), data_of(mask), one_of(type)};
+    const MaskArguments given(a);
+    for (int64_t b = 0; given.hidden && given.exact && b < given.batch; ++b) expect(given.hidden[b] >= 0, "hidden is negative");
+    const int64_t* size = given.x.size;
+    const BlockMask m{size[0], size[1], size[2], size[3], given.block_height, given.block_width, size_of(given.type),
+                      identities_of(given.noise), given.hidden, given.of_all, given.exact, given.x.data,
+                      data_of(given.out), data_of(given.mask), one_of(given.type)};
     const int threads = thread_count();
     {
         const WithoutLock without;
         block_mask(m, threads);
     }
-    return PyTuple_Pack(2, out.get(), mask.get());
+    return given.results();
 }
-
-PyObject* py_block_mask(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 5, "block_mask takes 5 arguments");
-    return mask_blocks(a);
-}
-
+PyObject* py_block_mask(PyObject* const* a, Py_ssize_t) { return mask_blocks(a); }
 PyObject* py_look_block_mask(PyObject* const* a, Py_ssize_t count) { return look_mask(a, count, mask_blocks); }
 
 }  // namespace
@@ -300,14 +281,7 @@ PyObject* py_look_block_mask(PyObject* const* a, Py_ssize_t count) { return look
 PYBIND11_MODULE(_mmfast_cpu, m) {
     m.doc() = "mmfast's kernels for the CPU; see mmfast/ops/backends/cpu.py.";
     m.attr("interface") = kInterface;
-    static PyMethodDef methods[] = {
-        fast<py_combine>("combine"),         fast<py_step>("step"),
-        fast<py_dots>("dots"),               fast<py_squared_error>("squared_error"),
-        fast<py_row_sums>("row_sums"),       fast<py_scale>("scale"),
-        fast<py_random_words>("random_words"), fast<py_block_mask>("block_mask"),
-        fast<py_look_scale>("look_scale"),   fast<py_look_block_mask>("look_block_mask"),
-        MMFAST_TORCH_METHODS,                {nullptr, nullptr, 0, nullptr},
-    };
+    static PyMethodDef methods[] = {MMFAST_METHODS, fast<py_row_sums>("row_sums"), {nullptr, nullptr, 0, nullptr}};
     if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
     m.def("isas", &isas);
     m.def("isa", &isa);

@@ -325,6 +325,48 @@ inline PyObject* look_scale(PyObject* const* a, Py_ssize_t count, Scaled scaled)
     return PyLong_FromLong(kUnusual);
 }
 
+// The arguments of block_mask(x, hidden, noise, (height, width), exact), and its results. hidden: int64 [batch], or with
+// exact an int for all; a seed of None asks for a fresh one.
+struct MaskArguments {
+    const View x;
+    const Type type;
+    const int64_t batch, block_height, block_width;
+    const bool exact;
+    const int64_t *hidden, of_all;
+    NoiseArguments noise;
+    const int64_t of_mask[4];
+    const Reference out, mask;
+
+    explicit MaskArguments(PyObject* const* a)
+        : x(a[0]), type(x.type()), batch(expect_images(x)), block_height(integer(field(a[3], 0))),
+          block_width(integer(field(a[3], 1))), exact(yes(a[4])),
+          hidden(PyLong_Check(a[1]) ? nullptr : integers(a[1], batch, "hidden is not int64 [batch]")),
+          of_all(PyLong_Check(a[1]) ? integer(a[1]) : 0), noise(a[2], batch, torch_state.fresh_seed != nullptr),
+          of_mask{batch, 1, x.size[2], x.size[3]}, out(new_like(a[0])), mask(new_tensor(a[0], of_mask, 4, nullptr)) {
+        expect(block_height > 0 && block_width > 0, "a block has no extent");
+        expect(exact || !PyLong_Check(a[1]), "a threshold is int64 [batch]");
+        expect(of_all >= 0, "hidden is negative");
+        noise.draw_seed();
+    }
+    PyObject* results() const { return PyTuple_Pack(2, out.get(), mask.get()); }
+
+private:
+    static int64_t expect_images(const View& x) {
+        expect(x.rank == 4 && x.contiguous(), "x is not contiguous [B, C, H, W]");
+        return x.size[0];
+    }
+};
+
+inline void* data_of(const Reference& tensor) { return tensor.get() == Py_None ? nullptr : View(tensor.get()).data; }
+
+// The ops of an extension by name, each a py_ function of its own.
+#define MMFAST_METHODS \
+    fast<py_combine>("combine"), fast<py_step>("step"), fast<py_squared_error>("squared_error"), \
+    fast<py_dots>("dots"), fast<py_scale>("scale"), fast<py_look_scale>("look_scale"), \
+    fast<py_random_words>("random_words"), fast<py_block_mask>("block_mask"), \
+    fast<py_look_block_mask>("look_block_mask"), \
+    fast<py_tell>("tell"), fast<py_watch>("watch"), fast<py_use_exchange_api>("use_exchange_api")
+
 // f(arguments) of block_mask, for arguments that nobody has checked; or a number, with nothing done.
 inline PyObject* look_mask(PyObject* const* a, Py_ssize_t count, PyObject* (*f)(PyObject* const*)) {
     expect(count == 5, "block_mask takes 5 arguments");

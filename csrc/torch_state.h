@@ -58,8 +58,6 @@ template <PyObject* (*f)(PyObject* const*, Py_ssize_t)>
 constexpr PyMethodDef fast(const char* name) {
     return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&method<f>)), METH_FASTCALL, nullptr};
 }
-#define MMFAST_TORCH_METHODS \
-    fast<py_tell>("tell"), fast<py_watch>("watch"), fast<py_use_exchange_api>("use_exchange_api")
 
 // Clear a Python error that means "not as usual"; Ctrl-C and the like go on.
 inline void clear_error() {

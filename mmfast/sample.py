@@ -7,7 +7,6 @@ m_t, step y, add m_s. With guidance, the conversion to z_0 and the clamp before 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -174,8 +173,8 @@ class _Loop:
             sigma.append(step.sigma)
             last = t
         like: dict[str, Any] = {"dtype": torch.float32, "device": self.ids.device}
-        to_z0, self.of_step, self.sigma = (torch.tensor(x, **like) for x in (to_z0, of_step, sigma))
-        self.tables = ops.Tables(self.of_step, self.sigma, to_z0)
+        self.of_step, self.sigma = (torch.tensor(x, **like) for x in (of_step, sigma))
+        self.tables = ops.Tables(self.of_step, self.sigma, torch.tensor(to_z0, **like))
         self.W_T = W[grid[0]].to(self.ids.device)
 
     def _predict(self, z: Tensor, t: int) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -245,4 +244,3 @@ class _Loop:
         assert last is not None  # there is at least one step
         generated[model.anchor_name] = last
         return {name: self.given.get(name, generated[name]) for name in model.parts}
-

@@ -397,6 +397,7 @@ def test_a_backend_that_cannot_run_is_not_hidden(monkeypatch):
     from mmfast.ops import backends
 
     monkeypatch.setattr(backends, "_FORCED", "nonsense")
+    monkeypatch.setattr(backends, "LOOKING", backends._looking())
     a, _ = pair("DDPMScheduler")
     z, e = tensors(2)
     with pytest.raises(BackendError):

@@ -30,6 +30,7 @@ def test_every_example_is_run():
     [("train_plain", ["--steps", "80"]), ("train_diffusers", ["--steps", "40", "--inference-steps", "4"])],
     ids=list(NEEDS),
 )
+@pytest.mark.slow
 def test_trains_and_draws(name, options, tmp_path):
     for package in NEEDS[name]:
         pytest.importorskip(package)

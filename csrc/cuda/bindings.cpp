@@ -40,8 +40,6 @@ Identity identity_of(const NoiseArguments& noise) {
     return {noise.key, noise.seed, noise.draw, noise.ids, noise.stream, noise.noisy};
 }
 
-void* data_of(const Reference& tensor) { return tensor.get() == Py_None ? nullptr : View(tensor.get()).data; }
-
 // The job of a call, but for its device and stream: these are those of its first result.
 Job job_of(const Call& call, int64_t rows, const NoiseArguments& noise) {
     return {{}, call.type, call.shape, call.rank, call.tensors(), identity_of(noise), {call.index, rows}};
@@ -208,37 +206,26 @@ uint64_t one_of(Type type) {
     return type == Type::f32 ? 0x3F800000u : type == Type::bf16 ? 0x3F80u : 0x3C00u;
 }
 
-// block_mask(x, hidden, noise, (height, width), exact) -> (out, mask); a seed of None asks for a fresh one
 PyObject* mask_blocks(PyObject* const* a) {
-    const View x(a[0]);
-    const Type type = x.type();
-    expect(x.rank == 4 && x.contiguous(), "x is not contiguous [B, C, H, W]");
-    const int64_t batch = x.size[0], height = integer(field(a[3], 0)), width = integer(field(a[3], 1));
-    expect(height > 0 && width > 0, "a block has no extent");
-    const int64_t down = (x.size[2] + height - 1) / height, across = (x.size[3] + width - 1) / width;
-    const bool one = PyLong_Check(a[1]);
-    const int64_t* hidden = one ? nullptr : integers(a[1], batch, "hidden is not int64 [batch]");
-    const int64_t of_all = one ? integer(a[1]) : 0, of_mask[] = {batch, 1, x.size[2], x.size[3]};
-    expect(!one || yes(a[4]), "a threshold is int64 [batch]");
-    NoiseArguments noise(a[2], batch, torch_state.fresh_seed != nullptr);
-    const Reference out(new_like(a[0])), mask(new_tensor(a[0], of_mask, 4, nullptr));
-    const Reference thresholds(yes(a[4]) ? new_tensor(a[0], &batch, 1, PyTuple_GET_ITEM(torch_state.dtypes, 4)) : Py_NewRef(a[1]));
-    const int64_t* threshold = static_cast<const int64_t*>(data_of(thresholds));
-    noise.draw_seed();
-    const Identity identity = identity_of(noise);
-    const Mask to{x.data, threshold, x.size[1], x.size[3], height, width, across, one_of(type), data_of(out), data_of(mask)};
-    const Where where = where_of(x.device);
-    if (View(mask.get()).elements() > 0) {
+    const MaskArguments given(a);
+    const int64_t *size = given.x.size, batch = given.batch;
+    const int64_t down = (size[2] + given.block_height - 1) / given.block_height;
+    const int64_t across = (size[3] + given.block_width - 1) / given.block_width;
+    // By number: the ranks of the first visible blocks are found on the device.
+    const Reference found(given.exact ? new_tensor(a[0], &batch, 1, PyTuple_GET_ITEM(torch_state.dtypes, 4)) : Py_NewRef(a[1]));
+    auto* threshold = static_cast<int64_t*>(data_of(found));
+    const Identity identity = identity_of(given.noise);
+    const Mask to{given.x.data, threshold, size[1], size[3], given.block_height, given.block_width, across,
+                  one_of(given.type), data_of(given.out), data_of(given.mask)};
+    const Where where = where_of(given.x.device);
+    if (View(given.mask.get()).elements() > 0) {
         const WithoutLock without;
-        if (threshold != hidden) first_visible(where, identity, batch, down * across, hidden, of_all, const_cast<int64_t*>(threshold));
-        block_mask(where, identity, type, batch, x.size[2], to);
+        if (given.exact) first_visible(where, identity, batch, down * across, given.hidden, given.of_all, threshold);
+        block_mask(where, identity, given.type, batch, size[2], to);
     }
-    return PyTuple_Pack(2, out.get(), mask.get());
+    return given.results();
 }
-PyObject* py_block_mask(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 5, "block_mask takes 5 arguments");
-    return mask_blocks(a);
-}
+PyObject* py_block_mask(PyObject* const* a, Py_ssize_t) { return mask_blocks(a); }
 PyObject* py_look_block_mask(PyObject* const* a, Py_ssize_t count) { return look_mask(a, count, mask_blocks); }
 
 }  // namespace
@@ -247,14 +234,7 @@ PYBIND11_MODULE(_mmfast_cuda, m) {
     m.doc() = "mmfast's CUDA kernels; see mmfast/ops/backends/cuda.py.";
     m.attr("interface") = kInterface;
     m.attr("max_terms") = kMaxTerms;
-    static PyMethodDef methods[] = {
-        fast<py_combine>("combine"),       fast<py_step>("step"),
-        fast<py_dots>("dots"),             fast<py_squared_error>("squared_error"),
-        fast<py_scale>("scale"),           fast<py_look_scale>("look_scale"),
-        fast<py_block_mask>("block_mask"), fast<py_look_block_mask>("look_block_mask"),
-        fast<py_random_words>("random_words"),
-        MMFAST_TORCH_METHODS,              {nullptr, nullptr, 0, nullptr},
-    };
+    static PyMethodDef methods[] = {MMFAST_METHODS, {nullptr, nullptr, 0, nullptr}};
     if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
     // For tests.
     m.def("box_muller", [](uintptr_t a, uintptr_t b, uintptr_t first, uintptr_t second, int64_t n) {

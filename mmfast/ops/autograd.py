@@ -76,13 +76,17 @@ class Combine(torch.autograd.Function):
             key, ids, *rest = rest
             noise = Noise(noise.key if key is None else key, ids, noise.stream)
         of_coefs, of_sigma, *of_terms = ctx.needs_input_grad[2:]
-        terms = [x if start < 0 else Block(x, start, grad.shape[1]) for x, (_, start) in zip(rest, places, strict=False)]
+        terms = [
+            x if start < 0 else Block(x, start, grad.shape[1]) for x, (_, start) in zip(rest, places, strict=False)
+        ]
         call = Call(terms, Tables(coefs), ctx.row if rows is None else rows, noise, grad.shape, grad.dtype)
         needs = [*of_terms, of_coefs, of_sigma]
         if around.by_torch_ops(grad):
             found = combine_backward(reference, call, grad, places, needs)
         elif around.watched() and around.BELOW_AUTOGRAD is not None:
-            found = library.combine_backward(call._replace(tables=call.tables.own(call.rows, len(grad)), rows=None), grad, places, needs)
+            found = library.combine_backward(
+                call._replace(tables=call.tables.own(call.rows, len(grad)), rows=None), grad, places, needs
+            )
         else:
             found = combine_backward(backends.choose(grad.device.type), call, around.in_memory(grad), places, needs)
         results = iter(found)
@@ -92,7 +96,10 @@ class Combine(torch.autograd.Function):
 
 def with_tensors(terms: Sequence[Term], tensors: Sequence[Tensor]) -> list[Term]:
     """The terms with other tensors in their places."""
-    return [Block(x, term.start, term.channels) if isinstance(term, Block) else x for term, x in zip(terms, tensors, strict=True)]
+    return [
+        Block(x, term.start, term.channels) if isinstance(term, Block) else x
+        for term, x in zip(terms, tensors, strict=True)
+    ]
 
 
 def combine(call: Call, return_noise: bool) -> tuple[Tensor, Tensor | None]:
@@ -111,7 +118,9 @@ def _record(call: Call, done: Any, coefs: Tensor, sigma: Tensor | None) -> tuple
     return found if type(found) is tuple else (found, None)
 
 
-def combine_backward(backend: Any, call: Call, grad: Tensor, places: Sequence[Place], needs: Sequence[bool]) -> list[Tensor]:
+def combine_backward(
+    backend: Any, call: Call, grad: Tensor, places: Sequence[Place], needs: Sequence[bool]
+) -> list[Tensor]:
     """Gradients of `combine` for the terms, coefs and sigma that `needs` (K + 2 flags) asks for, in order.
 
     d/d term_k = coefs[b, k] grad, summed over what the term was broadcast along; d/d coefs[b, k] = <grad[b],
@@ -143,7 +152,7 @@ def combine_backward(backend: Any, call: Call, grad: Tensor, places: Sequence[Pl
     return result
 
 
-def _term_gradient(backend: Any, grad: Tensor, shape: torch.Size, column: tuple[Tensor, Any, int]) -> Tensor:
+def _term_gradient(backend: Any, grad: Tensor, shape: Sequence[int], column: tuple[Tensor, Any, int]) -> Tensor:
     """sum of coef[b] grad[b] over the dimensions that a term of `shape` is broadcast along."""
     coefs, rows, k = column
     kept = [d for d in range(grad.dim()) if shape[d] == grad.size(d)]
@@ -155,8 +164,8 @@ def _term_gradient(backend: Any, grad: Tensor, shape: torch.Size, column: tuple[
         grad = backend.scale(grad.to(coefs.dtype), coefs, rows, [k])[0]
     count = math.prod(shape)
     if count == 0 or grad.numel() == 0:
-        return grad.new_zeros(shape, dtype=dtype)
-    sums = backend.row_sums(grad.permute(kept + summed).reshape(count, -1).contiguous()).reshape(shape)
+        return grad.new_zeros(tuple(shape), dtype=dtype)
+    sums = backend.row_sums(grad.permute(kept + summed).reshape(count, -1).contiguous()).reshape(tuple(shape))
     if 0 in kept:
         sums = backend.scale(sums, coefs.double(), rows, [k])[0]
     return sums.to(dtype)
@@ -254,7 +263,7 @@ def block_mask(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     return BlockMask.apply(x, *args)
 
 
-# Ops that are done, by name, recorded: dispatch.at_once. Of a call with a table that needs a gradient there are no rows.
+# Ops that are done, recorded: dispatch.at_once. Where a table needs a gradient the call has no rows.
 RECORD: dict[str, Any] = {
     "combine": lambda call, done: _record(call, done, *call.tables[:2]),
     "squared_error": lambda call, done: (SquaredError.apply(call, done, call.terms[0]), None),
@@ -285,10 +294,10 @@ def _autograd_key(name: str) -> None:
 
     def run(*args: Any) -> tuple[Tensor, Tensor]:
         call, rest = library.unflatten(args)
-        first, *others = [tensor_of(x) for x in call.terms] or [None]
-        recorded = around.needs_grad(first, *others, *call.tables)
+        tensors = [tensor_of(x) for x in call.terms]
+        recorded = around.needs_grad(*tensors, *call.tables)
         if name == "squared_error":  # of the rest dispatch.py takes care
-            recorded = around.needs_grad(first) and not rest[-1]
+            recorded = around.needs_grad(*tensors[:1]) and not rest[-1]
         if not recorded:
             with around.below_autograd():
                 return plain(*args)

@@ -45,7 +45,7 @@ Rows = Tensor | int | None
 
 
 class Tables(NamedTuple):
-    """An op's coefficients, float64 for float64 and float32 for the rest: each [R, K] or [R] (backends/reference.py)."""
+    """An op's coefficients, float64 for float64 and float32 for the rest, each [R, K] or [R]: reference.py."""
 
     coefs: Tensor
     sigma: Tensor | None = None

@@ -151,7 +151,9 @@ def check_rows(rows: object, table: Tensor, batch: int) -> int:
     """The number of rows of a table of which each sample has one. Raises MmfastError for what is no row."""
     if isinstance(rows, Tensor):
         if rows.dtype != torch.int64 or rows.shape != (batch,) or not rows.is_contiguous():
-            raise MmfastError(f"rows is {rows.dtype} {list(rows.shape)}; it should be an int or a whole int64 [{batch}]")
+            raise MmfastError(
+                f"rows is {rows.dtype} {list(rows.shape)}; it should be an int or a whole int64 [{batch}]"
+            )
     elif isinstance(rows, bool) or not isinstance(rows, int) or not 0 <= rows < len(table):
         raise MmfastError(f"rows is {rows!r}; it should be an int in 0 .. {len(table) - 1}, or int64 [{batch}]")
     return table.shape[0]

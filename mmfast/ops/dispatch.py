@@ -1,6 +1,6 @@
 """The one door from the public ops to what serves them.
 
-`at_once` is tried first: the C++ looks at the tensors itself, and where nothing at all is at work around a call of plain
+`at_once` is tried first: the C++ looks at the tensors itself, and where nothing is at work around a call of plain
 tensors it is done in that one call. Everything else goes through `choose`, a ladder.
 """
 

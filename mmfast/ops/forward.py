@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
 from mmfast import process
@@ -33,36 +32,16 @@ from mmfast.schedule import Schedule
 _MARGINAL, _MARGINAL_GIVEN = Marginal(noise_given=False), Marginal(noise_given=True)
 
 
+# fmt: off
 @overload
-def q_sample(
-    z0: Term,
-    encodings: Encodings,
-    t: Time,
-    sched: Schedule,
-    *,
-    seed: Seed = ...,
-    sample_ids: Tensor | None = ...,
-    stream: int = ...,
-    draw: int | Tensor = ...,
-    noise: Tensor | None = ...,
-    present: Tensor | None = ...,
-    return_noise: Literal[True] = ...,
-) -> tuple[Tensor, Tensor]: ...
+def q_sample(z0: Term, encodings: Encodings, t: Time, sched: Schedule, *, seed: Seed = ...,
+             sample_ids: Tensor | None = ..., stream: int = ..., draw: int | Tensor = ..., noise: Tensor | None = ...,
+             present: Tensor | None = ..., return_noise: Literal[True] = ...) -> tuple[Tensor, Tensor]: ...
 @overload
-def q_sample(
-    z0: Term,
-    encodings: Encodings,
-    t: Time,
-    sched: Schedule,
-    *,
-    seed: Seed = ...,
-    sample_ids: Tensor | None = ...,
-    stream: int = ...,
-    draw: int | Tensor = ...,
-    noise: Tensor | None = ...,
-    present: Tensor | None = ...,
-    return_noise: Literal[False],
-) -> Tensor: ...
+def q_sample(z0: Term, encodings: Encodings, t: Time, sched: Schedule, *, seed: Seed = ...,
+             sample_ids: Tensor | None = ..., stream: int = ..., draw: int | Tensor = ..., noise: Tensor | None = ...,
+             present: Tensor | None = ..., return_noise: Literal[False]) -> Tensor: ...
+# fmt: on
 def q_sample(
     z0: Term,
     encodings: Encodings,
@@ -98,7 +77,9 @@ def q_sample(
     identity = Noise((seed, draw), sample_ids, stream) if noise is None else None
     return_eps = return_noise and noise is None
     known = kept(marginal, encodings, sched)
-    found = None if known is None else (known, t) if present is None else kept_present(known, t, present, len(encodings))
+    found = (
+        None if known is None else (known, t) if present is None else kept_present(known, t, present, len(encodings))
+    )
     if found is not None:
         terms = [z0, *encodings.values()] if noise is None else [z0, *encodings.values(), noise]  # type: ignore[union-attr]
         done = dispatch.at_once("combine", Call(terms, *found, identity), return_eps)

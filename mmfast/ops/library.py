@@ -55,10 +55,7 @@ def _flat_terms(terms: Sequence[Term]) -> tuple[list[Tensor], list[int]]:
 
 
 def _terms(tensors: Sequence[Tensor], starts: Sequence[int], shape: Sequence[int]) -> list[Term]:
-    return [
-        x if start < 0 else Block(x, start, shape[1])  # type: ignore[misc]
-        for x, start in zip(tensors, starts, strict=True)
-    ]
+    return [x if start < 0 else Block(x, start, shape[1]) for x, start in zip(tensors, starts, strict=True)]
 
 
 def flatten(call: Call) -> tuple[Any, ...]:

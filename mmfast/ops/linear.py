@@ -19,32 +19,16 @@ from mmfast.ops.call import Call, Noise, Rows, Tables, Term, arithmetic
 from mmfast.ops.checks import FLOATS, Encodings, Seed, check_coefs, check_device, check_noise, check_rows, gather
 
 
+# fmt: off
 @overload
-def combine(
-    terms: Sequence[Term],
-    coefs: Tensor,
-    sigma: Tensor | None = None,
-    *,
-    rows: Rows = ...,
-    seed: Seed = ...,
-    sample_ids: Tensor | None = ...,
-    stream: int = ...,
-    draw: int | Tensor = ...,
-    return_noise: Literal[False] = ...,
-) -> Tensor: ...
+def combine(terms: Sequence[Term], coefs: Tensor, sigma: Tensor | None = None, *, rows: Rows = ..., seed: Seed = ...,
+            sample_ids: Tensor | None = ..., stream: int = ..., draw: int | Tensor = ...,
+            return_noise: Literal[False] = ...) -> Tensor: ...
 @overload
-def combine(
-    terms: Sequence[Term],
-    coefs: Tensor,
-    sigma: Tensor | None = None,
-    *,
-    rows: Rows = ...,
-    seed: Seed = ...,
-    sample_ids: Tensor | None = ...,
-    stream: int = ...,
-    draw: int | Tensor = ...,
-    return_noise: Literal[True],
-) -> tuple[Tensor, Tensor]: ...
+def combine(terms: Sequence[Term], coefs: Tensor, sigma: Tensor | None = None, *, rows: Rows = ..., seed: Seed = ...,
+            sample_ids: Tensor | None = ..., stream: int = ..., draw: int | Tensor = ...,
+            return_noise: Literal[True]) -> tuple[Tensor, Tensor]: ...
+# fmt: on
 def combine(
     terms: Sequence[Term],
     coefs: Tensor,
@@ -140,7 +124,10 @@ def randn(
         raise MmfastError(f"shape is {shape!r}; it should be the sizes [B, ...], none of them negative")
     if dtype not in FLOATS:
         raise MmfastError(f"dtype is {dtype}; it should be float32, float64, bfloat16 or float16")
-    tables, noise = Tables(torch.zeros(1, 0, device=device, dtype=arithmetic(dtype))), Noise((seed, draw), sample_ids, stream)
+    tables, noise = (
+        Tables(torch.zeros(1, 0, device=device, dtype=arithmetic(dtype))),
+        Noise((seed, draw), sample_ids, stream),
+    )
     _, eps = _combine(Call([], tables, None, noise, list(shape), dtype), return_noise=True)
     assert eps is not None
     return eps

@@ -13,6 +13,7 @@ from mmfast.ops.checks import FLOATS, Seed, check_batch, check_noise
 from mmfast.ops.reference import ALL
 from mmfast.streams import MASK
 
+
 def block_mask(
     x: Tensor,
     ratio: float | Tensor,
@@ -50,6 +51,7 @@ def block_mask(
     if exact and isinstance(shares, float):
         hidden = round(shares * blocks)
     elif exact:
+        assert isinstance(shares, Tensor)
         hidden = torch.round(shares * blocks).long().expand(B)
     else:  # ranks below it: word * 2^31 + block
         words = torch.as_tensor(shares, dtype=torch.float64, device=x.device) * 2.0**32

@@ -204,7 +204,7 @@ def thresholds(words: Tensor, hidden: int | Tensor) -> Tensor:
 def threshold_of(
     x: Tensor, hidden: int | Tensor, block: Sequence[int], exact: bool, words: Callable[..., Tensor]
 ) -> Tensor:
-    """The rank below which the blocks of each sample are hidden: int64 [B]. words: random_words of (B, count, device)."""
+    """The rank below which a sample's blocks are hidden: int64 [B]. words: random_words of (B, count, device)."""
     B, _, H, W = x.shape
     if exact:
         return thresholds(words(B, -(-H // block[0]) * -(-W // block[1]), x.device), hidden).contiguous()

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmfast import process
 from mmfast.errors import MmfastError, unknown
 from mmfast.ops import dispatch, reference
-from mmfast.ops.call import Block, Bounds, Call, Noise, Rows, Tables, Term, arithmetic
+from mmfast.ops.call import Bounds, Call, Noise, Rows, Tables, Term, arithmetic
 from mmfast.ops.checks import (
     Encodings,
     Seed,

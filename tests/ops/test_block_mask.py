@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 import truth
+from flat import Guards, cpu, reference
 from hypothesis import given
 from problems import DTYPES, KEY, everywhere, identical, many, poisoned
 
 from mmfast import ops
 from mmfast.ops.call import Noise
-from flat import Guards, cpu, reference
 from mmfast.streams import MASK
 
 BACKENDS = [reference] if cpu.unavailable() else [cpu, reference]

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from flat import load
 
 ONE, NONE = torch.ones(1), torch.zeros(1, 1)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 import truth
+from flat import reference
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
 import mmfast
 from mmfast import ops
-from flat import reference
 from mmfast.ops import backends
 
 # Every statistic below is from fixed seeds, so each passes always or never. A true normal fails one test with

@@ -9,7 +9,6 @@ import torch
 import mmfast
 from mmfast import MmfastError, Schedule, ops
 from mmfast.errors import BackendError
-from flat import reference
 from mmfast.ops import Block, backends
 
 ROUNDING = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}

@@ -3,15 +3,14 @@
 import hypothesis.strategies as st
 import pytest
 import torch
+from flat import cpu, reference
 from hypothesis import given
 
 from mmfast import ops
-from flat import reference
 
-from flat import cpu
 if cpu.unavailable():
     pytest.skip(cpu.unavailable(), allow_module_level=True)
-from problems import (  # noqa: E402
+from problems import (
     KEY,
     NOISE_ULPS,
     arithmetic_error,

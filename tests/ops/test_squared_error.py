@@ -5,15 +5,12 @@ import math
 import hypothesis.strategies as st
 import pytest
 import torch
+from flat import Guards, cpu, reference
 from hypothesis import given
 
-from flat import reference
-
-from flat import Guards, cpu
 if cpu.unavailable():
     pytest.skip(cpu.unavailable(), allow_module_level=True)
-import _mmfast_cpu as _cpu  # noqa: E402
-from problems import (  # noqa: E402
+from problems import (
     DTYPES,
     KEY,
     arithmetic_error,

@@ -25,7 +25,9 @@ def run(task, folder, *more):
     return paper.main([task, "--smoke", "--seeds", "1", "--work", str(folder), *more])
 
 
-@pytest.mark.parametrize("task", paper.TASKS)
+@pytest.mark.parametrize(
+    "task", [t if t == "masked-image" else pytest.param(t, marks=pytest.mark.slow) for t in paper.TASKS]
+)
 def test_a_task_trains_evaluates_and_writes_its_page(task, tmp_path):
     assert run(task, tmp_path) == 0
     found = json.loads((tmp_path / "results" / f"{task}.json").read_text())
@@ -42,6 +44,7 @@ def test_a_task_trains_evaluates_and_writes_its_page(task, tmp_path):
     assert list((tmp_path / "results").glob(f"{task}-*.png"))
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_done_again(tmp_path, monkeypatch):
     assert run("image-mask", tmp_path) == 0
     before = {file: file.read_bytes() for file in tmp_path.rglob("result.json")}
@@ -105,6 +108,7 @@ def test_every_method_sees_as_many_images_and_has_the_same_backbone():
         assert len({str(dataclasses.replace(config.sample, first=[])) for config in configs}) == 1
 
 
+@pytest.mark.slow
 def test_supervised_training_learns_and_goes_on_where_it_was_stopped(tmp_path):
     plan = paper.plan_of(paper.parse(["image-label", "--smoke", "--images", "12800", "--work", str(tmp_path)]))
     method = plan.task.method("classifier alone")
@@ -134,6 +138,7 @@ def test_supervised_training_learns_and_goes_on_where_it_was_stopped(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_options_of_every_config_go_to_a_folder_of_their_own_and_onto_the_page(tmp_path):
     options = ["--set", "train.batch_size=20", "--set", "modalities.mask.weight={kind: none}"]
     plan = paper.plan_of(paper.parse(["image-mask", "--smoke", "--work", str(tmp_path), *options]))
@@ -198,6 +203,7 @@ def test_the_ablation_counts_differences_beyond_two_standard_errors():
     assert not alone.holds and "of 0 measures" in alone.evidence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "variant", "metrics"),
     [
@@ -225,6 +231,7 @@ def test_results_of_other_samples_are_made_again(tmp_path):
     assert plan("12").cells(method, 0)[0].samples == 12
 
 
+@pytest.mark.slow
 def test_the_page_has_the_claims_with_other_numbers_of_images_too(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "ROOT", tmp_path)
     args = paper.parse(["image-mask", "--smoke", "--seeds", "1", "--out", str(tmp_path / "results")])

@@ -4,7 +4,6 @@ import math
 
 import hypothesis.strategies as st
 import torch
-
 from flat import reference
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

@@ -12,9 +12,8 @@ from unittest import mock
 
 import hypothesis.strategies as st
 import torch
-from hypothesis import settings
-
 from flat import cpu, reference
+from hypothesis import settings
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # More examples than usual: they are small, and there are many ways to lay tensors out.

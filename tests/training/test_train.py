@@ -284,7 +284,7 @@ def test_workers_load_the_same_data(tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_killed_anywhere_it_ends_with_the_same_weights(tmp_path, precision):
     """SIGKILL at several moments (also before the first checkpoint); the same command each time."""
     pairs = [*TINY, ("train.steps", "60"), ("train.checkpoint_every", "7"), ("train.log_every", "3"),

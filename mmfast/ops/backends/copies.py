@@ -1,4 +1,4 @@
-"""The copies that odd layouts need: what a kernel cannot read where it lies is made contiguous, and it is called again."""
+"""The copies that odd layouts need: a kernel is called again, with what it cannot read where it lies contiguous."""
 
 from __future__ import annotations
 

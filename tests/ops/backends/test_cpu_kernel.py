@@ -7,12 +7,12 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from flat import Guards, cpu
 from hypothesis import HealthCheck, given, settings
 
-from flat import Guards, cpu
 if cpu.unavailable():
     pytest.skip(cpu.unavailable(), allow_module_level=True)
-import _mmfast_cpu as _cpu  # noqa: E402
+import _mmfast_cpu as _cpu
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 KEY = torch.tensor([-0x0123456789ABCDEF, 5])

@@ -13,9 +13,8 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from cuda_problems import DTYPES, KEY, SINGLE, absolute, check, exactly, identical, problems, real, rounding, ulps
-from hypothesis import given, settings
-
 from flat import cuda, reference
+from hypothesis import given, settings
 
 pytest_plugins = ["cuda_on_host"]
 pytestmark = pytest.mark.usefixtures("host")

@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 from cuda_problems import DTYPES, KEY, absolute, check, exactly, identical, real, rounding
-
 from flat import Guards, cuda, reference
 
 from mmfast.ops import reference as _reference

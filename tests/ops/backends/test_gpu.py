@@ -19,7 +19,7 @@ from mmfast import ops
 from mmfast.build import build_data, build_model
 from mmfast.data import Batch
 from mmfast.files import load_tensors
-from mmfast.ops import Block, backends
+from mmfast.ops import Block
 from mmfast.run import Run
 from mmfast.sample import sample
 from mmfast.training import Trainer, graphs, train

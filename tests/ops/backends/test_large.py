@@ -6,7 +6,6 @@ definition at chosen elements, from the same op on small tensors, and from input
 
 import pytest
 import torch
-
 from flat import cpu, reference
 
 pytestmark = [

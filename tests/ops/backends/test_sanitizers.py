@@ -47,6 +47,7 @@ def build_and_run(folder, *options):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_baseline_passes_under_the_sanitizers(tmp_path):
     """The kernels for any CPU, which share all but the vectors with the others: a third of the time."""
     assert "baseline" in build_and_run(tmp_path, "-DMMFAST_X86=OFF", "-DMMFAST_NEON=OFF").splitlines()[0]

@@ -13,11 +13,10 @@ import torch
 from hypothesis import given, settings
 
 pytest.importorskip("triton")
-from interpreted import add_up, fma, guarded, load
-from triton.runtime.interpreter import InterpreterBuilder, ReduceOps
-
 from flat import Flat, reference
 from flat import call_of as flat_call
+from interpreted import add_up, fma, guarded, load
+from triton.runtime.interpreter import InterpreterBuilder, ReduceOps
 
 from mmfast.ops.call import Tables
 

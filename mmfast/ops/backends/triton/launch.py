@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmfast.ops.backends.copies import contiguous
 from mmfast.ops.backends.triton.layout import Layout, choose_layout
-from mmfast.ops.call import Block, Call, Noise, Term, tensor_of
+from mmfast.ops.call import Block, Call, Noise, Rows, Term, tensor_of
 
 kernels: Any = None
 missing = ""
@@ -86,8 +86,8 @@ def lanes_of(dtype: torch.dtype) -> int:
     return LANES * (2 if dtype.itemsize == 2 else 1)
 
 
-def table_of(rows: Tensor | None, *tables: Tensor | None) -> tuple[Tensor | None, int]:
+def table_of(rows: Rows, *tables: Tensor | None) -> tuple[Tensor | None, int]:
     """`rows` and table_step: tables of one row, with no `rows`, serve every sample."""
     lengths = {len(table) for table in tables if table is not None}
     assert len(lengths) == 1, "the tables of a call have the same rows"
-    return (None, int(lengths != {1})) if rows is None else (rows.contiguous(), 1)
+    return (rows.contiguous(), 1) if isinstance(rows, Tensor) else (None, int(lengths != {1}))
