@@ -4,7 +4,7 @@
 // An op takes a Call (call.h) and gives its results; or, having done nothing, the list of the terms that must be made
 // contiguous first; or, of a call that nobody has checked, a number that says why it was left (torch_state.h: Seen).
 // Where a gradient is wanted of such a call, a third result says so: the op is done, and is still to be recorded.
-#include "call.h"
+#include "serve.h"
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

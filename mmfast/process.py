@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,17 +135,24 @@ def posterior_variance(j: Jump) -> Tensor:
     return (1 - j.a) * (1 - j.alpha_bar_s) / (1 - j.alpha_bar_t)
 
 
-def reverse_step(j: Jump, eta: float) -> tuple[Tensor, Tensor, Tensor]:
+def ddim(
+    alpha_bar_t: Any, alpha_bar_s: Any, eta: float, sqrt: Callable[[Any], Any] = torch.sqrt
+) -> tuple[Any, Any, Any]:
     """A step of DDIM (Song et al., 2021): y_s = c0 z0hat + cy y_t + sigma eps'; eta = 1 is DDPM's ancestral step.
 
     sigma = eta sqrt(posterior variance), cy = sqrt((1 - abar_s - sigma^2) / (1 - abar_t)), c0 = sqrt(abar_s) - cy
-    sqrt(abar_t). Returns c0, cy and sigma, each [B].
+    sqrt(abar_t). Returns c0, cy and sigma, of the kind that alpha_bar_t and alpha_bar_s are: tensors, or floats with
+    their sqrt.
     """
-    v_t, v_s = 1 - j.alpha_bar_t, 1 - j.alpha_bar_s
+    a, v_t, v_s = alpha_bar_t / alpha_bar_s, 1 - alpha_bar_t, 1 - alpha_bar_s
     # 1 - abar_s - sigma^2 with v_t = (1 - a) + a v_s put in: sums of positive numbers only.
-    of_y = (v_s * ((1 - eta**2) * (1 - j.a) + j.a * v_s)).sqrt() / v_t
-    of_z0 = j.alpha_bar_s.sqrt() * (1 - of_y * j.a.sqrt())
-    return of_z0, of_y, eta * posterior_variance(j).sqrt()
+    of_y = sqrt(v_s * ((1 - eta**2) * (1 - a) + a * v_s)) / v_t
+    return sqrt(alpha_bar_s) * (1 - of_y * sqrt(a)), of_y, eta * sqrt((1 - a) * v_s / v_t)
+
+
+def reverse_step(j: Jump, eta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`ddim` for the jumps: c0, cy and sigma, each [B]."""
+    return ddim(j.alpha_bar_t, j.alpha_bar_s, eta)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mmfast import process
 from mmfast.errors import MmfastError
 
 AlphaBar = Callable[[int], float]
@@ -33,17 +34,12 @@ StepRule = Callable[[AlphaBar, int, int, int | None, float], StepCoefficients]
 
 def ddpm(abar: AlphaBar, t: int, s: int, last: int | None, eta: float) -> StepCoefficients:
     """The ancestral step (Ho et al., 2020): the posterior's mean and variance with z0hat for z_0."""
-    a, v_t, v_s = abar(t) / abar(s), 1 - abar(t), 1 - abar(s)
-    of_z0, of_y = math.sqrt(abar(s)) * (1 - a) / v_t, math.sqrt(a) * v_s / v_t
-    return StepCoefficients(of_z0, of_y, math.sqrt((1 - a) * v_s / v_t))
+    return StepCoefficients(*process.ddim(abar(t), abar(s), 1.0, math.sqrt))
 
 
 def ddim(abar: AlphaBar, t: int, s: int, last: int | None, eta: float) -> StepCoefficients:
     """DDIM (Song et al., 2021): deterministic for eta = 0, the ancestral step's noise for eta = 1."""
-    a, v_t, v_s = abar(t) / abar(s), 1 - abar(t), 1 - abar(s)
-    sigma = eta * math.sqrt((1 - a) * v_s / v_t)
-    of_y = math.sqrt(max(v_s - sigma**2, 0.0) / v_t)
-    return StepCoefficients(math.sqrt(abar(s)) - of_y * math.sqrt(abar(t)), of_y, sigma)
+    return StepCoefficients(*process.ddim(abar(t), abar(s), eta, math.sqrt))
 
 
 def dpmpp_2m(abar: AlphaBar, t: int, s: int, last: int | None, eta: float) -> StepCoefficients:

@@ -5,7 +5,7 @@
 // An op is one call: it reads the Call (call.h), allocates its results by torch, and queues its kernels on torch's
 // current stream. Nothing here waits for the device, so all of it can be captured in a CUDA graph, after a first call
 // that loads the kernels. Results, lists and numbers are those of ../bindings.cpp.
-#include "../call.h"
+#include "../serve.h"
 
 #include <algorithm>
 

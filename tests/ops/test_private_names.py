@@ -29,13 +29,11 @@ PROGRAM = """
 import torch
 import torch.autograd.forward_ad
 import torch.utils._python_dispatch
-import diffusers, torch._dynamo  # which read the names as they are imported
 
 kept = {owner}.{name}
 del {owner}.{name}
 import mmfast
-import mmfast.diffusers
-import mmfast.training
+{more}
 from mmfast import ops
 
 {owner}.{name} = kept
@@ -67,7 +65,8 @@ print("right")
 def test_without_a_private_name(name):
     if name == "__dlpack_c_exchange_api__" and not hasattr(torch.Tensor, name):
         pytest.skip("this torch has no exchange API")
-    program = PROGRAM.format(owner=NAMES[name], name=name)
+    more = "import mmfast.training" if name == "_foreach_lerp_" else ""  # who reads it
+    program = PROGRAM.format(owner=NAMES[name], name=name, more=more)
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True)
     assert run.returncode == 0 and run.stdout.strip() == "right", run.stderr[-2000:]
 

@@ -1,0 +1,140 @@
+// How both extensions serve Python: calls that somebody has checked or nobody, the gradients' products, masks, and the
+// table of methods.
+#pragma once
+
+#include <functional>
+
+#include "call.h"
+
+namespace mmfast {
+
+// f(call) for the call in a Python argument; where it was given to be looked at, what is not as usual is given back as
+// a number, with nothing done.
+template <class F>
+PyObject* serve(PyObject* argument, F f) {
+    const bool looking = field(argument, 4) == Py_None;
+    try {
+        Call call(argument);
+        if (call.seen == kUnusual || call.seen == kElsewhere) return PyLong_FromLong(call.seen);
+        return f(call);
+    } catch (const std::invalid_argument&) {
+        if (!looking) throw;
+    } catch (const PythonError&) {
+        if (!looking) throw;
+        clear_error();
+    }
+    return PyLong_FromLong(kUnusual);
+}
+
+// What makes the products coefs[b, columns[k]] x[b] of (x, coefs, rows), new tensors, and puts them one by one.
+using Put = std::function<void(int64_t k, PyObject* out)>;
+using Scaled = void (*)(PyObject* x, PyObject* coefs, PyObject* rows, const std::vector<int64_t>& columns, const Put& put);
+
+// scale(x, coefs, rows, columns) -> [coefs[b, k] x[b] for k in columns]
+inline PyObject* scale_list(PyObject* const* a, Py_ssize_t count, Scaled scaled) {
+    expect(count == 4, "scale takes 4 arguments");
+    const Reference list(PySequence_Fast(a[3], "columns is not a sequence"));
+    std::vector<int64_t> columns(PySequence_Fast_GET_SIZE(list.get()));
+    for (size_t k = 0; k < columns.size(); ++k)
+        columns[k] = integer(PySequence_Fast_GET_ITEM(list.get(), static_cast<Py_ssize_t>(k)));
+    const Reference outs(PyList_New(static_cast<Py_ssize_t>(columns.size())));
+    scaled(a[0], a[1], a[2], columns, [&](int64_t k, PyObject* out) { PyList_SET_ITEM(outs.get(), k, out); });
+    return Py_NewRef(outs.get());
+}
+
+// look_scale(grad, coefs, rows, needed, before): the gradients of an op whose terms are all of the whole shape, for a
+// grad that nobody has looked at: a tuple as long as `needed`, in which term k stands at before + k; None for those
+// that are not needed. Or a number, with nothing done.
+inline PyObject* look_scale(PyObject* const* a, Py_ssize_t count, Scaled scaled) {
+    expect(count == 5 && PyTuple_Check(a[3]), "look_scale takes 5 arguments");
+    if (!exchange_api() || !torch_state.watchers) return PyLong_FromLong(kUnusual);
+    try {
+        if (!plain_tensor(a[0]) || !nothing_at_work() || grad_enabled()) return PyLong_FromLong(kUnusual);
+        const Py_ssize_t n = PyTuple_GET_SIZE(a[3]), before = static_cast<Py_ssize_t>(integer(a[4]));
+        const Reference result(PyTuple_New(n));
+        std::vector<int64_t> columns;
+        for (Py_ssize_t k = 0; k < n; ++k) {
+            PyTuple_SET_ITEM(result.get(), k, Py_NewRef(Py_None));
+            if (k >= before && PyTuple_GET_ITEM(a[3], k) == Py_True) columns.push_back(k - before);
+        }
+        scaled(a[0], a[1], a[2], columns, [&](int64_t k, PyObject* out) {
+            Py_DECREF(Py_None);
+            PyTuple_SET_ITEM(result.get(), before + columns[k], out);
+        });
+        return Py_NewRef(result.get());
+    } catch (const std::invalid_argument&) {
+    } catch (const PythonError&) {
+        clear_error();
+    }
+    return PyLong_FromLong(kUnusual);
+}
+
+// The arguments of block_mask(x, hidden, noise, (height, width), exact), and its results. hidden: int64 [batch], or with
+// exact an int for all; a seed of None asks for a fresh one.
+struct MaskArguments {
+    const View x;
+    const Type type;
+    const int64_t batch, block_height, block_width;
+    const bool exact;
+    const int64_t *hidden, of_all;
+    NoiseArguments noise;
+    const int64_t of_mask[4];
+    const Reference out, mask;
+
+    explicit MaskArguments(PyObject* const* a)
+        : x(a[0]), type(x.type()), batch(expect_images(x)), block_height(integer(field(a[3], 0))),
+          block_width(integer(field(a[3], 1))), exact(yes(a[4])),
+          hidden(PyLong_Check(a[1]) ? nullptr : integers(a[1], batch, "hidden is not int64 [batch]")),
+          of_all(PyLong_Check(a[1]) ? integer(a[1]) : 0), noise(a[2], batch, torch_state.fresh_seed != nullptr),
+          of_mask{batch, 1, x.size[2], x.size[3]}, out(new_like(a[0])), mask(new_tensor(a[0], of_mask, 4, nullptr)) {
+        expect(block_height > 0 && block_width > 0, "a block has no extent");
+        expect(exact || !PyLong_Check(a[1]), "a threshold is int64 [batch]");
+        expect(of_all >= 0, "hidden is negative");
+        noise.draw_seed();
+    }
+    PyObject* results() const { return PyTuple_Pack(2, out.get(), mask.get()); }
+
+private:
+    static int64_t expect_images(const View& x) {
+        expect(x.rank == 4 && x.contiguous(), "x is not contiguous [B, C, H, W]");
+        return x.size[0];
+    }
+};
+
+inline void* data_of(const Reference& tensor) { return tensor.get() == Py_None ? nullptr : View(tensor.get()).data; }
+
+// The ops of an extension by name, each a py_ function of its own.
+#define MMFAST_METHODS \
+    fast<py_combine>("combine"), fast<py_step>("step"), fast<py_squared_error>("squared_error"), \
+    fast<py_dots>("dots"), fast<py_scale>("scale"), fast<py_look_scale>("look_scale"), \
+    fast<py_random_words>("random_words"), fast<py_block_mask>("block_mask"), \
+    fast<py_look_block_mask>("look_block_mask"), \
+    fast<py_tell>("tell"), fast<py_watch>("watch"), fast<py_use_exchange_api>("use_exchange_api")
+
+// f(arguments) of block_mask, for arguments that nobody has checked; or a number, with nothing done.
+inline PyObject* look_mask(PyObject* const* a, Py_ssize_t count, PyObject* (*f)(PyObject* const*)) {
+    expect(count == 5, "block_mask takes 5 arguments");
+    if (!exchange_api() || !torch_state.watchers || !plain_tensor(a[0])) return PyLong_FromLong(kUnusual);
+    try {
+        if (!nothing_at_work() || (grad_enabled() && requires_grad(a[0]))) return PyLong_FromLong(kUnusual);
+        return f(a);
+    } catch (const std::invalid_argument&) {
+    } catch (const PythonError&) {
+        clear_error();
+    }
+    return PyLong_FromLong(kUnusual);
+}
+
+// Gives the interpreter's lock away while it lives, whatever is thrown meanwhile.
+class WithoutLock {
+public:
+    WithoutLock() : state_(PyEval_SaveThread()) {}
+    ~WithoutLock() { PyEval_RestoreThread(state_); }
+    WithoutLock(const WithoutLock&) = delete;
+    WithoutLock& operator=(const WithoutLock&) = delete;
+
+private:
+    PyThreadState* state_;
+};
+
+}  // namespace mmfast
