@@ -68,7 +68,7 @@ def cuda_that_launches_nothing() -> Iterator[Callable[[Callable[[], object]], Ca
     library.run_nothing(1)
     before = cuda._cuda, backends.LOOKING, backends.choose
     cuda._cuda = module
-    looking = [backends.looking_functions(module)]
+    looking = backends.looking([module])
 
     def through(call: Callable[[], object]) -> Callable[[], object]:
         def run() -> object:

@@ -27,8 +27,9 @@ inline PyObject* py_tell(PyObject* const* a, Py_ssize_t count) {
     torch_state.requires_grad = PyUnicode_InternFromString("requires_grad");
     torch_state.current_level = PyUnicode_InternFromString("_current_level");
     torch_state.new_empty = PyUnicode_InternFromString("new_empty");
-    torch_state.is_grad_enabled = PyUnicode_InternFromString("is_grad_enabled");
-    torch_state.num_threads = PyUnicode_InternFromString("get_num_threads");
+    torch_state.is_grad_enabled = PyObject_GetAttrString(a[2], "is_grad_enabled");
+    torch_state.num_threads = PyObject_GetAttrString(a[2], "get_num_threads");
+    if (!torch_state.is_grad_enabled || !torch_state.num_threads) throw PythonError();
     torch_state.empty_like = PyUnicode_InternFromString("empty_like");
     PyObject* keyword = PyUnicode_InternFromString("dtype");
     torch_state.dtype_keyword = PyTuple_Pack(1, keyword);
@@ -72,7 +73,7 @@ inline bool truth(const Reference& value) {
 }
 
 inline bool grad_enabled() {
-    return truth(Reference(PyObject_CallMethodNoArgs(torch_state.torch, torch_state.is_grad_enabled)));
+    return truth(Reference(PyObject_CallNoArgs(torch_state.is_grad_enabled)));
 }
 
 // Whether no compiler, tracer, transform or mode is at work.
@@ -122,7 +123,7 @@ inline PyObject* new_like(PyObject* like) {
 }
 
 inline int thread_count() {
-    return static_cast<int>(PyLong_AsLong(Reference(PyObject_CallMethodNoArgs(torch_state.torch, torch_state.num_threads)).get()));
+    return static_cast<int>(PyLong_AsLong(Reference(PyObject_CallNoArgs(torch_state.num_threads)).get()));
 }
 
 }  // namespace mmfast

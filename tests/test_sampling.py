@@ -351,7 +351,7 @@ def test_no_noise_is_used_twice(model, monkeypatch, sampler):
 
         return spy
 
-    monkeypatch.setattr(backends, "LOOKING", [])  # every call is checked, and comes by the backend
+    monkeypatch.setattr(backends, "LOOKING", backends.looking([]))  # every call is checked, and comes by the backend
     for name in ("combine", "step"):
         monkeypatch.setattr(backend, name, spied(getattr(backend, name)))
     sample(model, 2, steps=9, sampler=sampler, eta=1.0, seed=77)

@@ -49,9 +49,16 @@ class Combine(torch.autograd.Function):
         out, eps, *alike = done
         rows, noise = call.rows, call.noise
         _, _, needs_coefs, needs_sigma, *_ = ctx.needs_input_grad
+        ctx.alike = bool(alike) and alike[0] and not needs_coefs and not needs_sigma
+        if ctx.alike:  # so that there is no more to keep
+            ctx.row = rows if isinstance(rows, int) else None
+            ctx.save_for_backward(coefs, rows if ctx.row is None else None)
+            if eps is None:
+                return out
+            ctx.mark_non_differentiable(eps)
+            return out, eps
         ctx.places = [(x.tensor.shape, x.start) if isinstance(x, Block) else (x.shape, -1) for x in call.terms]
         ctx.row, ctx.noise = None if isinstance(rows, Tensor) else rows, None
-        ctx.alike = alike and alike[0] and not needs_coefs and not needs_sigma
         saved = [coefs, rows if isinstance(rows, Tensor) else None]  # so that a change of one in place is noticed
         if needs_sigma and noise is not None:
             of_tensor = isinstance(noise.key, Tensor)
@@ -71,11 +78,11 @@ class Combine(torch.autograd.Function):
             found = backends.look("scale", grad, coefs, ctx.row if rows is None else rows, ctx.needs_input_grad, 4)
             if type(found) is tuple:
                 return found
-        noise, places = ctx.noise, ctx.places
+        of_coefs, of_sigma, *of_terms = ctx.needs_input_grad[2:]
+        noise, places = (None, [(grad.shape, -1)] * len(of_terms)) if ctx.alike else (ctx.noise, ctx.places)
         if noise is not None:
             key, ids, *rest = rest
             noise = Noise(noise.key if key is None else key, ids, noise.stream)
-        of_coefs, of_sigma, *of_terms = ctx.needs_input_grad[2:]
         terms = [
             x if start < 0 else Block(x, start, grad.shape[1]) for x, (_, start) in zip(rest, places, strict=False)
         ]
@@ -265,7 +272,7 @@ def block_mask(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 # Ops that are done, recorded: dispatch.at_once. Where a table needs a gradient the call has no rows.
 RECORD: dict[str, Any] = {
-    "combine": lambda call, done: _record(call, done, *call.tables[:2]),
+    "combine": lambda call, done: _record(call, done, call.tables.coefs, call.tables.sigma),
     "squared_error": lambda call, done: (SquaredError.apply(call, done, call.terms[0]), None),
 }
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 
 from mmfast.ops import around, autograd, backends, library, reference
 from mmfast.ops.call import Call, Tables, pick, tensor_of
@@ -21,21 +20,17 @@ PLAIN_IN_GRAPHS = True
 
 
 def at_once(name: str, call: Call, *options: Any) -> Any:
-    """The op's two results by the extension, of a call that nobody has checked; None where anything is not as usual."""
-    if is_compiling():
-        return None
-    for functions in backends.LOOKING:
-        found = functions[name](call, *options)
+    """The op's two results by the extension, of a call that nobody has checked; None where anything is not as usual.
+
+    Not within a compiler, which the caller has seen to.
+    """
+    for function in backends.LOOKING[name]:
+        found = function(call, *options)
         if type(found) is tuple:
             return found if len(found) == 2 else autograd.RECORD[name](call, found)
         if found != backends.ELSEWHERE:
             break
     return None
-
-
-def mask_at_once(x: Tensor, hidden: Any, *args: Any) -> Any:
-    """`at_once` for `block_mask`, whose arguments are no call."""
-    return None if is_compiling() else backends.look("block_mask", x, hidden, *args)
 
 
 def choose(tensors: list[Tensor | None], device: torch.device, terms: int = 0, noisy: bool = True) -> Any:
@@ -44,7 +39,7 @@ def choose(tensors: list[Tensor | None], device: torch.device, terms: int = 0, n
     if around.transformed():
         return reference
     # Inductor fuses torch's own ops with their neighbours; noise, of which it would make a graph of integers, not.
-    if is_compiling() and not noisy and PLAIN_IN_GRAPHS:
+    if torch.compiler.is_compiling() and not noisy and PLAIN_IN_GRAPHS:
         return reference
     # A compiler, a dispatch mode or a tensor subclass has to see one op, which has its gradient beside it.
     if around.watched() or not around.ordinary(*tensors):

@@ -7,10 +7,11 @@ any strides, compute in float32 (float64 for float64), and never wait for a GPU.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from mmfast.errors import MmfastError
 from mmfast.ops import dispatch
@@ -56,7 +57,9 @@ def combine(
     Raises MmfastError (a ValueError or TypeError by its kind) naming the argument at fault.
     """
     noise = Noise((seed, draw), sample_ids, stream) if sigma is not None or return_noise else None
-    found = dispatch.at_once("combine", Call(terms, Tables(coefs, sigma), rows, noise), return_noise)
+    found: Any = None
+    if not is_compiling():
+        found = dispatch.at_once("combine", Call(terms, Tables(coefs, sigma), rows, noise), return_noise)
     if found is None:
         tensors, shape, dtype = gather(terms)
         if not tensors:
@@ -64,7 +67,8 @@ def combine(
         if rows is None:
             shape = _of_batch(shape, coefs)
         found = _combine(Call(tensors, Tables(coefs, sigma), rows, noise, shape, dtype), return_noise)
-    return found if return_noise else found[0]
+    out, eps = found
+    return (out, eps) if return_noise else out
 
 
 def _of_batch(shape: Sequence[int], coefs: Tensor) -> list[int]:
@@ -160,7 +164,7 @@ def multimodal_mean(encodings: Encodings, weights: Tensor) -> Tensor:
     encodings: by name or in order, broadcasting together to [B, ...]; weights: [B, N] or [1, N].
     """
     terms = list(encodings.values()) if isinstance(encodings, Mapping) else encodings
-    found = dispatch.at_once("combine", Call(terms, Tables(weights)), False)
+    found = None if is_compiling() else dispatch.at_once("combine", Call(terms, Tables(weights)), False)
     if found is None:
         if isinstance(terms, Sequence) and not terms:
             raise MmfastError("encodings is empty; multimodal_mean needs at least one, which gives the shape")

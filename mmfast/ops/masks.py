@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from mmfast.errors import MmfastError
-from mmfast.ops import dispatch
+from mmfast.ops import backends, dispatch
 from mmfast.ops.around import in_memory
 from mmfast.ops.call import Noise
 from mmfast.ops.checks import FLOATS, Seed, check_batch, check_noise
@@ -58,7 +59,7 @@ def block_mask(
         words = torch.round(words).long().expand(B)
         hidden = torch.where(words >= 1 << 32, ALL, words.clamp(max=(1 << 32) - 1) << 31)
     noise, block = Noise((seed, draw), sample_ids, stream), (height, width)
-    found = dispatch.mask_at_once(x, hidden, noise, block, exact)
+    found = None if is_compiling() else backends.look("block_mask", x, hidden, noise, block, exact)
     if found is not None:
         return found
     noise = check_noise(noise, B, x.device)

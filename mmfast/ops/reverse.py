@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from mmfast import process
 from mmfast.errors import MmfastError, unknown
@@ -31,7 +31,23 @@ from mmfast.schedule import Schedule
 
 _MEAN, _SAMPLE = PosteriorMean(noisy=False), PosteriorMean(noisy=True)
 _CLAMPED = Step("eps", eta=1.0)
-_UNBOUNDED = Bounds(-math.inf, math.inf)
+# The noise, where x0 is held, and whether it is wanted.
+How = tuple[Noise | None, Bounds, bool]
+_PLAIN: How = (None, Bounds(-math.inf, math.inf), False)
+
+
+def _at_once(
+    kind: Formula, first: list[Term], encodings: Encodings, t: Time, sched: Schedule, how: How = _PLAIN
+) -> tuple[Tensor, Tensor] | None:
+    """A formula of the step t -> t - 1 by the extension; None where anything is not as usual."""
+    known = kept(kind, encodings, sched)
+    if known is None:
+        return None
+    noise = how[0] if known.sigma is not None else None
+    call = Call([*first, *encodings.values()], known, t, noise)  # type: ignore[union-attr]
+    if known.to_x0 is None:
+        return dispatch.at_once("combine", call, False)
+    return dispatch.at_once("step", call, how[1], how[2])
 
 
 def posterior_mean(
@@ -50,8 +66,11 @@ def posterior_mean(
     w = W_t/sqrt(a) - W_s. z_t, eps: [B, ...]; t in 1 .. T and s in 0 .. t - 1, ints or int64 [B]; encodings and
     present as for q_sample.
     """
-    jump = Reverse(_MEAN, "z_t, eps, encodings", encodings, (t, s), sched, present)
-    return jump.run([z_t, eps])[0]
+    first = [z_t, eps]
+    found = _at_once(_MEAN, first, encodings, t, sched) if s is None and present is None else None
+    if found is None:
+        found = Reverse(_MEAN, "z_t, eps, encodings", encodings, (t, s), sched, present).run(first)
+    return found[0]
 
 
 def posterior_sample(
@@ -76,8 +95,11 @@ def posterior_sample(
     identity is as for `randn`. Returns z_s [B, ...].
     """
     kind = _SAMPLE if clamp is None else _CLAMPED
-    jump = Reverse(kind, "z_t, eps, encodings", encodings, (t, s), sched, present)
-    return jump.run([z_t, eps], Noise((seed, draw), sample_ids, stream), range_of(clamp), return_x0=False)[0]
+    first, how = [z_t, eps], (Noise((seed, draw), sample_ids, stream), range_of(clamp), False)
+    found = _at_once(kind, first, encodings, t, sched, how) if s is None and present is None else None
+    if found is None:
+        found = Reverse(kind, "z_t, eps, encodings", encodings, (t, s), sched, present).run(first, how)
+    return found[0]
 
 
 def step(
@@ -124,8 +146,9 @@ def step(
         _finite("guidance_scale", guidance_scale)
         raise MmfastError(f"guidance_scale is {guidance_scale}, but unconditional is None; guidance needs both")
     kind = formula(_step, target, eta, scale)
-    jump = Reverse(kind, what, encodings, (t, s), sched, present)
-    return jump.run([z_t, *predictions], Noise((seed, draw), sample_ids, stream), range_of(clamp, prediction))
+    first, how = [z_t, *predictions], (Noise((seed, draw), sample_ids, stream), range_of(clamp, prediction), True)
+    found = _at_once(kind, first, encodings, t, sched, how) if s is None and present is None else None
+    return found or Reverse(kind, what, encodings, (t, s), sched, present).run(first, how)
 
 
 def _step(target: str, eta: float, guidance_scale: float | None) -> Step:
@@ -156,25 +179,14 @@ class Reverse(NamedTuple):
     sched: Schedule
     present: Tensor | None
 
-    def run(
-        self,
-        first: list[Term],
-        noise: Noise | None = None,
-        bounds: Bounds = _UNBOUNDED,
-        return_x0: bool = True,
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, first: list[Term], how: How = _PLAIN) -> tuple[Tensor, Tensor]:
         """The formula on z_t, the predictions and the encodings: z_s and, where it goes through it, z0hat."""
-        (t, s), encodings = self.times, self.encodings
-        known = kept(self.formula, encodings, self.sched) if self.present is None and s is None else None
-        if known is not None:
-            call = Call([*first, *encodings.values()], known, t, noise if known.sigma is not None else None)  # type: ignore[union-attr]
-            found = _at_once(call, bounds, return_x0)
-            if found is not None:
-                return found
+        noise, bounds, return_x0 = how
+        t, _ = self.times
         call, scalar = self._complete(first, noise)
         sched, device = self.sched, call.tables.coefs.device
         serving = dispatch.of_call(call)
-        if serving is reference and not torch.compiler.is_compiling():
+        if serving is reference and not is_compiling():
             process.check_time("t", t, 1, sched.T)  # it takes a row of NaN for one like the others
         check_device(device, call.terms)
         try:
@@ -211,12 +223,6 @@ class Reverse(NamedTuple):
         return Call(terms, tables, rows, noise, batch, dtype), not shape
 
 
-def _at_once(call: Call, bounds: Bounds, return_x0: bool) -> Any:
-    if call.tables.to_x0 is None:
-        return dispatch.at_once("combine", call, False)
-    return dispatch.at_once("step", call, bounds, return_x0)
-
-
 def step_by_table(
     terms: Sequence[Term],
     tables: Tables,
@@ -248,9 +254,10 @@ def step_by_table(
         raise MmfastError("tables has no to_x0; it should be mmfast.ops.Tables(coefs, sigma, to_x0)")
     noise = None if tables.sigma is None else Noise((seed, draw), sample_ids, stream)
     bounds = range_of(clamp)._replace(**({} if channels is None else {"start": channels[0], "channels": channels[1]}))
-    found = _at_once(Call(terms, tables, row, noise), bounds, True)
-    if found is not None:
-        return found
+    if not is_compiling():
+        found = dispatch.at_once("step", Call(terms, tables, row, noise), bounds, True)
+        if found is not None:
+            return found
     tensors, shape, dtype = gather(terms, like_first=True)
     if not shape:
         raise MmfastError("terms are of no dimension, or empty; they should be [B, ...]")

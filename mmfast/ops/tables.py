@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from mmfast import process
 from mmfast.errors import MmfastError
@@ -37,7 +38,7 @@ def _one(kind: Callable[..., Formula], *args: Any) -> Formula:
 
 def formula(kind: Callable[..., Formula], *args: Any) -> Formula:
     """kind(*args), one object for the same arguments, to keep tables by. A compiler keeps none and traces no cache."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return kind(*args)
     try:
         return _one(kind, *args)
@@ -138,7 +139,7 @@ def find(
     """
     t, s = times
     process.check_kind("t", t, formula.first, sched.T)
-    if torch.compiler.is_compiling() or isinstance(s, Tensor) or (s is not None and isinstance(t, Tensor)):
+    if is_compiling() or isinstance(s, Tensor) or (s is not None and isinstance(t, Tensor)):
         return formula(_jump(formula, sched, names, t, s)).map(lambda x: x.to(dtype)), None
     if s is not None:  # both are ints
         key: tuple[Any, ...] = (formula, names, dtype, t, s)
@@ -153,7 +154,7 @@ def kept(formula: Formula, encodings: Any, sched: Schedule) -> Tables | None:
 
     None within a compiler, which must not see what is kept.
     """
-    if torch.compiler.is_compiling() or type(sched) is not Schedule or type(encodings) not in (dict, tuple):
+    if is_compiling() or type(sched) is not Schedule or type(encodings) not in (dict, tuple):
         return None
     return sched.derived.get((formula, tuple(encodings), torch.float32))
 
@@ -227,7 +228,7 @@ def range_of(clamp: float | tuple[float, float] | None, prediction: Term | None 
     Raises MmfastError.
     """
     try:
-        bounds = _bounds(clamp) if torch.compiler.is_compiling() else _same_bounds(clamp)
+        bounds = _bounds(clamp) if is_compiling() else _same_bounds(clamp)
     except TypeError:  # a list
         bounds = _bounds(clamp)
     return Bounds(*bounds[:2], *covered(prediction)) if isinstance(prediction, Block) else bounds

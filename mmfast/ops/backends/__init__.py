@@ -37,7 +37,7 @@ def register(name: str, module: str) -> None:
     MODULES.update({name: module, **{known: MODULES.pop(known) for known in list(MODULES) if known != name}})
     for cached in (load, automatic, forced):
         cached.cache_clear()
-    LOOKING.clear()  # an extension would not ask it
+    LOOKING.update(looking([]))  # an extension would not ask it
 
 
 @functools.cache
@@ -108,21 +108,20 @@ def for_terms(backend: ModuleType, terms: Sequence[Any]) -> ModuleType:
 ELSEWHERE = 3
 
 
-def _looking() -> list[dict[str, Any]]:
-    """The functions of the extensions that can look for themselves, by name; none where a backend is forced."""
-    found: list[dict[str, Any]] = []
-    for backend in () if forced_by_user() else ("cpu", "cuda"):
-        extension, _ = extensions.load(f"_mmfast_{backend}")
-        if extension is not None and around.can_look(f"_mmfast_{backend}"):
-            found.append(looking_functions(extension))
-    return found
+_LOOKERS = {"combine": "combine", "step": "step", "squared_error": "squared_error", "scale": "look_scale",
+            "block_mask": "look_block_mask"}  # fmt: skip
 
 
-def looking_functions(extension: Any) -> dict[str, Any]:
-    """The functions of an extension that take what nobody has checked."""
-    names = {name: name for name in ("combine", "step", "squared_error")}
-    names |= {"scale": "look_scale", "block_mask": "look_block_mask"}
-    return {name: getattr(extension, own) for name, own in names.items()}
+def looking(modules: Sequence[Any]) -> dict[str, tuple[Any, ...]]:
+    """By op, the functions of extensions that take what nobody has checked."""
+    return {name: tuple(getattr(module, own) for module in modules) for name, own in _LOOKERS.items()}
+
+
+def _looking() -> dict[str, tuple[Any, ...]]:
+    """Those of the extensions that can look for themselves; none where a backend is forced."""
+    names = [] if forced_by_user() else ["_mmfast_cpu", "_mmfast_cuda"]
+    found = {name: extensions.load(name)[0] for name in names if around.can_look(name)}
+    return looking([module for module in found.values() if module is not None])
 
 
 LOOKING = _looking()
@@ -130,8 +129,8 @@ LOOKING = _looking()
 
 def look(name: str, *args: Any) -> Any:
     """What the extension of the tensors' device makes of arguments that nobody has checked: a tuple, or a number."""
-    for functions in LOOKING:
-        found = functions[name](*args)
+    for function in LOOKING[name]:
+        found = function(*args)
         if type(found) is tuple:
             return found
     return None
@@ -149,12 +148,12 @@ def backend(name: str) -> Iterator[None]:
     if reason is not None:
         raise BackendError(f"backend {name!r} cannot run here: {reason}; `mmfast info` lists those that can")
     _override.append(name)
-    LOOKING[:] = _looking()
+    LOOKING.update(_looking())
     try:
         yield
     finally:
         _override.pop()
-        LOOKING[:] = _looking()
+        LOOKING.update(_looking())
 
 
 def report() -> dict[str, dict[str, str | bool]]:
