@@ -11,10 +11,11 @@
 
 namespace mmfast {
 
-// An int64 tensor [n] that lies contiguous, or null for None.
-inline const int64_t* integers(PyObject* tensor, int64_t n, const char* what) {
+// An int64 tensor [n] that lies contiguous, or null for None; on this device of its kind, if it is not -1.
+inline const int64_t* integers(PyObject* tensor, int64_t n, const char* what, int device = -1) {
     if (tensor == Py_None) return nullptr;
     const View view(tensor);
+    expect(device < 0 || view.device == device, "a tensor is on another device");
     expect(view.is(dlpack::kInt, 64) && view.rank == 1 && view.elements() == n && view.contiguous(), what);
     return static_cast<const int64_t*>(view.data);
 }
@@ -53,14 +54,14 @@ struct NoiseArguments {
 
     NoiseArguments() = default;
     // looking: it has not been checked, and a seed of None asks for a fresh one.
-    NoiseArguments(PyObject* noise, int64_t batch, bool looking) {
+    NoiseArguments(PyObject* noise, int64_t batch, bool looking, int device = -1) {
         if (noise == Py_None) return;
         noisy = true;
         PyObject* pair = field(noise, 0);
         stream = static_cast<uint32_t>(plain_integer(field(noise, 2), 0, 0xFFFF));
-        ids = integers(field(noise, 1), batch, "sample_ids is not an int64 tensor [batch]");
+        ids = integers(field(noise, 1), batch, "sample_ids is not an int64 tensor [batch]", device);
         if (!PyTuple_Check(pair)) {
-            key = integers(pair, 2, "key is not int64 [2]");
+            key = integers(pair, 2, "key is not int64 [2]", device);
             return;
         }
         PyObject* first = field(pair, 0);
@@ -82,7 +83,7 @@ public:
     Seen seen = kPlain;
     bool others_recorded = false, tables_recorded = false;  // whether a term but the first, or a table, is to be differentiated
     Type type = Type::f32;
-    int rank = 0, device = 0;
+    int rank = 0, device = -1;  // -1: there is no term to say
     int64_t shape[kMaxRank] = {};
 
     explicit Call(PyObject* call)
@@ -96,7 +97,7 @@ public:
             row = integer(rows_);
             expect(row >= 0, "the row is outside the table");
         } else {
-            index = integers(rows_, batch(), "rows is not an int64 tensor [batch]");
+            index = integers(rows_, batch(), "rows is not an int64 tensor [batch]", device);
         }
     }
     Call(const Call&) = delete;
@@ -133,6 +134,7 @@ public:
         if (looking_) tables_recorded |= look_at(tensor);
         const View view(tensor);
         expect(view.is(dlpack::kFloat, type == Type::f64 ? 64 : 32), "a table is not of the arithmetic's type");
+        expect(device < 0 || view.device == device, "a table is on another device");
         expect(view.rank == (columns < 0 ? 1 : 2), "a table is not [rows, columns]");
         expect(columns < 0 || view.size[1] == columns, "a table has not a column for each term");
         const int64_t rows = view.size[0], stride = columns < 0 ? 0 : view.stride[1];
@@ -150,7 +152,7 @@ public:
 
     // The identity, where the call is noisy and `wanted`.
     NoiseArguments noise(bool wanted) const {
-        return wanted ? NoiseArguments(noise_, batch(), looking_) : NoiseArguments();
+        return wanted ? NoiseArguments(noise_, batch(), looking_, device) : NoiseArguments();
     }
     bool has_noise() const { return noise_ != Py_None; }
 

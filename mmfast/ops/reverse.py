@@ -41,7 +41,7 @@ def _at_once(
 ) -> tuple[Tensor, Tensor] | None:
     """A formula of the step t -> t - 1 by the extension; None where anything is not as usual."""
     known = kept(kind, encodings, sched)
-    if known is None:
+    if known is None or (type(t) is int and t < 1):  # a GPU's table is not looked at, and its row of t = 0 is NaN
         return None
     noise = how[0] if known.sigma is not None else None
     call = Call([*first, *encodings.values()], known, t, noise)  # type: ignore[union-attr]
