@@ -135,7 +135,7 @@ class Schedule(nn.Module):
         self.W: Tensor
         self.register_buffer("alpha_bar", table, persistent=False)
         self.register_buffer("W", W, persistent=False)
-        # What the ops derive from the tables, and when: mmfast/ops/coefficients.py.
+        # What the ops derive from the tables, and when: mmfast/ops/tables.py.
         self.derived: dict[Any, Any] = {}
         self._warn_if_far_from_prior()
 

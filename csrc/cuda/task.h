@@ -1,7 +1,7 @@
 // What the CUDA kernels are told. All of it is passed by value, so a launch copies nothing and can be
 // captured in a graph: a Task is below 4 KiB, the limit of a kernel's arguments.
 //
-// The tests run these kernels on the host too, where there is no GPU (tests/cuda_shim).
+// The tests run these kernels on the host too, where there is no GPU (tests/support/cuda_shim).
 #pragma once
 
 #include <cstdint>

@@ -7,8 +7,8 @@ from mmfast.ops import backends, reference
 from mmfast.ops.backends import backend
 from mmfast.ops.call import Block, Tables
 from mmfast.ops.forward import diffusion_loss, q_sample
+from mmfast.ops.hidden_blocks import block_mask
 from mmfast.ops.linear import combine, multimodal_mean, randn, random_words
-from mmfast.ops.masks import block_mask
 from mmfast.ops.reverse import posterior_mean, posterior_sample, step, step_by_table
 
 __all__ = [
