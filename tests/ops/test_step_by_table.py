@@ -1,0 +1,99 @@
+"""A step by a table's row, words by identity, and the rows of a combination, as a user calls them."""
+
+import pytest
+import torch
+import truth
+
+from mmfast import MmfastError, Schedule, bridge, ops
+from mmfast.ops import Block, Tables
+from mmfast.process import TARGETS, jump, reverse_step
+
+T = 20
+
+
+def tables(sched, eta, target="eps"):
+    """Those of every step t -> t - 1, written out from the formulas of the process; the row of t is t - 1."""
+    j = jump(sched, torch.arange(1, T + 1))
+    of_z0, of_y, sigma = reverse_step(j, eta)
+    of_z, of_prediction = TARGETS[target].x0(j.alpha_bar_t)
+    to_x0 = torch.stack((of_z, of_prediction, -of_z * j.W_t[:, 0]), 1)
+    coefs = torch.stack((of_y, torch.zeros(T).double(), j.W_s[:, 0] - of_y * j.W_t[:, 0], of_z0), 1)
+    return Tables(coefs.float(), sigma.float() if eta else None, to_x0.float())
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("clamp", [None, 0.8, (-0.5, 0.9)])
+def test_it_is_the_step_of_a_schedule(each_backend, eta, clamp):
+    sched = Schedule.cosine(T, {"a": bridge(1.5)})
+    z, prediction, a = (ops.randn((3, 4, 5), seed=k) for k in range(3))
+    a = a[:, :, :1]
+    noise = {"seed": 7, "draw": 3, "sample_ids": torch.tensor([5, 2**40, 0]), "stream": 2}
+    with ops.backend(each_backend):
+        for t in (T, 7, 1):
+            want = ops.step(z, prediction, {"a": a}, t, sched, eta=eta, clamp=clamp, **noise)
+            of_t = torch.full((3,), t - 1)
+            for row in (t - 1, of_t):
+                found = ops.step_by_table([z, prediction, a], tables(sched, eta), row, clamp=clamp, **noise)
+                for x, y in zip(found, want, strict=True):
+                    torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+
+def test_x0_may_have_some_channels():
+    sched = Schedule.cosine(T, {"a": bridge(1.5)})
+    z, prediction, a = ops.randn((2, 5, 3), seed=1), ops.randn((2, 2, 3), seed=2), ops.randn((2, 3, 3), seed=3)
+    terms = [z, Block(prediction, 0, 5), Block(a, 2, 5)]
+    want = ops.step(z, terms[1], {"a": terms[2]}, 9, sched, eta=0.0)
+    found = ops.step_by_table(terms, tables(sched, 0.0), 8, channels=(0, 2))
+    for x, y in zip(found, want, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"tables": Tables(torch.ones(2, 3))}, "tables"),
+        ({"tables": Tables(torch.ones(2, 4), None, torch.ones(2, 3))}, "to_x0"),
+        ({"tables": Tables(torch.ones(2, 4), None, torch.ones(2, 2))}, "coefs"),
+        ({"row": 2}, "rows"),
+        ({"row": -1}, "rows"),
+        ({"row": torch.tensor([0])}, "rows"),
+        ({"row": torch.tensor([0.0, 1.0])}, "rows"),
+        ({"clamp": -1.0}, "clamp"),
+        ({"channels": (3, 2)}, "channels"),
+        ({"seed": "x", "tables": Tables(torch.ones(2, 3), torch.ones(2), torch.ones(2, 2))}, "seed"),
+        ({"terms": []}, "terms"),
+        ({"terms": [torch.ones(2, 4), torch.ones(3, 4)]}, "terms"),
+        ({"terms": [torch.ones(2, 4), "x"]}, "terms"),
+    ],
+)
+def test_bad_input_is_named(change, named):
+    given = {"terms": [torch.ones(2, 4), torch.ones(2, 4)], "row": 0}
+    given["tables"] = Tables(torch.ones(2, 3), None, torch.ones(2, 2))
+    ops.step_by_table(**given)
+    with pytest.raises(MmfastError, match=named):
+        ops.step_by_table(**{**given, **change})
+
+
+def test_words_are_the_generators(each_backend):
+    ids = [5, 2**47 + 3, 0]
+    with ops.backend(each_backend):
+        found = ops.random_words([3, 7], seed=-3, draw=9, sample_ids=torch.tensor(ids), stream=4)
+    assert found.tolist() == [truth.words(-3, 4, id, 9, 7) for id in ids]
+    assert ops.random_words((0, 7)).shape == (0, 7) and ops.random_words((2, 0)).shape == (2, 0)
+    for shape in ([3], [3, -1], 3, [3, 7, 1], [3.0, 7]):
+        with pytest.raises(MmfastError, match="shape"):
+            ops.random_words(shape)
+
+
+def test_rows_of_a_combination(each_backend):
+    x, table, sigma = torch.randn(4, 3), torch.randn(5, 1), torch.rand(5)
+    rows = torch.tensor([4, 0, 0, 2])
+    with ops.backend(each_backend):
+        found = ops.combine([x], table, sigma, rows=rows, seed=1)
+        want = ops.combine([x], table[rows], sigma[rows], seed=1)
+        one = ops.combine([x], table, sigma, rows=3, seed=1)
+        alike = ops.combine([x], table[3:4].expand(4, 1), sigma[3:4].expand(4), seed=1)
+    assert torch.equal(found, want) and torch.equal(one, alike)
+    for wrong in (5, -1, True, rows[:3], rows.int()):
+        with pytest.raises(MmfastError, match="rows"):
+            ops.combine([x], table, rows=wrong)
