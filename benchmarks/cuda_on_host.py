@@ -56,7 +56,8 @@ def build(optimise: str = "-O1") -> Path:
 def load(optimise: str = "-O1") -> tuple[Any, ctypes.CDLL]:
     """The extension, and its library: run_threads_backwards(1) turns a block's threads, run_nothing(1) stops all."""
     library = build(optimise)
-    spec = importlib.util.spec_from_file_location("_mmfast_cuda", library)
+    # Not the name of the extension for a GPU: that one may be there too, and pybind11 has a module of a name once.
+    spec = importlib.util.spec_from_file_location("cuda_on_host._mmfast_cuda", library)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -32,8 +32,8 @@ def unavailable() -> str | None:
     only in the first call, as a RuntimeError.
     """
     if _cuda is None:
-        return f"{_missing} where there is nvcc"
-    return None if torch.cuda.is_available() else "torch sees no CUDA device"
+        return f"{_missing or 'the extension _mmfast_cuda is not built'} where there is nvcc"
+    return None if torch.cuda.is_available() else f"torch sees no CUDA device for {_cuda.__file__}"
 
 
 def describe() -> str:
