@@ -89,7 +89,7 @@ PyObject* py_combine(PyObject* const* a, Py_ssize_t count) {
         const bool returns = yes(a[1]) && call.has_noise(), noisy = call.has(Call::kSigma) && call.has_noise();
         const NoiseArguments identity = call.noise(noisy || returns);
         if (!planned.misfits.empty()) return list_of(planned.misfits);
-        if (call.tables_recorded && (call.row >= 0 || call.index)) return PyLong_FromLong(kUnusual);
+        if (call.tables_recorded && (call.row >= 0 || call.index || identity.fresh())) return PyLong_FromLong(kUnusual);
         const Reference out(call.output()), noise(returns ? call.output() : Py_NewRef(Py_None));
         planned.noise(identity);
         planned.plan.out = data_of(out), planned.plan.noise = data_of(noise);

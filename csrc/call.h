@@ -69,6 +69,7 @@ struct NoiseArguments {
         fresh_ = looking && first == Py_None;
         if (!fresh_) seed = plain_integer(first, INT64_MIN, INT64_MAX);
     }
+    bool fresh() const { return fresh_; }
     // Draws the fresh seed that was asked for; after this the call must be done.
     void draw_seed() {
         if (fresh_) seed = integer(Reference(PyObject_CallNoArgs(torch_state.fresh_seed)).get());
@@ -100,6 +101,7 @@ public:
             index = integers(rows_, batch(), "rows is not an int64 tensor [batch]", device);
         }
     }
+    ~Call() { Py_XDECREF(owned_); }
     Call(const Call&) = delete;
     Call& operator=(const Call&) = delete;
 
@@ -183,6 +185,7 @@ public:
 
 private:
     PyObject *terms_, *tables_, *rows_, *noise_;
+    PyObject* owned_ = nullptr;  // our own reference to the terms
     PyObject* like_ = nullptr;  // the first term, where an output is to be like it
     bool looking_, alike_ = true, grad_ = false;
     std::vector<View> views_;
@@ -196,7 +199,10 @@ private:
     bool look_first() {
         const auto end_as = [&](Seen found) { return seen = found, false; };
         if (!exchange_api() || !torch_state.watchers) return end_as(kUnusual);
-        if (!(PyList_CheckExact(terms_) || PyTuple_CheckExact(terms_)) || count() == 0) return end_as(kUnusual);
+        if (!(PyList_CheckExact(terms_) || PyTuple_CheckExact(terms_))) return end_as(kUnusual);
+        terms_ = owned_ = PySequence_Tuple(terms_);  // the caller's list may change while the kernel runs
+        if (!owned_) throw PythonError();
+        if (count() == 0) return end_as(kUnusual);
         PyObject* first = tensor_of(term(0));
         if (!ordinary(first)) return end_as(kUnusual);
         dlpack::Tensor t;

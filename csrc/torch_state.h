@@ -62,7 +62,7 @@ constexpr PyMethodDef fast(const char* name) {
 
 // Clear a Python error that means "not as usual"; Ctrl-C and the like go on.
 inline void clear_error() {
-    if (!PyErr_ExceptionMatches(PyExc_Exception)) throw PythonError();
+    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception)) throw PythonError();
     PyErr_Clear();
 }
 
@@ -81,7 +81,7 @@ inline bool nothing_at_work() {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(torch_state.watchers); ++i)
         if (truth(Reference(PyObject_CallNoArgs(PyTuple_GET_ITEM(torch_state.watchers, i))))) return false;
     const Reference level(PyObject_GetAttr(torch_state.forward_ad, torch_state.current_level));
-    return PyLong_AsLong(level.get()) < 0;
+    return integer(level.get()) < 0;
 }
 
 // Whether this is torch's own tensor, of no subclass.
@@ -123,7 +123,7 @@ inline PyObject* new_like(PyObject* like) {
 }
 
 inline int thread_count() {
-    return static_cast<int>(PyLong_AsLong(Reference(PyObject_CallNoArgs(torch_state.num_threads)).get()));
+    return static_cast<int>(integer(Reference(PyObject_CallNoArgs(torch_state.num_threads)).get()));
 }
 
 }  // namespace mmfast

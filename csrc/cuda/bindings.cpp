@@ -45,14 +45,28 @@ Job job_of(const Call& call, int64_t rows, const NoiseArguments& noise) {
     return {{}, call.type, call.shape, call.rank, call.tensors(), identity_of(noise), {call.index, rows}};
 }
 
-// A table of the call's: contiguous, as the kernels read it, but for a row that serves all. `rows` takes its length.
-const void* table(Call& call, Call::Which which, int64_t columns, int64_t* rows = nullptr) {
+// A table of the call's: contiguous, as the kernels read it, but for a row that serves all. `rows`: the length of the
+// tables before it, or -1.
+const void* table(Call& call, Call::Which which, int64_t columns, int64_t* rows) {
     const Call::Entries entries = call.table(which, columns);
     if (!call.has(which)) return nullptr;
     expect(columns < 2 || entries.stride == 1, "a table is not contiguous");
     expect(entries.rows == 1 || entries.row_stride == std::max<int64_t>(columns, 1), "a table is not contiguous");
-    if (rows) *rows = entries.rows;
+    expect(*rows < 0 || *rows == entries.rows, "the tables have not the same rows");
+    *rows = entries.rows;
     return entries.data;
+}
+
+// Before a seed is drawn for an unchecked call: whether it can be read as it lies.
+void expect_usual(const Call& call) {
+    if (!call.looking()) return;
+    expect(call.terms() <= kMaxTerms, "more than 32 terms");
+    if (call.alike() || call.elements() == 0) return;
+    Plan plan{};
+    const auto tensors = call.tensors();
+    std::vector<Term> terms(tensors.size());
+    expect(choose_layout(call.shape, call.rank, tensors.data(), call.terms(), plan, terms.data()).empty(),
+           "a term does not lie as usual");
 }
 
 // Queue a job whose results are there; of a term that cannot be read as it lies a list says so. An unchecked call has
@@ -73,14 +87,15 @@ PyObject* queue(const Call& call, Job& job, const Reference& first, F f) {
 PyObject* py_combine(PyObject* const* a, Py_ssize_t count) {
     expect(count == 2, "combine takes 2 arguments");
     return serve(a[0], [&](Call& call) -> PyObject* {
-        int64_t rows = 1;
-        Combine to{table(call, Call::kCoefs, call.terms(), &rows), call.terms(), table(call, Call::kSigma, -1), nullptr, nullptr};
-        if (call.tables_recorded && (call.row >= 0 || call.index)) return PyLong_FromLong(kUnusual);
+        int64_t rows = -1;
+        Combine to{table(call, Call::kCoefs, call.terms(), &rows), call.terms(), table(call, Call::kSigma, -1, &rows), nullptr, nullptr};
         const bool returns = yes(a[1]) && call.has_noise();
         NoiseArguments noise = call.noise(returns || to.sigma);
+        if (call.tables_recorded && (call.row >= 0 || call.index || noise.fresh())) return PyLong_FromLong(kUnusual);
         if (!noise.noisy) to.sigma = nullptr;
         const Reference out(call.output()), eps(returns ? call.output() : Py_NewRef(Py_None));
         to.out = data_of(out), to.noise = data_of(eps);
+        expect_usual(call);
         noise.draw_seed();
         Job job = job_of(call, rows, noise);
         PyObject* misfits = queue(call, job, out, [&] { return combine(job, to); });
@@ -93,9 +108,9 @@ PyObject* py_step(PyObject* const* a, Py_ssize_t count) {
     expect(count == 3, "step takes 3 arguments");
     return serve(a[0], [&](Call& call) -> PyObject* {
         expect(call.has(Call::kToX0), "a step needs to_x0");
-        int64_t rows = 1;
-        Step to{table(call, Call::kToX0, call.terms()), table(call, Call::kCoefs, call.terms() + 1, &rows),
-                table(call, Call::kSigma, -1), real(field(a[1], 0)), real(field(a[1], 1)), 0, 0, nullptr, nullptr};
+        int64_t rows = -1;
+        Step to{table(call, Call::kToX0, call.terms(), &rows), table(call, Call::kCoefs, call.terms() + 1, &rows),
+                table(call, Call::kSigma, -1, &rows), real(field(a[1], 0)), real(field(a[1], 1)), 0, 0, nullptr, nullptr};
         const int64_t start = integer(field(a[1], 2)), channels = integer(field(a[1], 3));
         expect(start < 0 || (call.rank >= 2 && channels >= 0 && start + channels <= call.shape[1]), "x0 leaves the channels");
         if (call.seen != kPlain) return PyLong_FromLong(kUnusual);  // its gradient is that of two combinations
@@ -103,6 +118,7 @@ PyObject* py_step(PyObject* const* a, Py_ssize_t count) {
         if (!noise.noisy) to.sigma = nullptr;
         const Reference out(call.output()), x0(yes(a[2]) ? call.output(start < 0 ? -1 : channels) : Py_NewRef(Py_None));
         to.out = data_of(out), to.x0 = data_of(x0);
+        expect_usual(call);
         noise.draw_seed();
         Job job = job_of(call, rows, noise);
         PyObject* misfits = queue(call, job, out, [&] { return step(job, to, start, channels); });
@@ -127,9 +143,9 @@ PyObject* py_squared_error(PyObject* const* a, Py_ssize_t count) {
     expect(count == 3, "squared_error takes 3 arguments");
     return serve(a[0], [&](Call& call) -> PyObject* {
         expect(call.has(Call::kWeight) && call.terms() > 0, "a squared error needs a weight and a term");
-        int64_t rows = 1;
-        SquaredError to{table(call, Call::kCoefs, call.terms(), &rows), table(call, Call::kSigma, -1),
-                        table(call, Call::kWeight, -1), real(a[1]), nullptr, nullptr};
+        int64_t rows = -1;
+        SquaredError to{table(call, Call::kCoefs, call.terms(), &rows), table(call, Call::kSigma, -1, &rows),
+                        table(call, Call::kWeight, -1, &rows), real(a[1]), nullptr, nullptr};
         const bool recorded = call.seen == kRecorded;
         // float16 has a gradient of its own: autograd.py.
         if (recorded && (call.others_recorded || call.tables_recorded || call.type == Type::f16)) return PyLong_FromLong(kUnusual);
@@ -139,6 +155,7 @@ PyObject* py_squared_error(PyObject* const* a, Py_ssize_t count) {
         const Reference grad(recorded || yes(a[2]) ? call.output() : Py_NewRef(Py_None)), parts(parts_of(call.coefs(), call, 1));
         to.grad = data_of(grad), to.parts = static_cast<double*>(data_of(parts));
         void* sums = data_of(loss);
+        expect_usual(call);
         noise.draw_seed();
         Job job = job_of(call, rows, noise);
         PyObject* misfits = queue(call, job, loss, [&] { return squared_error(job, to, sums); });

@@ -95,7 +95,8 @@ class Combine(torch.autograd.Function):
                 call._replace(tables=call.tables.own(call.rows, len(grad)), rows=None), grad, places, needs
             )
         else:
-            found = combine_backward(backends.choose(grad.device.type), call, around.in_memory(grad), places, needs)
+            serving = backends.for_terms(backends.choose(grad.device.type), call.terms)
+            found = combine_backward(serving, call, around.in_memory(grad), places, needs)
         results = iter(found)
         *of_terms, of_coefs, of_sigma = [next(results) if needed else None for needed in needs]
         return None, None, of_coefs, of_sigma, *of_terms
@@ -287,7 +288,7 @@ def _on_backward(backend: Any) -> Any:
             (tensors, starts, coefs, None, None, None, None, key, ids, stream, grad.shape, grad.dtype)
         )
         places = [(x.shape, start) for x, start in zip(tensors, starts, strict=True)]
-        return combine_backward(backend, call, grad, places, needs)
+        return combine_backward(backends.for_terms(backend, call.terms), call, grad, places, needs)
 
     return run
 

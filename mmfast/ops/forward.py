@@ -12,7 +12,7 @@ from mmfast import process
 from mmfast.errors import MmfastError, unknown
 from mmfast.ops import dispatch
 from mmfast.ops.around import in_memory
-from mmfast.ops.call import Call, Noise, Tables, Term, arithmetic
+from mmfast.ops.call import Call, Noise, Tables, Term, arithmetic, tensor_of
 from mmfast.ops.checks import (
     Encodings,
     Seed,
@@ -25,7 +25,7 @@ from mmfast.ops.checks import (
     gather,
     select,
 )
-from mmfast.ops.tables import Error, Marginal, find, formula, kept, kept_present
+from mmfast.ops.tables import Error, Marginal, find, formula, kept, kept_present, own_rows
 from mmfast.process import TARGETS, Time
 from mmfast.schedule import Schedule
 
@@ -76,9 +76,14 @@ def q_sample(
     marginal = _MARGINAL if noise is None else _MARGINAL_GIVEN
     identity = Noise((seed, draw), sample_ids, stream) if noise is None else None
     return_eps = return_noise and noise is None
-    known = kept(marginal, encodings, sched)
+    usual = type(encodings) is dict and (noise is None or _alike(z0, noise))
+    known = kept(marginal, encodings, sched) if usual else None
     found = (
-        None if known is None else (known, t) if present is None else kept_present(known, t, present, len(encodings))
+        None
+        if known is None
+        else (known, t)
+        if present is None
+        else kept_present(known, t, present, len(encodings), len(tensor_of(z0)))
     )
     if found is not None:
         terms = [z0, *encodings.values()] if noise is None else [z0, *encodings.values(), noise]  # type: ignore[union-attr]
@@ -194,6 +199,11 @@ def diffusion_loss(
     return loss.sum() if reduction == "mean" else loss
 
 
+def _alike(x: object, y: object) -> bool:
+    """Whether these are tensors of one shape."""
+    return isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape
+
+
 def _scale(shape: Sequence[int], reduction: str) -> float:
     """What makes a mean of a sum over a sample's elements and, for "mean", over the batch."""
     scale = 1 / max(1, math.prod(shape[1:]))
@@ -207,18 +217,20 @@ def _weighted(tables: Tables, sample_weight: Tensor) -> Tables:
 
 def _at_once(call: Call, sample_weight: Tensor | None, reduction: str) -> Tensor | None:
     """The loss by the extension; None where anything is not as usual."""
-    prediction, z0, *_ = call.terms
-    if type(z0) is not Tensor or not isinstance(prediction, Tensor) or prediction.shape != z0.shape or not z0.dim():
+    prediction = call.terms[0]
+    if not all(_alike(prediction, x) for x in call.terms) or not prediction.dim():  # type: ignore[union-attr]
         return None
     if sample_weight is not None:
-        if type(sample_weight) is not Tensor or sample_weight.shape != prediction.shape[:1]:
+        if type(sample_weight) is not Tensor or sample_weight.shape != prediction.shape[:1]:  # type: ignore[union-attr]
+            return None
+        if not own_rows(call.tables, call.rows, len(sample_weight)):
             return None
         try:
             own = _weighted(call.tables.own(call.rows, len(prediction)), sample_weight)
         except (IndexError, RuntimeError, TypeError):  # which the checks will say with the argument's name
             return None
         call = call._replace(tables=own, rows=None)
-    found = dispatch.at_once("squared_error", call, _scale(prediction.shape, reduction), False)
+    found = dispatch.at_once("squared_error", call, _scale(prediction.shape, reduction), False)  # type: ignore[union-attr]
     if found is None:
         return None
     return found[0].sum() if reduction == "mean" else found[0]

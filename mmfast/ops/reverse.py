@@ -40,7 +40,7 @@ def _at_once(
     kind: Formula, first: list[Term], encodings: Encodings, t: Time, sched: Schedule, how: How = _PLAIN
 ) -> tuple[Tensor, Tensor] | None:
     """A formula of the step t -> t - 1 by the extension; None where anything is not as usual."""
-    known = kept(kind, encodings, sched)
+    known = kept(kind, encodings, sched) if type(encodings) is dict else None
     if known is None or (type(t) is int and t < 1):  # a GPU's table is not looked at, and its row of t = 0 is NaN
         return None
     noise = how[0] if known.sigma is not None else None

@@ -159,13 +159,19 @@ def kept(formula: Formula, encodings: Any, sched: Schedule) -> Tables | None:
     return sched.derived.get((formula, tuple(encodings), torch.float32))
 
 
-def kept_present(tables: Tables, t: Time, present: Tensor, modalities: int) -> tuple[Tables, Rows] | None:
+def own_rows(tables: Tables, t: object, batch: int) -> bool:
+    """Whether these are times that name a row of the tables for each sample, as far as one need not look at them."""
+    if isinstance(t, Tensor):
+        return t.dtype == torch.int64 and t.shape == (batch,)
+    return type(t) is int and 0 <= t < len(tables.coefs)
+
+
+def kept_present(tables: Tables, t: Time, present: Tensor, modalities: int, batch: int) -> tuple[Tables, Rows] | None:
     """A marginal's tables with a row for each sample, in which what it lacks is cleared; None where the two do not fit
     together, which the op's checks will say."""
     if type(present) is not Tensor or present.dim() != 2 or present.shape[1] != modalities:
         return None
-    batch = len(t) if isinstance(t, Tensor) and t.dim() else len(present)
-    if len(present) not in (1, batch):
+    if len(present) not in (1, batch) or not own_rows(tables, t, batch):
         return None
     try:
         return tables.own(t, batch).only_present(present, 1), None

@@ -30,6 +30,7 @@ MODULES = {
 # Read once: a look at the environment costs as much as a small op.
 _FORCED = os.environ.get("MMFAST_BACKEND")
 _override: list[str] = []
+_ADDED: list[str] = []  # backends of users
 
 
 def register(name: str, module: str) -> None:
@@ -37,7 +38,8 @@ def register(name: str, module: str) -> None:
     MODULES.update({name: module, **{known: MODULES.pop(known) for known in list(MODULES) if known != name}})
     for cached in (load, automatic, forced):
         cached.cache_clear()
-    LOOKING.update(looking([]))  # an extension would not ask it
+    _ADDED.append(name)
+    LOOKING.update(_looking())  # an extension would not ask it
 
 
 @functools.cache
@@ -119,7 +121,7 @@ def looking(modules: Sequence[Any]) -> dict[str, tuple[Any, ...]]:
 
 def _looking() -> dict[str, tuple[Any, ...]]:
     """Those of the extensions that can look for themselves; none where a backend is forced."""
-    names = [] if forced_by_user() else ["_mmfast_cpu", "_mmfast_cuda"]
+    names = [] if forced_by_user() or _ADDED else ["_mmfast_cpu", "_mmfast_cuda"]
     found = {name: extensions.load(name)[0] for name in names if around.can_look(name)}
     return looking([module for module in found.values() if module is not None])
 

@@ -42,8 +42,9 @@ def describe() -> str:
 
 
 def _whole(call: Call) -> Call:
-    """With tables that lie contiguous, which is how the kernels read them."""
-    return call._replace(tables=call.tables.map(Tensor.contiguous))
+    """With tables of one length that lie contiguous, which is how the kernels read them."""
+    rows = max(len(x) for x in call.tables if x is not None)
+    return call._replace(tables=call.tables.map(lambda x: x.expand(rows, *x.shape[1:]).contiguous()))
 
 
 def combine(call: Call, return_noise: bool) -> tuple[Tensor, Tensor | None]:

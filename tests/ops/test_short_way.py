@@ -1,0 +1,54 @@
+"""The short way into C++ takes nothing that the checks would refuse, and treats nothing otherwise."""
+
+import pytest
+import torch
+
+from mmfast import MmfastError, Schedule, bridge, ops
+from mmfast.ops import Block
+
+S = Schedule.cosine(10, {"a": bridge(1.0)})
+Z, A, N, T = torch.randn(4, 3), torch.randn(4, 3), torch.randn(4, 3), torch.tensor([1, 2, 3, 4])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kept():
+    """Every table is kept: from now on the short way is tried."""
+    ops.q_sample(Z, {"a": A}, T, S), ops.q_sample(Z, {}, T, S), ops.q_sample(Z, {"a": A}, T, S, noise=N)
+    ops.diffusion_loss(Z, A, T, S, noise=N), ops.step(Z, N, {"a": A}, 3, S)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: ops.q_sample(Z, {"a": A}, T, S, noise=N[:1]),
+        lambda: ops.diffusion_loss(Z, A, T, S, noise=N[:1]),
+        lambda: ops.diffusion_loss(Z, A, T, S, noise=N[:, :1]),
+        lambda: ops.diffusion_loss(Z, A, T, S, noise=Block(N[:, :1], 0, 3)),
+        lambda: ops.diffusion_loss(Z, A, -2, S, noise=N, sample_weight=torch.ones(4)),
+        lambda: ops.diffusion_loss(Z, A, T[:1], S, noise=N, sample_weight=torch.ones(4)),
+        lambda: ops.q_sample(Z, {"a": A}, -2, S, present=torch.ones(4, 1)),
+        lambda: ops.q_sample(Z, {"a": A}, T[:1], S, present=torch.ones(1, 1)),
+        lambda: ops.q_sample(Z, ("a",), T, S),
+        lambda: ops.step(Z, N, ("a",), 3, S),
+        lambda: ops.step(Z, N, {"a": A}, 0, S),
+    ],
+)
+def test_what_the_checks_refuse_is_refused(call):
+    with pytest.raises(MmfastError):
+        call()
+
+
+def test_a_fresh_seed_is_kept_for_the_gradient_of_sigma():
+    sigma = torch.rand(4).requires_grad_()
+    torch.manual_seed(0)
+    out, eps = ops.combine([Z], torch.zeros(4, 1), sigma, return_noise=True)
+    (found,) = torch.autograd.grad(out.sum(), sigma)
+    torch.testing.assert_close(found, eps.sum(1), rtol=1e-5, atol=1e-6)
+
+
+def test_a_registered_backend_is_asked_again_after_another_was_forced(monkeypatch):
+    monkeypatch.setattr(ops.backends, "_ADDED", ["mine"])
+    monkeypatch.setattr(ops.backends, "LOOKING", ops.backends._looking())
+    with ops.backend("reference"):
+        pass
+    assert not any(ops.backends.LOOKING.values())
