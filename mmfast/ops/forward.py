@@ -83,7 +83,7 @@ def q_sample(
         if known is None
         else (known, t)
         if present is None
-        else kept_present(known, t, present, len(encodings), len(tensor_of(z0)))
+        else kept_present(known, t, present, len(encodings), tensor_of(z0))
     )
     if found is not None:
         terms = [z0, *encodings.values()] if noise is None else [z0, *encodings.values(), noise]  # type: ignore[union-attr]

@@ -166,11 +166,14 @@ def own_rows(tables: Tables, t: object, batch: int) -> bool:
     return type(t) is int and 0 <= t < len(tables.coefs)
 
 
-def kept_present(tables: Tables, t: Time, present: Tensor, modalities: int, batch: int) -> tuple[Tables, Rows] | None:
+def kept_present(tables: Tables, t: Time, present: Tensor, modalities: int, z0: Any) -> tuple[Tables, Rows] | None:
     """A marginal's tables with a row for each sample, in which what it lacks is cleared; None where the two do not fit
     together, which the op's checks will say."""
     if type(present) is not Tensor or present.dim() != 2 or present.shape[1] != modalities:
         return None
+    if not isinstance(z0, Tensor) or z0.dim() == 0:
+        return None
+    batch = len(z0)
     if len(present) not in (1, batch) or not own_rows(tables, t, batch):
         return None
     try:
