@@ -166,6 +166,21 @@ def errors(folders):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.fixture(autouse=True)
+def backends_as_they_were():
+    """A page may register a backend: no other test should see it."""
+    from mmfast.ops import backends
+
+    modules = dict(backends.MODULES)
+    yield
+    backends.MODULES.clear()
+    backends.MODULES.update(modules)
+    backends._ADDED.clear()
+    for cached in (backends.load, backends.automatic, backends.forced):
+        cached.cache_clear()
+    backends.LOOKING.update(backends._looking())
+
+
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_python(page, errors):
     assert not errors[page], errors[page]
