@@ -12,6 +12,7 @@ from torch.compiler import is_compiling
 from mmfast import process
 from mmfast.errors import MmfastError, unknown
 from mmfast.ops import dispatch, reference
+from mmfast.ops.around import in_memory
 from mmfast.ops.call import Bounds, Call, Noise, Rows, Tables, Term, arithmetic
 from mmfast.ops.checks import (
     Encodings,
@@ -265,7 +266,7 @@ def step_by_table(
         raise MmfastError(f"channels is {channels}; it should lie within the {shape[1:2]} of the terms")
     count = shape[0] if row is None else check_rows(row, tables.coefs, shape[0])
     wide = arithmetic(dtype)
-    tables = tables.map(lambda x: x.to(wide))
+    tables = tables.map(lambda x: in_memory(x.to(wide)))
     check_coefs("tables.to_x0", tables.to_x0, (count, len(tensors)))  # type: ignore[arg-type]
     check_coefs("tables.coefs", tables.coefs, (count, len(tensors) + 1))
     if noise is not None and tables.sigma is not None:
