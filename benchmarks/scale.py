@@ -105,9 +105,9 @@ def estimate(name: str) -> dict[str, Any]:
     with torch.device("meta"):
         model = build_model(config).to("meta")
         C, H, W = model.channels, *model.shape[1:]
-        z, told = torch.empty(1, C, H, W), torch.empty(1, model.told_channels, H, W)
+        z = torch.empty(1, C, H, W)
         t = torch.ones(1, dtype=torch.int64)
-    forward = forward_flop(lambda: model(z, t, told))
+    forward = forward_flop(lambda: model(z, t, {}))
     images = config.train.steps * config.train.batch_size
     total = PASSES * forward * images
     at_once = config.train.batch_size // config.train.accumulation
@@ -124,7 +124,7 @@ def estimate(name: str) -> dict[str, Any]:
         },
         "state_gib": round(parameters(model) * sum(STATE.values()) / 2**30, 2),
         "images_at_once": at_once,
-        "activations_gib": round(at_once * held(model, lambda: model(z, t, told)) / 2**30, 1),
+        "activations_gib": round(at_once * held(model, lambda: model(z, t, {})) / 2**30, 1),
     }
 
 

@@ -34,6 +34,15 @@ class LossSpec:
 
 
 @dataclass
+class LowNoiseSpec:
+    """Training examples at little noise, where the other modalities are read off the anchor."""
+
+    share: float = option(0.0, "share of the examples in which nothing but the anchor is seen", min=0, max=1)
+    until: float = option(0.1, "their times are uniform up to this share of T", above=0, max=1)
+    weight: float = option(1.0, "weight of the anchor's loss in them", min=0)
+
+
+@dataclass
 class TrainSpec:
     steps: int = option(100_000, "optimiser steps", min=1)
     batch_size: int = option(128, "examples a step", min=1)
@@ -47,6 +56,7 @@ class TrainSpec:
     given_probability: float = option(
         0.25, "how often each modality is given (told to the network) in training; never all at once", min=0, max=1
     )
+    low_noise: LowNoiseSpec = field(default_factory=LowNoiseSpec)
     precision: str = option("fp32", "arithmetic of the network", choices=PRECISIONS)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     compile: bool = option(False, "compile the network with torch.compile")
@@ -191,6 +201,7 @@ def resolve(raw: DictConfig, source: str = "config") -> Config:
     check(config, "")
     for name, spec in config.modalities.items():
         check(spec, f"modalities.{name}.")
+        _check_times(config, name, spec)
     if config.evaluate.samples == 1:
         raise MmfastError("evaluate.samples is 1; it should be 0 for no evaluation, or at least 2")
     if config.train.batch_size % config.train.accumulation:
@@ -202,6 +213,23 @@ def resolve(raw: DictConfig, source: str = "config") -> Config:
         # A graph's gradients are where the last replay put them, so there is nothing to add them to.
         raise MmfastError("train.cuda_graphs is true; it goes with train.accumulation=1 and train.compile=false only")
     return config
+
+
+def _check_times(config: Config, name: str, spec: Any) -> None:
+    """Raise MmfastError where a modality's shares of the examples do not fit together, or with the space."""
+    given = config.train.given_probability if spec.given_probability is None else spec.given_probability
+    total = given + spec.unknown_probability + spec.own_time_probability
+    if total > 1 + 1e-9:
+        raise MmfastError(
+            f"modalities.{name}: given, unknown and own_time probability add up to {total:g}; they should to at most 1"
+        )
+    if name == config.anchor and spec.unknown_probability + spec.own_time_probability > 0:
+        raise MmfastError(
+            f"modalities.{name} is the anchor, whose time the others' are counted from; leave out unknown_probability "
+            "and own_time_probability"
+        )
+    if spec.own_time_probability > 0 and config.space == "shared":
+        raise MmfastError(f"modalities.{name}.own_time_probability needs space=own: in shared channels there is one z_t")
 
 
 def _section(raw: DictConfig, key: str) -> DictConfig:

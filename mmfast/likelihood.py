@@ -37,13 +37,12 @@ def _parts(model: Model, data: dict[str, Tensor], numbers: Tensor, steps: int, s
     """L0 to L3 of each example, [B]; numbers: int64 [B], the examples' identity."""
     schedule, anchor, B = model.schedule, data[model.anchor_name], len(numbers)
     z0 = model.anchor_in_space(anchor)
-    terms = {name: model.in_space(name, E) for name, E in model.encode(data).items()}
-    told = model.tell(None, {}, torch.zeros(B, 1 + len(model.names), device=anchor.device))
+    terms = model.terms(model.encode(data))
 
     def noisy(t: Tensor, draw: int) -> tuple[Tensor, Tensor, Prediction, dict[str, Tensor]]:
         z_t, eps = ops.q_sample(z0, terms, t, schedule, seed=seed, sample_ids=numbers, stream=EVALUATE, draw=draw)
-        prediction = model(z_t, t, told)
-        E_hat = {name: model.part(name).encode_prediction(x) for name, x in prediction.heads.items()}
+        prediction = model(z_t, t, {})
+        E_hat = {name: model.part(name).encode_prediction(prediction.heads[name]) for name in model.traced}
         return z_t, eps, prediction, E_hat
 
     L1, L2 = [], []
@@ -54,7 +53,7 @@ def _parts(model: Model, data: dict[str, Tensor], numbers: Tensor, steps: int, s
         t = 2 + (u * (schedule.T - 1) >> 32)
         z_t, eps, prediction, E_hat = noisy(t, k + 1)
         eps_hat = implied_eps(model, z_t, t, prediction, E_hat)
-        terms_hat = {name: model.in_space(name, x) for name, x in E_hat.items()}
+        terms_hat = model.terms(E_hat)
         L1.append((schedule.T - 1) * loss.L1(schedule, t, eps, eps_hat, terms, terms_hat))
         nll = {name: model.part(name).nll(x.float(), data[name]) for name, x in prediction.heads.items()}
         L2.append(loss.L2(nll) if nll else torch.zeros(B, device=anchor.device))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mmfast.backbones.features import timestep_embedding
 from mmfast.data.base import Batch
 from mmfast.errors import MmfastError, unknown
 from mmfast.modalities import Modality, SpaceShape
@@ -18,6 +19,7 @@ from mmfast.process import TARGETS
 from mmfast.schedule import Schedule
 
 SPACES = ("own", "shared")
+TIME_WIDTH = 128  # of the sinusoids of a modality's time
 
 
 @dataclass
@@ -29,13 +31,16 @@ class Prediction:
 
 
 class Model(nn.Module):
-    """Encoders, backbone and heads over one diffusion space.
+    """Encoders, backbone and heads over one diffusion space, in which every modality has a time of its own.
 
-    The space is the anchor's channels, followed (space="own") by a block of channels for each other modality,
-    in which the anchor is zero; with space="shared" every encoding is added into the anchor's channels. The
-    backbone sees z_t, and a plane for each modality that says whether it is told. In own channels the encodings of
-    what it is told stand in the place of their noised view in z_t: of what is known that says nothing more, and
-    the same weights read both. In shared channels they come beside z_t.
+    The space is the anchor's channels, followed (space="own") by a block of channels for each other modality that
+    leaves a trace in z_t, in which the anchor is zero; with space="shared" every encoding is added into the anchor's
+    channels. A modality that is given is at time 0, one that is unknown at time T.
+
+    In own channels the network sees each block at its time: the encoding itself at time 0, nothing at time T, where the
+    block is noise that says nothing. What leaves no trace is seen beside the anchor where it is given. What is the same
+    at every pixel, as a label, is told to the decoder alone, so that the encoder reads before it is told. In shared
+    channels the encodings of what is given come beside z_t, with a plane for each modality that says whether it is.
 
     Args:
         anchor: the name of the modality that is diffused itself, an image.
@@ -84,22 +89,33 @@ class Model(nn.Module):
         self.schedule = schedule
         self._check_schedule()
         self.shape: tuple[int, int, int] = image.shape
+        # What leaves a trace in z_t: of the rest there is nothing to diffuse.
+        marks = schedule.W[:, schedule.index(self.names)].abs().amax(0) > 0
+        self.traced = tuple(name for name, mark in zip(self.names, marks.tolist(), strict=True) if mark)
         self.starts: dict[str, int] = {}
         self.channels = self.shape[0]
-        for name in self.names:
+        for name in self.traced:
             self.starts[name] = self.channels if space == "own" else 0
             self.channels += self.part(name).channels if space == "own" else 0
-        self.widths = (self.shape[0], *(self.part(name).channels for name in self.names))
-        self.told_channels = sum(self.widths) + len(parts)
         if not callable(backbone):
             raise MmfastError("backbone should be a function of (in_channels, size) that makes the network")
-        beside = len(parts) if space == "own" else self.told_channels
-        self.backbone = backbone(self.channels + beside, self.shape[1])
-        features = self.backbone.features
+        self.backbone = backbone(self._seen_channels(), self.shape[1])
+        features, width = self.backbone.features, self.backbone.embedding_width
         self.norm, self.out = head_norm(features), nn.Conv2d(features, self.shape[0], 3, padding=1)
         nn.init.zeros_(self.out.weight)
         for name in self.names:
-            self.part(name).build_head(features)
+            part = self.part(name)
+            part.build_head(features if part.reads == "decoder" else self.backbone.reads)
+        self.time_of, self.tell_decoder = nn.ModuleDict(), nn.ModuleDict()
+        for name in self.names if space == "own" else ():
+            part = self.part(name)
+            if not part.uniform or name in self.traced:
+                self.time_of[name] = nn.Sequential(nn.Linear(TIME_WIDTH, width), nn.SiLU(), nn.Linear(width, width))
+            if part.uniform:
+                # Of unit size from the start, as a class embedding; one input says whether it is told.
+                layer = nn.Linear(part.channels + 1, width, bias=False)
+                self.tell_decoder[name] = layer
+                nn.init.normal_(layer.weight, std=part.channels**-0.5)
 
     def _check_schedule(self) -> None:
         if self.target == "eps" and float(self.schedule.alpha_bar[-1]) == 0:
@@ -127,13 +143,30 @@ class Model(nn.Module):
         """The anchor's channels of a tensor of the space [B, C, H, W]."""
         return z[:, : self.shape[0]]
 
+    def _seen_channels(self) -> int:
+        """The channels that the backbone sees."""
+        parts = {name: self.part(name) for name in self.names}
+        if self.space == "shared":
+            return self.channels + self.shape[0] + sum(part.channels for part in parts.values()) + 1 + len(parts)
+        untraced = [part for name, part in parts.items() if name not in self.traced and not part.uniform]
+        return self.channels + sum(part.shown_channels for part in untraced)
+
+    def reads_untold(self, name: str) -> bool:
+        """Whether the head of this modality reads what has never been told of it, given or not."""
+        part = self.part(name)
+        return self.space == "own" and part.uniform and part.reads == "encoder"
+
     def in_space(self, name: str, encoding: Tensor) -> Block | Tensor:
         """An encoding as a term of the space: a block of channels, or the tensor itself in shared ones."""
         return Block(encoding, self.starts[name], self.channels) if self.space == "own" else encoding
 
     def anchor_in_space(self, x: Tensor) -> Block | Tensor:
         """The anchor as z_0."""
-        return Block(x, 0, self.channels) if self.space == "own" and self.names else x
+        return Block(x, 0, self.channels) if self.space == "own" and self.traced else x
+
+    def terms(self, encodings: Mapping[str, Tensor]) -> dict[str, Block | Tensor]:
+        """Those of the encodings that leave a trace, as terms of the space."""
+        return {name: self.in_space(name, encodings[name]) for name in self.traced if name in encodings}
 
     def complete(self, batch: Batch, seed: int, numbers: Tensor) -> Batch:
         """The batch with the modalities that are made from others; numbers: int64 [B], the examples' identity."""
@@ -150,36 +183,90 @@ class Model(nn.Module):
         """E_i(x_i) of every modality in `data` but the anchor."""
         return {name: self.part(name).encode(data[name]) for name in self.names if name in data}
 
-    def tell(self, anchor: Tensor | None, encodings: Mapping[str, Tensor], given: Tensor) -> Tensor:
-        """What the network is told: the encodings of the given modalities (zero elsewhere) and a plane for each.
+    def times(self, t: Tensor, given: Tensor) -> Tensor:
+        """The modalities' times, int64 [B, 1 + N], the anchor's first: 0 for what is given, else t, [B] or [B, 1 + N].
 
-        given: [B, 1 + N] of 0 and 1, the anchor first and the rest in the order of `names`.
-        Returns [B, told_channels, H, W]: the encodings' channels, then 1 + N planes.
+        given: [B, 1 + N] of 0 and 1. A network that is never told has the time of z_t for all.
         """
-        B, (_, H, W) = len(given), self.shape
-        given = given if self.told else torch.zeros_like(given)
-        flags = given.to(self.out.weight.dtype)[:, :, None, None]
-        planes = []
+        t = t if t.dim() == 2 else t[:, None].expand(-1, 1 + len(self.names))
+        return torch.where(given > 0, 0, t) if self.told else t
+
+    def tell(self, anchor: Tensor | None, encodings: Mapping[str, Tensor], times: Tensor) -> dict[str, Tensor]:
+        """What the network is told, by name: the encodings of what is given, at time 0, and zeros elsewhere.
+
+        times: int64 [B, 1 + N], as `times` makes them.
+        """
+        found = {} if anchor is None else {self.anchor_name: anchor}
         for k, name in enumerate((self.anchor_name, *self.names)):
-            encoding = anchor if k == 0 else encodings.get(name)
-            if encoding is None:
-                planes.append(flags.new_zeros(B, self.widths[k], H, W))
-            else:
+            x = anchor if k == 0 else encodings.get(name)
+            if x is not None:
                 # where, not a product: what is not given may be missing, and hold anything.
-                planes.append(torch.where(flags[:, k : k + 1] > 0, encoding, 0.0).expand(B, self.widths[k], H, W))
-        return torch.cat([*planes, flags.expand(B, -1, H, W)], 1)
+                found[name] = torch.where((times[:, k] == 0)[:, None, None, None], x, 0.0)
+        return found
 
-    def forward(self, z_t: Tensor, t: Tensor, told: Tensor) -> Prediction:
-        """z_t: [B, C, H, W]; t: int64 [B]; told: `tell`'s -> predictions for the anchor and every modality."""
-        features = self.backbone(self._seen(z_t, told), t)
-        heads = {name: self.part(name).head(features) for name in self.names}
-        return Prediction(self.out(self.norm(features)), heads)
-
-    def _seen(self, z_t: Tensor, told: Tensor) -> Tensor:
-        """What the backbone sees: z_t and what it is told, [B, in_channels, H, W]."""
+    def forward(self, z_t: Tensor, times: Tensor, told: Mapping[str, Tensor]) -> Prediction:
+        """z_t: [B, C, H, W]; times: int64 [B, 1 + N], or [B] for all; told: `tell`'s -> what it says of every modality."""
+        times = times if times.dim() == 2 else times[:, None].expand(-1, 1 + len(self.names))
+        given = times == 0
         if self.space == "shared":
-            return torch.cat((z_t, told), 1)
-        encodings, flags = told.split((self.channels, len(self.widths)), 1)
-        planes = zip(flags.split(1, 1), self.widths, strict=True)
-        given = torch.cat([flag.expand(-1, width, -1, -1) for flag, width in planes], 1) > 0
-        return torch.cat((torch.where(given, encodings, z_t.to(encodings.dtype)), flags), 1)
+            found = self.backbone(self._with_planes(z_t, given, told), times[:, 0])
+        elif self.names:
+            x = self._seen(z_t, times, told)
+            found = self.backbone(x, times[:, 0], self._beside(x, times), self._told(x, given, told))
+        else:
+            found = self.backbone(z_t, times[:, 0])
+        of = {"decoder": found.pixels, "encoder": found.before}
+        heads = {name: self.part(name).head(of[self.part(name).reads]) for name in self.names}
+        return Prediction(self.out(self.norm(found.pixels)), heads)
+
+    def _with_planes(self, z_t: Tensor, given: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+        """In shared channels: z_t, the encodings of what is given and a plane for each modality."""
+        B, (C, H, W) = len(z_t), self.shape
+        widths = {self.anchor_name: C, **{name: self.part(name).channels for name in self.names}}
+        blank = z_t.new_zeros(1, 1, 1, 1)
+        planes = [told.get(name, blank).expand(B, width, H, W) for name, width in widths.items()]
+        return torch.cat((z_t, *planes, given.to(z_t.dtype)[:, :, None, None].expand(-1, -1, H, W)), 1)
+
+    def _seen(self, z_t: Tensor, times: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+        """In own channels: every block at its time, and what leaves no trace beside them."""
+        B, (_, H, W), T = len(z_t), self.shape, self.schedule.T
+        image = self.anchor_block(z_t)
+        if self.anchor_name in told:
+            image = torch.where((times[:, 0] == 0)[:, None, None, None], told[self.anchor_name], image)
+        blocks = []
+        for k, name in enumerate(self.names, 1):
+            part, t = self.part(name), times[:, k, None, None, None]
+            encoding = told.get(name)
+            if name in self.traced:
+                block = z_t.narrow(1, self.starts[name], part.channels)
+                if part.uniform:
+                    blocks.append(torch.where((t == 0) | (t == T), 0.0, block))
+                else:
+                    block = torch.where(t == T, 0.0, block)
+                    blocks.append(block if encoding is None else torch.where(t == 0, encoding, block))
+            elif not part.uniform:
+                if encoding is None:
+                    blocks.append(image.new_zeros(B, part.shown_channels, H, W))
+                else:
+                    image, beside = part.reveal(image, encoding)
+                    blocks.append(beside.expand(B, -1, H, W))
+        return torch.cat((image, *blocks), 1)
+
+    def _beside(self, x: Tensor, times: Tensor) -> Tensor:
+        """The embedding of the other modalities' times; of what the decoder alone is told the encoder knows nothing."""
+        total = x.new_zeros(len(x), self.backbone.embedding_width)
+        for k, name in enumerate(self.names, 1):
+            if name in self.time_of:
+                t = times[:, k]
+                t = torch.where(t == 0, self.schedule.T, t) if self.part(name).uniform else t
+                total = total + self.time_of[name](timestep_embedding(t, TIME_WIDTH))
+        return total
+
+    def _told(self, x: Tensor, given: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+        """What the decoder is told of the modalities that are the same at every pixel."""
+        total = x.new_zeros(len(x), self.backbone.embedding_width)
+        for k, name in enumerate(self.names, 1):
+            if name in self.tell_decoder and name in told:
+                code = torch.cat((told[name][:, :, 0, 0], given[:, k, None].to(told[name].dtype)), 1)
+                total = total + self.tell_decoder[name](code)
+        return total

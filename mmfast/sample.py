@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from mmfast import ops
 from mmfast.errors import MmfastError, unknown
-from mmfast.model import Model
+from mmfast.model import Model, Prediction
 from mmfast.options import PRECISIONS
 from mmfast.process import TARGETS
 from mmfast.samplers import HEADS, SAMPLERS, StepRule, timesteps
@@ -135,6 +135,15 @@ def _scales(guidance_scale: float | Mapping[str, float], given: Mapping[str, Ten
     return {name: scale for name, scale in guidance_scale.items() if scale != 1}
 
 
+@dataclass
+class _Said:
+    """What a step's predictions come to: the network's of the anchor, the encodings of all that leaves a trace, z0hat."""
+
+    anchors: list[Tensor]
+    E: dict[str, Tensor]
+    z0: Tensor | None = None
+
+
 class _Loop:
     """The loop over the steps for one batch. All coefficients are on the device before it starts."""
 
@@ -145,33 +154,45 @@ class _Loop:
         self.told = {name: self._tell(without=name) for name in ["", *settings.scales]}
         self._plan(settings.grid)
 
-    def _tell(self, without: str) -> Tensor:
-        """What the network is told when it is not told of one modality ("": told of all that is given)."""
+    def _tell(self, without: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the network is told when one of what is given is unknown ("": none); and the times, -1 for t."""
         names = (self.model.anchor_name, *self.model.names)
-        flags = [float(name in self.given and name != without) for name in names]
-        given = torch.tensor([flags], device=self.ids.device).expand(len(self.ids), -1)
-        return self.model.tell(self.anchor, self.truth, given)
+        flags = torch.tensor([[name in self.given and name != without for name in names]], device=self.ids.device)
+        # The anchor is never unknown: its block of z_t is at t, and is looked at.
+        unknown = [self.model.told and name == without != self.model.anchor_name for name in names]
+        other = torch.tensor([[self.model.schedule.T if x else -1 for x in unknown]], device=flags.device)
+        times = self.model.times(other, flags).expand(len(self.ids), -1)
+        return times, self.model.tell(self.anchor, self.truth, times)
+
+    def _ask(self, z: Tensor, t: int, without: str = "") -> Prediction:
+        """The network's prediction at time t, told of all that is given but one modality."""
+        times, told = self.told[without]
+        return self.model(z, torch.where(times < 0, t, times), told)
 
     def _plan(self, grid: list[int]) -> None:
         """The coefficients of every step: rows of the tables that `run` hands to the fused step."""
         model, schedule, settings = self.model, self.model.schedule, self.settings
         alpha_bar = schedule.alpha_bar.cpu()  # once: whatever is read of a GPU waits for it
         abar = alpha_bar.tolist().__getitem__
-        W = schedule.W.cpu()[:, schedule.index(model.names)]
+        W = schedule.W.cpu()[:, schedule.index(model.traced)]
         # The network's prediction of the anchor, and those that are not told of a modality: guidance is linear.
         scales = list(settings.scales.values())
         predictions = [1 + sum(scale - 1 for scale in scales), *(1 - scale for scale in scales)]
         none = [0.0] * len(predictions)
-        to_z0, of_step, sigma, last = [], [], [], None
-        for t, s in itertools.pairwise(grid):
+        jumps = list(itertools.pairwise(grid))
+        steps = [settings.step(abar, t, s, t0, settings.eta) for (t, s), t0 in zip(jumps, [None, *grid], strict=False)]
+        self.extrapolates = any(step.of_last for step in steps)
+        to_z0, of_step, sigma = [], [], []
+        for (t, s), step in zip(jumps, steps, strict=True):
             of_y, of_prediction = (float(c) for c in TARGETS[model.target].x0(alpha_bar[t]))
-            to_z0.append([of_y, *(p * of_prediction for p in predictions), *(-of_y * W[t]).tolist(), 0.0])
-            step = settings.step(abar, t, s, last, settings.eta)
-            # z_s = of_y (z_t - m_t) + m_s + of_last z0hat_last + of_z0 z0hat + sigma noise
-            weights = (W[s] - step.of_y * W[t]).tolist()
-            of_step.append([step.of_y, *none, *weights, step.of_last, step.of_z0])
+            # z_s = of_y (z_t - m_t) + m_s + of_last z0hat_last + of_z0 z0hat + sigma noise, in which the encodings are
+            # extrapolated as z0hat is: (1 + r) E - r E_last. Without that a rule of second order would be of the first.
+            r, w = step.of_last / (step.of_z0 + step.of_last) if step.of_last else 0.0, W[s] - step.of_y * W[t]
+            weights, of_before = w * (1 - r), (w * r).tolist() if self.extrapolates else []
+            from_z = [of_y, *(p * of_prediction for p in predictions), *(-of_y * W[t]).tolist()]
+            to_z0.append([*from_z, *[0.0] * len(of_before), 0.0])
+            of_step.append([step.of_y, *none, *weights.tolist(), *of_before, step.of_last, step.of_z0])
             sigma.append(step.sigma)
-            last = t
         like: dict[str, Any] = {"dtype": torch.float32, "device": self.ids.device}
         self.of_step, self.sigma = (torch.tensor(x, **like) for x in (of_step, sigma))
         self.tables = ops.Tables(self.of_step, self.sigma, torch.tensor(to_z0, **like))
@@ -179,31 +200,29 @@ class _Loop:
 
     def _predict(self, z: Tensor, t: int) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The network's predictions of the anchor, and its heads pushed away from those that are not told."""
-        time = torch.full_like(self.ids, t)
-        told = self.model(z, time, self.told[""])
+        told = self._ask(z, t)
         anchors, heads = [told.anchor.float()], {name: x.float() for name, x in told.heads.items()}
         guided = dict(heads)
         for name, scale in self.settings.scales.items():
-            untold = self.model(z, time, self.told[name])
+            untold = self._ask(z, t, name)
             anchors.append(untold.anchor.float())
             for head, x in untold.heads.items():
                 guided[head] = guided[head] + (scale - 1) * (heads[head] - x.float())
         return anchors, guided
 
-    def _step(
-        self, i: int, z: Tensor, anchors: list[Tensor], E: Mapping[str, Tensor], last: Tensor | None, s: int
-    ) -> tuple[Tensor, Tensor]:
+    def _step(self, i: int, z: Tensor, said: _Said, last: _Said | None, s: int) -> tuple[Tensor, Tensor]:
         """z_s and z0hat of step i, in one pass: the anchor is the truth where it is given, else predicted."""
         model, seed = self.model, self.settings.seed
         noise: dict[str, Any] = {"seed": seed, "draw": s, "sample_ids": self.ids, "stream": SAMPLE}
-        encodings = [model.in_space(name, x) for name, x in E.items()]
+        anchors, last = said.anchors, last or said
+        encodings = [*model.terms(said.E).values(), *(model.terms(last.E).values() if self.extrapolates else ())]
         if self.anchor is not None:
             truth = model.anchor_in_space(self.anchor)
             row = self.of_step[i]
             coefs = torch.cat((row[:1], row[1 + len(anchors) :]))[None]
             terms = [z, *encodings, truth, truth]
             return ops.combine(terms, coefs, self.sigma[i : i + 1], **noise), self.anchor
-        before = anchors[0] if last is None else last
+        before = anchors[0] if last.z0 is None else last.z0
         terms = [z, *(model.anchor_in_space(x) for x in anchors), *encodings, model.anchor_in_space(before)]
         channels = (0, model.shape[0]) if isinstance(terms[1], ops.Block) else None
         return ops.step_by_table(terms, self.tables, i, clamp=self.settings.clamp, channels=channels, **noise)
@@ -226,21 +245,24 @@ class _Loop:
         noise: dict[str, Any] = {"seed": self.settings.seed, "sample_ids": self.ids, "stream": SAMPLE}
         shape = (len(self.ids), model.channels, *model.shape[1:])
         z = ops.randn(shape, draw=grid[0], device=self.ids.device, **noise)
-        if self.truth:
-            weights = self.W_T[[model.names.index(name) for name in self.truth]]
-            terms = [model.in_space(name, x) for name, x in self.truth.items()]
-            z = ops.combine([z, *terms], torch.cat((weights.new_ones(1), weights))[None])
-        last: Tensor | None = None
+        if model.terms(self.truth):
+            terms = model.terms(self.truth)
+            weights = self.W_T[[model.traced.index(name) for name in terms]]
+            z = ops.combine([z, *terms.values()], torch.cat((weights.new_ones(1), weights))[None])
+        last: _Said | None = None
         for i, (t, s) in enumerate(itertools.pairwise(grid)):
             with torch.autocast(z.device.type, torch.bfloat16, enabled=self.settings.bf16):
                 anchors, heads = self._predict(z, t)
             # A given modality keeps its true encoding; the others take what their heads expect, or a draw from them.
             E = {
-                name: self.truth[name] if name in self.truth else self._encode(name, x, s) for name, x in heads.items()
+                name: self.truth[name] if name in self.truth else self._encode(name, heads[name], s)
+                for name in model.traced
             }
-            z, last = self._step(i, z, anchors, E, last, s)
+            said = _Said(anchors, E)
+            z, said.z0 = self._step(i, z, said, last, s)
+            last = said
             bar.update()
         generated = {name: model.part(name).decode(x) for name, x in heads.items()}
-        assert last is not None  # there is at least one step
-        generated[model.anchor_name] = last
+        assert last is not None and last.z0 is not None  # there is at least one step
+        generated[model.anchor_name] = last.z0
         return {name: self.given.get(name, generated[name]) for name in model.parts}

@@ -57,7 +57,7 @@ class Network(nn.Module):
         self.out = nn.Conv2d(features, outputs, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.out(self.norm(self.backbone(x, t, y)))
+        return self.out(self.norm(self.backbone(x, t, y=y).pixels))
 
 
 def load_adm(source: str | Path | Mapping[str, Tensor], model: Model | Network, *, new_attention_order: bool) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmfast import backbones, bridge, carried
+from mmfast import backbones, bridge, carried, none
 from mmfast import config as configs
 from mmfast.build import build_data, build_model
 from mmfast.modalities import SpaceShape, kind
@@ -30,13 +30,52 @@ def test_a_backbone_returns_features_and_every_parameter_learns(name):
     for p in backbone.parameters():  # what starts at zero would hide what is behind it
         nn.init.normal_(p, std=0.1)
     x, t = torch.randn(3, 5, 8, 8), torch.tensor([1, 500, 1000])
-    features = backbone(x, t)
+    features = backbone(x, t).pixels
     assert features.shape == (3, backbone.features, 8, 8)
     features.square().sum().backward()
     assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in backbone.parameters())
     # Each example by itself, and the time matters.
-    assert torch.allclose(backbone(x[1:2], t[1:2]), features[1:2], atol=1e-5)
-    assert not torch.allclose(backbone(x, t.flip(0)), features, atol=1e-3)
+    assert torch.allclose(backbone(x[1:2], t[1:2]).pixels, features[1:2], atol=1e-5)
+    assert not torch.allclose(backbone(x, t.flip(0)).pixels, features, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", backbones.KINDS)
+def test_the_encoder_is_read_before_the_decoder_is_told(name):
+    """`told` moves the pixels' features and not what was read; `beside`, as the time, moves both; None is zeros."""
+    torch.manual_seed(0)
+    module = backbones.kind(name)
+    backbone = module.Backbone(module.Spec(**SMALL[name]), 5, 8)
+    for p in backbone.parameters():
+        nn.init.normal_(p, std=0.1)
+    x, t = torch.randn(3, 5, 8, 8), torch.tensor([1, 500, 1000])
+    plain = backbone(x, t)
+    assert plain.before.shape == (3, backbone.reads)
+    more, zeros = torch.randn(3, backbone.embedding_width), torch.zeros(3, backbone.embedding_width)
+    told, beside = backbone(x, t, zeros, more), backbone(x, t, more, zeros)
+    assert torch.equal(told.before, plain.before) and not torch.allclose(told.pixels, plain.pixels, atol=1e-3)
+    assert not torch.allclose(beside.before, plain.before, atol=1e-3)
+    assert not torch.allclose(beside.pixels, told.pixels, atol=1e-3)
+    assert all(torch.equal(a, b) for a, b in zip(backbone(x, t, zeros, zeros), plain, strict=True))
+
+
+def test_the_unet_is_read_at_the_end_of_every_level_and_in_the_middle():
+    """Of each the means over the quarters: seen where the blocks hand on."""
+    torch.manual_seed(0)
+    module = backbones.kind("unet")
+    backbone = module.Backbone(module.Spec(**{**SMALL["unet"], "blocks": 2}), 5, 8)
+    for p in backbone.parameters():
+        nn.init.normal_(p, std=0.1)
+    seen = {}
+    for i, block in enumerate(backbone.down):
+        block.register_forward_hook(lambda module, inputs, out, i=i: seen.__setitem__(i, out))
+    backbone.middle.register_forward_hook(lambda module, inputs, out: seen.__setitem__("middle", out))
+    before = backbone(torch.randn(2, 5, 8, 8), torch.tensor([1, 500])).before
+    # Two blocks of 8 x 8, the way down, two blocks of 4 x 4.
+    want = []
+    for level in (seen[1], seen[4], seen["middle"]):
+        half = level.shape[-1] // 2
+        want.append(level.unflatten(3, (2, half)).unflatten(2, (2, half)).mean((3, 5)).flatten(1))
+    torch.testing.assert_close(before, torch.cat(want, 1))
 
 
 def test_a_size_that_does_not_halve_is_refused():
@@ -46,14 +85,18 @@ def test_a_size_that_does_not_halve_is_refused():
 
 
 class Echo(nn.Module):
-    """A backbone of one's own: its input is its features."""
+    """A backbone of one's own: its input is its features, and what was told is seen in the first of them."""
+
+    embedding_width = 6
 
     def __init__(self, channels, size):
         super().__init__()
-        self.features = channels
+        self.features, self.reads = channels, channels
 
-    def forward(self, x, t):
-        return x
+    def forward(self, x, t, beside=None, told=None):
+        self.beside, self.told = beside, told
+        extra = 0 if told is None else told.sum(1)[:, None, None, None]
+        return backbones.Features(x + extra, x.mean((2, 3)))
 
 
 def make(space, weight):
@@ -73,8 +116,7 @@ def test_any_backbone_can_be_put_in_and_own_channels_are_blocks():
     encodings = model.encode(data)
     block = model.in_space("label", encodings["label"])
     assert isinstance(block, Block) and block.start == 1 and block.channels == 5
-    told = model.tell(None, encodings, torch.zeros(2, 3))
-    prediction = model(torch.randn(2, 5, 8, 8), torch.tensor([3, 4]), told)
+    prediction = model(torch.randn(2, 5, 8, 8), torch.tensor([3, 4]), {})
     assert prediction.anchor.shape == (2, 1, 8, 8)
     assert prediction.heads["label"].shape == (2, 4) and prediction.heads["mask"].shape == (2, 2, 8, 8)
 
@@ -94,13 +136,62 @@ def test_only_what_is_given_is_told_whatever_the_rest_holds():
     encodings = {"label": model.part("label").encode(label), "mask": torch.full((2, 1, 8, 8), float("nan"))}
     anchor = torch.full((2, 1, 8, 8), 0.5)
     given = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    told = model.tell(anchor, encodings, given)
-    assert told.shape == (2, 1 + 3 + 1 + 3, 8, 8)
-    assert torch.equal(told[0, 0], anchor[0, 0]) and not told[1, 0].any()
-    assert not told[0, 1:4].any() and torch.equal(told[1, 1:4], encodings["label"][1].expand(3, 8, 8))
-    assert not told[:, 4].any()
-    assert torch.equal(told[:, 5:, 0, 0], given)
-    assert bool(model(torch.randn(2, 5, 8, 8), torch.tensor([3, 4]), told).anchor.isfinite().all())
+    times = model.times(torch.tensor([3, 4]), given)
+    assert times.tolist() == [[0, 3, 3], [4, 0, 4]]
+    told = model.tell(anchor, encodings, times)
+    assert torch.equal(told["image"][0], anchor[0]) and not told["image"][1].any()
+    assert not told["label"][0].any() and torch.equal(told["label"][1], encodings["label"][1])
+    assert not told["mask"].any()
+    assert bool(model(torch.randn(2, 5, 8, 8), times, told).anchor.isfinite().all())
+
+
+def test_every_modality_is_seen_at_its_time():
+    """By blocks: a given one as it is, an unknown one not at all, the rest as z_t has it; the label is told apart."""
+    model = make("own", carried())
+    encodings = model.encode({"label": torch.tensor([2, 0, 1]), "mask": torch.ones(3, 8, 8, dtype=torch.long)})
+    anchor, z = torch.full((3, 1, 8, 8), 0.3), torch.randn(3, 5, 8, 8)
+    # Image, label and mask: given in turn; of the rest one at T and one at 5.
+    times = torch.tensor([[0, 1000, 5], [5, 0, 1000], [1000, 5, 0]])
+    seen = model._seen(z, times, model.tell(anchor, encodings, times))
+    assert torch.equal(seen[:, 0], torch.stack((anchor[0, 0], z[1, 0], z[2, 0])))
+    assert not seen[:2, 1:4].any() and torch.equal(seen[2, 1:4], z[2, 1:4])
+    assert torch.equal(seen[0, 4], z[0, 4]) and not seen[1, 4].any() and torch.equal(seen[2, 4], encodings["mask"][2, 0])
+    # The encoder is told the times, but of the label, when it is given, no more than when it is unknown.
+    swapped = times.clone()
+    swapped[1, 1] = 1000
+    beside = [model._beside(seen, x) for x in (times, swapped, times.flip(0))]
+    assert torch.equal(beside[0], beside[1]) and not torch.equal(beside[0], beside[2])
+    told = model._told(seen, times == 0, model.tell(anchor, encodings, times))
+    code = torch.cat((encodings["label"][1, :, 0, 0], torch.ones(1)))
+    assert not told[[0, 2]].any()
+    torch.testing.assert_close(told[1], model.tell_decoder["label"].weight @ code)
+
+
+def test_what_leaves_no_trace_has_no_channels_of_noise():
+    """W = none: the label has none at all, the mask one in which it is seen where it is given."""
+    model = make("own", none())
+    assert model.traced == () and model.channels == 1 and model.terms({"label": torch.zeros(1)}) == {}
+    assert model.backbone.features == 2 and list(model.time_of) == ["mask"]
+    encodings = model.encode({"mask": torch.ones(2, 8, 8, dtype=torch.long)})
+    times = torch.tensor([[7, 7, 0], [7, 7, 7]])
+    z = torch.randn(2, 1, 8, 8)
+    seen = model._seen(z, times, model.tell(None, encodings, times))
+    assert torch.equal(seen[:, 0], z[:, 0]) and torch.equal(seen[0, 1], encodings["mask"][0, 0]) and not seen[1, 1].any()
+
+
+def test_the_pixels_of_a_masked_image_that_are_seen_stand_in_z_t():
+    room = SpaceShape(4, 4)
+    image = kind("image")("image", kind("image").Spec(channels=1, size=4), room)
+    masked = kind("masked")("masked", kind("masked").Spec(channels=1, size=4), room)
+    model = Model("image", {"image": image, "masked": masked}, Schedule.cosine(1000, {"masked": none()}), Echo)
+    x, plane = torch.rand(2, 1, 4, 4) - 0.5, torch.zeros(2, 1, 4, 4)
+    plane[:, :, :2] = 1
+    encodings = model.encode({"masked": torch.cat((x, plane), 1)})
+    times, z = torch.tensor([[900, 0], [900, 900]]), torch.randn(2, 1, 4, 4)
+    seen = model._seen(z, times, model.tell(None, encodings, times))
+    torch.testing.assert_close(seen[0, 0, :2], x[0, 0, :2])
+    assert torch.equal(seen[0, 0, 2:], z[0, 0, 2:]) and torch.equal(seen[1, 0], z[1, 0])
+    assert torch.equal(seen[0, 1], plane[0, 0] * 2 - 1) and not seen[1, 1].any()
 
 
 @pytest.mark.parametrize("space", ["own", "shared"])
@@ -109,11 +200,12 @@ def test_what_is_told_takes_the_place_of_its_noised_view_in_own_channels_alone(s
     model = make(space, bridge(2.0) if space == "shared" else carried())
     torch.nn.init.normal_(model.out.weight)
     encodings = model.encode({"label": torch.tensor([3, 1, 0]), "mask": torch.ones(3, 8, 8, dtype=torch.long)})
-    anchor, given, t = torch.full((3, 1, 8, 8), 0.3), torch.eye(3).roll(1, 1), torch.tensor([3, 4, 5])
-    told = model.tell(anchor, encodings, given)
+    anchor, given = torch.full((3, 1, 8, 8), 0.3), torch.eye(3).roll(1, 1)
+    t = model.times(torch.tensor([3, 4, 5]), given)
+    told = model.tell(anchor, encodings, t)
     z = torch.randn(3, model.channels, 8, 8)
     # What it is told counts: each example's own modality.
-    other = model.tell(anchor + 1, {"label": encodings["label"].roll(1, 0), "mask": -encodings["mask"]}, given)
+    other = model.tell(anchor + 1, {"label": encodings["label"].roll(1, 0), "mask": -encodings["mask"]}, t)
     assert all(not torch.equal(a, b) for a, b in zip(model(z, t, told).anchor, model(z, t, other).anchor, strict=True))
 
     def moves(channel):

@@ -204,14 +204,14 @@ def _follow(
     bf16: bool,
 ) -> Tensor:
     """z along the path's times: denoised on the way down, noised on the way up, the visible pixels put in if given."""
-    schedule, untold = model.schedule, model.tell(None, {}, torch.zeros(len(ids), 1, device=ids.device))
+    schedule = model.schedule
     draws = itertools.count(1)  # every use of noise has a number of its own; the start's is 0
     for t, s in itertools.pairwise(path):
         if s > t:
             z = _up(model, z, t, s, seed, ids, next(draws))
             continue
         with torch.autocast(z.device.type, torch.bfloat16, enabled=bf16):
-            prediction = model(z, torch.full_like(ids, t), untold).anchor.float()
+            prediction = model(z, torch.full_like(ids, t), {}).anchor.float()
         z, _ = ops.step(
             z, prediction, {}, t, schedule, s, target=model.target, clamp=clamp,
             seed=seed, sample_ids=ids, stream=STREAM, draw=next(draws),

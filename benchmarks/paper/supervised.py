@@ -19,11 +19,11 @@ def predict(model: Model, data: dict[str, Tensor], given: str, target: str, z: T
     anchor = x if given == model.anchor_name else None
     encodings = {} if anchor is not None else model.encode({given: x})
     names = (model.anchor_name, *model.names)
-    flags = torch.tensor([[float(name == given) for name in names]], device=x.device).expand(len(x), -1)
     z = torch.zeros(len(x), model.channels, *model.shape[1:], device=x.device) if z is None else z
-    t = torch.full((len(x),), model.schedule.T, device=x.device)
+    times = torch.tensor([[0 if name == given else model.schedule.T for name in names]], device=x.device)
+    times = times.expand(len(x), -1)
     with torch.autocast(x.device.type, torch.bfloat16):
-        return model(z, t, model.tell(anchor, encodings, flags)).heads[target].float()
+        return model(z, times, model.tell(anchor, encodings, times)).heads[target].float()
 
 
 def loss(given: str, target: str) -> Losses:

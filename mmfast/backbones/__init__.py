@@ -1,8 +1,15 @@
 """The backbones: one file a kind.
 
-A backbone is a module made by `Backbone(spec, in_channels, size)` with an attribute `features` and
-`forward(x [B, in_channels, H, W], t int64 [B]) -> [B, features, H, W]`. Its file defines the options as a
-dataclass, `Spec`, and the class, `Backbone`; a new file in this folder is a new kind.
+A backbone is a module made by `Backbone(spec, in_channels, size)`. It has two halves, an encoder that sees z_t and a
+decoder that is also told what is given:
+
+    forward(x [B, in_channels, H, W], t int64 [B], beside [B, embedding_width], told [B, embedding_width]) -> Features
+
+`beside` enters every layer as the embedding of t does; `told` enters the decoder alone, so what `Features.before`
+holds was read before the network was told. Both may be None. The attributes `features`, `reads` and `embedding_width`
+are the widths of the results and of the embedding.
+
+A file in this folder is a kind: it defines the options as a dataclass, `Spec`, and the class, `Backbone`.
 """
 
 from __future__ import annotations
@@ -11,9 +18,11 @@ import importlib
 import pkgutil
 from types import ModuleType
 
+from mmfast.backbones.features import Features
 from mmfast.errors import unknown
 
-KINDS = [module.name for module in pkgutil.iter_modules(__path__)]
+KINDS = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "features"]
+__all__ = ["KINDS", "Features", "kind"]
 
 
 def kind(name: str) -> ModuleType:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmfast.backbones import unet
+from mmfast.backbones.features import Features, plus
 from mmfast.errors import MmfastError
 from mmfast.options import option
 
@@ -28,7 +28,7 @@ class Spec(unet.Spec):
 
 
 class Backbone(unet.Backbone):
-    """[B, in_channels, size, size] and t [B] -> features [B, channels, size, size]."""
+    """The U-Net with ADM's numbers of heads and, if it has classes, their embedding."""
 
     def __init__(self, spec: Spec, in_channels: int, size: int) -> None:
         super().__init__(spec, in_channels, size)
@@ -42,19 +42,26 @@ class Backbone(unet.Backbone):
                 layer.heads = spec.heads
         self.label = nn.Embedding(spec.classes, 4 * spec.channels) if spec.classes else None
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """As every backbone, with a class y (int64 [B]) beside.
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        beside: Tensor | None = None,
+        told: Tensor | None = None,
+        y: Tensor | None = None,
+    ) -> Features:
+        """As every backbone, with a class y (int64 [B]) beside, of which ADM's encoder is told too.
 
         Without y the class is unknown. ADM has no embedding for that, so it is the mean over the classes.
         Raises MmfastError for a y that is not int64 [B], or that the network was built without classes for.
         """
-        # Step t here, of 1 .. T, is what ADM calls t - 1.
-        emb = self.embedding(x, t - 1)
+        # Step t here, of 1 .. T, is what ADM calls t - 1; a given image, of t = 0, is to it one of the least noise.
+        emb = plus(self.embedding(x, (t - 1).clamp(min=0)), beside)
         if y is not None:
             self._check(y, t)
         if self.label is not None:
             emb = emb + (self.label.weight.mean(0) if y is None else self.label(y))
-        return self.features_of(x, F.silu(emb))
+        return self.features_of(x, emb, told)
 
     def _check(self, y: Tensor, t: Tensor) -> None:
         if self.label is None:

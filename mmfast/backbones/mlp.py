@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfast.backbones.unet import timestep_embedding
+from mmfast.backbones.features import Features, plus, timestep_embedding
 from mmfast.options import option
 
 
@@ -15,7 +15,7 @@ from mmfast.options import option
 class Spec:
     kind: str = "mlp"
     width: int = option(512, "width of the hidden layers", min=1)
-    blocks: int = option(4, "residual blocks", min=1)
+    blocks: int = option(4, "residual blocks, the first half of them the encoder", min=1)
     features: int = option(32, "feature channels a pixel", min=1)
     dropout: float = option(0.0, "dropout in the residual blocks", min=0, max=1)
 
@@ -38,11 +38,12 @@ class Residual(nn.Module):
 
 
 class Backbone(nn.Module):
-    """[B, in_channels, size, size] and t [B] -> features [B, features, size, size]."""
+    """[B, in_channels, size, size] and t [B] -> `Features`: [B, features, size, size], and [B, width] of the encoder."""
 
     def __init__(self, spec: Spec, in_channels: int, size: int) -> None:
         super().__init__()
         self.features, self.size, self.width = spec.features, size, spec.width
+        self.reads = self.embedding_width = spec.width
         self.time = nn.Sequential(nn.Linear(spec.width, spec.width), nn.SiLU(), nn.Linear(spec.width, spec.width))
         self.first = nn.Linear(in_channels * size * size, spec.width)
         self.blocks = nn.ModuleList(Residual(spec.width, spec.dropout) for _ in range(spec.blocks))
@@ -51,9 +52,13 @@ class Backbone(nn.Module):
         # Each pixel's own input goes past the bottleneck: most of the noise in z_t is only to be copied.
         self.past = nn.Conv2d(in_channels, spec.features, 1)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        emb = F.silu(self.time(timestep_embedding(t, self.width).to(x.dtype)))
+    def forward(self, x: Tensor, t: Tensor, beside: Tensor | None = None, told: Tensor | None = None) -> Features:
+        embedding = plus(self.time(timestep_embedding(t, self.width).to(x.dtype)), beside)
+        emb, half = F.silu(embedding), len(self.blocks) // 2
         h = self.first(x.flatten(1))
-        for block in self.blocks:
+        for block in self.blocks[:half]:
             h = block(h, emb)
-        return self.past(x) + self.last(self.norm(h)).unflatten(1, (self.features, self.size, self.size))
+        before, emb = h, F.silu(plus(embedding, told))
+        for block in self.blocks[half:]:
+            h = block(h, emb)
+        return Features(self.past(x) + self.last(self.norm(h)).unflatten(1, (self.features, self.size, self.size)), before)

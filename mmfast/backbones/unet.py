@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mmfast.backbones.features import Features, plus, timestep_embedding
 from mmfast.errors import MmfastError, unknown
 from mmfast.options import option
 
@@ -41,6 +41,8 @@ class PixelNorm(nn.LayerNorm):
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).permute(0, 3, 1, 2)
 
 
+GRID = 2  # of the cells that `before` averages over
+
 NORMS: dict[str, type[GroupNorm] | type[PixelNorm]] = {"group": GroupNorm, "layer": PixelNorm}
 
 
@@ -58,14 +60,6 @@ class Spec:
         "group", "normalisation; layer, over a pixel's channels, is faster on CPUs", choices=tuple(NORMS)
     )
     dropout: float = option(0.0, "dropout in the residual blocks", min=0, max=1)
-
-
-def timestep_embedding(t: Tensor, width: int, longest: float = 10_000.0) -> Tensor:
-    """Sinusoids of t at geometrically spaced frequencies (Vaswani et al., 2017): [B] -> float32 [B, width]."""
-    half = width // 2
-    frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(longest) / half))
-    angle = t[:, None].float() * frequencies
-    return F.pad(torch.cat((torch.cos(angle), torch.sin(angle)), 1), (0, width - 2 * half))
 
 
 def zero(layer: nn.Conv2d) -> nn.Conv2d:
@@ -131,7 +125,11 @@ class Level(nn.ModuleList):
 
 
 class Backbone(nn.Module):
-    """[B, in_channels, size, size] and t [B] -> features [B, channels, size, size]."""
+    """[B, in_channels, size, size] and t [B] -> `Features`: [B, channels, size, size], and of the encoder.
+
+    The encoder is the way down and the middle. `before` holds every level's end and the middle's, averaged over a grid
+    of 2 x 2: what tells classes apart lies there, and not in the last layers (Xiang et al., 2023).
+    """
 
     def __init__(self, spec: Spec, in_channels: int, size: int) -> None:
         super().__init__()
@@ -148,7 +146,9 @@ class Backbone(nn.Module):
             )
         self.patch, self.layout = patch, NORMS[spec.norm].layout
         width = self.features = spec.channels
-        self.time_width, time = width, 4 * width
+        self.time_width = width
+        time = self.embedding_width = 4 * width
+        self.reads = GRID**2 * width * (sum(spec.multipliers) + spec.multipliers[-1])
         self.time = nn.Sequential(nn.Linear(width, time), nn.SiLU(), nn.Linear(time, time))
         # Where a label is the same at every pixel, its noised view is best read off the mean of all.
         self.mean = nn.Linear(in_channels, time, bias=False) if spec.mean else None
@@ -162,11 +162,13 @@ class Backbone(nn.Module):
         self.first = nn.Conv2d(in_channels * patch**2, width, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         kept, channels, resolution = [width], width, size // patch
+        self.ends: list[int] = []  # the last block of each level, on the way down
         for depth, multiplier in enumerate(spec.multipliers):
             for _ in range(spec.blocks):
                 self.down.append(level(channels, multiplier * width, resolution))
                 channels = multiplier * width
                 kept.append(channels)
+            self.ends.append(len(self.down) - 1)
             if depth < halvings:
                 self.down.append(Level([Residual(channels, channels, time, spec, resample=0.5)]))
                 kept.append(channels)
@@ -194,25 +196,29 @@ class Backbone(nn.Module):
             nn.init.ones_(self.gate.bias)
             self.last = nn.Conv2d(width, self.features * patch**2, 1)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.features_of(x, F.silu(self.embedding(x, t)))
+    def forward(self, x: Tensor, t: Tensor, beside: Tensor | None = None, told: Tensor | None = None) -> Features:
+        return self.features_of(x, plus(self.embedding(x, t), beside), told)
 
     def embedding(self, x: Tensor, t: Tensor) -> Tensor:
-        """Of the time, and of the input's mean: [B, time]."""
+        """Of the time, and of the input's mean: [B, embedding_width]."""
         emb: Tensor = self.time(timestep_embedding(t, self.time_width).to(x.dtype))
         return emb if self.mean is None else emb + self.mean(x.mean((2, 3)))
 
-    def features_of(self, x: Tensor, emb: Tensor) -> Tensor:
-        """The features, from the time's embedding [B, time]."""
+    def features_of(self, x: Tensor, embedding: Tensor, told: Tensor | None = None) -> Features:
+        """The features, from the embedding [B, embedding_width] of all layers and what the decoder is told."""
+        emb = F.silu(embedding)
         h = self.first(F.pixel_unshuffle(x, self.patch).contiguous(memory_format=self.layout))
         kept = [h]
         for block in self.down:
             h = block(h, emb)
             kept.append(h)
         h = self.middle(h, emb)
+        seen = [*(kept[1 + i] for i in self.ends), h]
+        before = torch.cat([F.adaptive_avg_pool2d(level.contiguous(), GRID).flatten(1) for level in seen], 1)
+        emb = F.silu(plus(embedding, told))
         for block in self.up:
             h = block(torch.cat((h, kept.pop()), 1), emb)
         h = h.contiguous()  # the layout that the heads want
-        if self.patch == 1:
-            return h
-        return F.pixel_shuffle(self.last(h), self.patch) + self.gate(emb)[:, :, None, None] * self.past(x)
+        if self.patch > 1:
+            h = F.pixel_shuffle(self.last(h), self.patch) + self.gate(emb)[:, :, None, None] * self.past(x)
+        return Features(h, before)

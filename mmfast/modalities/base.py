@@ -32,7 +32,13 @@ class Spec:
     weight: WeightSpec = field(default_factory=WeightSpec)
     loss_weight: float = option(1.0, "lambda of this modality's part of the loss", min=0)
     given_probability: float | None = option(
-        None, "how often it is given in training; null: train.given_probability", min=0, max=1
+        None, "how often it is given (at time 0) in training; null: train.given_probability", min=0, max=1
+    )
+    unknown_probability: float = option(
+        0.0, "how often it is unknown (at time T) in training, and read off the rest", min=0, max=1
+    )
+    own_time_probability: float = option(
+        0.0, "how often it has a time of its own in training; else it has the anchor's", min=0, max=1
     )
     given_at_T: float | None = option(
         None,
@@ -60,6 +66,10 @@ class Modality(nn.Module):
 
     A subclass sets `kind` and its Spec, and is registered by its file being in this package. `channels` is the
     number of channels that `encode` makes. Encodings have unit RMS, or the scale of W would mean nothing.
+
+    `uniform` says that an encoding is the same at every pixel, [B, channels, 1, 1]: of such a modality the decoder is
+    told, and the encoder never. `reads` says what the head reads: "decoder", the pixels' features, or "encoder", what
+    was seen before anything was told.
     """
 
     kind: ClassVar[str]
@@ -78,6 +88,8 @@ class Modality(nn.Module):
 
     channels: int
     source: str = ""
+    uniform: bool = False
+    reads: str = "decoder"
 
     def __init__(self, name: str, spec: Any, space: SpaceShape) -> None:
         super().__init__()
@@ -85,7 +97,7 @@ class Modality(nn.Module):
         self.spec = spec
 
     def build_head(self, features: int) -> None:
-        """Make the head for a backbone that returns this many feature channels."""
+        """Make the head for a backbone that returns this many channels (or numbers) of what it `reads`."""
         raise NotImplementedError
 
     def check(self, x: Tensor, where: str) -> None:
@@ -100,8 +112,21 @@ class Modality(nn.Module):
         """E(x): [B, channels, H or 1, W or 1], unit RMS."""
         raise NotImplementedError
 
+    @property
+    def shown_channels(self) -> int:
+        """The channels in which the network sees it, beside the anchor's, where it leaves no trace in z_t."""
+        return self.channels
+
+    def reveal(self, anchor: Tensor, encoding: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network sees of what is given, where it leaves no trace in z_t.
+
+        anchor: its block [B, C, H, W] as the network sees it; encoding: zero in the examples that are not given it.
+        Returns that block, with what is known of it in its place, and the channels beside it.
+        """
+        return anchor, encoding
+
     def head(self, features: Tensor) -> Tensor:
-        """D(features): [B, F, H, W] -> the parameters of p(x | z_t)."""
+        """D(features): [B, F, H, W], or [B, F] of the encoder -> the parameters of p(x | z_t)."""
         raise NotImplementedError
 
     def nll(self, prediction: Tensor, x: Tensor) -> Tensor:
@@ -191,8 +216,28 @@ def code(classes: int, width: int) -> Tensor:
     return turned / turned.square().mean(1, keepdim=True).sqrt()
 
 
+READS = ("encoder", "decoder")
+
+
+def reads_option() -> str:
+    """The option `reads` of a modality of which an image has one."""
+    return option("encoder", "what the head reads: the encoder, told nothing yet, or the last features", choices=READS)
+
+
+def one_head(reads: str, features: int, outputs: int) -> nn.Module:
+    """The head of what an image has one of: what it reads -> [B, outputs]."""
+    return Pooled(features, outputs) if reads == "decoder" else Reader(features, outputs)
+
+
+class Reader(nn.Sequential):
+    """The head that reads the encoder: [B, F] -> [B, outputs]."""
+
+    def __init__(self, features: int, outputs: int, width: int = 128) -> None:
+        super().__init__(nn.LayerNorm(features), nn.Linear(features, width), nn.SiLU(), nn.Linear(width, outputs))
+
+
 class Pooled(nn.Sequential):
-    """The head of what an image has one of: features [B, F, H, W] -> [B, outputs].
+    """The head that reads the last features: [B, F, H, W] -> [B, outputs].
 
     Pooled to a grid of 4 x 4, so that where something lies can count; and normalised only then: a normalisation of each
     channel over the pixels would take away the very means that are read.

@@ -29,6 +29,7 @@ class EmbeddingSpec(base.Spec):
     )
     network: str = option("", "the network whose features of the anchor it is (mmfast.metrics.features); empty: data's")
     sigma: float = option(0.1, "standard deviation of the Gaussian head", above=0)
+    reads: str = base.reads_option()
 
 
 class Embedding(Modality):
@@ -59,10 +60,11 @@ class Embedding(Modality):
             )
         if not fixed and space.channels is None:
             self.grid = (1, 1)
+        self.uniform, self.reads = space.channels is None and self.grid == (1, 1), spec.reads
         self.proj = None if fixed else nn.Linear(spec.dim, self.channels * self.grid[0] * self.grid[1], bias=False)
 
     def build_head(self, features: int) -> None:
-        self.out = base.Pooled(features, self.spec.dim)
+        self.out = base.one_head(self.reads, features, self.spec.dim)
 
     def check(self, x: Tensor, where: str) -> None:
         base.check_floats(x, (self.spec.dim,), where)

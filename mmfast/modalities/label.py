@@ -24,6 +24,7 @@ class LabelSpec(base.Spec):
     kind: str = "label"
     classes: int = option(10, "how many classes", min=1)
     names: list[str] = option([], "the classes' names, for pictures")
+    reads: str = base.reads_option()
 
 
 class Label(Modality):
@@ -42,6 +43,7 @@ class Label(Modality):
         # few for that, so there it is a pattern over the whole grid.
         self.channels = space.channels or max(1, min(spec.classes - 1, 16))
         grid = (space.height, space.width) if space.channels else (1, 1)
+        self.uniform, self.reads = space.channels is None, spec.reads
         codes = base.code(spec.classes, self.channels * grid[0] * grid[1]).unflatten(1, (self.channels, *grid))
         if spec.encoder == "learned":
             self.codes = nn.Parameter(codes)
@@ -49,7 +51,7 @@ class Label(Modality):
             self.register_buffer("codes", codes)
 
     def build_head(self, features: int) -> None:
-        self.out = base.Pooled(features, self.spec.classes)
+        self.out = base.one_head(self.reads, features, self.spec.classes)
 
     def check(self, x: Tensor, where: str) -> None:
         base.check_classes(x, (), self.spec.classes, where)

@@ -82,6 +82,15 @@ class Masked(Modality):
         image, seen = x[:, :-1], x[:, -1:]
         return torch.cat((torch.where(seen > 0, image / self.spec.rms, 0.0), seen * 2 - 1), 1)
 
+    @property
+    def shown_channels(self) -> int:
+        return 1
+
+    def reveal(self, anchor: Tensor, encoding: Tensor) -> tuple[Tensor, Tensor]:
+        """The pixels that are seen stand in the place of z_t's own, as at t = 0; beside them, where they are."""
+        image, seen = encoding[:, :-1], encoding[:, -1:]
+        return torch.where(seen > 0, image * self.spec.rms, anchor), seen
+
     def head(self, features: Tensor) -> Tensor:
         return self.out(self.norm(features))
 

@@ -45,6 +45,41 @@ def timesteps(seed: int, numbers: Tensor, T: int, at_T: Tensor | None = None) ->
     return torch.where(_words(seed, numbers, TIMESTEP, 1, draw=1)[:, 0] < at_T.double() * 2.0**32, T, t)
 
 
+def low_noise(seed: int, numbers: Tensor, most: int, share: float) -> Tensor:
+    """A timestep of 1 .. most in a share of the examples, uniform, and 0 in the rest: int64 [B]."""
+    chosen, place = _words(seed, numbers, TIMESTEP, 2, draw=2).unbind(1)
+    return torch.where(chosen < share * 2.0**32, 1 + (place * most >> 32), 0)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What each modality is in an example, float [B, N] of 0 and 1: given, unknown, or at a time of its own.
+
+    One that is none of these shares the anchor's time.
+    """
+
+    given: Tensor
+    unknown: Tensor
+    own: Tensor
+    own_times: Tensor  # int64 [B, N], uniform on 1 .. T
+
+
+def roles(seed: int, numbers: Tensor, shares: Sequence[Sequence[float]], present: Tensor, T: int) -> Roles:
+    """The roles of the modalities in each example of the run.
+
+    shares: for each modality the probabilities of being given, unknown, and at a time of its own. present: [B, N], 1
+    where the example has the modality: what it lacks is unknown. What is given is as `given_flags` has it.
+    """
+    count = len(shares)
+    words = _words(seed, numbers, GIVEN, count).double() / 2.0**32
+    given, unknown, own = (constants(tuple(x), numbers.device) for x in zip(*shares, strict=True))
+    flags = given_flags(seed, numbers, [x[0] for x in shares], present)
+    is_unknown = ((words >= given) & (words < given + unknown)) | (present == 0)
+    is_own = (words >= given + unknown) & (words < given + unknown + own) & (present > 0)
+    times = 1 + (_words(seed, numbers, TIMESTEP, count, draw=3) * T >> 32)
+    return Roles(flags, is_unknown.float(), is_own.float(), times)
+
+
 def given_flags(seed: int, numbers: Tensor, probabilities: Sequence[float], present: Tensor | None = None) -> Tensor:
     """Which modalities, each with its probability, each example of the run is given: float [B, N] of 0 and 1.
 

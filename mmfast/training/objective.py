@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from mmfast.config import Config
 from mmfast.data import Batch
 from mmfast.model import Model
 from mmfast.streams import TRAIN_NOISE
-from mmfast.training.examples import constants, given_flags, timesteps
+from mmfast.training.examples import constants, low_noise, roles, timesteps
 
 # The parts of a loss by name, scalars, from (model, batch, the examples' numbers in the run, config).
 Losses = Callable[[Model, Batch, Tensor, Config], dict[str, Tensor]]
@@ -22,49 +23,110 @@ Losses = Callable[[Model, Batch, Tensor, Config], dict[str, Tensor]]
 def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[str, Tensor]:
     """The parts of the training loss, each a mean over the batch: |target - prediction|^2 and lambda_i l_i.
 
-    What is given to the network is known to it, so it counts in no part, unless its head restores more than that;
-    nor does what is missing. t is uniform, but for the share of the examples given a modality that its `given_at_T`
-    puts at T (the largest, of several): there all that is not given is to be told from what is, while at most other
-    times z_t shows it too. Of these, min-SNR weighting leaves the heads' parts only, as the SNR at T is nearly 0.
+    An example has a time t, uniform but for the shares that `given_at_T` and `train.low_noise` move, and every modality
+    a time of its own: 0 if it is given, T if it is unknown, else t or one of its own (`roles`). What is given and what
+    is missing count in no part, unless the head has not been told it, or restores more than is given. What is unknown
+    is read off the anchor, so its part is weighted by the anchor's alpha_bar: what cannot be read there is not to
+    drown what can.
     batch: on the model's device; numbers: int64 [B], the examples' numbers in the run.
     """
     batch = model.complete(batch, config.seed, numbers)
     data = batch.filled()
     anchor = data[model.anchor_name]
-    names = (model.anchor_name, *model.names)
-    specs = [model.part(name).spec for name in names]
-    usual = config.train.given_probability
-    there = [batch.present.get(name) for name in names]
-    everything = torch.ones(len(numbers), device=numbers.device)
-    present = torch.stack([everything if p is None else p.float() for p in there], 1)
-    probabilities = [usual if spec.given_probability is None else spec.given_probability for spec in specs]
-    given = given_flags(config.seed, numbers, probabilities, present)
-    at_T = (given * constants(tuple(spec.given_at_T or 0.0 for spec in specs), given.device)).amax(1)
-    # A network that is not told would have nothing at T.
-    t = timesteps(config.seed, numbers, model.schedule.T, at_T if model.told else None)
-    wanted = (1 - given) * present
+    present = _present(model, batch, numbers)
+    drawn = _times(model, numbers, config, present)
+    wanted = (1 - drawn.given) * present
 
     encodings = model.encode(data)
-    z0 = model.anchor_in_space(anchor)
-    terms = {name: model.in_space(name, E) for name, E in encodings.items()}
+    terms = model.terms(encodings)
+    columns = [model.names.index(name) for name in terms]
     # The noise is never written to memory: the loss makes it again from its identity.
     noise: dict[str, Any] = {"seed": config.seed, "sample_ids": numbers, "stream": TRAIN_NOISE}
-    z_t = ops.q_sample(z0, terms, t, model.schedule, present=present[:, 1:], return_noise=False, **noise)
+    z_t = ops.q_sample(
+        model.anchor_in_space(anchor),
+        terms,
+        drawn.of_z(model),
+        model.schedule,
+        present=present[:, [1 + k for k in columns]],
+        return_noise=False,
+        **noise,
+    )
+    times = model.times(drawn.times, drawn.given)
     with torch.autocast(anchor.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-        prediction = model(z_t, t, model.tell(anchor, encodings, given))
+        prediction = model(z_t, times, model.tell(anchor, encodings, times))
     anchor_loss = ops.diffusion_loss(
         prediction.anchor,
         anchor,
-        t,
+        drawn.t,
         model.schedule,
         target=model.target,
         min_snr_gamma=config.loss.min_snr_gamma,
-        sample_weight=wanted[:, 0],
+        sample_weight=wanted[:, 0] * drawn.weight,
         **noise,
     )
     parts = {model.anchor_name: anchor_loss}
+    readable = model.schedule.alpha_bar[drawn.t].float()
+    readable = torch.where(drawn.given[:, 0] > 0, 1.0, readable)
     for k, (name, output) in enumerate(prediction.heads.items(), 1):
         part = model.part(name)
-        counts = present[:, k] * (1 - given[:, 0]) if part.restores else wanted[:, k]
+        if part.restores:
+            counts = present[:, k] * (1 - drawn.given[:, 0])
+        elif model.reads_untold(name):
+            counts = present[:, k] * torch.where((drawn.given + drawn.unknown)[:, k] > 0, readable, 1.0)
+        else:
+            counts = wanted[:, k] * torch.where(drawn.unknown[:, k] > 0, readable, 1.0)
         parts[name] = (counts * part.spec.loss_weight * part.loss(output.float(), data[name])).mean()
     return parts
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The times of a batch: t [B], of the anchor, and times [B, 1 + N], of all but what is given; and the roles."""
+
+    t: Tensor
+    times: Tensor
+    given: Tensor
+    unknown: Tensor
+    weight: Tensor  # of the anchor's loss, [B]
+    diagonal: bool  # whether nothing has a time of its own
+
+    def of_z(self, model: Model) -> Tensor:
+        """The times of z_t's blocks. What is given or unknown is not seen there, so that it may be at t as well."""
+        if self.diagonal:
+            return self.t
+        at_end = self.given + self.unknown > 0
+        times = torch.where(at_end, self.t[:, None], self.times)
+        return times[:, [0, *(1 + model.names.index(name) for name in model.traced)]]
+
+
+def _present(model: Model, batch: Batch, numbers: Tensor) -> Tensor:
+    """[B, 1 + N], 1 where an example has the modality."""
+    everything = torch.ones(len(numbers), device=numbers.device)
+    there = [batch.present.get(name) for name in (model.anchor_name, *model.names)]
+    return torch.stack([everything if p is None else p.float() for p in there], 1)
+
+
+def _times(model: Model, numbers: Tensor, config: Config, present: Tensor) -> Drawn:
+    """The times and roles of the examples, functions of the seed and their numbers."""
+    specs, low, T = [model.part(name).spec for name in (model.anchor_name, *model.names)], config.train.low_noise, model.schedule.T
+    usual = config.train.given_probability
+    shares = [
+        (usual if spec.given_probability is None else spec.given_probability, *own)
+        for spec, own in zip(specs, [(0.0, 0.0), *((s.unknown_probability, s.own_time_probability) for s in specs[1:])], strict=True)
+    ]
+    drawn = roles(config.seed, numbers, shares, present, T)
+    given, unknown, own = drawn.given, drawn.unknown, drawn.own
+    at_T = (given * constants(tuple(spec.given_at_T or 0.0 for spec in specs), given.device)).amax(1)
+    # A network that is not told would have nothing at T.
+    t = timesteps(config.seed, numbers, T, at_T if model.told else None)
+    weight = torch.ones_like(present[:, 0])
+    if low.share:
+        # Where nothing but the anchor is seen, as when something is to be read off it.
+        seen = [k for k, name in enumerate(model.names, 1) if name in model.traced or not model.part(name).uniform]
+        alone = (unknown[:, seen] == 1).all(1) & (given[:, 0] == 0)
+        few = low_noise(config.seed, numbers, max(1, round(low.until * T)), low.share) * alone
+        t = torch.where(few > 0, few, t)
+        weight = torch.where(few > 0, low.weight, weight)
+    times = torch.where(own > 0, drawn.own_times, t[:, None])
+    times = torch.where(unknown > 0, T, times)
+    return Drawn(t, times, given, unknown, weight, not any(spec.own_time_probability for spec in specs[1:]))

@@ -41,6 +41,8 @@ def test_an_untold_network_sees_zeros_whatever_is_given():
     told, untold = (build_model(configs.load("digits", [("told", value)])) for value in ("true", "false"))
     image, label, flags = torch.randn(2, 1, 8, 8), torch.tensor([1, 2]), torch.ones(2, 3)
     encodings = told.encode({"label": label})
-    assert float(told.tell(image, encodings, flags).abs().sum()) > 0
-    assert float(untold.tell(image, encodings, flags).abs().sum()) == 0
-    assert untold.tell(image, encodings, flags).shape == told.tell(image, encodings, flags).shape
+    t = torch.tensor([5, 6])
+    heard, unheard = (model.tell(image, encodings, model.times(t, flags)) for model in (told, untold))
+    assert all(float(heard[name].abs().sum()) > 0 for name in ("image", "label"))
+    assert all(float(unheard[name].abs().sum()) == 0 for name in ("image", "label"))
+    assert {name: x.shape for name, x in heard.items()} == {name: x.shape for name, x in unheard.items()}

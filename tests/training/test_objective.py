@@ -1,0 +1,166 @@
+"""The training loss by value: against a second writing of it, from the design, an example at a time in float64."""
+
+import math
+
+import pytest
+import torch
+
+from mmfast import config as configs
+from mmfast.build import build_data, build_model
+from mmfast.data import Batch
+from mmfast.errors import MmfastError
+from mmfast.ops import reference
+from mmfast.ops.call import Noise
+from mmfast.streams import GIVEN, TIMESTEP, TRAIN_NOISE
+from mmfast.training.objective import losses
+
+B = 24
+
+
+def words(config, numbers, stream, count, draw=0):
+    noise = Noise((config.seed, draw), numbers, stream)
+    return (reference.random_words(noise, len(numbers), count, torch.device("cpu")).double() / 2.0**32).tolist()
+
+
+def roles_of(model, config, numbers, present):
+    """What each modality of each example is: "given", "unknown", "own" or "diagonal"."""
+    names, found = list(model.parts), []
+    u, ties = (words(config, numbers, GIVEN, len(names), draw) for draw in (0, 1))
+    for b in range(len(numbers)):
+        roles = {}
+        for k, name in enumerate(names):
+            spec = config.modalities[name]
+            given = config.train.given_probability if spec.given_probability is None else spec.given_probability
+            unknown, own = (spec.unknown_probability, spec.own_time_probability) if k else (0.0, 0.0)
+            bounds = {"given": given, "unknown": given + unknown, "own": given + unknown + own, "diagonal": math.inf}
+            roles[name] = next(role for role, bound in bounds.items() if u[b][k] < bound)
+        held = [name for name in names if present[name][b]]
+        for name in names:
+            if name not in held:
+                roles[name] = "unknown"
+        if all(roles[name] == "given" for name in held):
+            roles[max(held, key=lambda name: ties[b][names.index(name)])] = "diagonal"
+        found.append(roles)
+    return found
+
+
+def times_of(model, config, numbers, roles):
+    """The anchor's time and its loss's weight, and every modality's time, of each example."""
+    T, names, low = config.schedule.T, list(model.parts), config.train.low_noise
+    u = words(config, numbers, TIMESTEP, 1)
+    at_T = words(config, numbers, TIMESTEP, 1, 1)
+    few = words(config, numbers, TIMESTEP, 2, 2)
+    own = words(config, numbers, TIMESTEP, len(names), 3)
+    found = []
+    for b, role in enumerate(roles):
+        t, weight = 1 + math.floor(u[b][0] * T), 1.0
+        share = max((config.modalities[n].given_at_T or 0.0) * (role[n] == "given") for n in names)
+        if at_T[b][0] < share:
+            t = T
+        alone = all(role[n] == "unknown" for n in names[1:] if n in model.time_of)
+        if alone and role[names[0]] != "given" and few[b][0] < low.share:
+            t, weight = 1 + math.floor(few[b][1] * max(1, round(low.until * T))), low.weight
+        of = {"given": 0, "unknown": T, "diagonal": t}
+        times = [of.get(role[n], 1 + math.floor(own[b][k] * T)) for k, n in enumerate(names)]
+        found.append((t, weight, times))
+    return found
+
+
+def min_snr(target, snr, gamma):
+    if gamma is None:
+        return 1.0
+    return {"eps": min(gamma / snr, 1), "x0": min(snr, gamma), "v": min(snr, gamma) / (snr + 1)}[target]
+
+
+@torch.no_grad()
+def by_design(model, config, batch, numbers):
+    """The loss's parts: equation by equation, an example at a time."""
+    names, schedule = list(model.parts), model.schedule
+    anchor = names[0]
+    present = {n: batch.present.get(n, torch.ones(B, dtype=torch.bool)).tolist() for n in names}
+    data = batch.filled()
+    roles = roles_of(model, config, numbers, present)
+    totals = dict.fromkeys(names, 0.0)
+    for b, (t, weight, times) in enumerate(times_of(model, config, numbers, roles)):
+        x = data[anchor][b : b + 1].double()
+        E = {n: model.part(n).encode(data[n][b : b + 1]).double() for n in names[1:]}
+        shape = (1, model.channels, *model.shape[1:])
+        eps = reference.normals(Noise((config.seed, 0), numbers[b : b + 1], TRAIN_NOISE), shape, x.device).double()
+        abar = float(schedule.alpha_bar[t])
+        z = math.sqrt(1 - abar) * eps
+        z[:, : model.shape[0]] += math.sqrt(abar) * x
+        for n in model.traced:
+            k = names.index(n)
+            at = times[k] if roles[b][n] == "own" else t
+            W, here = float(schedule.W[at, schedule.names.index(n)]), schedule.alpha_bar[at]
+            start = model.starts[n]
+            block = z[:, start : start + E[n].shape[1]] if config.space == "own" else z
+            if config.space == "own":
+                block *= math.sqrt(1 - here) / math.sqrt(1 - abar)
+            if present[n][b]:
+                block += W * E[n]
+        told = torch.tensor([times])
+        said = model(z.float(), told, model.tell(x.float(), {n: e.float() for n, e in E.items()}, told))
+        noise = eps[:, : model.shape[0]]
+        sigma, signal = math.sqrt(1 - abar), math.sqrt(abar)
+        target = {"eps": noise, "x0": x, "v": signal * noise - sigma * x}[model.target]
+        if roles[b][anchor] != "given":
+            error = (target - said.anchor.double()).square().mean()
+            totals[anchor] += float(error) * weight * min_snr(model.target, abar / (1 - abar), config.loss.min_snr_gamma)
+        for n in names[1:]:
+            part = model.part(n)
+            untold = config.space == "own" and part.uniform and part.reads == "encoder"
+            if not present[n][b] or (roles[b][n] == "given" and not untold):
+                continue
+            readable = 1.0 if roles[b][anchor] == "given" else abar
+            counts = readable if roles[b][n] in ("unknown", "given") else 1.0
+            totals[n] += counts * part.spec.loss_weight * float(part.loss(said.heads[n], data[n][b : b + 1]))
+    return {n: total / B for n, total in totals.items()}
+
+
+LABEL, MASK, IMAGE = (f"modalities.{name}" for name in ("label", "mask", "image"))
+CASES = {
+    "the preset": {},
+    "x0, min-SNR": {"loss.target": "x0", "loss.min_snr_gamma": 5},
+    "v, min-SNR": {"loss.target": "v", "loss.min_snr_gamma": 0.5},
+    "eps, min-SNR": {"loss.min_snr_gamma": 0.5},
+    "shared, v": {"space": "shared", "loss.target": "v", f"{LABEL}.weight": "{kind: bridge}",
+                  f"{MASK}.weight": "{kind: bridge}"},
+    "unknown, low noise": {f"{LABEL}.unknown_probability": 0.4, f"{MASK}.unknown_probability": 0.6,
+                           f"{IMAGE}.given_probability": 0, "train.given_probability": 0.2,
+                           "train.low_noise": "{share: 0.7, until: 0.03, weight: 0.25}"},
+    "no trace": {f"{LABEL}.weight": "{kind: none}", f"{LABEL}.given_probability": 0.8,
+                 f"{LABEL}.unknown_probability": 0.2, f"{MASK}.unknown_probability": 0.5},
+    "weights": {f"{LABEL}.loss_weight": 3.0, f"{MASK}.loss_weight": 0.01, "train.given_probability": 0.5},
+    "read at the end": {f"{LABEL}.reads": "decoder", f"{LABEL}.unknown_probability": 0.5},
+    "own times": {f"{LABEL}.own_time_probability": 0.6, f"{MASK}.own_time_probability": 0.4,
+                  f"{MASK}.unknown_probability": 0.2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["whole", "some missing"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_loss_is_that_of_the_design(name, missing):
+    """Every part, to what float32 of the noise and the sums leave."""
+    pairs = {"backbone.width": 32, "backbone.dropout": 0, "seed": 3, **CASES[name]}
+    config = configs.load("digits", [(k, str(v)) for k, v in pairs.items()])
+    model = build_model(config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():  # what begins at zero would hide what is behind it
+            p.add_(0.05 * torch.randn(p.shape, generator=generator))
+    batch = build_data(config).train.__getitems__(range(B))
+    if missing:
+        there = {n: torch.rand(B, generator=generator) > 0.4 for n in ("label", "mask")}
+        batch = Batch(batch.data, there)
+    numbers = torch.arange(B) * 7 + 1_000_003
+    found = {n: float(x.detach()) for n, x in losses(model, batch, numbers, config).items()}
+    want = by_design(model, config, batch, numbers)
+    assert found.keys() == want.keys()
+    for n in want:
+        assert want[n] > 0 and found[n] == pytest.approx(want[n], rel=2e-5), n
+
+
+def test_probabilities_that_exceed_one_are_refused():
+    with pytest.raises(MmfastError, match=r"modalities\.mask.*1\.3"):
+        configs.load("digits", [(f"{MASK}.given_probability", "0.6"), (f"{MASK}.unknown_probability", "0.7")])
