@@ -64,8 +64,8 @@ def load_adm(source: str | Path | Mapping[str, Tensor], model: Model | Network, 
     """Fill a model with a checkpoint of ADM; every tensor of it is used, and every one of the network is filled.
 
     A Model then predicts ADM's noise for its anchor whatever else it is told, to be trained on from there: the channels
-    of the other modalities, and of what is told, have weights of zero, and the other modalities' heads stay as they
-    were. (Told the anchor itself, the network sees that in z_t's place.)
+    of the other modalities, their times and what the decoder is told have weights of zero, and the other modalities'
+    heads stay as they were. (Told the anchor itself, the network sees that in z_t's place.)
     Without backbone.classes the class is ADM's mean over the classes, which is added to the time's bias.
 
     Args:
@@ -93,6 +93,10 @@ def load_adm(source: str | Path | Mapping[str, Tensor], model: Model | Network, 
         raise MmfastError(f"{where} is for {inputs.shape[1]} input channels; it should be for the anchor's, {anchor}")
     wanted = {n: x for n, x in model.state_dict().items() if n.split(".")[0] in ("backbone", "norm", "out")}
     _fit(found, wanted, model.backbone, where, new_attention_order)
+    if isinstance(model, Model):  # the last layers of what the embedding is told beside the anchor's time
+        ends = ("time_of", ".2."), ("tell_decoder", ".")
+        added = {n: x for n, x in model.state_dict().items() if any(n.startswith(a) and b in n for a, b in ends)}
+        found |= {n: torch.zeros_like(x) for n, x in added.items()}
     model.load_state_dict({**model.state_dict(), **found})
 
 

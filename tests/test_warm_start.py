@@ -182,11 +182,13 @@ def test_the_presets_have_the_published_number_of_parameters(name):
         network, model = Network(spec, size), build_model(config)
     count = sum(p.numel() for p in network.parameters())
     assert count == PUBLISHED[name] == sum(map(math.prod, layout(spec, size).values()))
-    # Ours: no table of classes and no variance; input channels for the label (16) and for whether it and the image are
-    # told; the label's head, which reads a grid of 4 x 4 through a layer of 128.
-    width = spec.channels
-    head = 2 * 16 * width + 128 * (16 * width + 1) + 1000 * (128 + 1)
-    ours = count - 1000 * 4 * width - 3 * (9 * width + 1) + 9 * width * (16 + 2) + head
+    # Ours: no table of classes and no variance; input channels for the label (16); the label's head, which reads 2 x 2
+    # cells of every level and of the middle through a layer of 128; the label's time, and its code in the decoder.
+    width, wide = spec.channels, 4 * spec.channels
+    read = 4 * width * (sum(spec.multipliers) + spec.multipliers[-1])
+    head = 2 * read + 128 * (read + 1) + 1000 * (128 + 1)
+    time, told = wide * (128 + 1) + wide * (wide + 1), wide * (16 + 1)
+    ours = count - 1000 * wide - 3 * (9 * width + 1) + 9 * width * 16 + head + time + told
     assert sum(p.numel() for p in model.parameters()) == ours
     assert all(p.is_meta for p in model.parameters())
 
@@ -244,17 +246,19 @@ def test_a_multimodal_model_starts_as_adm_whatever_it_is_told(tmp_path, spec, ne
     _, t, _ = batch()
     generator = torch.Generator().manual_seed(2)
     z = torch.randn(3, model.channels, SIZE, SIZE, generator=generator)
-    label = {"label": torch.randn(3, model.widths[1], 1, 1, generator=generator)}
-    told = model.tell(None, label, torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 1.0]]))
+    label = {"label": torch.randn(3, model.part("label").channels, 1, 1, generator=generator)}
+    times = model.times(t, torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 1.0]]))
+    told = model.tell(None, label, times)
     model.eval()
     with torch.no_grad():
         truth = interpret(state, spec, z[:, :3], t - 1, state["label_emb.weight"].mean(0), new_order)[:, :3]
-        prediction = model(z, t, told).anchor
+        prediction = model(z, times, told).anchor
     assert float((prediction - truth).abs().max()) < 2e-5 * float(truth.abs().max())
     assert torch.equal(model.part("label").out[-1].weight, head)
     # It goes on from there: what is told can be learnt.
-    model(z, t, told).anchor.square().sum().backward()
-    assert float(model.backbone.first.weight.grad[:, 3:].abs().sum()) > 0
+    model(z, times, told).anchor.square().sum().backward()
+    learns = [model.backbone.first.weight.grad[:, 3:], model.tell_decoder["label"].weight.grad]
+    assert all(float(x.abs().sum()) > 0 for x in [*learns, model.time_of["label"][2].weight.grad])
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
@@ -349,6 +353,6 @@ def test_other_models_are_refused():
         adm.Backbone(replace(OF_128, heads=5), 3, SIZE)
     x, t, y = batch()
     with pytest.raises(MmfastError, match=r"backbone\.classes is 0"):
-        adm.Backbone(replace(OF_64, classes=0), 3, SIZE)(x, t, y)
+        adm.Backbone(replace(OF_64, classes=0), 3, SIZE)(x, t, y=y)
     with pytest.raises(MmfastError, match=r"int64 \[3\]"):
-        adm.Backbone(OF_64, 3, SIZE)(x, t, y[:1])
+        adm.Backbone(OF_64, 3, SIZE)(x, t, y=y[:1])
