@@ -87,7 +87,7 @@ class SampleSpec:
 @dataclass
 class EvaluateSpec:
     samples: int = option(1000, "samples a direction; 0 for no evaluation after training", min=0)
-    bound_steps: int = option(8, "timesteps a held-out example for the bound's Monte Carlo sums", min=1)
+    bound_steps: int = option(8, "timesteps a held-out example for the bound's Monte Carlo sums; 0: all of them", min=0)
     features: str = option(
         "pixels",
         "of images, for distances: pixels, efficientnet-lite0, vgg16 (vgg16@64: at 64 x 64) or module:function",
@@ -229,7 +229,9 @@ def _check_times(config: Config, name: str, spec: Any) -> None:
             "and own_time_probability"
         )
     if spec.own_time_probability > 0 and config.space == "shared":
-        raise MmfastError(f"modalities.{name}.own_time_probability needs space=own: in shared channels there is one z_t")
+        raise MmfastError(
+            f"modalities.{name}.own_time_probability needs space=own: in shared channels there is one z_t"
+        )
 
 
 def _section(raw: DictConfig, key: str) -> DictConfig:

@@ -12,6 +12,7 @@ from mmfast import loss, ops, process
 from mmfast.data import Batch
 from mmfast.model import Model, Prediction
 from mmfast.process import TARGETS
+from mmfast.schedule import Schedule
 from mmfast.streams import EVALUATE, EVALUATE_TIME
 
 
@@ -19,8 +20,9 @@ from mmfast.streams import EVALUATE, EVALUATE_TIME
 def bound(model: Model, batch: Batch, steps: int = 8, seed: int = 0, batch_size: int = 256) -> dict[str, float]:
     """-ln p(X) <= L0 + L1 + L2 + L3 with every modality generated and nothing given: nats an example.
 
-    The sums over t are Monte Carlo over `steps` timesteps an example; `bound.X_bits` are bits per dimension of the
-    anchor. batch: on any device; `batch_size` examples at a time go to the model's.
+    The sums over t are Monte Carlo over `steps` timesteps an example (`Timesteps`); 0 for whole sums. `bound.X_bits`
+    are bits per dimension of the anchor. The reverse steps have the posterior's variance, and the decoder of z_1 that of
+    the first step, 1 - a_1. batch: on any device; `batch_size` examples at a time go to the model's.
     """
     device = model.schedule.alpha_bar.device
     found: list[dict[str, Tensor]] = []
@@ -45,27 +47,50 @@ def _parts(model: Model, data: dict[str, Tensor], numbers: Tensor, steps: int, s
         E_hat = {name: model.part(name).encode_prediction(prediction.heads[name]) for name in model.traced}
         return z_t, eps, prediction, E_hat
 
-    L1, L2 = [], []
-    for k in range(steps):
+    L1, L2, times = [], [], Timesteps(schedule)
+    for k in range(steps or schedule.T - 1):
         # One draw of t = 2 .. T serves both sums; of L2's, t = 1 is left out: 1 of T terms.
-        how: dict[str, Any] = {"seed": seed, "sample_ids": numbers, "stream": EVALUATE_TIME, "draw": k}
-        u = ops.random_words([B, 1], **how, device=numbers.device)[:, 0]
-        t = 2 + (u * (schedule.T - 1) >> 32)
+        if steps:
+            how: dict[str, Any] = {"seed": seed, "sample_ids": numbers, "stream": EVALUATE_TIME, "draw": k}
+            t, weight = times.draw(ops.random_words([B, 1], **how, device=numbers.device)[:, 0])
+            weight = weight / steps
+        else:
+            t, weight = torch.full_like(numbers, 2 + k), torch.ones(B, device=numbers.device)
         z_t, eps, prediction, E_hat = noisy(t, k + 1)
         eps_hat = implied_eps(model, z_t, t, prediction, E_hat)
         terms_hat = model.terms(E_hat)
-        L1.append((schedule.T - 1) * loss.L1(schedule, t, eps, eps_hat, terms, terms_hat))
+        L1.append(weight * loss.L1(schedule, t, eps, eps_hat, terms, terms_hat))
         nll = {name: model.part(name).nll(x.float(), data[name]) for name, x in prediction.heads.items()}
-        L2.append(loss.L2(nll) if nll else torch.zeros(B, device=anchor.device))
+        L2.append(weight / (schedule.T - 1) * loss.L2(nll) if nll else torch.zeros(B, device=anchor.device))
     one = torch.ones_like(numbers)
     z_1, _, prediction, E_hat = noisy(one, 0)
     z0_hat = predicted_anchor(model, z_1, one, prediction, E_hat)
     return {
         "L0": loss.L0(schedule, z0, terms),
-        "L1": torch.stack(L1).mean(0),
-        "L2": torch.stack(L2).mean(0),
+        "L1": torch.stack(L1).sum(0),
+        "L2": torch.stack(L2).sum(0),
         "L3": loss.L3(schedule, anchor, z0_hat, model.part(model.anchor_name).spec.levels),
     }
+
+
+class Timesteps:
+    """Timesteps of 2 .. T, drawn for sums over t: half of them evenly, half in proportion to the difference of SNR.
+
+    A term of L1 is 1/2 (SNR(t - 1) - SNR(t)) |z0hat - z_0|^2 where nothing but the anchor is generated (Kingma et al.,
+    2021), so even draws miss the few terms that hold most of the sum; the even half bounds the weights of the others.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        x = schedule.alpha_bar
+        snr = x[1:] / (1 - x[1:])
+        gaps = snr[:-1] - snr[1:]
+        self.p = 0.5 / len(gaps) + 0.5 * gaps / gaps.sum()
+
+    def draw(self, words: Tensor) -> tuple[Tensor, Tensor]:
+        """t and 1/p(t), int64 and float32 [B], of 32-bit words [B]: weighted so, its terms have the sum as their mean."""
+        u = (words.double() + 0.5) / 2.0**32
+        at = torch.searchsorted(self.p.cumsum(0), u).clamp(max=len(self.p) - 1)
+        return 2 + at, (1 / self.p[at]).float()
 
 
 def predicted_anchor(model: Model, z_t: Tensor, t: Tensor, prediction: Prediction, E_hat: dict[str, Tensor]) -> Tensor:

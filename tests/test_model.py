@@ -155,7 +155,9 @@ def test_every_modality_is_seen_at_its_time():
     seen = model._seen(z, times, model.tell(anchor, encodings, times))
     assert torch.equal(seen[:, 0], torch.stack((anchor[0, 0], z[1, 0], z[2, 0])))
     assert not seen[:2, 1:4].any() and torch.equal(seen[2, 1:4], z[2, 1:4])
-    assert torch.equal(seen[0, 4], z[0, 4]) and not seen[1, 4].any() and torch.equal(seen[2, 4], encodings["mask"][2, 0])
+    assert (
+        torch.equal(seen[0, 4], z[0, 4]) and not seen[1, 4].any() and torch.equal(seen[2, 4], encodings["mask"][2, 0])
+    )
     # The encoder is told the times, but of the label, when it is given, no more than when it is unknown.
     swapped = times.clone()
     swapped[1, 1] = 1000
@@ -176,7 +178,9 @@ def test_what_leaves_no_trace_has_no_channels_of_noise():
     times = torch.tensor([[7, 7, 0], [7, 7, 7]])
     z = torch.randn(2, 1, 8, 8)
     seen = model._seen(z, times, model.tell(None, encodings, times))
-    assert torch.equal(seen[:, 0], z[:, 0]) and torch.equal(seen[0, 1], encodings["mask"][0, 0]) and not seen[1, 1].any()
+    assert (
+        torch.equal(seen[:, 0], z[:, 0]) and torch.equal(seen[0, 1], encodings["mask"][0, 0]) and not seen[1, 1].any()
+    )
 
 
 def test_the_pixels_of_a_masked_image_that_are_seen_stand_in_z_t():

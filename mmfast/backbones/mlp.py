@@ -61,4 +61,6 @@ class Backbone(nn.Module):
         before, emb = h, F.silu(plus(embedding, told))
         for block in self.blocks[half:]:
             h = block(h, emb)
-        return Features(self.past(x) + self.last(self.norm(h)).unflatten(1, (self.features, self.size, self.size)), before)
+        return Features(
+            self.past(x) + self.last(self.norm(h)).unflatten(1, (self.features, self.size, self.size)), before
+        )

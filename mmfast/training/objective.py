@@ -108,11 +108,17 @@ def _present(model: Model, batch: Batch, numbers: Tensor) -> Tensor:
 
 def _times(model: Model, numbers: Tensor, config: Config, present: Tensor) -> Drawn:
     """The times and roles of the examples, functions of the seed and their numbers."""
-    specs, low, T = [model.part(name).spec for name in (model.anchor_name, *model.names)], config.train.low_noise, model.schedule.T
+    specs, low, T = (
+        [model.part(name).spec for name in (model.anchor_name, *model.names)],
+        config.train.low_noise,
+        model.schedule.T,
+    )
     usual = config.train.given_probability
     shares = [
         (usual if spec.given_probability is None else spec.given_probability, *own)
-        for spec, own in zip(specs, [(0.0, 0.0), *((s.unknown_probability, s.own_time_probability) for s in specs[1:])], strict=True)
+        for spec, own in zip(
+            specs, [(0.0, 0.0), *((s.unknown_probability, s.own_time_probability) for s in specs[1:])], strict=True
+        )
     ]
     drawn = roles(config.seed, numbers, shares, present, T)
     given, unknown, own = drawn.given, drawn.unknown, drawn.own

@@ -106,7 +106,9 @@ def by_design(model, config, batch, numbers):
         target = {"eps": noise, "x0": x, "v": signal * noise - sigma * x}[model.target]
         if roles[b][anchor] != "given":
             error = (target - said.anchor.double()).square().mean()
-            totals[anchor] += float(error) * weight * min_snr(model.target, abar / (1 - abar), config.loss.min_snr_gamma)
+            totals[anchor] += (
+                float(error) * weight * min_snr(model.target, abar / (1 - abar), config.loss.min_snr_gamma)
+            )
         for n in names[1:]:
             part = model.part(n)
             untold = config.space == "own" and part.uniform and part.reads == "encoder"
