@@ -22,7 +22,7 @@ namespace {
 // that means nothing. `columns` -1: a number a row.
 Table table(Call& call, Call::Which which, int64_t columns) {
     const Call::Entries entries = call.table(which, columns);
-    if (!entries.data || call.batch() == 0) return {};
+    if (!entries.data) return {};
     if (call.index)
         for (int64_t b = 0; b < call.batch(); ++b)
             expect(call.index[b] >= 0 && call.index[b] < entries.rows, "rows holds a number outside the table");
@@ -45,7 +45,7 @@ public:
 
     Planned(Call& call, int64_t more_columns) : terms_(call.terms()) {
         plan.batch = call.batch(), plan.terms = call.terms(), plan.index = call.index;
-        if (call.has(Call::kCoefs) && more_columns >= 0) {
+        if (more_columns >= 0) {
             plan.coefs = table(call, Call::kCoefs, call.terms() + more_columns);
             plan.sigma = table(call, Call::kSigma, -1);
             plan.to_x0 = table(call, Call::kToX0, call.terms());
@@ -107,9 +107,9 @@ PyObject* py_step(PyObject* const* a, Py_ssize_t count) {
         Plan& plan = planned.plan;
         plan.low = real(field(a[1], 0)), plan.high = real(field(a[1], 1));
         const int64_t start = integer(field(a[1], 2)), channels = integer(field(a[1], 3));
+        expect(start < 0 || (call.rank >= 2 && channels >= 0 && start <= call.shape[1] - channels), "x0 leaves the channels");
         plan.x0_begin = start < 0 ? 0 : start * call.channel();
         plan.x0_end = start < 0 ? call.sample() : plan.x0_begin + channels * call.channel();
-        expect(start < 0 || (call.rank >= 2 && channels >= 0 && start + channels <= call.shape[1]), "x0 leaves the channels");
         const NoiseArguments identity = call.noise(call.has(Call::kSigma));
         if (!planned.misfits.empty()) return list_of(planned.misfits);
         if (call.seen != kPlain) return PyLong_FromLong(kUnusual);  // its gradient is that of two combinations
@@ -246,8 +246,12 @@ PyObject* py_random_words(PyObject* const* a, Py_ssize_t count) {
     expect(count == 2, "random_words takes 2 arguments");
     const View words(a[1]);
     expect(words.is(dlpack::kInt, 64) && words.contiguous() && words.rank == 2, "words does not fit");
-    const NoiseArguments noise(a[0], words.size[0], false);
-    random_words(identities_of(noise), words.size[0], words.size[1], static_cast<int64_t*>(words.data), thread_count());
+    const Identities identities = identities_of(NoiseArguments(a[0], words.size[0], false, words.device));
+    const int threads = thread_count();
+    {
+        const WithoutLock without;
+        random_words(identities, words.size[0], words.size[1], static_cast<int64_t*>(words.data), threads);
+    }
     return Py_NewRef(a[1]);
 }
 

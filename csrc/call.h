@@ -11,13 +11,14 @@
 
 namespace mmfast {
 
-// An int64 tensor [n] that lies contiguous, or null for None; on this device of its kind, if it is not -1.
+// An int64 tensor [n] that lies contiguous, or null for None alone; on this device of its kind, if it is not -1.
 inline const int64_t* integers(PyObject* tensor, int64_t n, const char* what, int device = -1) {
     if (tensor == Py_None) return nullptr;
     const View view(tensor);
     expect(device < 0 || view.device == device, "a tensor is on another device");
     expect(view.is(dlpack::kInt, 64) && view.rank == 1 && view.elements() == n && view.contiguous(), what);
-    return static_cast<const int64_t*>(view.data);
+    static const int64_t nothing = 0;  // an empty tensor may have no memory
+    return n == 0 ? &nothing : static_cast<const int64_t*>(view.data);
 }
 
 inline int64_t size_of(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
@@ -132,7 +133,10 @@ public:
     };
     Entries table(Which which, int64_t columns) {
         PyObject* tensor = field(tables_, which);
-        if (tensor == Py_None) return {};
+        if (tensor == Py_None) {
+            expect(which != kCoefs, "a call needs coefs");
+            return {};
+        }
         if (looking_) tables_recorded |= look_at(tensor);
         const View view(tensor);
         expect(view.is(dlpack::kFloat, type == Type::f64 ? 64 : 32), "a table is not of the arithmetic's type");
@@ -140,12 +144,15 @@ public:
         expect(view.rank == (columns < 0 ? 1 : 2), "a table is not [rows, columns]");
         expect(columns < 0 || view.size[1] == columns, "a table has not a column for each term");
         const int64_t rows = view.size[0], stride = columns < 0 ? 0 : view.stride[1];
-        if (row >= 0) {
-            expect(row < rows || batch() == 0, "the row is outside the table");
-            const int64_t at = row < rows ? row * view.stride[0] : 0;
-            return {static_cast<char*>(view.data) + at * arithmetic_size(), 1, 0, stride};
+        if (row >= 0 || index) {
+            expect(!looking_ || table_rows_ < 0 || table_rows_ == rows, "the tables have not the same rows");
+            table_rows_ = rows;
         }
-        expect(index || rows == 1 || rows == batch() || batch() == 0, "a table has neither one row nor one a sample");
+        if (row >= 0) {
+            expect(row < rows, "the row is outside the table");
+            return {static_cast<char*>(view.data) + row * view.stride[0] * arithmetic_size(), 1, 0, stride};
+        }
+        expect(index || rows == 1 || rows == batch(), "a table has neither one row nor one a sample");
         return {view.data, rows, rows == 1 && !index ? 0 : view.stride[0], stride};
     }
     PyObject* coefs() const { return field(tables_, kCoefs); }
@@ -188,10 +195,12 @@ private:
     PyObject* owned_ = nullptr;  // our own reference to the terms
     PyObject* like_ = nullptr;  // the first term, where an output is to be like it
     bool looking_, alike_ = true, grad_ = false;
+    int64_t table_rows_ = -1;  // of the tables so far, where rows are given
     std::vector<View> views_;
     std::vector<int64_t> starts_;
 
-    static PyObject* tensor_of(PyObject* term) { return PyTuple_Check(term) ? field(term, 0) : term; }
+    static bool is_block(PyObject* term) { return reinterpret_cast<PyObject*>(Py_TYPE(term)) == torch_state.block_type; }
+    static PyObject* tensor_of(PyObject* term) { return is_block(term) ? field(term, 0) : term; }
     Py_ssize_t count() const { return PySequence_Fast_GET_SIZE(terms_); }
     PyObject* term(Py_ssize_t k) const { return PySequence_Fast_GET_ITEM(terms_, k); }
 
@@ -244,10 +253,10 @@ private:
             View& view = views_[k];
             view.read(tensor);
             int64_t channels = -1;
-            if (PyTuple_Check(block)) {
+            if (is_block(block)) {
                 starts_[k] = plain_integer(field(block, 1), 0, INT64_MAX);
                 channels = plain_integer(field(block, 2), 0, INT64_MAX);
-                expect(view.rank >= 2 && starts_[k] + view.size[1] <= channels, "a block leaves the channels");
+                expect(view.rank >= 2 && starts_[k] <= channels - view.size[1], "a block leaves the channels");
             }
             if (k == 0 && looking_) {
                 type = view.type(), rank = view.rank;

@@ -84,8 +84,8 @@ struct MaskArguments {
     explicit MaskArguments(PyObject* const* a)
         : x(a[0]), type(x.type()), batch(expect_images(x)), block_height(integer(field(a[3], 0))),
           block_width(integer(field(a[3], 1))), exact(yes(a[4])),
-          hidden(PyLong_Check(a[1]) ? nullptr : integers(a[1], batch, "hidden is not int64 [batch]")),
-          of_all(PyLong_Check(a[1]) ? integer(a[1]) : 0), noise(a[2], batch, torch_state.fresh_seed != nullptr),
+          hidden(PyLong_Check(a[1]) ? nullptr : integers(a[1], batch, "hidden is not int64 [batch]", x.device)),
+          of_all(PyLong_Check(a[1]) ? integer(a[1]) : 0), noise(a[2], batch, torch_state.fresh_seed != nullptr, x.device),
           of_mask{batch, 1, x.size[2], x.size[3]}, out(new_like(a[0])), mask(new_tensor(a[0], of_mask, 4, nullptr)) {
         expect(block_height > 0 && block_width > 0, "a block has no extent");
         expect(exact || !PyLong_Check(a[1]), "a threshold is int64 [batch]");

@@ -12,28 +12,35 @@ enum Seen : long { kUnusual = 0, kPlain = 1, kRecorded = 2, kElsewhere = 3 };
 
 struct TorchState {
     PyObject *tensor_type = nullptr, *parameter_type = nullptr, *torch = nullptr, *dtypes = nullptr;
+    PyObject* block_type = nullptr;  // mmfast.ops.Block
     PyObject *watchers = nullptr, *forward_ad = nullptr, *fresh_seed = nullptr;  // null: it cannot look for itself
     PyObject *is_neg, *requires_grad, *current_level, *new_empty, *is_grad_enabled, *num_threads, *dtype_keyword, *empty_like;
 };
 inline TorchState torch_state;
 
-// tell(Tensor, Parameter, torch, (float32, float64, bfloat16, float16, int64)): the order of Type, then int64.
+inline PyObject* interned(const char* name) {
+    PyObject* text = PyUnicode_InternFromString(name);
+    if (!text) throw PythonError();
+    return text;
+}
+
+// tell(Tensor, Parameter, torch, (float32, float64, bfloat16, float16, int64), Block): the order of Type, then int64.
 inline PyObject* py_tell(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 4 && PyTuple_Check(a[3]) && PyTuple_GET_SIZE(a[3]) == 5, "tell takes 4 arguments");
+    expect(count == 5 && PyTuple_Check(a[3]) && PyTuple_GET_SIZE(a[3]) == 5, "tell takes 5 arguments");
     for (Py_ssize_t i = 0; i < count; ++i) Py_INCREF(a[i]);
     torch_state.tensor_type = a[0], torch_state.parameter_type = a[1];
-    torch_state.torch = a[2], torch_state.dtypes = a[3];
-    torch_state.is_neg = PyUnicode_InternFromString("is_neg");
-    torch_state.requires_grad = PyUnicode_InternFromString("requires_grad");
-    torch_state.current_level = PyUnicode_InternFromString("_current_level");
-    torch_state.new_empty = PyUnicode_InternFromString("new_empty");
+    torch_state.torch = a[2], torch_state.dtypes = a[3], torch_state.block_type = a[4];
+    torch_state.is_neg = interned("is_neg");
+    torch_state.requires_grad = interned("requires_grad");
+    torch_state.current_level = interned("_current_level");
+    torch_state.new_empty = interned("new_empty");
     torch_state.is_grad_enabled = PyObject_GetAttrString(a[2], "is_grad_enabled");
     torch_state.num_threads = PyObject_GetAttrString(a[2], "get_num_threads");
     if (!torch_state.is_grad_enabled || !torch_state.num_threads) throw PythonError();
-    torch_state.empty_like = PyUnicode_InternFromString("empty_like");
-    PyObject* keyword = PyUnicode_InternFromString("dtype");
-    torch_state.dtype_keyword = PyTuple_Pack(1, keyword);
-    Py_XDECREF(keyword);
+    torch_state.empty_like = interned("empty_like");
+    const Reference keyword(interned("dtype"));
+    torch_state.dtype_keyword = PyTuple_Pack(1, keyword.get());
+    if (!torch_state.dtype_keyword) throw PythonError();
     Py_RETURN_NONE;
 }
 

@@ -8,7 +8,6 @@ generator given, so it repeats under a seed as diffusers' does, but is other noi
 
 from __future__ import annotations
 
-import functools
 import numbers
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
@@ -54,15 +53,9 @@ _TO_X0: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 }
 
 
-@functools.cache
-def _served(device: torch.device) -> bool:
-    """Whether a kernel serves this device; diffusers itself is faster than the reference."""
-    modules = [backends.load(name) for name in backends.MODULES if name != "reference"]
-    return any(module is not None and reason is None and device.type in module.devices for module, reason in modules)
-
-
 def _fits(x: object, y: object) -> bool:
-    """Whether these two are tensors of one shape, type and place for which there is a kernel.
+    """Whether these two are tensors of one shape, type and place for which there is a kernel; diffusers itself is
+    faster than the reference.
 
     Not within torch.compile, which fuses diffusers' own ops with their neighbours.
     """
@@ -70,7 +63,7 @@ def _fits(x: object, y: object) -> bool:
         return False
     dtype, device = x.dtype, x.device
     same = y.dtype is dtype and y.shape == x.shape and y.device == device and x.layout is y.layout is torch.strided
-    return same and dtype in FLOATS and x.dim() > 1 and _served(device)
+    return same and dtype in FLOATS and x.dim() > 1 and backends.has_kernel(device)
 
 
 def _at(alphas: Tensor, timesteps: Tensor, before_all: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ rounded part by part differ by a few 2^-24 of those.
 import copy
 import itertools
 import pickle
+import sys
+import types
 
 import pytest
 import torch
@@ -44,6 +46,26 @@ def drawn(shape, generator=None, dtype=torch.float32):
     seed = int(torch.empty((), dtype=torch.int64).random_(-(1 << 63), None, generator=generator))
     (generator or torch.default_generator).set_state(state)
     return ops.randn(shape, seed=seed, dtype=dtype)
+
+
+def test_a_registered_backend_is_noticed(monkeypatch):
+    """What serves a device is asked anew."""
+    backends = ops.backends
+    for name in ("MODULES", "LOOKING"):
+        monkeypatch.setattr(backends, name, dict(getattr(backends, name)))
+    monkeypatch.setattr(backends, "_ADDED", [])
+    away = torch.device("meta")
+    assert not backends.has_kernel(away) and not ours._fits(*tensors(2).to(away))
+    module = types.ModuleType("mine")
+    module.name, module.devices, module.unavailable = "mine", ("meta",), lambda: None
+    monkeypatch.setitem(sys.modules, "mine", module)
+    try:
+        backends.register("mine", "mine")
+        assert ours._fits(*tensors(2).to(away))
+    finally:
+        monkeypatch.undo()
+        for cached in (backends.load, backends.automatic, backends.forced, backends.has_kernel):
+            cached.cache_clear()
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ PyObject* py_step(PyObject* const* a, Py_ssize_t count) {
         Step to{table(call, Call::kToX0, call.terms(), &rows), table(call, Call::kCoefs, call.terms() + 1, &rows),
                 table(call, Call::kSigma, -1, &rows), real(field(a[1], 0)), real(field(a[1], 1)), 0, 0, nullptr, nullptr};
         const int64_t start = integer(field(a[1], 2)), channels = integer(field(a[1], 3));
-        expect(start < 0 || (call.rank >= 2 && channels >= 0 && start + channels <= call.shape[1]), "x0 leaves the channels");
+        expect(start < 0 || (call.rank >= 2 && channels >= 0 && start <= call.shape[1] - channels), "x0 leaves the channels");
         if (call.seen != kPlain) return PyLong_FromLong(kUnusual);  // its gradient is that of two combinations
         NoiseArguments noise = call.noise(to.sigma);
         if (!noise.noisy) to.sigma = nullptr;
@@ -209,7 +209,7 @@ PyObject* py_random_words(PyObject* const* a, Py_ssize_t count) {
     expect(count == 2, "random_words takes 2 arguments");
     const View words(a[1]);
     expect(words.is(dlpack::kInt, 64) && words.contiguous() && words.rank == 2, "words does not fit");
-    const Identity identity = identity_of(NoiseArguments(a[0], words.size[0], false));
+    const Identity identity = identity_of(NoiseArguments(a[0], words.size[0], false, words.device));
     const Where where = where_of(words.device);
     {
         const WithoutLock without;

@@ -207,30 +207,29 @@ class SquaredError(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, call, scale, first):  # type: ignore[no-untyped-def]
-        ctx.factor = None
+        # Saved as torch saves: it goes with the backward pass that was the last, and a change in place is noticed.
         if isinstance(scale, tuple):
-            loss, ctx.grad, _ = scale
-            ctx.version = around.version(ctx.grad)
+            loss, ready, _ = scale
+            ctx.save_for_backward(ready, None)
             return loss
+        factor = None
         if first.dtype == torch.float16:  # its range would lose small gradients before a loss scale: keep c_0 r
             weight = call.tables.weight
-            ctx.factor = 2 * scale * pick(weight, call.rows, len(first))
+            factor = 2 * scale * pick(weight, call.rows, len(first))
             call, scale = call._replace(tables=call.tables._replace(weight=torch.ones_like(weight))), 0.5
         call = call._replace(terms=[first, *call.terms[1:]])
-        loss, ctx.grad = kernel("squared_error", call, scale, True)
-        ctx.version = around.version(ctx.grad)
-        return loss if ctx.factor is None else loss * ctx.factor
+        loss, ready = kernel("squared_error", call, scale, True)
+        ctx.save_for_backward(ready, factor)
+        return loss if factor is None else loss * factor
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         if torch.is_grad_enabled():
             raise MmfastError("the fused loss has no second derivative; give it fused=False to differentiate it twice")
-        ready = ctx.grad
-        if around.version(ready) != ctx.version:
-            raise MmfastError("the fused loss's gradient was changed in place; give it fused=False to have it again")
+        ready, factor = ctx.saved_tensors
         by_torch = around.by_torch_ops(grad)
-        if ctx.factor is not None:
-            grad = grad * ctx.factor
+        if factor is not None:
+            grad = grad * factor
         # The usual case, loss.backward(): there is nothing left to do. Looking at a GPU's values would wait for it.
         elif grad.device.type == "cpu" and not (by_torch or around.watched()) and bool((grad == 1).all()):
             return None, None, ready

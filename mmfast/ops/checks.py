@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmfast import process
 from mmfast.errors import MmfastError, unknown
 from mmfast.ops.around import fresh_seed, in_memory, transformed, watched
-from mmfast.ops.call import Block, Noise, Term
+from mmfast.ops.call import Block, Noise, Rows, Tables, Term
 from mmfast.schedule import Schedule
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -128,13 +129,42 @@ def check_given(noise: object, shape: Sequence[int]) -> None:
         raise MmfastError(f"noise has shape {list(noise.shape)}; it should be that of z0, {list(shape)}")
 
 
-def check_coefs(name: str, coefs: Tensor, shape: tuple[int, ...]) -> None:
+def check_coefs(name: str, coefs: object, shape: tuple[int, ...]) -> None:
     """Raise MmfastError unless these are real numbers of this shape; the first size may also be 1."""
-    if not isinstance(coefs, Tensor) or coefs.is_complex():
-        kind = coefs.dtype if isinstance(coefs, Tensor) else type(coefs).__name__
-        raise MmfastError(f"{name} is {kind}; it should be a tensor of real numbers {list(shape)}")
-    if coefs.dim() != len(shape) or coefs.shape[1:] != shape[1:] or coefs.shape[0] not in (1, shape[0]):
-        raise MmfastError(f"{name} has shape {list(coefs.shape)}; it should be {list(shape)}, a row a sample")
+    table = _real(name, coefs, list(shape))
+    if table.dim() != len(shape) or table.shape[1:] != shape[1:] or table.shape[0] not in (1, shape[0]):
+        raise MmfastError(f"{name} has shape {list(table.shape)}; it should be {list(shape)}, a row a sample")
+
+
+def check_tables(tables: Sequence[tuple[str, object, tuple[int, ...]]], rows: object, batch: int) -> None:
+    """Raise MmfastError for a table, of (name, table, sizes of a row), of another shape, and then for the rows.
+
+    Without rows each has a row a sample, or one for all; with rows all have as many as the first.
+    """
+    count = None
+    for name, table, sizes in tables:
+        if rows is None:
+            check_coefs(name, table, (batch, *sizes))
+            continue
+        found = _real(name, table, ["R", *sizes])
+        if found.dim() != 1 + len(sizes) or found.shape[1:] != sizes:
+            raise MmfastError(f"{name} has shape {list(found.shape)}; it should be {_listed(['R', *sizes])}, with rows")
+        if count is not None and found.shape[0] != count:
+            raise MmfastError(f"{name} has {found.shape[0]} rows; it should have {count}, as {tables[0][0]} has")
+        count = found.shape[0]
+    if count is not None:
+        _check_rows(rows, count, batch, tables[0][1].device)  # type: ignore[attr-defined]
+
+
+def _real(name: str, table: object, shape: Sequence[object]) -> Tensor:
+    if not isinstance(table, Tensor) or table.is_complex():
+        kind = table.dtype if isinstance(table, Tensor) else type(table).__name__
+        raise MmfastError(f"{name} is {kind}; it should be a tensor of real numbers {_listed(shape)}")
+    return table
+
+
+def _listed(shape: Sequence[object]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
 
 
 def check_device(device: torch.device, terms: Sequence[Term], *tables: Tensor | None) -> None:
@@ -147,16 +177,26 @@ def check_device(device: torch.device, terms: Sequence[Term], *tables: Tensor | 
             )
 
 
-def check_rows(rows: object, table: Tensor, batch: int) -> int:
-    """The number of rows of a table of which each sample has one. Raises MmfastError for what is no row."""
+def _check_rows(rows: object, count: int, batch: int, device: torch.device) -> None:
     if isinstance(rows, Tensor):
         if rows.dtype != torch.int64 or rows.shape != (batch,) or not rows.is_contiguous():
             raise MmfastError(
                 f"rows is {rows.dtype} {list(rows.shape)}; it should be an int or a whole int64 [{batch}]"
             )
-    elif isinstance(rows, bool) or not isinstance(rows, int) or not 0 <= rows < len(table):
-        raise MmfastError(f"rows is {rows!r}; it should be an int in 0 .. {len(table) - 1}, or int64 [{batch}]")
-    return table.shape[0]
+        if rows.device != device:
+            raise MmfastError(f"rows is on {rows.device}; it should be on {device} with the tables")
+    elif isinstance(rows, bool) or not isinstance(rows, int) or not 0 <= rows < count:
+        raise MmfastError(f"rows is {rows!r}; it should be an int in 0 .. {count - 1}, or int64 [{batch}]")
+
+
+def check_row_values(rows: Rows, tables: Tables) -> None:
+    """Raise MmfastError for a row that a kernel refused: outside the tables, or one that begins with NaN."""
+    if rows is None or transformed() or watched():  # no values to look at
+        return
+    process.check_time("rows", rows, 0, len(tables.coefs) - 1)
+    for table in (tables.coefs, tables.to_x0):
+        if table is not None and bool(table[rows][..., :1].isnan().any()):
+            raise MmfastError("rows names a row of the tables that begins with NaN; it should hold numbers")
 
 
 def check_present(present: Tensor, batch: int, modalities: int) -> None:

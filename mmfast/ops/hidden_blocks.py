@@ -8,7 +8,7 @@ from torch.compiler import is_compiling
 
 from mmfast.errors import MmfastError
 from mmfast.ops import backends, dispatch
-from mmfast.ops.around import in_memory
+from mmfast.ops.around import in_memory, ordinary, transformed, watched
 from mmfast.ops.call import Noise
 from mmfast.ops.checks import FLOATS, Seed, check_batch, check_noise
 from mmfast.ops.reference import ALL
@@ -66,6 +66,11 @@ def block_mask(
     return dispatch.choose([x], x.device).block_mask(in_memory(x), hidden, noise, block, exact)
 
 
+def _readable(x: Tensor) -> bool:
+    """Whether the values can be seen at no cost: on the host, and with nothing that traces or batches the op."""
+    return x.device.type == "cpu" and ordinary(x) and not is_compiling() and not watched() and not transformed()
+
+
 def _block(block_size: int | tuple[int, int]) -> tuple[int, int]:
     pair = (block_size, block_size) if isinstance(block_size, int) else block_size
     whole = isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(n, int) and n > 0 for n in pair)
@@ -80,7 +85,9 @@ def _ratio(ratio: float | Tensor, batch: int, device: torch.device) -> float | T
         check_batch("ratio", ratio, batch)
         if ratio.dim() > 1 or not ratio.is_floating_point():
             raise MmfastError(f"ratio is {ratio.dtype} {list(ratio.shape)}; it should be a number or floats [B]")
-        # Not looked at, which would wait for a GPU: held in its range instead.
+        # On a GPU it is not looked at, which would wait: held in its range instead.
+        if _readable(ratio) and bool(ratio.isnan().any()):
+            raise MmfastError("ratio holds NaN; it should lie in 0 .. 1")
         return ratio.to(device, torch.float64).clamp(0, 1).reshape(-1)
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
         raise MmfastError(f"ratio is {ratio!r}; it should lie in 0 .. 1")

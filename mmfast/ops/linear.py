@@ -17,7 +17,7 @@ from mmfast.errors import MmfastError
 from mmfast.ops import dispatch
 from mmfast.ops.around import in_memory
 from mmfast.ops.call import Call, Noise, Rows, Tables, Term, arithmetic
-from mmfast.ops.checks import FLOATS, Encodings, Seed, check_coefs, check_device, check_noise, check_rows, gather
+from mmfast.ops.checks import FLOATS, Encodings, Seed, check_device, check_noise, check_row_values, check_tables, gather
 
 
 # fmt: off
@@ -54,7 +54,7 @@ def combine(
         return_noise: return (out, eps).
 
     Returns out [B, ...], and eps of the same shape and type if asked for.
-    Raises MmfastError (a ValueError or TypeError by its kind) naming the argument at fault.
+    Raises MmfastError (a ValueError) naming the argument at fault.
     """
     noise = Noise((seed, draw), sample_ids, stream) if sigma is not None or return_noise else None
     found: Any = None
@@ -85,19 +85,22 @@ def _combine(call: Call, return_noise: bool, name: str = "coefs") -> tuple[Tenso
     batch = list(shape) or [1]
     if not shape:
         terms = [x.reshape(1) for x in terms]  # type: ignore[union-attr]
-    count = batch[0] if rows is None else check_rows(rows, coefs, batch[0])
-    check_coefs(name, coefs, (count, len(terms)))
+    of_noise = [] if sigma is None else [("sigma", sigma, ())]
+    check_tables([(name, coefs, (len(terms),)), *of_noise], rows, batch[0])
     if noise is not None:
         noise = check_noise(noise, batch[0], coefs.device)
     if sigma is not None:
-        check_coefs("sigma", sigma, (count,))
         if sigma.shape[0] != coefs.shape[0]:  # one table of both, row by row
-            coefs, sigma = coefs.expand(count, -1), sigma.expand(count)
+            coefs, sigma = coefs.expand(batch[0], -1), sigma.expand(batch[0])
         sigma = in_memory(sigma.to(arithmetic(dtype)))
     check_device(coefs.device, terms, sigma)
     tables = Tables(in_memory(coefs.to(arithmetic(dtype))), sigma)
     call = Call(terms, tables, rows, noise, batch, dtype)
-    out, eps = dispatch.of_call(call).combine(call, return_noise)
+    try:
+        out, eps = dispatch.of_call(call).combine(call, return_noise)
+    except (ValueError, IndexError):
+        check_row_values(rows, tables)
+        raise
     return (out, eps) if shape else (out.reshape(()), eps.reshape(()) if return_noise and eps is not None else eps)
 
 

@@ -18,11 +18,11 @@ from mmfast.ops.checks import (
     Encodings,
     Seed,
     check_batch,
-    check_coefs,
     check_device,
     check_noise,
     check_present,
-    check_rows,
+    check_row_values,
+    check_tables,
     gather,
     select,
 )
@@ -246,7 +246,7 @@ def step_by_table(
         tables: `Tables` with to_x0 [R, K], coefs [R, K + 1] and sigma [R] (or None for no noise).
         row: the row of every sample, or int64 [B]; None for a row each (R is B, or 1).
         clamp: c for -c .. c, or a pair; None for no bounds.
-        channels: (first, number) of those that x0 has; None for all. It is zero elsewhere.
+        channels: (first, number) of those that x0 has, a pair of ints; None for all. It is zero elsewhere.
         seed, sample_ids, stream, draw: the identity of the noise, as for `randn`.
 
     Returns out [B, ...] and x0, of its channels. Raises MmfastError naming the argument at fault.
@@ -254,7 +254,9 @@ def step_by_table(
     if not isinstance(tables, Tables) or tables.to_x0 is None:
         raise MmfastError("tables has no to_x0; it should be mmfast.ops.Tables(coefs, sigma, to_x0)")
     noise = None if tables.sigma is None else Noise((seed, draw), sample_ids, stream)
-    bounds = range_of(clamp)._replace(**({} if channels is None else {"start": channels[0], "channels": channels[1]}))
+    bounds = range_of(clamp)
+    if channels is not None:
+        bounds = Bounds(*bounds[:2], *_span(channels))
     if not is_compiling():
         found = dispatch.at_once("step", Call(terms, tables, row, noise), bounds, True)
         if found is not None:
@@ -264,14 +266,28 @@ def step_by_table(
         raise MmfastError("terms are of no dimension, or empty; they should be [B, ...]")
     if bounds.start >= 0 and (len(shape) < 2 or bounds.start + bounds.channels > shape[1]):
         raise MmfastError(f"channels is {channels}; it should lie within the {shape[1:2]} of the terms")
-    count = shape[0] if row is None else check_rows(row, tables.coefs, shape[0])
+    coefs, sigma, to_x0, _ = tables
+    of_noise = [] if sigma is None else [("tables.sigma", sigma, ())]
+    of_terms = [("tables.to_x0", to_x0, (len(tensors),)), ("tables.coefs", coefs, (len(tensors) + 1,))]
+    check_tables([*of_terms, *of_noise], row, shape[0])
     wide = arithmetic(dtype)
-    tables = tables.map(lambda x: in_memory(x.to(wide)))
-    check_coefs("tables.to_x0", tables.to_x0, (count, len(tensors)))  # type: ignore[arg-type]
-    check_coefs("tables.coefs", tables.coefs, (count, len(tensors) + 1))
-    if noise is not None and tables.sigma is not None:
-        check_coefs("tables.sigma", tables.sigma, (count,))
+    tables = Tables(coefs, sigma, to_x0).map(lambda x: in_memory(x.to(wide)))
+    if noise is not None:
         noise = check_noise(noise, shape[0], tables.coefs.device)
     check_device(tables.coefs.device, tensors, tables.to_x0, tables.sigma)
     call = Call(tensors, tables, row, noise, shape, dtype)
-    return dispatch.of_call(call).step(call, bounds, True)
+    try:
+        return dispatch.of_call(call).step(call, bounds, True)
+    except (ValueError, IndexError):
+        check_row_values(row, tables)
+        raise
+
+
+def _span(channels: object) -> tuple[int, int]:
+    """The pair (first, number) of channels."""
+    whole = isinstance(channels, (tuple, list)) and len(channels) == 2
+    if not whole or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in channels):  # type: ignore[attr-defined]
+        raise MmfastError(
+            f"channels is {channels!r}; it should be a pair (first, number) of ints, none negative, or None"
+        )
+    return channels[0], channels[1]  # type: ignore[index]

@@ -176,7 +176,7 @@ def backends_as_they_were():
     backends.MODULES.clear()
     backends.MODULES.update(modules)
     backends._ADDED.clear()
-    for cached in (backends.load, backends.automatic, backends.forced):
+    for cached in (backends.load, backends.automatic, backends.forced, backends.has_kernel):
         cached.cache_clear()
     backends.LOOKING.update(backends._looking())
 

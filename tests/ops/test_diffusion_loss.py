@@ -139,6 +139,27 @@ def test_many_gradients_of_one_graph(each_backend):
         torch.testing.assert_close(second, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_the_gradient_goes_with_the_backward_pass(each_backend, dtype):
+    """A loss that is kept for a log keeps no gradient alive; float16 has its own."""
+    p, z0 = randn(*SHAPE, dtype=dtype).requires_grad_(), randn(*SHAPE, seed=1, dtype=dtype)
+    saved = []
+
+    class Kept:
+        def __init__(self, x):
+            self.x = x
+            saved.append(weakref.ref(self))
+
+    with ops.backend(each_backend), torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.x):
+        loss = ops.diffusion_loss(p, z0, 3, SCHED, seed=1)
+        loss.backward(retain_graph=True)
+        assert saved and all(x() is not None for x in saved)
+        loss.backward()
+    assert all(x() is None for x in saved)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
 def test_only_the_gradient_is_kept(each_backend):
     """What went in can go before backward(); taken apart, the same holds of the noise."""
     p, z0 = randn(*SHAPE).requires_grad_(), randn(*SHAPE, seed=1)

@@ -137,6 +137,8 @@ MASKS = {
     "ratio negative": (lambda: mask(ratio=-0.1), "ratio"),
     "ratio above one": (lambda: mask(ratio=1.1), "ratio"),
     "ratio NaN": (lambda: mask(ratio=math.nan), "ratio"),
+    "ratio with a NaN": (lambda: mask(ratio=torch.tensor([0.5, math.nan])), "ratio"),
+    "ratio with a NaN, by chance": (lambda: mask(ratio=torch.tensor([0.5, math.nan]), exact=False), "ratio"),
     "ratio text": (lambda: mask(ratio="0.5"), "ratio"),
     "ratio a bool": (lambda: mask(ratio=True), "ratio"),
     "ratio None": (lambda: mask(ratio=None), "ratio"),

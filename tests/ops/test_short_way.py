@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmfast import MmfastError, Schedule, bridge, ops
-from mmfast.ops import Block
+from mmfast.ops import Block, Tables
 
 S = Schedule.cosine(10, {"a": bridge(1.0)})
 Z, A, N, T = torch.randn(4, 3), torch.randn(4, 3), torch.randn(4, 3), torch.tensor([1, 2, 3, 4])
@@ -31,10 +31,30 @@ def kept():
         lambda: ops.q_sample(Z, ("a",), T, S),
         lambda: ops.step(Z, N, ("a",), 3, S),
         lambda: ops.step(Z, N, {"a": A}, 0, S),
+        lambda: ops.combine([Z], None),
+        lambda: ops.combine([Z], torch.ones(5, 1), torch.ones(1), rows=0),
+        lambda: ops.combine([Z], torch.ones(1, 1), torch.ones(5), rows=T - T),
+        lambda: ops.step_by_table([Z], Tables(None, None, torch.ones(4, 1))),
     ],
 )
 def test_what_the_checks_refuse_is_refused(call):
     with pytest.raises(MmfastError):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: ops.combine([(A, 0, 3)], torch.ones(4, 1)),
+        lambda: ops.combine([Z, (A[:, :1], 0, 3)], torch.ones(4, 2)),
+        lambda: ops.multimodal_mean([(A, 0, 3)], torch.ones(4, 1)),
+        lambda: ops.q_sample(Z, {"a": (A, 0, 3)}, T, S),
+        lambda: ops.step((Z, 0, 3), N, {"a": A}, 3, S),
+        lambda: ops.step_by_table([Z, (A, 0, 3)], Tables(torch.ones(4, 3), None, torch.ones(4, 2))),
+    ],
+)
+def test_a_tuple_is_no_block(call):
+    with pytest.raises(MmfastError, match=r"is a tuple; it should be a tensor or a .*Block"):
         call()
 
 

@@ -1,11 +1,15 @@
 """A step by a table's row, words by identity, and the rows of a combination, as a user calls them."""
 
+import sys
+import threading
+
 import pytest
 import torch
 import truth
 
 from mmfast import MmfastError, Schedule, bridge, ops
 from mmfast.ops import Block, Tables
+from mmfast.ops.call import Noise
 from mmfast.process import TARGETS, jump, reverse_step
 
 T = 20
@@ -58,20 +62,53 @@ def test_x0_may_have_some_channels():
         ({"row": -1}, "rows"),
         ({"row": torch.tensor([0])}, "rows"),
         ({"row": torch.tensor([0.0, 1.0])}, "rows"),
+        ({"row": torch.tensor([0, 2])}, "rows"),
+        ({"row": torch.tensor([-1, 0])}, "rows"),
+        ({"row": torch.tensor([0, 1], device="meta")}, "rows"),
+        ({"tables": Tables([[1.0]], None, torch.ones(2, 2))}, "coefs is list"),
+        ({"tables": Tables(torch.ones(2, 3), None, [[1.0]])}, "to_x0 is list"),
+        ({"tables": Tables(torch.ones(2, 3), [1.0], torch.ones(2, 2))}, "sigma is list"),
+        ({"tables": Tables(None, None, torch.ones(2, 2))}, "coefs is NoneType"),
+        ({"tables": Tables(torch.ones(1, 3), None, torch.ones(2, 2))}, "coefs has 1 rows"),
+        ({"tables": Tables(torch.ones(2, 3), torch.ones(1), torch.ones(2, 2))}, "sigma has 1 rows"),
+        ({"tables": Tables([[1.0]], None, torch.ones(2, 2)), "row": 7}, "coefs"),
         ({"clamp": -1.0}, "clamp"),
         ({"channels": (3, 2)}, "channels"),
+        ({"channels": (-1, 2)}, "channels"),
+        ({"channels": (0, -2)}, "channels"),
+        ({"channels": (1, 2**63 - 1)}, "channels"),
+        ({"channels": (2**63, 1)}, "channels"),
+        ({"channels": 2}, "channels"),
+        ({"channels": (0, 1, 2)}, "channels"),
+        ({"channels": (0.0, 2.0)}, "channels"),
+        ({"channels": "01"}, "channels"),
         ({"seed": "x", "tables": Tables(torch.ones(2, 3), torch.ones(2), torch.ones(2, 2))}, "seed"),
         ({"terms": []}, "terms"),
         ({"terms": [torch.ones(2, 4), torch.ones(3, 4)]}, "terms"),
         ({"terms": [torch.ones(2, 4), "x"]}, "terms"),
     ],
 )
-def test_bad_input_is_named(change, named):
+def test_bad_input_is_named(each_backend, change, named):
     given = {"terms": [torch.ones(2, 4), torch.ones(2, 4)], "row": 0}
     given["tables"] = Tables(torch.ones(2, 3), None, torch.ones(2, 2))
-    ops.step_by_table(**given)
+    with ops.backend(each_backend):
+        ops.step_by_table(**given)
+        with pytest.raises(MmfastError, match=named):
+            ops.step_by_table(**{**given, **change})
     with pytest.raises(MmfastError, match=named):
         ops.step_by_table(**{**given, **change})
+
+
+def test_a_pending_negation_is_applied(each_backend):
+    """In the tables and in a term, as the imaginary part of a conjugate has it."""
+    x, made = torch.randn(2, 4), Tables(torch.randn(2, 2), torch.rand(2), torch.randn(2, 1))
+    pending = made.map(lambda table: torch.complex(table, -table).conj().imag)
+    assert all(table.is_neg() for table in pending[:3])
+    with ops.backend(each_backend):
+        want = ops.step_by_table([x], made, seed=1)
+    for found in (ops.step_by_table([x], pending, seed=1), ops.step_by_table([torch._neg_view(-x)], pending, seed=1)):
+        for a, b in zip(found, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_words_are_the_generators(each_backend):
@@ -85,6 +122,32 @@ def test_words_are_the_generators(each_backend):
             ops.random_words(shape)
 
 
+@pytest.mark.skipif(ops.backends.load("cpu")[1] is not None, reason="the extension is not built")
+def test_other_threads_run_while_words_are_made():
+    kernel, words = ops.backends.load("cpu")[0]._cpu.random_words, torch.empty(1000, 10_000, dtype=torch.int64)
+    before, seen = sys.getswitchinterval(), []
+    sys.setswitchinterval(1000)  # so that a thread gives the interpreter away only of itself
+    try:
+        for _ in range(20):  # the machine may be busy
+            begun, done = threading.Event(), threading.Event()
+
+            def make(begun=begun, done=done):
+                begun.set()
+                kernel(Noise((1, 0)), words)
+                done.set()
+
+            thread = threading.Thread(target=make)
+            thread.start()
+            begun.wait()
+            seen.append(not done.is_set())
+            thread.join()
+            if seen[-1]:
+                break
+    finally:
+        sys.setswitchinterval(before)
+    assert any(seen)
+
+
 def test_rows_of_a_combination(each_backend):
     x, table, sigma = torch.randn(4, 3), torch.randn(5, 1), torch.rand(5)
     rows = torch.tensor([4, 0, 0, 2])
@@ -93,7 +156,33 @@ def test_rows_of_a_combination(each_backend):
         want = ops.combine([x], table[rows], sigma[rows], seed=1)
         one = ops.combine([x], table, sigma, rows=3, seed=1)
         alike = ops.combine([x], table[3:4].expand(4, 1), sigma[3:4].expand(4), seed=1)
+        for wrong in (5, -1, True, rows[:3], rows.int(), 1.0, rows.to("meta"), rows + 1, rows - 1):
+            for of_table in (table, table.clone().requires_grad_()):
+                with pytest.raises(MmfastError, match="rows"):
+                    ops.combine([x], of_table, rows=wrong)
+        for wrong in ([[1.0]] * 5, None, table[:, 0], torch.randn(5, 2)):
+            with pytest.raises(MmfastError, match="coefs"):
+                ops.combine([x], wrong, rows=7)
+        with pytest.raises(MmfastError, match="sigma has 1 rows; it should have 5"):
+            ops.combine([x], table, sigma[:1], rows=0)
     assert torch.equal(found, want) and torch.equal(one, alike)
-    for wrong in (5, -1, True, rows[:3], rows.int()):
+    for wrong in (5, rows + 1, rows - 1):  # at once
         with pytest.raises(MmfastError, match="rows"):
             ops.combine([x], table, rows=wrong)
+
+
+@pytest.mark.skipif(ops.backends.load("cpu")[1] is not None, reason="the extension is not built")
+def test_a_row_of_nan_is_named():
+    x, table = torch.randn(2, 3), torch.tensor([[1.0], [torch.nan]])
+    for rows in (1, torch.tensor([0, 1])):
+        with pytest.raises(MmfastError, match="rows names a row"):
+            ops.combine([x], table, rows=rows)
+
+
+def test_an_empty_batch_has_rows():
+    x, table, none = torch.randn(0, 3), torch.randn(5, 1), torch.empty(0, dtype=torch.int64)
+    for rows in (3, none):
+        assert ops.combine([x], table, rows=rows).shape == (0, 3)
+        assert ops.step_by_table([x], Tables(table.expand(5, 2), None, table), rows)[1].shape == (0, 3)
+    with pytest.raises(MmfastError, match="rows"):
+        ops.combine([x], table, rows=5)

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from mmfast.errors import BackendError
 from mmfast.ops import around, extensions, reference
 
@@ -36,7 +38,7 @@ _ADDED: list[str] = []  # backends of users
 def register(name: str, module: str) -> None:
     """Add a backend of one's own, preferred to all others: its name, and its module's."""
     MODULES.update({name: module, **{known: MODULES.pop(known) for known in list(MODULES) if known != name}})
-    for cached in (load, automatic, forced):
+    for cached in (load, automatic, forced, has_kernel):
         cached.cache_clear()
     _ADDED.append(name)
     LOOKING.update(_looking())  # an extension would not ask it
@@ -79,6 +81,13 @@ def forced(name: str, device: str) -> ModuleType:
         serves = ", ".join(module.devices)
         raise BackendError(f"backend {name!r} is forced, but the tensors are on {device!r}; it serves {serves}")
     return module
+
+
+@functools.cache
+def has_kernel(device: torch.device) -> bool:
+    """Whether a backend but the reference serves this device."""
+    found = [load(name) for name in MODULES if name != "reference"]
+    return any(reason is None and device.type in module.devices for module, reason in found)
 
 
 def forced_by_user() -> bool:

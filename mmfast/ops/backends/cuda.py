@@ -43,7 +43,7 @@ def describe() -> str:
 
 def _whole(call: Call) -> Call:
     """With tables of one length that lie contiguous, which is how the kernels read them."""
-    rows = max(len(x) for x in call.tables if x is not None)
+    rows = next((len(x) for x in call.tables if x is not None and len(x) != 1), 1)
     return call._replace(tables=call.tables.map(lambda x: x.expand(rows, *x.shape[1:]).contiguous()))
 
 

@@ -3,6 +3,7 @@
 The last tests compare a GPU's bits with the host's, and are skipped where there is none.
 """
 
+import ctypes
 import math
 
 import pytest
@@ -25,6 +26,62 @@ def big_call(dtype, batch=3, width=68, device="cpu"):
     coefs, sigma = torch.randn(batch, 6, generator=g).to(real(dtype)), torch.rand(batch, generator=g).to(real(dtype))
     terms, coefs, sigma = [t.to(device) for t in terms], coefs.to(device), sigma.to(device)
     return terms, [-1, -1, 3, -1, -1, -1], coefs, sigma, None, KEY.to(device), None, 1, shape, dtype
+
+
+class Seen(ctypes.Structure):
+    """A tensor as DLPack hands it over: as far as its device."""
+
+    _fields_ = [("data", ctypes.c_void_p), ("type", ctypes.c_int32), ("id", ctypes.c_int32)]
+
+
+class Exchange(ctypes.Structure):
+    """DLPack's table of functions: csrc/python.h."""
+
+    _fields_ = [("version", ctypes.c_uint64), *[(f"pointer_{i}", ctypes.c_void_p) for i in range(4)],
+                ("from_object", ctypes.c_void_p), ("current_stream", ctypes.c_void_p)]  # fmt: skip
+
+
+@pytest.fixture
+def elsewhere(host):
+    """A list: its tensors are seen on a second device."""
+    capsule = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    if capsule is None:
+        pytest.skip("this torch has no exchange API to stand before")
+    address = ctypes.pythonapi.PyCapsule_GetPointer
+    address.restype, address.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    function = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(Seen))
+    name, tensors = b"dlpack_exchange_api", []
+    api = Exchange.from_buffer_copy(Exchange.from_address(address(capsule, name)))
+    theirs = function(api.from_object)
+
+    def from_object(tensor, to):
+        status = theirs(tensor, to)
+        to.contents.id += any(tensor == id(x) for x in tensors)
+        return status
+
+    ours = function(from_object)
+    api.from_object = ctypes.cast(ours, ctypes.c_void_p)
+    api.pointer_0 = None
+    assert host[0].use_exchange_api(new(ctypes.addressof(api), name, None))
+    yield tensors
+    host[0].use_exchange_api(capsule)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_mask_of_tensors_on_two_devices(host, elsewhere, exact):
+    """A kernel would read the other device's memory: it is refused, and looked at by the checks."""
+    x, hidden, ids = torch.ones(2, 1, 4, 4), torch.tensor([1, 2]), torch.tensor([3, 4])
+    call = x, hidden, Noise((1, 0), ids), (2, 2), exact
+    assert type(host[0].look_block_mask(*call)) is tuple
+    for away in (hidden, ids):
+        elsewhere[:] = [away]
+        assert host[0].look_block_mask(*call) == 0
+        with pytest.raises(ValueError, match="another device"):
+            host[0].block_mask(*call)
+    elsewhere[:] = [x, hidden, ids]
+    assert type(host[0].look_block_mask(*call)) is tuple
 
 
 def everything(dtype, width, device="cpu"):
@@ -159,7 +216,7 @@ def test_a_call_that_cannot_be_is_an_error():
 def test_unavailable_says_why(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cuda.unavailable().startswith("torch sees no CUDA device for ")
-    monkeypatch.setattr(cuda, "_cuda", None)
+    monkeypatch.setattr(cuda._backend, "_cuda", None)
     assert "not built" in cuda.unavailable()
 
 
@@ -174,7 +231,7 @@ def test_a_gpu_gives_the_hosts_bits(host, monkeypatch, dtype, width):
     extension = host[2]
     if extension is None:
         pytest.skip("the CUDA extension is not built")
-    monkeypatch.setattr(cuda, "_cuda", extension)
+    monkeypatch.setattr(cuda._backend, "_cuda", extension)
     try:
         for threads, blocks in [(256, 2**31 - 1), (256, 3), (64, 1000)]:
             extension.set_limits(threads, blocks)
@@ -189,7 +246,7 @@ def test_a_graph_reads_the_key_when_it_runs(host, monkeypatch):
     extension = host[2]
     if extension is None:
         pytest.skip("the CUDA extension is not built")
-    monkeypatch.setattr(cuda, "_cuda", extension)
+    monkeypatch.setattr(cuda._backend, "_cuda", extension)
     call = list(big_call(torch.float32, device="cuda"))
     cuda.combine(*call, True)  # loads the kernel
     graph = torch.cuda.CUDAGraph()
