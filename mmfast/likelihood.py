@@ -21,8 +21,8 @@ def bound(model: Model, batch: Batch, steps: int = 8, seed: int = 0, batch_size:
     """-ln p(X) <= L0 + L1 + L2 + L3 with every modality generated and nothing given: nats an example.
 
     The sums over t are Monte Carlo over `steps` timesteps an example (`Timesteps`); 0 for whole sums. `bound.X_bits`
-    are bits per dimension of the anchor. The reverse steps have the posterior's variance, and the decoder of z_1 that of
-    the first step, 1 - a_1. batch: on any device; `batch_size` examples at a time go to the model's.
+    are bits per dimension of the anchor. The reverse steps have the posterior's variance, the decoder of z_1 that of the
+    first step, 1 - a_1. batch: on any device; `batch_size` examples at a time go to the model's.
     """
     device = model.schedule.alpha_bar.device
     found: list[dict[str, Tensor]] = []
@@ -87,7 +87,7 @@ class Timesteps:
         self.p = 0.5 / len(gaps) + 0.5 * gaps / gaps.sum()
 
     def draw(self, words: Tensor) -> tuple[Tensor, Tensor]:
-        """t and 1/p(t), int64 and float32 [B], of 32-bit words [B]: weighted so, its terms have the sum as their mean."""
+        """t and 1/p(t), int64 and float32 [B], of 32-bit words [B]: terms weighted so have the sum as their mean."""
         u = (words.double() + 0.5) / 2.0**32
         at = torch.searchsorted(self.p.cumsum(0), u).clamp(max=len(self.p) - 1)
         return 2 + at, (1 / self.p[at]).float()

@@ -137,7 +137,7 @@ def _scales(guidance_scale: float | Mapping[str, float], given: Mapping[str, Ten
 
 @dataclass
 class _Said:
-    """What a step's predictions come to: the network's of the anchor, the encodings of all that leaves a trace, z0hat."""
+    """A step's predictions: the network's of the anchor, the encodings of all that leaves a trace, and z0hat."""
 
     anchors: list[Tensor]
     E: dict[str, Tensor]

@@ -38,7 +38,7 @@ class Residual(nn.Module):
 
 
 class Backbone(nn.Module):
-    """[B, in_channels, size, size] and t [B] -> `Features`: [B, features, size, size], and [B, width] of the encoder."""
+    """[B, in_channels, size, size], t [B] -> `Features`: [B, features, size, size], and [B, width] of the encoder."""
 
     def __init__(self, spec: Spec, in_channels: int, size: int) -> None:
         super().__init__()

@@ -108,31 +108,22 @@ def _present(model: Model, batch: Batch, numbers: Tensor) -> Tensor:
 
 def _times(model: Model, numbers: Tensor, config: Config, present: Tensor) -> Drawn:
     """The times and roles of the examples, functions of the seed and their numbers."""
-    specs, low, T = (
-        [model.part(name).spec for name in (model.anchor_name, *model.names)],
-        config.train.low_noise,
-        model.schedule.T,
-    )
-    usual = config.train.given_probability
-    shares = [
-        (usual if spec.given_probability is None else spec.given_probability, *own)
-        for spec, own in zip(
-            specs, [(0.0, 0.0), *((s.unknown_probability, s.own_time_probability) for s in specs[1:])], strict=True
-        )
-    ]
+    specs = [model.part(name).spec for name in (model.anchor_name, *model.names)]
+    usual, low, T = config.train.given_probability, config.train.low_noise, model.schedule.T
+    given = [usual if spec.given_probability is None else spec.given_probability for spec in specs]
+    shares = [(p, spec.unknown_probability, spec.own_time_probability) for p, spec in zip(given, specs, strict=True)]
     drawn = roles(config.seed, numbers, shares, present, T)
-    given, unknown, own = drawn.given, drawn.unknown, drawn.own
-    at_T = (given * constants(tuple(spec.given_at_T or 0.0 for spec in specs), given.device)).amax(1)
+    at_T = (drawn.given * constants(tuple(spec.given_at_T or 0.0 for spec in specs), numbers.device)).amax(1)
     # A network that is not told would have nothing at T.
     t = timesteps(config.seed, numbers, T, at_T if model.told else None)
     weight = torch.ones_like(present[:, 0])
     if low.share:
         # Where nothing but the anchor is seen, as when something is to be read off it.
         seen = [k for k, name in enumerate(model.names, 1) if name in model.traced or not model.part(name).uniform]
-        alone = (unknown[:, seen] == 1).all(1) & (given[:, 0] == 0)
+        alone = (drawn.unknown[:, seen] == 1).all(1) & (drawn.given[:, 0] == 0)
         few = low_noise(config.seed, numbers, max(1, round(low.until * T)), low.share) * alone
         t = torch.where(few > 0, few, t)
         weight = torch.where(few > 0, low.weight, weight)
-    times = torch.where(own > 0, drawn.own_times, t[:, None])
-    times = torch.where(unknown > 0, T, times)
-    return Drawn(t, times, given, unknown, weight, not any(spec.own_time_probability for spec in specs[1:]))
+    times = torch.where(drawn.own > 0, drawn.own_times, t[:, None])
+    times = torch.where(drawn.unknown > 0, T, times)
+    return Drawn(t, times, drawn.given, drawn.unknown, weight, not any(spec.own_time_probability for spec in specs[1:]))
