@@ -21,8 +21,8 @@ def bound(model: Model, batch: Batch, steps: int = 8, seed: int = 0, batch_size:
     """-ln p(X) <= L0 + L1 + L2 + L3 with every modality generated and nothing given: nats an example.
 
     The sums over t are Monte Carlo over `steps` timesteps an example (`Timesteps`); 0 for whole sums. `bound.X_bits`
-    are bits per dimension of the anchor. The reverse steps have the posterior's variance, the decoder of z_1 that of the
-    first step, 1 - a_1. batch: on any device; `batch_size` examples at a time go to the model's.
+    are bits per dimension of the anchor. The reverse steps have the posterior's variance, the decoder of z_1 that of
+    the first step, 1 - a_1. batch: on any device; `batch_size` examples at a time go to the model's.
     """
     device = model.schedule.alpha_bar.device
     found: list[dict[str, Tensor]] = []
