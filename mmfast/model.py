@@ -205,7 +205,7 @@ class Model(nn.Module):
         return found
 
     def forward(self, z_t: Tensor, times: Tensor, told: Mapping[str, Tensor]) -> Prediction:
-        """z_t [B, C, H, W], times int64 [B, 1 + N] (or [B] for all), told as `tell` made it -> what the network says."""
+        """z_t [B, C, H, W], times int64 [B, 1 + N] (or [B] for all), told by `tell` -> what the network says."""
         times = times if times.dim() == 2 else times[:, None].expand(-1, 1 + len(self.names))
         given = times == 0
         if self.space == "shared":
