@@ -26,7 +26,7 @@ Table table(Call& call, Call::Which which, int64_t columns) {
     if (call.index)
         for (int64_t b = 0; b < call.batch(); ++b)
             expect(call.index[b] >= 0 && call.index[b] < entries.rows, "rows holds a number outside the table");
-    if (columns > 0 && (call.row >= 0 || call.index)) {
+    if (columns > 0 && which != Call::kSigma && (call.row >= 0 || call.index)) {
         for (int64_t b = 0; b < (call.index ? call.batch() : 1); ++b) {
             const int64_t at = call.index ? call.index[b] * entries.row_stride : 0;
             const double first = call.type == Type::f64 ? static_cast<const double*>(entries.data)[at]
@@ -47,7 +47,10 @@ public:
         plan.batch = call.batch(), plan.terms = call.terms(), plan.index = call.index;
         if (more_columns >= 0) {
             plan.coefs = table(call, Call::kCoefs, call.terms() + more_columns);
-            plan.sigma = table(call, Call::kSigma, -1);
+            levels_ = call.levels();
+            plan.sigma = table(call, Call::kSigma, Call::columns_of(levels_));
+            for (int64_t& first : levels_) first *= call.channel();  // in elements
+            plan.levels = plan.sigma.data ? static_cast<int>(levels_.size()) : 0, plan.level = levels_.data();
             plan.to_x0 = table(call, Call::kToX0, call.terms());
             plan.weight = table(call, Call::kWeight, -1);
         }
@@ -71,6 +74,7 @@ public:
 
 private:
     std::vector<Term> terms_;
+    std::vector<int64_t> levels_;
 };
 
 template <class F>

@@ -155,6 +155,22 @@ public:
         expect(index || rows == 1 || rows == batch(), "a table has neither one row nor one a sample");
         return {view.data, rows, rows == 1 && !index ? 0 : view.stride[0], stride};
     }
+    // The first channels of the noise's levels, for each of which sigma has a column; none: sigma is [R].
+    std::vector<int64_t> levels() const {
+        if (noise_ == Py_None) return {};
+        PyObject* tuple = field(noise_, 3);
+        expect(PyTuple_Check(tuple) && PyTuple_GET_SIZE(tuple) <= kMaxLevels, "levels is no tuple of at most 32 ints");
+        std::vector<int64_t> first(PyTuple_GET_SIZE(tuple));
+        const int64_t channels = rank > 1 ? shape[1] : 1;
+        for (size_t l = 0; l < first.size(); ++l)
+            first[l] = plain_integer(PyTuple_GET_ITEM(tuple, static_cast<Py_ssize_t>(l)), l ? first[l - 1] + 1 : 0,
+                                     l ? channels - 1 : 0);
+        return first;
+    }
+    // The columns of sigma, as `table` takes them.
+    static int64_t columns_of(const std::vector<int64_t>& levels) {
+        return levels.empty() ? -1 : static_cast<int64_t>(levels.size());
+    }
     PyObject* coefs() const { return field(tables_, kCoefs); }
     bool has(Which which) const { return field(tables_, which) != Py_None; }
     int64_t arithmetic_size() const { return type == Type::f64 ? 8 : 4; }

@@ -3,5 +3,5 @@
 #pragma once
 
 namespace mmfast {
-constexpr int kInterface = 8;
+constexpr int kInterface = 9;
 }

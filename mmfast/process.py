@@ -37,13 +37,14 @@ def check_kind(name: str, t: Time, low: int, high: int) -> None:
 def check_time(name: str, t: Time, low: int, high: int) -> None:
     """check_kind, and the values of a tensor on the host. One on a GPU is not read: that would wait for it."""
     check_kind(name, t, low, high)
-    if isinstance(t, Tensor) and t.numel() and _readable(t):
+    if isinstance(t, Tensor) and t.numel() and readable(t):
         least, most = t.aminmax()
         if int(least) < low or int(most) > high:
             raise MmfastError(f"{name} runs from {int(least)} to {int(most)}; it should lie in {low} .. {high}")
 
 
-def _readable(*times: Time) -> bool:
+def readable(*times: Time) -> bool:
+    """Whether the values can be looked at without waiting for a GPU."""
     on_host = all(not isinstance(time, Tensor) or time.device.type == "cpu" for time in times)
     return on_host and not torch.compiler.is_compiling()
 
@@ -95,9 +96,21 @@ def jump(schedule: Schedule, t: Time, s: Time | None = None) -> Jump:
     check_time("s", s, 0, schedule.T - 1)
     if isinstance(t, Tensor) and isinstance(s, Tensor) and t.shape != s.shape:
         raise MmfastError(f"s has shape {list(s.shape)}; it should be that of t, {list(t.shape)}")
-    if _readable(t, s) and bool((torch.as_tensor(s) >= torch.as_tensor(t)).any()):
+    if readable(t, s) and bool((torch.as_tensor(s) >= torch.as_tensor(t)).any()):
         raise MmfastError("s is not before t somewhere; a step goes from t to an earlier s < t")
     return Jump(rows(schedule.alpha_bar, t), rows(schedule.alpha_bar, s), rows(schedule.W, t), rows(schedule.W, s))
+
+
+def block_jumps(schedule: Schedule, columns: list[int], t: Tensor, s: Tensor) -> Jump:
+    """The jumps t[b, i] -> s[b, i] of every block alone, a row for each (b, i); t, s: int64 [B, 1 + M], s <= t.
+
+    columns: those of W for the M encodings. Block 0 is z0's, of weight 0; so the weights are [B (1 + M), 1]. Where s is
+    t a formula may be 0/0.
+    """
+    table, none = schedule.W, torch.zeros_like(schedule.alpha_bar)
+    W = torch.stack([none, *(table[:, k] for k in columns)], 1)  # by slices: a list of numbers would wait for a GPU
+    abar_t, abar_s = (schedule.alpha_bar.take(x).reshape(-1) for x in (t, s))
+    return Jump(abar_t, abar_s, *(W.gather(0, x).reshape(-1, 1) for x in (t, s)))
 
 
 def marginal(schedule: Schedule, t: Time) -> tuple[Tensor, Tensor, Tensor]:

@@ -132,8 +132,10 @@ MMFAST_HD void for_runs(const Plan& plan, Source* sources, int64_t item, bool ma
     run.sources = sources;
     run.sigma = plan.sigma.data ? entry<Real>(plan.sigma, row) : Real(0);
     Noise<L> noise(plan, b);
-    const bool noisy = plan.noisy && (run.sigma != Real(0) || makes_noise);
+    int level = 0;
     for_pieces<L>(plan, item, [&](int64_t e, int64_t n) {
+        while (level + 1 < plan.levels && e >= plan.level[level + 1]) run.sigma = entry<Real>(plan.sigma, row, ++level);
+        const bool noisy = plan.noisy && (run.sigma != Real(0) || makes_noise);
         run.count = 0;
         for (int k = 0; k < plan.terms; ++k)  // a term whose coefficients are zero is not read
             if (of_source(sources[run.count], row, k) && find_source<L, T>(plan, k, b, e, sources[run.count]))

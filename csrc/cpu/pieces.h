@@ -1,4 +1,4 @@
-// An item of work in pieces: runs of elements in one row, alike in the terms that cover them.
+// An item of work in pieces: runs of elements in one row, alike in the terms that cover them and in the noise's level.
 #pragma once
 
 #include "vectors.h"
@@ -17,6 +17,8 @@ MMFAST_HD void for_pieces(const Plan& plan, int64_t item, F f) {
             if (term.begin > e) next = least(next, term.begin);
             if (term.end > e) next = least(next, term.end);
         }
+        for (int l = 1; l < plan.levels; ++l)
+            if (plan.level[l] > e) next = least(next, plan.level[l]);
         if (plan.x0_begin > e) next = least(next, plan.x0_begin);
         if (plan.x0_end > e) next = least(next, plan.x0_end);
         f(e, next - e);

@@ -24,13 +24,18 @@ struct Table {
     int64_t row_stride, stride;
 };
 
+// A sample's noise has one level, or up to so many, each of a run of whole channels.
+constexpr int kMaxLevels = 32;
+
 struct Plan {
     int64_t batch, rows, inner;
     int terms;
     const Term* term;
     const int64_t* index;  // [batch] rows of the tables; null: the samples' own numbers
     Table coefs;           // [, terms], for a step [, terms + 1]
-    Table sigma;           // []; null: no noise in the sum
+    Table sigma;           // [], or with levels [, levels]; null: no noise in the sum
+    int levels;            // of the noise; 0: one, for the whole sample
+    const int64_t* level;  // [levels] the first element of each, from 0 on
     bool noisy;            // whether there is a key
     int64_t seed, draw;
     const int64_t* ids;    // [batch]; null: the samples' own numbers

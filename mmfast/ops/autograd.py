@@ -62,7 +62,7 @@ class Combine(torch.autograd.Function):
         saved = [coefs, rows if isinstance(rows, Tensor) else None]  # so that a change of one in place is noticed
         if needs_sigma and noise is not None:
             of_tensor = isinstance(noise.key, Tensor)
-            ctx.noise = Noise(None if of_tensor else noise.key, None, noise.stream)
+            ctx.noise = noise._replace(key=None if of_tensor else noise.key, sample_ids=None)
             saved += [noise.key if of_tensor else None, noise.sample_ids]
         # Only the gradient of the coefficients reads the terms: without it they need not be kept alive.
         ctx.save_for_backward(*saved, *(tensors if needs_coefs else ()))
@@ -82,7 +82,7 @@ class Combine(torch.autograd.Function):
         noise, places = (None, [(grad.shape, -1)] * len(of_terms)) if ctx.alike else (ctx.noise, ctx.places)
         if noise is not None:
             key, ids, *rest = rest
-            noise = Noise(noise.key if key is None else key, ids, noise.stream)
+            noise = noise._replace(key=noise.key if key is None else key, sample_ids=ids)
         terms = [
             x if start < 0 else Block(x, start, grad.shape[1]) for x, (_, start) in zip(rest, places, strict=False)
         ]
@@ -132,7 +132,8 @@ def combine_backward(
     """Gradients of `combine` for the terms, coefs and sigma that `needs` (K + 2 flags) asks for, in order.
 
     d/d term_k = coefs[b, k] grad, summed over what the term was broadcast along; d/d coefs[b, k] = <grad[b],
-    term_k[b]>; d/d sigma[b] = <grad[b], eps[b]> with eps made again from its identity. Sums are taken in float64, in
+    term_k[b]>; d/d sigma[b] = <grad[b], eps[b]> with eps made again from its identity, over a level's channels for
+    each d/d sigma[b, l]. Sums are taken in float64, in
     an order that is a function of the shapes and types alone. Where a coefficient is zero its term was not read and
     its gradient is zero; the coefficient's own gradient is the true one. The terms themselves are needed for that
     alone; places: their shapes, and first channels (-1: no block).
@@ -149,15 +150,31 @@ def combine_backward(
         elif needs[k]:
             part = grad if start < 0 else grad.narrow(1, start, shape[1]).contiguous()
             result.append(_term_gradient(backend, part, shape, (coefs, call.rows, k)))
-    if of_coefs or of_sigma:
-        of_terms = call.terms if of_coefs else []
-        dots = backend.dots(call._replace(terms=of_terms, noise=call.noise if of_sigma else None), grad)
+    by_level = of_sigma and call.noise is not None and bool(call.noise.levels)
+    if of_coefs or (of_sigma and not by_level):
+        of_terms, noise = call.terms if of_coefs else [], None if by_level or not of_sigma else call.noise
+        dots = backend.dots(call._replace(terms=of_terms, noise=noise), grad)
         dots = dots.to(coefs.dtype)
         if of_coefs:
             result.append(dots[:, :-1].contiguous())
-        if of_sigma:
+        if of_sigma and not by_level:
             result.append(dots[:, -1].contiguous())
+    if by_level:
+        result.append(_levels_gradient(backend, call, grad).to(coefs.dtype))
     return result
+
+
+def _levels_gradient(backend: Any, call: Call, grad: Tensor) -> Tensor:
+    """<grad[b], eps[b]> over the channels of each level: [B, L]. Rarely wanted: each level makes the noise again."""
+    assert call.noise is not None
+    if grad.dim() == 1:
+        return backend.dots(call._replace(terms=[], noise=call.noise._replace(levels=())), grad)
+    levels, plain = call.noise.levels, call._replace(terms=[], noise=call.noise._replace(levels=()))
+    parts = []
+    for first, end in zip(levels, [*levels[1:], grad.shape[1]], strict=True):
+        part = Block(grad.narrow(1, first, end - first), first, grad.shape[1])
+        parts.append(backend.dots(plain, reference.in_space(part, grad.shape).contiguous()))
+    return torch.cat(parts, 1)
 
 
 def _term_gradient(backend: Any, grad: Tensor, shape: Sequence[int], column: tuple[Tensor, Any, int]) -> Tensor:
@@ -281,10 +298,10 @@ RECORD: dict[str, Any] = {
 
 
 def _on_backward(backend: Any) -> Any:
-    def run(grad: Tensor, *args: Any) -> list[Tensor]:
+    def run(grad: Tensor, *args: Any, levels: Sequence[int] = ()) -> list[Tensor]:
         tensors, starts, coefs, key, ids, stream, needs = args
         call, _ = library.unflatten(
-            (tensors, starts, coefs, None, None, None, None, key, ids, stream, grad.shape, grad.dtype)
+            (tensors, starts, coefs, None, None, None, None, key, ids, stream, grad.shape, grad.dtype), levels
         )
         places = [(x.shape, start) for x, start in zip(tensors, starts, strict=True)]
         return combine_backward(backends.for_terms(backend, call.terms), call, grad, places, needs)
@@ -299,15 +316,15 @@ def _autograd_key(name: str) -> None:
     """The op's gradient under torch's dispatcher: this module's function, or the kernel where none is wanted."""
     plain = getattr(torch.ops.mmfast, name).default
 
-    def run(*args: Any) -> tuple[Tensor, Tensor]:
-        call, rest = library.unflatten(args)
+    def run(*args: Any, levels: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        call, rest = library.unflatten(args, levels)
         tensors = [tensor_of(x) for x in call.terms]
         recorded = around.needs_grad(*tensors, *call.tables)
         if name == "squared_error":  # of the rest dispatch.py takes care
             recorded = around.needs_grad(*tensors[:1]) and not rest[-1]
         if not recorded:
             with around.below_autograd():
-                return plain(*args)
+                return plain(*args, levels=levels)
         options = (Bounds(*rest[:4]), *rest[4:]) if name == "step" else rest
         out, second = globals()[name](call, *options)
         return out, out.new_empty(0, dtype=call.dtype) if second is None else second

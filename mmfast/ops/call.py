@@ -33,11 +33,18 @@ class Noise(NamedTuple):
 
     key: (seed, draw), two ints that fit int64, or int64 [2]; sample_ids: int64 [B], None for 0 .. B - 1; stream: 0 ..
     65535. As a public op is given it the seed may also be None (a fresh one) and neither is checked yet.
+
+    levels: the first channels of blocks of channels (dimension 1) that follow on one another from 0 on, each with a
+    scale of the noise of its own: sigma is then [R, L]. () for one scale, and sigma [R]. eps itself knows no levels.
     """
 
     key: Any
     sample_ids: Tensor | None = None
     stream: int = 0
+    levels: tuple[int, ...] = ()
+
+
+MAX_LEVELS = 32  # as in csrc/cpu/plan.h
 
 
 # Which row of the tables serves each sample: int64 [B]; the one row for all; None for the tables' own order.
@@ -45,7 +52,10 @@ Rows = Tensor | int | None
 
 
 class Tables(NamedTuple):
-    """An op's coefficients, float64 for float64 and float32 for the rest, each [R, K] or [R]: reference.py."""
+    """An op's coefficients, float64 for float64 and float32 for the rest, each [R, K] or [R]: reference.py.
+
+    sigma is [R], or [R, L] with a column for each of the noise's levels.
+    """
 
     coefs: Tensor
     sigma: Tensor | None = None
@@ -65,11 +75,9 @@ class Tables(NamedTuple):
         last = first + present.shape[1]
 
         def clear(table: Tensor) -> Tensor:
-            if table.dim() == 1:
-                return table
             return torch.cat((table[:, :first], table[:, first:last] * present.to(table.dtype), table[:, last:]), 1)
 
-        return self.map(clear)
+        return self._replace(coefs=clear(self.coefs), to_x0=None if self.to_x0 is None else clear(self.to_x0))
 
 
 class Call(NamedTuple):

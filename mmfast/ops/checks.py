@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from mmfast import process
 from mmfast.errors import MmfastError, unknown
 from mmfast.ops.around import fresh_seed, in_memory, transformed, watched
-from mmfast.ops.call import Block, Noise, Rows, Tables, Term
+from mmfast.ops.call import MAX_LEVELS, Block, Noise, Rows, Tables, Term
 from mmfast.schedule import Schedule
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -208,7 +209,7 @@ def check_present(present: Tensor, batch: int, modalities: int) -> None:
 
 def check_noise(given: Noise, batch: int, device: torch.device) -> Noise:
     """The noise's identity, checked, with a fresh seed for None."""
-    (seed, draw), sample_ids, stream = given
+    (seed, draw), sample_ids, stream, levels = given
     if not isinstance(stream, int) or not 0 <= stream < 1 << 16:
         raise MmfastError(f"stream is {stream!r}; it should be an int in 0 .. 65535")
     if isinstance(draw, Tensor):
@@ -225,8 +226,30 @@ def check_noise(given: Noise, batch: int, device: torch.device) -> Noise:
             torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64, device="cpu") if watching else fresh_seed()
         )
     if type(seed) is int and type(draw) is int and -(1 << 63) <= seed < 1 << 63:
-        return Noise((seed, draw), sample_ids, stream)
-    return Noise(_key(seed, draw, device), sample_ids, stream)
+        return Noise((seed, draw), sample_ids, stream, levels)
+    return Noise(_key(seed, draw, device), sample_ids, stream, levels)
+
+
+def check_levels(levels: object, sigma: object) -> tuple[int, ...]:
+    """The levels of the noise that a public op is given, () for None; the channels are checked by `within_channels`."""
+    if levels is None:
+        return ()
+    if sigma is None:
+        raise MmfastError(f"levels is {levels!r}, but there is no sigma; the noise's levels need one of a column each")
+    numbers = tuple(levels) if isinstance(levels, Sequence) and not isinstance(levels, str) else ()
+    first = all(isinstance(x, int) and not isinstance(x, bool) for x in numbers) and numbers[:1] == (0,)
+    if not first or len(numbers) > MAX_LEVELS or any(a >= b for a, b in pairwise(numbers)):
+        raise MmfastError(
+            f"levels is {levels!r}; it should be the first channels of 1 to {MAX_LEVELS} blocks, rising from 0"
+        )
+    return numbers
+
+
+def within_channels(levels: tuple[int, ...], shape: Sequence[int]) -> None:
+    """Raise MmfastError unless every level has a channel of the shape."""
+    channels = shape[1] if len(shape) > 1 else 1
+    if len(levels) > 1 and levels[-1] >= channels:
+        raise MmfastError(f"levels is {list(levels)}; each should lie within the {channels} channels of the terms")
 
 
 def _ids(sample_ids: object, batch: int, device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmfast import process
 from mmfast.errors import MmfastError, unknown
-from mmfast.ops import dispatch
+from mmfast.ops import block_times, dispatch
 from mmfast.ops.around import in_memory
 from mmfast.ops.call import Call, Noise, Tables, Term, arithmetic, tensor_of
 from mmfast.ops.checks import (
@@ -62,7 +62,8 @@ def q_sample(
         z0: the anchor in the diffusion space, [B, ...] (or a `Block` of it, zero elsewhere).
         encodings: by modality name (or in the order of sched.names), each broadcasting to z0 or a `Block`; a
             modality that is left out counts as missing.
-        t: int or int64 [B], in 0 .. T.
+        t: int or int64 [B], in 0 .. T. Or int64 [B, 1 + M], a time for z0 and then one for each of the M encodings: all
+            are then `Block`s that cover the channels of the space, each once, and block i is at its own t_i.
         seed, sample_ids, stream, draw: the identity of the noise (see `randn`).
         noise: eps itself, instead of an identity.
         present: bool or float [B, N], in the order of `encodings`: zero where a sample lacks a modality, whose
@@ -90,30 +91,44 @@ def q_sample(
         done = dispatch.at_once("combine", Call(terms, *found, identity), return_eps)
         if done is not None:
             return (done[0], done[1] if noise is None else noise) if return_noise else done[0]
+    own_times = block_times.by_block(t)
+    if own_times and known is not None and identity is not None:
+        call = block_times.marginal_at_once(known, z0, encodings, t, identity, present)  # type: ignore[arg-type]
+        done = None if call is None else dispatch.at_once("combine", call, return_eps)
+        if done is not None:
+            return done if return_noise else done[0]
     names, encoded = select(encodings, sched)
     terms, shape, dtype = gather([z0, *encoded], like_first=True, what="z0, encodings")
     batch = shape or [1]
     if not shape:
         terms = [x.reshape(1) for x in terms]  # type: ignore[union-attr]
-    check_batch("t", t, batch[0])
-    tables, rows = find(marginal, sched, names, (t, None), arithmetic(dtype), batch[0])
+    blocks, rows = None, None
+    if own_times:
+        tables, blocks = block_times.marginal(marginal, sched, names, t, terms, batch)
+    else:
+        check_batch("t", t, batch[0])
+        tables, rows = find(marginal, sched, names, (t, None), arithmetic(dtype), batch[0])
     if present is not None:
         check_present(present, batch[0], len(names))
-        process.check_time("t", t, 0, sched.T)  # torch picks the rows here, and looks at no NaN
+        if blocks is None:
+            process.check_time("t", t, 0, sched.T)  # torch picks the rows here, and looks at no NaN
         tables, rows = tables.own(rows, batch[0]).only_present(present, 1), None
     if identity is not None:
         identity = check_noise(identity, batch[0], tables.coefs.device)
+        identity = identity if blocks is None else identity._replace(levels=blocks.levels)
     else:
         check_given(noise, shape)
         assert noise is not None
         noise = noise.to(dtype)
-        terms = [*terms, in_memory(noise.reshape(batch))]
+        given = in_memory(noise.reshape(batch))
+        terms = [*terms, given] if blocks is None else [*terms, *blocks.of(given)]
     check_device(tables.coefs.device, terms)
     call = Call(terms, tables, rows, identity, batch, dtype)
     try:
         z, eps = dispatch.of_call(call).combine(call, return_eps)
     except (ValueError, IndexError):  # of a row of the tables
-        process.check_time("t", t, 0, sched.T)
+        if blocks is None:
+            process.check_time("t", t, 0, sched.T)
         raise
     if not shape:
         z, eps = z.reshape(()), eps.reshape(()) if return_eps else eps

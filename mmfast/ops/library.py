@@ -21,11 +21,14 @@ _CALL = (
     f"{_TERMS}, Tensor coefs, Tensor? sigma, Tensor? to_x0, Tensor? weight, Tensor? rows, {_NOISE}, SymInt[] shape, "
     "ScalarType dtype"
 )
+_LEVELS = "*, int[] levels=[]"
 _SCHEMAS = {
-    "combine": f"({_CALL}, bool return_noise) -> (Tensor, Tensor)",
-    "step": f"({_CALL}, float low, float high, int start, SymInt channels, bool return_x0) -> (Tensor, Tensor)",
-    "squared_error": f"({_CALL}, float scale, bool return_grad) -> (Tensor, Tensor)",
-    "combine_backward": f"(Tensor grad, {_TERMS}, Tensor coefs, {_NOISE}, bool[] needs) -> Tensor[]",
+    "combine": f"({_CALL}, bool return_noise, {_LEVELS}) -> (Tensor, Tensor)",
+    "step": (
+        f"({_CALL}, float low, float high, int start, SymInt channels, bool return_x0, {_LEVELS}) -> (Tensor, Tensor)"
+    ),
+    "squared_error": f"({_CALL}, float scale, bool return_grad, {_LEVELS}) -> (Tensor, Tensor)",
+    "combine_backward": f"(Tensor grad, {_TERMS}, Tensor coefs, {_NOISE}, bool[] needs, {_LEVELS}) -> Tensor[]",
     "random_words": f"({_NOISE}, SymInt batch, SymInt count, Device device) -> Tensor",
     "block_mask": f"(Tensor x, Tensor hidden, {_NOISE}, int[] block, bool exact) -> (Tensor, Tensor)",
 }
@@ -46,8 +49,12 @@ def _flat_noise(noise: Noise | None, device: torch.device) -> tuple[Any, ...]:
     return key, noise.sample_ids, noise.stream
 
 
-def _noise(key: Tensor | None, sample_ids: Tensor | None, stream: int) -> Noise | None:
-    return None if key is None else Noise(key, sample_ids, stream)
+def _noise(key: Tensor | None, sample_ids: Tensor | None, stream: int, levels: Sequence[int] = ()) -> Noise | None:
+    return None if key is None else Noise(key, sample_ids, stream, tuple(levels))
+
+
+def _levels(call: Call) -> list[int]:
+    return [] if call.noise is None else list(call.noise.levels)
 
 
 def _flat_terms(terms: Sequence[Term]) -> tuple[list[Tensor], list[int]]:
@@ -59,17 +66,17 @@ def _terms(tensors: Sequence[Tensor], starts: Sequence[int], shape: Sequence[int
 
 
 def flatten(call: Call) -> tuple[Any, ...]:
-    """The arguments of a schema that a complete call stands for."""
+    """The arguments of a schema that a complete call stands for, but for the noise's levels."""
     call = call.one_row()
     noise = _flat_noise(call.noise, call.tables.coefs.device)
     return *_flat_terms(call.terms), *call.tables, call.rows, *noise, call.shape, call.dtype
 
 
-def unflatten(args: Sequence[Any]) -> tuple[Call, Sequence[Any]]:
+def unflatten(args: Sequence[Any], levels: Sequence[int] = ()) -> tuple[Call, Sequence[Any]]:
     """The call that a schema's arguments stand for, and those that come after."""
     tensors, starts, coefs, sigma, to_x0, weight, rows, key, sample_ids, stream, shape, dtype, *rest = args
     tables = Tables(coefs, sigma, to_x0, weight)
-    noise = _noise(key, sample_ids, stream)
+    noise = _noise(key, sample_ids, stream, levels)
     return Call(_terms(tensors, starts, shape), tables, rows, noise, shape, dtype), rest
 
 
@@ -84,17 +91,17 @@ def _both(found: tuple[Tensor, Tensor | None], wanted: bool, dtype: torch.dtype)
 
 def combine(call: Call, return_noise: bool) -> tuple[Tensor, Tensor | None]:
     """reference.combine, as torch's dispatcher sees it."""
-    return torch.ops.mmfast.combine.default(*flatten(call), return_noise)
+    return torch.ops.mmfast.combine.default(*flatten(call), return_noise, levels=_levels(call))
 
 
 def step(call: Call, bounds: Bounds, return_x0: bool) -> tuple[Tensor, Tensor | None]:
     """reference.step, as torch's dispatcher sees it."""
-    return torch.ops.mmfast.step.default(*flatten(call), *bounds, return_x0)
+    return torch.ops.mmfast.step.default(*flatten(call), *bounds, return_x0, levels=_levels(call))
 
 
 def squared_error(call: Call, scale: float, return_grad: bool) -> tuple[Tensor, Tensor | None]:
     """reference.squared_error, as torch's dispatcher sees it."""
-    return torch.ops.mmfast.squared_error.default(*flatten(call), scale, return_grad)
+    return torch.ops.mmfast.squared_error.default(*flatten(call), scale, return_grad, levels=_levels(call))
 
 
 def combine_backward(
@@ -105,7 +112,8 @@ def combine_backward(
     tensors, starts = [tensor_of(x) for x in call.terms], [start for _, start in places]
     if not tensors:  # they are not read: what counts is their shapes
         tensors = [grad.new_empty(()).expand(tuple(shape)) for shape, _ in places]
-    return torch.ops.mmfast.combine_backward.default(grad, tensors, starts, call.tables.coefs, *noise, list(needs))
+    args = grad, tensors, starts, call.tables.coefs, *noise, list(needs)
+    return torch.ops.mmfast.combine_backward.default(*args, levels=_levels(call))
 
 
 def random_words(noise: Noise, batch: int, count: int, device: torch.device) -> Tensor:
@@ -129,16 +137,16 @@ def kernel(name: str, function: Callable[[Any], Callable[..., Any]]) -> None:
     """Serve the op `name` on the CPU and on CUDA by function(backend)(*args)."""
     for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
 
-        def run(*args: Any, device: str = device) -> Any:
-            return function(backends.choose(device))(*args)
+        def run(*args: Any, device: str = device, **named: Any) -> Any:
+            return function(backends.choose(device))(*args, **named)
 
         library.impl(name, run, key)
 
 
 def _of_call(name: str, bounded: bool = False) -> Callable[[Any], Callable[..., Any]]:
     def on(backend: Any) -> Callable[..., Any]:
-        def run(*args: Any) -> tuple[Tensor, Tensor]:
-            call, rest = unflatten(args)
+        def run(*args: Any, levels: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+            call, rest = unflatten(args, levels)
             options = (Bounds(*rest[:4]), *rest[4:]) if bounded else tuple(rest)
             serving = backends.for_terms(backend, call.terms)
             return _both(getattr(serving, name)(call, *options), rest[-1], call.dtype)  # type: ignore[arg-type]
@@ -176,14 +184,14 @@ def _fake(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @_fake
-def _fake_combine(*args: Any) -> tuple[Tensor, Tensor]:
+def _fake_combine(*args: Any, levels: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
     call, (return_noise,) = unflatten(args)
     out = call.tables.coefs.new_empty(tuple(call.shape), dtype=call.dtype)  # type: ignore[arg-type]
     return out, torch.empty_like(out) if return_noise else out.new_empty(0)
 
 
 @_fake
-def _fake_step(*args: Any) -> tuple[Tensor, Tensor]:
+def _fake_step(*args: Any, levels: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
     call, (_low, _high, start, channels, return_x0) = unflatten(args)
     shape = tuple(call.shape)  # type: ignore[arg-type]
     out = call.tables.coefs.new_empty(shape, dtype=call.dtype)
@@ -192,20 +200,22 @@ def _fake_step(*args: Any) -> tuple[Tensor, Tensor]:
 
 
 @_fake
-def _fake_squared_error(*args: Any) -> tuple[Tensor, Tensor]:
+def _fake_squared_error(*args: Any, levels: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
     call, (_scale, return_grad) = unflatten(args)
     shape, coefs = tuple(call.shape), call.tables.coefs  # type: ignore[arg-type]
     return coefs.new_empty(shape[0]), coefs.new_empty(shape if return_grad else 0, dtype=call.dtype)
 
 
 @_fake
-def _fake_combine_backward(grad: Tensor, terms: list[Tensor], starts: list[int], coefs: Tensor, *rest: Any) -> Any:
+def _fake_combine_backward(
+    grad: Tensor, terms: list[Tensor], starts: list[int], coefs: Tensor, *rest: Any, levels: Sequence[int] = ()
+) -> Any:
     *needs_terms, needs_coefs, needs_sigma = rest[-1]
     result = [x.new_empty(x.shape) for x, needed in zip(terms, needs_terms, strict=True) if needed]
     if needs_coefs:
         result.append(coefs.new_empty(coefs.shape))
     if needs_sigma:
-        result.append(coefs.new_empty(grad.shape[0]))
+        result.append(coefs.new_empty((grad.shape[0], len(levels)) if levels else grad.shape[0]))
     return result
 
 

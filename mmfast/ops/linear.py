@@ -17,18 +17,29 @@ from mmfast.errors import MmfastError
 from mmfast.ops import dispatch
 from mmfast.ops.around import in_memory
 from mmfast.ops.call import Call, Noise, Rows, Tables, Term, arithmetic
-from mmfast.ops.checks import FLOATS, Encodings, Seed, check_device, check_noise, check_row_values, check_tables, gather
+from mmfast.ops.checks import (
+    FLOATS,
+    Encodings,
+    Seed,
+    check_device,
+    check_levels,
+    check_noise,
+    check_row_values,
+    check_tables,
+    gather,
+    within_channels,
+)
 
 
 # fmt: off
 @overload
 def combine(terms: Sequence[Term], coefs: Tensor, sigma: Tensor | None = None, *, rows: Rows = ..., seed: Seed = ...,
             sample_ids: Tensor | None = ..., stream: int = ..., draw: int | Tensor = ...,
-            return_noise: Literal[False] = ...) -> Tensor: ...
+            levels: Sequence[int] | None = ..., return_noise: Literal[False] = ...) -> Tensor: ...
 @overload
 def combine(terms: Sequence[Term], coefs: Tensor, sigma: Tensor | None = None, *, rows: Rows = ..., seed: Seed = ...,
             sample_ids: Tensor | None = ..., stream: int = ..., draw: int | Tensor = ...,
-            return_noise: Literal[True]) -> tuple[Tensor, Tensor]: ...
+            levels: Sequence[int] | None = ..., return_noise: Literal[True]) -> tuple[Tensor, Tensor]: ...
 # fmt: on
 def combine(
     terms: Sequence[Term],
@@ -40,6 +51,7 @@ def combine(
     sample_ids: Tensor | None = None,
     stream: int = 0,
     draw: int | Tensor = 0,
+    levels: Sequence[int] | None = None,
     return_noise: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Per-sample linear combination: out[b] = sum_k coefs[b, k] terms[k][b] + sigma[b] eps[b].
@@ -51,12 +63,16 @@ def combine(
         sigma: [B] or [1], the scale of the noise; None for none. With rows [R].
         rows: int64 [B], which row of the tables each sample has, or one for all; None for its own.
         seed, sample_ids, stream, draw: the identity of the noise, as for `randn`.
+        levels: the first channels (dimension 1) of blocks that follow on one another, rising from 0; sigma is then
+            [B, L], a scale for each block. eps is the same as without.
         return_noise: return (out, eps).
 
     Returns out [B, ...], and eps of the same shape and type if asked for.
     Raises MmfastError (a ValueError) naming the argument at fault.
     """
-    noise = Noise((seed, draw), sample_ids, stream) if sigma is not None or return_noise else None
+    noise = None
+    if sigma is not None or return_noise or levels is not None:
+        noise = Noise((seed, draw), sample_ids, stream, check_levels(levels, sigma))
     found: Any = None
     if not is_compiling():
         found = dispatch.at_once("combine", Call(terms, Tables(coefs, sigma), rows, noise), return_noise)
@@ -85,13 +101,15 @@ def _combine(call: Call, return_noise: bool, name: str = "coefs") -> tuple[Tenso
     batch = list(shape) or [1]
     if not shape:
         terms = [x.reshape(1) for x in terms]  # type: ignore[union-attr]
-    of_noise = [] if sigma is None else [("sigma", sigma, ())]
+    levels = () if noise is None else noise.levels
+    within_channels(levels, batch)
+    of_noise = [] if sigma is None else [("sigma", sigma, (len(levels),) if levels else ())]
     check_tables([(name, coefs, (len(terms),)), *of_noise], rows, batch[0])
     if noise is not None:
         noise = check_noise(noise, batch[0], coefs.device)
     if sigma is not None:
         if sigma.shape[0] != coefs.shape[0]:  # one table of both, row by row
-            coefs, sigma = coefs.expand(batch[0], -1), sigma.expand(batch[0])
+            coefs, sigma = coefs.expand(batch[0], -1), sigma.expand(batch[0], *sigma.shape[1:])
         sigma = in_memory(sigma.to(arithmetic(dtype)))
     check_device(coefs.device, terms, sigma)
     tables = Tables(in_memory(coefs.to(arithmetic(dtype))), sigma)

@@ -118,13 +118,23 @@ def _sum(terms: Sequence[Term], coefs: Tensor, call: Call) -> Tensor:
     return out
 
 
+def per_channel(values: Tensor, levels: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """[B, L], a column for each of the levels -> [B, C, 1, ..., 1], or [B] for a shape of one dimension."""
+    if len(shape) == 1:
+        return values[:, 0]
+    ends = [*levels[1:], shape[1]]
+    runs = [x.expand(-1, end - first) for x, first, end in zip(values.split(1, 1), levels, ends, strict=True)]
+    return torch.cat(runs, 1).reshape(len(values), shape[1], *[1] * (len(shape) - 2))
+
+
 def _with_noise(out: Tensor, call: Call) -> Tensor:
-    """out + sigma[b] eps[b]; out itself without a sigma or an identity."""
+    """out + sigma[b] eps[b], sigma[b, l] in the channels of level l; out itself without a sigma or an identity."""
     sigma = call.tables.sigma
     if sigma is None or call.noise is None:
         return out
     eps = normals(call.noise, out.shape, out.device).to(out.dtype)
-    return out + per_sample(pick(sigma, call.rows, len(out)), out.dim()) * eps
+    own, levels = pick(sigma, call.rows, len(out)), call.noise.levels
+    return out + (per_channel(own, levels, out.shape) if levels else per_sample(own, out.dim())) * eps
 
 
 def _shape(call: Call) -> Sequence[int]:
@@ -137,7 +147,8 @@ def combine(call: Call, return_noise: bool) -> tuple[Tensor, Tensor | None]:
 
     coefs: [R, K] and sigma: [R] (None for no noise), tables of which sample b uses row rows[b] (row `rows`, if an
     int); with rows None, R is B, or 1: one row for every sample. A term with a coefficient of zero counts as missing
-    for that sample, whatever it holds. Returns out and eps, of the call's shape and type.
+    for that sample, whatever it holds. With levels in the noise sigma is [R, L], and sigma[b, l] scales the noise of
+    the channels from levels[l] to those of the next. Returns out and eps, of the call's shape and type.
     """
     out = _with_noise(_sum(call.terms, call.tables.coefs, call), call)
     eps = None

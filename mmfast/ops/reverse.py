@@ -13,18 +13,22 @@ from mmfast import process
 from mmfast.errors import MmfastError, unknown
 from mmfast.ops import dispatch, reference
 from mmfast.ops.around import in_memory
+from mmfast.ops.block_times import by_block
+from mmfast.ops.block_times import reverse as block_jumps
 from mmfast.ops.call import Bounds, Call, Noise, Rows, Tables, Term, arithmetic
 from mmfast.ops.checks import (
     Encodings,
     Seed,
     check_batch,
     check_device,
+    check_levels,
     check_noise,
     check_present,
     check_row_values,
     check_tables,
     gather,
     select,
+    within_channels,
 )
 from mmfast.ops.tables import Formula, PosteriorMean, Step, covered, find, formula, kept, range_of
 from mmfast.process import TARGETS, Time
@@ -66,6 +70,9 @@ def posterior_mean(
     1/sqrt(a) (z_t - (1 - a)/sqrt(1 - abar_t) eps) - sum_i w^(i) E_i(x_i), a = abar_t/abar_s,
     w = W_t/sqrt(a) - W_s. z_t, eps: [B, ...]; t in 1 .. T and s in 0 .. t - 1, ints or int64 [B]; encodings and
     present as for q_sample.
+
+    Or t and s are int64 [B, 1 + M], with a time for each block as for q_sample: block i, of z_t and eps too, goes from
+    its t_i to its s_i (default t_i - 1, but 0 stays). The encodings' blocks leave z0's; one with s_i = t_i stays.
     """
     first = [z_t, eps]
     found = _at_once(_MEAN, first, encodings, t, sched) if s is None and present is None else None
@@ -93,7 +100,8 @@ def posterior_sample(
 
     The mean is posterior_mean's; the variance (1 - a)(1 - abar_s)/(1 - abar_t), so none for s = 0. With clamp
     (c for -c .. c, or a pair) the predicted z_0 is held within it and the mean taken in its x_0 form. The noise's
-    identity is as for `randn`. Returns z_s [B, ...].
+    identity is as for `randn`. With a time for each block (posterior_mean) z_0 is held in its own block, where alone it
+    is not zero. Returns z_s [B, ...].
     """
     kind = _SAMPLE if clamp is None else _CLAMPED
     first, how = [z_t, eps], (Noise((seed, draw), sample_ids, stream), range_of(clamp), False)
@@ -131,6 +139,8 @@ def step(
     Args:
         z_t: [B, ...]; prediction, unconditional: of the whole space, or a `Block` of it: z0hat is zero elsewhere.
         encodings: E_i(xhat_i) or the truth where it is given, as for `q_sample`; so is present.
+        t, s: as for posterior_mean. With a time for each block the predictions are of all channels or `Block`s of
+            z0's, and z0hat is of z0's block.
         target: what is predicted, "eps", "x0" or "v".
         clamp: c for -c .. c, or a pair; None for no bounds.
         seed, sample_ids, stream, draw: the identity of the noise, as for `randn`; unused for eta = 0.
@@ -183,11 +193,16 @@ class Reverse(NamedTuple):
     def run(self, first: list[Term], how: How = _PLAIN) -> tuple[Tensor, Tensor]:
         """The formula on z_t, the predictions and the encodings: z_s and, where it goes through it, z0hat."""
         noise, bounds, return_x0 = how
-        t, _ = self.times
-        call, scalar = self._complete(first, noise)
+        t, s = self.times
+        own_times = by_block(t) or by_block(s)
+        if own_times:
+            call, bounds = block_jumps(*self, first, noise, bounds)
+            scalar = False
+        else:
+            call, scalar = self._complete(first, noise)
         sched, device = self.sched, call.tables.coefs.device
         serving = dispatch.of_call(call)
-        if serving is reference and not is_compiling():
+        if serving is reference and not is_compiling() and not own_times:
             process.check_time("t", t, 1, sched.T)  # it takes a row of NaN for one like the others
         check_device(device, call.terms)
         try:
@@ -196,7 +211,8 @@ class Reverse(NamedTuple):
             else:
                 out, x0 = serving.step(call, bounds, return_x0)
         except (ValueError, IndexError):  # of a row of the tables
-            process.check_time("t", t, 1, sched.T)
+            if not own_times:
+                process.check_time("t", t, 1, sched.T)
             raise
         if scalar:
             out, x0 = out.reshape(()), None if x0 is None else x0.reshape(())
@@ -235,6 +251,7 @@ def step_by_table(
     sample_ids: Tensor | None = None,
     stream: int = 0,
     draw: int | Tensor = 0,
+    levels: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A sampler's step whose coefficients stand in tables, in one pass: of a loop's steps, each a row.
 
@@ -248,12 +265,14 @@ def step_by_table(
         clamp: c for -c .. c, or a pair; None for no bounds.
         channels: (first, number) of those that x0 has, a pair of ints; None for all. It is zero elsewhere.
         seed, sample_ids, stream, draw: the identity of the noise, as for `randn`.
+        levels: the first channels of blocks with a scale of the noise each, as for `combine`; sigma is then [R, L].
 
     Returns out [B, ...] and x0, of its channels. Raises MmfastError naming the argument at fault.
     """
     if not isinstance(tables, Tables) or tables.to_x0 is None:
         raise MmfastError("tables has no to_x0; it should be mmfast.ops.Tables(coefs, sigma, to_x0)")
-    noise = None if tables.sigma is None else Noise((seed, draw), sample_ids, stream)
+    first = check_levels(levels, tables.sigma)
+    noise = None if tables.sigma is None else Noise((seed, draw), sample_ids, stream, first)
     bounds = range_of(clamp)
     if channels is not None:
         bounds = Bounds(*bounds[:2], *_span(channels))
@@ -267,9 +286,10 @@ def step_by_table(
     if bounds.start >= 0 and (len(shape) < 2 or bounds.start + bounds.channels > shape[1]):
         raise MmfastError(f"channels is {channels}; it should lie within the {shape[1:2]} of the terms")
     coefs, sigma, to_x0, _ = tables
-    of_noise = [] if sigma is None else [("tables.sigma", sigma, ())]
+    of_noise = [] if sigma is None else [("tables.sigma", sigma, (len(first),) if first else ())]
     of_terms = [("tables.to_x0", to_x0, (len(tensors),)), ("tables.coefs", coefs, (len(tensors) + 1,))]
     check_tables([*of_terms, *of_noise], row, shape[0])
+    within_channels(first, shape)
     wide = arithmetic(dtype)
     tables = Tables(coefs, sigma, to_x0).map(lambda x: in_memory(x.to(wide)))
     if noise is not None:

@@ -67,11 +67,15 @@ def problems(draw, least_terms=0):
     if sigma is not None:
         sigma = torch.full([count], sigma, dtype=real(dtype))
         sigma[::2] *= 2
+    levels = ()
+    if sigma is not None and len(shape) > 1 and shape[1] > 0 and draw(st.booleans()):
+        levels = (0, *sorted(draw(st.sets(st.integers(1, shape[1] - 1), max_size=5)) if shape[1] > 1 else ()))
+        sigma = sigma[:, None] * torch.randint(0, 3, [count, len(levels)], generator=generator).to(sigma.dtype)
     key = draw(st.sampled_from([KEY, tuple(KEY.tolist())])) if sigma is not None or draw(st.booleans()) else None
     ids = draw(st.sampled_from([None, torch.randint(0, 2**48, [shape[0]], generator=generator)]))
     return dict(
         terms=terms, starts=starts, coefs=coefs, sigma=sigma, rows=rows, key=key, sample_ids=ids,
-        stream=draw(st.integers(0, 65535)), shape=shape, dtype=dtype,
+        stream=draw(st.integers(0, 65535)), shape=shape, dtype=dtype, levels=levels,
     ), generator  # fmt: skip
 
 
@@ -94,9 +98,9 @@ def absolute(problem, coefs="coefs", sigma=True):
         eps = reference.noise(
             p["key"], reference.identities(p["sample_ids"], p["shape"], "cpu"), p["stream"], p["shape"]
         )
-        noise = eps.double().abs() * reference.per_sample(
-            reference.pick(p["sigma"].abs(), p["rows"], p["shape"][0]), len(p["shape"])
-        )
+        sigma, levels = reference.pick(p["sigma"].abs(), p["rows"], p["shape"][0]), problem["levels"]
+        sigma = reference.per_channel(sigma, levels, p["shape"]) if levels else reference.per_sample(sigma, eps.dim())
+        noise = eps.double().abs() * sigma
     return size + noise, noise
 
 

@@ -11,10 +11,10 @@ from mmfast.ops.backends import cuda as _cuda
 from mmfast.ops.call import Bounds, Call, Noise, Tables
 
 
-def call_of(terms, starts, tables, rows, *identity_and_result):
+def call_of(terms, starts, tables, rows, *identity_and_result, levels=()):
     """The Call of flat arguments; identity_and_result: key, sample_ids, stream, shape, dtype."""
     key, ids, stream, shape, dtype = identity_and_result
-    noise = None if key is None else Noise(key, ids, stream)
+    noise = None if key is None else Noise(key, ids, stream, tuple(levels))
     shape = [int(n) for n in shape]
     return Call(library._terms(terms, starts, shape), tables, rows, noise, shape, dtype)
 
@@ -42,22 +42,28 @@ class Flat:
         first, second = found
         return first, first.new_empty(0, dtype=dtype) if second is None else second
 
-    def combine(self, terms, starts, coefs, sigma, rows, key, sample_ids, stream, shape, dtype, return_noise):
-        call = call_of(terms, starts, Tables(coefs, sigma), rows, key, sample_ids, stream, shape, dtype)
+    def combine(
+        self, terms, starts, coefs, sigma, rows, key, sample_ids, stream, shape, dtype, return_noise, levels=()
+    ):
+        identity = key, sample_ids, stream
+        call = call_of(terms, starts, Tables(coefs, sigma), rows, *identity, shape, dtype, levels=levels)
         return self._both(self._served(terms).combine(call, return_noise), dtype)
 
     def step(self, terms, starts, to_x0, coefs, sigma, rows, low, high, x0_start, x0_channels, key, sample_ids,
-             stream, shape, dtype, return_x0):  # fmt: skip
-        call = call_of(terms, starts, Tables(coefs, sigma, to_x0), rows, key, sample_ids, stream, shape, dtype)
+             stream, shape, dtype, return_x0, levels=()):  # fmt: skip
+        tables, identity = Tables(coefs, sigma, to_x0), (key, sample_ids, stream)
+        call = call_of(terms, starts, tables, rows, *identity, shape, dtype, levels=levels)
         return self._both(self._served(terms).step(call, Bounds(low, high, x0_start, x0_channels), return_x0), dtype)
 
     def squared_error(self, terms, starts, coefs, sigma, weight, rows, key, sample_ids, stream, shape, dtype, scale,
-                      return_grad):  # fmt: skip
-        call = call_of(terms, starts, Tables(coefs, sigma, None, weight), rows, key, sample_ids, stream, shape, dtype)
+                      return_grad, levels=()):  # fmt: skip
+        tables, identity = Tables(coefs, sigma, None, weight), (key, sample_ids, stream)
+        call = call_of(terms, starts, tables, rows, *identity, shape, dtype, levels=levels)
         return self._both(self._served(terms).squared_error(call, scale, return_grad), dtype)
 
-    def combine_backward(self, grad, terms, starts, coefs, sigma, key, sample_ids, stream, needs):
-        call = call_of(terms, starts, Tables(coefs, sigma), None, key, sample_ids, stream, grad.shape, grad.dtype)
+    def combine_backward(self, grad, terms, starts, coefs, sigma, key, sample_ids, stream, needs, levels=()):
+        tables, identity = Tables(coefs, sigma), (key, sample_ids, stream)
+        call = call_of(terms, starts, tables, None, *identity, grad.shape, grad.dtype, levels=levels)
         needs = [*needs[:-1], needs[-1] and sigma is not None and key is not None]
         places = [(x.shape, start) for x, start in zip(terms, starts, strict=True)]
         return autograd.combine_backward(self._backend, call, grad, places, needs)

@@ -41,6 +41,7 @@ class Problem:
     rows: Any
     ids: torch.Tensor | None
     stream: int
+    levels: tuple = ()  # and sigma is [R, L]
 
     @property
     def sigma(self):
@@ -75,8 +76,11 @@ def shapes(draw):
 
 
 @st.composite
-def problems(draw, tables, whole_first=False):
-    """A Problem whose tables, from name to how many columns more than terms (None: one number a row), are as asked."""
+def problems(draw, tables, whole_first=False, levels=False):
+    """A Problem whose tables, from name to how many columns more than terms (None: one number a row), are as asked.
+
+    levels: with levels of the noise, from one to a level a channel.
+    """
     dtype, shape = draw(st.sampled_from(DTYPES)), draw(shapes())
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     terms, starts = [], []
@@ -95,10 +99,17 @@ def problems(draw, tables, whole_first=False):
             table[[0, 2]] = math.nan  # rows that are not this call's
         table = table[:, ::2] if draw(st.booleans()) else table[:, : table.shape[1] // 2].contiguous()
         made[name] = table[:, 0] if more is None else table
-    if not draw(st.integers(0, 3)):
+    firsts = ()
+    if levels:
+        channels = shape[1] if len(shape) > 1 else 1
+        more = draw(st.sets(st.integers(1, channels - 1), max_size=7)) if channels > 1 else ()
+        firsts = (0, *sorted(more))
+        sigma = torch.randn(count, len(firsts), generator=generator).to(real(dtype))
+        made["sigma"] = torch.where(torch.rand(sigma.shape, generator=generator) < 0.2, 0.0, sigma)
+    elif not draw(st.integers(0, 3)):
         made["sigma"] = None
     ids = draw(st.sampled_from([None, torch.randint(0, 2**48, [shape[0]], generator=generator)]))
-    problem = Problem(shape, dtype, terms, starts, made, rows, ids, draw(st.integers(0, 65535)))
+    problem = Problem(shape, dtype, terms, starts, made, rows, ids, draw(st.integers(0, 65535)), firsts)
     for k, term in enumerate(terms):  # NaN where some coefficient is zero: it must stay out of that sum
         if term.shape[0] == shape[0] and term.numel() and term.stride(0) and draw(st.booleans()):
             for name, more in tables.items():
@@ -135,6 +146,17 @@ def column(values, shape):
     return values.double().reshape([-1] + [1] * (len(shape) - 1))
 
 
+def of_channels(values, problem):
+    """[B], or [B, L] by the problem's levels -> [B, C, 1, ..., 1]: each channel has the value of the last level that
+    begins at it or before."""
+    if not problem.levels:
+        return column(values, problem.shape)
+    channels = problem.shape[1] if len(problem.shape) > 1 else 1
+    level = [sum(first <= c for first in problem.levels) - 1 for c in range(channels)]
+    values = values.double()[:, level]
+    return values[:, 0] if len(problem.shape) == 1 else values.reshape(*values.shape, *[1] * (len(problem.shape) - 2))
+
+
 def cover(term, start, shape):
     """The term in the whole space, in float64."""
     if start < 0:
@@ -159,7 +181,7 @@ def noise_part(problem):
     """sigma eps, and the error that NOISE_ULPS of float32 make of it; zeros without noise."""
     if problem.sigma is None:
         return torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    part = column(problem.own("sigma"), problem.shape) * problem.noise()
+    part = of_channels(problem.own("sigma"), problem) * problem.noise()
     return part, NOISE_ULPS * 2.0**-23 * part.abs()
 
 

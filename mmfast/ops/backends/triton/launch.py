@@ -41,7 +41,7 @@ def launch(kernel: Any, programs: int, warps: int, *arguments: object, **constan
 
 def identity(noise: Noise | None) -> tuple[object, ...]:
     """What the kernels need to make noise: noise.py. Halves of 32 bits, so that no seed is another type."""
-    key, sample_ids, stream = noise or Noise((0, 0))
+    key, sample_ids, stream, _ = noise or Noise((0, 0))
     ids = None if sample_ids is None else sample_ids.contiguous()
     if isinstance(key, Tensor):
         return key.contiguous(), 0, 0, 0, ids, stream

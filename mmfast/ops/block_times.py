@@ -1,0 +1,251 @@
+"""A time for each block of channels: what the ops make of t, and s, of int64 [B, 1 + M].
+
+In own channels the space is a direct sum of blocks, that of z0 and one for each of M encodings, and each may have its
+own time: block_0 = sqrt(abar(t_0)) z_0 + sqrt(1 - abar(t_0)) eps_0 and block_i = W_i(t_i) E_i + sqrt(1 - abar(t_i))
+eps_i. Column 0 of the times is that of z0, column 1 + i that of encoding i.
+
+A block alone is an ordinary process of at most one modality. So the formulas serve as they are, with a row for each
+sample and block, and their results are the columns of one call. It is one kernel pass, in which each block is a level
+of the noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmfast import process
+from mmfast.errors import MmfastError
+from mmfast.ops.call import MAX_LEVELS, Block, Bounds, Call, Noise, Tables, Term, arithmetic, tensor_of
+from mmfast.ops.checks import Encodings, check_noise, check_present, gather, select
+from mmfast.ops.tables import Formula
+from mmfast.process import Time
+from mmfast.schedule import Schedule
+
+
+def by_block(t: object) -> bool:
+    """Whether these are times for each block."""
+    return isinstance(t, Tensor) and t.dim() == 2
+
+
+class Blocks(NamedTuple):
+    """Where z0's block lies, and then each encoding's: (first channel, number) of them."""
+
+    spans: tuple[tuple[int, int], ...]
+    order: tuple[int, ...]  # the blocks by their channels
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        return tuple(self.spans[i][0] for i in self.order)
+
+    def sorted(self, values: Tensor) -> Tensor:
+        """[B, 1 + M], a column a block, in the order of their channels."""
+        if self.order == tuple(range(len(self.order))):
+            return values
+        return torch.stack([values[:, i] for i in self.order], 1)
+
+    def of(self, x: Tensor) -> list[Term]:
+        """A tensor of the whole space as its blocks, without a copy."""
+        if x.shape[1] == 1:
+            x = x.expand(-1, sum(number for _, number in self.spans), *x.shape[2:])
+        return [Block(x.narrow(1, *span), span[0], x.shape[1]) for span in self.spans]
+
+
+def _whole(spans: Sequence[tuple[int, int]], channels: int) -> Blocks | None:
+    """These blocks, if they follow on one another and cover all channels."""
+    order, at = sorted(range(len(spans)), key=spans.__getitem__), 0
+    for i in order:
+        first, number = spans[i]
+        if first != at or number < 1:
+            return None
+        at += number
+    return Blocks(tuple(spans), tuple(order)) if at == channels and len(order) <= MAX_LEVELS else None
+
+
+def _spans(terms: Sequence[Term], names: Sequence[str], t: Tensor) -> list[tuple[int, int]]:
+    """Where the terms lie. Raises MmfastError for one that is no block, and for too many."""
+    for name, x in zip(names, terms, strict=True):
+        if not isinstance(x, Block):
+            raise MmfastError(
+                f"t is {list(t.shape)}, a time for each block, but {name} is a tensor of all channels; it should be a "
+                "Block of its own"
+            )
+    if len(terms) > MAX_LEVELS:
+        raise MmfastError(
+            f"encodings has {len(terms)} blocks; there are times of their own for {MAX_LEVELS - 1} at most"
+        )
+    return [(x.start, x.tensor.shape[1]) for x in terms]  # type: ignore[union-attr]
+
+
+def _titles(names: Sequence[str]) -> list[str]:
+    return [f"encodings[{name!r}]" for name in names]
+
+
+def _cover(names: Sequence[str], spans: Sequence[tuple[int, int]]) -> str:
+    return ", ".join(f"{name} {first} .. {first + n - 1}" for name, (first, n) in zip(names, spans, strict=True))
+
+
+def check_times(name: str, t: object, batch: int, blocks: int, sched: Schedule) -> Tensor:
+    """The times as int64 [B, 1 + M]. Raises MmfastError for others, and on the host for values outside 0 .. T."""
+    if not isinstance(t, Tensor) or t.dtype not in (torch.int64, torch.int32) or t.shape != (batch, blocks):
+        given = f"{t.dtype} {list(t.shape)}" if isinstance(t, Tensor) else f"{t!r}"
+        raise MmfastError(
+            f"{name} is {given}; with a time for each block it should be int64 [{batch}, {blocks}]: that of z0, and "
+            "then one for each encoding"
+        )
+    if t.device != sched.alpha_bar.device:
+        raise MmfastError(f"{name} is on {t.device}; it should be on {sched.alpha_bar.device} with the schedule")
+    process.check_time(name, t.reshape(-1), 0, sched.T)
+    return t.long()
+
+
+# --- forward ------------------------------------------------------------------------------------------------
+
+
+def marginal_at_once(
+    known: Tables, z0: Any, encodings: dict[str, Any], t: Tensor, noise: Noise, present: Tensor | None
+) -> Call | None:
+    """q_sample's call by the tables of all steps, unchecked: None where something is not as usual."""
+    terms = [z0, *encodings.values()]
+    try:
+        blocks = _whole([(x.start, x.tensor.shape[1]) for x in terms], z0.channels)
+        if blocks is None or t.shape != (z0.tensor.shape[0], len(terms)):
+            return None
+        # Element (b, k) of column k's row t[b, k]: it raises for a time outside the tables, and `take` need not.
+        tables = Tables(known.coefs.gather(0, t), blocks.sorted(known.sigma.take(t)))  # type: ignore[union-attr]
+        if present is not None:
+            if type(present) is not Tensor or present.shape != (len(t), len(encodings)):
+                return None
+            tables = tables.only_present(present, 1)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return None  # which the checks will say
+    return Call(terms, tables, None, noise._replace(levels=blocks.levels))
+
+
+def marginal(
+    formula: Formula, sched: Schedule, names: tuple[str, ...], t: Time, terms: Sequence[Term], shape: Sequence[int]
+) -> tuple[Tables, Blocks]:
+    """The coefficients of z0 and the encodings, and the noise's of every block: as further columns where the noise is
+    handed in by blocks, as sigma where it is made inside. terms: z0 and the encodings, gathered, of this shape.
+
+    Raises MmfastError for other times, and unless the terms are blocks that cover the channels, each once.
+    """
+    t = check_times("t", t, shape[0], len(terms), sched)
+    channels = shape[1] if len(shape) > 1 else 1
+    spans = _spans(terms, ["z0", *_titles(names)], t)
+    blocks = _whole(spans, channels)
+    if blocks is None:
+        raise MmfastError(
+            f"z0, encodings cover the channels {_cover(('z0', *names), spans)} of {channels}; with a time for each "
+            "block they should not overlap, and together cover all"
+        )
+    made = formula(process.block_jumps(sched, sched.index(names), t, t))
+    coefs, sigma = made.coefs.unflatten(0, t.shape), made.sigma
+    columns = [coefs[:, :1, 0], coefs[:, 1:, 1]]
+    if sigma is None:
+        tables = Tables(torch.cat((*columns, coefs[:, :, 2]), 1))
+    else:
+        tables = Tables(torch.cat(columns, 1), blocks.sorted(sigma.unflatten(0, t.shape)))
+    dtype = arithmetic(tensor_of(terms[0]).dtype)
+    return tables.map(lambda x: x.to(dtype)), blocks
+
+
+# --- reverse ------------------------------------------------------------------------------------------------
+
+
+def reverse(
+    formula: Formula,
+    what: str,
+    encodings: Encodings,
+    times: tuple[Time, Time | None],
+    sched: Schedule,
+    present: Tensor | None,
+    first: Sequence[Term],
+    noise: Noise | None,
+    bounds: Bounds,
+) -> tuple[Call, Bounds]:
+    """The checked call of a formula of the jumps t_i -> s_i, and where it has z0hat: in z0's block alone.
+
+    first: z_t and the predictions, of the whole space or (for a step) of z0's block; z0's block is what the encodings
+    leave. Elsewhere z0hat is not clamped: it goes into the coefficients. A block with s_i == t_i stays as it is.
+    """
+    names, encoded = select(encodings, sched)
+    gathered, shape, dtype = gather([*first, *encoded], like_first=True, what=what)
+    if isinstance(gathered[0], Block) or len(shape) < 2:
+        raise MmfastError(f"z_t is of shape {shape}; with a time for each block it should be a tensor [B, C, ...]")
+    t = check_times("t", times[0], shape[0], 1 + len(names), sched)
+    s = (t - 1).clamp(min=0) if times[1] is None else check_times("s", times[1], shape[0], 1 + len(names), sched)
+    if process.readable(t, s) and bool((s > t).any()):
+        raise MmfastError("s is after t somewhere; a block goes from its t to an earlier s, or stays where s is t")
+    z_t, predictions, own = gathered[0], gathered[1 : len(first)], gathered[len(first) :]
+    blocks = _beside(own, names, t, shape[1])
+    alone = [x for x in predictions if isinstance(x, Block)]
+    for title, x in zip(what.split(", ")[1:], predictions, strict=False):
+        if isinstance(x, Block) and (x.start, x.tensor.shape[1]) != blocks.spans[0]:
+            raise MmfastError(
+                f"{title} is a Block of {_cover(('channels',), [(x.start, x.tensor.shape[1])])}; with a time for each "
+                f"block it should be of all channels, or of z0's, {_cover(('channels',), blocks.spans[:1])}"
+            )
+    tables = _columns(
+        formula(process.block_jumps(sched, sched.index(names), t, s)), t == s, len(predictions), bool(alone)
+    ).map(lambda x: x.to(arithmetic(dtype)))
+    terms: list[Term] = blocks.of(z_t)
+    for x in predictions:
+        terms += [x] if isinstance(x, Block) else blocks.of(x)
+    if present is not None:
+        check_present(present, shape[0], len(names))
+        tables = tables.only_present(present, len(terms))
+    if tables.sigma is None:
+        noise = None
+    else:
+        tables = tables._replace(sigma=blocks.sorted(tables.sigma))
+    if noise is not None:
+        noise = check_noise(noise._replace(levels=blocks.levels), shape[0], tables.coefs.device)
+    start, channels = blocks.spans[0]
+    return Call([*terms, *own], tables, None, noise, shape, dtype), bounds._replace(start=start, channels=channels)
+
+
+def _beside(encoded: Sequence[Term], names: Sequence[str], t: Tensor, channels: int) -> Blocks:
+    """The encodings' blocks, and z0's: the run of channels that they leave. Raises MmfastError if it is not one."""
+    spans = _spans(encoded, _titles(names), t)
+    ends = [0, *(first + number for first, number in spans)]
+    starts = [first for first, _ in spans]
+    free = [(end, min([x for x in starts if x >= end], default=channels) - end) for end in sorted(ends)]
+    for gap in free:
+        blocks = _whole([gap, *spans], channels)
+        if blocks is not None:
+            return blocks
+    raise MmfastError(
+        f"encodings cover the channels {_cover(names, spans)} of {channels}; with a time for each block they should "
+        "not overlap, and leave one run of channels, z0's"
+    )
+
+
+def _columns(made: Tables, stays: Tensor, predictions: int, alone: bool) -> Tables:
+    """From a formula's tables of blocks, a row for each sample and block, to those of the call: a row for each sample.
+
+    made: coefs [B (1 + M), 1 + P + 1 (+ 1)] of a block's z_t, the predictions and its encoding (and of z0hat). The
+    call's columns: z_t's blocks, every prediction's (z0's block alone, if so), the encodings (and z0hat).
+    """
+    coefs, to_x0 = (None if x is None else x.unflatten(0, stays.shape) for x in (made.coefs, made.to_x0))
+    assert coefs is not None
+    kinds = 1 + predictions + 1
+    if to_x0 is not None:
+        linear = coefs[..., :kinds] if alone else coefs[..., :kinds] + coefs[..., kinds:] * to_x0
+        own = torch.cat((coefs[:, :1, :kinds], linear[:, 1:]), 1)
+        coefs = torch.cat((own, coefs[..., kinds:]), 2)
+    of_z_t = torch.arange(coefs.shape[2], device=coefs.device) == 0
+    coefs = torch.where(stays[..., None], of_z_t.to(coefs.dtype), coefs)  # where t = s = 0 a formula has NaN
+    sigma = None if made.sigma is None else torch.where(stays, 0.0, made.sigma.unflatten(0, stays.shape))
+
+    def spread(x: Tensor) -> list[Tensor]:
+        of_predictions = [x[:, : 1 if alone else None, 1 + p] for p in range(predictions)]
+        return [x[:, :, 0], *of_predictions, x[:, 1:, kinds - 1]]
+
+    if to_x0 is None:
+        return Tables(torch.cat(spread(coefs), 1), sigma)
+    first = torch.cat((to_x0[:, :1], torch.zeros_like(to_x0[:, 1:])), 1)  # z0hat is made of z0's block
+    return Tables(torch.cat((*spread(coefs), coefs[:, :1, kinds]), 1), sigma, torch.cat(spread(first), 1))
