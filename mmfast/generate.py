@@ -63,7 +63,8 @@ def generate(
 
     first: modalities that are drawn one after another before the rest, each given those before it, since
     p(x, y) = p(x) p(y | x); None for config.sample.first, empty for all together. Each turn is a whole run of the
-    sampler, with noise of its own, and is guided by what was drawn before it as by what was given. options: arguments
+    sampler, with noise of its own, and is guided by what was drawn before it as by what was given. What comes later is
+    unknown meanwhile, where training has shown that (`unknown_probability`), else it is drawn along. options: arguments
     of `sample` in place of the config's.
 
     Raises MmfastError for a name in `first` that is no modality of the model, or that follows from another.
@@ -82,6 +83,9 @@ def generate(
         how = {**settings(config, known), **options, "seed": seed ^ turn << 40, "guidance_scale": guidance}
         if isinstance(guidance, Mapping):
             how["guidance_scale"] = {n: scale for n, scale in guidance.items() if n in known}
+        if target is not None:
+            later = [name for name in model.names if name not in known and name != target]
+            how.setdefault("unknown", [name for name in later if config.modalities[name].unknown_probability > 0])
         drawn = sample(model, count, known, **how)
         if target is not None:
             known[target] = drawn[target]

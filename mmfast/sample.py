@@ -7,7 +7,7 @@ m_t, step y, add m_s. With guidance, the conversion to z_0 and the clamp before 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmfast import ops
-from mmfast.errors import MmfastError, unknown
+from mmfast.errors import MmfastError
+from mmfast.errors import unknown as unknown_name
 from mmfast.model import Model, Prediction
 from mmfast.options import PRECISIONS
 from mmfast.process import TARGETS
@@ -40,6 +41,7 @@ def sample(
     batch_size: int = 256,
     precision: str = "fp32",
     heads: str = "soft",
+    unknown: Collection[str] = (),
     progress: bool | str = False,
 ) -> dict[str, Tensor]:
     """Draw examples from z_T ~ N(m_T of what is given, I): all modalities, those given as they are.
@@ -57,6 +59,7 @@ def sample(
         seed, sample_ids: the noise's identity; example i is the same in any batch but for rounding.
         precision: the network's arithmetic, "fp32" or "bf16"; the steps themselves are float32 in both.
         heads: what is not given enters a step as its head's expected encoding, "soft", or as a draw's, "sampled".
+        unknown: modalities that stay at time T, unknown to the rest: they are read off it at the end, by their heads.
         progress: show a bar, with this text.
 
     Returns every modality by name, [count, ...], on the model's device.
@@ -64,7 +67,7 @@ def sample(
     given = {name: x.float() if x.is_floating_point() else x for name, x in (given or {}).items()}
     count = _count(model, count, given)
     if sampler not in SAMPLERS:
-        raise unknown("sampler", sampler, SAMPLERS)
+        raise unknown_name("sampler", sampler, SAMPLERS)
     grid = timesteps(model.schedule.T, steps)
     device = model.schedule.alpha_bar.device
     ids = torch.arange(count) if sample_ids is None else sample_ids
@@ -77,11 +80,23 @@ def sample(
     if not 0 <= eta <= 1:
         raise MmfastError(f"eta is {eta}; it should lie in 0 .. 1")
     if precision not in PRECISIONS:
-        raise unknown("precision", precision, PRECISIONS)
+        raise unknown_name("precision", precision, PRECISIONS)
     if heads not in HEADS:
-        raise unknown("heads", heads, HEADS)
-    scales = _scales(guidance_scale, given)
-    settings = _Settings(SAMPLERS[sampler], eta, grid, scales, clamp, seed, precision == "bf16", heads == "sampled")
+        raise unknown_name("heads", heads, HEADS)
+    for name in unknown:
+        if name not in model.names or name in given:
+            raise unknown_name("unknown's modality", name, [n for n in model.names if n not in given])
+    settings = _Settings(
+        SAMPLERS[sampler],
+        eta,
+        grid,
+        _scales(guidance_scale, given),
+        clamp,
+        seed,
+        precision == "bf16",
+        heads == "sampled",
+        tuple(unknown),
+    )
     text = progress if isinstance(progress, str) else "sampling"
     batches = torch.arange(count).split(batch_size)
     bar = tqdm(total=len(batches) * steps, desc=text, unit="step", disable=not progress, leave=False)
@@ -108,12 +123,13 @@ class _Settings:
     seed: int
     bf16: bool
     sampled: bool
+    unknown: tuple[str, ...]
 
 
 def _count(model: Model, count: int | None, given: Mapping[str, Tensor]) -> int:
     for name, x in given.items():
         if name not in model.parts:
-            raise unknown("given modality", name, model.parts)
+            raise unknown_name("given modality", name, model.parts)
         model.part(name).check(x.cpu(), f"given[{name!r}]")
         if len(x) != 1 and count is not None and len(x) != count:
             raise MmfastError(f"given[{name!r}] holds {len(x)} examples; it should hold 1 or {count}")
@@ -131,7 +147,7 @@ def _scales(guidance_scale: float | Mapping[str, float], given: Mapping[str, Ten
         guidance_scale = {name: float(guidance_scale) for name in given}
     for name in guidance_scale:
         if name not in given:
-            raise unknown("guidance_scale's modality", name, given)
+            raise unknown_name("guidance_scale's modality", name, given)
     return {name: scale for name, scale in guidance_scale.items() if scale != 1}
 
 
@@ -159,7 +175,8 @@ class _Loop:
         names = (self.model.anchor_name, *self.model.names)
         flags = torch.tensor([[name in self.given and name != without for name in names]], device=self.ids.device)
         # The anchor is never unknown: its block of z_t is at t, and is looked at.
-        unknown = [self.model.told and name == without != self.model.anchor_name for name in names]
+        left_out = {*self.settings.unknown, without} - {self.model.anchor_name} if self.model.told else set()
+        unknown = [name in left_out for name in names]
         other = torch.tensor([[self.model.schedule.T if x else -1 for x in unknown]], device=flags.device)
         times = self.model.times(other, flags).expand(len(self.ids), -1)
         return times, self.model.tell(self.anchor, self.truth, times)

@@ -468,3 +468,16 @@ def test_errors(settings, name):
     assert word in str(caught.value)
     assert "\n" not in str(caught.value)
     assert issubclass(MmfastError, ValueError)
+
+
+def test_what_is_unknown_is_at_T_and_not_told(settings, monkeypatch):
+    """The times that the network is asked at; what is unknown is still read, at the end; and it is named if it can't be."""
+    model = build.build_model(config.load(settings, []))
+    asked, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda z, times, told: asked.append(times) or forward(z, times, told))
+    label = torch.tensor([3, 4])
+    result = sample(model, 2, {"label": label}, steps=2, unknown=["mask"])
+    assert [times.tolist() for times in asked] == [[[1000, 0, 1000]] * 2, [[500, 0, 1000]] * 2]
+    model.part("mask").check(result["mask"], "mask")
+    with pytest.raises(MmfastError, match="unknown's modality"):
+        sample(model, 2, {"label": label}, steps=2, unknown=["label"])
