@@ -471,7 +471,7 @@ def test_errors(settings, name):
 
 
 def test_what_is_unknown_is_at_T_and_not_told(settings, monkeypatch):
-    """The times that the network is asked at; what is unknown is still read, at the end; and it is named if it can't be."""
+    """The times that the network is asked at; what is unknown is still read, at the end; what cannot be is named."""
     model = build.build_model(config.load(settings, []))
     asked, forward = [], model.forward
     monkeypatch.setattr(model, "forward", lambda z, times, told: asked.append(times) or forward(z, times, told))

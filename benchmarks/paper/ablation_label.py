@@ -1,4 +1,4 @@
-"""What W is worth for labels on real pictures: the preset image-label, and one thing changed at a time."""
+"""What each choice is worth for labels on real pictures: the preset image-label, and one thing changed at a time."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def _variant(title: str, change: dict[str, Any]) -> Method:
 
 TASK = Task(
     name="ablation-label",
-    title="What W is worth for images and labels",
-    question="Of the label's weight W, its scale and its loss's weight: which choice is best on Fashion-MNIST, and by "
-    "how much? Gains are of the variant over the preset, which has no W; more than two standard errors are counted.",
+    title="What each choice is worth for images and labels",
+    question="Of where the label is read, its weight W, its loss's weight and what training gives: which choice is "
+    "best on Fashion-MNIST, and by how much? Gains are of the variant over the preset; more than two standard errors "
+    "are counted.",
     methods=[
         Method(OURS, lambda trained: {OURS: image_label.measured(trained)}),
         *(
@@ -27,7 +28,19 @@ TASK = Task(
             for kind, scales in KINDS.items()
             for scale in scales
         ),
-        _variant("loss weight of the label 0.1", {f"{LABEL}.loss_weight": 0.1}),
+        _variant("the label read off the last features", {f"{LABEL}.reads": "decoder"}),
+        _variant("channels of noise for the label", {f"{LABEL}.weight": {"kind": "carried", "scale": 1e-6}}),
+        _variant(
+            "images given at t = T, not read at little noise",
+            {
+                "modalities.image.given_probability": 0.4,
+                "modalities.image.given_at_T": 0.8,
+                "train.low_noise.share": 0.0,
+            },
+        ),
+        _variant("no more examples at little noise", {"train.low_noise.share": 0.0}),
+        _variant("the label given in half of the examples", {f"{LABEL}.given_probability": 0.5}),
+        *(_variant(f"loss weight of the label {w}", {f"{LABEL}.loss_weight": w}) for w in (0.015, 0.24)),
     ],
     reference=image_label.reference,
     verdicts=verdicts,

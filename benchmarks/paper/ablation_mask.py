@@ -10,6 +10,14 @@ from benchmarks.paper.core import OURS, Method, Task, Trained
 from benchmarks.paper.report import Metric
 
 MASK, IMAGE = "modalities.mask", "modalities.image"
+# What training gave before a mask could be unknown.
+GIVEN = {
+    f"{IMAGE}.given_probability": 0.7,
+    f"{IMAGE}.given_at_T": 0.8,
+    f"{MASK}.given_probability": 0.2,
+    f"{MASK}.unknown_probability": 0.0,
+    "train.low_noise.share": 0.0,
+}
 
 
 def _variant(title: str, change: dict[str, Any]) -> Method:
@@ -31,8 +39,11 @@ TASK = Task(
         *weights("mask", MASK, (0.15, 0.5), _variant),
         _variant("learned encoder", {f"{MASK}.encoder": "learned"}),
         _variant("loss weight of the mask 1", {f"{MASK}.loss_weight": 1.0}),
-        _variant("given an image at any t", {f"{IMAGE}.given_at_T": None, f"{IMAGE}.given_steps": None}),
-        _variant("images given a quarter of the time", {f"{IMAGE}.given_probability": 0.25}),
+        _variant("loss weight of the mask 0.1", {f"{MASK}.loss_weight": 0.1}),
+        _variant("never unknown: images given at t = T", GIVEN),
+        _variant("never unknown, images given at their time", {**GIVEN, f"{IMAGE}.given_at_T": None}),
+        _variant("a time of its own in 0.3", {f"{MASK}.own_time_probability": 0.3}),
+        _variant("no more examples at little noise", {"train.low_noise.share": 0.0}),
     ],
     judge=image_mask.TASK.judge,
     reference=reference,
