@@ -111,6 +111,8 @@ class Model(nn.Module):
             part = self.part(name)
             if not part.uniform or name in self.traced:
                 self.time_of[name] = nn.Sequential(nn.Linear(TIME_WIDTH, width), nn.SiLU(), nn.Linear(width, width))
+                for p in self.time_of[name][2].parameters():  # at first there is one time
+                    nn.init.zeros_(p)
             if part.uniform:
                 # Of unit size from the start, as a class embedding; one input says whether it is told.
                 layer = nn.Linear(part.channels + 1, width, bias=False)

@@ -159,6 +159,8 @@ def test_every_modality_is_seen_at_its_time():
         torch.equal(seen[0, 4], z[0, 4]) and not seen[1, 4].any() and torch.equal(seen[2, 4], encodings["mask"][2, 0])
     )
     # The encoder is told the times, but of the label, when it is given, no more than when it is unknown.
+    for parameter in model.time_of.parameters():  # at first they say nothing
+        nn.init.normal_(parameter)
     swapped = times.clone()
     swapped[1, 1] = 1000
     beside = [model._beside(seen, x) for x in (times, swapped, times.flip(0))]
