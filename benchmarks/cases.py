@@ -49,6 +49,7 @@ class Setting:
             torch.randn(size, generator=generator).to(device) for _ in range(5)
         )
         self.t = torch.randint(1, 1001, (size[0],), generator=generator).to(device)
+        self.times = torch.randint(1, 1001, (size[0], 3), generator=generator).to(device)
 
     def table(self, *columns: Tensor) -> Tensor:
         """float32 [T + 1, columns]."""
@@ -152,6 +153,21 @@ def q_sample_given(s: Setting) -> Providers:
 
     ours = lambda: ops.q_sample(s.z0, {"a": s.a, "b": s.b}, t, s.sched, noise=s.eps)  # noqa: E731
     return _all(ours, formula, (s.z0, s.a, s.b, s.eps), noisy=False)
+
+
+def q_sample_by_block(s: Setting) -> Providers:
+    """A channel for the image and each modality, and a time for each: three blocks of the same size in all."""
+    table, t, blocks = _marginal(s), s.times, [x[:, :1].contiguous() for x in (s.z0, s.a, s.b)]
+    coefs, sigmas = table[:, :3].contiguous(), table[:, 3].contiguous()
+
+    def formula(z0: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        of_z0, w_a, w_b = coefs.gather(0, t)[:, :, None, None, None].unbind(1)
+        mean = torch.cat((of_z0 * z0, w_a * a, w_b * b), 1)
+        eps = torch.randn_like(mean)
+        return mean + sigmas[t][:, :, None, None] * eps, eps
+
+    z0, a, b = (ops.Block(x, k, 3) for k, x in enumerate(blocks))
+    return _all(lambda: ops.q_sample(z0, {"a": a, "b": b}, t, s.sched), formula, tuple(blocks), noisy=True)
 
 
 def _mean(s: Setting) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
@@ -291,6 +307,7 @@ CASES = (
     Case("q_sample", "noise made inside, recorded, " + FORWARD, 5, q_sample_recorded),
     Case("q_sample", "noise made inside, " + BACKWARD, 7, q_sample_backward),
     Case("q_sample", "noise handed in, " + FORWARD, 5, q_sample_given),
+    Case("q_sample", "a time for each block, noise made inside, " + FORWARD, 3, q_sample_by_block),
     Case("q_sample", "image alone, noise handed in, " + FORWARD, 3, add_noise),
     Case("multimodal_mean", FORWARD, 3, multimodal_mean),
     Case("multimodal_mean", BACKWARD, 6, multimodal_mean_backward),

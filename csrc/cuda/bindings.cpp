@@ -42,7 +42,7 @@ Identity identity_of(const NoiseArguments& noise) {
 
 // The job of a call, but for its device and stream: these are those of its first result.
 Job job_of(const Call& call, int64_t rows, const NoiseArguments& noise) {
-    return {{}, call.type, call.shape, call.rank, call.tensors(), identity_of(noise), {call.index, rows}};
+    return {{}, call.type, call.shape, call.rank, call.tensors(), identity_of(noise), {call.index, rows}, call.levels()};
 }
 
 // A table of the call's: contiguous, as the kernels read it, but for a row that serves all. `rows`: the length of the
@@ -55,6 +55,10 @@ const void* table(Call& call, Call::Which which, int64_t columns, int64_t* rows)
     expect(*rows < 0 || *rows == entries.rows, "the tables have not the same rows");
     *rows = entries.rows;
     return entries.data;
+}
+
+const void* sigma_of(Call& call, int64_t* rows) {
+    return table(call, Call::kSigma, Call::columns_of(call.levels()), rows);
 }
 
 // Before a seed is drawn for an unchecked call: whether it can be read as it lies.
@@ -88,7 +92,7 @@ PyObject* py_combine(PyObject* const* a, Py_ssize_t count) {
     expect(count == 2, "combine takes 2 arguments");
     return serve(a[0], [&](Call& call) -> PyObject* {
         int64_t rows = -1;
-        Combine to{table(call, Call::kCoefs, call.terms(), &rows), call.terms(), table(call, Call::kSigma, -1, &rows), nullptr, nullptr};
+        Combine to{table(call, Call::kCoefs, call.terms(), &rows), call.terms(), sigma_of(call, &rows), nullptr, nullptr};
         const bool returns = yes(a[1]) && call.has_noise();
         NoiseArguments noise = call.noise(returns || to.sigma);
         if (call.tables_recorded && (call.row >= 0 || call.index || noise.fresh())) return PyLong_FromLong(kUnusual);
@@ -110,7 +114,7 @@ PyObject* py_step(PyObject* const* a, Py_ssize_t count) {
         expect(call.has(Call::kToX0), "a step needs to_x0");
         int64_t rows = -1;
         Step to{table(call, Call::kToX0, call.terms(), &rows), table(call, Call::kCoefs, call.terms() + 1, &rows),
-                table(call, Call::kSigma, -1, &rows), real(field(a[1], 0)), real(field(a[1], 1)), 0, 0, nullptr, nullptr};
+                sigma_of(call, &rows), real(field(a[1], 0)), real(field(a[1], 1)), 0, 0, nullptr, nullptr};
         const int64_t start = integer(field(a[1], 2)), channels = integer(field(a[1], 3));
         expect(start < 0 || (call.rank >= 2 && channels >= 0 && start <= call.shape[1] - channels), "x0 leaves the channels");
         if (call.seen != kPlain) return PyLong_FromLong(kUnusual);  // its gradient is that of two combinations
@@ -144,7 +148,7 @@ PyObject* py_squared_error(PyObject* const* a, Py_ssize_t count) {
     return serve(a[0], [&](Call& call) -> PyObject* {
         expect(call.has(Call::kWeight) && call.terms() > 0, "a squared error needs a weight and a term");
         int64_t rows = -1;
-        SquaredError to{table(call, Call::kCoefs, call.terms(), &rows), table(call, Call::kSigma, -1, &rows),
+        SquaredError to{table(call, Call::kCoefs, call.terms(), &rows), sigma_of(call, &rows),
                         table(call, Call::kWeight, -1, &rows), real(a[1]), nullptr, nullptr};
         const bool recorded = call.seen == kRecorded;
         // float16 has a gradient of its own: autograd.py.
@@ -191,7 +195,7 @@ void scaled(PyObject* tensor, PyObject* table, PyObject* rows, const std::vector
     expect(row < coefs.size[0], "the row is outside the table");
     expect(row >= 0 || index || coefs.size[0] == 1 || coefs.size[0] == batch, "coefs has neither one row nor one a sample");
     const int64_t entry = type == Type::f64 ? 8 : 4, first = row >= 0 ? row * coefs.size[1] : 0;
-    const Job job{where_of(x.device), type, x.size, x.rank, {{x.data, x.size, x.stride, -1}}, {}, {index, row >= 0 ? 1 : coefs.size[0]}};
+    const Job job{where_of(x.device), type, x.size, x.rank, {{x.data, x.size, x.stride, -1}}, {}, {index, row >= 0 ? 1 : coefs.size[0]}, {}};
     for (size_t k = 0; k < columns.size(); ++k) {
         expect(columns[k] >= 0 && columns[k] < coefs.size[1], "a column is outside the table");
         PyObject* out = new_like(tensor);

@@ -24,6 +24,7 @@ struct Job {
     std::vector<Tensor> terms;
     Identity identity;
     Rows rows;
+    std::vector<int64_t> levels;  // of the noise, by their first channels
 };
 
 // Tests set these to see that no result depends on them: threads of a block (a power of two), blocks of a

@@ -14,8 +14,7 @@ __global__ void __launch_bounds__(kThreads, resident<T, Whole>(4)) combine(const
         const Real* const coefs[] = {static_cast<const Real*>(to.coefs) + row * to.columns};
         Real sum[1][kWidth<T>] = {};
         add_terms<T, Whole>(task, at, coefs, sum);
-        const Real sigma = to.sigma ? entry<Real>(to.sigma, row) : Real(0);
-        if (task.identity.noisy) add_noise<T, Whole>(task, at, sigma, static_cast<T*>(to.noise), sum[0]);
+        if (task.identity.noisy) add_noise<T, Whole>(task, at, to.sigma, row, static_cast<T*>(to.noise), sum[0]);
         write<T, Whole>(static_cast<T*>(to.out) + (b * task.cut.elements + e), pack_of<T>(sum[0]), n);
     });
 }
@@ -54,8 +53,7 @@ __global__ void __launch_bounds__(kThreads, resident<T, Whole>(3)) step(const __
                     if (i < n && first + i >= 0 && first + i < x0_elements) from_real(x0[i], x0_out[i]);
             }
         }
-        const Real sigma = to.sigma ? entry<Real>(to.sigma, row) : Real(0);
-        if (task.identity.noisy) add_noise<T, Whole>(task, at, sigma, static_cast<T*>(nullptr), out);
+        if (task.identity.noisy) add_noise<T, Whole>(task, at, to.sigma, row, static_cast<T*>(nullptr), out);
         write<T, Whole>(static_cast<T*>(to.out) + (b * task.cut.elements + e), pack_of<T>(out), n);
     });
 }

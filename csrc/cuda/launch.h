@@ -41,6 +41,7 @@ inline bool whole(const Task& task, Type type, std::initializer_list<const void*
     const int64_t size = element_size(type);
     bool yes = task.cut.elements % v == 0 && task.inner % v == 0;
     for (const void* p : outputs) yes &= aligned(p);
+    for (int l = 1; l < task.levels.count; ++l) yes &= task.levels.first[l] % v == 0;
     for (int k = 0; k < task.terms; ++k) {
         const Operand& x = task.term[k];
         yes &= x.begin % v == 0 && x.end % v == 0;
@@ -54,6 +55,7 @@ inline bool whole(const Task& task, Type type, std::initializer_list<const void*
 // Fills the task of a call but for its cut; returns the misfits.
 inline std::vector<int> make_task(const Job& call, Task& task) {
     if (call.terms.size() > kMaxTerms) throw std::invalid_argument("more than 32 terms");
+    if (call.levels.size() > kMaxLevels) throw std::invalid_argument("more than 32 levels");
     Plan plan{};
     std::vector<Term> terms(call.terms.size());
     const auto misfits = choose_layout(call.shape, call.rank, call.terms.data(), static_cast<int>(terms.size()), plan,
@@ -70,6 +72,9 @@ inline std::vector<int> make_task(const Job& call, Task& task) {
     }
     task.cut.batch = call.shape[0];
     task.cut.elements = plan.rows * plan.inner;
+    task.levels.count = static_cast<int>(call.levels.size());
+    for (size_t l = 1; l < call.levels.size(); ++l)
+        task.levels.first[l] = call.levels[l] * (task.cut.elements / call.shape[1]);
     return misfits;
 }
 

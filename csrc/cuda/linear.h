@@ -92,17 +92,32 @@ __device__ __forceinline__ void add_terms(const Task& task, const Place& at,
     }
 }
 
-// sum += sigma * noise. The noise is also written to `out`, where that is not null.
+// sum += sigma * noise, `sigmas` null or the table of it. The noise is also written to `out`, where that is not null.
+// Whole: launch.h has seen that every vector lies within one level.
 template <class T, bool Whole>
-__device__ __forceinline__ void add_noise(const Task& task, const Place& at, RealOf<T> sigma, T* out,
+__device__ __forceinline__ void add_noise(const Task& task, const Place& at, const void* sigmas, int64_t row, T* out,
                                           RealOf<T> (&sum)[kWidth<T>]) {
     using Real = RealOf<T>;
-    if (sigma == Real(0) && !out) return;
+    const int count = task.levels.count;
+    int level = 0;
+#pragma unroll 1
+    while (level + 1 < count && at.e >= task.levels.first[level + 1]) ++level;
+    const int64_t first = count > 1 ? row * count : row;  // the row in the table
+    Real sigma = sigmas ? entry<Real>(sigmas, first + level) : Real(0);
+    if (sigma == Real(0) && !out && (Whole || level + 1 >= count)) return;
     Real eps[kWidth<T>] = {};
     make_noise<T>(task.identity, at.b, at.e, eps);
     if (out) write<T, Whole>(out + (at.b * task.cut.elements + at.e), pack_of<T>(eps), at.n);
 #pragma unroll
-    for (int i = 0; i < kWidth<T>; ++i) sum[i] = multiply_add(sigma, eps[i], sum[i]);
+    for (int i = 0; i < kWidth<T>; ++i) {
+        if constexpr (!Whole) {
+            while (level + 1 < count && at.e + i >= task.levels.first[level + 1]) {
+                ++level;
+                sigma = sigmas ? entry<Real>(sigmas, first + level) : Real(0);
+            }
+        }
+        sum[i] = multiply_add(sigma, eps[i], sum[i]);
+    }
 }
 
 }  // namespace mmfast::cuda

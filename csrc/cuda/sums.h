@@ -35,8 +35,7 @@ squared_error(const __grid_constant__ Task task, const SquaredError to) {
             Real sum[1][kV] = {};
             add_terms<T, Whole>(task, at, coefs, sum);
             auto& r = sum[0];
-            const Real sigma = to.sigma ? entry<Real>(to.sigma, row) : Real(0);
-            if (task.identity.noisy) add_noise<T, Whole>(task, at, sigma, static_cast<T*>(nullptr), r);
+            if (task.identity.noisy) add_noise<T, Whole>(task, at, to.sigma, row, static_cast<T*>(nullptr), r);
 #pragma unroll
             for (int i = 0; i < kV; ++i) {
                 const double x = i < n ? static_cast<double>(r[i]) : 0.0;

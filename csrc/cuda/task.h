@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "../cpu/plan.h"
+
 namespace mmfast::cuda {
 
 constexpr int kThreads = 256;     // of a block; kernels are also right with fewer
@@ -46,11 +48,18 @@ struct Rows {
     int64_t count;
 };
 
+// The levels of the noise by their first elements in a sample, from 0 on; none: one for the whole sample.
+struct Levels {
+    int count;
+    int64_t first[kMaxLevels];
+};
+
 struct Task {
     Cut cut;
     int64_t inner;                // cut.elements where a sample is one row
     Identity identity;
     Rows rows;
+    Levels levels;
     int terms;
     Operand term[kMaxTerms];
 };
@@ -60,7 +69,7 @@ static_assert(sizeof(Task) < 3584, "the other arguments need room too");
 struct Combine {
     const void* coefs;            // [rows, columns], of which the first `terms` count
     int64_t columns;
-    const void* sigma;            // [rows]
+    const void* sigma;            // [rows], or with levels [rows, levels]
     void* out;
     void* noise;                  // or null
 };

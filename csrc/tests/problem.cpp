@@ -100,7 +100,13 @@ void Problem::make_tables(const Wish& wish) {
     const int64_t zeros = wish.margin ? 1000 : 4;  // a large problem is to do all of its work
     plan.coefs = make_table(type, rows, wish.terms + 1, coefs_, random_, zeros);
     plan.to_x0 = make_table(type, rows, wish.terms, to_x0_, random_, zeros);
-    plan.sigma = make_table(type, rows, 1, sigma_, random_, zeros);
+    if (random_.one_in(2)) {  // levels of the noise, each of whole channels
+        const int64_t channels = shape.size() > 1 ? shape[1] : 1;
+        for (int64_t c = 0; c < std::max<int64_t>(1, channels) && levels_.size() < kMaxLevels; c += 1 + random_.below(4))
+            levels_.push_back(c * (channels ? elements() / channels : 0));
+        plan.levels = static_cast<int>(levels_.size()), plan.level = levels_.data();
+    }
+    plan.sigma = make_table(type, rows, std::max(1, plan.levels), sigma_, random_, zeros);
     plan.weight = make_table(type, rows, 1, weight_, random_, zeros);
     if (kind == 2) {
         ids_ = Buffer(batch() * 8);

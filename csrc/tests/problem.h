@@ -48,6 +48,12 @@ public:
         const int64_t i = terms[k].find(at);
         return i < 0 ? std::nan("") : read(type, terms[k].memory.at(), i);
     }
+    // sigma of an element of a sample: that of the last level that begins at it or before.
+    double sigma(int64_t b, int64_t e) const {
+        int level = 0;
+        for (int l = 0; l < plan.levels; ++l) level = plan.level[l] <= e ? l : level;
+        return read(type, plan.sigma, plan.row(b), level);
+    }
     Buffer output(int64_t count) const { return Buffer(count * size_of(type), offset_, margin); }
     // f(sample, element of the sample, indices), in order.
     template <class F>
@@ -63,6 +69,7 @@ private:
     Random random_;
     Buffer coefs_, to_x0_, sigma_, weight_, index_, ids_;
     std::vector<Term> laid_out_;
+    std::vector<int64_t> levels_;
     int64_t offset_ = 0;
 
     Operand make_term(const Wish& wish, int k);

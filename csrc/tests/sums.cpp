@@ -44,7 +44,7 @@ std::vector<float> noise_of(const Problem& p) {
     Plan plan = p.plan;
     const float one = 1.0f;
     Buffer out(p.batch() * n * 4), eps(p.batch() * n * 4);
-    plan.terms = 0, plan.noisy = true, plan.index = nullptr;
+    plan.terms = 0, plan.noisy = true, plan.index = nullptr, plan.levels = 0;
     plan.sigma = {&one, 0, 0};
     plan.out = out.at(), plan.noise = eps.at();
     plan.x0_begin = plan.x0_end = 0;
@@ -66,7 +66,7 @@ void check_combine(Problem& p, bool noisy, bool noise_wanted) {
         std::vector<Buffer> outputs;
         Plan plan = p.plan;
         plan.noisy = noisy || noise_wanted;
-        if (!noisy) plan.sigma = {};
+        if (!noisy) plan.sigma = {}, plan.levels = 0;
         outputs.push_back(p.output(count));
         plan.out = outputs[0].at();
         if (noise_wanted) outputs.push_back(p.output(count)), plan.noise = outputs[1].at();
@@ -77,7 +77,7 @@ void check_combine(Problem& p, bool noisy, bool noise_wanted) {
     p.for_elements([&](int64_t b, int64_t e, const std::vector<int64_t>& at) {
         const int64_t i = b * p.elements() + e;
         Sum sum = sum_of_terms(p, p.plan.coefs, b, at);
-        if (noisy) sum.add(read(p.type, p.plan.sigma, p.plan.row(b)), eps[i]);
+        if (noisy) sum.add(p.sigma(b, e), eps[i]);
         const double out = read(p.type, got[0].at(), i);
         expect_near(p, out, sum.value, sum.error(p.type) + rounding(p.type, sum.value), "combine", b, e);
         expect(sum.parts || !std::signbit(out), [&] { return p.name + ": an empty sum is -0"; });
@@ -92,7 +92,7 @@ void check_step(Problem& p, bool noisy, bool x0_wanted) {
         std::vector<Buffer> outputs;
         Plan plan = p.plan;
         plan.noisy = noisy;
-        if (!noisy) plan.sigma = {};
+        if (!noisy) plan.sigma = {}, plan.levels = 0;
         outputs.push_back(p.output(count));
         plan.out = outputs[0].at();
         if (x0_wanted) outputs.push_back(p.output(p.batch() * covered)), plan.x0 = outputs[1].at();
@@ -116,7 +116,7 @@ void check_step(Problem& p, bool noisy, bool x0_wanted) {
                 expect_near(p, read(p.type, got[1].at(), b * covered + e - p.plan.x0_begin), x0,
                             mean.error(p.type) + rounding(p.type, x0), "x0", b, e);
         }
-        if (noisy) sum.add(read(p.type, p.plan.sigma, p.plan.row(b)), eps[i]);
+        if (noisy) sum.add(p.sigma(b, e), eps[i]);
         const double error = (1 + epsilon(p.type)) * (sum.error(p.type) + from_x0) + rounding(p.type, sum.value);
         const double out = read(p.type, got[0].at(), i);
         expect_near(p, out, sum.value, error, "step", b, e);
@@ -131,7 +131,7 @@ void check_squared_error(Problem& p, bool noisy, bool grad_wanted) {
         std::vector<Buffer> outputs;
         Plan plan = p.plan;
         plan.noisy = noisy;
-        if (!noisy) plan.sigma = {};
+        if (!noisy) plan.sigma = {}, plan.levels = 0;
         outputs.emplace_back(p.batch() * 8);
         if (grad_wanted) outputs.push_back(p.output(count)), plan.out = outputs[1].at();
         squared_error(plan, p.type, threads, outputs[0].at<double>());
@@ -143,7 +143,7 @@ void check_squared_error(Problem& p, bool noisy, bool grad_wanted) {
     p.for_elements([&](int64_t b, int64_t e, const std::vector<int64_t>& at) {
         const int64_t i = b * p.elements() + e, row = p.plan.row(b);
         Sum sum = sum_of_terms(p, p.plan.coefs, b, at);
-        if (noisy) sum.add(read(p.type, p.plan.sigma, row), eps[i]);
+        if (noisy) sum.add(p.sigma(b, e), eps[i]);
         const double r = sum.value, error = sum.error(p.type);
         sums[b] += r * r, errors[b] += (2 * std::fabs(r) + error) * error;
         if (!grad_wanted) return;

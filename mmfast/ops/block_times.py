@@ -11,14 +11,17 @@ of the noise.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from mmfast import process
 from mmfast.errors import MmfastError
+from mmfast.ops import around
 from mmfast.ops.call import MAX_LEVELS, Block, Bounds, Call, Noise, Tables, Term, arithmetic, tensor_of
 from mmfast.ops.checks import Encodings, check_noise, check_present, gather, select
 from mmfast.ops.tables import Formula
@@ -45,13 +48,21 @@ class Blocks(NamedTuple):
         """[B, 1 + M], a column a block, in the order of their channels."""
         if self.order == tuple(range(len(self.order))):
             return values
-        return torch.stack([values[:, i] for i in self.order], 1)
+        if is_compiling():  # which must not see what is kept
+            return torch.stack([values[:, i] for i in self.order], 1)
+        return values.index_select(1, _index(self.order, values.device))
 
     def of(self, x: Tensor) -> list[Term]:
         """A tensor of the whole space as its blocks, without a copy."""
         if x.shape[1] == 1:
             x = x.expand(-1, sum(number for _, number in self.spans), *x.shape[2:])
         return [Block(x.narrow(1, *span), span[0], x.shape[1]) for span in self.spans]
+
+
+@functools.lru_cache(256)
+def _index(order: tuple[int, ...], device: torch.device) -> Tensor:
+    with around.outside():
+        return torch.tensor(order, device=device)
 
 
 def _whole(spans: Sequence[tuple[int, int]], channels: int) -> Blocks | None:
@@ -106,10 +117,12 @@ def check_times(name: str, t: object, batch: int, blocks: int, sched: Schedule) 
 
 
 def marginal_at_once(
-    known: Tables, z0: Any, encodings: dict[str, Any], t: Tensor, noise: Noise, present: Tensor | None
+    known: Tables, z0: Any, encodings: dict[str, Any], t: Tensor, noise: Noise | None, present: Tensor | None
 ) -> Call | None:
     """q_sample's call by the tables of all steps, unchecked: None where something is not as usual."""
     terms = [z0, *encodings.values()]
+    if noise is None:  # handed in, by blocks
+        return None
     try:
         blocks = _whole([(x.start, x.tensor.shape[1]) for x in terms], z0.channels)
         if blocks is None or t.shape != (z0.tensor.shape[0], len(terms)):
@@ -122,7 +135,7 @@ def marginal_at_once(
             tables = tables.only_present(present, 1)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return None  # which the checks will say
-    return Call(terms, tables, None, noise._replace(levels=blocks.levels))
+    return Call(terms, tables, None, Noise(*noise[:3], blocks.levels))
 
 
 def marginal(
@@ -247,5 +260,4 @@ def _columns(made: Tables, stays: Tensor, predictions: int, alone: bool) -> Tabl
 
     if to_x0 is None:
         return Tables(torch.cat(spread(coefs), 1), sigma)
-    first = torch.cat((to_x0[:, :1], torch.zeros_like(to_x0[:, 1:])), 1)  # z0hat is made of z0's block
-    return Tables(torch.cat((*spread(coefs), coefs[:, :1, kinds]), 1), sigma, torch.cat(spread(first), 1))
+    return Tables(torch.cat((*spread(coefs), coefs[:, :1, kinds]), 1), sigma, torch.cat(spread(to_x0), 1))

@@ -79,24 +79,18 @@ def q_sample(
     return_eps = return_noise and noise is None
     usual = type(encodings) is dict and (noise is None or _alike(z0, noise))
     known = kept(marginal, encodings, sched) if usual else None
-    found = (
-        None
-        if known is None
-        else (known, t)
-        if present is None
-        else kept_present(known, t, present, len(encodings), tensor_of(z0))
-    )
-    if found is not None:
-        terms = [z0, *encodings.values()] if noise is None else [z0, *encodings.values(), noise]  # type: ignore[union-attr]
-        done = dispatch.at_once("combine", Call(terms, *found, identity), return_eps)
-        if done is not None:
-            return (done[0], done[1] if noise is None else noise) if return_noise else done[0]
-    own_times = block_times.by_block(t)
-    if own_times and known is not None and identity is not None:
+    own_times = isinstance(t, Tensor) and t.dim() == 2
+    call: Call | None = None
+    if known is not None and own_times:
         call = block_times.marginal_at_once(known, z0, encodings, t, identity, present)  # type: ignore[arg-type]
-        done = None if call is None else dispatch.at_once("combine", call, return_eps)
-        if done is not None:
-            return done if return_noise else done[0]
+    elif known is not None:
+        found = (known, t) if present is None else kept_present(known, t, present, len(encodings), tensor_of(z0))
+        if found is not None:
+            terms = [z0, *encodings.values()] if noise is None else [z0, *encodings.values(), noise]  # type: ignore[union-attr]
+            call = Call(terms, *found, identity)
+    done = None if call is None else dispatch.at_once("combine", call, return_eps)
+    if done is not None:
+        return (done[0], done[1] if noise is None else noise) if return_noise else done[0]
     names, encoded = select(encodings, sched)
     terms, shape, dtype = gather([z0, *encoded], like_first=True, what="z0, encodings")
     batch = shape or [1]

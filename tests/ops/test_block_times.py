@@ -125,13 +125,15 @@ def test_each_block_is_noised_alone(each_backend, space):
 
 
 def test_the_short_way_is_taken(monkeypatch):
-    """Once the tables are kept no call is checked, with `present` or without; and none is taken that checks refuse."""
-    space = Space(1)
-    space.q_sample(torch.full([3], 3)), space.q_sample()
-    want = space.q_sample(seed=1), space.q_sample(seed=1, present=torch.ones(3, 3))
+    """Once the tables are kept no call is checked, with `present` or without, and its bits are those of a checked one;
+    but none is taken that the checks refuse."""
+    space, present = Space(1), torch.tensor([[1, 0, 1], [0, 1, 1], [1, 1, 0]])
+    SCHED.derived.clear()
+    want = space.q_sample(seed=1), space.q_sample(seed=1, present=present)
+    space.q_sample(torch.full([3], 3))
     with monkeypatch.context() as patch:
         patch.setattr(ops.forward, "gather", None)
-        found = space.q_sample(seed=1), space.q_sample(seed=1, present=torch.ones(3, 3))
+        found = space.q_sample(seed=1), space.q_sample(seed=1, present=present)
         with pytest.raises(TypeError):
             space.q_sample(space.t[:1])
     assert all(torch.equal(a, b) for x, y in zip(found, want, strict=True) for a, b in zip(x, y, strict=True))
@@ -447,6 +449,13 @@ WRONG = {
     "z0 no block": (lambda: q(PLAIN), "t is .*z0 is a tensor of all channels.*Block"),
     "an encoding no block": (lambda: q(encodings={**E, "a": PLAIN}), r"encodings\['a'\] is a tensor of all channels"),
     "blocks that overlap": (lambda: q(encodings={**E, "a": Z0}), "z0, encodings cover the channels .*not overlap"),
+    "as many channels as there are, some twice": (
+        lambda: q(
+            Block(torch.zeros(3, 2, 4), 0, 6),
+            {"a": Block(torch.zeros(3, 2, 4), 1, 6), "b": Block(torch.zeros(3, 2, 4), 4, 6)},
+        ),
+        "z0 0 .. 1, a 1 .. 2, b 4 .. 5 of 6",
+    ),
     "channels of nobody": (
         lambda: q(moved(Z0, 1), {name: moved(x, 1) for name, x in E.items()}),
         "z0, encodings cover the channels .*cover all",

@@ -105,7 +105,16 @@ def calls(dtype=torch.float32):
     def encodings(y):
         return {"a": y, "b": y[:, :, :1, :1]}
 
+    def blocks(y):
+        return {"b": Block(y[:, :1], 3, 4), "a": Block(y[:, 1:3, :1, :1], 1, 4)}
+
+    def times(t):
+        return torch.stack((t, t // 2, t // 3), 1)
+
     return {
+        "q_sample by block": lambda x, y, t, s, n: ops.q_sample(Block(x[:, :1], 0, 4), blocks(y), times(t), s, **n),
+        "step by block": lambda x, y, t, s, n: ops.step(x, Block(y[:, :1], 0, 4), blocks(y), times(t), s, **n),
+        "posterior_sample by block": lambda x, y, t, s, n: ops.posterior_sample(x, y, blocks(y), times(t), s, **n),
         "q_sample": lambda x, y, t, s, n: ops.q_sample(x, encodings(y), t, s, **n),
         "multimodal_mean": lambda x, y, t, s, n: ops.multimodal_mean([x, y], s.W[t].to(real(dtype))),
         "posterior_mean": lambda x, y, t, s, n: ops.posterior_mean(x, y, encodings(y), t, s),

@@ -5,16 +5,18 @@ test_triton_kernel.py.
 """
 
 import math
+from unittest import mock
 
 import pytest
 import torch
-from flat import cpu, reference
+from flat import Flat, cpu, cuda, reference
 from hypothesis import given, settings
 
 if cpu.unavailable():
     pytest.skip(cpu.unavailable(), allow_module_level=True)
 from problems import (
     KEY,
+    Problem,
     arithmetic_error,
     close,
     column,
@@ -27,25 +29,50 @@ from problems import (
     rounding,
 )
 
-BACKENDS = ["cpu", "reference"]
-some = settings(max_examples=60)
+pytest_plugins = ["cuda_on_host"]
+some = settings(max_examples=30)
 
 
 class Runs:
-    """A backend, how to run it, and how far its last rounding may be off."""
+    """A backend, how to run it, and how far its last rounding to bfloat16 may be off."""
 
-    def __init__(self, name, backend, run=lambda call: call(), off=1.0):
-        self.name, self.backend, self.run, self.off = name, backend, run, off
+    def __init__(self, backend, run=lambda call: call(), off=1.0):
+        self.backend, self.run, self.off = backend, run, off
 
     def rounding(self, want, dtype):
         return rounding(want, dtype) * (self.off if dtype == torch.bfloat16 else 1)
 
 
-@pytest.fixture(params=BACKENDS, scope="module")
+def _interpreted():
+    """Triton's kernels, with a fma that rounds once and guards around the results."""
+    pytest.importorskip("triton")
+    from interpreted import add_up, fma, guarded, load
+    from triton.runtime.interpreter import InterpreterBuilder, ReduceOps
+
+    module, launch = load("mmfast.ops.backends.triton", "mmfast.ops.backends.triton.launch")
+    backend = Flat(module)
+
+    def run(call):
+        with (
+            mock.patch.object(InterpreterBuilder, "create_fma", fma),
+            mock.patch.object(ReduceOps, "generic_reduce", add_up),
+            # A program takes longer than its elements; lanes of 2 bytes are twice as many, and within an item.
+            mock.patch.multiple(launch, BLOCK=8192, LANES=4096),
+            guarded(backend),
+        ):
+            return call()
+
+    return Runs(backend, run, off=2.0)
+
+
+@pytest.fixture(params=["cpu", "reference", "cuda", "triton"], scope="module")
 def on(request):
     if request.param == "cpu":
-        return Runs("cpu", cpu, lambda call: everywhere(call, threads=(1, 3)))
-    return Runs("reference", reference)
+        return Runs(cpu, lambda call: everywhere(call, threads=(1, 3)))
+    if request.param == "cuda":
+        request.getfixturevalue("host")
+        return Runs(cuda)
+    return _interpreted() if request.param == "triton" else Runs(reference)
 
 
 def flat(problem, *names):
@@ -159,3 +186,15 @@ def test_equal_levels_have_the_bits_of_one(on, dtype, levels):
 
     for a, b in zip(on.run(lambda: all_of(sigma, ())), on.run(lambda: all_of(many, levels)), strict=True):
         assert identical(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [[2, 16], [2, 8, 3], [2, 24, 1, 1]])
+def test_a_level_ends_within_a_vector(on, dtype, shape):
+    """Where all else lets a kernel move whole vectors: contiguous terms of a length that is a multiple of theirs."""
+    for test, more in ((test_combine, 0), (test_step, 1), (test_squared_error, 0)):
+        g = torch.Generator().manual_seed(4)
+        columns = {"coefs": [2, 2 + more], "to_x0": [2, 2], "sigma": [2, 3], "weight": [2]}
+        tables = {name: torch.randn(size, generator=g).to(real(dtype)) for name, size in columns.items()}
+        terms = [torch.randn(shape, generator=g).to(dtype) for _ in range(2)]
+        test.hypothesis.inner_test(on, Problem(shape, dtype, terms, [-1, -1], tables, None, None, 1, (0, 1, 5)))

@@ -72,6 +72,24 @@ def test_many_terms_do_not_spill(dtype):
         assert not static.widths(sass, "LDL") and not static.widths(sass, "STL"), launch.kernel.__name__
 
 
+def test_levels_of_the_noise_do_not_spill():
+    """combine, step and squared_error with a scale of the noise for each of four blocks."""
+    shape, dtype, levels, backend = [64, 8, 32, 32], torch.float32, (0, 1, 3, 4), Flat(static.backend)
+    terms, starts = [torch.empty(shape, device=META), torch.empty(64, 3, 32, 32, device=META)], [-1, 1]
+    rest = None, (1, 2), None, 0, shape, dtype
+    sigma, coefs = table(dtype, 64, 4), table(dtype, 64, 2)
+    with static.noted() as launches:
+        backend.combine(terms, starts, coefs, sigma, *rest, True, levels=levels)
+        backend.step(
+            terms, starts, coefs, table(dtype, 64, 3), sigma, None, -1.0, 1.0, 0, 1, *rest[1:], True, levels=levels
+        )
+        backend.squared_error(terms, starts, coefs, sigma, table(dtype, 64), *rest, 1.0, True, levels=levels)
+    assert {launch.kernel.__name__ for launch in launches} == {"combine", "step", "squared_error", "row_sums"}
+    for launch in launches:
+        if launch.kernel.__name__ != "row_sums":  # of one number a row
+            check(launch, 90)
+
+
 def test_arithmetic_is_rounded_as_ieee_says():
     """What the bits of the noise rest on: fused multiply-adds, a correctly rounded root, subnormals kept."""
     ptx = static.compiled(static.launches([torch.float32])["combine float32"], 90).asm["ptx"]

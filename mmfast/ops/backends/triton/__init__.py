@@ -64,13 +64,14 @@ def combine(call: Call, return_noise: bool) -> tuple[Tensor, Tensor | None]:
     noise = torch.empty_like(out) if return_noise and call.noise is not None else None
     if out.numel() > 0:
         tensors, layout, constants = run.place(call, run.BLOCK)
+        levels, count = run.levels_of(call)
         elements = layout.rows * layout.inner
         tiles = -(-elements // run.BLOCK)
         run.launch(
             run.kernels.combine, shape[0] * tiles, run.WARPS,
-            out, noise, tensors, layout.places, coefs, sigma, *run.table_of(call.rows, coefs, sigma),
+            out, noise, tensors, layout.places, coefs, sigma, levels, *run.table_of(call.rows, coefs, sigma),
             *run.identity(call.noise), elements, layout.inner, tiles,
-            **constants, NOISY=sigma is not None or noise is not None, BLOCK=run.BLOCK,
+            **constants, NOISY=sigma is not None or noise is not None, LEVELS=count, BLOCK=run.BLOCK,
         )  # fmt: skip
     return out, noise
 
@@ -83,14 +84,17 @@ def step(call: Call, bounds: Bounds, return_x0: bool) -> tuple[Tensor, Tensor | 
     x0 = torch.empty(x0_shape, dtype=dtype, device=device) if return_x0 else None
     if out.numel() > 0:
         tensors, layout, constants = run.place(call, run.BLOCK)
+        levels, count = run.levels_of(call)
         elements = layout.rows * layout.inner
         tiles = -(-elements // run.BLOCK)
         begin = max(bounds.start, 0) * math.prod(shape[2:])
         run.launch(
             run.kernels.step, shape[0] * tiles, run.WARPS,
-            out, x0, tensors, layout.places, to_x0, coefs, sigma, *run.table_of(call.rows, to_x0, coefs, sigma),
+            out, x0, tensors, layout.places, to_x0, coefs, sigma, levels,
+            *run.table_of(call.rows, to_x0, coefs, sigma),
             float(bounds.low), float(bounds.high), begin, begin + math.prod(x0_shape[1:]),
-            *run.identity(noise), elements, layout.inner, tiles, **constants, BLOCK=run.BLOCK,
+            *run.identity(noise), elements, layout.inner, tiles, **constants, LEVELS=count,
+            BLOCK=run.BLOCK,
         )  # fmt: skip
     return out, x0
 
@@ -104,13 +108,15 @@ def squared_error(call: Call, scale: float, return_grad: bool) -> tuple[Tensor, 
         return coefs.new_zeros(shape[0]), grad
     lanes = run.lanes_of(dtype)
     tensors, layout, constants = run.place(call, lanes)
+    levels, count = run.levels_of(call)
     elements, table = layout.rows * layout.inner, run.table_of(call.rows, coefs, sigma, weight)
     items = -(-elements // run.ITEM)
     partial = torch.empty(shape[0], items, dtype=torch.float64, device=device)
     run.launch(
         run.kernels.squared_error, shape[0] * items, run.SUM_WARPS,
-        partial, grad, tensors, layout.places, coefs, sigma, weight, *table,
-        float(scale), *run.identity(noise), elements, layout.inner, items, **constants, LANES=lanes,
+        partial, grad, tensors, layout.places, coefs, sigma, levels, weight, *table,
+        float(scale), *run.identity(noise), elements, layout.inner, items, **constants, LEVELS=count,
+        LANES=lanes,
     )  # fmt: skip
     return _sums(partial, coefs.dtype, (weight, *table), float(scale)), grad
 

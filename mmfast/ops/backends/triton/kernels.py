@@ -9,6 +9,7 @@ so that a compiled kernel has no dead branches. ROWS says how the rows meet the 
 tile touches two at most) or "short" ones.
 
 Tables of coefficients have a row for each sample (table_step 1) or one for all (0); or `rows` names each sample's.
+sigma has a column for each of the noise's LEVELS, where there are any.
 Nothing depends on how many elements a tile has, nor on the grid. Sums have a fixed order: see ITEM and LANES.
 """
 # mypy: ignore-errors
@@ -93,10 +94,23 @@ def weighted_sum(terms, places, coefs, b, row, start, i, elements, inner, KINDS:
     return total
 
 
+@triton.jit
+def sigma_of(sigma, levels, row, start, i, LEVELS: tl.constexpr):
+    """The scale of the noise of the elements start + i; levels: the first elements of all levels but the first."""
+    if LEVELS == 0:
+        scale = tl.load(sigma + row)
+    else:
+        scale = tl.full(i.shape, 0.0, sigma.dtype.element_ty) + tl.load(sigma + row * LEVELS)
+        for k in tl.static_range(1, LEVELS):
+            scale = tl.where(i >= levels[k - 1] - start, tl.load(sigma + row * LEVELS + k), scale)
+    return scale
+
+
 @triton.jit(do_not_specialize=[*NUMBERS, "tiles"])
-def combine(out, noise_out, terms, places, coefs, sigma, rows, table_step, key, seed_low, seed_high,
+def combine(out, noise_out, terms, places, coefs, sigma, levels, rows, table_step, key, seed_low, seed_high,
             draw, ids, stream, elements, inner, tiles, KINDS: tl.constexpr, CUTS: tl.constexpr,
-            ROWS: tl.constexpr, NOISY: tl.constexpr, OFFSET: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+            ROWS: tl.constexpr, NOISY: tl.constexpr, LEVELS: tl.constexpr, OFFSET: tl.constexpr,
+            BLOCK: tl.constexpr):  # fmt: skip
     """out [B, elements] = sum of coef * term + sigma * noise, and the noise: a program a tile of BLOCK elements."""
     identity = (key, seed_low, seed_high, draw, ids, stream)
     b = tl.program_id(0) // tiles
@@ -109,17 +123,17 @@ def combine(out, noise_out, terms, places, coefs, sigma, rows, table_step, key, 
     if NOISY:
         eps = normals(identity, b, start, BLOCK).to(total.dtype)
         if sigma is not None:
-            total = tl.fma(tl.load(sigma + row), eps, total)
+            total = tl.fma(sigma_of(sigma, levels, row, start, i, LEVELS), eps, total)
         if noise_out is not None:
             tl.store(noise_out + at + i, eps.to(noise_out.dtype.element_ty), mask=ok)
     tl.store(out + at + i, total.to(out.dtype.element_ty), mask=ok)
 
 
 @triton.jit(do_not_specialize=[*NUMBERS, "tiles"])
-def step(out, x0_out, terms, places, to_x0, coefs, sigma, rows, table_step, low: tl.float64,
+def step(out, x0_out, terms, places, to_x0, coefs, sigma, levels, rows, table_step, low: tl.float64,
          high: tl.float64, x0_begin, x0_end, key, seed_low, seed_high, draw, ids, stream, elements,
-         inner, tiles, KINDS: tl.constexpr, CUTS: tl.constexpr, ROWS: tl.constexpr, OFFSET: tl.constexpr,
-         BLOCK: tl.constexpr):  # fmt: skip
+         inner, tiles, KINDS: tl.constexpr, CUTS: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr,
+         OFFSET: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """The sampler's step: x0, the first combination clamped, in [x0_begin, x0_end), and out, the second, with it."""
     identity = (key, seed_low, seed_high, draw, ids, stream)
     REAL: tl.constexpr = coefs.dtype.element_ty
@@ -146,7 +160,8 @@ def step(out, x0_out, terms, places, to_x0, coefs, sigma, rows, table_step, low:
     in_x0 = ok & within(i, start, x0_begin, x0_end)
     total = tl.fma(last, tl.where(in_x0, tl.where(last != 0, x0, 0.0), 0.0), total)
     if sigma is not None:
-        total = tl.fma(tl.load(sigma + row), normals(identity, b, start, BLOCK).to(REAL), total)
+        scale = sigma_of(sigma, levels, row, start, i, LEVELS)
+        total = tl.fma(scale, normals(identity, b, start, BLOCK).to(REAL), total)
     wide = tl.cast(b, tl.int64)
     tl.store(out + wide * elements + start + i, total.to(out.dtype.element_ty), mask=ok)
     if x0_out is not None:
@@ -160,10 +175,10 @@ def add(x, y):
 
 
 @triton.jit(do_not_specialize=[*NUMBERS, "items"])
-def squared_error(partial, grad, terms, places, coefs, sigma, weight, rows, table_step,
+def squared_error(partial, grad, terms, places, coefs, sigma, levels, weight, rows, table_step,
                   scale: tl.float64, key, seed_low, seed_high, draw, ids, stream, elements, inner, items,
-                  KINDS: tl.constexpr, CUTS: tl.constexpr, ROWS: tl.constexpr, OFFSET: tl.constexpr,
-                  LANES: tl.constexpr):  # fmt: skip
+                  KINDS: tl.constexpr, CUTS: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr,
+                  OFFSET: tl.constexpr, LANES: tl.constexpr):  # fmt: skip
     """partial [B, items]: sums of r^2, r being the combination; grad [B, elements] = 2 scale weight coef_0 r."""
     identity = (key, seed_low, seed_high, draw, ids, stream)
     REAL: tl.constexpr = coefs.dtype.element_ty
@@ -178,7 +193,8 @@ def squared_error(partial, grad, terms, places, coefs, sigma, weight, rows, tabl
         ok = i < elements - start
         r = weighted_sum(terms, places, coefs, b, row, start, i, elements, inner, KINDS, CUTS, ROWS)
         if sigma is not None:
-            r = tl.fma(tl.load(sigma + row), normals(identity, b, start, LANES).to(REAL), r)
+            of_noise = sigma_of(sigma, levels, row, start, i, LEVELS)
+            r = tl.fma(of_noise, normals(identity, b, start, LANES).to(REAL), r)
         r64 = tl.where(ok, r, 0.0).to(tl.float64)
         total = tl.fma(r64, r64, total)
         if grad is not None:

@@ -76,6 +76,12 @@ def place(call: Call, tile: int) -> tuple[tuple[Tensor, ...], Layout, dict[str, 
     return tuple(tensors), layout, constants
 
 
+def levels_of(call: Call) -> tuple[tuple[int, ...], int]:
+    """The first elements of the noise's levels but the first, and their number with it: 0 for one and sigma [R]."""
+    levels = () if call.noise is None or call.shape is None else call.noise.levels
+    return tuple(first * math.prod(call.shape[2:]) for first in levels[1:]), len(levels)  # type: ignore[index]
+
+
 def offset(shape: Sequence[int]) -> object:
     """The type of an element's number in a sample; a last tile may reach beyond the sample."""
     return kernels.tl.int32 if math.prod(shape[1:]) < 2**31 - 2 * ITEM else kernels.tl.int64
