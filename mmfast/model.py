@@ -110,9 +110,10 @@ class Model(nn.Module):
         for name in self.names if space == "own" else ():
             part = self.part(name)
             if not part.uniform or name in self.traced:
-                self.time_of[name] = nn.Sequential(nn.Linear(TIME_WIDTH, width), nn.SiLU(), nn.Linear(width, width))
-                for p in self.time_of[name][2].parameters():  # at first there is one time
-                    nn.init.zeros_(p)
+                last = nn.Linear(width, width)
+                self.time_of[name] = nn.Sequential(nn.Linear(TIME_WIDTH, width), nn.SiLU(), last)
+                nn.init.zeros_(last.weight)  # at first there is one time
+                nn.init.zeros_(last.bias)
             if part.uniform:
                 # Of unit size from the start, as a class embedding; one input says whether it is told.
                 layer = nn.Linear(part.channels + 1, width, bias=False)
