@@ -50,8 +50,8 @@ Job job_of(const Call& call, int64_t rows, const NoiseArguments& noise) {
 const void* table(Call& call, Call::Which which, int64_t columns, int64_t* rows) {
     const Call::Entries entries = call.table(which, columns);
     if (!call.has(which)) return nullptr;
-    expect(columns < 2 || entries.stride == 1, "a table is not contiguous");
-    expect(entries.rows == 1 || entries.row_stride == std::max<int64_t>(columns, 1), "a table is not contiguous");
+    expect(columns < 2 || entries.rows == 0 || entries.stride == 1, "a table is not contiguous");
+    expect(entries.rows <= 1 || entries.row_stride == std::max<int64_t>(columns, 1), "a table is not contiguous");
     expect(*rows < 0 || *rows == entries.rows, "the tables have not the same rows");
     *rows = entries.rows;
     return entries.data;
