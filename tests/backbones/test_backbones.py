@@ -29,9 +29,10 @@ def trained_like(module):
 def test_features_have_the_size_of_the_image_whatever_the_patch(patch, norm):
     net = trained_like(unet.Backbone(spec(patch=patch, norm=norm), 5, 16))
     x, t = torch.randn(2, 5, 16, 16), torch.tensor([1, 900])
-    features = net(x, t)
+    features, before = net(x, t)
     assert features.shape == (2, net.features, 16, 16) and net.features == 16
     assert features.is_contiguous() and not torch.equal(features[0], features[1])
+    assert before.shape == (2, net.reads)
     features.sum().backward()
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in net.parameters())
 
@@ -44,8 +45,9 @@ def test_a_patch_is_a_u_net_of_the_cells_and_what_goes_past_it():
     cells = F.pixel_unshuffle(x, 2)
     emb = F.silu(net.time(unet.timestep_embedding(t, net.time_width)))
     passed = torch.stack([net.gate(e)[:, None, None] * p for e, p in zip(emb, net.past(x), strict=True)])
-    expected = F.pixel_shuffle(net.last(plain.eval()(cells, t)), 2) + passed
-    torch.testing.assert_close(net(x, t), expected)
+    found, of_cells = net(x, t), plain.eval()(cells, t)
+    torch.testing.assert_close(found.pixels, F.pixel_shuffle(net.last(of_cells.pixels), 2) + passed)
+    torch.testing.assert_close(found.before, of_cells.before)
 
 
 def test_with_the_mean_the_input_moves_the_times_embedding():
@@ -55,8 +57,8 @@ def test_with_the_mean_the_input_moves_the_times_embedding():
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([5, 500])
     emb = net.time(unet.timestep_embedding(t, net.time_width))
     moved = emb + torch.stack([net.mean.weight @ image.flatten(1).mean(1) for image in x])
-    torch.testing.assert_close(net(x, t), plain.features_of(x, F.silu(moved)))
-    assert not torch.allclose(net(x, t), plain(x, t))
+    torch.testing.assert_close(net(x, t), plain.features_of(x, moved))
+    assert not torch.allclose(net(x, t).pixels, plain(x, t).pixels)
 
 
 def test_pixel_norm_is_layer_norm_over_the_channels():
@@ -73,13 +75,13 @@ def test_bfloat16_follows_float32(norm):
     net = trained_like(unet.Backbone(spec(patch=2, norm=norm), 3, 16))
     x, t = torch.randn(4, 3, 16, 16), torch.tensor([1, 10, 100, 1000])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        low = net(x, t).float()
+        low = net(x, t).pixels.float()
     with torch.no_grad():
-        high = net(x, t)
+        high = net(x, t).pixels
         # The error of bfloat16: of the same network with its input and weights rounded to it, and float32 otherwise.
         rounded = unet.Backbone(spec(patch=2, norm=norm), 3, 16).eval()
         rounded.load_state_dict({k: v.bfloat16().float() for k, v in net.state_dict().items()})
-        rounding = float((rounded(x.bfloat16().float(), t) - high).square().mean().sqrt())
+        rounding = float((rounded(x.bfloat16().float(), t).pixels - high).square().mean().sqrt())
     # Activations are rounded too, at each of some thirty layers: errors of independent roundings add as squares.
     assert float((low - high).square().mean().sqrt()) < 6 * rounding
 
