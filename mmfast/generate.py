@@ -83,7 +83,7 @@ def generate(
         how = {**settings(config, known), **options, "seed": seed ^ turn << 40, "guidance_scale": guidance}
         if isinstance(guidance, Mapping):
             how["guidance_scale"] = {n: scale for n, scale in guidance.items() if n in known}
-        if target is not None:
+        if target is not None and model.told:
             later = [name for name in model.names if name not in known and name != target]
             how.setdefault("unknown", [name for name in later if config.modalities[name].unknown_probability > 0])
         drawn = sample(model, count, known, **how)

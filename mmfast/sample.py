@@ -83,6 +83,8 @@ def sample(
         raise unknown_name("precision", precision, PRECISIONS)
     if heads not in HEADS:
         raise unknown_name("heads", heads, HEADS)
+    if unknown and (model.space == "shared" or not model.told):
+        raise MmfastError("unknown is given, but the network sees all of z_t; it needs a model with space=own and told")
     for name in unknown:
         if name not in model.names or name in given:
             raise unknown_name("unknown's modality", name, [n for n in model.names if n not in given])
@@ -175,7 +177,7 @@ class _Loop:
         names = (self.model.anchor_name, *self.model.names)
         flags = torch.tensor([[name in self.given and name != without for name in names]], device=self.ids.device)
         # The anchor is never unknown: its block of z_t is at t, and is looked at.
-        left_out = {*self.settings.unknown, without} - {self.model.anchor_name} if self.model.told else set()
+        left_out = {*self.settings.unknown, without} - {self.model.anchor_name} if self.model.told else ()
         unknown = [name in left_out for name in names]
         other = torch.tensor([[self.model.schedule.T if x else -1 for x in unknown]], device=flags.device)
         times = self.model.times(other, flags).expand(len(self.ids), -1)

@@ -481,3 +481,6 @@ def test_what_is_unknown_is_at_T_and_not_told(settings, monkeypatch):
     model.part("mask").check(result["mask"], "mask")
     with pytest.raises(MmfastError, match="unknown's modality"):
         sample(model, 2, {"label": label}, steps=2, unknown=["label"])
+    for pairs in ([("space", "shared")], [("told", "false")]):
+        with pytest.raises(MmfastError, match="unknown is given"):
+            sample(build.build_model(config.load(settings, pairs)), 2, steps=2, unknown=["mask"])

@@ -166,3 +166,12 @@ def test_the_loss_is_that_of_the_design(name, missing):
 def test_probabilities_that_exceed_one_are_refused():
     with pytest.raises(MmfastError, match=r"modalities\.mask.*1\.3"):
         configs.load("digits", [(f"{MASK}.given_probability", "0.6"), (f"{MASK}.unknown_probability", "0.7")])
+
+
+@pytest.mark.parametrize("option", ["unknown_probability", "own_time_probability"])
+def test_times_need_channels_of_their_own_and_an_anchor_to_count_from(option):
+    bridges = [(f"{name}.weight", "{kind: bridge}") for name in (LABEL, MASK)]
+    with pytest.raises(MmfastError, match=rf"modalities\.mask\.{option} needs space=own"):
+        configs.load("digits", [("space", "shared"), *bridges, (f"{MASK}.{option}", "0.2")])
+    with pytest.raises(MmfastError, match=r"modalities\.image is the anchor"):
+        configs.load("digits", [(f"{IMAGE}.{option}", "0.2")])
