@@ -228,9 +228,9 @@ def _check_times(config: Config, name: str, spec: Any) -> None:
             f"modalities.{name} is the anchor, whose time the others' are counted from; leave out unknown_probability "
             "and own_time_probability"
         )
-    for option in ("unknown_probability", "own_time_probability"):
-        if getattr(spec, option) > 0 and config.space == "shared":
-            raise MmfastError(f"modalities.{name}.{option} needs space=own: shared channels have one time")
+    for key in ("unknown_probability", "own_time_probability"):
+        if getattr(spec, key) > 0 and config.space == "shared":
+            raise MmfastError(f"modalities.{name}.{key} needs space=own: shared channels have one time")
 
 
 def _section(raw: DictConfig, key: str) -> DictConfig:
