@@ -202,6 +202,8 @@ def resolve(raw: DictConfig, source: str = "config") -> Config:
     for name, spec in config.modalities.items():
         check(spec, f"modalities.{name}.")
         _check_times(config, name, spec)
+    if config.train.low_noise.share > 0 and config.space == "shared":
+        raise MmfastError("train.low_noise.share needs space=own: in shared channels nothing is seen alone")
     if config.evaluate.samples == 1:
         raise MmfastError("evaluate.samples is 1; it should be 0 for no evaluation, or at least 2")
     if config.train.batch_size % config.train.accumulation:

@@ -92,6 +92,15 @@ class Model(nn.Module):
         # What leaves a trace in z_t: of the rest there is nothing to diffuse.
         marks = schedule.W[:, schedule.index(self.names)].abs().amax(0) > 0
         self.traced = tuple(name for name, mark in zip(self.names, marks.tolist(), strict=True) if mark)
+        # At time T the block of what fades is noise that says nothing of it; with W_T of some size it is not.
+        ends = schedule.W[-1, schedule.index(self.names)].abs() <= 0.1
+        self.fading = tuple(name for name, end in zip(self.names, ends.tolist(), strict=True) if end)
+        for name in self.traced:
+            if self.part(name).spec.unknown_probability > 0 and name not in self.fading:
+                raise MmfastError(
+                    f"modalities.{name}.unknown_probability is above 0, but its weight leaves a trace at T; use none, "
+                    "carried or bridge"
+                )
         self.starts: dict[str, int] = {}
         self.channels = self.shape[0]
         for name in self.traced:
@@ -152,7 +161,11 @@ class Model(nn.Module):
         if self.space == "shared":
             return self.channels + self.shape[0] + sum(part.channels for part in parts.values()) + 1 + len(parts)
         untraced = [part for name, part in parts.items() if name not in self.traced and not part.uniform]
-        return self.channels + sum(part.shown_channels for part in untraced)
+        return self.channels + sum(part.shown_channels if self._reveals(part) else part.channels for part in untraced)
+
+    def _reveals(self, part: Modality) -> bool:
+        """Whether what is seen of this modality may stand in the anchor's block: unless it is made of another image."""
+        return not part.derived or part.source == self.anchor_name
 
     def reads_untold(self, name: str) -> bool:
         """Whether the head of this modality reads what has never been told of it, given or not."""
@@ -192,7 +205,7 @@ class Model(nn.Module):
         given: [B, 1 + N] of 0 and 1. A network that is never told has the time of z_t for all.
         """
         t = t if t.dim() == 2 else t[:, None].expand(-1, 1 + len(self.names))
-        return torch.where(given > 0, 0, t) if self.told else t
+        return torch.where(given > 0, 0, t) if self.told else t[:, :1].expand_as(t)
 
     def tell(self, anchor: Tensor | None, encodings: Mapping[str, Tensor], times: Tensor) -> dict[str, Tensor]:
         """What the network is told, by name: the encodings of what is given, at time 0, and zeros elsewhere.
@@ -242,14 +255,18 @@ class Model(nn.Module):
             encoding = told.get(name)
             if name in self.traced:
                 block = z_t.narrow(1, self.starts[name], part.channels)
-                if part.uniform:
-                    blocks.append(torch.where((t == 0) | (t == T), 0.0, block))
-                else:
+                if name in self.fading:
                     block = torch.where(t == T, 0.0, block)
+                if part.uniform:
+                    blocks.append(torch.where(t == 0, 0.0, block))
+                else:
                     blocks.append(block if encoding is None else torch.where(t == 0, encoding, block))
             elif not part.uniform:
                 if encoding is None:
-                    blocks.append(image.new_zeros(B, part.shown_channels, H, W))
+                    channels = part.shown_channels if self._reveals(part) else part.channels
+                    blocks.append(image.new_zeros(B, channels, H, W))
+                elif not self._reveals(part):
+                    blocks.append(encoding.expand(B, -1, H, W))
                 else:
                     image, beside = part.reveal(image, encoding)
                     blocks.append(beside.expand(B, -1, H, W))
@@ -262,7 +279,7 @@ class Model(nn.Module):
             if name in self.time_of:
                 t = times[:, k]
                 t = torch.where(t == 0, self.schedule.T, t) if self.part(name).uniform else t
-                total = total + self.time_of[name](timestep_embedding(t, TIME_WIDTH))
+                total = total + self.time_of[name](timestep_embedding(t, TIME_WIDTH).to(x.dtype))
         return total
 
     def _told(self, x: Tensor, given: Tensor, told: Mapping[str, Tensor]) -> Tensor:

@@ -83,6 +83,7 @@ def sample(
         raise unknown_name("precision", precision, PRECISIONS)
     if heads not in HEADS:
         raise unknown_name("heads", heads, HEADS)
+    unknown = [unknown] if isinstance(unknown, str) else unknown
     if unknown and (model.space == "shared" or not model.told):
         raise MmfastError("unknown is given, but the network sees all of z_t; it needs a model with space=own and told")
     for name in unknown:
@@ -176,12 +177,21 @@ class _Loop:
         """What the network is told when one of what is given is unknown ("": none); and the times, -1 for t."""
         names = (self.model.anchor_name, *self.model.names)
         flags = torch.tensor([[name in self.given and name != without for name in names]], device=self.ids.device)
-        # The anchor is never unknown: its block of z_t is at t, and is looked at.
-        left_out = {*self.settings.unknown, without} - {self.model.anchor_name} if self.model.told else ()
+        left_out = {*self.settings.unknown, *([without] if self._can_be_unknown(without) else [])}
         unknown = [name in left_out for name in names]
         other = torch.tensor([[self.model.schedule.T if x else -1 for x in unknown]], device=flags.device)
         times = self.model.times(other, flags).expand(len(self.ids), -1)
         return times, self.model.tell(self.anchor, self.truth, times)
+
+    def _can_be_unknown(self, name: str) -> bool:
+        """Whether training has shown this modality unknown. Else, untold of it, the network sees its block at t.
+
+        The anchor never is: its block of z_t is at t, and is looked at.
+        """
+        model = self.model
+        if not model.told or name not in model.names:
+            return False
+        return name not in model.time_of or model.part(name).spec.unknown_probability > 0
 
     def _ask(self, z: Tensor, t: int, without: str = "") -> Prediction:
         """The network's prediction at time t, told of all that is given but one modality."""

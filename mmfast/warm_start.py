@@ -94,8 +94,9 @@ def load_adm(source: str | Path | Mapping[str, Tensor], model: Model | Network, 
     wanted = {n: x for n, x in model.state_dict().items() if n.split(".")[0] in ("backbone", "norm", "out")}
     _fit(found, wanted, model.backbone, where, new_attention_order)
     if isinstance(model, Model):  # the last layers of what the embedding is told beside the anchor's time
-        ends = ("time_of", ".2."), ("tell_decoder", ".")
-        added = {n: x for n, x in model.state_dict().items() if any(n.startswith(a) and b in n for a, b in ends)}
+        ends = ("time_of", "2"), ("tell_decoder", None)
+        keys = {n: (n.split(".")[0], n.split(".")[-2]) for n in model.state_dict()}
+        added = {n: model.state_dict()[n] for n, k in keys.items() if k in ends or (k[0], None) in ends}
         found |= {n: torch.zeros_like(x) for n, x in added.items()}
     model.load_state_dict({**model.state_dict(), **found})
 

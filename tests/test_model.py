@@ -200,6 +200,37 @@ def test_the_pixels_of_a_masked_image_that_are_seen_stand_in_z_t():
     assert torch.equal(seen[0, 1], plane[0, 0] * 2 - 1) and not seen[1, 1].any()
 
 
+def test_hidden_parts_of_another_image_leave_the_anchor_alone():
+    """`masked` of a second image is seen beside the anchor, whatever its channels."""
+    room = SpaceShape(4, 4)
+    options = {"image": (1, "image"), "photo": (3, "image"), "masked": (3, "masked")}
+    parts = {name: kind(k)(name, kind(k).Spec(channels=c, size=4), room) for name, (c, k) in options.items()}
+    parts["masked"].source = "photo"
+    model = Model("image", parts, Schedule.cosine(1000, {"photo": carried(), "masked": none()}), Echo)
+    masked = torch.cat((torch.rand(2, 3, 4, 4), torch.ones(2, 1, 4, 4)), 1)
+    encodings, z = model.encode({"masked": masked}), torch.randn(2, 4, 4, 4)
+    times = torch.tensor([[900, 900, 0], [900, 900, 900]])
+    told = model.tell(None, encodings, times)
+    seen = model._seen(z, times, told)
+    assert torch.equal(seen[:, :4], z) and torch.equal(seen[0, 4:], encodings["masked"][0]) and not seen[1, 4:].any()
+    assert model(z, times, told).heads["masked"].shape == (2, 3, 4, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_runs_in_its_own_type(dtype):
+    model = build_model(configs.load("digits", [("backbone.width", "16")])).to(dtype)
+    z, t = torch.randn(2, model.channels, 8, 8, dtype=dtype), torch.tensor([3, 700])
+    prediction = model(z, t, {})
+    assert prediction.anchor.dtype == dtype and all(x.dtype == dtype for x in prediction.heads.values())
+
+
+def test_what_does_not_fade_cannot_be_unknown():
+    """A shift ends at W_T = 1: at T its block is no noise, and is seen."""
+    with pytest.raises(ValueError, match="leaves a trace at T"), pytest.warns(UserWarning):
+        pairs = [("modalities.mask.weight", "{kind: shift}"), ("modalities.mask.unknown_probability", "0.2")]
+        build_model(configs.load("digits", pairs))
+
+
 @pytest.mark.parametrize("space", ["own", "shared"])
 def test_what_is_told_takes_the_place_of_its_noised_view_in_own_channels_alone(space):
     """Given x_i, its block of z_t is noise around it, independent of all else: what the network says is not of it."""

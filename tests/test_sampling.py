@@ -484,3 +484,17 @@ def test_what_is_unknown_is_at_T_and_not_told(settings, monkeypatch):
     for pairs in ([("space", "shared")], [("told", "false")]):
         with pytest.raises(MmfastError, match="unknown is given"):
             sample(build.build_model(config.load(settings, pairs)), 2, steps=2, unknown=["mask"])
+
+
+@pytest.mark.parametrize(("unknown", "time"), [(0.0, 1000), (0.3, 1000)])
+def test_guidance_asks_what_training_has_shown(settings, monkeypatch, unknown, time):
+    """Not told of the mask, which is given, the network sees it at T if it was ever unknown, else as z_t has it."""
+    pairs = [("modalities.mask.unknown_probability", str(unknown))]
+    model = build.build_model(config.load(settings, pairs))
+    asked, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda z, times, told: asked.append(times) or forward(z, times, told))
+    sample(model, 1, {"mask": data(model, 1)["mask"]}, steps=2, guidance_scale=2.0)
+    usual = [times[0].tolist() for times in asked[::2]]
+    untold = [times[0].tolist() for times in asked[1::2]]
+    assert usual == [[1000, 1000, 0], [500, 500, 0]]
+    assert untold == [[1000, 1000, 1000], [500, 500, time if unknown else 500]]

@@ -39,7 +39,7 @@ TASK = Task(
         _variant("learned encoder", {f"{MASK}.encoder": "learned"}),
         _variant("loss weight of the mask 1", {f"{MASK}.loss_weight": 1.0}),
         _variant("loss weight of the mask 0.1", {f"{MASK}.loss_weight": 0.1}),
-        _variant("images given at their time, not at T alone", {f"{IMAGE}.given_at_T": 0.8}),
+        _variant("of a given image the mask is not always at T", {f"{IMAGE}.given_at_T": 0.8}),
         _variant("unknown in 0.6, read at little noise", UNKNOWN),
         _variant("a time of its own in 0.3", {f"{MASK}.own_time_probability": 0.3}),
     ],

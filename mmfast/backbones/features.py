@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Features(NamedTuple):
-    """pixels: [B, features, H, W], after the decoder; before: [B, reads], of the encoder, which is told nothing."""
+    """pixels: [B, features, H, W], after the decoder; before: [B, reads], of the encoder, before `told` enters."""
 
     pixels: Tensor
     before: Tensor

@@ -24,10 +24,10 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
     """The parts of the training loss, each a mean over the batch: |target - prediction|^2 and lambda_i l_i.
 
     An example has a time t, uniform but for the shares that `given_at_T` and `train.low_noise` move, and every modality
-    a time of its own: 0 if it is given, T if it is unknown, else t or one of its own (`roles`). What is given and what
-    is missing count in no part, unless the head has not been told it, or restores more than is given. What is unknown
-    is read off the anchor, so its part is weighted by the anchor's alpha_bar: what cannot be read there is not to
-    drown what can.
+    a time of its own: 0 if it is given, T if it is unknown, else t or one of its own (`roles`). What is missing never
+    counts. What is given counts only for a head that has not been told it, or that restores more than is given. What is
+    unknown, or leaves no trace, is read off the anchor, so its part is weighted by the anchor's alpha_bar: what cannot
+    be read there is not to drown what can.
     batch: on the model's device; numbers: int64 [B], the examples' numbers in the run.
     """
     batch = model.complete(batch, config.seed, numbers)
@@ -47,7 +47,7 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
         terms,
         drawn.of_z(model),
         model.schedule,
-        present=present[:, [1 + k for k in columns]],
+        present=_columns(present, [1 + k for k in columns]),
         return_noise=False,
         **noise,
     )
@@ -72,7 +72,8 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
         if part.restores:
             counts = present[:, k] * (1 - drawn.given[:, 0])
         elif model.reads_untold(name):
-            counts = present[:, k] * torch.where((drawn.given + drawn.unknown)[:, k] > 0, readable, 1.0)
+            at_ends = (drawn.given + drawn.unknown)[:, k] > 0
+            counts = present[:, k] * (torch.where(at_ends, readable, 1.0) if name in model.traced else readable)
         else:
             counts = wanted[:, k] * torch.where(drawn.unknown[:, k] > 0, readable, 1.0)
         parts[name] = (counts * part.spec.loss_weight * part.loss(output.float(), data[name])).mean()
@@ -96,7 +97,12 @@ class Drawn:
             return self.t
         at_end = self.given + self.unknown > 0
         times = torch.where(at_end, self.t[:, None], self.times)
-        return times[:, [0, *(1 + model.names.index(name) for name in model.traced)]]
+        return _columns(times, [0, *(1 + model.names.index(name) for name in model.traced)])
+
+
+def _columns(x: Tensor, columns: list[int]) -> Tensor:
+    """x[:, columns], without the copy of an index from the host that a GPU would wait for."""
+    return torch.stack([x[:, k] for k in columns], 1) if columns else x[:, :0]
 
 
 def _present(model: Model, batch: Batch, numbers: Tensor) -> Tensor:
@@ -119,11 +125,14 @@ def _times(model: Model, numbers: Tensor, config: Config, present: Tensor) -> Dr
     weight = torch.ones_like(present[:, 0])
     if low.share:
         # Where nothing but the anchor is seen, as when something is to be read off it.
-        seen = [k for k, name in enumerate(model.names, 1) if name in model.traced or not model.part(name).uniform]
-        alone = (drawn.unknown[:, seen] == 1).all(1) & (drawn.given[:, 0] == 0)
+        alone = drawn.given[:, 0] == 0
+        for k, name in enumerate(model.names, 1):
+            if name in model.traced or not model.part(name).uniform:
+                alone = alone & (drawn.unknown[:, k] == 1)
         few = low_noise(config.seed, numbers, max(1, round(low.until * T)), low.share) * alone
         t = torch.where(few > 0, few, t)
         weight = torch.where(few > 0, low.weight, weight)
     times = torch.where(drawn.own > 0, drawn.own_times, t[:, None])
     times = torch.where(drawn.unknown > 0, T, times)
-    return Drawn(t, times, drawn.given, drawn.unknown, weight, not any(spec.own_time_probability for spec in specs[1:]))
+    diagonal = not any(model.part(name).spec.own_time_probability for name in model.traced)
+    return Drawn(t, times, drawn.given, drawn.unknown, weight, diagonal)

@@ -115,7 +115,8 @@ def by_design(model, config, batch, numbers):
             if not present[n][b] or (roles[b][n] == "given" and not untold):
                 continue
             readable = 1.0 if roles[b][anchor] == "given" else abar
-            counts = readable if roles[b][n] in ("unknown", "given") else 1.0
+            off_the_anchor = roles[b][n] in ("unknown", "given") or (untold and n not in model.traced)
+            counts = readable if off_the_anchor else 1.0
             totals[n] += counts * part.spec.loss_weight * float(part.loss(said.heads[n], data[n][b : b + 1]))
     return {n: total / B for n, total in totals.items()}
 
@@ -135,6 +136,8 @@ CASES = {
                  f"{LABEL}.unknown_probability": 0.2, f"{MASK}.unknown_probability": 0.5},
     "weights": {f"{LABEL}.loss_weight": 3.0, f"{MASK}.loss_weight": 0.01, "train.given_probability": 0.5},
     "read at the end": {f"{LABEL}.reads": "decoder", f"{LABEL}.unknown_probability": 0.5},
+    "no trace, a time of its own": {f"{LABEL}.weight": "{kind: none}", f"{MASK}.weight": "{kind: none}",
+                                    f"{LABEL}.own_time_probability": 0.5},
     "own times": {f"{LABEL}.own_time_probability": 0.6, f"{MASK}.own_time_probability": 0.4,
                   f"{MASK}.unknown_probability": 0.2},
 }  # fmt: skip
