@@ -46,7 +46,7 @@ class Net(nn.Module):
         self.head = nn.Conv2d(self.body.features, 1, 1)
 
     def forward(self, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return self.head(self.body(z, t))
+        return self.head(self.body(z, t).pixels)
 
 
 net = Net()
