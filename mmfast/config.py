@@ -223,7 +223,7 @@ def _check_times(config: Config, name: str, spec: Any) -> None:
     total = given + spec.unknown_probability + spec.own_time_probability
     if total > 1 + 1e-9:
         raise MmfastError(
-            f"modalities.{name}: given, unknown and own_time probability add up to {total:g}; they should to at most 1"
+            f"modalities.{name}: given, unknown and own_time probability add up to {total:g}; at most 1 is possible"
         )
     if name == config.anchor and spec.unknown_probability + spec.own_time_probability > 0:
         raise MmfastError(

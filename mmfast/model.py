@@ -161,11 +161,15 @@ class Model(nn.Module):
         if self.space == "shared":
             return self.channels + self.shape[0] + sum(part.channels for part in parts.values()) + 1 + len(parts)
         untraced = [part for name, part in parts.items() if name not in self.traced and not part.uniform]
-        return self.channels + sum(part.shown_channels if self._reveals(part) else part.channels for part in untraced)
+        return self.channels + sum(map(self._beside_channels, untraced))
 
     def _reveals(self, part: Modality) -> bool:
         """Whether what is seen of this modality may stand in the anchor's block: unless it is made of another image."""
         return not part.derived or part.source == self.anchor_name
+
+    def _beside_channels(self, part: Modality) -> int:
+        """The channels in which a modality that leaves no trace is seen beside the anchor."""
+        return part.shown_channels if self._reveals(part) else part.channels
 
     def reads_untold(self, name: str) -> bool:
         """Whether the head of this modality reads what has never been told of it, given or not."""
@@ -204,8 +208,12 @@ class Model(nn.Module):
 
         given: [B, 1 + N] of 0 and 1. A network that is never told has the time of z_t for all.
         """
-        t = t if t.dim() == 2 else t[:, None].expand(-1, 1 + len(self.names))
+        t = self._each(t)
         return torch.where(given > 0, 0, t) if self.told else t[:, :1].expand_as(t)
+
+    def _each(self, t: Tensor) -> Tensor:
+        """Times [B, 1 + N] of times [B] for all, or as they are."""
+        return t if t.dim() == 2 else t[:, None].expand(-1, 1 + len(self.names))
 
     def tell(self, anchor: Tensor | None, encodings: Mapping[str, Tensor], times: Tensor) -> dict[str, Tensor]:
         """What the network is told, by name: the encodings of what is given, at time 0, and zeros elsewhere.
@@ -222,7 +230,7 @@ class Model(nn.Module):
 
     def forward(self, z_t: Tensor, times: Tensor, told: Mapping[str, Tensor]) -> Prediction:
         """z_t [B, C, H, W], times int64 [B, 1 + N] (or [B] for all), told by `tell` -> what the network says."""
-        times = times if times.dim() == 2 else times[:, None].expand(-1, 1 + len(self.names))
+        times = self._each(times)
         given = times == 0
         if self.space == "shared":
             found = self.backbone(self._with_planes(z_t, given, told), times[:, 0])
@@ -263,8 +271,7 @@ class Model(nn.Module):
                     blocks.append(block if encoding is None else torch.where(t == 0, encoding, block))
             elif not part.uniform:
                 if encoding is None:
-                    channels = part.shown_channels if self._reveals(part) else part.channels
-                    blocks.append(image.new_zeros(B, channels, H, W))
+                    blocks.append(image.new_zeros(B, self._beside_channels(part), H, W))
                 elif not self._reveals(part):
                     blocks.append(encoding.expand(B, -1, H, W))
                 else:

@@ -274,8 +274,7 @@ class _Loop:
         noise: dict[str, Any] = {"seed": self.settings.seed, "sample_ids": self.ids, "stream": SAMPLE}
         shape = (len(self.ids), model.channels, *model.shape[1:])
         z = ops.randn(shape, draw=grid[0], device=self.ids.device, **noise)
-        if model.terms(self.truth):
-            terms = model.terms(self.truth)
+        if terms := model.terms(self.truth):
             weights = self.W_T[[model.traced.index(name) for name in terms]]
             z = ops.combine([z, *terms.values()], torch.cat((weights.new_ones(1), weights))[None])
         last: _Said | None = None

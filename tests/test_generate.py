@@ -44,6 +44,24 @@ def test_together_it_is_sample(small):
     assert all(torch.equal(a[name], b[name]) for name in model.parts)
 
 
+def test_what_comes_later_is_unknown_where_training_has_shown_that(monkeypatch):
+    """Of label, then the rest: in the label's turn the mask is unknown, and no more in its own."""
+    found = config.load("digits", [*SMALL, ("modalities.mask.unknown_probability", "0.3")])
+    model, asked = build_model(found), []
+    forward = model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda z, times, told: asked.append(times[0].tolist()) or forward(z, times, told)
+    )
+    generate(model, found, 1, first=["label"])
+    assert [times[2] for times in asked[:3]] == [1000] * 3 and [times[1:] for times in asked[4:]] == [
+        [0, 667],
+        [0, 333],
+    ]
+    asked.clear()
+    generate(model, config.load("digits", SMALL), 1, first=["label"])  # where training has not
+    assert len({tuple(times) for times in asked[:3]}) == 3 and all(len(set(times)) == 1 for times in asked[:3])
+
+
 def test_what_is_drawn_first_is_what_it_would_be_and_is_then_given(small):
     model, usual = small
     drawn = generate(model, usual, 5, first=["label"], seed=3)

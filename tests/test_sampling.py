@@ -4,7 +4,6 @@ The oracle's data are a number z_0 and a label: the label is one of three, each 
 label is normal around that label's mean. The best possible prediction of both from z_t is then known in closed form.
 """
 
-import importlib
 import math
 from itertools import pairwise
 
@@ -14,7 +13,7 @@ import torch
 from scipy import stats
 
 import mmfast
-from mmfast import MmfastError, Schedule, build, config, ops
+from mmfast import MmfastError, Schedule, build, config
 from mmfast.modalities.base import SpaceShape
 from mmfast.modalities.image import Image, ImageSpec
 from mmfast.modalities.label import Label, LabelSpec
@@ -24,7 +23,6 @@ from mmfast.sample import sample
 from mmfast.samplers import SAMPLERS, timesteps
 from mmfast.streams import SAMPLE
 
-sample_module = importlib.import_module("mmfast.sample")
 MEANS, SPREAD = torch.tensor([-1.0, 0.1, 1.2]), 0.5
 
 
@@ -151,91 +149,6 @@ def test_everything_given_comes_back():
     given = {"label": torch.tensor([2, 0]), "image": torch.tensor([0.5, -0.5]).reshape(2, 1, 1, 1)}
     result = sample(Oracle(), given=given, steps=3)
     assert all(torch.equal(result[name], x) for name, x in given.items())
-
-
-def map_of(sampler, steps, schedule=Schedule.cosine, T=1000):
-    """z_0 of a deterministic sampler given a label, where all is linear: z_0 = slope z_T + offset."""
-    # The x_0 target: an eps target's float32 is magnified by 1/sqrt(abar_T), 2e4 for the cosine schedule.
-    model = Oracle(schedule=schedule, T=T, target="x0")
-    z0 = sample(model, 64, {"label": torch.tensor([2])}, steps=steps, sampler=sampler, clamp=None, seed=5)["image"]
-    start = ops.randn((64, model.channels, 1, 1), seed=5, sample_ids=torch.arange(64), stream=SAMPLE, draw=T)
-    x, y = start[:, 0].flatten().double().numpy(), z0.flatten().double().numpy()
-    slope, offset = np.polyfit(x, y, 1)
-    np.testing.assert_allclose(slope * x + offset, y, atol=1e-4)
-    return slope, offset
-
-
-def even_schedule(T, weights):
-    """Even steps of the log of abar/(1 - abar), from 200 down to 2e-5."""
-    log_snr = torch.linspace(math.log(200.0), math.log(2e-5), T, dtype=torch.float64)
-    return Schedule(torch.cat((torch.ones(1, dtype=torch.float64), torch.sigmoid(log_snr))), weights)
-
-
-def exact_map(sched, last):
-    """The same map with infinitely many steps from T to `last`, from where z_0 is read in one step.
-
-    y_t is normal, with the mean sqrt(abar_t) mu and the variance d_t^2 = abar_t s^2 + 1 - abar_t; along the
-    probability flow u = (y_t - sqrt(abar_t) mu)/d_t stays as it is, and E[z_0 | y_t] = mu + sqrt(abar_t) s^2/d_t u.
-    """
-    abar, mu = sched.alpha_bar.tolist(), float(MEANS[2])
-    d_T, d_last = (math.sqrt(abar[t] * SPREAD**2 + 1 - abar[t]) for t in (sched.T, last))
-    gain = math.sqrt(abar[last]) * SPREAD**2 / d_last
-    return gain / d_T, mu - gain * math.sqrt(abar[sched.T]) * mu / d_T
-
-
-@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpmpp_2m", 2)])
-def test_deterministic_samplers_converge_with_their_order(sampler, order):
-    """The errors in slope and offset fall as (1/steps)^order: halving the step divides them by 2 or by 4."""
-    T, errors = 4096, []
-    for steps in (32, 64, 128, 256):
-        slope, offset = map_of(sampler, steps, even_schedule, T)
-        exact = exact_map(even_schedule(T, {}), T // steps)
-        errors.append(math.hypot(slope - exact[0], offset - exact[1]))
-    rates = [math.log2(a / b) for a, b in pairwise(errors)]
-    assert all(abs(rate - order) < 0.4 for rate in rates), (errors, rates)
-    assert abs(rates[-1] - order) < 0.2, (errors, rates)
-
-
-def grid_to(last, power):
-    """Grids of n steps from T to `last` and one more to 0, even for power 1."""
-    return lambda T, n: [round(T - (T - last) * (i / n) ** power) for i in range(n + 1)] + [0]
-
-
-@pytest.mark.parametrize("power", [1, 1.5], ids=["even", "uneven"])
-@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpmpp_2m", 2)])
-@pytest.mark.parametrize("name", ["own, carried", "own, bridge", "shared, bridge"])
-def test_the_order_holds_where_everything_is_generated(monkeypatch, name, sampler, order, power):
-    """Image and label together: the label's encoding is extrapolated as z0hat is, or the order would be the first.
-
-    Against a fine grid, from the same noise: the median over the samples, since a few lie where the labels part.
-    """
-    T, count = 8192, 300
-    monkeypatch.setattr(sample_module, "timesteps", grid_to(T // 32, power))
-    oracle = Oracle(**ORACLES.get(name, {}), schedule=even_schedule, T=T)
-    how = {"clamp": None, "seed": 5, "batch_size": count}
-    truth = sample(oracle, count, **how, sampler="dpmpp_2m", steps=512)["image"].double()
-    errors = []
-    for steps in (32, 64, 128):
-        found = sample(oracle, count, **how, sampler=sampler, steps=steps)["image"].double()
-        errors.append(float((found - truth).abs().median()))
-    rates = [math.log2(a / b) for a, b in pairwise(errors)]
-    assert all(abs(rate - order) < 0.4 for rate in rates), (errors, rates)
-
-
-@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
-def test_deterministic_samplers_reach_the_distribution(sampler):
-    """On the cosine schedule, to z_0: with more steps nearer to N(mu, s^2), and near it in the end."""
-    target = np.array([SPREAD, float(MEANS[2])])
-    errors = [np.abs(np.array(map_of(sampler, steps)) - target).max() for steps in (10, 40, 160)]
-    assert errors[0] > 2 * errors[1] > 4 * errors[2]
-    assert errors[2] < 0.02 * SPREAD
-
-
-def test_dpmpp_beats_ddim():
-    """Second order is worth having: at 20 steps on the cosine schedule."""
-    target = np.array([SPREAD, float(MEANS[2])])
-    error = {name: np.abs(np.array(map_of(name, 20)) - target).max() for name in ("ddim", "dpmpp_2m")}
-    assert error["dpmpp_2m"] < 0.5 * error["ddim"]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -486,7 +399,7 @@ def test_what_is_unknown_is_at_T_and_not_told(settings, monkeypatch):
             sample(build.build_model(config.load(settings, pairs)), 2, steps=2, unknown=["mask"])
 
 
-@pytest.mark.parametrize(("unknown", "time"), [(0.0, 1000), (0.3, 1000)])
+@pytest.mark.parametrize(("unknown", "time"), [(0.0, 500), (0.3, 1000)])
 def test_guidance_asks_what_training_has_shown(settings, monkeypatch, unknown, time):
     """Not told of the mask, which is given, the network sees it at T if it was ever unknown, else as z_t has it."""
     pairs = [("modalities.mask.unknown_probability", str(unknown))]
@@ -497,4 +410,4 @@ def test_guidance_asks_what_training_has_shown(settings, monkeypatch, unknown, t
     usual = [times[0].tolist() for times in asked[::2]]
     untold = [times[0].tolist() for times in asked[1::2]]
     assert usual == [[1000, 1000, 0], [500, 500, 0]]
-    assert untold == [[1000, 1000, 1000], [500, 500, time if unknown else 500]]
+    assert untold == [[1000, 1000, 1000], [500, 500, time]]

@@ -79,7 +79,7 @@ def q_sample(
     return_eps = return_noise and noise is None
     usual = type(encodings) is dict and (noise is None or _alike(z0, noise))
     known = kept(marginal, encodings, sched) if usual else None
-    own_times = isinstance(t, Tensor) and t.dim() == 2
+    own_times = block_times.by_block(t)
     call: Call | None = None
     if known is not None and own_times:
         call = block_times.marginal_at_once(known, z0, encodings, t, identity, present)  # type: ignore[arg-type]

@@ -39,7 +39,7 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
 
     encodings = model.encode(data)
     terms = model.terms(encodings)
-    columns = [model.names.index(name) for name in terms]
+    columns = [1 + model.names.index(name) for name in terms]
     # The noise is never written to memory: the loss makes it again from its identity.
     noise: dict[str, Any] = {"seed": config.seed, "sample_ids": numbers, "stream": TRAIN_NOISE}
     z_t = ops.q_sample(
@@ -47,7 +47,7 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
         terms,
         drawn.of_z(model),
         model.schedule,
-        present=_columns(present, [1 + k for k in columns]),
+        present=_columns(present, columns),
         return_noise=False,
         **noise,
     )
