@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 
+import mmfast
 from mmfast import Schedule, loss
 from mmfast.data import Batch
 from mmfast.likelihood import Timesteps, bound
 from mmfast.modalities.base import SpaceShape
 from mmfast.modalities.image import Image, ImageSpec
+from mmfast.modalities.label import Label, LabelSpec
 from mmfast.model import Model, Prediction
 
 
@@ -70,3 +72,31 @@ def test_the_bound_of_a_fixed_guess(steps):
     assert found["bound.L3"] == pytest.approx(float(want), rel=1e-6)
     assert found["bound.total"] == pytest.approx(sum(found[f"bound.L{k}"] for k in range(4)))
     assert found["bound.L1_bits"] == pytest.approx(found["bound.L1"] / (4 * math.log(2)))
+
+
+class Labelled(Model):
+    """Says the truth of the anchor, and of the label that it is as likely to be each of four."""
+
+    def __init__(self, z0, T=40):
+        room = SpaceShape(2, 2)
+        parts = {"image": Image("image", ImageSpec(channels=1, size=2), room)}
+        parts["label"] = Label("label", LabelSpec(classes=4), room)
+
+        class Nothing(torch.nn.Module):
+            features = reads = embedding_width = 4
+
+        schedule = Schedule.cosine(T, {"label": mmfast.none()})
+        super().__init__("image", parts, schedule, lambda channels, size: Nothing(), "own", "x0")
+        self.z0 = z0
+
+    def forward(self, z, times, told):
+        return Prediction(self.z0, {"label": torch.zeros(len(z), 4)})
+
+
+@pytest.mark.parametrize("steps", [0, 300])
+def test_the_heads_part_is_a_mean_over_t(steps):
+    """L2 of a head that says the same at every t is ln 4, not that a number of times; and L1 of the truth is 0."""
+    x = torch.linspace(-1, 1, 4).reshape(1, 1, 2, 2).repeat(2, 1, 1, 1)
+    found = bound(Labelled(x), Batch({"image": x, "label": torch.tensor([0, 3])}), steps=steps)
+    assert found["bound.L2"] == pytest.approx(math.log(4), rel=1e-5 if steps == 0 else 0.1)
+    assert found["bound.L1"] == pytest.approx(0, abs=1e-6)

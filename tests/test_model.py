@@ -159,7 +159,8 @@ def test_every_modality_is_seen_at_its_time():
         torch.equal(seen[0, 4], z[0, 4]) and not seen[1, 4].any() and torch.equal(seen[2, 4], encodings["mask"][2, 0])
     )
     # The encoder is told the times, but of the label, when it is given, no more than when it is unknown.
-    for parameter in model.time_of.parameters():  # at first they say nothing
+    assert not model._beside(seen, times).any()  # at first they say nothing
+    for parameter in model.time_of.parameters():
         nn.init.normal_(parameter)
     swapped = times.clone()
     swapped[1, 1] = 1000
@@ -222,6 +223,15 @@ def test_a_model_runs_in_its_own_type(dtype):
     z, t = torch.randn(2, model.channels, 8, 8, dtype=dtype), torch.tensor([3, 700])
     prediction = model(z, t, {})
     assert prediction.anchor.dtype == dtype and all(x.dtype == dtype for x in prediction.heads.values())
+
+
+def test_a_network_that_is_not_told_has_one_time():
+    """The anchor's, whatever is given or unknown."""
+    own = torch.tensor([[3, 9, 1000], [4, 1000, 7]])
+    told, untold = (build_model(configs.load("digits", [("told", value)])) for value in ("true", "false"))
+    given = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    assert told.times(own, given).tolist() == [[3, 0, 1000], [4, 1000, 7]]
+    assert untold.times(own, given).tolist() == [[3, 3, 3], [4, 4, 4]]
 
 
 def test_what_does_not_fade_cannot_be_unknown():

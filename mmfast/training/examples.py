@@ -55,7 +55,7 @@ def low_noise(seed: int, numbers: Tensor, most: int, share: float) -> Tensor:
 class Roles:
     """What each modality is in an example, float [B, N] of 0 and 1: given, unknown, or at a time of its own.
 
-    One that is none of these shares the anchor's time.
+    Unknown comes before a time of its own; one that is none of these shares the anchor's time.
     """
 
     given: Tensor
@@ -75,7 +75,7 @@ def roles(seed: int, numbers: Tensor, shares: Sequence[Sequence[float]], present
     given, unknown, own = (constants(tuple(x), numbers.device) for x in zip(*shares, strict=True))
     flags = given_flags(seed, numbers, [x[0] for x in shares], present)
     is_unknown = ((words >= given) & (words < given + unknown)) | (present == 0)
-    is_own = (words >= given + unknown) & (words < given + unknown + own) & (present > 0)
+    is_own = (words >= given + unknown) & (words < given + unknown + own)
     times = 1 + (_words(seed, numbers, TIMESTEP, count, draw=3) * T >> 32)
     return Roles(flags, is_unknown.float(), is_own.float(), times)
 

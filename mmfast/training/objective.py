@@ -92,12 +92,10 @@ class Drawn:
     diagonal: bool  # whether nothing has a time of its own
 
     def of_z(self, model: Model) -> Tensor:
-        """The times of z_t's blocks. What is given or unknown is not seen there, so that it may be at t as well."""
+        """The times of z_t's blocks: one for all where none has its own. What is given or unknown is not seen there."""
         if self.diagonal:
             return self.t
-        at_end = self.given + self.unknown > 0
-        times = torch.where(at_end, self.t[:, None], self.times)
-        return _columns(times, [0, *(1 + model.names.index(name) for name in model.traced)])
+        return _columns(self.times, [0, *(1 + model.names.index(name) for name in model.traced)])
 
 
 def _columns(x: Tensor, columns: list[int]) -> Tensor:
