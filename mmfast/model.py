@@ -118,7 +118,8 @@ class Model(nn.Module):
         self.time_of, self.tell_decoder = nn.ModuleDict(), nn.ModuleDict()
         for name in self.names if space == "own" else ():
             part = self.part(name)
-            if not part.uniform or name in self.traced:
+            seen_in_place = part.in_place and self._reveals(part)
+            if name in self.traced or not (part.uniform or seen_in_place):
                 last = nn.Linear(width, width)
                 self.time_of[name] = nn.Sequential(nn.Linear(TIME_WIDTH, width), nn.SiLU(), last)
                 nn.init.zeros_(last.weight)  # at first there is one time

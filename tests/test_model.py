@@ -198,7 +198,24 @@ def test_the_pixels_of_a_masked_image_that_are_seen_stand_in_z_t():
     seen = model._seen(z, times, model.tell(None, encodings, times))
     torch.testing.assert_close(seen[0, 0, :2], x[0, 0, :2])
     assert torch.equal(seen[0, 0, 2:], z[0, 0, 2:]) and torch.equal(seen[1, 0], z[1, 0])
-    assert torch.equal(seen[0, 1], plane[0, 0] * 2 - 1) and not seen[1, 1].any()
+    assert torch.equal(seen[0, 1], plane[0, 0]) and not seen[1, 1].any()
+
+
+def test_restoring_an_image_of_which_all_is_hidden_is_generation():
+    room = SpaceShape(8, 8)
+    parts = {"image": kind("image")("image", kind("image").Spec(channels=1, size=8), room)}
+    parts["masked"] = kind("masked")("masked", kind("masked").Spec(channels=1, size=8), room)
+    mlp = backbones.kind("mlp")
+    spec = mlp.Spec(width=16, blocks=1, features=4)
+    schedule = Schedule.cosine(1000, {"masked": none()})
+    model = Model("image", parts, schedule, lambda channels, size: mlp.Backbone(spec, channels, size))
+    torch.nn.init.normal_(model.out.weight)  # which is zero at first
+    hidden = torch.cat((torch.rand(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)), 1)
+    encodings, z = model.encode({"masked": hidden}), torch.randn(2, 1, 8, 8)
+    given, nothing = torch.tensor([[500, 0]] * 2), torch.tensor([[500, 500]] * 2)
+    said = [model(z, times, model.tell(None, encodings, times)) for times in (given, nothing)]
+    assert torch.equal(said[0].anchor, said[1].anchor)
+    assert torch.equal(said[0].heads["masked"], said[1].heads["masked"])
 
 
 def test_hidden_parts_of_another_image_leave_the_anchor_alone():

@@ -85,6 +85,9 @@ class Modality(nn.Module):
     derived: ClassVar[bool] = False
     # Whether the head restores more than is given, so that its loss counts where the modality is given, too.
     restores: ClassVar[bool] = False
+    # Whether what is seen of it stands in the anchor's own pixels (`reveal`): they are at time 0, the rest at t, and
+    # nothing else of it has a time.
+    in_place: ClassVar[bool] = False
 
     channels: int
     source: str = ""

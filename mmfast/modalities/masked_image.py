@@ -44,7 +44,7 @@ class Masked(Modality):
     Spec = MaskedSpec
     metric = joint_metric = "rmse"
     extensions = (".png",)
-    derived = restores = True
+    derived = restores = in_place = True
 
     def __init__(self, name: str, spec: MaskedSpec, space: SpaceShape) -> None:
         super().__init__(name, spec, space)
@@ -87,9 +87,12 @@ class Masked(Modality):
         return 1
 
     def reveal(self, anchor: Tensor, encoding: Tensor) -> tuple[Tensor, Tensor]:
-        """The pixels that are seen stand in the place of z_t's own, as at t = 0; beside them, where they are."""
-        image, seen = encoding[:, :-1], encoding[:, -1:]
-        return torch.where(seen > 0, image * self.spec.rms, anchor), seen
+        """The pixels that are seen stand in the place of z_t's own, as at t = 0; beside them, 1 where they are.
+
+        So an image of which all is hidden is one of which nothing is given: its restoration is generation.
+        """
+        image, seen = encoding[:, :-1], encoding[:, -1:] > 0
+        return torch.where(seen, image * self.spec.rms, anchor), seen.to(anchor.dtype)
 
     def head(self, features: Tensor) -> Tensor:
         return self.out(self.norm(features))

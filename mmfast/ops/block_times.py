@@ -24,7 +24,7 @@ from mmfast.errors import MmfastError
 from mmfast.ops import around
 from mmfast.ops.call import MAX_LEVELS, Block, Bounds, Call, Noise, Tables, Term, arithmetic, tensor_of
 from mmfast.ops.checks import Encodings, check_noise, check_present, gather, select
-from mmfast.ops.tables import Formula
+from mmfast.ops.tables import Formula, find
 from mmfast.process import Time
 from mmfast.schedule import Schedule
 
@@ -155,15 +155,19 @@ def marginal(
             f"z0, encodings cover the channels {_cover(('z0', *names), spans)} of {channels}; with a time for each "
             "block they should not overlap, and together cover all"
         )
-    made = formula(process.block_jumps(sched, sched.index(names), t, t))
-    coefs, sigma = made.coefs.unflatten(0, t.shape), made.sigma
-    columns = [coefs[:, :1, 0], coefs[:, 1:, 1]]
-    if sigma is None:
-        tables = Tables(torch.cat((*columns, coefs[:, :, 2]), 1))
-    else:
-        tables = Tables(torch.cat(columns, 1), blocks.sorted(sigma.unflatten(0, t.shape)))
     dtype = arithmetic(tensor_of(terms[0]).dtype)
-    return tables.map(lambda x: x.to(dtype)), blocks
+    if is_compiling():  # which must not see what is kept
+        made = formula(process.block_jumps(sched, sched.index(names), t, t)).map(lambda x: x.to(dtype))
+        coefs, sigma = made.coefs.unflatten(0, t.shape), made.sigma
+        of_x = torch.cat((coefs[:, :1, 0], coefs[:, 1:, 1]), 1)
+        of_noise = coefs[:, :, 2] if sigma is None else sigma.unflatten(0, t.shape)
+    else:
+        (every, sigma, *_), _ = find(formula, sched, names, (0, None), dtype, 1)
+        of_x = every[:, : len(terms)].gather(0, t)
+        of_noise = (every[:, -1] if sigma is None else sigma).take(t)
+    if sigma is None:
+        return Tables(torch.cat((of_x, of_noise), 1)), blocks
+    return Tables(of_x, blocks.sorted(of_noise)), blocks
 
 
 # --- reverse ------------------------------------------------------------------------------------------------

@@ -240,12 +240,13 @@ def test_opcheck(kernels):
     terms = [randn(3, 4, 9, 20, seed=k).cuda() for k in (0, 1)]
     coefs, sigma = randn(3, 2, seed=3).cuda(), randn(3, seed=4).abs().cuda()
     key, ids = torch.tensor((5, 2), device="cuda"), torch.arange(3, device="cuda")
-    rest = key, ids, 6, [3, 4, 9, 20], torch.float32
-    torch.library.opcheck(torch.ops.mmfast.combine.default, (terms, [-1, -1], coefs, sigma, None, *rest, True))
-    torch.library.opcheck(
-        torch.ops.mmfast.squared_error.default, (terms, [-1, -1], coefs, sigma, sigma, None, *rest, 0.3, True)
-    )
-    torch.library.opcheck(torch.ops.mmfast.block_mask.default, (terms[0], ids + 2**60, key, ids, 6, [2, 3]))
+    noise, after = (key, ids, 6), ([3, 4, 9, 20], torch.float32)
+    combined = (terms, [-1, -1], coefs, sigma, None, None, None, *noise, *after)
+    torch.library.opcheck(torch.ops.mmfast.combine.default, (*combined, True))
+    weighted = (terms, [-1, -1], coefs, sigma, None, sigma, None, *noise, *after)
+    torch.library.opcheck(torch.ops.mmfast.squared_error.default, (*weighted, 0.3, True))
+    hidden = torch.tensor([3, 0, 50], device="cuda")
+    torch.library.opcheck(torch.ops.mmfast.block_mask.default, (terms[0], hidden, *noise, [2, 3], True))
 
 
 # Whole runs
