@@ -1,7 +1,5 @@
 """Aligned folders by value: every pixel, class and number is that of the file of the same path and name."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -112,27 +110,3 @@ def test_folders_name_the_classes(made):
     for wrong in (modalities.kind("label").Spec(classes=3), modalities.kind("label").Spec(classes=2, names=["a", "b"])):
         with pytest.raises(MmfastError, match=r"classes is .; the folders name 2 \(ape, bee\)"):
             opened(root, label=wrong)
-
-
-def test_pictures_of_other_sizes_show_their_middle_square(tmp_path):
-    """7 x 4 pixels: columns 1 to 4 of an image that fits; a mask of 8 x 16 in every second pixel of its middle."""
-    rng = np.random.default_rng(1)
-    wide = rng.integers(0, 256, (4, 7, 3), dtype=np.uint8)
-    tall = rng.integers(0, 5, (16, 8), dtype=np.uint8)
-    write(tmp_path, "x", "wide", ".png", wide)
-    write(tmp_path, "x", "tall", ".png", tall)
-    read = modalities.kind("image").read(tmp_path / "x/wide.png", SimpleNamespace(channels=3, size=4))
-    expected = torch.from_numpy(wide[:, 1:5].copy()).permute(2, 0, 1).float() / 127.5 - 1
-    torch.testing.assert_close(read, expected, atol=1e-6, rtol=0)
-    read = modalities.kind("mask").read(tmp_path / "x/tall.png", SimpleNamespace(classes=5, size=4))
-    assert read.tolist() == tall[4:12][1::2, 1::2].tolist()
-
-
-def test_a_mask_may_be_black_and_white(tmp_path):
-    pixels = np.array([[0, 127], [128, 255]], np.uint8)
-    write(tmp_path, "x", "two", ".png", pixels)
-    mask = modalities.kind("mask")
-    assert mask.read(tmp_path / "x/two.png", SimpleNamespace(classes=2, size=2)).tolist() == [[0, 0], [1, 1]]
-    write(tmp_path, "x", "three", ".png", np.array([[0, 1], [2, 3]], np.uint8))
-    with pytest.raises(MmfastError, match=r"three.png holds class 3; the mask has classes 0 .. 2"):
-        mask.read(tmp_path / "x/three.png", SimpleNamespace(classes=3, size=2))
