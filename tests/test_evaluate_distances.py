@@ -5,9 +5,9 @@ A feature is one number here, so that both Gaussians are (mean, deviation) and a
 
 import importlib
 
-import numpy as np
 import pytest
 import torch
+from on_a_line import frechet, share_inside
 
 from mmfast.data import Data
 from mmfast.data.base import InMemory
@@ -29,18 +29,6 @@ def features(name="number", sizes=None):
         return 3 * x.flatten(1)
 
     return Extractor(name, network, torch.device("cpu"), batch_size=10_000)
-
-
-def frechet(a, b):
-    """Of two normal distributions on the line: (difference of means)^2 + (difference of deviations)^2."""
-    a, b = (np.array(x, dtype=np.float64) for x in (a, b))
-    return (a.mean() - b.mean()) ** 2 + (a.std(ddof=1) - b.std(ddof=1)) ** 2
-
-
-def share_inside(points, others, k=3):
-    """The share of `others` within reach of some point, which is the distance to its k-th nearest other point."""
-    reach = [sorted(abs(p - q) for q in points)[k] for p in points]
-    return np.mean([any(abs(p - q) <= r for p, r in zip(points, reach, strict=True)) for q in others])
 
 
 @pytest.fixture

@@ -2,26 +2,13 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
+from on_a_line import frechet, share_inside
 
 from benchmarks.paper import measures
 from mmfast.data.base import InMemory
 from mmfast.metrics.features import Extractor
-
-
-def frechet(a, b):
-    """Of two normal distributions on the line: (difference of means)^2 + (difference of deviations)^2."""
-    a, b = (x.flatten().double().numpy() for x in (a, b))
-    return (a.mean() - b.mean()) ** 2 + (a.std(ddof=1) - b.std(ddof=1)) ** 2
-
-
-def share_inside(points, others, k=3):
-    """The share of `others` within reach of some point, which is the distance to its k-th nearest other point."""
-    points, others = points.flatten().tolist(), others.flatten().tolist()
-    reach = [sorted(abs(p - q) for q in points)[k] for p in points]
-    return np.mean([any(abs(p - q) <= r for p, r in zip(points, reach, strict=True)) for q in others])
 
 
 def numbers(count, seed, scale=1.0):
@@ -33,6 +20,7 @@ def rows(found):
 
 
 def expected(condition, name, fake, true):
+    fake, true = fake.flatten().tolist(), true.flatten().tolist()
     return {
         f"FD-{name}": (condition, pytest.approx(frechet(fake, true), rel=1e-6), False),
         "precision": (condition, pytest.approx(share_inside(true, fake)), True),
