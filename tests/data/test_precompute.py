@@ -8,7 +8,7 @@ import torch
 
 from mmfast import config as configs
 from mmfast.build import build_data, build_model
-from mmfast.data import Data, precompute
+from mmfast.data import Batch, Data, precompute
 from mmfast.data.base import InMemory
 from mmfast.data.precompute import principal_axes, with_embeddings
 from mmfast.errors import MmfastError
@@ -44,6 +44,29 @@ def test_the_examples_carry_what_the_judge_says_of_them(tmp_path):
     covariance = vectors.T.cov()
     torch.testing.assert_close(vectors.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
     torch.testing.assert_close(covariance, covariance.diag().diag(), atol=1e-5, rtol=0)
+
+
+def test_of_more_than_one_batch_each_image_has_its_own(tmp_path):
+    """600 examples, some of them without a label; and pixels that stray outside are cut before they are judged."""
+    images = data(train=600).train.tensors["image"]
+
+    class Some(InMemory):
+        def __getitems__(self, rows):
+            return Batch(super().__getitems__(rows).data, {"label": torch.as_tensor(rows) % 2 == 0})
+
+    part = Some({"image": images, "label": torch.arange(600)})
+    whole = with_embeddings(Data(part, part), "image", "embedding", "pixels", 16, tmp_path)
+    rows = [599, 0, 255, 256, 257, 511, 512]
+    batch = whole.train.__getitems__(rows)
+    assert batch.data["label"].tolist() == rows and batch.present["label"].tolist() == [r % 2 == 0 for r in rows]
+    assert len(whole.train) == 600
+    # Sixteen axes of sixteen pixels: a rotation, which keeps the distances from the mean.
+    expected = (images[rows] - images.mean(0)).flatten(1).norm(dim=1)
+    torch.testing.assert_close(batch.data["embedding"].norm(dim=1), expected, rtol=1e-4, atol=1e-5)
+    judge = whole.judges()["embedding"]
+    torch.testing.assert_close(judge(images[rows]), batch.data["embedding"], rtol=1e-4, atol=1e-5)
+    wild = images[rows] * 3
+    torch.testing.assert_close(judge(wild), judge(wild.clamp(-1, 1)))
 
 
 def test_features_are_computed_once(tmp_path, monkeypatch):

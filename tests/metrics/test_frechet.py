@@ -65,6 +65,11 @@ def test_pixel_features_are_block_means():
     expected = x.reshape(4, 3, 16, 2, 16, 2).mean((3, 5)).reshape(4, -1)
     torch.testing.assert_close(pixel_features(x), expected)
     assert torch.equal(pixel_features(x[..., :8, :8]), x[..., :8, :8].reshape(4, -1))
+    # One long side is enough.
+    wide = x[..., :16, :].reshape(4, 3, 16, 16, 2).mean(4).reshape(4, -1)
+    torch.testing.assert_close(pixel_features(x[..., :16, :]), wide)
+    tall = x[..., :16].reshape(4, 3, 16, 2, 16).mean(3).reshape(4, -1)
+    torch.testing.assert_close(pixel_features(x[..., :16]), tall)
 
 
 @pytest.mark.parametrize("shapes", [((5, 2), (5, 3)), ((5,), (5,)), ((1, 2), (5, 2)), ((5, 2), (0, 2))])

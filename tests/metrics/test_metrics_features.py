@@ -55,6 +55,18 @@ def test_efficientnet_features_are_what_its_classifier_takes(efficientnet, chann
     assert float(expected.std()) > 0.1
 
 
+@pytest.mark.parametrize("size", [32, 64])
+def test_efficientnet_at_another_size(efficientnet, size):
+    """Images are brought to the size behind the @, of which 32 is the least."""
+    smaller = extractor(f"efficientnet-lite0@{size}", device="cpu")
+    x = images(2, 3, size, size)
+    assert smaller.name == f"EffNetLite0@{size}"
+    with torch.no_grad():
+        expected = efficientnet.network.net((((x + 1) / 2 * 255) - 127) / 128)
+        found = efficientnet.network.net._fc(smaller(x))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_efficientnet_knows_a_flower(efficientnet):
     """scikit-learn's sample pictures: ImageNet's class 985 is daisy, 698 palace."""
     pytest.importorskip("sklearn", reason="the pictures are scikit-learn's: pip install scikit-learn")

@@ -1,0 +1,112 @@
+"""Aligned folders by value: every pixel, class and number is that of the file of the same path and name."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmfast import modalities
+from mmfast.data import folder
+from mmfast.errors import MmfastError
+
+SIZE, COUNT = 4, 10
+
+
+def specs(**more):
+    kinds = {
+        "image": ("image", {"channels": 3, "size": SIZE}),
+        "mask": ("mask", {"classes": 5, "size": SIZE}),
+        "label": ("label", {"classes": 3, "names": ["ape", "bee", "cow"]}),
+        "vector": ("embedding", {"dim": 6}),
+    }
+    return {name: modalities.kind(kind).Spec(**options) for name, (kind, options) in kinds.items()} | more
+
+
+def write(root, kind, stem, ending, content):
+    file = root / kind / f"{stem}{ending}"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, str):
+        file.write_text(content)
+    elif ending == ".npy":
+        np.save(file, content)
+    else:
+        Image.fromarray(content).save(file)
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Ten examples in two folders; masks, labels and vectors are each missing from some. What is in them, by stem."""
+    rng, truth = np.random.default_rng(0), {}
+    for k in range(COUNT):
+        stem = f"{'bee' if k % 3 else 'ape'}/{k:02}"
+        image = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        mask = rng.integers(0, 5, (SIZE, SIZE), dtype=np.uint8)
+        vector = rng.normal(size=6)
+        write(tmp_path, "image", stem, ".png", image)
+        truth[stem] = {"image": image}
+        if k % 2:
+            write(tmp_path, "mask", stem, ".PNG" if k == 3 else ".png", mask)
+            truth[stem]["mask"] = mask
+        if k != 4:
+            write(tmp_path, "label", stem, ".txt", ["0", " bee\n", "2"][k % 3])
+            truth[stem]["label"] = k % 3
+        if k > 6:
+            write(tmp_path, "vector", stem, ".npy", vector)
+            truth[stem]["vector"] = vector
+    write(tmp_path, "mask", "ape/99", ".png", np.zeros((SIZE, SIZE), np.uint8))  # of no image
+    write(tmp_path, "image", "ape/notes", ".txt", "no picture")
+    return tmp_path, truth
+
+
+def opened(root, fraction=0.3, **more):
+    return folder.open(folder.Spec(root=str(root), test_fraction=fraction), specs(**more), "image")
+
+
+def test_what_is_in_the_files(made):
+    root, truth = made
+    data = opened(root)
+    assert (len(data.train), len(data.test)) == (7, 3)
+    assert sorted(data.train.stems + data.test.stems) == sorted(truth)  # each in one part
+    assert data.train.stems == sorted(data.train.stems) and data.test.stems == sorted(data.test.stems)
+    for part in (data.train, data.test):
+        rows = list(reversed(range(len(part))))
+        batch = part.__getitems__(rows)
+        for place, row in enumerate(rows):
+            found, own = {name: x[place] for name, x in batch.data.items()}, truth[part.stems[row]]
+            there = {name: bool(batch.present[name][place]) if name in batch.present else True for name in found}
+            assert {name for name, yes in there.items() if yes} == set(own)
+            expected = torch.from_numpy(own["image"]).permute(2, 0, 1).float() / 127.5 - 1
+            torch.testing.assert_close(found["image"], expected, atol=1e-6, rtol=0)
+            if "mask" in own:
+                assert np.array_equal(found["mask"], own["mask"]) and found["mask"].dtype == torch.int64
+            if "label" in own:
+                assert int(found["label"]) == own["label"] and found["label"].dtype == torch.int64
+            if "vector" in own:
+                assert np.array_equal(found["vector"], own["vector"].astype(np.float32))
+    assert "image" not in batch.present  # all have one
+
+
+def test_the_split_is_shuffled_the_same_every_time_and_never_empty(made):
+    root, truth = made
+    stems = sorted(truth)
+    splits = [opened(root, fraction).test.stems for fraction in (0.3, 0.3, 0.5, 0.01)]
+    assert splits[0] == splits[1] and {*splits[0]} < {*splits[2]} and len(splits[2]) == 5
+    assert len(splits[3]) == 1 and splits[2] not in (stems[:5], stems[5:])
+
+
+def test_folders_name_the_classes(made):
+    """Without label files the first folder of the image's path is the class: by the names given, or in their order."""
+    root, _ = made
+    for file in root.glob("label/*/*"):
+        file.unlink()
+    for spec, classes in (
+        (modalities.kind("label").Spec(classes=3, names=["cow", "bee", "ape"]), {"ape": 2, "bee": 1}),
+        (modalities.kind("label").Spec(classes=2), {"ape": 0, "bee": 1}),
+    ):
+        part = opened(root, label=spec).train
+        batch = part.__getitems__(range(len(part)))
+        assert batch.data["label"].tolist() == [classes[stem.split("/")[0]] for stem in part.stems]
+        assert "label" not in batch.present
+    for wrong in (modalities.kind("label").Spec(classes=3), modalities.kind("label").Spec(classes=2, names=["a", "b"])):
+        with pytest.raises(MmfastError, match=r"classes is .; the folders name 2 \(ape, bee\)"):
+            opened(root, label=wrong)

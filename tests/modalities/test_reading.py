@@ -1,0 +1,97 @@
+"""Files by value: every pixel, also of pictures of other sizes and modes. What is resized is compared with Pillow."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmfast import modalities
+from mmfast.errors import MmfastError
+
+
+def read(kind, file, **options):
+    return modalities.kind(kind).read(file, SimpleNamespace(**options))
+
+
+def as_floats(pixels):
+    return torch.from_numpy(np.asarray(pixels, dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(1)
+
+
+def test_an_image_that_fits_is_its_middle_square(tmp_path, random):
+    """7 x 4 pixels: columns 1 to 4; as it is, where only the longer side is too long; and all of one of 4 x 4."""
+    pixels = random.integers(0, 256, (4, 7, 3), dtype=np.uint8)
+    for name, part, expected in (("wide", pixels, pixels[:, 1:5]), ("all", pixels[:, :4], pixels[:, :4])):
+        Image.fromarray(part).save(tmp_path / f"{name}.png")
+        found = read("image", tmp_path / f"{name}.png", channels=3, size=4)
+        torch.testing.assert_close(found, as_floats(expected), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [5, 40])
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_an_image_of_another_size_is_resized_by_lanczos(tmp_path, random, size, channels, mode):
+    picture = Image.fromarray(random.integers(0, 256, (13, 13, 4), dtype=np.uint8))  # alpha is left out
+    picture.save(tmp_path / "x.png")
+    found = read("image", tmp_path / "x.png", channels=channels, size=size)
+    resized = picture.convert(mode).resize((size, size), Image.Resampling.LANCZOS)
+    torch.testing.assert_close(found, as_floats(np.asarray(resized).reshape(size, size, channels)), atol=1e-6, rtol=0)
+
+
+def test_of_a_tall_image_the_middle_square_is_resized(tmp_path, random):
+    """13 x 21: rows 4 to 16. Lanczos reaches three pixels far, also over the square's edge: compared within."""
+    picture = Image.fromarray(random.integers(0, 256, (21, 13, 3), dtype=np.uint8))
+    picture.save(tmp_path / "x.png")
+    found = read("image", tmp_path / "x.png", channels=3, size=52)
+    expected = as_floats(picture.crop((0, 4, 13, 17)).resize((52, 52), Image.Resampling.LANCZOS))
+    torch.testing.assert_close(found[:, 12:-12], expected[:, 12:-12], atol=1e-6, rtol=0)
+
+
+def test_a_mask_of_another_size_keeps_its_classes(tmp_path, random):
+    """8 x 16: every second pixel of its middle."""
+    tall = random.integers(0, 5, (16, 8), dtype=np.uint8)
+    Image.fromarray(tall).save(tmp_path / "x.png")
+    assert read("mask", tmp_path / "x.png", classes=5, size=4).tolist() == tall[4:12][1::2, 1::2].tolist()
+
+
+def test_a_masks_palette_is_read_as_numbers(tmp_path, random):
+    """Whatever its colours."""
+    pixels = random.integers(0, 3, (4, 4), dtype=np.uint8)
+    picture = Image.frombytes("P", (4, 4), pixels.tobytes())
+    picture.putpalette([200, 0, 0, 0, 200, 0, 7, 7, 200])
+    picture.save(tmp_path / "x.png")
+    assert read("mask", tmp_path / "x.png", classes=3, size=4).tolist() == pixels.tolist()
+
+
+def test_a_mask_may_be_black_and_white(tmp_path):
+    Image.fromarray(np.array([[0, 127], [128, 255]], np.uint8)).save(tmp_path / "two.png")
+    assert read("mask", tmp_path / "two.png", classes=2, size=2).tolist() == [[0, 0], [1, 1]]
+    Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8)).save(tmp_path / "three.png")
+    with pytest.raises(MmfastError, match=r"three.png holds class 3; the mask has classes 0 .. 2"):
+        read("mask", tmp_path / "three.png", classes=3, size=2)
+
+
+def test_what_is_half_transparent_is_hidden(tmp_path, random):
+    """An alpha of 128 shows, one of 127 hides; 4 x 6 pixels: rows 1 to 4, of the colours and of the alpha."""
+    pixels = random.integers(0, 256, (6, 4, 4), dtype=np.uint8)
+    pixels[..., 3] = random.choice([0, 1, 127, 128, 254, 255], (6, 4))
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    found = read("masked", tmp_path / "x.png", channels=3, size=4)
+    torch.testing.assert_close(found[:3], as_floats(pixels[1:5, :, :3]), atol=1e-6, rtol=0)
+    assert found[3].tolist() == (pixels[1:5, :, 3] >= 128).astype(float).tolist()
+
+
+def test_labels_by_number_and_by_name(tmp_path):
+    spec = {"classes": 3, "names": ["ape", "bee", "10"]}
+    for text, expected in (("0", 0), (" 2\n", 2), ("bee", 1), ("10", 2)):
+        (tmp_path / "x.txt").write_text(text)
+        assert int(read("label", tmp_path / "x.txt", **spec)) == expected
+    for text in ("3", "-1", "Bee", ""):
+        (tmp_path / "x.txt").write_text(text)
+        with pytest.raises(MmfastError, match=r"is no label; it should lie in 0 .. 2 or one of ape, bee, 10"):
+            read("label", tmp_path / "x.txt", **spec)

@@ -1,0 +1,96 @@
+"""The distances of the evaluation: samples against one half of the real images, and the two halves against each other.
+
+A feature is one number here, so that both Gaussians are (mean, deviation) and a ball is an interval.
+"""
+
+import importlib
+
+import pytest
+import torch
+from on_a_line import frechet, share_inside
+
+from mmfast.data import Data
+from mmfast.data.base import InMemory
+from mmfast.evaluate import distances
+from mmfast.metrics.features import Extractor
+
+module = importlib.import_module("mmfast.evaluate")
+
+
+def images(count, seed, shift=0.0):
+    """Images of one pixel, no two alike."""
+    return torch.randn(count, 1, 1, 1, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def features(name="number", sizes=None):
+    def network(x):
+        if sizes is not None:
+            sizes.append(len(x))
+        return 3 * x.flatten(1)
+
+    return Extractor(name, network, torch.device("cpu"), batch_size=10_000)
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    """What the Frechet distance is asked about, in turn."""
+    pairs = []
+    real = module.frechet_distance
+    monkeypatch.setattr(
+        module,
+        "frechet_distance",
+        lambda a, b: pairs.append((a.flatten().tolist(), b.flatten().tolist())) or real(a, b),
+    )
+    return pairs
+
+
+def data(train, test):
+    return Data(InMemory({"picture": images(train, 1)}), InMemory({"picture": images(test, 2)}))
+
+
+@pytest.mark.parametrize(("train", "test", "count"), [(60, 21, 30), (60, 20, 50), (300, 280, 290), (5, 4, 9)])
+def test_two_halves_of_the_real_images_and_the_samples(compared, train, test, count):
+    drawn, of = images(count, 3, 0.4), data(train, test)
+    found = distances(drawn, of, "picture", features())
+    everything = [3 * x for part in (of.train, of.test) for x in part.tensors["picture"].flatten().tolist()]
+    half = (train + test) // 2
+    number = min(half, count)
+    (fake, one), (other, again) = compared
+    assert fake == pytest.approx([3 * x for x in drawn.flatten().tolist()[:number]]) and one == again
+    # As many of each; none of them twice; all of them real; of a shuffled order.
+    assert (len(one), len(other)) == (half, number) and len({*one, *other}) == half + number
+    assert {round(x, 4) for x in one + other} <= {round(x, 4) for x in everything}
+    assert one != pytest.approx(everything[:half]) and one != pytest.approx(everything[-half:])
+    if number == half and not (train + test) % 2:
+        assert sorted(one + other) == pytest.approx(sorted(everything))  # and every one is in one of them
+    expected = {}
+    for who, these in (("samples", fake), ("real_halves", other)):
+        expected[f"frechet_number.{who}"] = frechet(these, one)
+        if number > 3:
+            expected[f"precision_number.{who}"] = share_inside(one[:number], these)
+            expected[f"recall_number.{who}"] = share_inside(these, one[:number])
+    assert found == {name: pytest.approx(x, rel=1e-6) for name, x in expected.items()}
+    assert distances(drawn, of, "picture", features()) == found
+
+
+def test_names_of_pixels_are_plain():
+    found = distances(images(9, 3), data(10, 8), "picture", features("pixels"))
+    assert {name.split(".")[0] for name in found} == {"frechet", "precision", "recall"}
+
+
+@pytest.mark.parametrize(("count", "names"), [(0, None), (1, []), (2, ["frechet"]), (3, ["frechet"]),
+                                              (4, ["frechet", "precision", "recall"])])  # fmt: skip
+def test_what_few_samples_allow(count, names):
+    """Two for a deviation, and four for the third nearest other of each."""
+    of = data(20, 20) if count else data(2, 1)
+    found = distances(images(count or 5, 3), of, "picture", features("pixels"))
+    assert sorted({name.split(".")[0] for name in found}) == (names or [])
+
+
+def test_no_more_real_images_than_asked_for_and_in_batches(compared):
+    """The first of the training set and of the test set."""
+    sizes, of = [], data(700, 600)
+    distances(images(600, 3), of, "picture", features(sizes=sizes), most=300)
+    first = [3 * x for part in (of.train, of.test) for x in part.tensors["picture"].flatten().tolist()[:300]]
+    one, other = compared[0][1], compared[1][0]
+    assert sorted(one + other) == pytest.approx(sorted(first)) and sizes == [256, 44, 256, 44, 600]

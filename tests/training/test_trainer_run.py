@@ -1,0 +1,152 @@
+"""A run by what it leaves: what is written at which step, what a stop leaves, and what is refused or warned of."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_trainer import LENGTH, OPTIONS, Known, data, flat
+from tiny import tiny
+
+from mmfast.build import build_data
+from mmfast.data import Batch, Data
+from mmfast.data.base import InMemory
+from mmfast.errors import MmfastError
+from mmfast.files import load_tensors
+from mmfast.run import Run
+from mmfast.training import trainer as module
+from mmfast.training.trainer import Trainer, fit, train
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_good(tmp_path):
+    class Breaks(Known):
+        def __call__(self, model, batch, numbers, config):
+            found = super().__call__(model, batch, numbers, config)
+            return {**found, "one": found["one"] * (math.inf if int(numbers[0]) >= 64 else 1)}
+
+    config = tiny(train__steps=9, train__checkpoint_every=2, train__log_every=1)
+    with pytest.raises(MmfastError, match=r"the loss is -?(inf|nan) .* at step 5; the last checkpoint is kept"):
+        fit(config, str(tmp_path / "run"), data(), Breaks(), quiet=True)
+    run = Run.open(tmp_path / "run")
+    assert run.load_state()[1]["step"] == 4 and len(run.stats_file.read_text().splitlines()) == 4
+
+
+def test_what_happens_at_which_step(tmp_path, monkeypatch):
+    """Stats every 2nd step, checkpoints every 3rd, pictures every 4th, and all of them at the end; then the figures."""
+    events, taken = [], []
+    for name in ("flush", "checkpoint"):
+        method = getattr(Trainer, name)
+        monkeypatch.setattr(Trainer, name, lambda self, n=name, m=method: events.append((n, self.done)) or m(self))
+    monkeypatch.setattr(module, "sample_run", lambda run, model, config, data, step, **how: events.append(
+        ("pictures", step, not model.training, how.get("board") is not None)))  # fmt: skip
+    monkeypatch.setattr(module, "evaluate_run", lambda run, model, *rest, **how: taken.append((run, model)))
+    monkeypatch.setattr(module, "build_data", lambda config: data())
+    options = {"train__log_every": 2, "train__checkpoint_every": 3, "train__sample_every": 4}
+    run = train(tiny(train__steps=8, **options), str(tmp_path / "run"), quiet=True)
+    assert [e for e in events if e[0] == "pictures"] == [("pictures", 4, True, True), ("pictures", 8, True, False)]
+    assert [step for name, step, *_ in events if name == "checkpoint"] == [3, 6, 8] and not taken
+    # A checkpoint writes what has not been written.
+    assert [step for name, step, *_ in events if name == "flush"] == [2, 3, 4, 6, 6, 8, 8]
+    assert load_tensors(run.folder / "ema.safetensors")[1] == {"step": 8}
+    config = tiny(train__steps=2, evaluate__samples=5)
+    run = train(config, str(tmp_path / "figures"), quiet=True)
+    ((where, model),) = taken
+    kept, raw = (load_tensors(run.folder / f"{name}.safetensors")[0] for name in ("ema", "model"))
+    assert where == run and all(torch.equal(x, kept[name]) for name, x in model.state_dict().items())
+    assert not all(torch.equal(kept[name], raw[name]) for name in kept)
+    (run.folder / "metrics.json").write_text("{}")
+    train(config, str(tmp_path / "figures"), quiet=True)
+    assert len(taken) == 1  # they are there
+
+
+def test_encodings_of_another_size_are_warned_of(tmp_path):
+    """Of what the examples have: a picture of 1 / rms is one of 4 here, and where it is missing nothing counts."""
+    options = {"modalities__other": "{kind: image, channels: 1, size: 8, rms: 0.25}", "train__steps": 1}
+    part = {**data().train.tensors, "other": torch.ones(LENGTH, 1, 8, 8)}
+    with pytest.warns(UserWarning, match=r"the encodings of 'other' have an RMS of 4\.00; it should be near 1"):
+        fit(tiny(**options), str(tmp_path / "run"), Data(InMemory(part), InMemory(part)), Known(), quiet=True)
+
+
+def test_what_is_missing_has_no_size(tmp_path, recwarn):
+    """A quarter of the examples have pictures of unit RMS; the blanks of the others would make that a half."""
+
+    class Quarter(InMemory):
+        def __getitems__(self, rows):
+            return Batch(super().__getitems__(rows).data, {"other": torch.as_tensor(rows) % 4 == 0})
+
+    options = {"modalities__other": "{kind: image, channels: 1, size: 8, rms: 1.0}", "train__steps": 1}
+    part = Quarter({**data().train.tensors, "other": torch.ones(LENGTH, 1, 8, 8)})
+    fit(tiny(**options), str(tmp_path / "run"), Data(part, part), Known(), quiet=True)
+    assert not [warning for warning in recwarn if "RMS" in str(warning.message)]
+
+
+def test_what_a_kill_left_unwritten_is_written_by_the_same_command(tmp_path):
+    """It may come between a checkpoint and the files of weights beside it."""
+    config = tiny(train__steps=2)
+    run = fit(config, str(tmp_path / "run"), data(), Known(), quiet=True).run
+    files = [run.folder / f"{name}.safetensors" for name in ("model", "ema")]
+    before = [load_tensors(file)[0] for file in files]
+    for file in files:
+        file.unlink()
+    fit(config, str(tmp_path / "run"), data(), Known(), quiet=True)
+    for file, tensors in zip(files, before, strict=True):
+        again = load_tensors(file)[0]
+        assert set(again) == set(tensors) and all(torch.equal(x, again[name]) for name, x in tensors.items())
+
+
+def test_bad_data_is_named_before_there_is_a_run_and_during_it(tmp_path):
+    wrong = InMemory({**data().train.tensors, "label": torch.full((LENGTH,), 11)})
+    for both in (Data(wrong, data().test), Data(data().train, wrong)):
+        with pytest.raises(MmfastError, match=r"data: label runs from 11 to 11"):
+            fit(tiny(train__steps=1), str(tmp_path / "run"), both, Known(), quiet=True)
+        assert not (tmp_path / "run").exists()
+    known = Known()
+    fit(tiny(train__steps=3), str(tmp_path / "order"), data(), known, quiet=True)
+    row = next(row for _, row in known.seen[32:] if row >= 16)  # of the third batch, and not looked at before
+    late = data().train.tensors["label"].clone()
+    late[row] = 10
+    part = InMemory({**data().train.tensors, "label": late})
+    with pytest.raises(MmfastError, match=r"data: label runs from . to 10"):
+        fit(tiny(train__steps=9), str(tmp_path / "run"), Data(part, data().test), Known(), quiet=True)
+    assert Run.open(tmp_path / "run").load_state()[1]["step"] == 2  # what was learnt before it is kept
+
+
+def test_a_run_taken_up_again_has_the_same_stats_each_once(tmp_path):
+    """Stopped after step 4 with a checkpoint of step 3: the fourth line is made again, in TensorBoard too."""
+    event = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    class Stops(Known):
+        def __call__(self, model, batch, numbers, config):
+            if int(numbers[0]) == 64:
+                raise KeyError("stopped")
+            return super().__call__(model, batch, numbers, config)
+
+    options = {**OPTIONS, "train__checkpoint_every": 3, "train__log_every": 1, "train__tensorboard": "true"}
+    config = tiny(**options)
+    straight = fit(config, str(tmp_path / "straight"), data(), Known(), quiet=True)
+    with pytest.raises(KeyError, match="stopped"):
+        fit(config, str(tmp_path / "run"), data(), Stops(), quiet=True)
+    assert len((tmp_path / "run" / "stats.jsonl").read_text().splitlines()) == 4
+    known = Known()
+    found = fit(config, str(tmp_path / "run"), data(), known, quiet=True)
+    assert known.seen[0][0] == 48
+    assert found.run.stats_file.read_text() == straight.run.stats_file.read_text()
+    assert np.array_equal(flat(found.model), flat(straight.model))
+    assert np.array_equal(flat(found.ema.model), flat(straight.ema.model))
+    shown = event.EventAccumulator(str(found.run.folder / "tensorboard")).Reload()
+    assert [x.step for x in shown.Scalars("loss")] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_tensorboard_shows_the_stats(tmp_path):
+    event = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = tiny(train__steps=3, train__tensorboard="true")
+    run = fit(config, str(tmp_path / "run"), build_data(config), quiet=True).run
+    found = event.EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    lines = [json.loads(line) for line in run.stats_file.read_text().splitlines()]
+    names = {name.replace(".", "/"): name for name in lines[0] if name not in ("step", "images")}
+    assert set(found.Tags()["scalars"]) == set(names)
+    for tag, name in names.items():
+        assert [(x.step, x.value) for x in found.Scalars(tag)] == [
+            (line["step"], pytest.approx(line[name], rel=1e-6)) for line in lines
+        ]
