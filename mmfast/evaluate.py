@@ -21,10 +21,13 @@ from mmfast.metrics.lpips import LPIPS
 from mmfast.metrics.precision_recall import precision_recall
 from mmfast.model import Model
 from mmfast.pictures import sample_grid
+from mmfast.reverse import fit, times_by_snr, x0_error
 from mmfast.run import Run
 
 # Of precision and recall, as their authors chose it.
 NEIGHBOURS = 3
+# Of examples that the reverse variances are fitted to, and of those whose error of z_0 is measured; of its timesteps.
+FITTED_TO, CURVE = 256, 12
 
 
 class Board(Protocol):
@@ -93,7 +96,8 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> d
     set's judge; drawn as config.sample.first says), conditional_* (does the image generated from it show it, by the
     judge) and recovered_* (is it what goes with a held-out real image). The Frechet distance of the samples to the
     real data, and their precision and recall, beside those of one half of the real data to the other. The bound on
-    held-out data.
+    held-out data (`mmfast.likelihood.bound`), with the posterior's variance and with those fitted to training data; and
+    x0_error.T, the mean squared error of the predicted z_0 at timesteps T.
     """
     anchor, count, spec = model.anchor_name, config.evaluate.samples, config.evaluate
     # First what may be missing: nothing is drawn in vain.
@@ -133,8 +137,19 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> d
         metrics[f"{name}.recovered_{part.metric}"] = part.score(recovered[name], truth.data[name])
     metrics |= distances(joint[anchor], data, anchor, features)
     batch = held_out(data.test, min(count, len(data.test)), model)
-    metrics |= bound(model, batch, config.evaluate.bound_steps, config.seed, config.sample.batch_size)
-    return metrics
+    return metrics | likelihood(model, config, data, batch)
+
+
+def likelihood(model: Model, config: Config, data: Data, batch: Batch) -> dict[str, float]:
+    """The bound on a held-out batch, its reverse variances fitted to training data; and x0_error against t."""
+    size, seed = config.sample.batch_size, config.seed
+    seen = held_out(data.train, min(FITTED_TO, len(data.train)), model)
+    reverses = fit(model, seen, seed=seed, batch_size=size)
+    found = bound(model, batch, config.evaluate.bound_steps, seed, size, reverses)
+    times = times_by_snr(model.schedule, CURVE)
+    few = Batch({name: x[:FITTED_TO] for name, x in batch.data.items()})
+    errors = x0_error(model, few, times, seed, size).tolist()
+    return found | {f"x0_error.{t}": x for t, x in zip(times, errors, strict=True)}
 
 
 def distances(images: Tensor, data: Data, anchor: str, features: Extractor, most: int = 10_000) -> dict[str, float]:
