@@ -298,6 +298,7 @@ def test_timesteps_by_snr():
     logs = [math.log(snr(schedule, t)) for t in few[:-1]]
     gaps = [a - b for a, b in itertools.pairwise(logs)]
     assert max(gaps) < 1.3 * min(gaps)
+    assert times_by_snr(Schedule([1.0, 0.5, 1e-10, 1e-11]), 3)[-1] == 3  # whatever log SNR is held within
 
 
 def test_reverses_of_another_model_are_refused():

@@ -207,13 +207,15 @@ def test_L3_is_finite_and_right_in_the_far_tails(dtype, T):
             assert nll == pytest.approx(expected, rel=12 * torch.finfo(dtype).eps)
 
 
-def test_L3_tends_to_the_density():
-    """With fine bins, L3 + ln(width) is -ln N(z_0; z0_hat, 1 - a_1)."""
+@pytest.mark.parametrize("variance", [None, 0.2])
+def test_L3_tends_to_the_density(variance):
+    """With fine bins, L3 + ln(width) is -ln N(z_0; z0_hat, v), v the variance or 1 - a_1."""
     bins = 100_001
     z0 = levels(bins)[[20_000, 50_000, 61_234, 99_000]][:, None]
     z0_hat = torch.tensor([[-0.5], [0.01], [0.9], [0.97]], dtype=torch.float64)
-    density = truth.log_normal(z0.numpy(), z0_hat.numpy(), 1 - ABAR[1])[:, 0]
-    found = loss.L3(schedule(), z0, z0_hat, bins).numpy() + math.log(2 / (bins - 1))
+    density = truth.log_normal(z0.numpy(), z0_hat.numpy(), variance or 1 - ABAR[1])[:, 0]
+    v = None if variance is None else torch.tensor(variance, dtype=torch.float64)
+    found = loss.L3(schedule(), z0, z0_hat, bins, v).numpy() + math.log(2 / (bins - 1))
     np.testing.assert_allclose(found, -density, atol=1e-6)
 
 
