@@ -183,7 +183,12 @@ def x0_error(model: Model, batch: Batch, times: Sequence[int], seed: int = 0, ba
 
 
 def times_by_snr(schedule: Schedule, count: int) -> list[int]:
-    """At most `count` timesteps from 1 to T, evenly in log SNR as far as there are so many; 0 for all of them."""
+    """At most `count` timesteps from 1 to T, evenly in log SNR as far as there are so many; 0 for all of them.
+
+    1 and T are always among them. Raises MmfastError for a count below 0.
+    """
+    if count < 0:
+        raise MmfastError(f"count is {count}; it should be at least 0")
     if not count:
         return list(range(1, schedule.T + 1))
     x = -log_snr(schedule).cpu()

@@ -8,7 +8,10 @@ import torch
 
 import mmfast
 from mmfast import MmfastError, Schedule, loss
-from mmfast.data import Batch
+from mmfast import config as configs
+from mmfast.data import Batch, Data
+from mmfast.data.base import InMemory
+from mmfast.evaluate import Shuffled, likelihood
 from mmfast.likelihood import Timesteps, bound
 from mmfast.modalities.base import SpaceShape, code
 from mmfast.modalities.embedding import Embedding, EmbeddingSpec
@@ -298,6 +301,8 @@ def test_timesteps_by_snr():
     logs = [math.log(snr(schedule, t)) for t in few[:-1]]
     gaps = [a - b for a, b in itertools.pairwise(logs)]
     assert max(gaps) < 1.3 * min(gaps)
+    with pytest.raises(MmfastError, match="count is -1; it should be at least 0"):
+        times_by_snr(schedule, -1)
     assert times_by_snr(Schedule([1.0, 0.5, 1e-10, 1e-11]), 3)[-1] == 3  # whatever log SNR is held within
 
 
@@ -306,3 +311,42 @@ def test_reverses_of_another_model_are_refused():
     reverses = fit(Fixed(0.3, Schedule.cosine(20)), batch)
     with pytest.raises(MmfastError, match=r"reverses\['fitted'\] has blocks \['image'\] over 20 timesteps; it should"):
         bound(Fixed(0.3, Schedule.cosine(30)), batch, reverses=reverses)
+
+
+def test_the_evaluation_fits_to_training_data():
+    """Not to the data of the bound; and where no training example has everything, there are no fitted variances."""
+    schedule = Schedule.cosine(60, {"label": mmfast.none()})
+    model = Fixed(0.3, schedule, {"label": label}, {"label": UNSURE})
+    labels, whole = torch.zeros(40, dtype=torch.int64), torch.arange(40) % 2 == 0
+    held, config = Batch({"image": images(4), "label": labels[:4]}), configs.load("digits")
+    seen = {"image": torch.cat((images(20) / 2, images(20))), "label": labels}
+    squares = (seen["image"][whole].double() - 0.3).square().flatten(1).mean(1)
+
+    class Train:
+        def __init__(self, present):
+            self.present = present
+
+        def __len__(self):
+            return 40
+
+        def __getitems__(self, rows):
+            rows = list(rows)
+            return Batch({name: x[rows] for name, x in seen.items()}, {"label": self.present[rows]})
+
+    nobody = Train(torch.zeros(40).bool())
+    found = likelihood(model, config, Data(Train(whole), nobody), held)
+    # 40 are asked for of the 20 that have a label: all of these twice.
+    reverse = fit(model, Batch({"image": seen["image"][whole], "label": labels[whole]}), seed=config.seed)
+    want = bound(model, held, config.evaluate.bound_steps, config.seed, reverses=reverse)
+    assert {name: found[name] for name in want} == pytest.approx(want, rel=1e-5)
+    assert float(reverse["fitted"].variance["image"][1]) == pytest.approx(float(squares.mean()), rel=1e-6)
+    assert found["x0_error.60"] == pytest.approx(float((images(1).double() - 0.3).square().mean()), rel=1e-6)
+    without = likelihood(model, config, Data(nobody, Train(whole)), held)
+    assert set(without) == {name for name in found if "fitted" not in name and "nearer" not in name}
+
+
+def test_shuffled_examples_are_all_of_them():
+    """Each once, in another order than the data set's, that is always the same."""
+    examples = InMemory({"x": torch.arange(100)})
+    one, other = (Shuffled(examples).__getitems__(range(100)).data["x"].tolist() for _ in range(2))
+    assert one == other and sorted(one) == list(range(100)) and one != sorted(one)
