@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -21,10 +22,13 @@ from mmfast.metrics.lpips import LPIPS
 from mmfast.metrics.precision_recall import precision_recall
 from mmfast.model import Model
 from mmfast.pictures import sample_grid
+from mmfast.reverse import fit, times_by_snr, x0_error
 from mmfast.run import Run
 
 # Of precision and recall, as their authors chose it.
 NEIGHBOURS = 3
+# How many training examples the reverse variances are fitted to, and timesteps the error of z_0 is measured at.
+FITTED_TO, CURVE = 256, 12
 
 
 class Board(Protocol):
@@ -93,7 +97,8 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> d
     set's judge; drawn as config.sample.first says), conditional_* (does the image generated from it show it, by the
     judge) and recovered_* (is it what goes with a held-out real image). The Frechet distance of the samples to the
     real data, and their precision and recall, beside those of one half of the real data to the other. The bound on
-    held-out data.
+    held-out data (`mmfast.likelihood.bound`), with the posterior's variance and with those fitted to training data; and
+    x0_error.T, the mean squared error of the predicted z_0 at timesteps T.
     """
     anchor, count, spec = model.anchor_name, config.evaluate.samples, config.evaluate
     # First what may be missing: nothing is drawn in vain.
@@ -133,8 +138,39 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> d
         metrics[f"{name}.recovered_{part.metric}"] = part.score(recovered[name], truth.data[name])
     metrics |= distances(joint[anchor], data, anchor, features)
     batch = held_out(data.test, min(count, len(data.test)), model)
-    metrics |= bound(model, batch, config.evaluate.bound_steps, config.seed, config.sample.batch_size)
-    return metrics
+    return metrics | likelihood(model, config, data, batch)
+
+
+def likelihood(model: Model, config: Config, data: Data, batch: Batch) -> dict[str, float]:
+    """The bound on a held-out batch, its reverse variances fitted to training data; and x0_error against t.
+
+    Without the fitted ones where no training example has all of the model's modalities.
+    """
+    size, seed = config.sample.batch_size, config.seed
+    try:
+        seen = held_out(Shuffled(data.train), min(FITTED_TO, len(data.train)), model)
+    except MmfastError:
+        reverses = {}
+    else:
+        reverses = fit(model, seen, seed=seed, batch_size=size)
+    found = bound(model, batch, config.evaluate.bound_steps, seed, size, reverses)
+    times = times_by_snr(model.schedule, CURVE)
+    errors = x0_error(model, batch, times, seed, size).tolist()
+    return found | {f"x0_error.{t}": x for t, x in zip(times, errors, strict=True)}
+
+
+class Shuffled:
+    """Examples in an order of chance, always the same: neighbours in a data set are often kin."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+        self.order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        return self.examples.__getitems__(self.order[list(indices)].tolist())
 
 
 def distances(images: Tensor, data: Data, anchor: str, features: Extractor, most: int = 10_000) -> dict[str, float]:

@@ -34,28 +34,31 @@ def L0(schedule: Schedule, z0: Term, encodings: Mapping[str, Term], present: Ten
 def L1(
     schedule: Schedule,
     t: Time,
-    eps: Tensor,
-    eps_hat: Tensor,
+    z0: Term,
+    z0_hat: Term,
     encodings: Mapping[str, Term],
     encodings_hat: Mapping[str, Term],
+    variance: Tensor | None = None,
 ) -> Tensor:
-    """One term of L1 = sum_{t >= 2} KL(q(z_{t-1} | z_t, z_0, X) || p(z_{t-1} | z_t)): its value at t, [B].
+    """One term of L1 = sum_{t >= 2} KL(q(z_{t-1} | z_t, z_0, X) || p(z_{t-1} | z_t)): its value at t, float64 [B].
 
-    Both have the posterior's variance, so the KL is |difference of means|^2 / (2 variance), with the difference
-    (1 - a_t)/(sqrt(a_t) sqrt(1 - abar_t)) (eps - eps_hat) + sum_i w_t^(i) (E_i(x_i) - E_i(xhat_i)) up to sign.
-    An encoding that is given is the same on both sides and adds nothing.
+    Of two isotropic Gaussians: 1/2 [|d|^2 / v + D (u/v - 1 - ln(u/v))], with u the posterior's variance, v that of p
+    (`variance`, float64 [B]; None: u, which leaves |d|^2 / 2u) and d the difference of the means,
+    c0 (z_0 - z0hat) + sum_i (W_{t-1} - cy W_t)^(i) (E_i(x_i) - E_i(xhat_i)), c0 and cy as in
+    `process.posterior_mean_x0`. The form in z_0 is finite at abar_T = 0, too. z0, z0_hat: [B, ...]. An encoding that is
+    given is the same on both sides and adds nothing. Raises MmfastError unless 2 <= t <= T.
     """
     process.check_time("t", t, 2, schedule.T)
     j = process.jump(schedule, t)
     names = list(encodings)
-    _, of_eps, _ = process.posterior_mean_eps(j)
-    w = j.w[:, schedule.index(tuple(names))]
-    terms: list[Term] = [eps, eps_hat]
+    of_z0, _, w = process.posterior_mean_x0(j.of(schedule.index(tuple(names))))
+    terms: list[Term] = [z0, z0_hat]
     terms += [encodings[name] for name in names] + [encodings_hat[name] for name in names]
-    difference = ops.combine(terms, torch.cat((of_eps[:, None], -of_eps[:, None], -w, w), 1))
+    difference = ops.combine(terms, torch.cat((of_z0[:, None], -of_z0[:, None], w, -w), 1))
     assert isinstance(difference, Tensor)
-    squared = difference.flatten(1).square().sum(1)
-    return squared / (2 * process.posterior_variance(j)).to(squared.dtype)
+    difference, u = difference.flatten(1), process.posterior_variance(j)
+    squared, v = difference.square().sum(1).double(), u if variance is None else variance
+    return 0.5 * (squared / v + difference.shape[1] * (u / v - 1 - torch.log(u / v)))
 
 
 def L2(nll: Mapping[str, Tensor]) -> Tensor:
@@ -68,14 +71,14 @@ def L2(nll: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(list(nll.values())).sum(0)
 
 
-def L3(schedule: Schedule, z0: Tensor, z0_hat: Tensor, bins: int = 256) -> Tensor:
+def L3(schedule: Schedule, z0: Tensor, z0_hat: Tensor, bins: int = 256, variance: Tensor | None = None) -> Tensor:
     """L3 = -ln p(z_0 | z_1), a Gaussian around z0_hat integrated over each value's bin (Ho et al., 2020), [B].
 
-    z0, z0_hat: [B, ...] in -1 .. 1, z0 on `bins` evenly spaced levels; the last bins reach to infinity. The
-    variance is that of the first step, 1 - a_1. The source does not spell this part out; this is our reading.
+    z0, z0_hat: [B, ...] in -1 .. 1, z0 on `bins` evenly spaced levels; the last bins reach to infinity. variance:
+    float64 []; None: that of the first step, 1 - a_1. The source does not spell this part out; this is our reading.
     """
     z0, z0_hat = z0.double(), z0_hat.double()
-    sigma = (1 - schedule.alpha_bar[1]).sqrt()
+    sigma = (1 - schedule.alpha_bar[1] if variance is None else variance).sqrt()
     half = 1 / (bins - 1)
     upper = torch.where(z0 > 1 - half, math.inf, (z0 - z0_hat + half) / sigma)
     lower = torch.where(z0 < -1 + half, -math.inf, (z0 - z0_hat - half) / sigma)

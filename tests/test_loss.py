@@ -76,41 +76,64 @@ def test_L0_of_a_good_schedule_is_not_lost_in_float32():
     torch.testing.assert_close(loss.L0(sched, z0, {"a": a}).double(), exact, rtol=1e-5, atol=0)
 
 
+def noise(t, z_t, z0, encodings, columns=slice(None)):
+    """eps of z_t = sqrt(abar_t) z_0 + sum_i W_t^(i) E_i + sqrt(1 - abar_t) eps."""
+    mean = truth.total(truth.marginal(ABAR, W[:, columns], t, z0, encodings)[0])
+    return (z_t - mean) / math.sqrt(1 - ABAR[t])
+
+
+@pytest.mark.parametrize("wider", [1.0, 1.7])
 @pytest.mark.parametrize("t", [2, 4, 6])
-def test_L1_is_the_divergence_of_the_steps(t):
-    """KL by sampling: ln q(z_{t-1} | z_t, z_0, X) - ln p(z_{t-1} | z_t), whose means come from other eps and E."""
+def test_L1_is_the_divergence_of_the_steps(t, wider):
+    """KL by sampling: ln q(z_{t-1} | z_t, z_0, X) - ln p(z_{t-1} | z_t), of other z_0, E and, if wider, variance."""
     rng = np.random.default_rng(t)
-    z_t, eps, eps_hat, a, b, a_hat = rng.normal(size=(6, 4))
+    z_t, z0, z0_hat, a, b, a_hat = rng.normal(size=(6, 4))
     b_hat = b  # given: the same on both sides
-    q = truth.total(truth.posterior(ABAR, W, t, t - 1, z_t, eps, [a, b]))
-    p = truth.total(truth.posterior(ABAR, W, t, t - 1, z_t, eps_hat, [a_hat, b_hat]))
-    deviation = truth.deviation(ABAR, t, t - 1)
-    z = q + deviation * rng.normal(size=(400_000, 4))
-    samples = (truth.log_normal(z, q, deviation**2) - truth.log_normal(z, p, deviation**2)).sum(1)
-    eps, eps_hat, a, b, a_hat = (torch.tensor(x)[None] for x in (eps, eps_hat, a, b, a_hat))
-    found = loss.L1(schedule(), t, eps, eps_hat, {"a": a, "b": b}, {"a": a_hat, "b": b})
+    q = truth.total(truth.posterior(ABAR, W, t, t - 1, z_t, noise(t, z_t, z0, [a, b]), [a, b]))
+    p = truth.total(truth.posterior(ABAR, W, t, t - 1, z_t, noise(t, z_t, z0_hat, [a_hat, b_hat]), [a_hat, b_hat]))
+    u = truth.deviation(ABAR, t, t - 1) ** 2
+    v = wider * u
+    z = q + math.sqrt(u) * rng.normal(size=(400_000, 4))
+    samples = (truth.log_normal(z, q, u) - truth.log_normal(z, p, v)).sum(1)
+    z0, z0_hat, a, b, a_hat = (torch.tensor(x)[None] for x in (z0, z0_hat, a, b, a_hat))
+    variance = None if wider == 1 else torch.tensor([v], dtype=torch.float64)
+    found = loss.L1(schedule(), t, z0, z0_hat, {"a": a, "b": b}, {"a": a_hat, "b": b}, variance)
     within(samples, float(found))
-    # The same written down: |q - p|^2 / (2 variance); and what is given adds nothing, whatever it is.
-    assert float(found) == pytest.approx(((q - p) ** 2).sum() / (2 * deviation**2), rel=1e-12)
-    other = loss.L1(schedule(), t, eps, eps_hat, {"b": b + 3, "a": a}, {"a": a_hat, "b": b + 3})
+    # The same written down: the means' part, and the variances', which is 0 for equal ones.
+    expected = ((q - p) ** 2).sum() / (2 * v) + 2 * (1 / wider - 1 + math.log(wider))
+    assert float(found) == pytest.approx(expected, rel=1e-12)
+    # And what is given adds nothing, whatever it is.
+    other = loss.L1(schedule(), t, z0, z0_hat, {"b": b + 3, "a": a}, {"a": a_hat, "b": b + 3}, variance)
     assert float(other) == pytest.approx(float(found), rel=1e-12)
 
 
 def test_L1_for_each_sample():
     """A t for each sample, float32, encodings broadcast; zero where the prediction is the truth."""
     g = torch.Generator().manual_seed(3)
-    eps, eps_hat = torch.randn(2, 5, 2, 4, 4, generator=g)
+    z0, z0_hat = torch.randn(2, 5, 2, 4, 4, generator=g)
     a, a_hat = torch.randn(2, 5, 2, 1, 1, generator=g)
     t = torch.tensor([2, 3, 4, 5, 6])
-    found = loss.L1(schedule(), t, eps, eps_hat, {"a": a}, {"a": a_hat})
+    found = loss.L1(schedule(), t, z0, z0_hat, {"a": a}, {"a": a_hat})
     for i in range(5):
-        terms = [x[i].double().numpy() for x in (eps - eps_hat, a - a_hat)]
-        zero = np.zeros_like(terms[0])
-        gap = truth.total(truth.posterior(ABAR, W[:, :1], t[i], t[i] - 1, zero, terms[0], [terms[1]]))
+        z0_gap, a_gap = (x[i].double().numpy() for x in (z0 - z0_hat, a - a_hat))
+        eps_gap = noise(t[i], np.zeros_like(z0_gap), z0_gap, [a_gap], slice(1))
+        gap = truth.total(truth.posterior(ABAR, W[:, :1], t[i], t[i] - 1, np.zeros_like(z0_gap), eps_gap, [a_gap]))
         expected = (gap**2).sum() / (2 * truth.deviation(ABAR, int(t[i]), int(t[i]) - 1) ** 2)
         assert float(found[i]) == pytest.approx(expected, rel=1e-5)
     # Of equal predictions rounding alone is left, squared.
-    assert (loss.L1(schedule(), t, eps, eps, {"a": a}, {"a": a}) < 1e-10).all()
+    assert (loss.L1(schedule(), t, z0, z0, {"a": a}, {"a": a}) < 1e-10).all()
+
+
+def test_L1_is_finite_without_signal_at_T():
+    """At abar_T = 0 the posterior is sqrt(abar_s) z_0 + m_s with the variance 1 - abar_s: z_T says nothing."""
+    abar, bridge, x = [1.0, 0.8, 0.3, 0.0], [0.0, 0.6, 0.9, 0.2], [0.5, -0.2]
+    sched = Schedule(abar, {"a": bridge})
+    z0, hat = (torch.tensor([[v]], dtype=torch.float64) for v in x)
+    found = loss.L1(sched, 3, z0, hat, {"a": z0 + 1}, {"a": hat})
+    gap = math.sqrt(0.3) * 0.7 + 0.9 * 1.7
+    assert float(found) == pytest.approx(gap**2 / (2 * 0.7), rel=1e-12)
+    near = Schedule([*abar[:3], 1e-14], {"a": bridge})
+    assert float(loss.L1(near, 3, z0, hat, {"a": z0 + 1}, {"a": hat})) == pytest.approx(float(found), rel=1e-6)
 
 
 def test_L2_adds_the_modalities():
@@ -184,13 +207,15 @@ def test_L3_is_finite_and_right_in_the_far_tails(dtype, T):
             assert nll == pytest.approx(expected, rel=12 * torch.finfo(dtype).eps)
 
 
-def test_L3_tends_to_the_density():
-    """With fine bins, L3 + ln(width) is -ln N(z_0; z0_hat, 1 - a_1)."""
+@pytest.mark.parametrize("variance", [None, 0.2])
+def test_L3_tends_to_the_density(variance):
+    """With fine bins, L3 + ln(width) is -ln N(z_0; z0_hat, v), v the variance or 1 - a_1."""
     bins = 100_001
     z0 = levels(bins)[[20_000, 50_000, 61_234, 99_000]][:, None]
     z0_hat = torch.tensor([[-0.5], [0.01], [0.9], [0.97]], dtype=torch.float64)
-    density = truth.log_normal(z0.numpy(), z0_hat.numpy(), 1 - ABAR[1])[:, 0]
-    found = loss.L3(schedule(), z0, z0_hat, bins).numpy() + math.log(2 / (bins - 1))
+    density = truth.log_normal(z0.numpy(), z0_hat.numpy(), variance or 1 - ABAR[1])[:, 0]
+    v = None if variance is None else torch.tensor(variance, dtype=torch.float64)
+    found = loss.L3(schedule(), z0, z0_hat, bins, v).numpy() + math.log(2 / (bins - 1))
     np.testing.assert_allclose(found, -density, atol=1e-6)
 
 
@@ -268,7 +293,9 @@ class LinearGaussian:
             z_t, _ = ops.q_sample(z0, encodings, t, sched, noise=eps)
             slopes, of_eps = self.regressions(t)
             hats = {name: float(c) * z_t for name, c in zip(self.names, slopes, strict=True)}
-            value += weights @ loss.L1(sched, t, eps, of_eps * z_t, encodings, hats).numpy()
+            shift = self.W[t] @ slopes + math.sqrt(1 - ABAR[t]) * of_eps
+            z0_hat = (1 - shift) / math.sqrt(ABAR[t]) * z_t
+            value += weights @ loss.L1(sched, t, z0, z0_hat, encodings, hats).numpy()
         return value
 
 
@@ -299,7 +326,8 @@ def test_bound_exceeds_the_entropy_by_a_divergence():
     total = weights @ loss.L0(sched, z0, {}).numpy()
     for t in range(2, T + 1):
         z_t, _ = ops.q_sample(z0, {}, t, sched, noise=eps)
-        total += weights @ loss.L1(sched, t, eps, slope[t] * z_t, {}, {}).numpy()
+        z0_hat = (1 - math.sqrt(1 - ABAR[t]) * slope[t]) / math.sqrt(ABAR[t]) * z_t
+        total += weights @ loss.L1(sched, t, z0, z0_hat, {}, {}).numpy()
     z_1, _ = ops.q_sample(z0, {}, 1, sched, noise=eps)
     z0_hat = (z_1 - math.sqrt(1 - ABAR[1]) * slope[1] * z_1) / math.sqrt(ABAR[1])
     total += weights @ loss.L3(sched, z0, z0_hat, bins).numpy() + math.log(2 / (bins - 1))

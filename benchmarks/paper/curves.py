@@ -1,9 +1,13 @@
-"""The picture TASK-curves.png: the training loss against images seen, a line for each method, a band over seeds."""
+"""The pictures TASK-curves.png, the training loss against images seen, and TASK-errors.png, the error of z_0 against t.
+
+Both have a line for each method and a band over its seeds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -15,18 +19,50 @@ CAPTION = (
     "Training loss against images seen: the mean over seeds of a running mean, and a band from the lowest seed to the "
     "highest. Each method's loss is its own, so shapes can be compared, levels not."
 )
+# The condition of the rows whose metrics are "t = 1" and so on.
+ERRORS = "mean squared error of the predicted image against t, held-out"
+ERRORS_CAPTION = (
+    "Mean squared error of the predicted image against the timestep, held-out, with nothing given: the mean over "
+    "seeds, and a band from the lowest seed to the highest."
+)
 COLOURS = ("#d1495b", "#30638e", "#edae49", "#66788a", "#3d8b5f", "#7d5ba6", "#9fb1bd", "#8c5e3c")
 POINTS = 200  # along the axis
 WINDOW = 25  # a running mean is over one in so many of a curve's points
 
 Curve = Sequence[Mapping[str, Any]]
+# Places along the axis, and there the lowest, mean and highest seed.
+Band = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def draw(by_method: Mapping[str, Sequence[Curve]], out: Path) -> bool:
     """Draw the curves of each method's seeds; whether there is a picture (there may be no curve, or no matplotlib)."""
     bands = {method: band(seeds) for method, seeds in by_method.items()}
     found = {method: x for method, x in bands.items() if x is not None}
-    if not found:
+    return _picture(found, out, "images seen", "training loss", log_x=False)
+
+
+def draw_errors(rows: Iterable[Any], out: Path) -> bool:
+    """Draw the error of z_0 against t that rows of the condition `ERRORS` hold; whether there is a picture."""
+    return _picture(error_bands(rows), out, "t", "mean squared error", log_x=True)
+
+
+def error_bands(rows: Iterable[Any]) -> dict[str, Band]:
+    """By method: the timesteps, rising, and there the lowest, mean and highest seed's error, of rows (report.Row)."""
+    found: dict[str, dict[int, Sequence[float]]] = {}
+    for row in rows:
+        if row.condition == ERRORS and not row.failed:
+            found.setdefault(row.method, {})[int(row.metric.removeprefix("t = "))] = row.values
+    bands = {}
+    for method, values in found.items():
+        times = sorted(values)
+        low, mean, high = (np.array([of(values[t]) for t in times]) for of in (min, fmean, max))
+        bands[method] = (np.array(times), low, mean, high)
+    return bands
+
+
+def _picture(bands: Mapping[str, Band], out: Path, x: str, y: str, log_x: bool) -> bool:
+    """A line and a band for each method, as a PNG; whether there is one (no band, or no matplotlib: none)."""
+    if not bands:
         return False
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -37,29 +73,32 @@ def draw(by_method: Mapping[str, Sequence[Curve]], out: Path) -> bool:
         return False
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axis = figure.add_subplot()
-    for i, (method, (images, low, mean, high)) in enumerate(found.items()):
+    for i, (method, (places, low, mean, high)) in enumerate(bands.items()):
         # After all colours, the same ones dashed.
         colour, style = COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3]
-        axis.plot(images, mean, style, color=colour, label=method, linewidth=1.6)
-        axis.fill_between(images, low, high, color=colour, alpha=0.2, linewidth=0)
+        axis.plot(places, mean, style, color=colour, label=method, linewidth=1.6)
+        axis.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
     axis.set_yscale("log")
-    axis.set_xlabel("images seen")
-    axis.set_ylabel("training loss")
-    axis.xaxis.set_major_locator(MaxNLocator(6))
-    axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    if log_x:
+        axis.set_xscale("log")
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(6))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     # Losses seldom span two decades: powers of ten alone would leave the axis bare.
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.grid(True, which="major", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=min(len(found), 3), frameon=False)
+    figure.legend(loc="outside upper center", ncols=min(len(bands), 3), frameon=False)
     canvas = FigureCanvasAgg(figure)
     write_atomically(out, lambda file: canvas.print_png(str(file)))
     return True
 
 
-def band(seeds: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+def band(seeds: Sequence[Curve]) -> Band | None:
     """Images seen, and there the lowest, mean and highest seed's loss, each [POINTS]; None without any curve.
 
     The seeds are read at common places, as far as all of them go. Losses that are not finite and positive are left out.

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.paper.core import Trained
+from benchmarks.paper.curves import ERRORS
 from benchmarks.paper.report import Metric
 from mmfast.data.cache import kept
-from mmfast.likelihood import bound
+from mmfast.evaluate import likelihood
+from mmfast.likelihood import PARTS
 from mmfast.metrics.features import Extractor, extractor
 from mmfast.metrics.frechet import frechet_distance
 from mmfast.metrics.precision_recall import precision_recall
@@ -19,6 +21,13 @@ from mmfast.metrics.precision_recall import precision_recall
 # The other sampler that images are drawn with, beside the preset's: it is slow, and which of two models draws better
 # can hang on it.
 DDPM: dict[str, Any] = {"sampler": "ddpm", "steps": 100}
+
+# The reverse processes of the bound, by the keys' prefix (mmfast.reverse.fit).
+REVERSES = {
+    "bound": "the posterior's variance",
+    "bound.fitted": "variances fitted to training data",
+    "bound.nearer": "fitted variances, the nearer of network and z_t",
+}
 
 
 def quality(condition: str, name: str, fake: Tensor, true: Tensor) -> list[Metric]:
@@ -71,19 +80,31 @@ def _of_real(trained: Trained, features: Extractor, images: Tensor) -> Tensor:
 
 
 def bits(trained: Trained, count: int) -> list[Metric]:
-    """The four parts of the bound on held-out data, in bits per dimension of the anchor."""
+    """The bound on held-out data (mmfast.likelihood): a condition for each reverse process, a column for each part.
+
+    And the error of the predicted image against t.
+    """
     batch = trained.held_out(min(count, trained.samples))
-    found = bound(trained.model, batch, 4, trained.seed, trained.config.sample.batch_size)
-    return [
-        # Of all that the model models: models of different modalities are not to be compared by it.
-        Metric(
-            f"bound of {' and '.join(trained.model.parts)}, held-out",
-            f"{part} (bits per dimension)",
-            found[f"bound.{part}_bits"],
-            higher_is_better=False,
-        )
-        for part in ("L0", "L1", "L2", "L3", "total")
+    found = likelihood(trained.model, trained.config, trained.data, batch)
+    # Of all that the model models: models of different modalities are not to be compared by it.
+    of = f"bound of {' and '.join(trained.model.parts)}, held-out"
+    rows = [
+        Metric(f"{of}, {how}", column, found[f"{prefix}.{key}"], higher_is_better=False)
+        for prefix, how in REVERSES.items()
+        for key, column in _columns(trained).items()
+        if f"{prefix}.{key}" in found
     ]
+    curve = {int(key.removeprefix("x0_error.")): x for key, x in found.items() if key.startswith("x0_error.")}
+    return rows + [Metric(ERRORS, f"t = {t}", x, higher_is_better=False) for t, x in curve.items()]
+
+
+def _columns(trained: Trained) -> dict[str, str]:
+    """The columns of the bound: keys of mmfast.likelihood.bound, and what they are called."""
+    found = {f"{part}_bits": f"{part} (bits per dimension)" for part in (*PARTS, "pixels")}
+    for name in trained.model.names:
+        found[f"discrete.{name}_bits"] = f"{name} (bits an example)"
+        found[f"density.{name}"] = f"{name} (density, nats an example)"
+    return found
 
 
 def agreement(a: Tensor, b: Tensor) -> float:

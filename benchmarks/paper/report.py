@@ -1,4 +1,4 @@
-"""The report of one of the paper's tasks: TASK.json, the page TASK.md and the picture TASK-curves.png.
+"""The report of one of the paper's tasks: TASK.json, the page TASK.md and its pictures, as TASK-curves.png.
 
 A cell is one method trained once, with one seed. A row is what the cells of a method say of one metric under one
 condition: its mean over the seeds, and its standard error. A number that is not finite is a failure: it is null in the
@@ -187,7 +187,7 @@ def write(
     out: Path,
     options: Sequence[str] = (),
 ) -> Path:
-    """Write out/TASK.json, out/TASK-curves.png and out/TASK.md; each is replaced when it is whole.
+    """Write out/TASK.json, out/TASK-curves.png, out/TASK-errors.png and out/TASK.md; each is replaced when it is whole.
 
     Args:
         task: the stable name, as in `python -m benchmarks.paper TASK`.
@@ -212,9 +212,12 @@ def write(
         found = [cell.curve for cell in group]
         if found not in drawn.values():
             drawn[method] = found
-    has_curves = curves.draw(drawn, out / f"{task}-curves.png")
-    shown = [*pictures, (curves.CAPTION, f"{task}-curves.png")] if has_curves else pictures
-    text = page.text(title, question, report, summarise(cells), reference_rows, claims, notes, shown)
+    rows, shown = summarise(cells), list(pictures)
+    if curves.draw_errors(rows, out / f"{task}-errors.png"):
+        shown.append((curves.ERRORS_CAPTION, f"{task}-errors.png"))
+    if curves.draw(drawn, out / f"{task}-curves.png"):
+        shown.append((curves.CAPTION, f"{task}-curves.png"))
+    text = page.text(title, question, report, rows, reference_rows, claims, notes, shown)
     _write(out / f"{task}.md", text)
     return out / f"{task}.md"
 

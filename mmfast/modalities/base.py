@@ -83,6 +83,9 @@ class Modality(nn.Module):
 
     # Whether x is made from another modality, `source`, by `derive`, and not read from the data.
     derived: ClassVar[bool] = False
+    # Whether x has finitely many values: nll is then of a probability, else of a density, whose sign and size hang on
+    # the unit of x.
+    discrete: ClassVar[bool] = False
     # Whether the head restores more than is given, so that its loss counts where the modality is given, too.
     restores: ClassVar[bool] = False
     # Whether what is seen of it stands in the anchor's own pixels (`reveal`): they are at time 0, the rest at t, and

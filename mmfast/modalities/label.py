@@ -31,6 +31,7 @@ class Label(Modality):
     kind = "label"
     Spec = LabelSpec
     metric, joint_metric = "accuracy", "agreement"
+    discrete = True
     extensions = (".txt",)
 
     def __init__(self, name: str, spec: LabelSpec, space: SpaceShape) -> None:

@@ -32,6 +32,7 @@ class Mask(Modality):
     kind = "mask"
     Spec = MaskSpec
     metric = joint_metric = "iou"
+    discrete = True
     extensions = (".png", ".bmp", ".gif")
 
     def __init__(self, name: str, spec: MaskSpec, space: SpaceShape) -> None:

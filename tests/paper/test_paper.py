@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from benchmarks.paper import __main__ as paper
-from benchmarks.paper import cells, measures, report, supervised
+from benchmarks.paper import cells, curves, measures, report, supervised
 from benchmarks.paper.core import OURS
 from benchmarks.paper.report import Row
 from mmfast.build import build_model
@@ -37,8 +37,13 @@ def test_a_task_trains_evaluates_and_writes_its_page(task, tmp_path):
     assert {"commit", "configs", "minutes", "rows", "verdicts"} <= set(found) and found["verdicts"]
     for row in found["rows"]:
         assert row["n_seeds"] == 1 and len(row["values"]) == 1 and isinstance(row["higher_is_better"], bool)
-    # Every modality is shown in one direction at least, and the bound with its four parts.
-    assert {f"{part} (bits per dimension)" for part in ("L0", "L1", "L2", "L3")} <= {metric for _, _, metric in rows}
+    # Every modality is shown in one direction at least, and the bound with its four parts; no total mixes units.
+    columns = {metric for _, _, metric in rows}
+    assert {f"{part} (bits per dimension)" for part in ("L0", "L1", "L2", "L3", "pixels")} <= columns
+    assert not any(column.startswith("total") for column in columns)
+    bounds = {row["condition"]: row["mean"] for row in found["rows"] if row["metric"].startswith("pixels (bits")}
+    assert len(bounds) >= len(measures.REVERSES) and all(how in " ".join(bounds) for how in measures.REVERSES.values())
+    assert {metric for _, condition, metric in rows if condition == curves.ERRORS} >= {"t = 1", "t = 1000"}
     page = (tmp_path / "results" / f"{task}.md").read_text()
     assert all(method in page for method in methods)
     assert list((tmp_path / "results").glob(f"{task}-*.png"))

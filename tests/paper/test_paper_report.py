@@ -298,6 +298,25 @@ def test_the_picture(tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
+def test_the_error_against_t(tmp_path):
+    """Of the rows of its condition: timesteps as numbers, the lowest, mean and highest seed; a picture on the page."""
+
+    def found(method, seed, scale):
+        one = cell(method, seed, {"score": 1.0})
+        one.metrics += [Metric(curves.ERRORS, f"t = {t}", scale * t, False) for t in (100, 9, 1)]
+        return one
+
+    cells = [found("mmfast", 0, 1.0), found("mmfast", 1, 4.0), found("plain", 0, 2.0)]
+    bands = curves.error_bands(summarise(cells))
+    assert list(bands) == ["mmfast", "plain"]
+    assert [x.tolist() for x in bands["mmfast"]] == [[1, 9, 100], [1, 9, 100], [2.5, 22.5, 250], [4, 36, 400]]
+    assert curves.error_bands(summarise([cell("mmfast", 0, {"score": 1.0})])) == {}
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install matplotlib")
+    text, _ = write(tmp_path, cells)
+    assert "(pairs-errors.png)" in text
+    assert (tmp_path / "results/pairs-errors.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_no_matplotlib(tmp_path, monkeypatch, capsys):
     """The numbers are worth more than the picture: they are written, and a line says what to install."""
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)

@@ -190,6 +190,14 @@ def test_a_run_learns_and_leaves_everything(tmp_path):
     for name in ("label.joint_agreement", "label.conditional_accuracy", "label.recovered_accuracy"):
         assert 0 <= metrics[name] <= 1
     assert {"mask.joint_iou", "mask.conditional_iou", "frechet.samples", "frechet.real_halves"} <= set(metrics)
+    # A probability of pixels and of each discrete modality, with every reverse process; and the error of z_0 against t.
+    for prefix in ("bound", "bound.fitted", "bound.nearer"):
+        assert {f"{prefix}.{key}" for key in ("pixels_bits", "discrete.label_bits", "discrete.mask_bits")} <= set(
+            metrics
+        )
+    assert {f"bound.L{k}" for k in range(4)} | {"x0_error.1", "x0_error.1000"} <= set(metrics)
+    # The fit is worth it: nothing but the training split is known to it.
+    assert metrics["bound.fitted.pixels"] < metrics["bound.pixels"]
     assert Run.open(run.folder).config() == config
 
 

@@ -1,0 +1,226 @@
+"""The reverse process that a trained model stands for: what it makes of z_t, how far that is off, and its variances."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmfast import loss, ops, process
+from mmfast.data import Batch
+from mmfast.errors import MmfastError
+from mmfast.model import Model
+from mmfast.process import TARGETS
+from mmfast.schedule import Schedule
+from mmfast.streams import ERROR
+
+# A network that is never wrong still gets a width, since its logarithm is taken.
+LEAST_ERROR = 1e-12
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Some examples on the model's device: all data, E(x) of what leaves a trace in z_t, and numbers, int64 [B]."""
+
+    data: dict[str, Tensor]
+    encodings: dict[str, Tensor]
+    numbers: Tensor
+
+
+def truths(model: Model, batch: Batch, batch_size: int) -> Iterator[Truth]:
+    """The batch, `batch_size` examples at a time. Raises MmfastError where it holds none."""
+    if not len(batch):
+        raise MmfastError("batch holds 0 examples; it should hold at least one")
+    device = model.schedule.alpha_bar.device
+    for numbers in torch.arange(len(batch)).split(batch_size):
+        data = {name: x[numbers].to(device) for name, x in batch.data.items()}
+        encodings = model.encode(data)
+        yield Truth(data, {name: encodings[name] for name in model.traced}, numbers.to(device))
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What the model makes of z_t with nothing given: z_0 of the anchor, E(xhat) of what leaves a trace, the heads."""
+
+    z_t: Tensor
+    z0: Tensor
+    encodings: dict[str, Tensor]
+    heads: dict[str, Tensor]
+
+
+def denoise(model: Model, truth: Truth, t: Tensor, *, seed: int, stream: int, draw: int) -> Denoised:
+    """z_t drawn from q(z_t | z_0, X) at t, int64 [B], and what the model says of it.
+
+    z_0 comes from the network's prediction and y_t = z_t - m_t, with the heads' encodings in m_t.
+    """
+    schedule, z0 = model.schedule, model.anchor_in_space(truth.data[model.anchor_name])
+    terms, numbers = model.terms(truth.encodings), truth.numbers
+    z_t, _ = ops.q_sample(z0, terms, t, schedule, seed=seed, sample_ids=numbers, stream=stream, draw=draw)
+    prediction = model(z_t, t, {})
+    E = {name: model.part(name).encode_prediction(prediction.heads[name]) for name in model.traced}
+    of_y, of_prediction = TARGETS[model.target].x0(process.rows(schedule.alpha_bar, t))
+    of_z0 = [model.anchor_block(z_t), prediction.anchor.float()]
+    coefs = torch.stack((of_y, of_prediction), 1)
+    if model.space == "shared":
+        of_z0 += E.values()
+        coefs = torch.cat((coefs, -of_y[:, None] * process.rows(schedule.W, t)[:, schedule.index(tuple(E))]), 1)
+    found = ops.combine(of_z0, coefs)
+    assert isinstance(found, Tensor)
+    return Denoised(z_t, found, E, prediction.heads)
+
+
+def blocks(model: Model, z0: Tensor, encodings: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
+    """z_0 and the encodings in each block of the space, by the modality whose block it is: each is diffused alone.
+
+    In own channels z_0 is zero in every block but the anchor's. Shared channels are one block, the anchor's.
+    """
+    if model.space == "shared":
+        return {model.anchor_name: (z0, dict(encodings))}
+    found: dict[str, tuple[Tensor, dict[str, Tensor]]] = {model.anchor_name: (z0, {})}
+    for name, x in encodings.items():
+        found[name] = (z0.new_zeros(len(z0), x.shape[1], *z0.shape[2:]), {name: x})
+    return found
+
+
+def divergences(
+    model: Model, truth: Truth, said: Denoised, t: Tensor, variance: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """One term of L1 at t, int64 [B], in every block: float64 [B]; variance: of the blocks, float64 [T + 1]."""
+    true = blocks(model, truth.data[model.anchor_name], truth.encodings)
+    found = {}
+    for name, (z0_hat, E_hat) in blocks(model, said.z0, said.encodings).items():
+        z0, E = true[name]
+        found[name] = loss.L1(model.schedule, t, z0, z0_hat, E, E_hat, variance[name][t])
+    return found
+
+
+@dataclass(frozen=True)
+class Reverse:
+    """The steps p(z_{t-1} | z_t), Gaussians with one variance in each block of the space, and the decoder p(z_0 | z_1).
+
+    variance: by block (`blocks`), float64 [T + 1], at t = 2 .. T; of the anchor's block also at 1, the decoder's.
+    from_z: bool [T + 1]: where the anchor's z_0 is taken to be z_t / sqrt(abar_t) and not what the network says.
+    """
+
+    variance: dict[str, Tensor]
+    from_z: Tensor
+
+    def of(self, model: Model, said: Denoised, t: Tensor) -> Denoised:
+        """What the model makes of z_t at t, int64 [B], with the anchor's z_0 as this process takes it to be."""
+        scale = process.rows(model.schedule.alpha_bar, t).rsqrt().to(said.z0.dtype)[:, None, None, None]
+        z0 = torch.where(self.from_z[t][:, None, None, None], scale * model.anchor_block(said.z_t), said.z0)
+        return dataclasses.replace(said, z0=z0)
+
+
+def posterior(model: Model) -> Reverse:
+    """The variance of q(z_{t-1} | z_t, z_0, X) at every step; of the decoder that of the first step, 1 - a_1."""
+    x = model.schedule.alpha_bar
+    variance = torch.cat((x[:1], 1 - x[1:2], _steps(model.schedule)[1][1:]))
+    return Reverse(dict.fromkeys(_sizes(model), variance), torch.zeros_like(x, dtype=torch.bool))
+
+
+@torch.no_grad()
+def fit(model: Model, batch: Batch, times: int = 32, seed: int = 0, batch_size: int = 256) -> dict[str, Reverse]:
+    """Reverse processes whose variances are fitted to data: "fitted", and in own channels "nearer".
+
+    Of all isotropic variances that the examples share, u + E|d|^2 / D makes L1's term at t least, with u the
+    posterior's variance and d the error of the predicted mean, c0 (z0hat - z_0) in the anchor's block (`loss.L1`). This
+    is the variance of Bao et al. ("Imperfect Mean", 2022); with the exact score it is that of Analytic-DPM (Bao et al.,
+    2022). The decoder's is E|z0hat - z_0|^2 / D at t = 1: the same with u = 0 and c0 = 1. "nearer" takes for z_0, at
+    each t, what errs less there: the network, or z_t / sqrt(abar_t), whose mean squared error is 1 / SNR(t).
+
+    The errors E|d|^2 / (D c0^2) are measured at 1, 2 and `times` timesteps, evenly in log SNR (0: at every t); between
+    them ln of the error is linear in log SNR. A variance is part of the model, so its bound is one of the data that it
+    was not fitted to: give other examples than the bound's, such as training data. As far as the network is better on
+    these, the variances are too small and the bound is looser. batch: on any device. Raises MmfastError for a batch
+    without examples.
+    """
+    schedule, anchor, sizes = model.schedule, model.anchor_name, _sizes(model)
+    plain, (of_z0, u) = posterior(model), _steps(schedule)
+    grid = sorted({2, *times_by_snr(schedule, times)} - {1})
+    sums = {name: torch.zeros(len(grid), dtype=torch.float64) for name in sizes}
+    for truth in truths(model, batch, batch_size):
+        for k, at in enumerate(grid):
+            t = torch.full_like(truth.numbers, at)
+            said = denoise(model, truth, t, seed=seed, stream=ERROR, draw=at)
+            for name, nats in divergences(model, truth, said, t, plain.variance).items():
+                sums[name][k] += nats.sum().cpu()
+    # L1 = E|d|^2 / 2u where the variance is u.
+    scale = 2 * (u / of_z0.square())[torch.tensor(grid, device=u.device) - 1].cpu() / len(batch)
+    errors = {name: _at_every_t(schedule, grid, x * scale / sizes[name]) for name, x in sums.items()}
+    errors[anchor][0] = x0_error(model, batch, [1], seed, batch_size)[0].clamp(min=LEAST_ERROR)
+    nothing = plain.from_z
+    found = {"fitted": Reverse({name: _widened(u, of_z0, x) for name, x in errors.items()}, nothing)}
+    if model.space == "own":
+        of_z = 1 / schedule.alpha_bar[1:] - 1  # 1 / SNR; infinite at abar_T = 0
+        least = {**errors, anchor: torch.minimum(of_z, errors[anchor])}
+        from_z = torch.cat((nothing[:1], of_z < errors[anchor]))
+        found["nearer"] = Reverse({name: _widened(u, of_z0, x) for name, x in least.items()}, from_z)
+    return found
+
+
+@torch.no_grad()
+def x0_error(model: Model, batch: Batch, times: Sequence[int], seed: int = 0, batch_size: int = 256) -> Tensor:
+    """E|z0hat - z_0|^2 / D of the anchor at each of the timesteps, 1 .. T, with nothing given: float64 [len(times)].
+
+    In squares of the pixels' unit, on the CPU. z_t is drawn from q(z_t | z_0, X). For scale: in own channels
+    z_t / sqrt(abar_t) alone has the error 1 / SNR(t). batch: on any device. Raises MmfastError for times outside 1 .. T
+    and for a batch without examples.
+    """
+    for t in times:
+        process.check_time("times", t, 1, model.schedule.T)
+    found = torch.zeros(len(times), dtype=torch.float64)
+    for truth in truths(model, batch, batch_size):
+        z0 = truth.data[model.anchor_name]
+        for k, at in enumerate(times):
+            said = denoise(model, truth, torch.full_like(truth.numbers, at), seed=seed, stream=ERROR, draw=at)
+            found[k] += (said.z0 - z0).double().square().sum().cpu() / z0[0].numel()
+    return found / len(batch)
+
+
+def times_by_snr(schedule: Schedule, count: int) -> list[int]:
+    """At most `count` timesteps from 1 to T, evenly in log SNR as far as there are so many; 0 for all of them.
+
+    1 and T are always among them. Raises MmfastError for a count below 0.
+    """
+    if count < 0:
+        raise MmfastError(f"count is {count}; it should be at least 0")
+    if not count:
+        return list(range(1, schedule.T + 1))
+    x = -log_snr(schedule).cpu()
+    at = torch.searchsorted(x, torch.linspace(float(x[0]), float(x[-1]), count, dtype=x.dtype)).clamp(max=len(x) - 1)
+    return sorted({1, schedule.T, *(1 + at).tolist()})
+
+
+def log_snr(schedule: Schedule) -> Tensor:
+    """ln SNR(t) at t = 1 .. T, float64, held within that of abar = 1e-9 and of 1 - 1e-9: abar_T may be 0."""
+    return torch.logit(schedule.alpha_bar[1:], eps=1e-9)
+
+
+def _at_every_t(schedule: Schedule, grid: list[int], errors: Tensor) -> Tensor:
+    """Errors at t = 1 .. T from those at the timesteps of the grid, on the schedule's device."""
+    x = -log_snr(schedule).cpu().numpy()
+    found = np.interp(x, x[np.array(grid) - 1], errors.clamp(min=LEAST_ERROR).log().numpy())
+    return torch.from_numpy(np.exp(found)).to(schedule.alpha_bar.device)
+
+
+def _steps(schedule: Schedule) -> tuple[Tensor, Tensor]:
+    """c0 and the posterior's variance at t = 1 .. T."""
+    j = process.jump(schedule, torch.arange(1, schedule.T + 1, device=schedule.alpha_bar.device))
+    return process.posterior_mean_x0(j)[0], process.posterior_variance(j)
+
+
+def _widened(u: Tensor, of_z0: Tensor, errors: Tensor) -> Tensor:
+    """u + c0^2 error, from t = 1 .. T to [T + 1]."""
+    return torch.cat((u.new_ones(1), u + of_z0.square() * errors))
+
+
+def _sizes(model: Model) -> dict[str, int]:
+    """How many numbers each block of the space has."""
+    (C, H, W), shared = model.shape, model.space == "shared"
+    own = {} if shared else {name: model.part(name).channels * H * W for name in model.traced}
+    return {model.anchor_name: C * H * W, **own}
