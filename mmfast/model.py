@@ -118,8 +118,7 @@ class Model(nn.Module):
         self.time_of, self.tell_decoder = nn.ModuleDict(), nn.ModuleDict()
         for name in self.names if space == "own" else ():
             part = self.part(name)
-            seen_in_place = part.in_place and self._reveals(part)
-            if name in self.traced or not (part.uniform or seen_in_place):
+            if name in self.traced or not (part.uniform or self._in_place(name)):
                 last = nn.Linear(width, width)
                 self.time_of[name] = nn.Sequential(nn.Linear(TIME_WIDTH, width), nn.SiLU(), last)
                 nn.init.zeros_(last.weight)  # at first there is one time
@@ -167,6 +166,11 @@ class Model(nn.Module):
     def _reveals(self, part: Modality) -> bool:
         """Whether what is seen of this modality may stand in the anchor's block: unless it is made of another image."""
         return not part.derived or part.source == self.anchor_name
+
+    def _in_place(self, name: str) -> bool:
+        """Whether what is seen of this modality stands in the anchor's own pixels."""
+        part = self.part(name)
+        return name not in self.traced and part.in_place and self._reveals(part)
 
     def _beside_channels(self, part: Modality) -> int:
         """The channels in which a modality that leaves no trace is seen beside the anchor."""
@@ -258,6 +262,11 @@ class Model(nn.Module):
         image = self.anchor_block(z_t)
         if self.anchor_name in told:
             image = torch.where((times[:, 0] == 0)[:, None, None, None], told[self.anchor_name], image)
+        # Beside pixels at time 0 the others fade as noise takes over: at T, what is hidden is as zero as an unknown
+        # block, and restoring has nothing but what is visible. A network that says eps needs all of the noise.
+        if self.target != "eps" and any(map(self._in_place, self.names)):
+            fade = self.schedule.alpha_bar[times[:, 0]].sqrt().to(image.dtype)
+            image = image * fade[:, None, None, None]
         blocks = []
         for k, name in enumerate(self.names, 1):
             part, t = self.part(name), times[:, k, None, None, None]

@@ -1,5 +1,6 @@
 """Backbones and the model: the contract that any backbone keeps, what is told, and where each encoding goes."""
 
+import math
 import subprocess
 import sys
 
@@ -199,6 +200,29 @@ def test_the_pixels_of_a_masked_image_that_are_seen_stand_in_z_t():
     torch.testing.assert_close(seen[0, 0, :2], x[0, 0, :2])
     assert torch.equal(seen[0, 0, 2:], z[0, 0, 2:]) and torch.equal(seen[1, 0], z[1, 0])
     assert torch.equal(seen[0, 1], plane[0, 0]) and not seen[1, 1].any()
+
+
+@pytest.mark.parametrize("target", ["x0", "v", "eps"])
+def test_beside_visible_pixels_the_hidden_ones_fade_with_the_signal(target):
+    """By sqrt(abar_t), so that at T a network that restores sees what is visible alone.
+
+    The cosine schedule keeps abar_T at 2.4e-9, to 5e-5 of z_T.
+    """
+    room = SpaceShape(4, 4)
+    parts = {"image": kind("image")("image", kind("image").Spec(channels=1, size=4), room)}
+    parts["masked"] = kind("masked")("masked", kind("masked").Spec(channels=1, size=4), room)
+    model = Model("image", parts, Schedule.cosine(1000, {"masked": none()}), Echo, target=target)
+    x, plane = torch.rand(3, 1, 4, 4) - 0.5, torch.zeros(3, 1, 4, 4)
+    plane[:, :, :2] = 1
+    encodings = model.encode({"masked": torch.cat((x, plane), 1)})
+    times, z = torch.tensor([[500, 0], [1000, 0], [500, 500]]), torch.randn(3, 1, 4, 4)
+    seen = model._seen(z, times, model.tell(None, encodings, times))
+    t = torch.tensor([500.0, 1000.0, 500.0])
+    signal = torch.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)
+    fade = torch.ones(3) if target == "eps" else signal
+    torch.testing.assert_close(seen[:2, 0, :2], x[:2, 0, :2])
+    torch.testing.assert_close(seen[:2, 0, 2:], fade[:2, None, None] * z[:2, 0, 2:], atol=3e-4, rtol=1e-4)
+    torch.testing.assert_close(seen[2, 0], fade[2] * z[2, 0], atol=1e-4, rtol=1e-4)
 
 
 def test_restoring_an_image_of_which_all_is_hidden_is_generation():
