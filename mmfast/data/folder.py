@@ -7,6 +7,7 @@ folder of the anchor's path (cats).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +61,27 @@ class Files:
 
 
 def _find(root: Path, name: str, extensions: Sequence[str]) -> dict[str, Path]:
-    """The files of one modality by their path below its folder, without the ending."""
+    """The files of one modality by their path below its folder, without the ending; none whose path has a hidden part.
+
+    Linked folders are entered. Raises MmfastError for two files of one path and stem.
+    """
     folder = root / name
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in extensions)
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+    found: dict[str, Path] = {}
+    entered: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = [] if real in entered else sorted(x for x in folders if not x.startswith("."))
+        if real in entered:  # a link to a folder above
+            continue
+        entered.add(real)
+        for path in sorted(Path(parent) / x for x in files if not x.startswith(".")):
+            if path.suffix.lower() not in extensions:
+                continue
+            stem = path.relative_to(folder).with_suffix("").as_posix()
+            if stem in found:
+                raise MmfastError(f"data.root holds {found[stem]} and {path}, two files of one example; remove one")
+            found[stem] = path
+    return found
 
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
@@ -72,7 +90,7 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     if not spec.root or not root.is_dir():
         raise MmfastError(f"data.root is {spec.root!r}, no folder; it should hold a folder for each modality")
     paths, classes = {}, {}
-    for name, part in modalities.items():
+    for name, part in sorted(modalities.items(), key=lambda item: item[0] != anchor):  # the anchor first
         extensions = kinds.kind(part.kind).extensions
         endings = ", ".join(extensions)
         paths[name] = _find(root, name, extensions)

@@ -7,9 +7,8 @@ are frames of a unit's animation, so whole units are held out, never single file
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from mmfast import ops
 from mmfast.data.base import VALIDATION, Batch, Data
 from mmfast.data.cache import HELP, digest, kept
 from mmfast.errors import MmfastError
+from mmfast.image_files import load_picture
 from mmfast.options import option
 from mmfast.streams import GROUND
 
@@ -99,15 +99,6 @@ def _install() -> str:
     )
 
 
-@contextlib.contextmanager
-def _picture(file: Path) -> Iterator[PILImage.Image]:
-    try:
-        with PILImage.open(file) as picture:
-            yield picture
-    except OSError as error:
-        raise MmfastError(f"data.root: {file} cannot be read as a picture: {str(error).splitlines()[0]}") from None
-
-
 def middle(pixels: np.ndarray, side: int) -> np.ndarray:
     """The middle [side, side, 4] of a picture [height, width, 4], with zeros around where it is smaller."""
     missing = [max(0, side - size) for size in pixels.shape[:2]]
@@ -147,8 +138,7 @@ def _load(folder: Path, files: Sequence[str], palette: Sequence[int], size: int)
     side = SIDES[size]
     kept_pixels, rows = [], []
     for row, file in enumerate(tqdm(files, desc="reading sprites", unit="file", leave=False)):
-        with _picture(folder / file) as picture:
-            whole = np.asarray(picture.convert("RGBA"))
+        whole = np.asarray(load_picture(folder / file).convert("RGBA"))
         seen = middle(whole, side)
         if (seen[..., 3] >= OPAQUE).sum() >= BODY and visible(seen) >= SEEN * visible(whole):
             kept_pixels.append(seen)
@@ -170,10 +160,10 @@ def visible(pixels: np.ndarray) -> int:
 
 def _ground(file: Path, size: int) -> Tensor | None:
     """A terrain hexagon, its corners filled by neighbours alike, uint8 [3, size, size]; None for another picture."""
-    with _picture(file) as picture:
-        if picture.size != (72, 72):
-            return None
-        hexagon = picture.convert("RGBA")
+    picture = load_picture(file)
+    if picture.size != (72, 72):
+        return None
+    hexagon = picture.convert("RGBA")
     plane = PILImage.new("RGBA", hexagon.size)
     for offset in NEIGHBOURS:
         layer = PILImage.new("RGBA", hexagon.size)

@@ -12,11 +12,10 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
+from mmfast.image_files import EXTENSIONS, check_colour, grey_or_colour, load_picture, middle_square
 from mmfast.modalities import base
 from mmfast.modalities.base import Modality, SpaceShape
 from mmfast.options import option
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass
@@ -29,16 +28,18 @@ class ImageSpec(base.Spec):
     levels: int = option(256, "how many values a pixel can take", min=2)
     rms: float = option(0.5, "root mean square of the pixels; a fixed encoding divides by it", above=0)
     sigma: float = option(0.1, "standard deviation of the Gaussian head", above=0)
+    background: str = option("white", "the colour behind the transparent pixels of a file, as white or #808080")
 
 
 class Image(Modality):
     kind = "image"
     Spec = ImageSpec
     metric = joint_metric = "rmse"
-    extensions = PICTURES
+    extensions = EXTENSIONS
 
     def __init__(self, name: str, spec: ImageSpec, space: SpaceShape) -> None:
         super().__init__(name, spec, space)
+        check_colour(f"modalities.{name}.background", spec.background)
         self.shape = (spec.channels, spec.size, spec.size)
         self.channels = space.channels or spec.channels
         if self.channels % spec.channels and spec.encoder == "fixed":
@@ -84,7 +85,7 @@ class Image(Modality):
 
     @classmethod
     def read(cls, path: Path, spec: ImageSpec) -> Tensor:
-        return read_image(path, spec.channels, spec.size)
+        return read_image(path, spec.channels, spec.size, spec.background)
 
     @classmethod
     def blank(cls, spec: ImageSpec) -> Tensor:
@@ -98,17 +99,14 @@ def picture(x: Tensor, size: int) -> PILImage.Image:
     return PILImage.fromarray(np.ascontiguousarray(array)).resize((size, size), PILImage.Resampling.NEAREST)
 
 
-def read_image(path: Path, channels: int, size: int) -> Tensor:
-    """A picture file as float [channels, size, size] in -1 .. 1, its middle square resized."""
-    try:
-        with PILImage.open(path) as file:
-            picture = file.convert("L" if channels == 1 else "RGB")
-    except OSError as error:
-        raise MmfastError(f"{path} cannot be read as a picture: {str(error).splitlines()[0]}") from None
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    box = (left, top, left + side, top + side)
+def read_image(path: Path, channels: int, size: int, background: str | None) -> Tensor:
+    """A picture file as float [channels, size, size] in -1 .. 1, its middle square resized.
+
+    background: the colour behind transparent pixels; None to take colours as they are, whatever the alpha.
+    """
+    picture = grey_or_colour(load_picture(path), channels, background)
     if picture.size != (size, size):
-        picture = picture.resize((size, size), PILImage.Resampling.LANCZOS, box=box)
-    array = np.asarray(picture, dtype=np.float32).reshape(size, size, channels)
-    return torch.from_numpy(array.copy()).permute(2, 0, 1) / 127.5 - 1
+        picture = picture.resize((size, size), PILImage.Resampling.LANCZOS, box=middle_square(picture))
+    array = np.asarray(picture, dtype=np.float32).reshape(size, size, -1)
+    pixels = torch.from_numpy(array.copy()).permute(2, 0, 1).clamp(0, 255)
+    return pixels.expand(channels, -1, -1) / 127.5 - 1

@@ -13,6 +13,7 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
+from mmfast.image_files import class_numbers, load_picture, middle_square, two_classes
 from mmfast.metrics.similarity import mean_iou
 from mmfast.modalities import base
 from mmfast.modalities.base import Modality, SpaceShape
@@ -104,18 +105,12 @@ def read_mask(path: Path, classes: int, size: int) -> Tensor:
 
     A two-class mask may also be black and white (any value above 127 is class 1).
     """
-    try:
-        with PILImage.open(path) as file:
-            picture = file if file.mode in ("P", "L", "1", "I") else file.convert("L")
-            side = min(picture.size)
-            left, top = (picture.width - side) // 2, (picture.height - side) // 2
-            box = (left, top, left + side, top + side)
-            picture = picture.resize((size, size), PILImage.Resampling.NEAREST, box=box)
-            values = np.asarray(picture).astype(np.int64)
-    except OSError as error:
-        raise MmfastError(f"{path} cannot be read as a mask: {str(error).splitlines()[0]}") from None
-    if classes == 2 and values.max() > 1:
-        values = (values > 127).astype(np.int64)
-    if values.max() >= classes:
-        raise MmfastError(f"{path} holds class {values.max()}; the mask has classes 0 .. {classes - 1}")
-    return torch.from_numpy(values)
+    picture = class_numbers(path, load_picture(path, "mask"))
+    whole = np.asarray(picture).astype(np.int32)
+    if classes == 2:
+        whole = two_classes(path, whole)
+    if whole.max() >= classes:
+        raise MmfastError(f"{path} holds class {whole.max()}; the mask has classes 0 .. {classes - 1}")
+    numbers = PILImage.fromarray(whole)
+    numbers = numbers.resize((size, size), PILImage.Resampling.NEAREST, box=middle_square(picture))
+    return torch.from_numpy(np.asarray(numbers).astype(np.int64))

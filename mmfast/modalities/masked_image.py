@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mmfast import ops
 from mmfast.errors import MmfastError
+from mmfast.image_files import load_picture, middle_square
 from mmfast.modalities import base
 from mmfast.modalities.base import Modality, SpaceShape, WeightSpec
 from mmfast.modalities.image import picture, read_image
@@ -130,7 +131,7 @@ class Masked(Modality):
     @classmethod
     def read(cls, path: Path, spec: MaskedSpec) -> Tensor:
         """A picture whose transparent pixels are hidden."""
-        return torch.cat((read_image(path, spec.channels, spec.size), _opaque(path, spec.size)))
+        return torch.cat((read_image(path, spec.channels, spec.size, None), _opaque(path, spec.size)))
 
     @classmethod
     def blank(cls, spec: MaskedSpec) -> Tensor:
@@ -139,9 +140,7 @@ class Masked(Modality):
 
 def _opaque(path: Path, size: int) -> Tensor:
     """1 where a picture is opaque, 0 where it is transparent: [1, size, size]."""
-    with PILImage.open(path) as file:
-        alpha = file.convert("RGBA").getchannel("A")
-    side = min(alpha.size)
-    left, top = (alpha.width - side) // 2, (alpha.height - side) // 2
-    alpha = alpha.resize((size, size), PILImage.Resampling.NEAREST, box=(left, top, left + side, top + side))
+    picture = load_picture(path)
+    alpha = picture.convert("RGBA").getchannel("A")
+    alpha = alpha.resize((size, size), PILImage.Resampling.NEAREST, box=middle_square(picture))
     return torch.from_numpy((np.asarray(alpha) > 127).astype(np.float32))[None]

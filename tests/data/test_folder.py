@@ -110,3 +110,32 @@ def test_folders_name_the_classes(made):
     for wrong in (modalities.kind("label").Spec(classes=3), modalities.kind("label").Spec(classes=2, names=["a", "b"])):
         with pytest.raises(MmfastError, match=r"classes is .; the folders name 2 \(ape, bee\)"):
             opened(root, label=wrong)
+
+
+def test_what_is_hidden_or_no_file_is_left_out_and_links_are_followed(made, tmp_path_factory):
+    root, truth = made
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    write(elsewhere, "cow", "12", ".png", np.zeros((SIZE, SIZE, 3), np.uint8))
+    (root / "image" / "cow").symlink_to(elsewhere / "cow", target_is_directory=True)
+    (root / "image" / "ape" / "again").symlink_to(root / "image", target_is_directory=True)  # would go on for ever
+    for hidden in (".ipynb_checkpoints/00-checkpoint", "ape/._00"):
+        write(root, "image", hidden, ".png", np.zeros((SIZE, SIZE, 3), np.uint8))
+    (root / "image" / "bee" / "folder.png").mkdir()
+    data = opened(root)
+    assert {*data.train.stems, *data.test.stems} == {*truth, "cow/12"}
+
+
+def test_two_files_of_one_example_are_an_error(made):
+    root, _ = made
+    write(root, "image", "ape/00", ".bmp", np.zeros((SIZE, SIZE, 3), np.uint8))
+    with pytest.raises(MmfastError, match=r"holds .*00\.bmp and .*00\.png, two files of one example; remove one"):
+        opened(root)
+
+
+def test_the_anchor_may_come_last_in_the_config(made):
+    root, _ = made
+    for file in root.glob("label/*/*"):
+        file.unlink()
+    reverse = dict(reversed([*specs(label=modalities.kind("label").Spec(classes=2)).items()]))
+    found = folder.open(folder.Spec(root=str(root)), reverse, "image").train
+    assert found.classes == {"label": ["ape", "bee"]} and [*found.__getitems__([0]).data] == [*reverse]

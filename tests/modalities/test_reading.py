@@ -29,16 +29,16 @@ def test_an_image_that_fits_is_its_middle_square(tmp_path, random):
     pixels = random.integers(0, 256, (4, 7, 3), dtype=np.uint8)
     for name, part, expected in (("wide", pixels, pixels[:, 1:5]), ("all", pixels[:, :4], pixels[:, :4])):
         Image.fromarray(part).save(tmp_path / f"{name}.png")
-        found = read("image", tmp_path / f"{name}.png", channels=3, size=4)
+        found = read("image", tmp_path / f"{name}.png", channels=3, size=4, background="white")
         torch.testing.assert_close(found, as_floats(expected), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("size", [5, 40])
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
 def test_an_image_of_another_size_is_resized_by_lanczos(tmp_path, random, size, channels, mode):
-    picture = Image.fromarray(random.integers(0, 256, (13, 13, 4), dtype=np.uint8))  # alpha is left out
+    picture = Image.fromarray(random.integers(0, 256, (13, 13, 3), dtype=np.uint8))
     picture.save(tmp_path / "x.png")
-    found = read("image", tmp_path / "x.png", channels=channels, size=size)
+    found = read("image", tmp_path / "x.png", channels=channels, size=size, background="white")
     resized = picture.convert(mode).resize((size, size), Image.Resampling.LANCZOS)
     torch.testing.assert_close(found, as_floats(np.asarray(resized).reshape(size, size, channels)), atol=1e-6, rtol=0)
 
@@ -47,7 +47,7 @@ def test_of_a_tall_image_the_middle_square_is_resized(tmp_path, random):
     """13 x 21: rows 4 to 16. Lanczos reaches three pixels far, also over the square's edge: compared within."""
     picture = Image.fromarray(random.integers(0, 256, (21, 13, 3), dtype=np.uint8))
     picture.save(tmp_path / "x.png")
-    found = read("image", tmp_path / "x.png", channels=3, size=52)
+    found = read("image", tmp_path / "x.png", channels=3, size=52, background="white")
     expected = as_floats(picture.crop((0, 4, 13, 17)).resize((52, 52), Image.Resampling.LANCZOS))
     torch.testing.assert_close(found[:, 12:-12], expected[:, 12:-12], atol=1e-6, rtol=0)
 
@@ -69,8 +69,10 @@ def test_a_masks_palette_is_read_as_numbers(tmp_path, random):
 
 
 def test_a_mask_may_be_black_and_white(tmp_path):
-    Image.fromarray(np.array([[0, 127], [128, 255]], np.uint8)).save(tmp_path / "two.png")
-    assert read("mask", tmp_path / "two.png", classes=2, size=2).tolist() == [[0, 0], [1, 1]]
+    """Split at 127, where edges are smoothed."""
+    pixels = np.array([[0, 127, 0], [255, 128, 255], [0, 0, 255]], np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "two.png")
+    assert read("mask", tmp_path / "two.png", classes=2, size=3).tolist() == [[0, 0, 0], [1, 1, 1], [0, 0, 1]]
     Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8)).save(tmp_path / "three.png")
     with pytest.raises(MmfastError, match=r"three.png holds class 3; the mask has classes 0 .. 2"):
         read("mask", tmp_path / "three.png", classes=3, size=2)

@@ -1,0 +1,103 @@
+"""Picture files: opened as the formats that are meant and no other, and upright."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as PILImage
+from PIL import ImageColor, ImageOps, UnidentifiedImageError
+
+from mmfast.errors import MmfastError
+
+# The endings of pictures in a data folder.
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# Of the many formats that Pillow knows, some run programs on what they read (PostScript: Ghostscript).
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+# What Pillow raises for damaged files, beside OSError.
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, PILImage.DecompressionBombError)
+
+
+def load_picture(path: Path, what: str = "picture") -> PILImage.Image:
+    """The picture in a file, whole and turned as its EXIF data says.
+
+    Raises MmfastError, naming the file, for one that is missing, damaged, of another format or far too large (Pillow's
+    limit, 179 megapixels).
+    """
+    try:
+        with PILImage.open(path, formats=FORMATS) as file:
+            file.load()
+            picture = ImageOps.exif_transpose(file)
+    except UnidentifiedImageError:
+        raise MmfastError(f"{path} cannot be read as a {what}: it is none of {', '.join(FORMATS)}") from None
+    except DAMAGED as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise MmfastError(f"{path} cannot be read as a {what}: {reason}; mend or remove it") from None
+    assert picture is not None
+    return picture
+
+
+def middle_square(picture: PILImage.Image) -> tuple[int, int, int, int]:
+    """The middle square of a picture as (left, top, right, bottom), in pixels."""
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return left, top, left + side, top + side
+
+
+def check_colour(name: str, colour: str) -> tuple[int, ...]:
+    """The red, green and blue, 0 .. 255, of a colour's name or #rrggbb. Raises MmfastError for another text."""
+    try:
+        return ImageColor.getrgb(colour)[:3]
+    except ValueError:
+        raise MmfastError(f"{name} is {colour!r}; it should be a colour such as white or #808080") from None
+
+
+def grey_or_colour(picture: PILImage.Image, channels: int, background: str | None) -> PILImage.Image:
+    """A picture of mode L or RGB, or F in 0 .. 255 of one with 16 bits a pixel.
+
+    background: the colour behind transparent pixels; None to take colours as they are, whatever the alpha.
+    """
+    if picture.mode.startswith("I"):  # of a PNG with 16 bits
+        return PILImage.fromarray(np.asarray(picture).astype(np.float32) / 257)
+    if background is not None and picture.has_transparency_data:
+        behind = PILImage.new("RGBA", picture.size, (*check_colour("background", background), 255))
+        picture = PILImage.alpha_composite(behind, picture.convert("RGBA"))
+    return picture.convert("L" if channels == 1 else "RGB")
+
+
+def class_numbers(path: Path, picture: PILImage.Image) -> PILImage.Image:
+    """A mask's picture with its numbers as pixels: grey and palette files as they are, grey ones in colour as grey.
+
+    Raises MmfastError for a coloured one, and for one with transparent pixels.
+    """
+    if picture.mode in ("P", "L", "1") or picture.mode.startswith("I"):
+        return picture
+    pixels = np.asarray(picture.convert("RGBA"))
+    wanted = "a mask should be grey, or have a palette, with class numbers"
+    if not (pixels[..., :1] == pixels[..., :3]).all():
+        raise MmfastError(f"{path} is a coloured picture of mode {picture.mode}; {wanted}")
+    if not (pixels[..., 3] == 255).all():
+        raise MmfastError(f"{path} has transparent pixels; {wanted}")
+    return PILImage.fromarray(pixels[..., 0])
+
+
+# Pixels of antialiased edges and of JPEG lie between black and white; so many at the most.
+NEARLY, BETWEEN = 7, 0.25
+
+
+def two_classes(path: Path, values: np.ndarray) -> np.ndarray:
+    """The whole of a two-class mask's values as 0 and 1: they are 0 and 1 already, or black and white, split at 127.
+
+    Raises MmfastError for any other, with the values found.
+    """
+    if values.max() <= 1:
+        return values
+    white, grey = values >= 255 - NEARLY, (values > NEARLY) & (values < 255 - NEARLY)
+    # With 0, 1 and 255 in one file, 255 may be white or "ignore".
+    unclear = bool((values == 1).mean() > 0.01 and not ((values > 1) & (values <= NEARLY)).any())
+    if values.max() > 255 or not white.any() or grey.mean() > BETWEEN or unclear:
+        found = np.unique(values)
+        shown = ", ".join(map(str, found[:8])) + (", ..." if len(found) > 8 else "")
+        raise MmfastError(f"{path} holds the values {shown}; a mask of two classes should hold 0 and 1, or 0 and 255")
+    return (values > 127).astype(values.dtype)
