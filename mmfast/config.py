@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from mmfast import backbones, data, modalities
 from mmfast.errors import MmfastError, unknown
@@ -153,9 +155,11 @@ def _read(source: str) -> str:
     if path.suffix not in (".yaml", ".yml"):
         raise unknown("config", source, [*presets(), "or the path of a .yaml file"])
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise MmfastError(f"config {source} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise MmfastError(f"config {source} is no text in UTF-8 ({error.reason}); save it as UTF-8") from None
 
 
 def _override(raw: DictConfig, key: str, value: str) -> None:
@@ -169,6 +173,15 @@ def _override(raw: DictConfig, key: str, value: str) -> None:
         OmegaConf.update(raw, key, new, merge=merge, force_add=True)
     except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
         raise MmfastError(f"--{key} {value}: {_one_line(error)}") from None
+
+
+def _check_name(name: str) -> None:
+    """Raise MmfastError for a modality's name that cannot name a file and a part of the network."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or hasattr(nn.ModuleDict, name) or name == "training":
+        raise MmfastError(
+            f"modalities.{name}: {name!r} cannot be a modality's name; it should begin with a letter, have letters, "
+            "digits, _ and - alone, and be no name that torch's modules have, such as type, values or half"
+        )
 
 
 def resolve(raw: DictConfig, source: str = "config") -> Config:
@@ -188,6 +201,7 @@ def resolve(raw: DictConfig, source: str = "config") -> Config:
     config.backbone = _of_kind(raw, "backbone", lambda kind: backbones.kind(kind).Spec, "unet", backbones.KINDS)
     for part in map(str, _section(raw, "modalities")):
         key = f"modalities.{part}"
+        _check_name(part)
         config.modalities[part] = _of_kind(
             raw, key, lambda kind: modalities.kind(kind).Spec, None, list(modalities.KINDS)
         )

@@ -1,6 +1,7 @@
 """Configs: defaults, then the file, then the command line; each kind with its own options."""
 
 import pytest
+from omegaconf import OmegaConf
 
 from mmfast import config as configs
 from mmfast.cli import main, overrides
@@ -71,3 +72,26 @@ def test_where_something_is_given_its_own_steps_are_taken_the_fewest_of_several(
     assert settings(short, ("mask",))["steps"] == 4
     with pytest.raises(MmfastError, match=r"modalities\.mask\.given_steps"):
         configs.load("image-mask", [("modalities.mask.given_steps", "0")])
+
+
+@pytest.mark.parametrize("name", ["type", "values", "half", "training", "parameters", "seg/map", "a.b", "", "7", "x y"])
+def test_names_that_a_modality_cannot_have(name):
+    raw = OmegaConf.create({"anchor": "image", "modalities": {"image": {"kind": "image"}, name: {"kind": "label"}}})
+    with pytest.raises(MmfastError, match=f"{name!r} cannot be a modality's name"):
+        configs.resolve(raw)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_config_is_utf_8_whatever_the_locale(tmp_path, encoding):
+    file = tmp_path / "x.yaml"
+    text = "anchor: image\nmodalities: {image: {kind: image}, label: {kind: label, classes: 1, names: [caf\u00e9]}}\n"
+    file.write_bytes(text.encode(encoding))
+    assert configs.load(str(file)).modalities["label"].names == ["caf\u00e9"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_config_of_another_encoding_is_an_error(tmp_path, encoding):
+    file = tmp_path / "x.yaml"
+    file.write_bytes("anchor: caf\u00e9".encode(encoding))
+    with pytest.raises(MmfastError, match=r"x\.yaml is no text in UTF-8 .*; save it as UTF-8"):
+        configs.load(str(file))

@@ -18,13 +18,16 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
         raise MmfastError(
             f"features are {list(a.shape)} and {list(b.shape)}; they should be [n, D] and [m, D], n, m > 1"
         )
+    for features in (a, b):
+        if not features.isfinite().all():
+            raise MmfastError("features hold values that are not finite; they should be finite")
     x, y = a.cpu().double().numpy(), b.cpu().double().numpy()
     cov_x, cov_y = (np.atleast_2d(np.cov(z, rowvar=False)) for z in (x, y))
     values, vectors = np.linalg.eigh(cov_x)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ cov_y @ root).clip(min=0)).sum()
     mean = np.square(x.mean(0) - y.mean(0)).sum()
-    return float(mean + np.trace(cov_x) + np.trace(cov_y) - 2 * cross)
+    return max(0.0, float(mean + np.trace(cov_x) + np.trace(cov_y) - 2 * cross))  # rounding goes below
 
 
 def pixel_features(images: Tensor, most: int = 16) -> Tensor:

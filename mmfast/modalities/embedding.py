@@ -114,13 +114,19 @@ class Embedding(Modality):
 
     @classmethod
     def read(cls, path: Path, spec: EmbeddingSpec) -> Tensor:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise MmfastError(f"{path} is no file; it should be a vector (.npy)")
         try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            # Mapped, a file that claims more than it holds is an error before any memory is asked for.
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as error:
             raise MmfastError(f"{path} cannot be read as a vector (.npy): {' '.join(str(error).split())}") from None
-        x = torch.from_numpy(np.asarray(array, dtype=np.float32)).reshape(-1)
-        if x.numel() != spec.dim:
-            raise MmfastError(f"{path} holds {x.numel()} numbers; it should hold {spec.dim}")
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+            kind = array.dtype if isinstance(array, np.ndarray) else "an archive"
+            raise MmfastError(f"{path} holds {kind}; it should hold real numbers (.npy)")
+        if array.size != spec.dim:
+            raise MmfastError(f"{path} holds {array.size} numbers; it should hold {spec.dim}")
+        x = torch.from_numpy(np.array(array, dtype=np.float32)).reshape(-1)
         if not bool(torch.isfinite(x).all()):
             raise MmfastError(
                 f"{path} holds NaN or infinite values; mend or remove it, for its embedding to be missing"

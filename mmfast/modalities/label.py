@@ -91,7 +91,7 @@ class Label(Modality):
     @classmethod
     def read(cls, path: Path, spec: LabelSpec) -> Tensor:
         try:
-            return number(path.read_text().strip(), spec, str(path))
+            return number(path.read_text(encoding="utf-8-sig").strip(), spec, str(path))
         except (OSError, UnicodeDecodeError) as error:
             raise MmfastError(f"{path} cannot be read as a label: {error}") from None
 
@@ -107,7 +107,8 @@ def number(text: str, spec: LabelSpec, where: str) -> Tensor:
     """A class given by number or by name. Raises MmfastError for what is neither."""
     if text in spec.names:
         return torch.tensor(spec.names.index(text))
-    if text.isdecimal() and int(text) < spec.classes:
+    if text.isdecimal() and len(text) <= 9 and int(text) < spec.classes:
         return torch.tensor(int(text))
     names = f" or one of {', '.join(spec.names)}" if spec.names else ""
+    text = text if len(text) <= 40 else f"{text[:40]}..."
     raise MmfastError(f"{where}: {text!r} is no label; it should lie in 0 .. {spec.classes - 1}{names}")

@@ -76,3 +76,11 @@ def test_pixel_features_are_block_means():
 def test_errors(shapes):
     with pytest.raises(MmfastError, match="features"):
         frechet_distance(*(torch.zeros(shape) for shape in shapes))
+
+
+def test_a_set_is_at_no_distance_from_itself_and_holds_numbers():
+    x = torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
+    assert 0 <= frechet_distance(x, x) < 1e-4
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(MmfastError, match="features hold values that are not finite"):
+            frechet_distance(x, torch.where(torch.arange(20)[:, None] == 3, bad, x))

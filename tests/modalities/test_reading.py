@@ -1,5 +1,6 @@
 """Files by value: every pixel, also of pictures of other sizes and modes. What is resized is compared with Pillow."""
 
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -97,3 +98,44 @@ def test_labels_by_number_and_by_name(tmp_path):
         (tmp_path / "x.txt").write_text(text)
         with pytest.raises(MmfastError, match=r"is no label; it should lie in 0 .. 2 or one of ape, bee, 10"):
             read("label", tmp_path / "x.txt", **spec)
+
+
+def test_a_label_may_begin_with_a_byte_order_mark_and_is_no_long_number(tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbf2\r\n")
+    assert int(read("label", tmp_path / "x.txt", classes=3, names=[])) == 2
+    (tmp_path / "x.txt").write_text("7" * 5000)
+    with pytest.raises(MmfastError, match=r"x\.txt: '7{40}\.\.\.' is no label"):
+        read("label", tmp_path / "x.txt", classes=3, names=[])
+
+
+def huge():
+    """The file of a vector that claims 10^12 numbers."""
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }"
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+def test_a_vector_is_read_or_an_error_of_one_line(tmp_path):
+    file = tmp_path / "x.npy"
+    for array in (np.arange(3.0), np.arange(3), np.array([[1, 0, 1]], bool), np.arange(6.0)[::2]):
+        np.save(file, array)
+        assert read("embedding", file, dim=3).tolist() == array.reshape(-1).tolist()
+    np.savez(tmp_path / "x.npz", np.arange(3.0))
+    archive = (tmp_path / "x.npz").read_bytes()
+    np.save(file, np.array([1j, 2, 3]))
+    of_complex = file.read_bytes()
+    np.save(file, np.array(["a", "b", "c"]))
+    of_text = file.read_bytes()
+    np.save(file, np.array([None, 1, 2], object), allow_pickle=True)
+    for content, match in (
+        (archive, "an archive"), (of_complex, "complex128"), (of_text, "U1"), (file.read_bytes(), "cannot be read"),
+        (b"", "cannot be read"), (huge(), "cannot be read"), (huge()[:40], "cannot be read"),
+    ):  # fmt: skip
+        file.write_bytes(content)
+        with pytest.raises(MmfastError, match=match) as error:
+            read("embedding", file, dim=3)
+        assert "x.npy" in str(error.value) and "\n" not in str(error.value)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(MmfastError, match=r"x\.npy is no file"):
+        read("embedding", file, dim=3)
