@@ -19,6 +19,7 @@ from torch import nn
 from mmfast import backbones, data, modalities
 from mmfast.errors import MmfastError, unknown
 from mmfast.options import PRECISIONS, check, option
+from mmfast.plain_yaml import load_value, load_yaml
 from mmfast.process import TARGETS
 from mmfast.samplers import HEADS, SAMPLERS
 
@@ -136,11 +137,12 @@ def load(source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
 
     Raises MmfastError, naming the key, for anything unknown, of the wrong type or out of bounds.
     """
-    text = _read(source)
     try:
-        raw = OmegaConf.create(yaml.safe_load(text) or {})
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise MmfastError(f"{source} is no valid YAML: {' '.join(str(error).split())}") from None
+        raw = OmegaConf.create(load_yaml(_read(source), source) or {})
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        if isinstance(error, MmfastError):
+            raise
+        raise MmfastError(f"{source} holds what no config can: {_one_line(error)}") from None
     if not isinstance(raw, DictConfig):
         raise MmfastError(f"{source} holds a {type(raw).__name__}; it should hold keys, as the presets do")
     for key, value in overrides:
@@ -163,15 +165,15 @@ def _read(source: str) -> str:
 
 
 def _override(raw: DictConfig, key: str, value: str) -> None:
+    new = load_value(value, f"--{key} {value}")
     try:
-        new = yaml.safe_load(value)
         parent, _, last = key.rpartition(".")
         if last == "kind" and parent and new != OmegaConf.select(raw, key):
             key, new = parent, {"kind": new}
         # Another kind has other options: what was said of the old one does not carry over.
         merge = not (isinstance(new, dict) and "kind" in new)
         OmegaConf.update(raw, key, new, merge=merge, force_add=True)
-    except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise MmfastError(f"--{key} {value}: {_one_line(error)}") from None
 
 

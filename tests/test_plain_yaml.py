@@ -1,0 +1,67 @@
+"""Configs read as they are written: against a table, and PyYAML where the two should agree."""
+
+import pytest
+import yaml
+
+from mmfast import config as configs
+from mmfast.errors import MmfastError
+from mmfast.plain_yaml import load_value, load_yaml
+
+AS_IT_IS = ["0123", "010", "2024-01-01", "yes", "no", "on", "1_000", "12:30", "a #b", "#x", "1e3", "0x10", "0b1",
+            "a: b", "my/data", "=", "<<", "*x", "&x", "!x", "- x", "| x", "> x", "%x", "@x", "`x", "? x"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", AS_IT_IS)
+def test_text_stays_text_on_the_command_line(text):
+    assert load_value(text, "x") == text
+    assert configs.load("digits", [("train.device", text)]).train.device == text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("100", 100), ("-3", -3), ("0", 0), ("1.5", 1.5), ("1.0e-4", 1e-4), (".5", 0.5), ("true", True), ("False", False),
+     ("null", None), ("~", None), ("", None), (" 7 ", 7), ("[1, no]", [1, "no"]), ("{kind: none}", {"kind": "none"}),
+     ("'010'", "010"), ('"a"', "a"), ("-.inf", float("-inf"))],
+)  # fmt: skip
+def test_values(text, value):
+    found = load_value(text, "x")
+    assert found == value and type(found) is type(value)
+
+
+def test_names_in_a_file(tmp_path):
+    file = tmp_path / "x.yaml"
+    names = "[no, yes, 2019, 010, 12:30, 2024-01-01, off]"
+    file.write_text(f"modalities: {{image: {{kind: image}}, label: {{kind: label, classes: 7, names: {names}}}}}\n")
+    found = configs.load(str(file)).modalities["label"].names
+    assert found == ["no", "yes", "2019", "010", "12:30", "2024-01-01", "off"]
+
+
+@pytest.mark.parametrize("name", configs.presets())
+def test_presets_are_as_pyyaml_reads_them(name):
+    text = configs._read(name)
+    assert load_yaml(text, name) == yaml.safe_load(text)
+    written = configs.to_yaml(configs.load(name))
+    assert load_yaml(written, name) == yaml.safe_load(written)
+
+
+@pytest.mark.parametrize("texts", [AS_IT_IS, ["1e-3", "~", "null", "true", "1.5", "7", "", " x", "é", "a\nb"]])
+def test_what_pyyaml_writes_comes_back(texts):
+    assert load_yaml(yaml.safe_dump(texts), "x") == texts
+
+
+def test_aliases_tags_and_interpolation_are_refused(monkeypatch):
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 12))
+    monkeypatch.setenv("SECRET", "s3cret")
+    for text, match in (
+        (bomb, "aliases"),
+        ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("data: {root: '${oc.env:SECRET}'}", "write the value itself"),
+        ("a: [" * 5000, "x is no"),
+        ("a: " + "7" * 5000, "x is no"),
+        ("a: b: c", "x is no valid YAML"),
+    ):
+        with pytest.raises(MmfastError, match=match) as error:
+            load_yaml(text, "x")
+        assert "\n" not in str(error.value) and "s3cret" not in str(error.value)
+    with pytest.raises(MmfastError, match="write the value itself"):
+        configs.load("digits", [("data.cache", "${oc.env:SECRET}")])
