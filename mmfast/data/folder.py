@@ -118,10 +118,20 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
 
 
 def _classes(anchors: dict[str, Path], name: str, part: Any, folder: Path) -> list[str]:
-    """The class names from the first folder of the anchors' paths."""
+    """The folder of each class, from the first folder of the anchors' paths: those of the names given, else in their
+    order; folders that are whole numbers are the classes of these numbers.
+    """
     found = sorted({stem.split("/")[0] for stem in anchors if "/" in stem})
     if not found or any("/" not in stem for stem in anchors):
         raise MmfastError(f"data.root: {folder} holds no label files (.txt), nor do folders name the classes")
+    if not part.names and all(x.isdecimal() and len(x) <= 9 for x in found):  # which keep their numbers
+        numbers = [int(x) for x in found]
+        if len({*numbers}) < len(found) or max(numbers) >= part.classes:
+            raise MmfastError(
+                f"modalities.{name}.classes is {part.classes}; the folders are the numbers {', '.join(found[:5])}, "
+                "which should differ and be below it"
+            )
+        return [found[numbers.index(k)] if k in numbers else "" for k in range(part.classes)]
     names = list(part.names) or found
     missing = [stem for stem in found if stem not in names]
     if missing or len(names) != part.classes:

@@ -17,6 +17,8 @@ from mmfast.modalities import base
 from mmfast.modalities.base import Modality, SpaceShape
 from mmfast.options import option
 
+FAR = 4.0  # no pixel of -1 .. 1, noisy ones too, but those of 0 .. 255
+
 
 @dataclass
 class ImageSpec(base.Spec):
@@ -54,6 +56,10 @@ class Image(Modality):
 
     def check(self, x: Tensor, where: str) -> None:
         base.check_floats(x, self.shape, where)
+        if x.numel() and float(x.abs().max()) > FAR:
+            raise MmfastError(
+                f"{where} runs from {float(x.min()):.3g} to {float(x.max()):.3g}; it should lie in -1 .. 1"
+            )
 
     def encode(self, x: Tensor) -> Tensor:
         if self.conv is not None:

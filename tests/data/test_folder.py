@@ -139,3 +139,27 @@ def test_the_anchor_may_come_last_in_the_config(made):
     reverse = dict(reversed([*specs(label=modalities.kind("label").Spec(classes=2)).items()]))
     found = folder.open(folder.Spec(root=str(root)), reverse, "image").train
     assert found.classes == {"label": ["ape", "bee"]} and [*found.__getitems__([0]).data] == [*reverse]
+
+
+def test_folders_that_are_numbers_keep_them(tmp_path):
+    """As text, 10 comes before 2."""
+    for number in (0, 1, 2, 10, 11):
+        for k in range(2):
+            write(tmp_path, "image", f"{number}/{k}", ".png", np.zeros((SIZE, SIZE, 3), np.uint8))
+    label = modalities.kind("label").Spec
+
+    def numbers(classes):
+        kinds = {"image": specs()["image"], "label": label(classes=classes)}
+        data = folder.open(folder.Spec(root=str(tmp_path)), kinds, "image")
+        for part in (data.train, data.test):
+            found = part.__getitems__(range(len(part))).data["label"].tolist()
+            assert found == [int(stem.split("/")[0]) for stem in part.stems]
+
+    numbers(12)
+    numbers(20)
+    for classes in (5, 11):
+        with pytest.raises(MmfastError, match=f"classes is {classes}; the folders are the numbers 0, 1, 10, 11, 2"):
+            numbers(classes)
+    write(tmp_path, "image", "02/0", ".png", np.zeros((SIZE, SIZE, 3), np.uint8))
+    with pytest.raises(MmfastError, match="should differ"):
+        numbers(12)

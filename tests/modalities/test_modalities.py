@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mmfast import modalities
+from mmfast import MmfastError, modalities
 from mmfast.modalities import SpaceShape
 from mmfast.modalities.base import code
 
@@ -131,3 +131,11 @@ def test_bad_batches_are_named(kind):
     for wrong in (bad, x[:, :1] if x.dim() > 1 else x[:, None], x.to(torch.int16)):
         with pytest.raises(ValueError, match=r"^data: x"):
             part.check(wrong, "data: x")
+
+
+def test_pixels_of_another_range_are_refused():
+    kind = modalities.kind("image")
+    image = kind("image", kind.Spec(channels=1, size=2), SpaceShape(2, 2))
+    image.check(torch.tensor([[[[-1.0, 1.2], [0.0, -1.3]]]]), "given")
+    with pytest.raises(MmfastError, match=r"given runs from 0 to 255; it should lie in -1 \.\. 1"):
+        image.check(torch.tensor([[[[0.0, 255.0], [3.0, 7.0]]]]), "given")
