@@ -78,6 +78,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="modalities drawn first, one after another, the rest given them; no name: all together [the config's]",
     )
+    sample.add_argument(
+        "--offset",
+        nargs="*",
+        metavar="NAME=SHARE",
+        help="by how much of T a modality's time is ahead of the anchor's, mask=0.2, or behind it, mask=-0.2; no name: "
+        "all at one time [the config's]",
+    )
     sample.add_argument("--seed", type=int, default=0, help="seed of the noise [0]")
     sample.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     sample.add_argument("--out", metavar="FILE.png", help="the picture [a new file in RUN/samples]")
@@ -180,6 +187,14 @@ def _given(pairs: Sequence[str], model: Any, config: Any, count: int) -> dict[st
     return given
 
 
+def _share(pair: str) -> tuple[str, float]:
+    name, _, text = pair.partition("=")
+    try:
+        return name, float(text)
+    except ValueError:
+        raise MmfastError(f"--offset {pair} has no number; it should be NAME=SHARE, as mask=0.2") from None
+
+
 def _sample(args: argparse.Namespace, rest: Sequence[str]) -> int:
     import numpy as np
 
@@ -195,6 +210,8 @@ def _sample(args: argparse.Namespace, rest: Sequence[str]) -> int:
     given = _given(args.given, model, config, args.n)
     names = ("steps", "sampler", "guidance_scale", "first")
     options = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if args.offset is not None:
+        options["offset"] = dict(_share(pair) for pair in args.offset)
     drawn = generate(model, config, args.n, given, progress=not args.quiet, seed=args.seed, **options)
     what = " ".join(args.given)
     how = title(args.given, config.sample.first if args.first is None else args.first)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
@@ -21,7 +21,7 @@ from mmfast.errors import MmfastError, unknown
 from mmfast.options import PRECISIONS, check, option
 from mmfast.plain_yaml import load_value, load_yaml
 from mmfast.process import TARGETS
-from mmfast.samplers import HEADS, SAMPLERS
+from mmfast.samplers import HEADS, SAMPLERS, check_share
 
 
 @dataclass
@@ -84,6 +84,7 @@ class SampleSpec:
         "soft", "what is not given enters a step as its expected encoding, or as a draw's", choices=HEADS
     )
     first: list[str] = option([], "modalities drawn first, one after another; the rest is drawn given them")
+    offset: dict[str, float] = option({}, "by how much of T a modality's time is ahead of the anchor's, as {mask: 0.2}")
     count: int = option(16, "samples in a grid", min=1)
 
 
@@ -214,6 +215,7 @@ def resolve(raw: DictConfig, source: str = "config") -> Config:
     for name in config.sample.first:
         if name not in config.modalities:
             raise unknown("sample.first", name, config.modalities)
+    _check_offset(config)
     check(config, "")
     for name, spec in config.modalities.items():
         check(spec, f"modalities.{name}.")
@@ -251,6 +253,18 @@ def _check_times(config: Config, name: str, spec: Any) -> None:
             raise MmfastError(f"modalities.{name}.{key} needs space=own: shared channels have one time")
 
 
+def _check_offset(config: Config) -> None:
+    """Raise MmfastError for offsets that no model of this config can have; whether a modality has a trace it knows."""
+    for name, share in config.sample.offset.items():
+        if name not in config.modalities:
+            raise unknown("sample.offset", name, config.modalities)
+        if name == config.anchor:
+            raise MmfastError(f"sample.offset has {name}, the anchor, from whose time the others' are counted")
+        check_share(f"sample.offset.{name}", share)
+    if config.sample.offset and (config.space == "shared" or not config.told):
+        raise MmfastError("sample.offset needs space=own and told=true: else z_t has one time")
+
+
 def _section(raw: DictConfig, key: str) -> DictConfig:
     part = OmegaConf.select(raw, key)
     if part is None:
@@ -273,6 +287,12 @@ def _of_kind(raw: DictConfig, key: str, spec: Any, default: str | None, kinds: S
 def _typed(section: type, part: DictConfig, prefix: str) -> Any:
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(section), part))
+    except TypeError:  # a list where keys belong, or the reverse: OmegaConf does not say which
+        given, usual = dict(part.items()), section()
+        wrong = {str(k): x for k, x in given.items() if OmegaConf.is_config(x)}
+        key = next(k for k, x in wrong.items() if _is_list(x) != _is_list(getattr(usual, k)))
+        wanted = "a list" if _is_list(getattr(usual, key)) else "keys with values"
+        raise MmfastError(f"{prefix}{key} is {wrong[key]}; it should hold {wanted}") from None
     except OmegaConfBaseException as error:
         key = f"{prefix}{getattr(error, 'full_key', None) or getattr(error, 'key', '')}"
         names = [f.name for f in dataclasses.fields(section)]
@@ -282,6 +302,10 @@ def _typed(section: type, part: DictConfig, prefix: str) -> Any:
             hint = f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(names)}"
             raise MmfastError(f"{prefix}{last} is no option; {hint} (`mmfast train --help` lists all)") from None
         raise MmfastError(f"{key}: {_one_line(error)}") from None
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, ListConfig))
 
 
 def _one_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from mmfast.config import Config
 from mmfast.errors import MmfastError, unknown
 from mmfast.model import Model
+from mmfast.path import check_offset
 from mmfast.sample import sample
 
 
@@ -26,8 +27,15 @@ def settings(config: Config, given: Iterable[str] = ()) -> dict[str, Any]:
         "batch_size": spec.batch_size,
         "precision": spec.precision,
         "heads": spec.heads,
+        "offset": spec.offset,
         "seed": config.seed,
     }
+
+
+def check_sample(model: Model, config: Config) -> None:
+    """Raise MmfastError for an order of drawing, `sample.first` or `sample.offset`, that this model cannot have."""
+    check_first(model, config.sample.first)
+    check_offset(model, config.sample.offset, "sample.offset")
 
 
 def check_first(model: Model, first: Iterable[str]) -> None:
@@ -64,8 +72,9 @@ def generate(
     first: modalities that are drawn one after another before the rest, each given those before it, since
     p(x, y) = p(x) p(y | x); None for config.sample.first, empty for all together. Each turn is a whole run of the
     sampler, with noise of its own, and is guided by what was drawn before it as by what was given. What comes later is
-    unknown meanwhile, where training has shown that (`unknown_probability`), else it is drawn along. options: arguments
-    of `sample` in place of the config's.
+    unknown meanwhile, where training has shown that (`unknown_probability`), else it is drawn along. Within a turn the
+    times keep to the offsets (`config.sample.offset`) of what is drawn in it. options: arguments of `sample` in place
+    of the config's.
 
     Raises MmfastError for a name in `first` that is no modality of the model, or that follows from another.
     """

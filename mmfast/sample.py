@@ -6,7 +6,6 @@ m_t, step y, add m_s. With guidance, the conversion to z_0 and the clamp before 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +14,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mmfast import ops
+from mmfast import ops, path
 from mmfast.errors import MmfastError
 from mmfast.errors import unknown as unknown_name
 from mmfast.model import Model, Prediction
 from mmfast.options import PRECISIONS
-from mmfast.process import TARGETS
-from mmfast.samplers import HEADS, SAMPLERS, StepRule, timesteps
+from mmfast.samplers import HEADS, SAMPLERS, timesteps
 from mmfast.streams import HEAD_NOISE, SAMPLE
 
 
@@ -42,6 +40,7 @@ def sample(
     precision: str = "fp32",
     heads: str = "soft",
     unknown: Collection[str] = (),
+    offset: Mapping[str, float] | None = None,
     progress: bool | str = False,
 ) -> dict[str, Tensor]:
     """Draw examples from z_T ~ N(m_T of what is given, I): all modalities, those given as they are.
@@ -52,7 +51,8 @@ def sample(
     Args:
         count: how many; None for as many as `given` holds.
         given: by name, [count, ...] or [1, ...] for all.
-        steps, sampler, eta: how many steps of "ddpm", "ddim" (with eta), "dpmpp_2m" or another of SAMPLERS.
+        steps, sampler, eta: how many steps (evaluations of the network) of "ddpm", "ddim" (with eta), "dpmpp_2m" or
+            another of SAMPLERS.
         guidance_scale: 1 for none; one for all that is given, or by name. Each guided modality adds
             (scale - 1) (prediction - prediction without it).
         clamp: hold the predicted z_0 within -clamp .. clamp; None not to.
@@ -60,15 +60,21 @@ def sample(
         precision: the network's arithmetic, "fp32" or "bf16"; the steps themselves are float32 in both.
         heads: what is not given enters a step as its head's expected encoding, "soft", or as a draw's, "sampled".
         unknown: modalities that stay at time T, unknown to the rest: they are read off it at the end, by their heads.
+        offset: by name, how far a modality's time is ahead of the anchor's, as a share of T: {"mask": 0.2} decides the
+            mask before the image, -0.2 after it, each above -1 and below 1. It is a difference of times, since that is
+            what the network is told and what training has shown it (`own_time_probability`): all blocks go at one pace,
+            whatever the offsets, each from T down to 0, and `steps` are shared over the longer path. What has reached 0
+            is drawn, and told as given from then on; what has not yet begun waits at T. Near 1 one modality is drawn
+            and then the other given it, as `mmfast.generate.generate(first=...)` does. An offset of what is given or
+            unknown plays no part. It needs space=own and told, and a modality with a trace in z_t.
         progress: show a bar, with this text.
 
-    Returns every modality by name, [count, ...], on the model's device.
+    Returns every modality by name, [count, ...], on the model's device. Raises MmfastError naming the argument.
     """
     given = {name: x.float() if x.is_floating_point() else x for name, x in (given or {}).items()}
     count = _count(model, count, given)
     if sampler not in SAMPLERS:
         raise unknown_name("sampler", sampler, SAMPLERS)
-    grid = timesteps(model.schedule.T, steps)
     device = model.schedule.alpha_bar.device
     ids = torch.arange(count) if sample_ids is None else sample_ids
     if not isinstance(ids, Tensor) or ids.shape != (count,) or ids.dtype != torch.int64:
@@ -89,11 +95,13 @@ def sample(
     for name in unknown:
         if name not in model.names or name in given:
             raise unknown_name("unknown's modality", name, [n for n in model.names if n not in given])
+    path.check_offset(model, offset or {})
+    ahead = path.leads(model, offset or {}, {*given, *unknown})
+    grid, scales = timesteps(model.schedule.T + max(ahead.values()), steps), _scales(guidance_scale, given)
     settings = _Settings(
-        SAMPLERS[sampler],
-        eta,
         grid,
-        _scales(guidance_scale, given),
+        path.plan(model, grid, ahead, SAMPLERS[sampler], eta, list(scales.values())),
+        scales,
         clamp,
         seed,
         precision == "bf16",
@@ -118,9 +126,8 @@ def sample(
 
 @dataclass(frozen=True)
 class _Settings:
-    step: StepRule
-    eta: float
     grid: list[int]
+    plan: path.Plan
     scales: dict[str, float]
     clamp: float | None
     seed: int
@@ -167,21 +174,27 @@ class _Loop:
     """The loop over the steps for one batch. All coefficients are on the device before it starts."""
 
     def __init__(self, model: Model, given: dict[str, Tensor], settings: _Settings, ids: Tensor) -> None:
-        self.model, self.given, self.settings, self.ids = model, given, settings, ids
+        self.model, self.settings, self.plan, self.ids = model, settings, settings.plan, ids
         self.anchor = given.get(model.anchor_name)
-        self.truth = model.encode(given)
-        self.told = {name: self._tell(without=name) for name in ["", *settings.scales]}
-        self._plan(settings.grid)
+        self.known: dict[str, Tensor] = {}
+        self.truth: dict[str, Tensor] = {}
+        self._know(given)
+
+    def _know(self, new: Mapping[str, Tensor]) -> None:
+        """Tell the network of these, from here on: what is given, and later what has been drawn."""
+        self.known.update(new)
+        self.truth.update(self.model.encode(dict(new)))
+        self.told = {name: self._tell(without=name) for name in ["", *self.settings.scales]}
 
     def _tell(self, without: str) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the network is told when one of what is given is unknown ("": none); and the times, -1 for t."""
+        """What the network is told when one of what is given is unknown ("": none); and the times, -1: the path's."""
         names = (self.model.anchor_name, *self.model.names)
-        flags = torch.tensor([[name in self.given and name != without for name in names]], device=self.ids.device)
+        flags = torch.tensor([[name in self.known and name != without for name in names]], device=self.ids.device)
         left_out = {*self.settings.unknown, *([without] if self._can_be_unknown(without) else [])}
         unknown = [name in left_out for name in names]
         other = torch.tensor([[self.model.schedule.T if x else -1 for x in unknown]], device=flags.device)
         times = self.model.times(other, flags).expand(len(self.ids), -1)
-        return times, self.model.tell(self.anchor, self.truth, times)
+        return times, self.model.tell(self.known.get(self.model.anchor_name), self.truth, times)
 
     def _can_be_unknown(self, name: str) -> bool:
         """Whether training has shown this modality unknown. Else, untold of it, the network sees its block at t.
@@ -193,47 +206,18 @@ class _Loop:
             return False
         return name not in model.time_of or model.part(name).spec.unknown_probability > 0
 
-    def _ask(self, z: Tensor, t: int, without: str = "") -> Prediction:
-        """The network's prediction at time t, told of all that is given but one modality."""
+    def _ask(self, z: Tensor, i: int, without: str = "") -> Prediction:
+        """The network's prediction at step i, told of all that is known but one modality."""
         times, told = self.told[without]
-        return self.model(z, torch.where(times < 0, t, times), told)
+        return self.model(z, torch.where(times < 0, self.plan.clock[i], times), told)
 
-    def _plan(self, grid: list[int]) -> None:
-        """The coefficients of every step: rows of the tables that `run` hands to the fused step."""
-        model, schedule, settings = self.model, self.model.schedule, self.settings
-        alpha_bar = schedule.alpha_bar.cpu()  # once: whatever is read of a GPU waits for it
-        abar = alpha_bar.tolist().__getitem__
-        W = schedule.W.cpu()[:, schedule.index(model.traced)]
-        # The network's prediction of the anchor, and those that are not told of a modality: guidance is linear.
-        scales = list(settings.scales.values())
-        predictions = [1 + sum(scale - 1 for scale in scales), *(1 - scale for scale in scales)]
-        none = [0.0] * len(predictions)
-        jumps = list(itertools.pairwise(grid))
-        steps = [settings.step(abar, t, s, t0, settings.eta) for (t, s), t0 in zip(jumps, [None, *grid], strict=False)]
-        self.extrapolates = any(step.of_last for step in steps)
-        to_z0, of_step, sigma = [], [], []
-        for (t, s), step in zip(jumps, steps, strict=True):
-            of_y, of_prediction = (float(c) for c in TARGETS[model.target].x0(alpha_bar[t]))
-            # z_s = of_y (z_t - m_t) + m_s + of_last z0hat_last + of_z0 z0hat + sigma noise, in which the encodings are
-            # extrapolated as z0hat is: (1 + r) E - r E_last. Without that a rule of second order would be of the first.
-            r, w = step.of_last / (step.of_z0 + step.of_last) if step.of_last else 0.0, W[s] - step.of_y * W[t]
-            weights, of_before = w * (1 - r), (w * r).tolist() if self.extrapolates else []
-            from_z = [of_y, *(p * of_prediction for p in predictions), *(-of_y * W[t]).tolist()]
-            to_z0.append([*from_z, *[0.0] * len(of_before), 0.0])
-            of_step.append([step.of_y, *none, *weights.tolist(), *of_before, step.of_last, step.of_z0])
-            sigma.append(step.sigma)
-        like: dict[str, Any] = {"dtype": torch.float32, "device": self.ids.device}
-        self.of_step, self.sigma = (torch.tensor(x, **like) for x in (of_step, sigma))
-        self.tables = ops.Tables(self.of_step, self.sigma, torch.tensor(to_z0, **like))
-        self.W_T = W[grid[0]].to(self.ids.device)
-
-    def _predict(self, z: Tensor, t: int) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def _predict(self, z: Tensor, i: int) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The network's predictions of the anchor, and its heads pushed away from those that are not told."""
-        told = self._ask(z, t)
+        told = self._ask(z, i)
         anchors, heads = [told.anchor.float()], {name: x.float() for name, x in told.heads.items()}
         guided = dict(heads)
         for name, scale in self.settings.scales.items():
-            untold = self._ask(z, t, name)
+            untold = self._ask(z, i, name)
             anchors.append(untold.anchor.float())
             for head, x in untold.heads.items():
                 guided[head] = guided[head] + (scale - 1) * (heads[head] - x.float())
@@ -241,20 +225,36 @@ class _Loop:
 
     def _step(self, i: int, z: Tensor, said: _Said, last: _Said | None, s: int) -> tuple[Tensor, Tensor]:
         """z_s and z0hat of step i, in one pass: the anchor is the truth where it is given, else predicted."""
-        model, seed = self.model, self.settings.seed
-        noise: dict[str, Any] = {"seed": seed, "draw": s, "sample_ids": self.ids, "stream": SAMPLE}
+        model, plan = self.model, self.plan
+        noise: dict[str, Any] = {"seed": self.settings.seed, "draw": s, "sample_ids": self.ids, "stream": SAMPLE}
+        noise["levels"] = plan.levels or None
         anchors, last = said.anchors, last or said
-        encodings = [*model.terms(said.E).values(), *(model.terms(last.E).values() if self.extrapolates else ())]
+        encodings = [*model.terms(said.E).values(), *(model.terms(last.E).values() if plan.extrapolates else ())]
         if self.anchor is not None:
             truth = model.anchor_in_space(self.anchor)
-            row = self.of_step[i]
-            coefs = torch.cat((row[:1], row[1 + len(anchors) :]))[None]
-            terms = [z, *encodings, truth, truth]
-            return ops.combine(terms, coefs, self.sigma[i : i + 1], **noise), self.anchor
+            assert plan.tables.sigma is not None
+            terms = [*self._blocks(z), *encodings, truth, truth]
+            coefs = plan.with_truth(i, len(anchors))
+            return ops.combine(terms, coefs, plan.tables.sigma[i : i + 1], **noise), self.anchor
         before = anchors[0] if last.z0 is None else last.z0
-        terms = [z, *(model.anchor_in_space(x) for x in anchors), *encodings, model.anchor_in_space(before)]
-        channels = (0, model.shape[0]) if isinstance(terms[1], ops.Block) else None
-        return ops.step_by_table(terms, self.tables, i, clamp=self.settings.clamp, channels=channels, **noise)
+        predictions = [model.anchor_in_space(x) for x in anchors]
+        terms = [*self._blocks(z), *predictions, *encodings, model.anchor_in_space(before)]
+        channels = (0, model.shape[0]) if isinstance(predictions[0], ops.Block) else None
+        return ops.step_by_table(terms, plan.tables, i, clamp=self.settings.clamp, channels=channels, **noise)
+
+    def _blocks(self, z: Tensor) -> list[ops.Block | Tensor]:
+        """z as the terms of the plan's tables: whole, or by the blocks that have a time each, without a copy."""
+        ends = [*self.plan.levels[1:], z.shape[1]]
+        blocks = zip(self.plan.levels, ends, strict=False)
+        return [ops.Block(z[:, a:b], a, z.shape[1]) for a, b in blocks] or [z]
+
+    def _drawn(self, i: int, said: _Said, heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What step i has brought to time 0 before the rest, and what was drawn of it."""
+        now, then = self.plan.times[i : i + 2]
+        names = (self.model.anchor_name, *self.model.names)
+        new = [name for name, t, s in zip(names, now, then, strict=True) if s == 0 < t and name not in self.known]
+        assert said.z0 is not None
+        return {name: self.model.part(name).decode(heads[name]) if name in heads else said.z0 for name in new}
 
     def _encode(self, name: str, head: Tensor, s: int) -> Tensor:
         part = self.model.part(name)
@@ -275,12 +275,12 @@ class _Loop:
         shape = (len(self.ids), model.channels, *model.shape[1:])
         z = ops.randn(shape, draw=grid[0], device=self.ids.device, **noise)
         if terms := model.terms(self.truth):
-            weights = self.W_T[[model.traced.index(name) for name in terms]]
+            weights = self.plan.W_T[[model.traced.index(name) for name in terms]]
             z = ops.combine([z, *terms.values()], torch.cat((weights.new_ones(1), weights))[None])
         last: _Said | None = None
-        for i, (t, s) in enumerate(itertools.pairwise(grid)):
+        for i, s in enumerate(grid[1:]):
             with torch.autocast(z.device.type, torch.bfloat16, enabled=self.settings.bf16):
-                anchors, heads = self._predict(z, t)
+                anchors, heads = self._predict(z, i)
             # A given modality keeps its true encoding; the others take what their heads expect, or a draw from them.
             E = {
                 name: self.truth[name] if name in self.truth else self._encode(name, heads[name], s)
@@ -289,8 +289,10 @@ class _Loop:
             said = _Said(anchors, E)
             z, said.z0 = self._step(i, z, said, last, s)
             last = said
+            if s > 0 and (new := self._drawn(i, said, heads)):
+                self._know(new)
             bar.update()
         generated = {name: model.part(name).decode(x) for name, x in heads.items()}
         assert last is not None and last.z0 is not None  # there is at least one step
         generated[model.anchor_name] = last.z0
-        return {name: self.given.get(name, generated[name]) for name in model.parts}
+        return {name: self.known.get(name, generated[name]) for name in model.parts}

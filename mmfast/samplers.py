@@ -67,5 +67,15 @@ HEADS = ("soft", "sampled")
 def timesteps(T: int, steps: int) -> list[int]:
     """`steps` + 1 times from T down to 0, evenly spaced."""
     if not isinstance(steps, int) or not 1 <= steps <= T:
-        raise MmfastError(f"steps is {steps}; it should lie in 1 .. {T}, the schedule's number of steps")
+        raise MmfastError(f"steps is {steps}; it should lie in 1 .. {T}, as many timesteps as there are")
     return [round(T * (steps - i) / steps) for i in range(steps + 1)]
+
+
+def check_share(what: str, share: float) -> None:
+    """Raise MmfastError, which calls it `what`, unless this is a number between -1 and 1."""
+    number = isinstance(share, (int, float)) and not isinstance(share, bool)
+    if not number or not math.isfinite(share) or abs(share) >= 1:
+        raise MmfastError(
+            f"{what} is {share!r}; it should be a share of T between -1 and 1 (exclusive); to draw one modality wholly "
+            "before another use `first`"
+        )

@@ -22,7 +22,7 @@ from mmfast.data import Batch, Data
 from mmfast.errors import MmfastError
 from mmfast.evaluate import evaluate_run, held_out, sample_run
 from mmfast.files import load_into, save_tensors
-from mmfast.generate import check_first
+from mmfast.generate import check_sample
 from mmfast.model import Model
 from mmfast.run import Run
 from mmfast.training import graphs
@@ -183,7 +183,7 @@ def fit(config: Config, out: str, data: Data, losses: Losses = losses, quiet: bo
         check_batch(model, batch)
     _try_out(model, batch, config, losses)
     held_out(data.test, 1, model)
-    check_first(model, config.sample.first)
+    check_sample(model, config)
     trainer = Trainer(config, Run.start(out, config), data, losses)
     trainer.restore()
     if trainer.done and not quiet:
