@@ -30,7 +30,7 @@ from mmfast.run import Run
 from mmfast.training import graphs
 from mmfast.training import state as states
 from mmfast.training.ema import EMA
-from mmfast.training.examples import loader
+from mmfast.training.examples import HANGUP, loader
 from mmfast.training.log import Board
 from mmfast.training.objective import Losses, losses
 
@@ -226,7 +226,10 @@ def _try_out(model: Model, batch: Batch, config: Config, losses: Losses) -> None
 
 
 class _Stop:
-    """Ctrl-C and SIGTERM ask for a stop after the step in hand; a second Ctrl-C stops at once."""
+    """Ctrl-C, SIGTERM and a terminal that closes ask for a stop after the step in hand; a second Ctrl-C stops at once.
+
+    Under nohup a terminal that closes is ignored, as it was.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -240,7 +243,10 @@ class _Stop:
     def __enter__(self) -> _Stop:
         self.before = {}
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
+                numbers.append(HANGUP)
+            self.before = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -249,7 +255,7 @@ class _Stop:
 
 
 def _steps(trainer: Trainer, quiet: bool) -> None:
-    config, run, steps = trainer.config, trainer.run, trainer.config.train.steps
+    config, run, steps, begun = trainer.config, trainer.run, trainer.config.train.steps, trainer.done
     network = trainer.model
     if config.train.compile:
         network.backbone.compile()
@@ -260,6 +266,10 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
     bar = tqdm(total=steps, initial=trainer.done, desc="training", unit="step", disable=quiet, smoothing=0.05)
     with bar, contextlib.closing(board), _Stop() as stop:
         while trainer.done < steps:
+            if trainer.done and config.train.sample_every and trainer.done % config.train.sample_every == 0:
+                # Before the first step: those that a kill left undrawn.
+                how: dict[str, Any] = {"board": board, "quiet": True, "again": trainer.done > begun}
+                sample_run(run, trainer.ema.model, config, trainer.data, trainer.done, **how)
             try:
                 trainer.step(batches, network)
             except MmfastError:  # an example that cannot be read: what was learnt before it is kept
@@ -276,8 +286,6 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
                 raise KeyboardInterrupt
 
 
-            if config.train.sample_every and trainer.done % config.train.sample_every == 0 and trainer.done < steps:
-                sample_run(run, trainer.ema.model, config, trainer.data, trainer.done, board=board, quiet=True)
 def _due(done: int, steps: int) -> Any:
     return lambda every: done % every == 0 or done == steps
 
