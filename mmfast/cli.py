@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import sys
@@ -125,7 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mmfast: error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mmfast: stopped; `mmfast train`, repeated, goes on where it stopped", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal has closed
+            print("mmfast: stopped; `mmfast train`, repeated, goes on where it stopped", file=sys.stderr)
         return 130
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -25,3 +26,8 @@ def unknown(what: str, value: object, known: Iterable[object]) -> MmfastError:
 def missing_extra(package: str, extra: str, purpose: str) -> MmfastError:
     """The error for an optional package that is not installed."""
     return MmfastError(f"{purpose} needs {package}, which is not installed: pip install 'mmfast[{extra}]'")
+
+
+def notice(line: str) -> None:
+    """Say on stderr, in one line, what is no error but should be known."""
+    print(f"mmfast: {line}", file=sys.stderr)

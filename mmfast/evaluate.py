@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -61,8 +62,7 @@ def held_out(examples: Examples, count: int, model: Model) -> Batch:
     return Batch({name: x[index] for name, x in data.items()})
 
 
-def save_picture(run: Run, name: str, picture: PILImage.Image) -> None:
-    file = run.samples / f"{name}.png"
+def save_picture(run: Run, file: Path, picture: PILImage.Image) -> None:
     run.guard(lambda: write_atomically(file, lambda temporary: picture.save(temporary)))
 
 
@@ -74,18 +74,25 @@ def sample_run(
     step: int,
     board: Board | None = None,
     quiet: bool = False,
+    again: bool = True,
 ) -> None:
-    """Sample grids in every direction, as RUN/samples/step-*.png: joint, and given each modality in turn."""
+    """Sample grids in every direction, as RUN/samples/step-*.png: joint, and given each modality in turn.
+
+    again: also those whose files are there.
+    """
     names, count = tuple(model.parts), config.sample.count
     examples = held_out(data.test, count, model)
     parts = {name: model.part(name) for name in names}
     for given in ["", *(name for name in names if len(names) > 1)]:
+        name = f"given-{given}" if given else "joint"
+        file = run.samples / f"step-{step:07d}-{name}.png"
+        if file.exists() and not again:
+            continue
         what = {given: examples.data[given]} if given else {}
         text = f"samples given {given}" if given else "samples"
         drawn = generate(model, config, count, what, progress=False if quiet else text)
         picture = sample_grid(parts, drawn, f"{title(what, config.sample.first)} (step {step})", [given])
-        name = f"given-{given}" if given else "joint"
-        save_picture(run, f"step-{step:07d}-{name}", picture)
+        save_picture(run, file, picture)
         if board is not None:
             board.picture(name, picture, step)
 

@@ -1,9 +1,10 @@
-"""Files that are never half written: each is whole and on the disk before it takes its name."""
+"""Files that are never half written: each is whole and on the disk before it takes its name. Tensors have a digest."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import tempfile
@@ -20,6 +21,10 @@ from mmfast.errors import MmfastError
 
 # How the name of a file begins that is not whole yet.
 TEMPORARY = ".tmp-"
+# The names of the strings that a file of tensors carries.
+METADATA, DIGEST = "mmfast", "digest"
+# In bytes: a hundred thousand tensors' worth.
+LONGEST_HEADER = 2**25
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -29,8 +34,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = Path(name)
     try:
         write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
@@ -45,6 +49,12 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write_text(text))
 
 
+def sync(path: Path) -> None:
+    """Wait until what was written to a file is on the disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
 def _sync_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):  # some file systems cannot
         handle = os.open(folder, os.O_RDONLY)
@@ -55,12 +65,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Tensors by name, with a JSON dictionary, as one safetensors file, atomically."""
+    """Tensors by name, with a JSON dictionary and the digest of it all, as one safetensors file, atomically."""
     plain = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
+    text = json.dumps(metadata)
 
     def save(file: Path) -> None:
         try:
-            save_file(plain, file, {"mmfast": json.dumps(metadata)})
+            save_file(plain, file, {METADATA: text, DIGEST: digest(plain, text)})
         except SafetensorError as error:  # how safetensors reports a full disk
             raise OSError(errno.EIO, str(error)) from None
 
@@ -68,24 +79,70 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What save_tensors wrote. Raises MmfastError for a file that is missing, truncated or another's."""
+    """What save_tensors wrote; a file of an earlier version, which has no digest, loads unchecked.
+
+    Raises MmfastError for a file that is missing, truncated, damaged or another's.
+    """
     try:
+        _check_header(path)
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("mmfast", "null"))
+            texts = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = json.loads(texts.get(METADATA, "null"))
+        if METADATA in texts and len(texts) > 1:  # any other string is the digest, or was
+            kept, now = texts.get(DIGEST, "missing"), digest(tensors, texts[METADATA])
+            if kept != now:
+                raise ValueError(f"the digest of its content is {now[:12]}; it should be {kept[:12]}")
     except FileNotFoundError:
         raise MmfastError(f"{path} does not exist") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise MmfastError(f"{path} is truncated or damaged ({' '.join(str(error).split())})") from None
+    except OSError as error:
+        raise MmfastError(f"{path} cannot be read: {error.strerror}") from None
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise MmfastError(f"{path} is truncated or damaged ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(metadata, dict):
         raise MmfastError(f"{path} was not written by mmfast")
     return tensors, metadata
 
 
-def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """load_state_dict with a one-line error."""
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise MmfastError(f"{path} does not fit the model of config.yaml: {reason}") from None
+def digest(tensors: Mapping[str, Tensor], metadata: str) -> str:
+    """The sha256 of a text, and of the name, type, shape and bytes of every tensor (on the CPU, contiguous)."""
+    ordered = sorted(tensors.items())
+    head = json.dumps([metadata, [[name, str(x.dtype), list(x.shape)] for name, x in ordered]])
+    found = hashlib.sha256(head.encode())
+    for _, x in ordered:
+        found.update(x.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def _check_header(path: Path) -> None:
+    """Raise ValueError for a safetensors header that is longer than the file, or than any that was written."""
+    with open(path, "rb") as file:
+        length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
+    if not length <= min(size - 8, LONGEST_HEADER):
+        raise ValueError(f"it has {size} bytes, and its header should have {length}; {LONGEST_HEADER} is the most")
+
+
+def check_fit(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
+    """Raise MmfastError for the first tensor that is not of the wanted names, types and shapes, or not finite."""
+    for name in sorted(tensors.keys() | wanted.keys()):
+        if name not in wanted:
+            what = "does not belong there"
+        elif name not in tensors:
+            what = "is missing"
+        elif (found := _kind(tensors[name])) != (should := _kind(wanted[name])):
+            what = f"is {found}; it should be {should}"
+        elif not bool(tensors[name].isfinite().all()):
+            what = "holds NaN or infinity; every number should be finite"
+        else:
+            continue
+        raise MmfastError(f"{path} does not fit the model of config.yaml: {name} {what}")
+
+
+def _kind(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+
+
+def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """load_state_dict of finite tensors that fit. Raises MmfastError for others, before anything is loaded."""
+    check_fit(tensors, module.state_dict(), path)
+    module.load_state_dict(dict(tensors))

@@ -2,13 +2,13 @@
 
 RUN/config.yaml          the resolved config
 RUN/trainer.safetensors  all that resuming needs: weights, averages, optimiser, step (and the one before it)
+                         trainer.damaged.safetensors: one that was found not to be whole, for you to remove
 RUN/model.safetensors    the weights; ema.safetensors their average: what sampling loads
 RUN/stats.jsonl          a line a step; samples/*.png, tensorboard/, metrics.json
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -26,11 +26,15 @@ from torch import Tensor
 
 from mmfast import config as configs
 from mmfast.config import Config
-from mmfast.errors import MmfastError
-from mmfast.files import TEMPORARY, load_into, load_tensors, save_tensors, write_text
+from mmfast.errors import MmfastError, notice
+from mmfast.files import TEMPORARY, load_into, load_tensors, save_tensors, sync, write_text
 
 LOCK = ".lock"
-STATE, PREVIOUS = "trainer.safetensors", "trainer.previous.safetensors"
+STATE, PREVIOUS, DAMAGED = "trainer.safetensors", "trainer.previous.safetensors", "trainer.damaged.safetensors"
+
+# A trainer's state, and what raises MmfastError for one (of a file) that cannot be taken up.
+State = tuple[dict[str, Tensor], dict[str, Any]]
+Check = Callable[[dict[str, Tensor], dict[str, Any], Path], None]
 
 
 @dataclass
@@ -39,6 +43,7 @@ class Run:
 
     folder: Path
     lock: Any = field(default=None, compare=False, repr=False)
+    damaged: bool = field(default=False, compare=False, repr=False)  # the newest state, as load_state found it
 
     @property
     def config_file(self) -> Path:
@@ -125,55 +130,112 @@ class Run:
             ) from None
 
     def save_state(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-        """Keep the trainer's state, and the one before it."""
-        current, previous = self.folder / STATE, self.folder / PREVIOUS
-        if current.exists():
-            self.guard(lambda: os.replace(current, previous))
-        self.guard(lambda: save_tensors(current, tensors, metadata))
+        """Keep the trainer's state, and the one before it; one that was found to be damaged takes no whole one's place.
 
-    def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest whole state; None for a run that has none yet.
-
-        Raises MmfastError for a damaged one, saying how to go on from the one before it.
+        The stats are on the disk before the state that follows them.
         """
-        current, previous = self.folder / STATE, self.folder / PREVIOUS
-        if not current.exists():
-            # Killed between the two renames of save_state.
-            return load_tensors(previous) if previous.exists() else None
-        try:
-            return load_tensors(current)
-        except MmfastError as error:
-            older = f"go on from the checkpoint before it, {PREVIOUS}" if previous.exists() else "start again"
-            raise MmfastError(f"{error}; nothing was changed: move it away and repeat the command to {older}") from None
+        current = self.folder / STATE
+
+        def write() -> None:
+            if self.stats_file.exists():
+                sync(self.stats_file)
+            if current.exists():
+                os.replace(current, self.folder / (DAMAGED if self.damaged else PREVIOUS))
+            self.damaged = False
+            save_tensors(current, tensors, metadata)
+
+        self.guard(write)
+
+    def load_state(self, check: Check = lambda tensors, metadata, path: None) -> State | None:
+        """The newest state that is whole and passes a check; None for a run that has none yet.
+
+        A line on stderr tells of a newer one that does not. Raises MmfastError where none does.
+        """
+        errors = []
+        for path in (self.folder / STATE, self.folder / PREVIOUS):
+            if not path.exists():  # current: killed between the two renames of save_state
+                continue
+            try:
+                tensors, metadata = load_tensors(path)
+                check(tensors, metadata, path)
+            except MmfastError as error:
+                errors.append(str(error))
+                continue
+            if errors:
+                self.damaged = True
+                notice(
+                    f"{errors[0]}; going on from the state before it, {path.name}, of step {metadata.get('step')}; the "
+                    f"other will be {DAMAGED}"
+                )
+            return tensors, metadata
+        if errors:
+            raise MmfastError(
+                f"{'; '.join(errors)}; no other state is there, and nothing was changed: repeat the command with a new "
+                f"--out, or remove {self.folder}/trainer*.safetensors to start again in this one"
+            )
+        return None
 
     def load_weights(self, model: torch.nn.Module, ema: bool = True) -> None:
         """Fill a model from ema.safetensors (or model.safetensors)."""
         path = self.folder / ("ema.safetensors" if ema else "model.safetensors")
         try:
             tensors, _ = load_tensors(path)
+            load_into(model, tensors, path)
         except MmfastError as error:
             raise MmfastError(f"{error}; the `mmfast train` command of the run, repeated, writes it again") from None
-        load_into(model, tensors, path)
 
-    def keep_stats_until(self, step: int) -> None:
-        """Drop the lines of stats.jsonl after a step: they are about to be made again."""
-        if not self.stats_file.exists():
-            return
-        kept = [line for line, stats in _lines(self.stats_file) if stats["step"] <= step]
-        self.guard(lambda: write_text(self.stats_file, "".join(kept)))
+    def heal_stats(self, step: int, recent: str = "") -> str:
+        """Leave one line for each of the steps 1 .. step in stats.jsonl; returns its text.
 
-    def append_stats(self, lines: list[dict[str, Any]]) -> None:
+        recent: lines that are known, in the place of any that are there. Later ones are dropped: they are about to be
+        made again. A line on stderr tells of steps that are missing, or were there twice and differ.
+        """
+        try:
+            before = self.stats_file.read_bytes() if self.stats_file.exists() else b""
+        except OSError as error:
+            raise MmfastError(f"{self.stats_file} cannot be read: {error.strerror}; permit it") from None
+        lines: dict[int, str] = {}
+        unsure = set()
+        for n, line in _lines(before):
+            if lines.setdefault(n, line) != line:
+                unsure.add(n)
+        known = dict(_lines(recent.encode()))
+        lines |= known
+        steps = range(1, step + 1)
+        missing = [n for n in steps if n not in lines]
+        twice = [n for n in steps if n in unsure - known.keys()]
+        found = [f"no line for steps {_ranges(missing)}"] if missing else []
+        found += [f"two for steps {_ranges(twice)}, of which the first is kept"] if twice else []
+        if found:
+            notice(f"{self.stats_file} was damaged: there is {', and '.join(found)}; training goes on as it was")
+        text = "".join(lines[n] for n in steps if n in lines)
+        if text.encode() != before:
+            self.guard(lambda: write_text(self.stats_file, text))
+        return text
+
+    def append_stats(self, text: str) -> None:
         def write() -> None:
             with open(self.stats_file, "a") as file:
-                file.write("".join(json.dumps(line) + "\n" for line in lines))
+                file.write(text)
 
         self.guard(write)
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The whole lines of a stats file; a kill may have cut the last one short."""
-    for line in path.read_text().splitlines(keepends=True):
-        with contextlib.suppress(ValueError):
-            stats = json.loads(line)
-            if line.endswith("\n") and "step" in stats:
-                yield line, stats
+def _lines(data: bytes) -> Iterator[tuple[int, str]]:
+    """The lines of stats that are whole, with their steps; a kill, a power cut or a disk may have spoilt others."""
+    for line in data.split(b"\n"):
+        try:
+            text = line.decode()
+            stats = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(stats, dict) and type(stats.get("step")) is int:
+            yield stats["step"], text + "\n"
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[1, 2, 3, 5] -> "1 .. 3, 5"; four of them at most."""
+    ends = [n for k, n in enumerate(numbers) if k == 0 or numbers[k - 1] != n - 1]
+    last = [n for k, n in enumerate(numbers) if k == len(numbers) - 1 or numbers[k + 1] != n + 1]
+    found = [f"{a}" if a == b else f"{a} .. {b}" for a, b in zip(ends, last, strict=True)]
+    return ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")

@@ -21,6 +21,9 @@ from mmfast.config import Config
 from mmfast.data import Batch, Examples
 from mmfast.streams import GIVEN, ORDER, TIMESTEP
 
+# A terminal that closes; not on Windows.
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+
 
 def _words(seed: int, numbers: Tensor, stream: int, count: int, draw: int = 0) -> Tensor:
     """`count` random 32-bit words for each example of the run: int64 [B] -> int64 [B, count]."""
@@ -142,8 +145,10 @@ def loader(config: Config, examples: Examples, done: int, pinned: bool = False) 
 
 
 def _leave_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; only the trainer is to answer it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C and a terminal that closes reach all its processes; only the trainer is to answer."""
+    for number in (signal.SIGINT, HANGUP):
+        if number is not None:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -5,11 +5,13 @@ the example in the run), so resuming is one integer and needs no random state; n
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import signal
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,15 +23,19 @@ from mmfast.config import Config
 from mmfast.data import Batch, Data
 from mmfast.errors import MmfastError
 from mmfast.evaluate import evaluate_run, held_out, sample_run
-from mmfast.files import load_into, save_tensors
+from mmfast.files import save_tensors
 from mmfast.generate import check_sample
 from mmfast.model import Model
 from mmfast.run import Run
 from mmfast.training import graphs
+from mmfast.training import state as states
 from mmfast.training.ema import EMA
-from mmfast.training.examples import loader
+from mmfast.training.examples import HANGUP, loader
 from mmfast.training.log import Board
 from mmfast.training.objective import Losses, losses
+
+# How many characters of stats.jsonl a checkpoint keeps: a thousand lines or so.
+RECENT = 2**18
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -62,46 +68,36 @@ class Trainer:
             weight_decay=config.train.weight_decay,
             fused=True,
         )
+        self.modules: dict[str, Model] = {"model": self.model, "ema": self.ema.model}
         self.done = 0
+        self.recent = ""  # the end of stats.jsonl
         self.pending: list[dict[str, Any]] = []
         self.board: Board | None = None
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, but the step's number."""
-        tensors = {f"model.{name}": x for name, x in self.model.state_dict().items()}
-        tensors |= {f"ema.{name}": x for name, x in self.ema.model.state_dict().items()}
-        for index, entry in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": x for name, x in entry.items()}
-        return tensors
+        return states.pack(self.modules, self.optimizer)
 
     def restore(self) -> None:
-        """Take up the newest checkpoint, if there is one, and drop the stats that come after it."""
-        found = self.run.load_state()
-        if found is not None:
-            tensors, metadata = found
-            self.done = metadata["step"]
-            parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
-            for name, x in tensors.items():
-                kind, rest = name.split(".", 1)
-                parts[kind][rest] = x
-            load_into(self.model, parts["model"], self.run.folder)
-            load_into(self.ema.model, parts["ema"], self.run.folder)
-            state: dict[int, dict[str, Tensor]] = {}
-            for name, x in parts["optimizer"].items():
-                index, rest = name.split(".", 1)
-                state.setdefault(int(index), {})[rest] = x
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.run.keep_stats_until(self.done)
+        """Take up the newest checkpoint that is whole, if there is one, and heal the stats up to its step."""
+
+        def check(tensors: dict[str, Tensor], metadata: dict[str, Any], path: Path) -> None:
+            states.check(tensors, metadata.get("step"), self.config.train.steps, self.modules, self.optimizer, path)
+
+        tensors, metadata = self.run.load_state(check) or ({}, {"step": 0})
+        self.done = metadata["step"]
+        if tensors:
+            states.unpack(tensors, self.modules, self.optimizer)
+        self.recent = self.run.heal_stats(self.done, str(metadata.get("stats", "")))[-RECENT:]
 
     def checkpoint(self) -> None:
         """Write the state and, beside it, the weights and their average for others to load."""
         self.flush()
-        self.run.save_state(self.state(), {"step": self.done})
+        self.run.save_state(self.state(), {"step": self.done, "stats": self.recent})
         self.export()
 
     def export(self) -> None:
-        for name, model in (("model", self.model), ("ema", self.ema.model)):
+        for name, model in self.modules.items():
             file = self.run.folder / f"{name}.safetensors"
             self.run.guard(lambda f=file, m=model: save_tensors(f, m.state_dict(), {"step": self.done}))  # type: ignore[misc]
 
@@ -161,7 +157,9 @@ class Trainer:
                     "checkpoint is kept. Lower "
                     "train.learning_rate or train.grad_clip, or use train.precision=fp32, in a new --out"
                 )
-        self.run.append_stats(lines)
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        self.run.append_stats(text)
+        self.recent = (self.recent + text)[-RECENT:]
         if self.board is not None:
             for line in lines:
                 self.board.add(line)
@@ -228,7 +226,10 @@ def _try_out(model: Model, batch: Batch, config: Config, losses: Losses) -> None
 
 
 class _Stop:
-    """Ctrl-C and SIGTERM ask for a stop after the step in hand; a second Ctrl-C stops at once."""
+    """Ctrl-C, SIGTERM and a terminal that closes ask for a stop after the step in hand; a second Ctrl-C stops at once.
+
+    Under nohup a terminal that closes is ignored, as it was.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -242,7 +243,10 @@ class _Stop:
     def __enter__(self) -> _Stop:
         self.before = {}
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
+                numbers.append(HANGUP)
+            self.before = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -251,7 +255,7 @@ class _Stop:
 
 
 def _steps(trainer: Trainer, quiet: bool) -> None:
-    config, run, steps = trainer.config, trainer.run, trainer.config.train.steps
+    config, run, steps, begun = trainer.config, trainer.run, trainer.config.train.steps, trainer.done
     network = trainer.model
     if config.train.compile:
         network.backbone.compile()
@@ -262,6 +266,10 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
     bar = tqdm(total=steps, initial=trainer.done, desc="training", unit="step", disable=quiet, smoothing=0.05)
     with bar, contextlib.closing(board), _Stop() as stop:
         while trainer.done < steps:
+            if trainer.done and config.train.sample_every and trainer.done % config.train.sample_every == 0:
+                # Before the first step: those that a kill left undrawn.
+                how: dict[str, Any] = {"board": board, "quiet": True, "again": trainer.done > begun}
+                sample_run(run, trainer.ema.model, config, trainer.data, trainer.done, **how)
             try:
                 trainer.step(batches, network)
             except MmfastError:  # an example that cannot be read: what was learnt before it is kept
@@ -276,8 +284,6 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
                 trainer.checkpoint()
             if stop.asked:
                 raise KeyboardInterrupt
-            if config.train.sample_every and trainer.done % config.train.sample_every == 0 and trainer.done < steps:
-                sample_run(run, trainer.ema.model, config, trainer.data, trainer.done, board=board, quiet=True)
 
 
 def _due(done: int, steps: int) -> Any:

@@ -236,7 +236,9 @@ def test_restoring_brings_back_every_bit(tmp_path):
 
 
 # The last: Ctrl-C reaches all processes of a terminal, and one of them passes it on.
-@pytest.mark.parametrize("numbers", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]])
+@pytest.mark.parametrize(
+    "numbers", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP], [signal.SIGINT, signal.SIGTERM]]
+)
 def test_asked_to_stop_it_keeps_the_steps_done(tmp_path, numbers):
     config = tiny(train__steps=30, train__checkpoint_every=1000, train__log_every=1)
     run = Run.start(tmp_path / "run", config)

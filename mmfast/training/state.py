@@ -1,0 +1,65 @@
+"""A trainer's state as tensors by name: "model.*", "ema.*" and "optimizer.INDEX.*", out and in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmfast.errors import MmfastError
+from mmfast.files import check_fit
+
+# What AdamW keeps of each parameter that has had a gradient. It counts its steps in float32.
+MOMENTS, COUNT, MOST_COUNTED = ("exp_avg", "exp_avg_sq"), "step", 2**24
+
+
+def pack(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All tensors of modules and of an optimiser."""
+    tensors = {f"{kind}.{name}": x for kind, module in modules.items() for name, x in module.state_dict().items()}
+    for index, entry in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": x for name, x in entry.items()}
+    return tensors
+
+
+def check(
+    tensors: Mapping[str, Tensor],
+    step: Any,
+    last: int,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    path: Path,
+) -> None:
+    """Raise MmfastError unless `unpack` can take the tensors, and they are of this step, 0 .. last."""
+    if type(step) is not int or not 0 <= step <= last:
+        raise MmfastError(f"{path} is of step {step!r}; it should be a number from 0 to train.steps, {last}")
+    wanted = {f"{kind}.{name}": x for kind, module in modules.items() for name, x in module.state_dict().items()}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    counts = []
+    for index, p in enumerate(parameters):
+        entry = {COUNT: torch.zeros(()), **dict.fromkeys(MOMENTS, p)}
+        named = {f"optimizer.{index}.{name}": x for name, x in entry.items()}
+        if tensors.keys() & named.keys():  # none, where no loss has had a gradient
+            wanted |= named
+            counts.append(f"optimizer.{index}.{COUNT}")
+    check_fit(tensors, wanted, path)
+    taken = max((int(tensors[name]) for name in counts), default=0)
+    if taken != min(step, MOST_COUNTED):
+        raise MmfastError(f"{path} is of step {step}, but its optimiser has taken {taken}; both should be the same")
+
+
+def unpack(tensors: Mapping[str, Tensor], modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
+    """Fill modules and an optimiser with what `pack` gave and `check` found good."""
+    parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*modules, "optimizer")}
+    for name, x in tensors.items():
+        kind, rest = name.split(".", 1)
+        parts[kind][rest] = x
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, x in parts["optimizer"].items():
+        index, rest = name.split(".", 1)
+        state.setdefault(int(index), {})[rest] = x
+    for kind, module in modules.items():
+        module.load_state_dict(parts[kind])
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,19 @@
+"""A run that nothing has happened to, and copies of it to damage."""
+
+import shutil
+
+import pytest
+from small_run import make
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    make(folder)
+    return folder
+
+
+@pytest.fixture
+def run(straight, tmp_path):
+    shutil.copytree(straight, tmp_path / "run")
+    return tmp_path / "run"
