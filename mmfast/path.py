@@ -147,10 +147,6 @@ def _jump(rule: StepRule, abar: AlphaBar, times: list[list[int]], i: int, eta: f
     # What has just been decided is told from here on. The predictions before it knew less, so a rule of several steps
     # begins anew: extrapolated over that jump, it would be of the first order.
     decided = any(t == 0 < last for t, last in zip(now, before, strict=True))
-    steps = []
-    for t, s, last in zip(now, then, before, strict=True):
-        if s == t:
-            steps.append(StepCoefficients(of_z0=0.0, of_y=1.0))
-        else:
-            steps.append(rule(abar, t, s, None if decided or last == t else last, eta))
-    return steps
+    moves = [(t, s, None if decided or last == t else last) for t, s, last in zip(now, then, before, strict=True)]
+    made = {move: rule(abar, *move, eta) for move in dict.fromkeys(moves) if move[1] < move[0]}
+    return [made.get(move, StepCoefficients(of_z0=0.0, of_y=1.0)) for move in moves]

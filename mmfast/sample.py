@@ -252,7 +252,7 @@ class _Loop:
         """What step i has brought to time 0 before the rest, and what was drawn of it."""
         now, then = self.plan.times[i : i + 2]
         names = (self.model.anchor_name, *self.model.names)
-        new = [name for name, t, s in zip(names, now, then, strict=True) if s == 0 < t and name not in self.known]
+        new = [name for name, t, s in zip(names, now, then, strict=True) if s == 0 < t]
         assert said.z0 is not None
         return {name: self.model.part(name).decode(heads[name]) if name in heads else said.z0 for name in new}
 

@@ -282,19 +282,39 @@ def test_what_is_unknown_stays_at_T_and_has_no_clock():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("share", [0.5, -0.5])
+def test_what_leaves_no_trace_goes_with_the_last(small, monkeypatch, share):
+    """It is never told before the end, and is read off the rest there."""
+    path, asked = small[2], []
+    model = build.build_model(config.load(path, [("modalities.label.weight.kind", "none")]))
+    forward = model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda z, times, told: asked.append((times[0].tolist(), set(told))) or forward(z, times, told)
+    )
+    drawn = sample(model, 2, steps=3, offset={"mask": share}, heads="sampled", precision="bf16")
+    first, last = [[1000, 500, 0], [1000, 1000, 500]]
+    image, mask = (last, first) if share > 0 else (first, last)
+    assert [times for times, _ in asked] == [list(at) for at in zip(image, last, mask, strict=True)]
+    assert [told for _, told in asked] == [set(), set(), {"mask" if share > 0 else "image"}]
+    for name, x in drawn.items():
+        model.part(name).check(x, name)
+
+
 # --- the ends of the offset -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_no_offset_is_the_diagonal(sampler):
-    """Bit for bit: none, zero, and one that is less than half a timestep."""
-    model = Known()
+def test_no_offset_is_the_diagonal(sampler, monkeypatch):
+    """Bit for bit, with z_t as one term: none, zero, and one that is less than half a timestep."""
+    model, plans, plan = Known(), [], sample_module.path.plan
+    monkeypatch.setattr(sample_module.path, "plan", lambda *args: plans.append(plan(*args)) or plans[-1])
     plain = draw(model, None, 7, (sampler, 0.5))
     asked = list(model.asked)
     for offset in ({}, {"mask": 0.0}, {"mask": 0, "label": -0.0}, {"mask": 0.0004}):
         drawn = draw(model, offset, 7, (sampler, 0.5))
         assert all(torch.equal(drawn[name], plain[name]) for name in NAMES)
         assert all(torch.equal(a, b) and t == u for (a, t), (b, u) in zip(asked, model.asked, strict=True))
+    assert len(plans) == 5 and all(plan.levels == () and plan.tables.sigma.shape == (7,) for plan in plans)
 
 
 @pytest.mark.parametrize("first", ["mask", "image"])
