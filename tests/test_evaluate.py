@@ -65,7 +65,10 @@ class World:
             x["hidden"] = torch.zeros(count, 2, 8, 8)
         self.calls = []
         monkeypatch.setattr(module, "generate", self.generate)
-        monkeypatch.setattr(module, "bound", lambda *_: {"bound.of": 7.0})
+        monkeypatch.setattr(module, "bound", self.bound)
+        monkeypatch.setattr(module, "fit", self.fit)
+        monkeypatch.setattr(module, "times_by_snr", lambda schedule, count: [1, 9])
+        monkeypatch.setattr(module, "x0_error", self.x0_error)
         monkeypatch.setattr(module, "distances", lambda *args: self.calls.append(args) or {"frechet.of": 5.0})
 
     def alone(self):
@@ -73,6 +76,31 @@ class World:
         self.config.modalities = {"image": self.config.modalities["image"]}
         self.model = build_model(self.config)
         return self
+
+    def is_held_out(self, model, batch, seed, size):
+        truth = self.data.test.tensors["image"][: len(batch)]
+        assert (
+            model is self.model
+            and torch.equal(batch.data["image"], truth)
+            and len(batch) == len(self.drawn[""]["image"])
+        )
+        assert (seed, size) == (self.config.seed, self.config.sample.batch_size)
+
+    def fit(self, model, batch, seed, batch_size):
+        """To training examples, all of the five."""
+        seen = sorted(batch.data["image"].flatten(1).tolist())
+        assert model is self.model and seen == sorted(self.data.train.tensors["image"].flatten(1).tolist())
+        assert (seed, batch_size) == (self.config.seed, self.config.sample.batch_size)
+        return {"fitted": "to these"}
+
+    def bound(self, model, batch, steps, seed, size, reverses):
+        self.is_held_out(model, batch, seed, size)
+        assert steps == self.config.evaluate.bound_steps and reverses == {"fitted": "to these"}
+        return {"bound.of": 7.0}
+
+    def x0_error(self, model, batch, times, seed, size):
+        self.is_held_out(model, batch, seed, size)
+        return torch.tensor([0.25 * t for t in times], dtype=torch.float64)
 
     def generate(self, model, config, count, given, **how):
         assert model is self.model and config is self.config
@@ -102,7 +130,7 @@ def test_every_figure_compares_what_it_says(monkeypatch):
     world = World(monkeypatch)
     found = evaluate(world.model, world.config, world.data, quiet=True)
     truth, drawn = {name: x[:COUNT] for name, x in world.data.test.tensors.items()}, world.drawn
-    expected = {"samples": 8.0, "frechet.of": 5.0, "bound.of": 7.0}
+    expected = {"samples": 8.0, "frechet.of": 5.0, "bound.of": 7.0, "x0_error.1": 0.25, "x0_error.9": 2.25}
     names = {"label": ("agreement", "accuracy", accuracy), "mask": ("iou", "iou", iou),
              "vector": ("cosine", "cosine", cosine)}  # fmt: skip
     for name, (joint, metric, measure) in names.items():
@@ -157,7 +185,7 @@ def test_without_a_judge_it_is_only_recovered(monkeypatch):
 def test_of_an_image_alone_there_is_its_quality(monkeypatch):
     world = World(monkeypatch).alone()
     found = evaluate(world.model, world.config, world.data, quiet=True)
-    assert found == {"samples": 8.0, "frechet.of": 5.0, "bound.of": 7.0}
+    assert found == {"samples": 8.0, "frechet.of": 5.0, "bound.of": 7.0, "x0_error.1": 0.25, "x0_error.9": 2.25}
     assert [call[1] for call in world.calls if len(call) == 3] == [{}]
 
 
