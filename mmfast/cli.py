@@ -166,7 +166,12 @@ def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
     run = train(config, args.out, quiet=args.quiet)
     metrics = run.folder / "metrics.json"
     if metrics.exists():
-        print(table(json.loads(metrics.read_text())))
+        try:
+            print(table(json.loads(metrics.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            advice = "remove it, and this command makes it again"
+            raise MmfastError(f"{metrics} cannot be read: {reason}; {advice}") from None
     print(f"pictures: {run.samples}/*.png   weights: {run.folder}/ema.safetensors")
     return 0
 

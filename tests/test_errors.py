@@ -162,6 +162,17 @@ def test_truncated_weights_are_refused(capsys, tmp_path, finished):
     refused(capsys, ["sample", str(run)], "ema.safetensors", "mmfast")
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b'{"samples": 16.0, "lab', b"\x00" * 40, b"\xff\xfe", b"[1, 2]", b'{"a": null}']
+)
+def test_damaged_figures_are_named(capsys, tmp_path, content):
+    run, command = tmp_path / "run", ["train", "digits", "--quiet", *flags(TINY), "--out", str(tmp_path / "run")]
+    command += ["--train.steps", "1", "--evaluate.samples", "0"]
+    assert main(command) == 0
+    (run / "metrics.json").write_bytes(content)
+    refused(capsys, command, "metrics.json", "remove it, and this command makes it again")
+
+
 # --- folders of data ----------------------------------------------------------------------------------------------
 
 
