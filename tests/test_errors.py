@@ -162,9 +162,11 @@ def test_truncated_weights_are_refused(capsys, tmp_path, finished):
     refused(capsys, ["sample", str(run)], "ema.safetensors", "mmfast")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b'{"samples": 16.0, "lab', b"\x00" * 40, b"\xff\xfe", b"[1, 2]", b'{"a": null}']
-)
+DAMAGED = {"empty": b"", "cut": b'{"samples": 16.0, "lab', "zeros": bytes(40), "no text": b"\xff\xfe",
+           "list": b"[1, 2]", "null": b'{"a": null}'}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_damaged_figures_are_named(capsys, tmp_path, content):
     run, command = tmp_path / "run", ["train", "digits", "--quiet", *flags(TINY), "--out", str(tmp_path / "run")]
     command += ["--train.steps", "1", "--evaluate.samples", "0"]
