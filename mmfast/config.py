@@ -138,11 +138,10 @@ def load(source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
 
     Raises MmfastError, naming the key, for anything unknown, of the wrong type or out of bounds.
     """
+    found = load_yaml(_read(source), source)
     try:
-        raw = OmegaConf.create(load_yaml(_read(source), source) or {})
+        raw = OmegaConf.create(found or {})
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        if isinstance(error, MmfastError):
-            raise
         raise MmfastError(f"{source} holds what no config can: {_one_line(error)}") from None
     if not isinstance(raw, DictConfig):
         raise MmfastError(f"{source} holds a {type(raw).__name__}; it should hold keys, as the presets do")
@@ -287,10 +286,12 @@ def _of_kind(raw: DictConfig, key: str, spec: Any, default: str | None, kinds: S
 def _typed(section: type, part: DictConfig, prefix: str) -> Any:
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(section), part))
-    except TypeError:  # a list where keys belong, or the reverse: OmegaConf does not say which
+    except TypeError as error:  # a list where keys belong, or the reverse: OmegaConf does not say which
         given, usual = dict(part.items()), section()
         wrong = {str(k): x for k, x in given.items() if OmegaConf.is_config(x)}
-        key = next(k for k, x in wrong.items() if _is_list(x) != _is_list(getattr(usual, k)))
+        key = next((k for k, x in wrong.items() if _is_list(x) != _is_list(getattr(usual, k, None))), None)
+        if key is None:
+            raise MmfastError(f"{prefix.rstrip('.') or 'config'}: {_one_line(error)}") from None
         wanted = "a list" if _is_list(getattr(usual, key)) else "keys with values"
         raise MmfastError(f"{prefix}{key} is {wrong[key]}; it should hold {wanted}") from None
     except OmegaConfBaseException as error:

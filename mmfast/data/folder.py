@@ -67,13 +67,12 @@ def _find(root: Path, name: str, extensions: Sequence[str]) -> dict[str, Path]:
     """
     folder = root / name
     found: dict[str, Path] = {}
-    entered: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        folders[:] = [] if real in entered else sorted(x for x in folders if not x.startswith("."))
-        if real in entered:  # a link to a folder above
+        above = {os.path.realpath(x) for x in Path(parent).parents}
+        if os.path.realpath(parent) in above:  # a link back, which would go on for ever
+            folders[:] = []
             continue
-        entered.add(real)
+        folders[:] = sorted(x for x in folders if not x.startswith("."))
         for path in sorted(Path(parent) / x for x in files if not x.startswith(".")):
             if path.suffix.lower() not in extensions:
                 continue
