@@ -157,7 +157,7 @@ def _read(source: str) -> str:
     if path.suffix not in (".yaml", ".yml"):
         raise unknown("config", source, [*presets(), "or the path of a .yaml file"])
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8")  # YAML takes a byte order mark
     except OSError as error:
         raise MmfastError(f"config {source} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -233,7 +233,8 @@ def test_restoring_an_image_of_which_all_is_hidden_is_generation():
     spec = mlp.Spec(width=16, blocks=1, features=4)
     schedule = Schedule.cosine(1000, {"masked": none()})
     model = Model("image", parts, schedule, lambda channels, size: mlp.Backbone(spec, channels, size))
-    torch.nn.init.normal_(model.out.weight)  # which is zero at first
+    for weight in model.parameters():  # some of which are zero at first
+        torch.nn.init.normal_(weight)
     hidden = torch.cat((torch.rand(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)), 1)
     encodings, z = model.encode({"masked": hidden}), torch.randn(2, 1, 8, 8)
     given, nothing = torch.tensor([[500, 0]] * 2), torch.tensor([[500, 500]] * 2)
