@@ -71,7 +71,8 @@ def build_data(config: Config) -> Data:
         if name not in held:
             raise unknown("modality", name, held)
     for name, spec in networks.items():
-        found = with_embeddings(found, config.anchor, name, spec.network, spec.dim, getattr(config.data, "cache", ""))
+        cache, cells = getattr(config.data, "cache", ""), getattr(spec, "cells", 0)
+        found = with_embeddings(found, config.anchor, name, spec.network, spec.dim, cache, cells)
     return found
 
 

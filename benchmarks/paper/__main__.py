@@ -26,7 +26,7 @@ import yaml
 from tqdm import tqdm
 
 from benchmarks.paper import cells, report
-from benchmarks.paper.core import OURS, Method, Task
+from benchmarks.paper.core import OURS, Method, Task, sections
 from mmfast import config as configs
 from mmfast.build import build_data
 from mmfast.errors import MmfastError
@@ -205,15 +205,17 @@ def _write(plan: cells.Plan, args: argparse.Namespace) -> None:
         name = f"{task.name}-{picture.name}"
         shutil.copyfile(picture, args.out / name)
         pictures.append((picture.with_suffix(".txt").read_text(), name))
-    claims = [report.Budget(plan.images, task.verdicts(report.summarise(found))), *_elsewhere(plan, args.seeds)]
+    rows = report.summarise(found)
+    claims = [report.Budget(plan.images, task.verdicts(rows, 1.0)), *_elsewhere(plan, args.seeds)]
     claims += report.kept_below(task.name, args.out)
     options = _sets(args)
     out = args.out.resolve()
     if out != RESULTS and out.is_relative_to(report.ROOT):
         options += ["--out", out.relative_to(report.ROOT).as_posix()]
     report.write(
-        task.name, task.title, task.question, found, reference, claims, task.notes, pictures, args.out, options
-    )
+        task.name, task.title, task.question, found, reference, claims, task.notes, pictures, args.out, options,
+        sections(task, rows),
+    )  # fmt: skip
 
 
 def _finished(plan: cells.Plan, seeds: int) -> list[report.Cell]:
@@ -234,7 +236,7 @@ def _elsewhere(plan: cells.Plan, seeds: int) -> list[report.Budget]:
                 found = _finished(dataclasses.replace(plan, images=int(images), work=folder), seeds)
                 found = [cell for cell in found if cell.method != cells.REAL]
                 if found:
-                    claims.append(report.Budget(int(images), plan.task.verdicts(report.summarise(found))))
+                    claims.append(report.Budget(int(images), plan.task.verdicts(report.summarise(found), 1.0)))
     return claims
 
 

@@ -57,7 +57,7 @@ def reference(trained: Trained) -> list[Metric]:
     return measures.reference_quality(trained, JOINT)
 
 
-def verdicts(rows: list[Row]) -> list[Verdict]:
+def verdicts(rows: list[Row], slack: float = 1.0) -> list[Verdict]:
     """No variant better than the preset in more of the measures than it is worse in, by two standard errors."""
     return [_compared(rows, name) for name in dict.fromkeys(row.method for row in rows) if name != OURS]
 

@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.paper import notes
 from benchmarks.paper.page import three
-from benchmarks.paper.report import Metric, Row, Verdict
+from benchmarks.paper.report import Metric, Row, Section, Verdict
 from mmfast.build import build_data
 from mmfast.config import Config, resolve
 from mmfast.data import Batch, Data
@@ -85,13 +85,64 @@ class Method:
     """One model to train: ours or a baseline.
 
     change: put over the preset, with dots in the keys; None drops a key. supervised: (given, target) for a network that
-    says one of the other, without diffusion.
+    says one of the other, without diffusion. share: of the images that the models see, 1 but in `other_budgets`.
     """
 
     name: str
     evaluate: Callable[[Trained], Found]
     change: dict[str, Any] = field(default_factory=dict)
     supervised: tuple[str, str] | None = None
+    share: float = 1.0
+
+
+# Ours trained on as many images as the single models it is compared with have seen together.
+TOTAL = f"{OURS}, with their images together"
+
+
+def its_share(name: str) -> str:
+    """The name of a single model that sees only its share of the images that ours sees."""
+    return f"{name}, a share of the images"
+
+
+def other_budgets(methods: Sequence[Method], rows: Mapping[str, Callable[[Trained], list[Metric]]]) -> list[Method]:
+    """Ours at the total compute of the single models, and each of those at its share of ours.
+
+    rows: the evaluation of ours, and of each single model that together do what ours does, by name.
+    """
+
+    def again(method: Method, name: str, share: float) -> Method:
+        measure = rows[method.name]
+        return dataclasses.replace(method, name=name, evaluate=lambda trained: {name: measure(trained)}, share=share)
+
+    ours, *single = (method for method in methods if method.name in rows)
+    return [
+        again(ours, TOTAL, len(single)),
+        *(again(method, its_share(method.name), 1 / len(single)) for method in single),
+    ]
+
+
+def renamed(rows: Sequence[Row], names: Mapping[str, str]) -> list[Row]:
+    """The rows of the methods in `names`, under other names."""
+    return [dataclasses.replace(row, method=names[row.method]) for row in rows if row.method in names]
+
+
+def sections(task: Task, rows: list[Row]) -> list[Section]:
+    """The comparisons at other budgets, of a task that has them and rows that were measured."""
+    measured = {row.method for row in rows}
+    single = [method.name for method in task.methods if its_share(method.name) in measured]
+    found = []
+    if TOTAL in measured:
+        total = {TOTAL: OURS, **{name: name for name in single}}
+        text = f"One model of {len(single)} N images against {len(single)} models of N images each."
+        claims = task.verdicts(renamed(rows, total), 0.0)
+        found.append(Section("At equal total compute", text, list(total), [TOTAL], claims))
+    if single:
+        shares = {OURS: OURS, **{its_share(name): name for name in single}}
+        text = f"Each single model sees one image for {len(single)} that ours sees."
+        claims = task.verdicts(renamed(rows, shares), 0.0)
+        own = [its_share(name) for name in single]
+        found.append(Section("At the joint model's share", text, list(shares), own, claims))
+    return found
 
 
 @dataclass(frozen=True)
@@ -99,7 +150,8 @@ class Task:
     """An experiment of the paper.
 
     reference: the same measures between halves of the real data. verdicts: what the experiment was to show, from the
-    rows. pictures: by name, with captions, of generated images. judge: a network that only judges the others' samples.
+    rows; the second argument is how far behind a claim lets ours be, 1 for as far as at equal images and 0 for not at
+    all. pictures: by name, with captions, of generated images. judge: a network that only judges the others' samples.
     features: of mmfast.metrics.features, never of a network that the model learns from. check: fails where what the
     evaluation needs beside them is not installed. smoke: what is put over the preset for a run of a minute. preset:
     its name, where it is not the task's. Its notes are in notes/TASK.md.
@@ -110,7 +162,7 @@ class Task:
     question: str
     methods: list[Method]
     reference: Callable[[Trained], list[Metric]]
-    verdicts: Callable[[list[Row]], list[Verdict]]
+    verdicts: Callable[[list[Row], float], list[Verdict]]
     pictures: Callable[[Trained], dict[str, tuple[str, PILImage.Image]]]
     judge: Method | None = None
     features: str = "pixels"
@@ -133,7 +185,7 @@ class Task:
         for key, value in [*changes.items(), *method.change.items()]:
             _put(raw, key.split("."), value)
         config = resolve(OmegaConf.create(raw), self.name)
-        steps = max(1, images // config.train.batch_size)
+        steps = max(1, round(images * method.share) // config.train.batch_size)
         train = dataclasses.replace(
             config.train, steps=steps, sample_every=0, warmup=min(config.train.warmup, steps // 4), tensorboard=False
         )
@@ -186,6 +238,11 @@ def means(rows: list[Row], method: str, condition: str) -> dict[str, float]:
     """A method's means by metric; NaN for what is not there, so that a verdict on it fails."""
     found = {row.metric: row.mean for row in rows if (row.method, row.condition) == (method, condition)}
     return collections.defaultdict(lambda: math.nan, found)
+
+
+def near(amount: float, slack: float, unit: str = "") -> str:
+    """How a claim says that ours may be `amount` behind: "no worse than", where `slack` is 0."""
+    return f"within {amount:g}{unit} of" if slack else "no worse than"
 
 
 def at_least(claim: str, value: float, floor: float) -> Verdict:

@@ -110,6 +110,7 @@ def sdedit(
     steps: int = 50,
     fill: str = "mean",
     paste_each_step: bool = False,
+    paste: bool = True,
     seed: int = 0,
     sample_ids: Tensor | None = None,
     clamp: float | None = 1.0,
@@ -122,6 +123,7 @@ def sdedit(
         strength, steps: see `sdedit_path`.
         fill: "mean" of the example's visible pixels, by channel, or the "nearest" visible pixel; 0 if none is visible.
         paste_each_step: put the visible pixels in after every step, noised as the rest is; else only at the end.
+        paste: put them back at the end; False leaves them as they were drawn, as the article does.
         the rest: as for `repaint`, and so is the result.
     """
     path = sdedit_path(model.schedule.T, steps, strength)
@@ -132,7 +134,8 @@ def sdedit(
         filled = torch.where(shown, known, FILLS[fill](known, shown))
         return _noised(model, filled, path[0], seed, ids, draw=0)
 
-    return _inpaint(model, image, mask, path, start, paste_each_step, seed, sample_ids, clamp, batch_size, precision)
+    options = (paste_each_step, seed, sample_ids, clamp, batch_size, precision)
+    return _inpaint(model, image, mask, path, start, *options, paste=paste)
 
 
 def mean_of_visible(known: Tensor, shown: Tensor) -> Tensor:
@@ -168,8 +171,9 @@ def _inpaint(
     clamp: float | None,
     batch_size: int,
     precision: str,
+    paste: bool = True,
 ) -> Tensor:
-    """Both methods: z from `start`(known, shown, ids) along the path, in batches; the visible pixels as they were."""
+    """Both methods: z from `start`(known, shown, ids) along the path, in batches; then the visible pixels put back."""
     _check(model, image, mask, sample_ids, clamp, batch_size)
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
@@ -187,7 +191,7 @@ def _inpaint(
             z = start(known, shown, batch)
             visible = (known, shown) if paste_each_step else None
             found = _follow(model, z, path, visible, seed, batch, clamp, precision == "bf16")
-            results.append(torch.where(shown, known, found))
+            results.append(torch.where(shown, known, found) if paste else found)
     finally:
         model.train(training)
     return torch.cat(results)

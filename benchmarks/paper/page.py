@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from benchmarks.paper.report import Budget, Row, Verdict
+    from benchmarks.paper.report import Budget, Row, Section, Verdict
 
 
 def three(x: float) -> str:
@@ -31,22 +31,37 @@ def text(
     claims: Sequence[Budget],
     notes: Sequence[str],
     pictures: Sequence[tuple[str, str]],
+    sections: Sequence[Section] = (),
 ) -> str:
     """The page, from `report.write`'s dictionary and rows."""
-    seeds = report["seeds"]
+    seeds, apart = report["seeds"], {method for section in sections for method in section.own}
     parts = [f"# {title}", question]
-    for condition in _distinct(row.condition for row in (*rows, *reference)):
-        mine, beside = ([row for row in group if row.condition == condition] for group in (rows, reference))
+    usual = [row for row in rows if row.method not in apart]
+    for condition in _distinct(row.condition for row in (*usual, *reference)):
+        mine, beside = ([row for row in group if row.condition == condition] for group in (usual, reference))
         parts += [f"## {condition}", table(mine, beside, len(seeds))]
     parts += [_how_to_read(seeds)]
     parts += [_failures(rows)] if any(row.failed for row in rows) else []
     parts += ["## Claims", _claims(claims[0].verdicts)] if claims[0].verdicts else []
+    parts += [text for section in sections for text in _section(section, rows, len(seeds))]
     parts += ["## What more compute changes", _budgets(claims)] if len(claims) > 1 else []
     parts += [f"![{file}]({file})\n\n{caption}" for caption, file in pictures]
     parts += ["## Minutes", _minutes(report), "## Run it again", _again(report)]
     if notes:
         parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(parts) + "\n"
+
+
+def _section(section: Section, rows: Sequence[Row], n_seeds: int) -> list[str]:
+    """Its tables, of the conditions under which what stands here alone was measured, and its claims."""
+    found = [row for method in section.methods for row in rows if row.method == method]
+    measured = {(row.condition, row.metric) for row in found if row.method in section.own}
+    parts = [f"## {section.title}", section.text]
+    for condition in _distinct(row.condition for row in found):
+        shown = [row for row in found if row.condition == condition and (condition, row.metric) in measured]
+        if shown:
+            parts += [f"### {section.title}: {condition}", table(shown, [], n_seeds)]
+    return [*parts, *([_claims(section.verdicts)] if section.verdicts else [])]
 
 
 def _claims(verdicts: Sequence[Verdict]) -> str:
@@ -139,7 +154,8 @@ def _minutes(report: dict[str, Any]) -> str:
 
 
 def _again(report: dict[str, Any]) -> str:
-    machine, images = report["machine"], max(report["images"].values())
+    images = report["images"]
+    machine, images = report["machine"], images.get("mmfast", max(images.values()))
     threads = ", ".join(map(str, machine["threads"]))
     gpus = ", ".join(name for name in machine["devices"] if name != "cpu")
     where = f"; trained and evaluated on one {gpus}" if gpus else ""

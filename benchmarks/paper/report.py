@@ -123,13 +123,27 @@ class Budget:
     page: str = ""
 
 
+@dataclass
+class Section:
+    """Some methods compared on another footing than the rest: in tables and claims of their own.
+
+    methods: those compared, in order; own: those of them that stand nowhere else on the page.
+    """
+
+    title: str
+    text: str
+    methods: list[str]
+    own: list[str]
+    verdicts: list[Verdict]
+
+
 def kept_below(task: str, out: Path) -> list[Budget]:
     """The claims of the same task's reports in folders of `out`, as out/h100/TASK.json: made with other options."""
     found = []
     for file in sorted(out.glob(f"*/{task}.json")):
         report = json.loads(file.read_text(encoding="utf-8"))
         verdicts = [Verdict(**verdict) for verdict in report["verdicts"]]
-        found.append(Budget(max(report["images"].values()), verdicts, f"{file.parent.name}/{task}.md"))
+        found.append(Budget(report["images"][OURS], verdicts, f"{file.parent.name}/{task}.md"))
     return found
 
 
@@ -186,6 +200,7 @@ def write(
     pictures: Sequence[tuple[str, str]],
     out: Path,
     options: Sequence[str] = (),
+    sections: Sequence[Section] = (),
 ) -> Path:
     """Write out/TASK.json, out/TASK-curves.png, out/TASK-errors.png and out/TASK.md; each is replaced when it is whole.
 
@@ -197,6 +212,7 @@ def write(
         notes: what is to be known beside them.
         pictures: (caption, file name in `out`).
         options: what the command was given beside the usual, for the page to say it again.
+        sections: comparisons of some of the methods on another footing.
 
     Returns the page's path. The JSON is written first: without matplotlib there is no picture, and a line says so.
     """
@@ -204,6 +220,7 @@ def write(
         raise MmfastError("cells is empty; a report needs at least one result, so run the task first")
     out.mkdir(parents=True, exist_ok=True)
     report = {**_report(task, cells, reference_rows, claims[0].verdicts, notes), "options": list(options)}
+    report["sections"] = {section.title: [dataclasses.asdict(v) for v in section.verdicts] for section in sections}
     _write(out / f"{task}.json", json.dumps(_plain(report), indent=2, allow_nan=False) + "\n")
     groups = _by_method(cells)
     # Several methods may be ways of using one model: its curve is drawn once.
@@ -217,7 +234,7 @@ def write(
         shown.append((curves.ERRORS_CAPTION, f"{task}-errors.png"))
     if curves.draw(drawn, out / f"{task}-curves.png"):
         shown.append((curves.CAPTION, f"{task}-curves.png"))
-    text = page.text(title, question, report, rows, reference_rows, claims, notes, shown)
+    text = page.text(title, question, report, rows, reference_rows, claims, notes, shown, sections)
     _write(out / f"{task}.md", text)
     return out / f"{task}.md"
 

@@ -56,14 +56,33 @@ class Extractor:
             raise MmfastError(
                 f"images are {images.dtype} {list(images.shape)}; they should be float [B, C, H, W] in -1 .. 1, B > 0"
             )
+        return self._each(images, self.network, 2, "[{}, D]")
+
+    @torch.no_grad()
+    def maps(self, images: Tensor, cells: int) -> Tensor:
+        """The same before they are averaged over space, in cells x cells means: float32 [B, D, cells, cells].
+
+        Raises MmfastError for a network without a method `maps` (images -> [B, D, h, w]).
+        """
+        network: Network | None = getattr(self.network, "maps", None)
+        if network is None:
+            raise MmfastError(
+                f"the features of {self.name} have no maps; use efficientnet-lite0, vgg16 or pixels, or give the "
+                "network a method `maps` of images -> [B, D, h, w]"
+            )
+        pooled = lambda x: F.adaptive_avg_pool2d(network(x), cells)  # noqa: E731
+        return self._each(images, pooled, 4, f"[{{}}, D, {cells}, {cells}]")
+
+    def _each(self, images: Tensor, network: Network, dims: int, shape: str) -> Tensor:
+        """What the network makes of the images, `batch_size` at a time."""
         found = []
         for part in images.split(self.batch_size):
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as on a CPU
-                features = self.network(part.to(self.device, torch.float32))
-            if features.dim() != 2 or len(features) != len(part):
+                features = network(part.to(self.device, torch.float32))
+            if features.dim() != dims or len(features) != len(part):
                 raise MmfastError(
-                    f"the features of {self.name} are {list(features.shape)} for {len(part)} images; they should be"
-                    f" [{len(part)}, D]"
+                    f"the features of {self.name} are {list(features.shape)} for {len(part)} images; they should be "
+                    + shape.format(len(part))
                 )
             found.append(features.to(images.device, torch.float32))
         return torch.cat(found)
@@ -148,7 +167,17 @@ def _pixels(weights: Path | None, size: int | None) -> Network:
         raise MmfastError(f"weights is {str(weights)!r}; pixels have none: leave it out")
     if size is not None:
         raise MmfastError(f"feature extractor is 'pixels@{size}'; pixels are taken as they are: leave @{size} out")
-    return pixel_features
+    return _Pixels()
+
+
+class _Pixels:
+    """Pixels are maps as they are."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return pixel_features(images)
+
+    def maps(self, images: Tensor) -> Tensor:
+        return images
 
 
 @register("efficientnet-lite0", "EffNetLite0")
@@ -176,10 +205,13 @@ class _EfficientNetLite0(nn.Module):
         except RuntimeError:
             raise MmfastError(f"weights {weights} does not fit efficientnet-lite0; give the file of that net") from None
 
-    def forward(self, images: Tensor) -> Tensor:
+    def maps(self, images: Tensor) -> Tensor:
         # The network takes pixels 0 .. 255 less 127, over 128.
         pixels = (square(images, self.size) + 1) * 127.5
-        return self.net.extract_features((pixels - 127) / 128).mean((2, 3))
+        return self.net.extract_features((pixels - 127) / 128)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.maps(images).mean((2, 3))
 
 
 @register("vgg16", "VGG16")
@@ -194,5 +226,8 @@ class _VGG16(nn.Module):
         self.size = size or SIZE
         self.trunk = LPIPS("vgg", weights)
 
+    def maps(self, images: Tensor) -> Tensor:
+        return self.trunk.layers(square(images, self.size))[-1]
+
     def forward(self, images: Tensor) -> Tensor:
-        return self.trunk.layers(square(images, self.size))[-1].mean((2, 3))
+        return self.maps(images).mean((2, 3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,11 +35,12 @@ class EmbeddingSpec(base.Spec):
 
 class Embedding(Modality):
     kind = "embedding"
-    Spec = EmbeddingSpec
+    Spec: ClassVar[type[base.Spec]] = EmbeddingSpec
+    proj: nn.Module | None
     metric = joint_metric = "cosine"
     extensions = (".npy",)
 
-    def __init__(self, name: str, spec: EmbeddingSpec, space: SpaceShape) -> None:
+    def __init__(self, name: str, spec: Any, space: SpaceShape) -> None:
         super().__init__(name, spec, space)
         self.grid = (space.height, space.width)
         cells = space.height * space.width
@@ -87,10 +89,10 @@ class Embedding(Modality):
 
     def nll(self, prediction: Tensor, x: Tensor) -> Tensor:
         squared = ((prediction - base.unit_rms(x)) / self.spec.sigma).square()
-        return (0.5 * squared + math.log(self.spec.sigma * math.sqrt(2 * math.pi))).sum(1)
+        return (0.5 * squared + math.log(self.spec.sigma * math.sqrt(2 * math.pi))).flatten(1).sum(1)
 
     def loss(self, prediction: Tensor, x: Tensor) -> Tensor:
-        return (prediction - base.unit_rms(x)).square().mean(1)
+        return (prediction - base.unit_rms(x)).square().flatten(1).mean(1)
 
     def encode_prediction(self, prediction: Tensor) -> Tensor:
         # The head predicts the vector at unit RMS, so laying it out is the expected encoding: short where unsure.
@@ -110,29 +112,38 @@ class Embedding(Modality):
         return picture.resize((size, size), PILImage.Resampling.NEAREST)
 
     def score(self, x: Tensor, truth: Tensor) -> float:
-        return float(F.cosine_similarity(x, truth, dim=1).mean())
+        return float(F.cosine_similarity(x.flatten(1), truth.flatten(1), dim=1).mean())
 
     @classmethod
-    def read(cls, path: Path, spec: EmbeddingSpec) -> Tensor:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise MmfastError(f"{path} is no file; it should be a vector (.npy)")
-        try:
-            # Mapped, a file that claims more than it holds is an error before any memory is asked for.
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as error:
-            raise MmfastError(f"{path} cannot be read as a vector (.npy): {' '.join(str(error).split())}") from None
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
-            kind = array.dtype if isinstance(array, np.ndarray) else "an archive"
-            raise MmfastError(f"{path} holds {kind}; it should hold real numbers (.npy)")
-        if array.size != spec.dim:
-            raise MmfastError(f"{path} holds {array.size} numbers; it should hold {spec.dim}")
-        x = torch.from_numpy(np.array(array, dtype=np.float32)).reshape(-1)
-        if not bool(torch.isfinite(x).all()):
-            raise MmfastError(
-                f"{path} holds NaN or infinite values; mend or remove it, for its embedding to be missing"
-            )
-        return x
+    def read(cls, path: Path, spec: Any) -> Tensor:
+        return read_numbers(path, (spec.dim,))
 
     @classmethod
-    def blank(cls, spec: EmbeddingSpec) -> Tensor:
+    def blank(cls, spec: Any) -> Tensor:
         return torch.zeros(spec.dim)
+
+
+def read_numbers(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """The numbers of a .npy file as float32 [*shape]; for a vector, whatever the shape they have there.
+
+    Raises MmfastError naming the file.
+    """
+    what = "a vector" if len(shape) == 1 else "a map"
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise MmfastError(f"{path} is no file; it should be {what} (.npy)")
+    try:
+        # Mapped, a file that claims more than it holds is an error before any memory is asked for.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as error:
+        raise MmfastError(f"{path} cannot be read as {what} (.npy): {' '.join(str(error).split())}") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+        kind = array.dtype if isinstance(array, np.ndarray) else "an archive"
+        raise MmfastError(f"{path} holds {kind}; it should hold real numbers (.npy)")
+    if array.size != math.prod(shape):
+        raise MmfastError(f"{path} holds {array.size} numbers; it should hold {math.prod(shape)}")
+    if len(shape) > 1 and array.shape != shape:
+        raise MmfastError(f"{path} holds {list(array.shape)}; it should hold {list(shape)}")
+    x = torch.from_numpy(np.array(array, dtype=np.float32)).reshape(shape)
+    if not bool(torch.isfinite(x).all()):
+        raise MmfastError(f"{path} holds NaN or infinite values; mend or remove it, for its embedding to be missing")
+    return x

@@ -1,0 +1,85 @@
+"""Feature maps: an embedding for each cell of the image, as a pretrained network has it before it averages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from PIL import Image as PILImage
+from torch import Tensor, nn
+
+from mmfast.errors import MmfastError
+from mmfast.modalities import base
+from mmfast.modalities.base import SpaceShape
+from mmfast.modalities.embedding import Embedding, read_numbers
+from mmfast.modalities.image import picture
+from mmfast.options import option
+
+
+@dataclass
+class FeatureMapSpec(base.Spec):
+    """float [B, dim, cells, cells]; only its direction, over all of the numbers, counts."""
+
+    kind: str = "feature_map"
+    dim: int = option(8, "numbers a cell", min=1)
+    cells: int = option(4, "cells along the height and along the width", min=1)
+    network: str = option("", "the network whose features of the anchor it is (mmfast.metrics.features); empty: data's")
+    sigma: float = option(0.1, "standard deviation of the Gaussian head", above=0)
+
+
+class FeatureMap(Embedding):
+    """Laid over the image: each cell's numbers at every pixel of the cell, so that it is diffused as a picture is.
+
+    Joint diffusion of images and principal components of features: ReDi (arXiv 2504.16064).
+    """
+
+    kind = "feature_map"
+    Spec: ClassVar[type[base.Spec]] = FeatureMapSpec
+
+    def __init__(self, name: str, spec: Any, space: SpaceShape) -> None:
+        super(Embedding, self).__init__(name, spec, space)
+        if space.height % spec.cells or space.width % spec.cells:
+            raise MmfastError(
+                f"modalities.{name}.cells is {spec.cells}; it should divide the image's {space.height} x {space.width}"
+            )
+        if spec.encoder == "fixed" and space.channels not in (None, spec.dim):
+            raise MmfastError(
+                f"modalities.{name}.dim is {spec.dim}; there are {space.channels} shared channels: use space=own, or "
+                "encoder=learned"
+            )
+        self.channels, self.grid = space.channels or spec.dim, (space.height, space.width)
+        self.proj = None if spec.encoder == "fixed" else nn.Conv2d(spec.dim, self.channels, 1, bias=False)
+
+    def build_head(self, features: int) -> None:
+        self.norm = base.head_norm(features)
+        self.out = nn.Conv2d(features, self.spec.dim, 3, padding=1)
+
+    def check(self, x: Tensor, where: str) -> None:
+        base.check_floats(x, (self.spec.dim, self.spec.cells, self.spec.cells), where)
+
+    def encode(self, x: Tensor) -> Tensor:
+        x = base.unit_rms(x)
+        return self._lay_out(x if self.proj is None else base.unit_rms(self.proj(x)))
+
+    def _lay_out(self, x: Tensor) -> Tensor:
+        """Each cell's numbers at all of its pixels."""
+        return F.interpolate(x, self.grid, mode="nearest")
+
+    def head(self, features: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(self.out(self.norm(features)), self.spec.cells)
+
+    def show(self, x: Tensor, size: int) -> PILImage.Image:
+        """The first three numbers of each cell as red, green and blue."""
+        colours = base.unit_rms(x[None].float().cpu())[0, :3] / 2
+        return picture(F.pad(colours, (0, 0, 0, 0, 0, 3 - len(colours))), size)
+
+    @classmethod
+    def read(cls, path: Path, spec: Any) -> Tensor:
+        return read_numbers(path, (spec.dim, spec.cells, spec.cells))
+
+    @classmethod
+    def blank(cls, spec: Any) -> Tensor:
+        return torch.zeros(spec.dim, spec.cells, spec.cells)
