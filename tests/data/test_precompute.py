@@ -93,6 +93,41 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
     assert calls  # other images: other features
 
 
+def test_maps_have_the_same_axes_in_every_cell(tmp_path):
+    """Against scikit-learn's principal components of all the cells, each cell's own mean taken off first."""
+    decomposition = pytest.importorskip("sklearn.decomposition", reason="needs scikit-learn: pip install '.[test]'")
+    g = torch.Generator().manual_seed(0)
+    mix = torch.randn(3, 3, generator=g)
+    draw = lambda n: torch.einsum("bchw,cd->bdhw", torch.rand(n, 3, 4, 4, generator=g) - 0.5, mix).clamp(-1, 1)  # noqa: E731
+    images = Data(*(InMemory({"image": draw(n)}) for n in (60, 20)))
+    whole = with_embeddings(images, "image", "map", "pixels", 2, tmp_path, cells=2)
+    cells = images.train.tensors["image"].reshape(60, 3, 2, 2, 2, 2).mean((3, 5))
+    centred = (cells - cells.mean(0)).movedim(1, -1)
+    pca = decomposition.PCA(2, svd_solver="full").fit(centred.reshape(-1, 3).double().numpy())
+    found = whole.train.__getitems__(range(60)).data["map"]
+    assert found.shape == (60, 2, 2, 2)
+    expected = torch.from_numpy(pca.transform(centred.reshape(-1, 3).double().numpy())).reshape(60, 2, 2, 2).float()
+    torch.testing.assert_close(found.abs(), expected.movedim(-1, 1).abs(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.mean(0), torch.zeros(2, 2, 2), atol=1e-5, rtol=0)
+    test = images.test.tensors["image"]
+    torch.testing.assert_close(whole.judges()["map"](test), whole.test.__getitems__(range(20)).data["map"])
+
+
+def test_maps_are_computed_once_and_their_axes_from_some_of_the_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(precompute, "FITTED", 20)
+    asked = []
+    real = precompute.features_of
+    monkeypatch.setattr(precompute, "features_of", lambda n, x, cells: asked.append(len(x)) or real(n, x, cells))
+    first = with_embeddings(data(), "image", "map", "pixels", 1, tmp_path, cells=2)
+    assert asked == [20, 60, 20]  # every third for the axes, then all
+    again = with_embeddings(data(), "image", "map", "pixels", 1, tmp_path, cells=2)
+    assert len(asked) == 3 and len(list(tmp_path.iterdir())) == 1
+    rows = range(60)
+    assert torch.equal(first.train.__getitems__(rows).data["map"], again.train.__getitems__(rows).data["map"])
+    with pytest.raises(MmfastError, match=r"modalities.map.dim is 2; 80 examples with 1 features"):
+        with_embeddings(data(), "image", "map", "pixels", 2, tmp_path, cells=2)
+
+
 def test_too_many_dimensions_are_refused(tmp_path):
     with pytest.raises(MmfastError, match=r"modalities.embedding.dim is 17; 60 examples with 16 features"):
         with_embeddings(data(), "image", "embedding", "pixels", 17, tmp_path)

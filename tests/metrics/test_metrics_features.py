@@ -55,6 +55,27 @@ def test_efficientnet_features_are_what_its_classifier_takes(efficientnet, chann
     assert float(expected.std()) > 0.1
 
 
+def test_maps_are_what_the_features_are_means_of(efficientnet):
+    x = images(3, 3, 40, 40)
+    whole = efficientnet.maps(x, 1)
+    assert whole.shape == (3, 1280, 1, 1)
+    torch.testing.assert_close(whole.flatten(1), efficientnet(x), rtol=1e-4, atol=1e-5)
+    assert float((efficientnet.maps(x, 4) - whole).abs().mean()) > 0.05  # cells differ
+
+
+def test_maps_of_pixels_are_the_means_of_blocks():
+    x = images(5, 3, 8, 8)
+    expected = x.reshape(5, 3, 2, 4, 2, 4).mean((3, 5))
+    torch.testing.assert_close(extractor("pixels", batch_size=2).maps(x, 2), expected)
+
+
+def test_a_network_without_maps_is_named(tmp_path, monkeypatch):
+    (tmp_path / "flat.py").write_text("def net():\n    return lambda images: images.flatten(1)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(MmfastError, match="the features of net have no maps; use efficientnet-lite0, vgg16 or pixels"):
+        extractor("flat:net").maps(images(2, 1, 4, 4), 2)
+
+
 @pytest.mark.parametrize("size", [32, 64])
 def test_efficientnet_at_another_size(efficientnet, size):
     """Images are brought to the size behind the @, of which 32 is the least."""

@@ -23,6 +23,7 @@ def test_what_the_scores_are_called():
         "label": ("accuracy", "agreement"),
         "mask": ("iou", "iou"),
         "embedding": ("cosine", "cosine"),
+        "feature_map": ("cosine", "cosine"),
         "masked": ("rmse", "rmse"),
     }
 

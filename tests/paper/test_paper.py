@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from benchmarks.paper import __main__ as paper
-from benchmarks.paper import cells, curves, measures, report, supervised
+from benchmarks.paper import cells, core, curves, measures, report, supervised
 from benchmarks.paper.core import OURS
 from benchmarks.paper.report import Row
 from mmfast.build import build_model
@@ -192,6 +192,37 @@ def test_an_ablation_changes_one_thing_at_a_time_and_every_variant_builds(name):
             whole.removesuffix(".weight") for key in method.change for whole in (key, key.rsplit(".", 1)[0])
         }
         build_model(config)
+
+
+def test_other_budgets_and_what_is_claimed_there():
+    """Ours on twice the images against both single models; and those on half of them. IoU and FD by hand."""
+    task = paper.load("image-mask")
+    images = {m.name: task.config(m, 0, 6400, {}).train.steps * 16 for m in task.methods}
+    half = {core.its_share(name): 3200 for name in ("image alone", "segmentation alone")}
+    assert images == {OURS: 6400, "image alone": 6400, "segmentation alone": 6400, core.TOTAL: 12800, **half}
+    of = {m.name: m for m in task.methods}
+    for name in half:
+        assert dataclasses.replace(of[name], name="", share=1.0, evaluate=print) == dataclasses.replace(
+            of[name.split(",")[0]], name="", evaluate=print
+        )
+
+    def rows(name, iou=None, fd=None):
+        found = [("given the image", "mean IoU", iou, True), ("drawn together", "FD-EffNetLite0", fd, False)]
+        return [Row(name, where, what, x, 0.1, 3, [x] * 3, up) for where, what, x, up in found if x is not None]
+
+    table = [
+        *rows(OURS, 0.80, 100.0), *rows("image alone", fd=105.0), *rows("segmentation alone", 0.81),
+        *rows(core.TOTAL, 0.815, 106.0), *rows(core.its_share("image alone"), fd=99.0),
+        *rows(core.its_share("segmentation alone"), 0.79),
+    ]  # fmt: skip
+    first, *_ = task.verdicts(table, 1.0)
+    assert first.claim == "mean IoU within 0.02 of the segmentation model's" and first.holds
+    total, share = core.sections(task, table)
+    assert [(v.claim.split(" the ")[0], v.holds) for v in total.verdicts[:2]] == [
+        ("mean IoU no worse than", True), ("FD-EffNetLite0 no worse than", False)]  # fmt: skip
+    assert [v.holds for v in share.verdicts[:2]] == [True, False]
+    assert total.own == [core.TOTAL] and share.own == list(half) and share.methods[0] == OURS
+    assert core.sections(task, rows(OURS, 0.8)) == []
 
 
 def test_the_ablation_counts_differences_beyond_two_standard_errors():

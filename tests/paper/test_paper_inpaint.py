@@ -233,6 +233,15 @@ def test_hidden_pixels_are_never_read_and_visible_ones_come_back(model, name):
     assert torch.equal(method(model, image, mask.bool()), out)
 
 
+def test_sdedit_may_put_nothing_back(model):
+    """The article's: hidden pixels are the same, visible ones are those that were drawn."""
+    image, mask = problem()
+    put, left = (sdedit(model, image, mask, steps=5, paste=paste) for paste in (True, False))
+    shown = mask.bool().expand_as(image)
+    assert torch.equal(put[~shown], left[~shown]) and torch.equal(put[shown], image[shown])
+    assert (left - image)[shown].abs().mean() > 0.01
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_an_example_does_not_depend_on_its_batch(model, name):
     """Its noise is that of (seed, sample id); what remains is how the network's products are summed."""

@@ -179,12 +179,25 @@ def test_the_page(tmp_path):
     assert text.startswith("# Pairs\n\nDo both come out?\n\n## joint")
 
 
+def test_a_comparison_on_another_footing_has_tables_of_its_own(tmp_path):
+    """What stands there alone is in no other table, and rows under conditions that it lacks are not repeated."""
+    cells = [cell("mmfast", 0, {"score": 0.9, "fd": 1.0}), cell("plain", 0, {"score": 0.5})]
+    cells.append(cell("twice", 0, {"score": 0.95}, images=2000))
+    section = report.Section("Twice", "On twice the images.", ["twice", "plain"], ["twice"], [Verdict("up", True, "x")])
+    text, kept = write(tmp_path, cells, sections=[section])
+    assert list(table_of(text, "joint")) == ["mmfast", "plain", "*real halves*"]
+    assert table_of(text, "Twice: joint") == {"twice": {"score ↑": "0.950"}, "plain": {"score ↑": "0.500"}}
+    assert "## Twice\n\nOn twice the images.\n\n### Twice: joint" in text and "| up | yes | x |" in text
+    assert "--images 1000\n" in text and kept["images"]["twice"] == 2000
+    assert kept["sections"] == {"Twice": [{"claim": "up", "holds": True, "evidence": "x"}]}
+
+
 def test_the_json(tmp_path):
     _, found = write(tmp_path, cells_of_two())
     assert list(found) == [
         "task", "commit", "dirty", "samples", "drawn", "trained_at", "evaluated_at", "machine", "images", "seeds",
         "configs", "minutes",
-        "rows", "verdicts", "notes", "options",
+        "rows", "verdicts", "notes", "options", "sections",
     ]  # fmt: skip
     assert found["task"] == "pairs" and found["seeds"] == [0, 1, 2]
     assert found["images"] == {"mmfast": 1000, "plain | old": 1000}
