@@ -9,6 +9,7 @@ import torch
 from mmfast import backbones, data, modalities
 from mmfast.config import Config
 from mmfast.data import Data
+from mmfast.data.labelled import with_few_labels
 from mmfast.data.precompute import with_embeddings
 from mmfast.errors import MmfastError, unknown
 from mmfast.modalities.image import Image
@@ -73,7 +74,10 @@ def build_data(config: Config) -> Data:
     for name, spec in networks.items():
         cache, cells = getattr(config.data, "cache", ""), getattr(spec, "cells", 0)
         found = with_embeddings(found, config.anchor, name, spec.network, spec.dim, cache, cells)
-    return found
+    if config.modalities[config.anchor].labelled_fraction < 1:
+        raise MmfastError(f"modalities.{config.anchor}.labelled_fraction is of the anchor, which every example has")
+    few = {n: spec for n, spec in config.modalities.items() if spec.labelled_fraction < 1 or spec.labelled_only}
+    return with_few_labels(found, few) if few else found
 
 
 def load_run(folder: str | Path, device: str = "auto") -> tuple[Run, Config, Model]:

@@ -35,6 +35,7 @@ from mmfast.metrics.features import extractor
 
 TASKS = ("image-mask", "masked-image", "image-label", "image-embedding")
 ABLATIONS = ("ablation", "ablation-mask", "ablation-label")
+OTHERS = ("few-labels",)
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 RUNNING: set[subprocess.Popen[bytes]] = set()
 # What `Task.config` and the command's own options set.
@@ -44,7 +45,7 @@ SMOKE = {"images": 640, "samples": 40}
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.paper", description=__doc__)
-    parser.add_argument("task", choices=(*TASKS, *ABLATIONS))
+    parser.add_argument("task", choices=(*TASKS, *ABLATIONS, *OTHERS))
     parser.add_argument("--seeds", type=int, default=3, help="seeds a method [3]")
     parser.add_argument("--images", type=int, default=None, help="images that each model sees in training [96000]")
     parser.add_argument("--samples", type=int, default=None, help="samples a condition [1000]")

@@ -58,7 +58,7 @@ def _joint(trained: Trained, condition: str = JOINT, **options: Any) -> list[Met
     return found
 
 
-def _of_label(trained: Trained, **options: Any) -> list[Metric]:
+def drawn_for_a_label(trained: Trained, **options: Any) -> list[Metric]:
     labels = seeded(trained.samples, trained.config.modalities["label"].classes)
     images = trained.draw({"label": labels}, purpose=2, **options)["image"]
     share = measures.agreement(_judge(trained)(images), labels)
@@ -84,12 +84,12 @@ def _drawn_label(trained: Trained, count: int, **options: Any) -> list[Metric]:
 def measured(trained: Trained) -> list[Metric]:
     """Pairs in both orders, images for a label, labels for an image."""
     pairs = [*_joint(trained, first=[]), *_joint(trained, IN_TURN, first=["label"])]
-    return [*pairs, *_of_label(trained), *_drawn_label(trained, _many(trained))]
+    return [*pairs, *drawn_for_a_label(trained), *_drawn_label(trained, _many(trained))]
 
 
 def main(trained: Trained) -> list[Metric]:
     """What the claims are about."""
-    return [*_joint(trained, first=[]), *_of_label(trained), *_drawn_label(trained, _many(trained))]
+    return [*_joint(trained, first=[]), *drawn_for_a_label(trained), *_drawn_label(trained, _many(trained))]
 
 
 def ours(trained: Trained) -> Found:
@@ -97,7 +97,10 @@ def ours(trained: Trained) -> Found:
     rows[MANY_STEPS] = _drawn_label(trained, trained.samples, steps=trained.config.sample.steps)
     for scale in SCALES:
         how: dict[str, Any] = {"guidance_scale": {"label": scale}}
-        rows[_guided(OURS, scale)] = [*_joint(trained, IN_TURN, first=["label"], **how), *_of_label(trained, **how)]
+        rows[_guided(OURS, scale)] = [
+            *_joint(trained, IN_TURN, first=["label"], **how),
+            *drawn_for_a_label(trained, **how),
+        ]
     return rows
 
 
@@ -106,20 +109,20 @@ def _guided(name: str, scale: float) -> str:
 
 
 def conditional(trained: Trained) -> Found:
-    return {CONDITIONAL: _of_label(trained)}
+    return {CONDITIONAL: drawn_for_a_label(trained)}
 
 
 def dropped(trained: Trained) -> Found:
     """Guidance needs a model that can do without the label too."""
-    guided = {_guided(CONDITIONAL, s): _of_label(trained, guidance_scale={"label": s}) for s in SCALES}
-    return {DROPPED: _of_label(trained), **guided}
+    guided = {_guided(CONDITIONAL, s): drawn_for_a_label(trained, guidance_scale={"label": s}) for s in SCALES}
+    return {DROPPED: drawn_for_a_label(trained), **guided}
 
 
 def image_alone(trained: Trained) -> Found:
     return {IMAGE: [*_joint(trained), *measures.bits(trained, 250)]}
 
 
-def _classified(trained: Trained) -> list[Metric]:
+def classified(trained: Trained) -> list[Metric]:
     def answer(given: dict[str, Tensor]) -> Tensor:
         return supervised.answer(trained.model, given, "image", "label")
 
@@ -127,7 +130,7 @@ def _classified(trained: Trained) -> list[Metric]:
 
 
 def classifier(trained: Trained) -> Found:
-    return {CLASSIFIER: _classified(trained)}
+    return {CLASSIFIER: classified(trained)}
 
 
 def reference(trained: Trained) -> list[Metric]:
@@ -208,7 +211,7 @@ TASK = Task(
     title="Image and label together",
     question="Does one model of images and labels draw as well as a class-conditional one, and classify as well as a "
     "classifier, on the same backbone and as many images seen?",
-    methods=[*METHODS, *other_budgets(METHODS, {OURS: main, DROPPED: _of_label, CLASSIFIER: _classified})],
+    methods=[*METHODS, *other_budgets(METHODS, {OURS: main, DROPPED: drawn_for_a_label, CLASSIFIER: classified})],
     reference=reference,
     verdicts=verdicts,
     pictures=pictures,

@@ -47,6 +47,13 @@ class Spec:
         min=0,
         max=1,
     )
+    labelled_fraction: float = option(
+        1.0,
+        "the share of the training examples that keep it, as where few are labelled; the rest lacks it",
+        above=0,
+        max=1,
+    )
+    labelled_only: bool = option(False, "leave out the training examples that lack it")
     given_steps: int | None = option(
         None, "steps of sampling where it is given (of several the fewest); null: sample.steps", min=1
     )

@@ -239,6 +239,32 @@ def test_the_ablation_counts_differences_beyond_two_standard_errors():
     assert not alone.holds and "of 0 measures" in alone.evidence
 
 
+def test_few_labels_are_those_of_a_share_and_single_models_have_no_other_images():
+    task = paper.load("few-labels")
+    assert len(task.methods) == 1 + 3 * 3
+    for method in task.methods[1:]:
+        label = task.config(method, 0, 6400, {}).modalities["label"]
+        share = float(method.name.rsplit(", ", 1)[1].split("%")[0]) / 100
+        assert label.labelled_fraction == share and label.labelled_only == (not method.name.startswith(OURS))
+
+    def rows(name, accuracy, fd, agree):
+        found = [("given the image", "accuracy", accuracy, True), ("given the label", "FD-Classifier", fd, False),
+                 ("given the label", "consistency", agree, True)]  # fmt: skip
+        return [Row(name, where, what, x, 0.1, 3, [x] * 3, up) for where, what, x, up in found]
+
+    table = [*rows(f"{OURS}, 5% labelled", 0.8, 9.0, 0.6), *rows("classifier alone, 5% labelled", 0.7, 0.0, 0.0),
+             *rows("class-conditional DDPM, label dropped, 5% labelled", 0.0, 8.0, 0.5)]  # fmt: skip
+    of = {v.claim: v.holds for v in task.verdicts(table, 1.0) if v.claim.endswith("with 5% labelled")}
+    assert list(of.values()) == [True, False, True]
+
+
+@pytest.mark.slow
+def test_few_labels_run(tmp_path):
+    assert run("few-labels", tmp_path) == 0
+    page = (tmp_path / "results" / "few-labels.md").read_text()
+    assert all(f"{name}, 20% labelled" in page for name in (OURS, "classifier alone"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "variant", "metrics"),

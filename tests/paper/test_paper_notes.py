@@ -3,11 +3,11 @@
 import pytest
 
 from benchmarks.paper import notes
-from benchmarks.paper.__main__ import ABLATIONS, TASKS, load
+from benchmarks.paper.__main__ import ABLATIONS, OTHERS, TASKS, load
 from mmfast.errors import MmfastError
 
 
-@pytest.mark.parametrize("task", [*TASKS, *ABLATIONS])
+@pytest.mark.parametrize("task", [*TASKS, *ABLATIONS, *OTHERS])
 def test_every_task_has_notes_in_one_line_each(task):
     found = load(task).notes
     assert len(found) >= 2

@@ -1,0 +1,73 @@
+"""Few labels: the share that keeps them, the same ones in every run, and what is left where only they count."""
+
+import pytest
+import torch
+
+from mmfast import MmfastError, config
+from mmfast.build import build_data
+from mmfast.data import Batch, Data
+from mmfast.data.base import InMemory
+from mmfast.data.labelled import Labelled, Only, with_few_labels
+from mmfast.modalities.label import LabelSpec
+
+N = 2000
+
+
+class Some(InMemory):
+    """Every third lacks its mask."""
+
+    def __getitems__(self, rows):
+        return Batch(super().__getitems__(rows).data, {"mask": torch.as_tensor(rows) % 3 > 0})
+
+
+def examples():
+    return Some({"image": torch.arange(N).float(), "label": torch.arange(N), "mask": torch.arange(N)})
+
+
+def present(part, name, rows=range(N)):
+    return part.__getitems__(list(rows)).present[name]
+
+
+def test_the_share_keeps_it_and_a_larger_share_the_same():
+    kept = {share: present(Labelled(examples(), {"label": share}), "label") for share in (0.05, 0.2, 1.0)}
+    for share, flags in kept.items():
+        # Within five standard errors of a binomial's mean.
+        assert abs(float(flags.float().mean()) - share) <= 5 * (share * (1 - share) / N) ** 0.5
+    assert bool((kept[0.05] <= kept[0.2]).all()) and bool(kept[1.0].all())
+    part = Labelled(examples(), {"label": 0.2})
+    rows = [7, 3, 1999, 0]
+    assert present(part, "label", rows).tolist() == kept[0.2][rows].tolist()
+    assert part.__getitems__(rows).data["image"].tolist() == rows and len(part) == N
+
+
+def test_what_was_missing_stays_missing():
+    flags = present(Labelled(examples(), {"mask": 0.5}), "mask")
+    assert not bool(flags[::3].any()) and 0.4 < float(flags[1::3].float().mean()) < 0.6
+    batch = Labelled(examples(), {"label": 0.5}).__getitems__([0, 1, 2, 3])
+    assert batch.present["mask"].tolist() == [False, True, True, False]
+
+
+def test_only_what_has_all_that_is_needed_is_left():
+    specs = {"label": LabelSpec(labelled_fraction=0.2, labelled_only=True), "mask": LabelSpec(labelled_only=True)}
+    whole = Data(examples(), examples(), dict)
+    found = with_few_labels(whole, specs)
+    assert isinstance(found.train, Only) and found.test is whole.test
+    flags = present(Labelled(examples(), {"label": 0.2}), "label")
+    expected = [row for row in range(N) if bool(flags[row]) and row % 3]
+    assert found.train.rows.tolist() == expected and len(found.train) == len(expected)
+    batch = found.train.__getitems__([2, 0])
+    assert batch.data["label"].tolist() == [expected[2], expected[0]]
+    assert bool(batch.present["label"].all()) and bool(batch.present["mask"].all())
+
+
+def test_a_config_says_how_many_and_nothing_left_is_an_error():
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install '.[test]'")
+    found = build_data(config.load("digits", [("modalities.label.labelled_fraction", "0.1")]))
+    flags = found.train.__getitems__(range(len(found.train))).present["label"]
+    assert 0.05 < float(flags.float().mean()) < 0.15
+    assert "label" not in found.test.__getitems__([0]).present  # what is held out keeps all
+    with pytest.raises(MmfastError, match=r"modalities.label.labelled_only is true, but no training example has label"):
+        build_data(config.load("digits", [("modalities.label.labelled_fraction", "1e-9"),
+                                          ("modalities.label.labelled_only", "true")]))  # fmt: skip
+    with pytest.raises(MmfastError, match=r"modalities.image.labelled_fraction is of the anchor"):
+        build_data(config.load("digits", [("modalities.image.labelled_fraction", "0.5")]))
