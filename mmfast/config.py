@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -318,8 +318,21 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """The keys in which two configs differ, each with both values."""
+# What may change in a run that goes on: how long, where and how it computes, what it shows. It changes nothing of what
+# is learnt at a step but the learning rate's decay, which is that of the longer run from there on.
+FREE = re.compile(
+    r"train\.(steps|accumulation|device|compile|cuda_graphs|workers|log_every|sample_every|checkpoint_every|tensorboard)"
+    r"|(sample|evaluate)\..*|modalities\.[^.]*\.given_steps|data\.cache"
+)
+
+
+def fixed(changed: Mapping[str, Any]) -> list[str]:
+    """Those of the keys (of `changes`) that no run may change."""
+    return [key for key in changed if not FREE.fullmatch(key)]
+
+
+def changes(old: Config, new: Config) -> dict[str, str]:
+    """The keys in which two configs differ, each with both values as "old -> new"."""
 
     def flat(value: Any, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
@@ -327,7 +340,12 @@ def differences(old: Config, new: Config) -> list[str]:
         return {prefix[:-1]: value}
 
     a, b = flat(dataclasses.asdict(old)), flat(dataclasses.asdict(new))
-    return [f"{key} {a.get(key)!r} -> {b.get(key)!r}" for key in {**a, **b} if a.get(key) != b.get(key)]
+    return {key: f"{a.get(key)!r} -> {b.get(key)!r}" for key in {**a, **b} if a.get(key) != b.get(key)}
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """The keys in which two configs differ, each with both values."""
+    return [f"{key} {values}" for key, values in changes(old, new).items()]
 
 
 def describe() -> str:

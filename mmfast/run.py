@@ -54,14 +54,20 @@ class Run:
         return self.folder / "stats.jsonl"
 
     @property
+    def metrics_file(self) -> Path:
+        return self.folder / "metrics.json"
+
+    @property
     def samples(self) -> Path:
         return self.folder / "samples"
 
     @classmethod
     def start(cls, folder: str | Path, config: Config) -> Run:
-        """Make a run's folder, or take up the run that is in it if its config is the same.
+        """Make a run's folder, or take up the run in it where nothing of its config has changed that is learnt from.
 
-        Raises MmfastError for another config, a folder with other things in it, or one that cannot be written.
+        What else has changed (`config.FREE`) is written into its config.yaml; figures of fewer steps are kept under the
+        number of those. Raises MmfastError for another config, a folder with other things in it, or one that cannot be
+        written.
         """
         run = cls(Path(folder))
         try:
@@ -71,13 +77,21 @@ class Run:
             raise MmfastError(f"--out {folder} cannot be made: {error.strerror}; choose another folder") from None
         if not os.access(run.folder, os.W_OK | os.X_OK):
             raise MmfastError(f"--out {folder} cannot be written to; choose another folder")
+        changed: dict[str, str] = {}
         if run.config_file.exists():
-            changed = configs.differences(run.config(), config)
-            if changed:
+            before = run.config()
+            changed = configs.changes(before, config)
+            fixed = [f"{key} {changed[key]}" for key in configs.fixed(changed)]
+            if fixed:
                 raise MmfastError(
-                    f"--out {folder} holds a run with another config ({'; '.join(changed[:4])}"
-                    f"{'; ...' if len(changed) > 4 else ''}); nothing was changed: choose another --out, or repeat the "
+                    f"--out {folder} holds a run with another config ({'; '.join(fixed[:4])}"
+                    f"{'; ...' if len(fixed) > 4 else ''}); nothing was changed: choose another --out, or repeat the "
                     "command that made the run to go on with it"
+                )
+            if config.train.steps < before.train.steps:
+                raise MmfastError(
+                    f"train.steps is {config.train.steps}; the run in --out {folder} has {before.train.steps}, and "
+                    "cannot get shorter: stop it with Ctrl-C, or choose another --out"
                 )
         else:
             others = [file.name for file in run.folder.iterdir() if not file.name.startswith((TEMPORARY, LOCK))]
@@ -86,7 +100,12 @@ class Run:
                     f"--out {folder} holds files that are no run ({', '.join(sorted(others)[:3])}); choose a new folder"
                 )
         run.guard(run._take_lock)
-        if not run.config_file.exists():
+        if changed:
+            notice(f"{folder}: going on with {', '.join(f'{key} {values}' for key, values in changed.items())}")
+            if "train.steps" in changed and run.metrics_file.exists():
+                kept = run.folder / f"metrics.step-{before.train.steps:07d}.json"
+                run.guard(lambda: os.replace(run.metrics_file, kept))
+        if changed or not run.config_file.exists():
             run.guard(lambda: write_text(run.config_file, configs.to_yaml(config)))
         run.guard(lambda: run.samples.mkdir(exist_ok=True))
         for file in run.folder.rglob(f"{TEMPORARY}*"):  # half-written when a process was killed

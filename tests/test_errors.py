@@ -127,8 +127,8 @@ def test_bad_samples(capsys, finished, extra, words):
 
 def test_another_config_is_refused_and_nothing_changes(capsys, finished):
     before = contents(finished)
-    argv = ["train", "digits", "--out", str(finished), *flags(TINY), "--train.steps", "5"]
-    refused(capsys, argv, "train.steps", "4", "5", "--out")
+    argv = ["train", "digits", "--out", str(finished), *flags(TINY), "--train.batch_size", "5"]
+    refused(capsys, argv, "train.batch_size", "5", "--out")
     assert contents(finished) == before
 
 

@@ -12,7 +12,7 @@ from types import ModuleType
 from mmfast.data.base import Batch, Data, Examples
 from mmfast.errors import unknown
 
-HELPERS = ("base", "cache", "judge", "precompute")
+HELPERS = ("base", "cache", "judge", "labelled", "precompute")
 KINDS = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in HELPERS]
 
 
