@@ -7,7 +7,6 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from mmfast import backbones, data, modalities
+from mmfast import backbones, data, modalities, presets
 from mmfast.errors import MmfastError, unknown
 from mmfast.options import PRECISIONS, check, option
 from mmfast.plain_yaml import load_value, load_yaml
@@ -127,12 +126,6 @@ SECTIONS = {
 }
 
 
-def presets() -> list[str]:
-    """The names of the presets that come with the package."""
-    folder = resources.files("mmfast") / "presets"
-    return sorted(file.name[:-5] for file in folder.iterdir() if file.name.endswith(".yaml"))
-
-
 def load(source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
     """A preset's name or a YAML file, with overrides ("train.steps", "100") put over it.
 
@@ -151,11 +144,11 @@ def load(source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
 
 
 def _read(source: str) -> str:
-    if source in presets():
-        return (resources.files("mmfast") / "presets" / f"{source}.yaml").read_text()
+    if source in presets.names():
+        return presets.text(source)
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
-        raise unknown("config", source, [*presets(), "or the path of a .yaml file"])
+        raise unknown("config", source, [*presets.names(), "or the path of a .yaml file"])
     try:
         return path.read_text(encoding="utf-8")  # YAML takes a byte order mark
     except OSError as error:
@@ -328,36 +321,3 @@ def differences(old: Config, new: Config) -> list[str]:
 
     a, b = flat(dataclasses.asdict(old)), flat(dataclasses.asdict(new))
     return [f"{key} {a.get(key)!r} -> {b.get(key)!r}" for key in {**a, **b} if a.get(key) != b.get(key)]
-
-
-def describe() -> str:
-    """Every option with its type, default and help, for --help."""
-    lines: list[str] = []
-
-    def section(title: str, spec: Any, prefix: str) -> None:
-        lines.extend([title] if title else [])
-        for f in dataclasses.fields(spec):
-            value = getattr(spec, f.name)
-            if f.metadata.get("help"):
-                lines.append(_line(prefix + f.name, value, f))
-            elif dataclasses.is_dataclass(value) and f.name not in SECTIONS:
-                section("", value, f"{prefix}{f.name}.")
-        lines.extend([""] if title else [])
-
-    section("the run", Config(), "")
-    for name, factory in SECTIONS.items():
-        section(name, factory(), f"{name}.")  # type: ignore[operator]
-    for kind in data.KINDS:
-        section(f"data, kind {kind}", data.kind(kind).Spec(), "data.")
-    for kind in backbones.KINDS:
-        section(f"backbone, kind {kind}", backbones.kind(kind).Spec(), "backbone.")
-    for kind, part in modalities.KINDS.items():
-        section(f"modalities, kind {kind}", part.Spec(), "modalities.NAME.")
-    return "\n".join(lines)
-
-
-def _line(key: str, default: Any, f: Any) -> str:
-    choices = f.metadata.get("choices")
-    text = f.metadata.get("help", "") + (f" ({', '.join(map(str, choices))})" if choices else "")
-    shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
-    return f"  --{key:<36} {text} [{shown}]"
