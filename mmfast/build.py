@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,11 +58,16 @@ def build_model(config: Config) -> Model:
         )
 
 
+def stored(config: Config) -> dict[str, Any]:
+    """The specs of the modalities that the data set holds: not made of others, nor computed by a network."""
+    specs = config.modalities.items()
+    return {n: x for n, x in specs if not modalities.kind(x.kind).derived and not getattr(x, "network", "")}
+
+
 def build_data(config: Config) -> Data:
     """The data set, which must hold every modality of the config. Raises MmfastError where it does not."""
-    read = {name: spec for name, spec in config.modalities.items() if not modalities.kind(spec.kind).derived}
-    networks = {name: spec for name, spec in read.items() if getattr(spec, "network", "")}
-    read = {name: spec for name, spec in read.items() if name not in networks}
+    read = stored(config)
+    networks = {name: spec for name, spec in config.modalities.items() if getattr(spec, "network", "")}
     found = data.kind(config.data.kind).open(config.data, read, config.anchor)
     for part, name in ((found.train, "train"), (found.test, "test")):
         if len(part) == 0:

@@ -131,7 +131,11 @@ def load(source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
 
     Raises MmfastError, naming the key, for anything unknown, of the wrong type or out of bounds.
     """
-    found = load_yaml(_read(source), source)
+    return from_plain(load_yaml(_read(source), source), source, overrides)
+
+
+def from_plain(found: Any, source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
+    """What YAML holds, as `load` takes it; source: what errors call it."""
     try:
         raw = OmegaConf.create(found or {})
     except (OmegaConfBaseException, TypeError, ValueError) as error:
@@ -170,7 +174,7 @@ def _override(raw: DictConfig, key: str, value: str) -> None:
         raise MmfastError(f"--{key} {value}: {_one_line(error)}") from None
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     """Raise MmfastError for a modality's name that cannot name a file and a part of the network."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or hasattr(nn.ModuleDict, name) or name == "training":
         raise MmfastError(
@@ -196,7 +200,7 @@ def resolve(raw: DictConfig, source: str = "config") -> Config:
     config.backbone = _of_kind(raw, "backbone", lambda kind: backbones.kind(kind).Spec, "unet", backbones.KINDS)
     for part in map(str, _section(raw, "modalities")):
         key = f"modalities.{part}"
-        _check_name(part)
+        check_name(part)
         config.modalities[part] = _of_kind(
             raw, key, lambda kind: modalities.kind(kind).Spec, None, list(modalities.KINDS)
         )

@@ -9,17 +9,18 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import mmfast
-from mmfast.cli import evaluate, info, presets, sample, train
+from mmfast.cli import check, evaluate, info, presets, sample, train
 from mmfast.cli.shared import overrides
 from mmfast.errors import MmfastError
 from mmfast.memory import keep_freed_memory
 
 # Each a module with `add`, which declares its options, and `run`, which returns the exit status.
-COMMANDS = {"presets": presets, "train": train, "sample": sample, "eval": evaluate, "info": info}
+COMMANDS = {"presets": presets, "check": check, "train": train, "sample": sample, "eval": evaluate, "info": info}
 
 EPILOG = """\
 examples:
   mmfast presets                                   the presets, and what data they want
+  mmfast check my/data                             what the data holds, and what is wrong with it
   mmfast train digits --out runs/digits            train the preset, or go on with the run that is there
   mmfast sample runs/digits --given label=3 --n 64 images and masks of the digit 3
   mmfast eval runs/digits                          the figures of a run
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns 0, or 2 after printing the one-line error of bad input."""
     try:
         args, rest = parser().parse_known_args(argv)
-        if args.command != "train" and rest:
+        if args.command not in ("train", "check") and rest:
             raise MmfastError(f"{rest[0]} is no option of `mmfast {args.command}`; see `mmfast {args.command} --help`")
         if args.command not in ("info", "presets"):
             keep_freed_memory()

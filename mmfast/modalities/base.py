@@ -159,6 +159,14 @@ class Modality(nn.Module):
         """One x (without the batch dimension) as an RGB picture of about size x size pixels."""
         raise NotImplementedError
 
+    def tally(self, x: Tensor) -> Tensor | None:
+        """How often each class stands in x, int64 [classes]; None where there are no classes."""
+        return None
+
+    def class_name(self, k: int) -> str:
+        """How class k is called."""
+        return str(k)
+
     def score(self, x: Tensor, truth: Tensor) -> float:
         """How well x agrees with the truth, over the batch: `metric`."""
         raise NotImplementedError

@@ -81,6 +81,9 @@ class Mask(Modality):
         array = palette(self.spec.classes)[x.cpu().numpy()]
         return PILImage.fromarray(array).resize((size, size), PILImage.Resampling.NEAREST)
 
+    def tally(self, x: Tensor) -> Tensor:
+        return torch.bincount(x.flatten(), minlength=self.spec.classes)
+
     def score(self, x: Tensor, truth: Tensor) -> float:
         """Mean over the classes but the background of intersection over union, over the whole batch."""
         return mean_iou(x, truth, self.spec.classes)
