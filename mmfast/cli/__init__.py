@@ -9,18 +9,27 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import mmfast
-from mmfast.cli import check, evaluate, info, presets, sample, train
+from mmfast.cli import check, evaluate, info, init, presets, sample, train
 from mmfast.cli.shared import overrides
 from mmfast.errors import MmfastError
 from mmfast.memory import keep_freed_memory
 
 # Each a module with `add`, which declares its options, and `run`, which returns the exit status.
-COMMANDS = {"presets": presets, "check": check, "train": train, "sample": sample, "eval": evaluate, "info": info}
+COMMANDS = {
+    "presets": presets,
+    "check": check,
+    "init": init,
+    "train": train,
+    "sample": sample,
+    "eval": evaluate,
+    "info": info,
+}
 
 EPILOG = """\
 examples:
   mmfast presets                                   the presets, and what data they want
   mmfast check my/data                             what the data holds, and what is wrong with it
+  mmfast init my/data --out my.yaml --minutes 30   a config for it that trains in that time
   mmfast train digits --out runs/digits            train the preset, or go on with the run that is there
   mmfast sample runs/digits --given label=3 --n 64 images and masks of the digit 3
   mmfast eval runs/digits                          the figures of a run
