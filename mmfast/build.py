@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,20 @@ def stored(config: Config) -> dict[str, Any]:
     """The specs of the modalities that the data set holds: not made of others, nor computed by a network."""
     specs = config.modalities.items()
     return {n: x for n, x in specs if not modalities.kind(x.kind).derived and not getattr(x, "network", "")}
+
+
+def with_class_names(config: Config) -> Config:
+    """The config with the names of the classes that folders name, for labels that have none of their own.
+
+    So a run keeps them, shows them in its pictures, and takes them: `--given label=cats`.
+    """
+    look = getattr(data.kind(config.data.kind), "look", None)
+    classes = look(config.data, stored(config), config.anchor).classes if look is not None else {}
+    parts = dict(config.modalities)
+    for name, found in classes.items():
+        if not all(x.isdecimal() or not x for x in found):  # numbers are called as they are
+            parts[name] = dataclasses.replace(parts[name], names=found)
+    return dataclasses.replace(config, modalities=parts)
 
 
 def build_data(config: Config) -> Data:

@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 from tqdm import tqdm
 
 from mmfast import data as data_sets
-from mmfast.build import build_data, build_model, stored
+from mmfast.build import build_data, build_model, pick_device, stored, with_class_names
 from mmfast.config import Config
 from mmfast.data import Batch, Examples
 from mmfast.errors import MmfastError
@@ -99,6 +99,7 @@ def survey(config: Config, quiet: bool = True) -> Survey:
     specs, listing, data, opened = stored(config), None, None, False
     look = getattr(data_sets.kind(config.data.kind), "look", None)
     try:
+        found.config = config = with_class_names(config)
         model = build_model(config)
         found.parameters = sum(p.numel() for p in model.parameters())
         if look is not None:
@@ -115,11 +116,10 @@ def survey(config: Config, quiet: bool = True) -> Survey:
         if data is None and len(listing.paths[config.anchor]) > 1:
             data = listing.data()  # for all that is wrong with the files, and not the first thing alone
     if data is not None:
-        names = listing.classes if listing is not None else {}
         for part in (data.train, data.test):
-            _read(found, part, model, names, quiet)
+            _read(found, part, model, quiet)
         found.train, found.test = len(data.train), len(data.test)
-        found.notes += _empty_classes(found, model, names)
+        found.notes += _empty_classes(found)
         found.sheet = _sheet(found, data.train, model)
         try:
             if opened:
@@ -128,6 +128,26 @@ def survey(config: Config, quiet: bool = True) -> Survey:
             found.wrong.append(str(error))
     found.wrong = list(dict.fromkeys(found.wrong))
     return found
+
+
+def brief(config: Config) -> list[str]:
+    """What training is about to work on, in lines: the examples, where files are, as their names alone say."""
+    lines, look = [], getattr(data_sets.kind(config.data.kind), "look", None)
+    if look is not None:
+        listing = look(config.data, stored(config), config.anchor)
+        anchors = listing.paths[config.anchor]
+        counts = {n: sum(stem in anchors for stem in x) for n, x in listing.paths.items() if n not in listing.classes}
+        parts = [f"{name} {n:,}" for name, n in counts.items() if name != config.anchor]
+        data = listing.data() if len(anchors) > 1 else None
+        held_out = f", {len(data.test):,} of them held out" if data is not None else ""
+        lines.append("; ".join([f"{len(anchors):,} examples{held_out}", *([", ".join(parts)] if parts else [])]))
+        left_out = sum(map(len, listing.left_out.values()))
+        if left_out:
+            lines.append(
+                f"{left_out:,} {'file belongs' if left_out == 1 else 'files belong'} to nothing; `mmfast check` tells more"
+            )
+    parameters = sum(p.numel() for p in build_model(config).parameters())
+    return [*lines, f"{parameters:,} parameters, on {pick_device(config.train.device, 'train.device')}"]
 
 
 def _headers(found: Survey, name: str, spec: Any, paths: Mapping[str, Path], anchors: Mapping[str, Path]) -> Seen:
@@ -146,7 +166,7 @@ def _headers(found: Survey, name: str, spec: Any, paths: Mapping[str, Path], anc
     return seen
 
 
-def _read(found: Survey, examples: Examples, model: Model, names: Mapping[str, list[str]], quiet: bool) -> None:
+def _read(found: Survey, examples: Examples, model: Model, quiet: bool) -> None:
     bar = tqdm(total=len(examples), desc="reading", unit="example", disable=quiet or None, leave=False)
     for batch in _batches(examples, model, found.wrong):
         bar.update(len(batch))
@@ -156,7 +176,7 @@ def _read(found: Survey, examples: Examples, model: Model, names: Mapping[str, l
             seen.there, seen.missing = seen.there + int(there.sum()), seen.missing + int((~there).sum())
             tally = model.part(name).tally(x[there]) if name in model.parts else None
             for k, count in enumerate([] if tally is None else tally.tolist()):
-                seen.classes[_class_name(model, names, name, k)] += count
+                seen.classes[model.part(name).class_name(k)] += count
     bar.close()
 
 
@@ -182,11 +202,7 @@ def _readable(examples: Examples, model: Model, rows: range, wrong: list[str]) -
     yield batch
 
 
-def _class_name(model: Model, names: Mapping[str, list[str]], name: str, k: int) -> str:
-    return names[name][k] if name in names and names[name][k] else model.part(name).class_name(k)
-
-
-def _empty_classes(found: Survey, model: Model, names: Mapping[str, list[str]]) -> list[str]:
+def _empty_classes(found: Survey) -> list[str]:
     """A line for each modality with classes that no example has."""
     lines = []
     for name, seen in found.seen.items():

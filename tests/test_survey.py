@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mmfast import config as configs
+from mmfast.build import build_model
 from mmfast.cli import main
 from mmfast.errors import MmfastError
 from mmfast.guess import DRAFT
@@ -276,3 +277,14 @@ def test_names_that_are_no_text_are_shown(here, capsys):
 def test_options_go_with_the_config(here, capsys):
     assert main(["check", "my.yaml", "--quiet", "--modalities.mask.classes", "2"]) == 2
     assert "holds the values 0, 1, 2" in capsys.readouterr().out
+
+
+def test_training_begins_with_the_same_in_short(here, capsys):
+    save(here, "mask/x/99.png", np.zeros((SIZE, SIZE), np.uint8))
+    assert main(["train", "my.yaml", "--out", "run"]) == 0
+    parameters = sum(p.numel() for p in build_model(configs.load("my.yaml")).parameters())
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "12 examples, 1 of them held out; mask 8, label 12, vector 12",
+        "1 file belongs to nothing; `mmfast check` tells more",
+        f"{parameters:,} parameters, on cpu",
+    ]

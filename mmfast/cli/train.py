@@ -30,7 +30,9 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from mmfast import config as configs
+    from mmfast.build import with_class_names
     from mmfast.evaluate import table
+    from mmfast.survey import brief
     from mmfast.training import train
 
     if args.help:
@@ -45,7 +47,9 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         raise MmfastError(f"no config given; name a YAML file or a preset: {', '.join(presets.names())}")
     if args.out is None:
         raise MmfastError("no --out RUN given; it should be the run's folder, new or to go on with")
-    config = configs.load(args.config, overrides(rest))
+    config = with_class_names(configs.load(args.config, overrides(rest)))
+    if not args.quiet:
+        print("\n".join(brief(config)), flush=True)
     run = train(config, args.out, quiet=args.quiet)
     metrics = run.folder / "metrics.json"
     if metrics.exists():

@@ -8,6 +8,7 @@ folder of the anchor's path (cats). A folder of another name is said by `folders
 from __future__ import annotations
 
 import os
+import stat
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,7 +92,7 @@ def find(folder: Path, extensions: Sequence[str]) -> Found:
             continue
         folders[:] = sorted(x for x in folders if not x.startswith("."))
         for path in sorted(Path(parent) / x for x in files if not x.startswith(".")):
-            if path.suffix.lower() not in extensions:
+            if path.suffix.lower() not in extensions or _is_special(path):
                 found.others.append(path)
                 continue
             stem = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
@@ -100,6 +101,14 @@ def find(folder: Path, extensions: Sequence[str]) -> Found:
             else:
                 found.paths[stem] = path
     return found
+
+
+def _is_special(path: Path) -> bool:
+    """Whether there is something that is no file, such as a pipe, which would be waited for for ever."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:  # a link to nothing: to be told of when it is read
+        return False
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """Aligned folders by value: every pixel, class and number is that of the file of the same path and name."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -122,6 +124,7 @@ def test_what_is_hidden_or_no_file_is_left_out_and_links_are_followed(made, tmp_
     for hidden in (".ipynb_checkpoints/00-checkpoint", "ape/._00"):
         write(root, "image", hidden, ".png", np.zeros((SIZE, SIZE, 3), np.uint8))
     (root / "image" / "bee" / "folder.png").mkdir()
+    os.mkfifo(root / "image" / "bee" / "pipe.png")  # which nobody writes to: reading it would wait for ever
     data = opened(root)
     assert {*data.train.stems, *data.test.stems} == {*truth, "cow/12", "dog/12"}
 
@@ -243,3 +246,12 @@ def test_shapes_are_those_of_pictures_that_stand_upright(tmp_path):
     kinds = {name: specs()[name] for name in ("image", "mask")}
     data = folder.open(folder.Spec(root=str(tmp_path)), kinds, "image")
     assert len(data.train.__getitems__([0, 1])) == 2 and len(data.test.__getitems__([0])) == 1
+
+
+def test_a_link_to_nothing_is_an_error_when_it_is_read(made):
+    root, _ = made
+    (root / "image" / "ape" / "lost.png").symlink_to(root / "nowhere")
+    data = opened(root)
+    with pytest.raises(MmfastError, match=r"lost\.png cannot be read as a picture: .*; mend or remove it"):
+        for part in (data.train, data.test):
+            part.__getitems__(range(len(part)))
