@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,11 +60,30 @@ def build_model(config: Config) -> Model:
         )
 
 
+def stored(config: Config) -> dict[str, Any]:
+    """The specs of the modalities that the data set holds: not made of others, nor computed by a network."""
+    specs = config.modalities.items()
+    return {n: x for n, x in specs if not modalities.kind(x.kind).derived and not getattr(x, "network", "")}
+
+
+def with_class_names(config: Config) -> Config:
+    """The config with the names of the classes that folders name, for labels that have none of their own.
+
+    So a run keeps them, shows them in its pictures, and takes them: `--given label=cats`.
+    """
+    look = getattr(data.kind(config.data.kind), "look", None)
+    classes = look(config.data, stored(config), config.anchor).classes if look is not None else {}
+    parts = dict(config.modalities)
+    for name, found in classes.items():
+        if not all(x.isdecimal() or not x for x in found):  # numbers are called as they are
+            parts[name] = dataclasses.replace(parts[name], names=found)
+    return dataclasses.replace(config, modalities=parts)
+
+
 def build_data(config: Config) -> Data:
     """The data set, which must hold every modality of the config. Raises MmfastError where it does not."""
-    read = {name: spec for name, spec in config.modalities.items() if not modalities.kind(spec.kind).derived}
-    networks = {name: spec for name, spec in read.items() if getattr(spec, "network", "")}
-    read = {name: spec for name, spec in read.items() if name not in networks}
+    read = stored(config)
+    networks = {name: spec for name, spec in config.modalities.items() if getattr(spec, "network", "")}
     found = data.kind(config.data.kind).open(config.data, read, config.anchor)
     for part, name in ((found.train, "train"), (found.test, "test")):
         if len(part) == 0:

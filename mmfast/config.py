@@ -7,7 +7,6 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from mmfast import backbones, data, modalities
+from mmfast import backbones, data, modalities, presets
 from mmfast.errors import MmfastError, unknown
 from mmfast.options import PRECISIONS, check, option
 from mmfast.plain_yaml import load_value, load_yaml
@@ -127,18 +126,16 @@ SECTIONS = {
 }
 
 
-def presets() -> list[str]:
-    """The names of the presets that come with the package."""
-    folder = resources.files("mmfast") / "presets"
-    return sorted(file.name[:-5] for file in folder.iterdir() if file.name.endswith(".yaml"))
-
-
 def load(source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
     """A preset's name or a YAML file, with overrides ("train.steps", "100") put over it.
 
     Raises MmfastError, naming the key, for anything unknown, of the wrong type or out of bounds.
     """
-    found = load_yaml(_read(source), source)
+    return from_plain(load_yaml(_read(source), source), source, overrides)
+
+
+def from_plain(found: Any, source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
+    """What YAML holds, as `load` takes it; source: what errors call it."""
     try:
         raw = OmegaConf.create(found or {})
     except (OmegaConfBaseException, TypeError, ValueError) as error:
@@ -151,11 +148,11 @@ def load(source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
 
 
 def _read(source: str) -> str:
-    if source in presets():
-        return (resources.files("mmfast") / "presets" / f"{source}.yaml").read_text()
+    if source in presets.names():
+        return presets.text(source)
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
-        raise unknown("config", source, [*presets(), "or the path of a .yaml file"])
+        raise unknown("config", source, [*presets.names(), "or the path of a .yaml file"])
     try:
         return path.read_text(encoding="utf-8")  # YAML takes a byte order mark
     except OSError as error:
@@ -177,7 +174,7 @@ def _override(raw: DictConfig, key: str, value: str) -> None:
         raise MmfastError(f"--{key} {value}: {_one_line(error)}") from None
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     """Raise MmfastError for a modality's name that cannot name a file and a part of the network."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or hasattr(nn.ModuleDict, name) or name == "training":
         raise MmfastError(
@@ -203,7 +200,7 @@ def resolve(raw: DictConfig, source: str = "config") -> Config:
     config.backbone = _of_kind(raw, "backbone", lambda kind: backbones.kind(kind).Spec, "unet", backbones.KINDS)
     for part in map(str, _section(raw, "modalities")):
         key = f"modalities.{part}"
-        _check_name(part)
+        check_name(part)
         config.modalities[part] = _of_kind(
             raw, key, lambda kind: modalities.kind(kind).Spec, None, list(modalities.KINDS)
         )
@@ -346,36 +343,3 @@ def changes(old: Config, new: Config) -> dict[str, str]:
 def differences(old: Config, new: Config) -> list[str]:
     """The keys in which two configs differ, each with both values."""
     return [f"{key} {values}" for key, values in changes(old, new).items()]
-
-
-def describe() -> str:
-    """Every option with its type, default and help, for --help."""
-    lines: list[str] = []
-
-    def section(title: str, spec: Any, prefix: str) -> None:
-        lines.extend([title] if title else [])
-        for f in dataclasses.fields(spec):
-            value = getattr(spec, f.name)
-            if f.metadata.get("help"):
-                lines.append(_line(prefix + f.name, value, f))
-            elif dataclasses.is_dataclass(value) and f.name not in SECTIONS:
-                section("", value, f"{prefix}{f.name}.")
-        lines.extend([""] if title else [])
-
-    section("the run", Config(), "")
-    for name, factory in SECTIONS.items():
-        section(name, factory(), f"{name}.")  # type: ignore[operator]
-    for kind in data.KINDS:
-        section(f"data, kind {kind}", data.kind(kind).Spec(), "data.")
-    for kind in backbones.KINDS:
-        section(f"backbone, kind {kind}", backbones.kind(kind).Spec(), "backbone.")
-    for kind, part in modalities.KINDS.items():
-        section(f"modalities, kind {kind}", part.Spec(), "modalities.NAME.")
-    return "\n".join(lines)
-
-
-def _line(key: str, default: Any, f: Any) -> str:
-    choices = f.metadata.get("choices")
-    text = f.metadata.get("help", "") + (f" ({', '.join(map(str, choices))})" if choices else "")
-    shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
-    return f"  --{key:<36} {text} [{shown}]"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image as PILImage
@@ -19,23 +22,72 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, PILImage.DecompressionBombError)
 
 
+@contextlib.contextmanager
+def _opened(path: Path, what: str) -> Iterator[PILImage.Image]:
+    """The file, opened as one of FORMATS. Raises MmfastError, naming it, for whatever Pillow says of it meanwhile."""
+    try:
+        with PILImage.open(path, formats=FORMATS) as file:
+            yield file
+    except UnidentifiedImageError:
+        raise MmfastError(f"{path} cannot be read as a {what}: it is none of {', '.join(FORMATS)}") from None
+    except DAMAGED as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise MmfastError(f"{path} cannot be read as a {what}: {reason}; mend or remove it") from None
+
+
 def load_picture(path: Path, what: str = "picture") -> PILImage.Image:
     """The picture in a file, whole and turned as its EXIF data says.
 
     Raises MmfastError, naming the file, for one that is missing, damaged, of another format or far too large (Pillow's
     limit, 179 megapixels).
     """
-    try:
-        with PILImage.open(path, formats=FORMATS) as file:
-            file.load()
-            picture = ImageOps.exif_transpose(file)
-    except UnidentifiedImageError:
-        raise MmfastError(f"{path} cannot be read as a {what}: it is none of {', '.join(FORMATS)}") from None
-    except DAMAGED as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise MmfastError(f"{path} cannot be read as a {what}: {reason}; mend or remove it") from None
+    with _opened(path, what) as file:
+        file.load()
+        picture = ImageOps.exif_transpose(file)
     assert picture is not None
     return picture
+
+
+class Header(NamedTuple):
+    """What a picture file says of itself: its size as it stands upright, and how it is stored."""
+
+    size: tuple[int, int]
+    mode: str
+    format: str
+    orientation: int = 1  # in EXIF's numbering
+    transparent: bool = False
+    frames: int = 1
+
+
+def read_header(path: Path) -> Header:
+    """A picture's header, without its pixels. Raises MmfastError for what is wrong there, as `load_picture` does."""
+    with _opened(path, "picture") as file:
+        exif = PILImage.Exif()
+        exif.load(file.info.get("exif", b""))
+        orientation = exif.get(0x0112, 1)
+        size = file.size[::-1] if orientation in (5, 6, 7, 8) else file.size
+        frames = getattr(file, "n_frames", 1)
+        return Header(size, file.mode, str(file.format), orientation, file.has_transparency_data, frames)
+
+
+def check_shapes(paths: Sequence[Path]) -> None:
+    """Raise MmfastError unless the pictures of one example have one shape, to a pixel, whatever their sizes."""
+    if len(paths) < 2:
+        return
+    first, *others = [read_header(path).size for path in paths]
+    if all(_alike(first, size) for size in others):
+        return
+    first, *others = [load_picture(path).size for path in paths]  # EXIF data may come after the pixels
+    for path, size in zip(paths[1:], others, strict=True):
+        if not _alike(first, size):
+            raise MmfastError(
+                f"{path} is {size[0]} x {size[1]} and {paths[0]} is {first[0]} x {first[1]}: they differ in shape, so "
+                "that their middle squares are not the same part; crop or pad them alike"
+            )
+
+
+def _alike(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    return abs(a[0] * b[1] - b[0] * a[1]) <= max(*a, *b)
 
 
 def middle_square(picture: PILImage.Image) -> tuple[int, int, int, int]:

@@ -36,8 +36,13 @@ def sample_grid(
     given: Sequence[str] = (),
     columns: int = 4,
     tile: int = 64,
+    present: Mapping[str, Tensor] | None = None,
 ) -> Image.Image:
-    """Examples in a grid, each one's modalities side by side under their names; `given` ones are marked."""
+    """Examples in a grid, each one's modalities side by side under their names; `given` ones are marked.
+
+    present: bool [B] for the modalities that not all have, as in a `Batch`.
+    """
+    there = present or {}
     count = len(next(iter(data.values())))
     columns = min(columns, count)
     rows = -(-count // columns)
@@ -56,6 +61,7 @@ def sample_grid(
         y = top + (i // columns) * (tile + 2 * GAP)
         for k, (name, values) in enumerate(data.items()):
             x = 2 * GAP + (i % columns) * cell + k * (tile + GAP)
-            page.paste(modalities[name].show(values[i], tile), (x, y))
+            missing = name in there and not bool(there[name][i])
+            page.paste(text_tile("none", tile) if missing else modalities[name].show(values[i], tile), (x, y))
             draw.rectangle((x - 1, y - 1, x + tile, y + tile), outline=FAINT)
     return page

@@ -62,6 +62,7 @@ def denoise(model: Model, truth: Truth, t: Tensor, *, seed: int, stream: int, dr
     z_t, _ = ops.q_sample(z0, terms, t, schedule, seed=seed, sample_ids=numbers, stream=stream, draw=draw)
     prediction = model(z_t, t, {})
     E = {name: model.part(name).encode_prediction(prediction.heads[name]) for name in model.traced}
+    E = {name: model.part(name).counted(x, truth.data[name]) for name, x in E.items()}
     of_y, of_prediction = TARGETS[model.target].x0(process.rows(schedule.alpha_bar, t))
     of_z0 = [model.anchor_block(z_t), prediction.anchor.float()]
     coefs = torch.stack((of_y, of_prediction), 1)

@@ -4,6 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from mmfast import config as configs
+from mmfast import presets
 from mmfast.cli import main, overrides
 from mmfast.errors import MmfastError
 from mmfast.generate import settings
@@ -25,7 +26,7 @@ def test_another_kind_drops_the_options_of_the_old_one():
     assert same == configs.load("digits")
 
 
-@pytest.mark.parametrize("name", configs.presets())
+@pytest.mark.parametrize("name", presets.names())
 def test_a_preset_survives_being_written_and_read(tmp_path, name):
     config = configs.load(name)
     file = tmp_path / "config.yaml"
@@ -46,7 +47,7 @@ def test_help_names_every_option(capsys):
     for key in ("train.steps", "train.batch_size", "seed", "schedule.T", "backbone.channels", "modalities.NAME.classes",
                 "modalities.NAME.weight.scale", "data.root", "sample.sampler", "digits"):  # fmt: skip
         assert key in shown
-    for command in ("sample", "eval", "info"):
+    for command in ("presets", "sample", "eval", "info"):
         with pytest.raises(SystemExit) as ended:
             main([command, "--help"])
         assert ended.value.code == 0

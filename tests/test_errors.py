@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from tiny import TINY, flags, tiny
 
 from mmfast.cli import main
+from mmfast.run import Run
 from mmfast.training import train
 
 
@@ -227,6 +228,20 @@ def test_ones_own_folder_trains(capsys, folder):
         file = folder / "out.png"
         assert main(["sample", str(folder / "run"), "--given", given, "--n", "2", "--quiet", "--out", str(file)]) == 0
         assert Image.open(file).size[0] > 100
+
+
+def test_folders_that_are_classes_keep_their_names(capsys, folder):
+    """In the run's config and on the command line; the same command goes on, and other names are refused."""
+    assert main(start(folder)) == 0 and main(start(folder)) == 0
+    assert Run.open(folder / "run").config().modalities["label"].names == ["cat", "dog"]
+    drawn = []
+    for k, given in enumerate(("dog", "1")):
+        file = folder / f"{k}.npz"
+        argv = ["sample", str(folder / "run"), "--given", f"label={given}", "--n", "2", "--quiet", "--npz", str(file)]
+        assert main(argv) == 0
+        drawn.append(np.load(file)["label"].tolist())
+    assert drawn == [[1, 1], [1, 1]]
+    refused(capsys, ["sample", str(folder / "run"), "--given", "label=dragon"], "dragon", "cat, dog")
 
 
 def test_nan_in_the_data_names_the_modality(capsys, folder):

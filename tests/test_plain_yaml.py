@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from mmfast import config as configs
+from mmfast import presets
 from mmfast.errors import MmfastError
 from mmfast.plain_yaml import load_value, load_yaml
 
@@ -36,7 +37,7 @@ def test_names_in_a_file(tmp_path):
     assert found == ["no", "yes", "2019", "010", "12:30", "2024-01-01", "off"]
 
 
-@pytest.mark.parametrize("name", configs.presets())
+@pytest.mark.parametrize("name", presets.names())
 def test_presets_are_as_pyyaml_reads_them(name):
     text = configs._read(name)
     assert load_yaml(text, name) == yaml.safe_load(text)

@@ -2,14 +2,16 @@
 
 root/image/cats/001.png, root/mask/cats/001.png, root/label/cats/001.txt, root/embedding/cats/001.npy. An example is
 an anchor's file; what it lacks of the others counts as missing. A label without a folder of its own is the first
-folder of the anchor's path (cats).
+folder of the anchor's path (cats). A folder of another name is said by `folders` ({image: photos}); "." is root itself.
 """
 
 from __future__ import annotations
 
 import os
+import stat
+import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from torch import Tensor
 
 from mmfast import modalities as kinds
 from mmfast.data.base import Batch, Data
-from mmfast.errors import MmfastError
+from mmfast.errors import MmfastError, unknown
+from mmfast.image_files import check_shapes
 from mmfast.options import option
 
 
@@ -26,6 +29,9 @@ from mmfast.options import option
 class Spec:
     kind: str = "folder"
     root: str = option("", "the folder that holds a folder for each modality")
+    folders: dict[str, str] = option(
+        {}, "the folder below root of a modality that has another name, as {image: photos}; . for root itself"
+    )
     test_fraction: float = option(0.1, "share of the examples held out for the evaluation", above=0, max=0.9)
 
 
@@ -57,16 +63,28 @@ class Files:
                 present[name] = there
             blank = kinds.kind(spec.kind).blank(spec)
             data[name] = torch.stack([blank if x is None else x for x in found])
+        # Of each the middle square is taken, which is the same part of both in pictures of one shape alone.
+        pictures = [self.paths[name] for name, spec in self.specs.items() if hasattr(spec, "size")]
+        for i in indices:
+            check_shapes([paths[self.stems[i]] for paths in pictures if self.stems[i] in paths])
         return Batch(data, present)
 
 
-def _find(root: Path, name: str, extensions: Sequence[str]) -> dict[str, Path]:
-    """The files of one modality by their path below its folder, without the ending; none whose path has a hidden part.
+@dataclass
+class Found:
+    """The files below one folder by their path without the ending; beside them pairs of one stem, and other files."""
 
-    Linked folders are entered. Raises MmfastError for two files of one path and stem.
+    paths: dict[str, Path] = field(default_factory=dict)
+    doubles: list[tuple[Path, Path]] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+
+
+def find(folder: Path, extensions: Sequence[str]) -> Found:
+    """The files of these endings below a folder, sorted; none whose path has a hidden part. Linked folders are entered.
+
+    Stems are in Unicode's composed form (NFC): other systems may have written the same name in another.
     """
-    folder = root / name
-    found: dict[str, Path] = {}
+    found = Found()
     for parent, folders, files in os.walk(folder, followlinks=True):
         above = {os.path.realpath(x) for x in Path(parent).parents}
         if os.path.realpath(parent) in above:  # a link back, which would go on for ever
@@ -74,46 +92,105 @@ def _find(root: Path, name: str, extensions: Sequence[str]) -> dict[str, Path]:
             continue
         folders[:] = sorted(x for x in folders if not x.startswith("."))
         for path in sorted(Path(parent) / x for x in files if not x.startswith(".")):
-            if path.suffix.lower() not in extensions:
+            if path.suffix.lower() not in extensions or _is_special(path):
+                found.others.append(path)
                 continue
-            stem = path.relative_to(folder).with_suffix("").as_posix()
-            if stem in found:
-                raise MmfastError(f"data.root holds {found[stem]} and {path}, two files of one example; remove one")
-            found[stem] = path
+            stem = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
+            if stem in found.paths:
+                found.doubles.append((found.paths[stem], path))
+            else:
+                found.paths[stem] = path
     return found
 
 
+def _is_special(path: Path) -> bool:
+    """Whether there is something that is no file, such as a pipe, which would be waited for for ever."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:  # a link to nothing: to be told of when it is read
+        return False
+
+
+@dataclass
+class Listing:
+    """What lies below spec.root: the files of each modality by stem, and all that is wrong with it, a line each.
+
+    left_out: what belongs to nothing, by the reason why it does not.
+    """
+
+    spec: Spec
+    modalities: Mapping[str, Any]
+    anchor: str
+    paths: dict[str, dict[str, Path]] = field(default_factory=dict)
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    left_out: dict[str, list[Path]] = field(default_factory=dict)
+
+    def data(self) -> Data:
+        """The examples: the files of the anchor, and what goes with each; some of them held out."""
+        stems = sorted(self.paths[self.anchor])
+        order = torch.randperm(len(stems), generator=torch.Generator().manual_seed(0)).tolist()
+        held_out = max(1, round(len(stems) * self.spec.test_fraction))
+
+        def part_of(index: list[int]) -> Files:
+            return Files([stems[i] for i in sorted(index)], self.paths, self.modalities, self.classes)
+
+        return Data(part_of(order[held_out:]), part_of(order[:held_out]))
+
+
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
-    """The examples below spec.root: the files of the anchor, and what goes with each."""
+    """The examples below spec.root. Raises MmfastError for the first thing that is wrong with what lies there."""
+    listing = look(spec, modalities, anchor)
+    for problem in listing.problems:
+        raise MmfastError(problem)
+    return listing.data()
+
+
+def look(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Listing:
+    """What lies below spec.root, right or wrong; no file is opened. Raises MmfastError where there is no folder."""
     root = Path(spec.root)
     if not spec.root or not root.is_dir():
         raise MmfastError(f"data.root is {spec.root!r}, no folder; it should hold a folder for each modality")
-    paths, classes = {}, {}
+    for name in spec.folders:
+        if name not in modalities:
+            raise unknown("data.folders' modality", name, modalities)
+    listing = Listing(spec, modalities, anchor)
+    problems, paths = listing.problems, listing.paths
     for name, part in sorted(modalities.items(), key=lambda item: item[0] != anchor):  # the anchor first
+        folder = root / spec.folders.get(name, name)
         extensions = kinds.kind(part.kind).extensions
-        endings = ", ".join(extensions)
-        paths[name] = _find(root, name, extensions)
+        found = find(folder, extensions)
+        paths[name], endings = found.paths, ", ".join(extensions)
+        problems += [f"data.root holds {a} and {b}, two files of one example; remove one" for a, b in found.doubles]
+        _leave_out(listing, f"no {part.kind} file ({endings})", found.others)
+        strays = [path for stem, path in found.paths.items() if stem not in paths[anchor]]
+        _leave_out(listing, f"of {name}, without a file of {anchor} of that path and name", strays)
         if name == anchor and not paths[name]:
-            raise MmfastError(f"data.root: {root / name} holds no {part.kind} files ({endings})")
+            problems.append(f"data.root: {folder} holds no {part.kind} files ({endings})")
+            return listing
         if not paths[name] and part.kind == "label":
-            classes[name] = _classes(paths[anchor], name, part, root / name)
-        elif not any(stem in paths[anchor] for stem in paths[name]):
-            raise MmfastError(
-                f"data.root: {root / name} holds no {part.kind} file ({endings}) of the same path and name "
-                f"as one in {root / anchor}"
+            try:
+                listing.classes[name] = _classes(paths[anchor], name, part, folder)
+            except MmfastError as error:
+                problems.append(str(error))
+        elif len(strays) == len(paths[name]) and name != anchor:
+            problems.append(
+                f"data.root: {folder} holds no {part.kind} file ({endings}) of the same path and name as one in "
+                f"{root / spec.folders.get(anchor, anchor)}"
             )
-    stems = sorted(paths[anchor])
-    order = torch.randperm(len(stems), generator=torch.Generator().manual_seed(0)).tolist()
-    held_out = max(1, round(len(stems) * spec.test_fraction))
-    if len(stems) < 2:
-        raise MmfastError(
-            f"data.root: {root / anchor} holds one example; it should hold some to train on and some to test"
-        )
+    if len(paths[anchor]) < 2:
+        folder = root / spec.folders.get(anchor, anchor)
+        problems.append(f"data.root: {folder} holds one example; it should hold some to train on and some to test")
+    known = {Path(spec.folders.get(name, name)).parts[:1] for name in modalities}
+    if () not in known:  # where root itself is a modality's folder, all in it was looked at
+        beside = [x for x in sorted(root.iterdir()) if not x.name.startswith(".") and (x.name,) not in known]
+        _leave_out(listing, "no folder of a modality", beside)
+    return listing
 
-    def part_of(index: list[int]) -> Files:
-        return Files([stems[i] for i in sorted(index)], paths, modalities, classes)
 
-    return Data(part_of(order[held_out:]), part_of(order[:held_out]))
+def _leave_out(listing: Listing, why: str, paths: list[Path]) -> None:
+    if paths:
+        listing.left_out.setdefault(why, []).extend(paths)
 
 
 def _classes(anchors: dict[str, Path], name: str, part: Any, folder: Path) -> list[str]:

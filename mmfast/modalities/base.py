@@ -125,6 +125,10 @@ class Modality(nn.Module):
         """E(x): [B, channels, H or 1, W or 1], unit RMS."""
         raise NotImplementedError
 
+    def counted(self, encoding: Tensor, x: Tensor) -> Tensor:
+        """An encoding, of x or of what is predicted of it, with zeros where x is not known and so counts nowhere."""
+        return encoding
+
     @property
     def shown_channels(self) -> int:
         """The channels in which the network sees it, beside the anchor's, where it leaves no trace in z_t."""
@@ -166,6 +170,14 @@ class Modality(nn.Module):
         """One x (without the batch dimension) as an RGB picture of about size x size pixels."""
         raise NotImplementedError
 
+    def tally(self, x: Tensor) -> Tensor | None:
+        """How often each class stands in x, int64 [classes]; None where there are no classes."""
+        return None
+
+    def class_name(self, k: int) -> str:
+        """How class k is called."""
+        return str(k)
+
     def score(self, x: Tensor, truth: Tensor) -> float:
         """How well x agrees with the truth, over the batch: `metric`."""
         raise NotImplementedError
@@ -200,12 +212,14 @@ def check_floats(x: Tensor, shape: tuple[int, ...], where: str) -> None:
         raise MmfastError(f"{where} holds NaN or infinite values (example {row} of the batch); mend or drop it")
 
 
-def check_classes(x: Tensor, shape: tuple[int, ...], classes: int, where: str) -> None:
-    """Raise MmfastError unless x is int64 [B, *shape] with values in 0 .. classes - 1."""
+def check_classes(x: Tensor, shape: tuple[int, ...], classes: int, where: str, least: int = 0) -> None:
+    """Raise MmfastError unless x is int64 [B, *shape] with values in least .. classes - 1."""
     if tuple(x.shape[1:]) != shape or x.dtype != torch.int64:
         raise MmfastError(f"{where} is {x.dtype} {list(x.shape)}; it should be int64 {['B', *shape]}")
-    if x.numel() and (int(x.min()) < 0 or int(x.max()) >= classes):
-        raise MmfastError(f"{where} runs from {int(x.min())} to {int(x.max())}; it should lie in 0 .. {classes - 1}")
+    if x.numel() and (int(x.min()) < least or int(x.max()) >= classes):
+        raise MmfastError(
+            f"{where} runs from {int(x.min())} to {int(x.max())}; it should lie in {least} .. {classes - 1}"
+        )
 
 
 def code(classes: int, width: int) -> Tensor:

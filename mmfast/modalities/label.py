@@ -83,17 +83,20 @@ class Label(Modality):
         return base.draw_class(prediction, normal)
 
     def show(self, x: Tensor, size: int) -> PILImage.Image:
-        return text_tile(self.spec.names[int(x)] if self.spec.names else str(int(x)), size)
+        return text_tile(self.class_name(int(x)), size)
+
+    def tally(self, x: Tensor) -> Tensor:
+        return torch.bincount(x.flatten(), minlength=self.spec.classes)
+
+    def class_name(self, k: int) -> str:
+        return self.spec.names[k] if self.spec.names else str(k)
 
     def score(self, x: Tensor, truth: Tensor) -> float:
         return float((x == truth).float().mean())
 
     @classmethod
     def read(cls, path: Path, spec: LabelSpec) -> Tensor:
-        try:
-            return number(path.read_text(encoding="utf-8-sig").strip(), spec, str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise MmfastError(f"{path} cannot be read as a label: {error}") from None
+        return number(read_text(path), spec, str(path))
 
     @classmethod
     def blank(cls, spec: LabelSpec) -> Tensor:
@@ -101,6 +104,14 @@ class Label(Modality):
 
     def parse(self, text: str) -> Tensor:
         return number(text, self.spec, f"--given {self.name}={text}")
+
+
+def read_text(path: Path) -> str:
+    """The text of a label's file. Raises MmfastError naming it."""
+    try:
+        return path.read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MmfastError(f"{path} cannot be read as a label: {error}") from None
 
 
 def number(text: str, spec: LabelSpec, where: str) -> Tensor:

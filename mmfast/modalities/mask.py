@@ -19,14 +19,20 @@ from mmfast.modalities import base
 from mmfast.modalities.base import Modality, SpaceShape
 from mmfast.options import option
 
+# The number in x of pixels whose class is not known.
+IGNORED = -1
+
 
 @dataclass
 class MaskSpec(base.Spec):
-    """int64 [B, size, size] of class numbers, 0 being the background."""
+    """int64 [B, size, size] of class numbers, 0 being the background; -1 where a file holds `ignore`."""
 
     kind: str = "mask"
     classes: int = option(2, "how many classes, the background included", min=2)
     size: int = option(64, "height and width in pixels", min=1)
+    ignore: int | None = option(
+        None, "the value, in a mask's file, of pixels that count nowhere, as 255; null: none", min=0
+    )
 
 
 class Mask(Modality):
@@ -50,23 +56,31 @@ class Mask(Modality):
         self.out = nn.Conv2d(features, self.spec.classes, 3, padding=1)
 
     def check(self, x: Tensor, where: str) -> None:
-        base.check_classes(x, (self.spec.size, self.spec.size), self.spec.classes, where)
+        least = 0 if self.spec.ignore is None else IGNORED
+        base.check_classes(x, (self.spec.size, self.spec.size), self.spec.classes, where, least)
 
     def _codes(self) -> Tensor:
         # Learned codes keep a unit RMS all together: one by one they could not be told apart in a single channel.
         return self.codes if self.spec.encoder == "fixed" else base.unit_rms(self.codes[None])[0]
 
     def encode(self, x: Tensor) -> Tensor:
-        return F.embedding(x, self._codes()).permute(0, 3, 1, 2)
+        numbers = x if self.spec.ignore is None else x.clamp(min=0)
+        return self.counted(F.embedding(numbers, self._codes()).permute(0, 3, 1, 2), x)
+
+    def counted(self, encoding: Tensor, x: Tensor) -> Tensor:
+        return encoding if self.spec.ignore is None else encoding * (x != IGNORED)[:, None]
 
     def head(self, features: Tensor) -> Tensor:
         return self.out(self.norm(features))
 
     def nll(self, prediction: Tensor, x: Tensor) -> Tensor:
-        return F.cross_entropy(prediction, x, reduction="none").flatten(1).sum(1)
+        return F.cross_entropy(prediction, x, reduction="none", ignore_index=IGNORED).flatten(1).sum(1)
 
     def loss(self, prediction: Tensor, x: Tensor) -> Tensor:
-        return F.cross_entropy(prediction, x, reduction="none").flatten(1).mean(1)
+        """The mean over the pixels whose class is known."""
+        if self.spec.ignore is None:
+            return F.cross_entropy(prediction, x, reduction="none").flatten(1).mean(1)
+        return self.nll(prediction, x) / (x != IGNORED).flatten(1).sum(1).clamp(min=1)
 
     def encode_prediction(self, prediction: Tensor) -> Tensor:
         return torch.einsum("bkhw,kc->bchw", prediction.float().softmax(1), self._codes())
@@ -78,20 +92,29 @@ class Mask(Modality):
         return base.draw_class(prediction, normal)
 
     def show(self, x: Tensor, size: int) -> PILImage.Image:
-        array = palette(self.spec.classes)[x.cpu().numpy()]
+        colours = np.concatenate((palette(self.spec.classes), np.array([UNKNOWN], np.uint8)))
+        array = colours[x.cpu().numpy()]  # the last, -1, for what is ignored
         return PILImage.fromarray(array).resize((size, size), PILImage.Resampling.NEAREST)
+
+    def tally(self, x: Tensor) -> Tensor:
+        return torch.bincount(x[x != IGNORED], minlength=self.spec.classes)
 
     def score(self, x: Tensor, truth: Tensor) -> float:
         """Mean over the classes but the background of intersection over union, over the whole batch."""
-        return mean_iou(x, truth, self.spec.classes)
+        known = (x != IGNORED) & (truth != IGNORED)
+        return mean_iou(x[known], truth[known], self.spec.classes)
 
     @classmethod
     def read(cls, path: Path, spec: MaskSpec) -> Tensor:
-        return read_mask(path, spec.classes, spec.size)
+        return read_mask(path, spec.classes, spec.size, spec.ignore)
 
     @classmethod
     def blank(cls, spec: MaskSpec) -> Tensor:
         return torch.zeros(spec.size, spec.size, dtype=torch.int64)
+
+
+# The colour of pixels whose class is not known.
+UNKNOWN = (128, 128, 128)
 
 
 def palette(classes: int) -> np.ndarray:
@@ -100,17 +123,22 @@ def palette(classes: int) -> np.ndarray:
     return (np.array([(0.08, 0.08, 0.12), *hues]) * 255).astype(np.uint8)
 
 
-def read_mask(path: Path, classes: int, size: int) -> Tensor:
+def read_mask(path: Path, classes: int, size: int, ignore: int | None = None) -> Tensor:
     """A picture file whose grey or palette values are class numbers, as int64 [size, size].
 
-    A two-class mask may also be black and white (any value above 127 is class 1).
+    A two-class mask may also be black and white (any value above 127 is class 1). ignore: the value of pixels that
+    count nowhere, which are -1; the class of that number is then no other pixel's.
     """
     picture = class_numbers(path, load_picture(path, "mask"))
     whole = np.asarray(picture).astype(np.int32)
-    if classes == 2:
-        whole = two_classes(path, whole)
-    if whole.max() >= classes:
-        raise MmfastError(f"{path} holds class {whole.max()}; the mask has classes 0 .. {classes - 1}")
+    known = np.ones_like(whole, dtype=bool) if ignore is None else whole != ignore
+    values = whole[known]
+    if classes == 2 and values.size:
+        values = two_classes(path, values)
+    if values.size and values.max() >= classes:
+        raise MmfastError(f"{path} holds class {values.max()}; the mask has classes 0 .. {classes - 1}")
+    whole = np.full_like(whole, IGNORED)
+    whole[known] = values
     numbers = PILImage.fromarray(whole)
     numbers = numbers.resize((size, size), PILImage.Resampling.NEAREST, box=middle_square(picture))
     return torch.from_numpy(np.asarray(numbers).astype(np.int64))

@@ -167,13 +167,11 @@ class Trainer:
         return lines[-1]
 
 
-def fit(config: Config, out: str, data: Data, losses: Losses = losses, quiet: bool = False) -> Trainer:
-    """Train a config by any loss of its model into the folder `out`, or go on with the run that is there.
+def rehearse(config: Config, data: Data, losses: Losses = losses) -> Model:
+    """All that training does before its first step, but for the run's folder: raises MmfastError for bad input.
 
-    Returns the trainer: its run, its model and the average of that. Raises MmfastError for bad input, before
-    anything is changed.
+    Returns the model at its initial weights.
     """
-    # What does not work should not leave a folder behind.
     pick_device(config.train.device, "train.device")
     model = build_model(config)
     for part in (data.train, data.test):
@@ -182,6 +180,16 @@ def fit(config: Config, out: str, data: Data, losses: Losses = losses, quiet: bo
     _try_out(model, batch, config, losses)
     held_out(data.test, 1, model)
     check_sample(model, config)
+    return model
+
+
+def fit(config: Config, out: str, data: Data, losses: Losses = losses, quiet: bool = False) -> Trainer:
+    """Train a config by any loss of its model into the folder `out`, or go on with the run that is there.
+
+    Returns the trainer: its run, its model and the average of that. Raises MmfastError for bad input, before
+    anything is changed.
+    """
+    rehearse(config, data, losses)  # what does not work should not leave a folder behind
     trainer = Trainer(config, Run.start(out, config), data, losses)
     trainer.restore()
     if trainer.done and not quiet:

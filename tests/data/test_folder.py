@@ -1,5 +1,7 @@
 """Aligned folders by value: every pixel, class and number is that of the file of the same path and name."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -122,6 +124,7 @@ def test_what_is_hidden_or_no_file_is_left_out_and_links_are_followed(made, tmp_
     for hidden in (".ipynb_checkpoints/00-checkpoint", "ape/._00"):
         write(root, "image", hidden, ".png", np.zeros((SIZE, SIZE, 3), np.uint8))
     (root / "image" / "bee" / "folder.png").mkdir()
+    os.mkfifo(root / "image" / "bee" / "pipe.png")  # which nobody writes to: reading it would wait for ever
     data = opened(root)
     assert {*data.train.stems, *data.test.stems} == {*truth, "cow/12", "dog/12"}
 
@@ -164,3 +167,91 @@ def test_folders_that_are_numbers_keep_them(tmp_path):
     write(tmp_path, "image", "02/0", ".png", np.zeros((SIZE, SIZE, 3), np.uint8))
     with pytest.raises(MmfastError, match="should differ"):
         numbers(12)
+
+
+def test_names_are_compared_in_one_unicode_form(tmp_path):
+    """As macOS writes an accent, and as others do."""
+    for kind, name in (("image", "caf\u00e9"), ("mask", "cafe\u0301"), ("image", "b"), ("mask", "b")):
+        shape = (SIZE, SIZE, 3) if kind == "image" else (SIZE, SIZE)
+        write(tmp_path, kind, name, ".png", np.ones(shape, np.uint8))
+    kinds = {name: specs()[name] for name in ("image", "mask")}
+    data = folder.open(folder.Spec(root=str(tmp_path)), kinds, "image")
+    for part in (data.train, data.test):
+        assert "mask" not in part.__getitems__(range(len(part))).present
+
+
+def test_folders_of_other_names(made):
+    root, truth = made
+    (root / "image").rename(root / "photos of 2024")
+    (root / "mask").rename(root / "deep")
+    (root / "more").mkdir()
+    (root / "deep").rename(root / "more" / "deep")
+    spec = folder.Spec(root=str(root), folders={"image": "photos of 2024", "mask": "more/deep"})
+    data = folder.open(spec, specs(), "image")
+    assert sorted(data.train.stems + data.test.stems) == sorted(truth)
+    row = next(row for row, stem in enumerate(data.train.stems) if "mask" in truth[stem])
+    assert np.array_equal(data.train.__getitems__([row]).data["mask"][0], truth[data.train.stems[row]]["mask"])
+    with pytest.raises(MmfastError, match=r"data\.folders' modality is 'imag'; .* did you mean 'image'"):
+        folder.open(folder.Spec(root=str(root), folders={"imag": "x"}), specs(), "image")
+
+
+def test_a_root_that_is_the_folder_of_the_images(tmp_path):
+    for k in range(4):
+        write(tmp_path, "ape" if k % 2 else "bee", str(k), ".png", np.zeros((SIZE, SIZE, 3), np.uint8))
+    kinds = {"image": specs()["image"], "label": modalities.kind("label").Spec(classes=2)}
+    data = folder.open(folder.Spec(root=str(tmp_path), folders={"image": "."}), kinds, "image")
+    assert sorted(data.train.stems + data.test.stems) == ["ape/1", "ape/3", "bee/0", "bee/2"]
+    assert [data.train.classes["label"][k] for k in data.train.__getitems__(range(3)).data["label"]] == [
+        stem.split("/")[0] for stem in data.train.stems
+    ]
+
+
+@pytest.mark.parametrize(
+    ("photo", "mask", "agree"),
+    [
+        ((8, 8), (8, 8), True),
+        ((8, 6), (4, 3), True),
+        ((500, 333), (250, 167), True),  # rounded
+        ((8, 6), (6, 8), False),
+        ((8, 4), (8, 8), False),
+        ((500, 333), (500, 300), False),
+    ],
+)
+def test_an_image_and_its_mask_have_one_shape(tmp_path, photo, mask, agree):
+    """Sizes as (height, width)."""
+    for k in range(2):
+        write(tmp_path, "image", str(k), ".png", np.zeros((*photo, 3), np.uint8))
+        write(tmp_path, "mask", str(k), ".png", np.zeros(mask if k else photo, np.uint8))
+    kinds = {name: specs()[name] for name in ("image", "mask")}
+    data = folder.open(folder.Spec(root=str(tmp_path)), kinds, "image")
+    parts = {part.stems[0]: part for part in (data.train, data.test)}
+    assert parts["0"].__getitems__([0]).data["mask"].shape == (1, SIZE, SIZE)
+    if agree:
+        assert parts["1"].__getitems__([0]).data["mask"].shape == (1, SIZE, SIZE)
+        return
+    with pytest.raises(
+        MmfastError, match=f"1.png is {mask[1]} x {mask[0]} and .*1.png is {photo[1]} x {photo[0]}: they"
+    ):
+        parts["1"].__getitems__([0])
+
+
+def test_shapes_are_those_of_pictures_that_stand_upright(tmp_path):
+    """A photo stored lying, which its EXIF data turns, and its mask stored upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for k, ending in enumerate((".png", ".jpg", ".webp")):
+        (tmp_path / "image").mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((8, 4, 3), np.uint8)).save(tmp_path / "image" / f"{k}{ending}", exif=exif)
+        write(tmp_path, "mask", str(k), ".png", np.zeros((4, 8), np.uint8))
+    kinds = {name: specs()[name] for name in ("image", "mask")}
+    data = folder.open(folder.Spec(root=str(tmp_path)), kinds, "image")
+    assert len(data.train.__getitems__([0, 1])) == 2 and len(data.test.__getitems__([0])) == 1
+
+
+def test_a_link_to_nothing_is_an_error_when_it_is_read(made):
+    root, _ = made
+    (root / "image" / "ape" / "lost.png").symlink_to(root / "nowhere")
+    data = opened(root)
+    with pytest.raises(MmfastError, match=r"lost\.png cannot be read as a picture: .*; mend or remove it"):
+        for part in (data.train, data.test):
+            part.__getitems__(range(len(part)))

@@ -78,6 +78,9 @@ def _mmfast(rest, folder, inline, given):
         if inline or (root and not Path(root).is_dir()):
             return  # of data that is not here the config is what can be checked
         rest = [*rest, *TRAIN, *(SMALL if chosen.backbone.kind != "mlp" else [])]
+    elif args.command in ("check", "init"):
+        written = Path(getattr(args, "out", "")).is_file()  # which init leaves alone
+        rest, inline = [*rest, "--quiet"], inline or written or not Path(args.data).exists()
     else:
         assert args.command == "train" or not more, more
         rest = [*rest, *{"sample": SAMPLE, "eval": EVALUATE}.get(args.command, [])]

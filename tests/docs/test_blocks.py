@@ -17,7 +17,7 @@ from docs_shell import TRAIN, environment
 from docs_shell import run as run_command
 from PIL import Image
 
-from mmfast import cli, config
+from mmfast import cli, config, propose
 
 
 def blocks(language):
@@ -56,6 +56,7 @@ def folders(trained, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def as_it_was(monkeypatch):
     monkeypatch.setattr(cli, "keep_freed_memory", lambda: True)  # it would hold for all tests after this
+    monkeypatch.setattr(propose, "step_time", lambda config: 1.0)
 
 
 def fill(root, modalities):

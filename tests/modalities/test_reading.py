@@ -1,7 +1,6 @@
 """Files by value: every pixel, also of pictures of other sizes and modes. What is resized is compared with Pillow."""
 
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from mmfast.errors import MmfastError
 
 
 def read(kind, file, **options):
-    return modalities.kind(kind).read(file, SimpleNamespace(**options))
+    return modalities.kind(kind).read(file, modalities.kind(kind).Spec(**options))
 
 
 def as_floats(pixels):

@@ -1,0 +1,81 @@
+"""The command line: `mmfast COMMAND`, one file a command."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import mmfast
+from mmfast.cli import check, evaluate, info, init, presets, sample, train
+from mmfast.cli.shared import overrides
+from mmfast.errors import MmfastError
+from mmfast.memory import keep_freed_memory
+
+# Each a module with `add`, which declares its options, and `run`, which returns the exit status.
+COMMANDS = {
+    "presets": presets,
+    "check": check,
+    "init": init,
+    "train": train,
+    "sample": sample,
+    "eval": evaluate,
+    "info": info,
+}
+
+EPILOG = """\
+examples:
+  mmfast presets                                   the presets, and what data they want
+  mmfast check my/data                             what the data holds, and what is wrong with it
+  mmfast init my/data --out my.yaml --minutes 30   a config for it that trains in that time
+  mmfast train digits --out runs/digits            train the preset, or go on with the run that is there
+  mmfast sample runs/digits --given label=3 --n 64 images and masks of the digit 3
+  mmfast eval runs/digits                          the figures of a run
+  mmfast info                                      backends, devices, versions
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise MmfastError(f"{message}; see `{self.prog} --help`")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser(
+        prog="mmfast",
+        description="Multimodal, multitask diffusion: images with their masks, labels and embeddings, any from any.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"mmfast {mmfast.__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar=" | ".join(COMMANDS))
+    for command in COMMANDS.values():
+        command.add(commands)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns 0, or 2 after printing the one-line error of bad input."""
+    try:
+        args, rest = parser().parse_known_args(argv)
+        if args.command not in ("train", "check") and rest:
+            raise MmfastError(f"{rest[0]} is no option of `mmfast {args.command}`; see `mmfast {args.command} --help`")
+        if args.command not in ("info", "presets"):
+            keep_freed_memory()
+        return COMMANDS[args.command].run(args, rest)
+    except MmfastError as error:
+        # From a process that loads data the message comes with its traceback above it.
+        line = str(error).strip().splitlines()[-1].removeprefix("mmfast.errors.MmfastError: ")
+        print(f"mmfast: error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):  # the terminal has closed
+            print("mmfast: stopped; `mmfast train`, repeated, goes on where it stopped", file=sys.stderr)
+        return 130
+
+
+__all__ = ["main", "overrides", "parser"]

@@ -1,0 +1,125 @@
+"""mmfast check."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmfast import presets
+from mmfast.cli.shared import check_ending, new_file, overrides, slug, write
+
+if TYPE_CHECKING:
+    from mmfast.config import Config
+    from mmfast.survey import Seen, Survey
+
+WRONG_AT_MOST = 20
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser(
+        "check",
+        help="look at data before training on it",
+        description="Read all the data of a folder or a config as training will, and tell of it in one page; exit "
+        "status 2 where training would stop. Options of the config (--key value) go with a config.",
+        allow_abbrev=False,
+    )
+    command.add_argument("data", metavar="DIR|CONFIG.yaml|PRESET", help="a folder of data, or a config")
+    command.add_argument("--sheet", metavar="FILE.png", help="the contact sheet [a new file here]")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    from mmfast.survey import survey
+
+    check_ending("--sheet", args.sheet, (".png", ".jpg", ".jpeg"))
+    config, notes = _config(args.data, rest)
+    found = survey(config, quiet=args.quiet)
+    found.notes[:0] = notes
+    lines = page(found, args.data)
+    if found.sheet is not None:
+        sheet = found.sheet
+        file = Path(args.sheet) if args.sheet else new_file(Path(), f"check-{slug(Path(args.data).stem) or 'data'}")
+        write(file, lambda temporary: sheet.save(temporary))
+        lines += ["", f"contact sheet: {file}"]
+    encoding = sys.stdout.encoding or "utf-8"  # names of files may have bytes that are no text
+    print("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding))
+    return 2 if found.wrong else 0
+
+
+def _config(data: str, rest: Sequence[str]) -> tuple[Config, list[str]]:
+    """The config, or one for a folder, with notes on what was left out of it."""
+    from mmfast import config as configs
+    from mmfast.guess import DRAFT, guess, most_pixels
+
+    if data in presets.names() or not Path(data).is_dir():
+        return configs.load(data, overrides(rest)), []
+    guessed = guess(data, most_pixels())
+    raw = {"anchor": guessed.anchor, "data": guessed.data(), "modalities": guessed.modalities, **DRAFT}
+    return configs.from_plain(raw, data, overrides(rest)), [f"{line}; left out" for line in guessed.notes]
+
+
+def page(found: Survey, name: str) -> list[str]:
+    """The survey as lines of text."""
+    total, lines = found.train + found.test, []
+    if total:
+        share = f"{100 * found.test / total:.0f} per cent"
+        lines.append(f"{name}: {total:,} examples, of which {found.test:,} ({share}) are held out; read as")
+    width = max([len(x) for x in found.config.modalities] + [0])
+    for part, spec in found.config.modalities.items():
+        seen = found.seen.get(part)
+        for k, text in enumerate(_modality(spec, seen, part == found.config.anchor)):
+            lines.append(f"  {part if k == 0 else '':<{width}}  {text}")
+    lines += ["", "odd, and what is done"] if found.odd else []
+    lines += [f"  {part}: {len(x):,} {what} ({_names(x)})" for (part, what), x in found.odd.items()]
+    lines += ["", "left out"] if found.left_out else []
+    lines += [f"  {len(paths):,} {what}: {_names(paths)}" for what, paths in found.left_out.items()]
+    lines += ["", "note", *(f"  {line}" for line in found.notes)] if found.notes else []
+    if found.wrong:
+        lines += ["", "wrong: training would stop", *(f"  {line}" for line in found.wrong[:WRONG_AT_MOST])]
+        more = len(found.wrong) - WRONG_AT_MOST
+        lines += [f"  and {more:,} more"] if more > 0 else []
+    else:
+        lines += ["", "nothing is wrong: this can be trained on"]
+    return lines
+
+
+def _modality(spec: Any, seen: Seen | None, anchor: bool) -> list[str]:
+    what = spec.kind
+    if spec.kind == "image":
+        what += f", {'grey' if spec.channels == 1 else 'colour'}"
+    if hasattr(spec, "size"):
+        what += f", {spec.size} x {spec.size}"
+    if hasattr(spec, "classes"):
+        what += f", {spec.classes} classes"
+    if hasattr(spec, "dim"):
+        what += f", {spec.dim} numbers"
+    if seen is None:
+        return [f"{what}: made of the rest" if not anchor else what]
+    lines = [f"{what}: {seen.there:,} of {seen.there + seen.missing:,} examples{' (the anchor)' if anchor else ''}"]
+    if seen.formats:
+        lines.append(
+            f"files: {_counts(seen.formats)}; {_counts(Counter({f'{w} x {h}': n for (w, h), n in seen.sizes.items()}))}"
+        )
+    if seen.classes and spec.kind == "label":
+        lines.append(f"classes: {_counts(seen.classes, 12)}")
+    elif seen.classes:
+        total = max(1, sum(seen.classes.values()))
+        shares = [f"{name} {100 * n / total:.1f}" for name, n in list(seen.classes.items())[:12]]
+        more = len(seen.classes) - 12
+        lines.append(f"classes, per cent of the pixels: {', '.join(shares)}{f' and {more} more' if more > 0 else ''}")
+    return lines
+
+
+def _counts(counts: Counter[str], most: int = 4) -> str:
+    """The commonest, with their numbers."""
+    shown = ", ".join(f"{name} {n:,}" for name, n in counts.most_common(most))
+    more = len(counts) - most
+    return shown + (f" and {more:,} more" if more > 0 else "")
+
+
+def _names(paths: list[Path], most: int = 2) -> str:
+    return ", ".join(map(str, paths[:most])) + (", ..." if len(paths) > most else "")

@@ -1,0 +1,48 @@
+"""mmfast eval."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmfast.cli.shared import write
+from mmfast.errors import MmfastError
+
+
+def add(commands: Any) -> None:
+    evaluate = commands.add_parser("eval", help="the figures of a run", allow_abbrev=False)
+    evaluate.add_argument("run", metavar="RUN", help="the folder of a run")
+    evaluate.add_argument("--samples", type=int, help="samples a direction [the config's]")
+    evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    evaluate.add_argument(
+        "--features",
+        help="pixels, efficientnet-lite0, vgg16 (vgg16@64: at 64 x 64 pixels) or module:function [the config's]",
+    )
+    evaluate.add_argument("--features-weights", metavar="FILE", help="that network's weights [the package's]")
+    evaluate.add_argument("--lpips", choices=("alex", "vgg"), help="also LPIPS of restored images [the config's]")
+    evaluate.add_argument("--lpips-weights", metavar="FILE", help="that network's weights [the package's]")
+    evaluate.add_argument("--json", metavar="FILE", help="also write them to a file")
+    evaluate.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    from mmfast.build import build_data, load_run
+    from mmfast.evaluate import evaluate, table
+
+    _, config, model = load_run(args.run, args.device)
+    if args.samples is not None:
+        if args.samples < 2:
+            raise MmfastError(f"--samples is {args.samples}; it should be at least 2")
+        config.evaluate.samples = args.samples
+    config.evaluate.samples = config.evaluate.samples or 1000
+    for name in ("features", "features_weights", "lpips", "lpips_weights"):
+        if getattr(args, name) is not None:
+            setattr(config.evaluate, name, getattr(args, name))
+    metrics = evaluate(model, config, build_data(config), quiet=args.quiet)
+    print(table(metrics))
+    if args.json:
+        write(Path(args.json), lambda temporary: temporary.write_text(json.dumps(metrics, indent=2) + "\n"))
+    return 0

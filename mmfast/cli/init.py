@@ -1,0 +1,69 @@
+"""mmfast init."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmfast.cli.shared import check_ending, write
+from mmfast.errors import MmfastError
+
+if TYPE_CHECKING:
+    from mmfast.config import Config
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser(
+        "init",
+        help="write a config for a folder of data",
+        description="Write a config for a folder of images with masks, labels or embeddings: the kinds, classes and "
+        "sizes of its files, the presets' options, and a network and steps that fit the time on this machine.",
+        allow_abbrev=False,
+    )
+    command.add_argument("data", metavar="DIR", help="a folder of data")
+    command.add_argument("--out", metavar="FILE.yaml", default="my.yaml", help="the config to write [my.yaml]")
+    command.add_argument("--minutes", type=float, default=30, help="the time for training and its figures [30]")
+    command.add_argument(
+        "--size", type=int, help="of images in pixels [near the pictures' own, at most 32; 64 on a GPU]"
+    )
+    command.add_argument("--quiet", action="store_true", help="do not tell what is timed")
+
+
+def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    from mmfast.guess import guess, most_pixels
+    from mmfast.propose import propose, step_time, usual_batch
+
+    check_ending("--out", args.out, (".yaml", ".yml"))
+    out = Path(args.out)
+    if out.exists():
+        raise MmfastError(f"--out {out} is there already; choose another name, or remove it")
+    if not args.minutes > 0:
+        raise MmfastError(f"--minutes is {args.minutes:g}; it should be more than 0")
+    if args.size is not None and args.size < 1:
+        raise MmfastError(f"--size is {args.size}; it should be at least 1")
+    guessed = guess(Path(args.data).resolve(), most_pixels(), args.size)
+
+    def timer(config: Config) -> float:
+        try:
+            step = step_time(config)
+        except MmfastError as error:
+            raise MmfastError(f"{error} (`mmfast check {args.data}` lists all that is wrong)") from None
+        if not args.quiet:
+            width = getattr(config.backbone, "channels", getattr(config.backbone, "width", 0))
+            print(f"timed: {width} channels, {config.train.precision}: {step:.3g} s a step", file=sys.stderr)
+        return step
+
+    size = f" --size {args.size}" if args.size is not None else ""
+    command = f" {args.data} --minutes {args.minutes:g}{size}".replace("\n", " ")
+    proposal = propose(guessed, args.minutes, timer, usual_batch(), command)
+    config = proposal.config
+    write(out, lambda temporary: temporary.write_text(proposal.text, encoding="utf-8"))
+    for note in guessed.notes:
+        print(f"left out: {note}")
+    print(f"{out}: {', '.join(guessed.modalities)} of {guessed.examples:,} examples, {config.train.steps:,} steps")
+    print(f"about {proposal.training:.0f} minutes of training, {proposal.total:.0f} with the figures at the end")
+    print(f"next: mmfast check {out} && mmfast train {out} --out runs/{out.stem}")
+    return 0

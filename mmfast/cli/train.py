@@ -1,0 +1,63 @@
+"""mmfast train."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from mmfast import presets
+from mmfast.cli.describe import describe
+from mmfast.cli.shared import overrides
+from mmfast.errors import MmfastError
+
+
+def add(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train a preset or a config, or go on with a run",
+        description="Train CONFIG into the folder OUT. The same command again goes on where the run stopped.",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    help = "show this help and every option of the config, with the values of PRESET or CONFIG where that is given"
+    train.add_argument("-h", "--help", action="store_true", help=help)
+    train.add_argument("config", metavar="PRESET|CONFIG.yaml", nargs="?", help="a preset or a YAML file")
+    train.add_argument("--out", metavar="RUN", help="the run's folder, new or to go on with")
+    train.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    from mmfast import config as configs
+    from mmfast.build import with_class_names
+    from mmfast.evaluate import table
+    from mmfast.survey import brief
+    from mmfast.training import train
+
+    if args.help:
+        config = None if args.config is None else configs.load(args.config, overrides(rest))
+        print("usage: mmfast train PRESET|CONFIG.yaml --out RUN [--key value ...] [--quiet]\n")
+        print("Train into the folder RUN; the same command again goes on where the run stopped.")
+        print(f"presets: {', '.join(presets.names())} (`mmfast presets` tells of them)\n")
+        whose = "their defaults" if config is None else f"their values in {args.config}"
+        print(f"options of the config, with {whose}:\n\n{describe(config)}")
+        return 0
+    if args.config is None:
+        raise MmfastError(f"no config given; name a YAML file or a preset: {', '.join(presets.names())}")
+    if args.out is None:
+        raise MmfastError("no --out RUN given; it should be the run's folder, new or to go on with")
+    config = with_class_names(configs.load(args.config, overrides(rest)))
+    if not args.quiet:
+        print("\n".join(brief(config)), flush=True)
+    run = train(config, args.out, quiet=args.quiet)
+    metrics = run.folder / "metrics.json"
+    if metrics.exists():
+        try:
+            print(table(json.loads(metrics.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            advice = "remove it, and this command makes it again"
+            raise MmfastError(f"{metrics} cannot be read: {reason}; {advice}") from None
+    print(f"pictures: {run.samples}/*.png   weights: {run.folder}/ema.safetensors")
+    return 0

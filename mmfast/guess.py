@@ -1,0 +1,258 @@
+"""From a plain folder to the modalities that lie in it: kinds, classes, sizes, as the files themselves say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from mmfast import modalities as kinds
+from mmfast.config import check_name
+from mmfast.data.folder import find
+from mmfast.errors import MmfastError
+from mmfast.image_files import EXTENSIONS, class_numbers, load_picture, read_header, two_classes
+from mmfast.modalities.label import read_text
+
+T = TypeVar("T")
+
+SIZES = (8, 16, 32, 64, 128, 256)
+# Folders whose pictures are masks by their name, or images; the first images there are is the anchor.
+MASKS = ("mask", "seg", "annot", "trimap")
+IMAGES = ("image", "photo", "picture", "img", "rgb", "jpegimages")
+# More values than this are no classes of a mask, nor so many texts those of a label.
+MOST_VALUES, MOST_CLASSES = 64, 1000
+IGNORED = 255
+# The network with which data is looked at, where no config says one.
+DRAFT = {"backbone": {"kind": "mlp", "width": 16, "blocks": 1, "features": 4}}
+
+
+def most_pixels() -> int:
+    """The greatest size of images that is guessed: what this machine trains on in a reasonable time."""
+    return 64 if torch.cuda.is_available() else 32
+
+
+@dataclass
+class Guess:
+    """What lies in a folder: a dict of options for each modality, as a config has them, and what was left out and why.
+
+    folders: those of modalities with another name than their folder's.
+    """
+
+    root: Path
+    anchor: str
+    modalities: dict[str, dict[str, Any]]
+    folders: dict[str, str] = field(default_factory=dict)
+    examples: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def data(self) -> dict[str, Any]:
+        """The options `data` of a config."""
+        folders = {"folders": self.folders} if self.folders else {}
+        return {"kind": "folder", "root": str(self.root), **folders}
+
+
+@dataclass
+class Candidate:
+    """The files of one folder, by stem, and the kind that they seem to be."""
+
+    folder: str
+    kind: str
+    paths: dict[str, Path]
+
+
+def guess(root: str | Path, most: int, size: int | None = None) -> Guess:
+    """The modalities of a folder. Raises MmfastError where there are no pictures.
+
+    size: of images and masks in pixels; None for one near the pictures' own, at most `most`.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise MmfastError(f"{root} is no folder; it should hold pictures, in folders such as image, mask and label")
+    found = [x for x in (_candidate(root, path) for path in sorted(root.iterdir())) if x is not None]
+    if _is_one(found):
+        found = [Candidate(".", "image", find(root, EXTENSIONS).paths)]
+    images = [x for x in found if x.kind == "image" and x.paths]
+    if not images:
+        raise MmfastError(
+            f"{root} holds no pictures ({', '.join(EXTENSIONS)}); they should lie there or in its folders"
+        )
+    anchor = max(images, key=lambda x: (len(x.paths), x.folder.lower().startswith(IMAGES)))
+    guessed = Guess(root, "", {}, examples=len(anchor.paths))
+    guessed.anchor = _add(guessed, anchor, _image(anchor, most, size))
+    size = guessed.modalities[guessed.anchor]["size"]
+    for candidate in found:
+        if candidate is anchor:
+            continue
+        shared = {stem: path for stem, path in candidate.paths.items() if stem in anchor.paths}
+        if not shared:
+            guessed.notes.append(f"{candidate.folder}: no file has the path and name of one in {anchor.folder}")
+        elif candidate.kind == "image":
+            guessed.notes.append(f"{candidate.folder}: pictures that are no masks beside those of {anchor.folder}")
+        else:
+            options = OPTIONS[candidate.kind](Candidate(candidate.folder, candidate.kind, shared), guessed, size)
+            if options is not None:
+                _add(guessed, candidate, options)
+    if not any(x["kind"] == "label" for x in guessed.modalities.values()):
+        classes = _class_folders(anchor.paths)
+        if classes is not None:
+            guessed.modalities["label" if "label" not in guessed.modalities else "class"] = classes
+    return guessed
+
+
+def _candidate(root: Path, path: Path) -> Candidate | None:
+    """The files of a folder below root, of the kind that most of them are; None for what is no folder of such files."""
+    if path.name.startswith(".") or not path.is_dir():
+        return None
+    found = {ending: find(path, endings).paths for ending, endings in ENDINGS.items()}
+    kind, paths = max(found.items(), key=lambda item: len(item[1]))
+    if kind == "image" and _are_masks(path.name, paths):
+        kind, paths = "mask", find(path, kinds.kind("mask").extensions).paths
+    return Candidate(path.name, kind, paths) if paths else None
+
+
+ENDINGS = {"image": EXTENSIONS, **{name: kinds.kind(name).extensions for name in ("label", "embedding")}}
+
+
+def _are_masks(name: str, paths: dict[str, Path]) -> bool:
+    """By the folder's name; else grey or palette files of few values, all of them of endings that masks have."""
+    if any(word in name.lower() for word in MASKS):
+        return True
+    if name.lower().startswith(IMAGES) or not all(
+        p.suffix.lower() in kinds.kind("mask").extensions for p in paths.values()
+    ):
+        return False
+    values = [_or_none(_values, path) for path in _some(list(paths.values()), 16)]
+    counts = [len(x) for x in values if x is not None]
+    return bool(counts) and 1 < max(counts) <= MOST_VALUES
+
+
+def _is_one(found: Sequence[Candidate]) -> bool:
+    """Whether the folders are the classes of one modality: all hold pictures, and none is called as a modality is."""
+    if not found:
+        return True
+    named = any(x.folder.lower().startswith(IMAGES) or x.kind != "image" for x in found)
+    return not named and (len(found) > 1 or not any("/" in stem for stem in found[0].paths))
+
+
+def _add(guessed: Guess, candidate: Candidate, options: dict[str, Any]) -> str:
+    """Note the modality under its folder's name, or its kind's where that cannot be a name; returns the name."""
+    name = candidate.folder
+    try:
+        check_name(name)
+    except MmfastError:
+        taken = (candidate.kind, *(f"{candidate.kind}{k}" for k in range(2, 100)))
+        name = next(x for x in taken if x not in guessed.modalities)
+        guessed.folders[name] = candidate.folder
+    guessed.modalities[name] = options
+    return name
+
+
+def _some(things: list[Any], count: int) -> list[Any]:
+    """At most `count` of them, from all over."""
+    return [things[k * len(things) // count] for k in range(count)] if len(things) > count else things
+
+
+def _image(candidate: Candidate, most: int, size: int | None) -> dict[str, Any]:
+    paths = _some(list(candidate.paths.values()), 256)
+    headers = [header for path in paths if (header := _or_none(read_header, path)) is not None]
+    if size is None:
+        side = sorted(min(header.size) for header in headers)[len(headers) // 2] if headers else most
+        size = min((x for x in SIZES if x <= max(most, SIZES[0])), key=lambda x: abs(math.log(x / side)))
+    grey = all(header.mode[0] in "1LI" for header in headers) or all(_or_none(_is_grey, x) for x in _some(paths, 32))
+    return {"kind": "image", "channels": 1 if grey and headers else 3, "size": size}
+
+
+def _or_none(read: Callable[[Path], T], path: Path) -> T | None:
+    """What is read of a file; None for one that cannot be read, of which `mmfast check` tells."""
+    try:
+        return read(path)
+    except MmfastError:
+        return None
+
+
+def _is_grey(path: Path) -> bool:
+    pixels = np.asarray(load_picture(path).convert("RGB"))
+    return bool((pixels == pixels[..., :1]).all())
+
+
+def _numbers(path: Path) -> np.ndarray:
+    return np.asarray(class_numbers(path, load_picture(path))).astype(np.int32)
+
+
+def _values(path: Path) -> set[int]:
+    return {int(x) for x in np.unique(_numbers(path))}
+
+
+def _mask(candidate: Candidate, guessed: Guess, size: int) -> dict[str, Any] | None:
+    """Two classes, or as many as the greatest number says; 255 beside smaller ones counts nowhere."""
+    every = set[int]().union(*(_or_none(_values, path) or () for path in candidate.paths.values()))
+    options: dict[str, Any] = {"kind": "mask", "classes": 2, "size": size}
+    numbers = every - {IGNORED}
+    few = not numbers or max(numbers) < MOST_VALUES
+    # Of black and white with edges between them the values lie all over; class numbers are small, or dense.
+    edges = not few and all(_or_none(_two, path) for path in candidate.paths.values())
+    if every <= {0, 1} or every == {0, IGNORED} or edges:
+        return options
+    if (not few and max(numbers) >= 4 * len(numbers)) or not numbers:
+        guessed.notes.append(f"{candidate.folder}: masks with values up to {max(every)}, which are no class numbers")
+        return None
+    options["classes"] = max(2, max(numbers) + 1)
+    return options | ({"ignore": IGNORED} if IGNORED in every else {})
+
+
+def _two(path: Path) -> bool:
+    """True for a mask of two classes. Raises MmfastError for any other."""
+    return two_classes(path, _numbers(path)).max() <= 1
+
+
+def _label(candidate: Candidate, guessed: Guess, size: int) -> dict[str, Any] | None:
+    texts = {text for path in candidate.paths.values() if (text := _or_none(read_text, path)) is not None}
+    options = _classes(texts, guessed.examples)
+    if options is None:
+        guessed.notes.append(f"{candidate.folder}: {len(texts)} different texts, which are no classes")
+    return options
+
+
+def _classes(texts: Iterable[str], examples: int) -> dict[str, Any] | None:
+    """A label's options for the classes of these names or numbers; None where they are too few or too many."""
+    found = sorted({*texts})
+    if not 1 < len(found) <= min(MOST_CLASSES, max(2, examples // 2)):
+        return None
+    if all(x.isdecimal() and len(x) <= 9 for x in found):
+        numbers = {int(x) for x in found}
+        if len(numbers) == len(found) and max(numbers) < MOST_CLASSES:
+            return {"kind": "label", "classes": max(numbers) + 1}
+    return {"kind": "label", "classes": len(found), "names": found}
+
+
+def _class_folders(paths: dict[str, Path]) -> dict[str, Any] | None:
+    """A label of the first folders of the anchor's paths, where all lie in folders."""
+    if not all("/" in stem for stem in paths):
+        return None
+    return _classes({stem.split("/")[0] for stem in paths}, len(paths))
+
+
+def _embedding(candidate: Candidate, guessed: Guess, size: int) -> dict[str, Any] | None:
+    shapes = (_or_none(_shape, path) for path in candidate.paths.values())
+    shape = next((x for x in shapes if x and math.prod(x)), None)
+    if shape is None:
+        guessed.notes.append(f"{candidate.folder}: no file can be read as a vector or a map")
+        return None
+    if len(shape) == 3 and 1 < shape[1] == shape[2] and size % shape[1] == 0:
+        return {"kind": "feature_map", "dim": shape[0], "cells": shape[1]}
+    return {"kind": "embedding", "dim": math.prod(shape)}
+
+
+def _shape(path: Path) -> tuple[int, ...]:
+    try:
+        return tuple(np.load(path, mmap_mode="r", allow_pickle=False).shape)
+    except (OSError, ValueError, EOFError, SyntaxError, OverflowError, AttributeError) as error:
+        raise MmfastError(f"{path} cannot be read as a vector (.npy): {error}") from None
+
+
+OPTIONS = {"mask": _mask, "label": _label, "embedding": _embedding}

@@ -1,0 +1,236 @@
+"""A config for what lies in a folder: the presets' proven options, and a network and steps that fit a time budget."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mmfast import config as configs
+from mmfast.build import build_data, pick_device
+from mmfast.config import Config
+from mmfast.guess import Guess
+from mmfast.run import Run
+from mmfast.training import Trainer
+from mmfast.training.examples import loader
+
+# Channels of the U-Net's finest level. The presets have 32: they train on 96,000 images, and the figures of
+# docs/results.md are after 16,000. A wider network is taken where there is time for the one, a narrower one only where
+# there is not for the other.
+WIDTHS, USUAL, FOR_WIDER, FOR_NARROWER = (16, 32, 48, 64, 96, 128), 32, 96_000, 16_000
+# Of the time: what is for training, and what for the figures at the end; the rest is for pictures and checkpoints.
+TRAINING, FIGURES = 0.8, 0.15
+SAMPLE_STEPS = 25
+MOST_STEPS, MOST_HELD_OUT = 200_000, 2_000
+# The presets' options for each kind beside the anchor, and why.
+BESIDE: dict[str, tuple[str, dict[str, Any]]] = {
+    "mask": (
+        "Diffused as the image is. It is read off a given image, and counts little, so that images are learnt too.",
+        {"weight": {"kind": "carried", "scale": 1.5}, "loss_weight": 0.1},
+    ),
+    "label": (
+        "It leaves no trace in the noise: the encoder reads it, and only then is the decoder told.",
+        {"weight": {"kind": "none"}, "loss_weight": 0.06, "given_probability": 0.85},
+    ),
+    "embedding": (
+        "In a channel for each number, the same at every pixel; it leaves no trace in the noise.",
+        {"layout": "channels", "weight": {"kind": "none"}, "loss_weight": 0.01, "given_probability": 0.5},
+    ),
+    "feature_map": (
+        "It is read off the image, or given, and leaves no trace in the noise.",
+        {"weight": {"kind": "none"}, "loss_weight": 0.02},
+    ),
+}
+# Seconds that a step of training a config takes.
+Timer = Callable[[Config], float]
+
+
+@dataclass
+class Proposal:
+    """A config as text, and what it was made of: seconds a step, and minutes of training and in all."""
+
+    text: str
+    config: Config
+    step: float
+    training: float
+    total: float
+
+
+def propose(guessed: Guess, minutes: float, timer: Timer, batch_size: int = 16, command: str = "") -> Proposal:
+    """The config for a folder that trains in about so many minutes, figures included.
+
+    The presets' network, or a wider one of which the time holds as many images as they train on, or a narrower one
+    where it does not hold the few that they need; and steps to fill the time.
+    """
+    plain = options(guessed, batch_size)
+    train, backbone, seconds = plain["train"], plain["backbone"], 60 * minutes * TRAINING
+    timed: dict[tuple[int, str], float] = {}
+
+    def step(width: int, precision: str) -> float:
+        if (width, precision) not in timed:
+            if backbone["kind"] == "unet":
+                backbone["channels"] = width
+            train["precision"] = plain["sample"]["precision"] = precision
+            timed[width, precision] = timer(configs.from_plain(plain, "init"))
+        return timed[width, precision]
+
+    precision = min(("fp32", "bf16"), key=lambda x: step(USUAL, x))
+    width = USUAL
+    if backbone["kind"] == "unet":
+
+        def fits(width: int, images: int) -> bool:
+            return step(width, precision) * images / train["batch_size"] <= seconds
+
+        narrower, wider = ([x for x in WIDTHS if (x < USUAL) == less and x != USUAL] for less in (True, False))
+        if fits(USUAL, FOR_WIDER):
+            width = ([USUAL, *itertools.takewhile(lambda x: fits(x, FOR_WIDER), wider)])[-1]
+        elif not fits(USUAL, FOR_NARROWER):
+            width = next((x for x in reversed(narrower) if fits(x, FOR_NARROWER)), narrower[0])
+        backbone["channels"] = width
+    train["precision"] = plain["sample"]["precision"] = precision
+    one = step(width, precision)
+    _fill_time(plain, one, minutes)
+    config = configs.from_plain(plain, "init")
+    training = config.train.steps * one / 60
+    total = training + _figures(plain, one) * config.evaluate.samples / 60
+    head = [
+        f"# Written by `mmfast init{command}`, for {guessed.examples:,} examples.",
+        f"# {one:.3g} s a step on this machine: about {training:.0f} minutes, {total:.0f} with the figures.",
+    ]
+    return Proposal("\n".join([*head, *_lines(plain)]) + "\n", config, one, training, total)
+
+
+def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
+    """A config for what was guessed, as YAML holds one: the options of the presets, which train on the same kinds."""
+    specs = guessed.modalities
+    beside = {x["kind"] for name, x in specs.items() if name != guessed.anchor}
+    anchor: dict[str, Any] = {"given_steps": 1} if beside else {}
+    if "mask" in beside:
+        anchor |= {"given_probability": 0.85, "given_at_T": 1.0}
+    elif "feature_map" in beside:
+        anchor |= {"given_probability": 0.6, "given_at_T": 1.0}
+    elif "embedding" in beside:
+        anchor |= {"given_at_T": 0.8}
+    elif "label" in beside:
+        anchor |= {"given_probability": 0.0}
+    parts = {guessed.anchor: specs[guessed.anchor] | anchor}
+    parts |= {name: x | BESIDE[x["kind"]][1] for name, x in specs.items() if name != guessed.anchor}
+    held_out = min(0.1, MOST_HELD_OUT / guessed.examples)
+    small = specs[guessed.anchor]["size"] < 16
+    train: dict[str, Any] = {
+        "steps": 1,
+        "batch_size": 128 if small else batch_size,
+        "learning_rate": 2.0e-3,
+        "decay": "cosine",
+        "ema_decay": 0.998,
+        "given_probability": 0.2 if beside & {"mask", "feature_map"} else 0.25,
+    }
+    if beside == {"label"}:
+        train["low_noise"] = {"share": 0.25, "until": 0.1, "weight": 0.25}
+    labels = [name for name, x in specs.items() if x["kind"] == "label"]
+    return {
+        "anchor": guessed.anchor,
+        "data": guessed.data() | {"test_fraction": round(held_out, 4)},
+        "modalities": parts,
+        "backbone": _backbone(specs[guessed.anchor]["size"], "embedding" in beside),
+        "loss": {"target": "v" if beside == {"label"} else "x0"},
+        "train": train,
+        "sample": {"sampler": "dpmpp_2m", "steps": SAMPLE_STEPS, **({"first": labels} if labels else {})},
+        "evaluate": {"samples": 0},
+    }
+
+
+def _backbone(size: int, mean: bool) -> dict[str, Any]:
+    """The presets' network, with a level more for each doubling of the size beyond theirs."""
+    if size < 16:
+        return {"kind": "mlp", "width": 256, "blocks": 4, "features": 16, "dropout": 0.1}
+    patch = 2 if size >= 32 else 1
+    levels = 3 + max(0, round(math.log2(size / patch / 16)))
+    found: dict[str, Any] = {
+        "kind": "unet",
+        "channels": USUAL,
+        "multipliers": [1, 2, *[4] * (levels - 2)],
+        "blocks": 1,
+        "attention": [],
+        "patch": patch,
+        "norm": "layer",
+    }
+    return found | ({"mean": True} if mean else {})
+
+
+def _figures(plain: Mapping[str, Any], step: float) -> float:
+    """About the seconds that one sample of the evaluation takes: a pass forward is a third of a step."""
+    turns = 1 + len(plain["sample"].get("first", []))
+    return (turns * SAMPLE_STEPS + 25) * step / plain["train"]["batch_size"] / 3
+
+
+def _fill_time(plain: dict[str, Any], step: float, minutes: float) -> None:
+    train, wanted = plain["train"], 60 * minutes
+    steps = _rounded(min(MOST_STEPS, max(20.0, wanted * TRAINING / step)))
+    # As in the presets, where the average has a memory of a twelfth of the steps.
+    train |= {"steps": steps, "ema_decay": round(min(0.9999, max(0.9, 1 - 12 / steps)), 4)}
+    if plain["backbone"].get("channels", 0) > 64:
+        train["learning_rate"] = 1.0e-3
+    train |= {"warmup": min(100, steps // 10), "sample_every": -(-steps // 3), "checkpoint_every": -(-steps // 6)}
+    plain["evaluate"]["samples"] = max(10, min(1000, _rounded(wanted * FIGURES / _figures(plain, step))))
+
+
+def _rounded(x: float) -> int:
+    """To two digits, downwards."""
+    unit = 10 ** max(0, int(math.log10(x)) - 1)
+    return int(x // unit) * unit
+
+
+def _lines(plain: Mapping[str, Any]) -> list[str]:
+    """The config as YAML, a line an option or a section, with comments where a reader may ask why."""
+    lines = [f"anchor: {_flow(plain['anchor'])}", f"data: {_flow(plain['data'])}", "modalities:"]
+    for name, spec in plain["modalities"].items():
+        if name == plain["anchor"] and len(plain["modalities"]) > 1:
+            lines.append("  # The anchor, which is diffused itself. The others are read off a given one in one step.")
+        elif name != plain["anchor"]:
+            lines.append(f"  # {BESIDE[spec['kind']][0]}")
+        lines += _entry(name, spec, "  ")
+    for name in ("backbone", "loss", "train", "sample", "evaluate"):
+        lines += _entry(name, plain[name], "")
+    return lines
+
+
+def _entry(name: str, section: Mapping[str, Any], indent: str) -> list[str]:
+    """One line, or one for each option where that is too long."""
+    line = f"{indent}{name}: {_flow(section)}"
+    if len(line) <= 120:
+        return [line]
+    return [f"{indent}{name}:", *(f"{indent}  {key}: {_flow(value)}" for key, value in section.items())]
+
+
+def _flow(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**9, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def step_time(config: Config, seconds: float = 2.0, least: int = 3) -> float:
+    """The seconds that a step of training takes here, reading included: the median of some, after two to warm up."""
+    data = build_data(config)
+    trainer = Trainer(config, Run(Path()), data)  # which writes nothing before a checkpoint
+    batches = itertools.chain.from_iterable(loader(config, data.train, 0) for _ in itertools.count())
+    times: list[float] = []
+    while len(times) < least + 2 or sum(times) < seconds:
+        begun = time.perf_counter()
+        trainer.step(batches, trainer.model)
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize(trainer.device)
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times[2:])
+
+
+def usual_batch(device: str = "auto") -> int:
+    """The presets' batch; on a GPU, which a small one leaves idle, four times that."""
+    return 64 if pick_device(device).type == "cuda" else 16

@@ -1,0 +1,251 @@
+"""What a data set holds as training will read it: counted, its oddities, and why training would stop."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image as PILImage
+from tqdm import tqdm
+
+from mmfast import data as data_sets
+from mmfast.build import build_data, build_model, pick_device, stored, with_class_names
+from mmfast.config import Config
+from mmfast.data import Batch, Examples
+from mmfast.errors import MmfastError
+from mmfast.image_files import Header, read_header
+from mmfast.model import Model
+from mmfast.pictures import sample_grid
+from mmfast.training.trainer import check_batch, rehearse
+
+AT_ONCE, SHOWN = 64, 16
+
+
+class Oddity(NamedTuple):
+    """What is odd about some picture files, of kinds of modalities, and what is done with them."""
+
+    kinds: tuple[str, ...]
+    what: str
+    holds: Callable[[Header, Path, Any], bool]
+
+
+PICTURES, IMAGES = ("image", "mask"), ("image",)
+GREY = ("1", "L", "I")  # the first letters of Pillow's grey modes
+ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
+ODDITIES = (
+    Oddity(PICTURES, "turned upright, as their EXIF data says", lambda h, p, s: h.orientation not in (0, 1)),
+    Oddity(PICTURES, "not square: the middle square is taken", lambda h, p, s: h.size[0] != h.size[1]),
+    Oddity(PICTURES, "smaller than the size in the config: enlarged", lambda h, p, s: min(h.size) < s.size),
+    Oddity(PICTURES, "of several frames: the first is taken", lambda h, p, s: h.frames > 1),
+    Oddity(
+        PICTURES,
+        "of another format than their names say: read as what they are",
+        lambda h, p, s: _misnamed(h, p),
+    ),
+    Oddity(IMAGES, "of 16 bits: scaled to the range of others", lambda h, p, s: h.mode[0] == "I"),
+    Oddity(IMAGES, "transparent: the background shows through", lambda h, p, s: h.transparent and h.mode[0] != "I"),
+    Oddity(IMAGES, "in colour: made grey", lambda h, p, s: s.channels == 1 and h.mode[0] not in GREY),
+    Oddity(IMAGES, "grey: the same in all channels", lambda h, p, s: s.channels == 3 and h.mode[0] in GREY),
+    Oddity(IMAGES, "of mode CMYK: made RGB", lambda h, p, s: h.mode == "CMYK"),
+)
+
+
+def _misnamed(header: Header, path: Path) -> bool:
+    return ENDINGS.get(path.suffix.lower()) != header.format
+
+
+@dataclass
+class Seen:
+    """What the examples hold of one modality."""
+
+    there: int = 0
+    missing: int = 0
+    # A label's examples, or a mask's pixels, by class; none for what has no classes.
+    classes: Counter[str] = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+
+@dataclass
+class Survey:
+    """A data set as a config reads it. Where `wrong` has lines, training would stop, with the first of them or another.
+
+    odd: by modality and what is odd and done with it, the files. left_out: files that belong to nothing, by the reason.
+    notes: what else should be known, a line each. sheet: some examples as the model will see them.
+    """
+
+    config: Config
+    train: int = 0
+    test: int = 0
+    parameters: int = 0
+    seen: dict[str, Seen] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    odd: dict[tuple[str, str], list[Path]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    left_out: dict[str, list[Path]] = field(default_factory=dict)
+    sheet: PILImage.Image | None = None
+
+
+def survey(config: Config, quiet: bool = True) -> Survey:
+    """Read every example of a config's data once, as training does, and do all that it does before its first step.
+
+    quiet: no progress bar. No error is raised: each is a line of `wrong`.
+    """
+    found = Survey(config)
+    specs, listing, data, opened = stored(config), None, None, False
+    look = getattr(data_sets.kind(config.data.kind), "look", None)
+    try:
+        found.config = config = with_class_names(config)
+        model = build_model(config)
+        found.parameters = sum(p.numel() for p in model.parameters())
+        if look is not None:
+            listing = look(config.data, specs, config.anchor)
+            found.wrong += listing.problems
+        if not found.wrong:
+            data, opened = build_data(config), True
+    except MmfastError as error:
+        found.wrong.append(str(error))
+    if listing is not None:
+        found.left_out = listing.left_out
+        for name, spec in specs.items():
+            found.seen[name] = _headers(found, name, spec, listing.paths.get(name, {}), listing.paths[config.anchor])
+        if data is None and len(listing.paths[config.anchor]) > 1:
+            data = listing.data()  # for all that is wrong with the files, and not the first thing alone
+    if data is not None:
+        for part in (data.train, data.test):
+            _read(found, part, model, quiet)
+        found.train, found.test = len(data.train), len(data.test)
+        found.notes += _empty_classes(found)
+        found.sheet = _sheet(found, data.train, model)
+        try:
+            if opened:
+                rehearse(config, data)
+        except MmfastError as error:
+            found.wrong.append(str(error))
+    found.wrong = list(dict.fromkeys(found.wrong))
+    return found
+
+
+def brief(config: Config) -> list[str]:
+    """What training is about to work on, in lines: the examples, where files are, as their names alone say."""
+    lines, look = [], getattr(data_sets.kind(config.data.kind), "look", None)
+    if look is not None:
+        listing = look(config.data, stored(config), config.anchor)
+        anchors = listing.paths[config.anchor]
+        counts = {n: sum(stem in anchors for stem in x) for n, x in listing.paths.items() if n not in listing.classes}
+        parts = [f"{name} {n:,}" for name, n in counts.items() if name != config.anchor]
+        data = listing.data() if len(anchors) > 1 else None
+        held_out = f", {len(data.test):,} of them held out" if data is not None else ""
+        lines.append("; ".join([f"{len(anchors):,} examples{held_out}", *([", ".join(parts)] if parts else [])]))
+        left_out = sum(map(len, listing.left_out.values()))
+        if left_out:
+            files = "file belongs" if left_out == 1 else "files belong"
+            lines.append(f"{left_out:,} {files} to nothing; `mmfast check` tells more")
+    parameters = sum(p.numel() for p in build_model(config).parameters())
+    return [*lines, f"{parameters:,} parameters, on {pick_device(config.train.device, 'train.device')}"]
+
+
+def _headers(found: Survey, name: str, spec: Any, paths: Mapping[str, Path], anchors: Mapping[str, Path]) -> Seen:
+    """The sizes, formats and oddities of the pictures that go with an example."""
+    seen = Seen()
+    for path in (path for stem, path in paths.items() if stem in anchors and spec.kind in PICTURES):
+        try:
+            header = read_header(path)
+        except MmfastError:  # for reading to tell of, where that fails too
+            continue
+        seen.sizes[header.size] += 1
+        seen.formats[f"{header.format} {header.mode}"] += 1
+        for oddity in ODDITIES:
+            if spec.kind in oddity.kinds and oddity.holds(header, path, spec):
+                found.odd.setdefault((name, oddity.what), []).append(path)
+    return seen
+
+
+def _read(found: Survey, examples: Examples, model: Model, quiet: bool) -> None:
+    bar = tqdm(total=len(examples), desc="reading", unit="example", disable=quiet or None, leave=False)
+    for batch in _batches(examples, model, found.wrong):
+        bar.update(len(batch))
+        for name, x in batch.data.items():
+            seen = found.seen.setdefault(name, Seen())
+            there = batch.present.get(name, torch.ones(len(batch), dtype=torch.bool))
+            seen.there, seen.missing = seen.there + int(there.sum()), seen.missing + int((~there).sum())
+            tally = model.part(name).tally(x[there]) if name in model.parts else None
+            for k, count in enumerate([] if tally is None else tally.tolist()):
+                seen.classes[model.part(name).class_name(k)] += count
+    bar.close()
+
+
+def _batches(examples: Examples, model: Model, wrong: list[str]) -> Iterator[Batch]:
+    """Every example that can be read, in order; a line of `wrong` for each other one."""
+    for start in range(0, len(examples), AT_ONCE):
+        yield from _readable(examples, model, range(start, min(start + AT_ONCE, len(examples))), wrong)
+
+
+def _readable(examples: Examples, model: Model, rows: range, wrong: list[str]) -> Iterator[Batch]:
+    """The rows, by halves where one of them cannot be read."""
+    try:
+        batch = examples.__getitems__(rows)
+        check_batch(model, batch)
+    except MmfastError as error:
+        if len(rows) == 1:
+            wrong.append(str(error))
+            return
+        half = len(rows) // 2
+        yield from _readable(examples, model, rows[:half], wrong)
+        yield from _readable(examples, model, rows[half:], wrong)
+        return
+    yield batch
+
+
+def _empty_classes(found: Survey) -> list[str]:
+    """A line for each modality with classes that no example has."""
+    lines = []
+    for name, seen in found.seen.items():
+        empty = [k for k, count in seen.classes.items() if not count]
+        if empty and seen.there:
+            lines.append(f"{name}: no example has {_some(empty)}, of {len(seen.classes)} classes")
+    return lines
+
+
+def _some(things: list[str], most: int = 8) -> str:
+    return ", ".join(things[:most]) + (f" and {len(things) - most} more" if len(things) > most else "")
+
+
+def _sheet(found: Survey, examples: Examples, model: Model) -> PILImage.Image | None:
+    """Examples from all over the training set, as the model will see them."""
+    count = min(SHOWN, len(examples))
+    batches = list(_batches(Chosen(examples, [k * len(examples) // count for k in range(count)]), model, []))
+    if not batches:
+        return None
+    batch = join(batches)
+    batch = model.complete(batch, found.config.seed, torch.arange(len(batch)))
+    parts = {name: model.part(name) for name in batch.data if name in model.parts}
+    data = {name: batch.data[name] for name in parts}
+    title = f"{len(batch)} of {len(examples)} examples, as the model will see them"
+    return sample_grid(parts, data, title, present=batch.present)
+
+
+@dataclass
+class Chosen:
+    """Some of the examples."""
+
+    examples: Examples
+    rows: list[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, indices: Any) -> Batch:
+        return self.examples.__getitems__([self.rows[i] for i in indices])
+
+
+def join(batches: list[Batch]) -> Batch:
+    """The batches as one, in order."""
+    data = {name: torch.cat([batch.data[name] for batch in batches]) for name in batches[0].data}
+    partial = {name for batch in batches for name in batch.present}
+    every = [{n: b.present.get(n, torch.ones(len(b), dtype=torch.bool)) for n in partial} for b in batches]
+    return Batch(data, {name: torch.cat([present[name] for present in every]) for name in partial})

@@ -1,0 +1,152 @@
+"""What is guessed of a plain folder: kinds, classes and sizes of folders as people have them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmfast.errors import MmfastError
+from mmfast.guess import guess
+
+RANDOM = np.random.default_rng(0)
+
+
+def colour(side=20):
+    return RANDOM.integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def save(root, name, content):
+    file = root / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, str):
+        file.write_text(content)
+    elif file.suffix == ".npy":
+        np.save(file, content)
+    else:
+        Image.fromarray(content).save(file)
+
+
+def mask(*values):
+    """Pixels of all these values."""
+    return np.resize(np.array(values, np.uint8), (20, 20))
+
+
+def files(root, makers):
+    """Eight files for every maker, {"mask/STEM.png": k -> content}, of stems dog/0, cat/1, ..."""
+    for name, make in makers.items():
+        for k in range(8):
+            save(root, name.replace("STEM", f"{'cat' if k % 2 else 'dog'}/{k}"), make(k))
+
+
+IMAGE = {"image/STEM.png": lambda k: colour()}
+SEEN = {"kind": "image", "channels": 3, "size": 16}
+TWO = {"kind": "mask", "classes": 2, "size": 16}
+PETS = {"kind": "label", "classes": 2, "names": ["cat", "dog"]}
+
+
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [
+        ({}, {}),
+        ({"mask/STEM.png": lambda k: mask(0, 1)}, {"mask": TWO}),
+        ({"mask/STEM.png": lambda k: mask(0, 255)}, {"mask": TWO}),
+        (
+            {"mask/STEM.png": lambda k: mask(*[0, 255] * 50, 128, 3)},
+            {"mask": TWO},
+        ),
+        ({"seg/STEM.png": lambda k: mask(*range(k, 100))}, {"seg": {"kind": "mask", "classes": 100, "size": 16}}),
+        ({"parts/STEM.png": lambda k: mask(0, 3, k)}, {"parts": {"kind": "mask", "classes": 8, "size": 16}}),
+        (
+            {"seg/STEM.png": lambda k: mask(0, 5, 255)},
+            {"seg": {"kind": "mask", "classes": 6, "size": 16, "ignore": 255}},
+        ),
+        (
+            {"trimaps/STEM.png": lambda k: mask(0, 1, 255)},
+            {"trimaps": {"kind": "mask", "classes": 2, "size": 16, "ignore": 255}},
+        ),
+        ({"vec/STEM.npy": lambda k: np.zeros(7)}, {"vec": {"kind": "embedding", "dim": 7}}),
+        ({"map/STEM.npy": lambda k: np.zeros((5, 2, 2))}, {"map": {"kind": "feature_map", "dim": 5, "cells": 2}}),
+        ({"map/STEM.npy": lambda k: np.zeros((5, 3, 2))}, {"map": {"kind": "embedding", "dim": 30}}),
+        ({"age/STEM.txt": lambda k: str(k % 4)}, {"age": {"kind": "label", "classes": 4}}),
+        (
+            {"race/STEM.txt": lambda k: ["elf", " orc\n", "no"][k % 3]},
+            {"race": {"kind": "label", "classes": 3, "names": ["elf", "no", "orc"]}},
+        ),
+    ],
+)
+def test_the_modalities(tmp_path, more, found):
+    files(tmp_path, {**IMAGE, **more})
+    guessed = guess(tmp_path, 32)
+    label = {} if any(x["kind"] == "label" for x in found.values()) else {"label": PETS}
+    assert guessed.anchor == "image" and guessed.modalities == {"image": SEEN, **found, **label}
+    assert not guessed.notes and not guessed.folders and guessed.examples == 8
+
+
+def test_the_size_is_near_the_pictures_and_at_most_what_is_said(tmp_path):
+    for side, most, size in ((20, 32, 16), (28, 32, 32), (500, 32, 32), (500, 64, 64), (500, 8, 8), (5, 64, 8)):
+        save(tmp_path / str(side), "image/0.png", colour(side))
+        assert guess(tmp_path / str(side), most).modalities["image"]["size"] == size
+    assert guess(tmp_path / "500", 32, 48).modalities["image"]["size"] == 48
+
+
+def test_grey_pictures_have_one_channel_in_whatever_mode_they_are(tmp_path):
+    for name, content in (("L", mask(3, 99)), ("RGB", np.repeat(mask(3, 99)[..., None], 3, 2)), ("mixed", colour())):
+        save(tmp_path / name, "image/0.png", content)
+        save(tmp_path / name, "image/1.png", mask(3, 99))
+    assert [guess(tmp_path / x, 32).modalities["image"]["channels"] for x in ("L", "RGB", "mixed")] == [1, 1, 3]
+
+
+def test_folders_of_classes_alone_are_one_modality(tmp_path):
+    files(tmp_path, {"STEM.png": lambda k: colour()})
+    guessed = guess(tmp_path, 32)
+    assert guessed.modalities == {"image": SEEN, "label": PETS} and guessed.folders == {"image": "."}
+    assert guessed.data() == {"kind": "folder", "root": str(tmp_path), "folders": {"image": "."}}
+
+
+def test_pictures_alone(tmp_path):
+    for k in range(3):
+        save(tmp_path, f"{k}.png", colour())
+    assert guess(tmp_path, 32).modalities == {"image": SEEN}
+
+
+def test_folders_that_are_numbers_keep_them(tmp_path):
+    for number in (0, 3, 11):
+        for k in range(3):
+            save(tmp_path, f"photos/{number}/{k}.png", colour())
+    assert guess(tmp_path, 32).modalities["label"] == {"kind": "label", "classes": 12}
+
+
+def test_what_is_left_out_is_said(tmp_path):
+    masks = {"mask/other/STEM.png": lambda k: mask(0, 1), "seg/STEM.png": lambda k: mask(0, 128, 200)}
+    others = {"captions/STEM.txt": lambda k: f"text {k}", "depth/STEM.png": lambda k: colour()}
+    files(tmp_path, {**IMAGE, **others, **masks})
+    guessed = guess(tmp_path, 32)
+    assert guessed.modalities == {"image": SEEN, "label": PETS}
+    assert guessed.notes == [
+        "captions: 8 different texts, which are no classes",
+        "depth: pictures that are no masks beside those of image",
+        "mask: no file has the path and name of one in image",
+        "seg: masks with values up to 200, which are no class numbers",
+    ]
+
+
+def test_a_folder_whose_name_cannot_be_a_modality(tmp_path):
+    files(tmp_path, {"1 photos/STEM.png": lambda k: colour(), "masks (old)/STEM.png": lambda k: mask(0, 1)})
+    guessed = guess(tmp_path, 32)
+    assert guessed.anchor == "image" and {*guessed.modalities} == {"image", "mask", "label"}
+    assert guessed.folders == {"image": "1 photos", "mask": "masks (old)"}
+
+
+def test_files_that_cannot_be_read_do_not_end_it(tmp_path):
+    files(tmp_path, {**IMAGE, "mask/STEM.png": lambda k: mask(0, 1), "label/STEM.txt": lambda k: str(k % 2),
+                     "vec/STEM.npy": lambda k: np.zeros(3)})  # fmt: skip
+    for file in ("image/dog/0.png", "mask/dog/0.png", "label/dog/0.txt", "vec/dog/0.npy"):
+        (tmp_path / file).write_bytes(b"\xff\xfe\x00")
+    assert {x["kind"] for x in guess(tmp_path, 32).modalities.values()} == {"image", "mask", "label", "embedding"}
+
+
+def test_a_folder_without_pictures(tmp_path):
+    save(tmp_path, "notes/x.txt", "hello")
+    with pytest.raises(MmfastError, match="holds no pictures"):
+        guess(tmp_path, 32)
+    with pytest.raises(MmfastError, match="is no folder"):
+        guess(tmp_path / "none", 32)

@@ -1,0 +1,69 @@
+"""The presets as the command line tells of them: a line each, a copy that trains the same, the values in --help."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import mmfast
+from mmfast import config as configs
+from mmfast import presets
+from mmfast.cli import main
+
+FILES = sorted((Path(mmfast.__file__).parent / "presets").glob("*.yaml"))
+
+
+def shown(capsys, *argv):
+    assert main(argv) == 0
+    return capsys.readouterr().out
+
+
+def test_the_list_names_each_with_what_it_trains_and_its_data(capsys):
+    lines = shown(capsys, "presets").splitlines()
+    assert len(lines) == 2 * len(FILES) and [line.split()[0] for line in lines[::2]] == [file.stem for file in FILES]
+    for file, what, data in zip(FILES, lines[::2], lines[1::2], strict=True):
+        head = file.read_text().splitlines()
+        assert head[0] == "# " + what.split(maxsplit=1)[1] and head[0].endswith(".")
+        assert head[1].removeprefix("# Data: ") == data.strip().removeprefix("data: ") and len(head[1]) > 20
+        assert max(map(len, (what, data))) <= 140
+        kind = yaml.safe_load(file.read_text())["data"]["kind"]
+        assert kind in ("digits", "fashion", "sprites", "folder")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_preset_that_is_printed_is_the_preset(tmp_path, capsys, file):
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(shown(capsys, "presets", file.stem))
+    assert copy.read_text() == file.read_text()
+    assert configs.load(str(copy)) == configs.load(file.stem)
+
+
+def test_a_name_that_is_none(capsys):
+    assert main(["presets", "image-masks"]) == 2
+    assert "did you mean 'image-mask'?" in capsys.readouterr().err
+
+
+def values(text):
+    """Option -> its value as the help shows it."""
+    return dict(re.findall(r"^  --(\S+) .*\[(.*)\]$", text, re.M))
+
+
+def test_help_for_a_preset_shows_its_values_and_no_other_kind(capsys):
+    found = values(shown(capsys, "train", "image-mask", "--help", "--train.steps", "77"))
+    mask = yaml.safe_load((Path(mmfast.__file__).parent / "presets" / "image-mask.yaml").read_text())["modalities"][
+        "mask"
+    ]
+    assert found["modalities.mask.weight.scale"] == str(mask["weight"]["scale"]) == "1.5"
+    assert found["modalities.mask.loss_weight"] == str(mask["loss_weight"])
+    assert found["modalities.image.given_at_T"] == "1.0" and found["modalities.mask.given_at_T"] == "null"
+    assert (found["train.steps"], found["backbone.patch"], found["loss.target"]) == ("77", "2", "x0")
+    assert not any("NAME" in key or key.startswith("modalities.label") for key in found)
+    assert found["train.low_noise.share"] == "0.0" and "backbone.width" not in found
+
+
+def test_help_without_one_shows_the_defaults_of_every_kind(capsys):
+    found = values(shown(capsys, "train", "--help"))
+    assert found["train.steps"] == "100000" and found["modalities.NAME.loss_weight"] == "1.0"
+    assert {"backbone.width", "backbone.patch", "modalities.NAME.classes", "data.cache"} <= found.keys()
+    assert all(name in shown(capsys, "train", "--help") for name in presets.names())
