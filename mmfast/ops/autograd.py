@@ -115,7 +115,6 @@ def combine(call: Call, return_noise: bool) -> tuple[Tensor, Tensor | None]:
     coefs, sigma, *_ = call.tables
     if call.rows is not None and around.needs_grad(coefs, sigma):
         # A row of its own for each sample, by ops that pass the gradients on.
-        assert call.shape is not None
         coefs, sigma, *_ = call.tables.own(call.rows, call.shape[0])
         call = call._replace(tables=Tables(coefs, sigma), rows=None)
     return _record(call, return_noise, coefs, sigma)
@@ -203,7 +202,7 @@ def step(call: Call, bounds: Bounds, return_x0: bool) -> tuple[Tensor, Tensor | 
     """reference.step, differentiable: two combinations around a clamp."""
     wide = call.tables.coefs.dtype  # half precision may hold neither x0 nor the bounds
     to_x0 = call.tables.to_x0
-    assert to_x0 is not None and call.shape is not None and call.dtype is not None
+    assert to_x0 is not None
     terms = with_tensors(call.terms, [tensor_of(x).to(wide) for x in call.terms])
     first = call._replace(terms=terms, tables=Tables(to_x0), noise=None, dtype=wide)
     x0 = combine(first, False)[0].clamp(bounds.low, bounds.high)
@@ -289,8 +288,10 @@ def block_mask(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 # Ops that are done, recorded: dispatch.at_once. Where a table needs a gradient the call has no rows.
 RECORD: dict[str, Any] = {
-    "combine": lambda call, done: _record(call, done, call.tables.coefs, call.tables.sigma),
-    "squared_error": lambda call, done: (SquaredError.apply(call, done, call.terms[0]), None),
+    "combine": lambda terms, tables, rows, noise, done: _record(
+        Call(terms, tables, rows, noise, done[0].shape, done[0].dtype), done, tables.coefs, tables.sigma
+    ),
+    "squared_error": lambda terms, _tables, _rows, _noise, done: (SquaredError.apply(None, done, terms[0]), None),
 }
 
 

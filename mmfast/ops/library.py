@@ -149,7 +149,7 @@ def _of_call(name: str, bounded: bool = False) -> Callable[[Any], Callable[..., 
             call, rest = unflatten(args, levels)
             options = (Bounds(*rest[:4]), *rest[4:]) if bounded else tuple(rest)
             serving = backends.for_terms(backend, call.terms)
-            return _both(getattr(serving, name)(call, *options), rest[-1], call.dtype)  # type: ignore[arg-type]
+            return _both(getattr(serving, name)(call, *options), rest[-1], call.dtype)
 
         return run
 
@@ -186,14 +186,14 @@ def _fake(function: Callable[..., Any]) -> Callable[..., Any]:
 @_fake
 def _fake_combine(*args: Any, levels: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
     call, (return_noise,) = unflatten(args)
-    out = call.tables.coefs.new_empty(tuple(call.shape), dtype=call.dtype)  # type: ignore[arg-type]
+    out = call.tables.coefs.new_empty(tuple(call.shape), dtype=call.dtype)
     return out, torch.empty_like(out) if return_noise else out.new_empty(0)
 
 
 @_fake
 def _fake_step(*args: Any, levels: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
     call, (_low, _high, start, channels, return_x0) = unflatten(args)
-    shape = tuple(call.shape)  # type: ignore[arg-type]
+    shape = tuple(call.shape)
     out = call.tables.coefs.new_empty(shape, dtype=call.dtype)
     of_x0 = shape if start < 0 else (shape[0], channels, *shape[2:])
     return out, out.new_empty(of_x0 if return_x0 else 0)
@@ -202,7 +202,7 @@ def _fake_step(*args: Any, levels: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
 @_fake
 def _fake_squared_error(*args: Any, levels: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
     call, (_scale, return_grad) = unflatten(args)
-    shape, coefs = tuple(call.shape), call.tables.coefs  # type: ignore[arg-type]
+    shape, coefs = tuple(call.shape), call.tables.coefs
     return coefs.new_empty(shape[0]), coefs.new_empty(shape if return_grad else 0, dtype=call.dtype)
 
 

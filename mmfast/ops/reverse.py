@@ -45,14 +45,14 @@ def _at_once(
     kind: Formula, first: list[Term], encodings: Encodings, t: Time, sched: Schedule, how: How = _PLAIN
 ) -> tuple[Tensor, Tensor] | None:
     """A formula of the step t -> t - 1 by the extension; None where anything is not as usual."""
-    known = kept(kind, encodings, sched) if type(encodings) is dict else None
+    known = kept(kind, tuple(encodings), sched) if type(encodings) is dict else None
     if known is None or (type(t) is int and t < 1):  # a GPU's table is not looked at, and its row of t = 0 is NaN
         return None
     noise = how[0] if known.sigma is not None else None
-    call = Call([*first, *encodings.values()], known, t, noise)  # type: ignore[union-attr]
+    terms = [*first, *encodings.values()]  # type: ignore[union-attr]
     if known.to_x0 is None:
-        return dispatch.at_once("combine", call, False)
-    return dispatch.at_once("step", call, how[1], how[2])
+        return dispatch.at_once("combine", terms, known, t, noise, False, False)
+    return dispatch.at_once("step", terms, known, t, noise, how[1], how[2])
 
 
 def posterior_mean(
@@ -277,7 +277,7 @@ def step_by_table(
     if channels is not None:
         bounds = Bounds(*bounds[:2], *_span(channels))
     if not is_compiling():
-        found = dispatch.at_once("step", Call(terms, tables, row, noise), bounds, True)
+        found = dispatch.at_once("step", terms, tables, row, noise, bounds, True)
         if found is not None:
             return found
     tensors, shape, dtype = gather(terms, like_first=True)
