@@ -407,7 +407,7 @@ def test_gradients(each_backend):
             torch.testing.assert_close(x.double(), want * count, rtol=1e-5, atol=1e-6)
 
 
-def test_compiled_into_one_graph(each_backend):
+def test_compiled_into_one_graph(traced_backend):
     space = Space(9)
 
     def run(z0, a, b, c, t, s):
@@ -417,7 +417,7 @@ def test_compiled_into_one_graph(each_backend):
         return z, other, *ops.step(z, space.block("z0", z0), encodings, t, SCHED, s, seed=2, clamp=1.0)
 
     args = *(space.x[name] for name in ("z0", *space.names)), space.t, space.s
-    with ops.backend(each_backend):
+    with ops.backend(traced_backend):
         compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
         for a, b in zip(compiled(*args), run(*args), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
