@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from mmfast import backbones, data, modalities
 from mmfast.errors import MmfastError, unknown
-from mmfast.options import PRECISIONS, check, option
+from mmfast.options import PRECISIONS, check, listed, one_line, option, typed
 from mmfast.plain_yaml import load_value, load_yaml
 from mmfast.process import TARGETS
 from mmfast.samplers import HEADS, SAMPLERS, check_share
@@ -142,7 +141,7 @@ def load(source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
     try:
         raw = OmegaConf.create(found or {})
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise MmfastError(f"{source} holds what no config can: {_one_line(error)}") from None
+        raise MmfastError(f"{source} holds what no config can: {one_line(error)}") from None
     if not isinstance(raw, DictConfig):
         raise MmfastError(f"{source} holds a {type(raw).__name__}; it should hold keys, as the presets do")
     for key, value in overrides:
@@ -174,7 +173,7 @@ def _override(raw: DictConfig, key: str, value: str) -> None:
         merge = not (isinstance(new, dict) and "kind" in new)
         OmegaConf.update(raw, key, new, merge=merge, force_add=True)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise MmfastError(f"--{key} {value}: {_one_line(error)}") from None
+        raise MmfastError(f"--{key} {value}: {one_line(error)}") from None
 
 
 def _check_name(name: str) -> None:
@@ -192,13 +191,9 @@ def resolve(raw: DictConfig, source: str = "config") -> Config:
     for key in raw:
         if key not in known:
             raise unknown(f"{source}: key", key, known)
-    config = Config()
-    plain = [name for name in PLAIN if name in raw]
-    given = _typed(Config, OmegaConf.create({name: raw[name] for name in plain}), "")
-    for name in PLAIN:
-        setattr(config, name, getattr(given, name))
+    config: Config = typed(Config, OmegaConf.create({name: raw[name] for name in PLAIN if name in raw}), "")
     for name, section in SECTIONS.items():
-        setattr(config, name, _typed(section, _section(raw, name), f"{name}."))  # type: ignore[arg-type]
+        setattr(config, name, typed(section, _section(raw, name), f"{name}."))  # type: ignore[arg-type]
     config.data = _of_kind(raw, "data", lambda kind: data.kind(kind).Spec, "digits", data.KINDS)
     config.backbone = _of_kind(raw, "backbone", lambda kind: backbones.kind(kind).Spec, "unet", backbones.KINDS)
     for part in map(str, _section(raw, "modalities")):
@@ -280,37 +275,7 @@ def _of_kind(raw: DictConfig, key: str, spec: Any, default: str | None, kinds: S
         raise MmfastError(f"{key}.kind is missing; it should be one of {', '.join(kinds)}")
     if kind not in kinds:
         raise unknown(f"{key}.kind", kind, kinds)
-    return _typed(spec(kind), part, f"{key}.")
-
-
-def _typed(section: type, part: DictConfig, prefix: str) -> Any:
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(section), part))
-    except TypeError as error:  # a list where keys belong, or the reverse: OmegaConf does not say which
-        given, usual = dict(part.items()), section()
-        wrong = {str(k): x for k, x in given.items() if OmegaConf.is_config(x)}
-        key = next((k for k, x in wrong.items() if _is_list(x) != _is_list(getattr(usual, k, None))), None)
-        if key is None:
-            raise MmfastError(f"{prefix.rstrip('.') or 'config'}: {_one_line(error)}") from None
-        wanted = "a list" if _is_list(getattr(usual, key)) else "keys with values"
-        raise MmfastError(f"{prefix}{key} is {wrong[key]}; it should hold {wanted}") from None
-    except OmegaConfBaseException as error:
-        key = f"{prefix}{getattr(error, 'full_key', None) or getattr(error, 'key', '')}"
-        names = [f.name for f in dataclasses.fields(section)]
-        last = key.removeprefix(prefix)
-        if last and last.split(".")[0] not in names:
-            near = difflib.get_close_matches(last, names, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(names)}"
-            raise MmfastError(f"{prefix}{last} is no option; {hint} (`mmfast train --help` lists all)") from None
-        raise MmfastError(f"{key}: {_one_line(error)}") from None
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, ListConfig))
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return typed(spec(kind), part, f"{key}.")
 
 
 def to_yaml(config: Config) -> str:
@@ -332,32 +297,11 @@ def differences(old: Config, new: Config) -> list[str]:
 
 def describe() -> str:
     """Every option with its type, default and help, for --help."""
-    lines: list[str] = []
-
-    def section(title: str, spec: Any, prefix: str) -> None:
-        lines.extend([title] if title else [])
-        for f in dataclasses.fields(spec):
-            value = getattr(spec, f.name)
-            if f.metadata.get("help"):
-                lines.append(_line(prefix + f.name, value, f))
-            elif dataclasses.is_dataclass(value) and f.name not in SECTIONS:
-                section("", value, f"{prefix}{f.name}.")
-        lines.extend([""] if title else [])
-
-    section("the run", Config(), "")
-    for name, factory in SECTIONS.items():
-        section(name, factory(), f"{name}.")  # type: ignore[operator]
-    for kind in data.KINDS:
-        section(f"data, kind {kind}", data.kind(kind).Spec(), "data.")
-    for kind in backbones.KINDS:
-        section(f"backbone, kind {kind}", backbones.kind(kind).Spec(), "backbone.")
-    for kind, part in modalities.KINDS.items():
-        section(f"modalities, kind {kind}", part.Spec(), "modalities.NAME.")
-    return "\n".join(lines)
-
-
-def _line(key: str, default: Any, f: Any) -> str:
-    choices = f.metadata.get("choices")
-    text = f.metadata.get("help", "") + (f" ({', '.join(map(str, choices))})" if choices else "")
-    shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
-    return f"  --{key:<36} {text} [{shown}]"
+    parts = [
+        ("the run", Config(), ""),
+        *((name, factory(), f"{name}.") for name, factory in SECTIONS.items()),  # type: ignore[operator]
+        *((f"data, kind {kind}", data.kind(kind).Spec(), "data.") for kind in data.KINDS),
+        *((f"backbone, kind {kind}", backbones.kind(kind).Spec(), "backbone.") for kind in backbones.KINDS),
+        *((f"modalities, kind {kind}", p.Spec(), "modalities.NAME.") for kind, p in modalities.KINDS.items()),
+    ]
+    return "\n".join(line for title, spec, prefix in parts for line in (title, *listed(spec, prefix, SECTIONS), ""))
