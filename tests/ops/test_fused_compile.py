@@ -16,16 +16,6 @@ def randn(*shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-@pytest.fixture
-def fresh():
-    """Nothing compiled before, and nothing left behind; any recompilation is an error."""
-    torch._dynamo.reset()
-    counters.clear()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        yield
-    torch._dynamo.reset()
-
-
 def step(x, y, t, present, seed, **options):
     """With encodings broadcast and of a block."""
     encodings = {"mask": Block(y[:, :1] * 2, 3, 4), "label": x[:, :, :1, :1]}

@@ -11,14 +11,7 @@ from mmfast.ops import Block
 SCHED = Schedule.cosine(40, {"label": mmfast.bridge(2.0), "mask": mmfast.carried(0.7)})
 
 
-@pytest.fixture(autouse=True)
-def fresh():
-    """Nothing compiled before, and nothing left behind; any recompilation is an error."""
-    torch._dynamo.reset()
-    counters.clear()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh")
 
 
 def randn(*shape, seed=0):

@@ -85,7 +85,7 @@ def problems(draw, tables, whole_first=False, levels=False):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     terms, starts = [], []
     for k in range(draw(st.integers(int(whole_first), 9))):  # the kernels keep 8 without asking for memory
-        term, start = draw(_term(shape, dtype, generator, whole_first and k == 0))
+        term, start = draw(broadcasting_term(shape, dtype, generator, whole_first and k == 0))
         terms.append(term)
         starts.append(start)
     kind = draw(st.sampled_from(["own", "one", "int", "tensor"]))
@@ -119,7 +119,7 @@ def problems(draw, tables, whole_first=False, levels=False):
 
 
 @st.composite
-def _term(draw, shape, dtype, generator, whole):
+def broadcasting_term(draw, shape, dtype, generator, whole):
     """A term of odd strides that broadcasts to the shape, or a block of its channels; its first channel."""
     size, start = [n if whole or draw(st.integers(0, 3)) else 1 for n in shape], -1
     if not whole and len(shape) > 1 and shape[1] > 0 and draw(st.booleans()):
