@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -36,10 +37,13 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+_structured = functools.cache(OmegaConf.structured)  # takes milliseconds; `merge` copies it
+
+
 def typed(section: type, part: DictConfig, prefix: str) -> Any:
     """A dataclass with the options of a config's part, each of its type. Raises MmfastError naming the key at fault."""
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(section), part))
+        return OmegaConf.to_object(OmegaConf.merge(_structured(section), part))
     except TypeError as error:  # a list where keys belong, or the reverse: OmegaConf does not say which
         given, usual = dict(part.items()), section()
         wrong = {str(k): x for k, x in given.items() if OmegaConf.is_config(x)}
