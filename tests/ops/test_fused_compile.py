@@ -64,8 +64,18 @@ def results(function, t, present, seed, grad):
     return [*found, *(x for x in torch.autograd.grad(total, leaves, allow_unused=True) if x is not None)]
 
 
-@pytest.mark.parametrize("grad", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("name", CALLS)
+# Without a gradient, one of each op: its results are compared with a gradient too.
+FORWARD = ("step, guided", "loss, each", "mask")
+
+
+@pytest.mark.parametrize(
+    ("name", "grad"),
+    [
+        pytest.param(name, grad, id=name + (", backward" if grad else ""), marks=[pytest.mark.slow] * (not usual))
+        for name in CALLS
+        for grad, usual in ((True, True), (False, name in FORWARD))
+    ],
+)
 def test_compiled(traced_backend, fresh, name, grad):
     """Eager's results for new times, subsets and seeds, in one graph: what is handed to the compiler as plain torch
     to be fused rounds products that a kernel does not, and 1/sqrt(abar_t) of up to 35 multiplies it."""

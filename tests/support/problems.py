@@ -16,8 +16,8 @@ from flat import cpu, reference
 from hypothesis import settings
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-# More examples than usual: they are small, and there are many ways to lay tensors out.
-many = settings(max_examples=100)
+# More examples than usual where they are small, since there are many ways to lay tensors out; fewer where each is dear.
+many, few = (settings(max_examples=max(1, int(share * settings().max_examples))) for share in (2.5, 0.5))
 KEY = (-0x0123456789ABCDEF, 5)
 SIZES = [5, 1, 2, 3, 8, 17, 33, 70]
 MOST = 20_000  # elements: more than two items of a kernel's work

@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 import torch
 from flat import Guards, cpu
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 if cpu.unavailable():
     pytest.skip(cpu.unavailable(), allow_module_level=True)
 import _mmfast_cpu as _cpu
-from problems import broadcasting_term, cover
+from problems import broadcasting_term, cover, many
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 KEY = torch.tensor([-0x0123456789ABCDEF, 5])
-fast = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(params=cpu.isas())
@@ -205,7 +204,7 @@ def exact(terms, starts, coefs, sigma, eps, shape):
     return total, size
 
 
-@fast
+@many
 @given(problems())
 def test_combine_against_float64(problem):
     terms, starts, coefs, sigma, key, ids, stream, shape, dtype, return_noise = problem
@@ -231,7 +230,7 @@ def test_combine_against_float64(problem):
     assert ((out.double() - want).abs() <= bound).all()
 
 
-@fast
+@many
 @given(problems(), st.data())
 def test_backward_against_autograd(problem, data):
     terms, starts, coefs, sigma, key, ids, stream, shape, dtype, _ = problem
