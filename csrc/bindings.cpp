@@ -77,52 +77,52 @@ private:
     std::vector<int64_t> levels_;
 };
 
+// Runs f(threads) without the interpreter's lock, but for an instant's work: to give the lock away and take it back costs
+// as much.
+constexpr int64_t kWorthUnlocking = 2048;
 template <class F>
 void unlocked(const Call& call, F f) {
     if (call.elements() == 0) return;
+    if (call.elements() < kWorthUnlocking) return f(1);
     const int threads = thread_count();
     const WithoutLock without;
     f(threads);
 }
 
-// combine(call, return_noise) -> (out, noise or None)
-PyObject* py_combine(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 2, "combine takes 2 arguments");
-    return serve(a[0], [&](Call& call) -> PyObject* {
-        Planned planned(call, 0);
-        const bool returns = yes(a[1]) && call.has_noise(), noisy = call.has(Call::kSigma) && call.has_noise();
-        const NoiseArguments identity = call.noise(noisy || returns);
-        if (!planned.misfits.empty()) return list_of(planned.misfits);
-        if (call.tables_recorded && (call.row >= 0 || call.index || identity.fresh())) return PyLong_FromLong(kUnusual);
-        const Reference out(call.output()), noise(returns ? call.output() : Py_NewRef(Py_None));
-        planned.noise(identity);
-        planned.plan.out = data_of(out), planned.plan.noise = data_of(noise);
-        unlocked(call, [&](int threads) { combine(planned.plan, call.type, threads); });
-        return call.results(out, noise);
-    });
+// combine(call, return_noise) -> (out, noise or None); of an unchecked call also whether its last term is noise, which
+// has to be of the whole shape
+PyObject* combine_call(Call& call, PyObject* const* options) {
+    expect(!call.looking() || !yes(options[1]) || call.last_whole(), "the noise is not of the whole shape");
+    Planned planned(call, 0);
+    const bool returns = yes(options[0]) && call.has_noise(), noisy = call.has(Call::kSigma) && call.has_noise();
+    const NoiseArguments identity = call.noise(noisy || returns);
+    if (!planned.misfits.empty()) return list_of(planned.misfits);
+    if (call.tables_recorded && (call.row >= 0 || call.index || identity.fresh())) return PyLong_FromLong(kUnusual);
+    const Reference out(call.output()), noise(returns ? call.output() : Py_NewRef(Py_None));
+    planned.noise(identity);
+    planned.plan.out = data_of(out), planned.plan.noise = data_of(noise);
+    unlocked(call, [&](int threads) { combine(planned.plan, call.type, threads); });
+    return call.results(out, noise);
 }
 
 // step(call, (low, high, start, channels), return_x0) -> (out, x0 or None)
-PyObject* py_step(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 3, "step takes 3 arguments");
-    return serve(a[0], [&](Call& call) -> PyObject* {
-        Planned planned(call, 1);
-        expect(call.has(Call::kToX0), "a step needs to_x0");
-        Plan& plan = planned.plan;
-        plan.low = real(field(a[1], 0)), plan.high = real(field(a[1], 1));
-        const int64_t start = integer(field(a[1], 2)), channels = integer(field(a[1], 3));
-        expect(start < 0 || (call.rank >= 2 && channels >= 0 && start <= call.shape[1] - channels), "x0 leaves the channels");
-        plan.x0_begin = start < 0 ? 0 : start * call.channel();
-        plan.x0_end = start < 0 ? call.sample() : plan.x0_begin + channels * call.channel();
-        const NoiseArguments identity = call.noise(call.has(Call::kSigma));
-        if (!planned.misfits.empty()) return list_of(planned.misfits);
-        if (call.seen != kPlain) return PyLong_FromLong(kUnusual);  // its gradient is that of two combinations
-        const Reference out(call.output()), x0(yes(a[2]) ? call.output(start < 0 ? -1 : channels) : Py_NewRef(Py_None));
-        planned.noise(identity);
-        plan.out = data_of(out), plan.x0 = data_of(x0);
-        unlocked(call, [&](int threads) { step(plan, call.type, threads); });
-        return call.results(out, x0);
-    });
+PyObject* step_call(Call& call, PyObject* const* options) {
+    Planned planned(call, 1);
+    expect(call.has(Call::kToX0), "a step needs to_x0");
+    Plan& plan = planned.plan;
+    plan.low = real(field(options[0], 0)), plan.high = real(field(options[0], 1));
+    const int64_t start = integer(field(options[0], 2)), channels = integer(field(options[0], 3));
+    expect(start < 0 || (call.rank >= 2 && channels >= 0 && start <= call.shape[1] - channels), "x0 leaves the channels");
+    plan.x0_begin = start < 0 ? 0 : start * call.channel();
+    plan.x0_end = start < 0 ? call.sample() : plan.x0_begin + channels * call.channel();
+    const NoiseArguments identity = call.noise(call.has(Call::kSigma));
+    if (!planned.misfits.empty()) return list_of(planned.misfits);
+    if (call.seen != kPlain) return PyLong_FromLong(kUnusual);  // its gradient is that of two combinations
+    const Reference out(call.output()), x0(yes(options[1]) ? call.output(start < 0 ? -1 : channels) : Py_NewRef(Py_None));
+    planned.noise(identity);
+    plan.out = data_of(out), plan.x0 = data_of(x0);
+    unlocked(call, [&](int threads) { step(plan, call.type, threads); });
+    return call.results(out, x0);
 }
 
 // loss[b] = scale weight[b] sums[b], in the type of the tables.
@@ -134,47 +134,42 @@ void weigh(const Plan& plan, const double* sums, void* loss) {
     }
 }
 
-// squared_error(call, scale, return_grad) -> (loss, grad or None)
-PyObject* py_squared_error(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 3, "squared_error takes 3 arguments");
-    return serve(a[0], [&](Call& call) -> PyObject* {
-        Planned planned(call, 0);
-        Plan& plan = planned.plan;
-        expect(call.has(Call::kWeight) && call.terms() > 0, "a squared error needs a weight and a term");
-        plan.scale = real(a[1]);
-        const NoiseArguments identity = call.noise(call.has(Call::kSigma));
-        if (!planned.misfits.empty()) return list_of(planned.misfits);
-        const bool recorded = call.seen == kRecorded;
-        // float16 has a gradient of its own: autograd.py.
-        if (recorded && (call.others_recorded || call.tables_recorded || call.type == Type::f16)) return PyLong_FromLong(kUnusual);
-        const Reference loss(new_tensor(call.coefs(), call.shape, 1, nullptr));
-        const Reference grad(recorded || yes(a[2]) ? call.output() : Py_NewRef(Py_None));
-        planned.noise(identity);
-        plan.out = data_of(grad);
-        std::vector<double> sums(plan.batch);
-        unlocked(call, [&](int threads) { squared_error(plan, call.type, threads, sums.data()); });
-        if (plan.batch > 0) (call.type == Type::f64 ? weigh<double> : weigh<float>)(plan, sums.data(), data_of(loss));
-        return call.results(loss, grad);
-    });
+// squared_error(call, scale, return_grad) -> (loss, grad or None); the terms of an unchecked call have to be of one shape
+PyObject* squared_error_call(Call& call, PyObject* const* options) {
+    expect(!call.looking() || call.all_whole(), "the terms are not of one shape");
+    Planned planned(call, 0);
+    Plan& plan = planned.plan;
+    expect(call.has(Call::kWeight) && call.terms() > 0, "a squared error needs a weight and a term");
+    plan.scale = real(options[0]);
+    const NoiseArguments identity = call.noise(call.has(Call::kSigma));
+    if (!planned.misfits.empty()) return list_of(planned.misfits);
+    const bool recorded = call.seen == kRecorded;
+    // float16 has a gradient of its own: autograd.py.
+    if (recorded && (call.others_recorded || call.tables_recorded || call.type == Type::f16)) return PyLong_FromLong(kUnusual);
+    const Reference loss(new_tensor(call.coefs(), call.shape, 1, nullptr));
+    const Reference grad(recorded || yes(options[1]) ? call.output() : Py_NewRef(Py_None));
+    planned.noise(identity);
+    plan.out = data_of(grad);
+    std::vector<double> sums(plan.batch);
+    unlocked(call, [&](int threads) { squared_error(plan, call.type, threads, sums.data()); });
+    if (plan.batch > 0) (call.type == Type::f64 ? weigh<double> : weigh<float>)(plan, sums.data(), data_of(loss));
+    return call.results(loss, grad);
 }
 
 // dots(call, grad) -> float64 [batch, terms + 1]; the call's tables are not read
-PyObject* py_dots(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 2, "dots takes 2 arguments");
-    return serve(a[0], [&](Call& call) -> PyObject* {
-        Planned planned(call, -1);
-        const View grad(a[1]);
-        expect(grad.type() == call.type && grad.contiguous() && grad.elements() == call.elements(), "grad does not fit");
-        if (!planned.misfits.empty()) return list_of(planned.misfits);
-        const int64_t sizes[] = {call.batch(), call.terms() + 1};
-        const Reference sums(new_tensor(a[1], sizes, 2, dtype_of(Type::f64)));
-        planned.noise(call.noise(true));
-        planned.plan.grad = grad.data;
-        auto* at = static_cast<double*>(data_of(sums));
-        std::fill(at, at + sizes[0] * sizes[1], 0.0);
-        unlocked(call, [&](int threads) { dots(planned.plan, call.type, threads, at); });
-        return Py_NewRef(sums.get());
-    });
+PyObject* dots_call(Call& call, PyObject* const* options) {
+    Planned planned(call, -1);
+    const View grad(options[0]);
+    expect(grad.type() == call.type && grad.contiguous() && grad.elements() == call.elements(), "grad does not fit");
+    if (!planned.misfits.empty()) return list_of(planned.misfits);
+    const int64_t sizes[] = {call.batch(), call.terms() + 1};
+    const Reference sums(new_tensor(options[0], sizes, 2, dtype_of(Type::f64)));
+    planned.noise(call.noise(true));
+    planned.plan.grad = grad.data;
+    auto* at = static_cast<double*>(data_of(sums));
+    std::fill(at, at + sizes[0] * sizes[1], 0.0);
+    unlocked(call, [&](int threads) { dots(planned.plan, call.type, threads, at); });
+    return Py_NewRef(sums.get());
 }
 
 template <class Real>

@@ -1,8 +1,9 @@
-// A Python `Call` (mmfast/ops/call.py), read: its terms, tables, rows and noise, without torch's headers. Both
-// extensions use this; what they make of it is theirs.
+// A call of an op, read: its terms, tables, rows and noise, without torch's headers. Both extensions use this; what they
+// make of it is theirs.
 //
-// A call whose shape is None has been checked by nobody: then it is looked at here, and whatever is not as usual
-// makes `seen` something else than kPlain, or throws std::invalid_argument, upon which serve() gives it back.
+// It comes as a `Call` (mmfast/ops/call.py), which has been checked and says its shape and type; or as its four parts,
+// which nobody has checked: then they are looked at here, and whatever is not as usual makes `seen` something else than
+// kPlain, or throws std::invalid_argument, upon which look() gives it back.
 #pragma once
 
 #include <vector>
@@ -73,7 +74,7 @@ struct NoiseArguments {
     bool fresh() const { return fresh_; }
     // Draws the fresh seed that was asked for; after this the call must be done.
     void draw_seed() {
-        if (fresh_) seed = integer(Reference(PyObject_CallNoArgs(torch_state.fresh_seed)).get());
+        if (fresh_) seed = fresh_seed();
     }
 
 private:
@@ -88,19 +89,20 @@ public:
     int rank = 0, device = -1;  // -1: there is no term to say
     int64_t shape[kMaxRank] = {};
 
+    // A complete call, of six fields.
     explicit Call(PyObject* call)
-        : terms_(field(call, 0)), tables_(field(call, 1)), rows_(field(call, 2)), noise_(field(call, 3)),
-          looking_(field(call, 4) == Py_None) {
-        if (looking_ && !look_first()) return;
+        : terms_(field(call, 0)), tables_(field(call, 1)), rows_(field(call, 2)), noise_(field(call, 3)), looking_(false) {
         read_shape(field(call, 4), field(call, 5));
         read_terms();
-        if (looking_) expect(PyLong_CheckExact(rows_) || rows_ == Py_None || ordinary(rows_), "rows are no tensor");
-        if (PyLong_Check(rows_)) {
-            row = integer(rows_);
-            expect(row >= 0, "the row is outside the table");
-        } else {
-            index = integers(rows_, batch(), "rows is not an int64 tensor [batch]", device);
-        }
+        read_rows();
+    }
+    // The four parts of a call that nobody has checked.
+    explicit Call(PyObject* const* parts)
+        : terms_(parts[0]), tables_(parts[1]), rows_(parts[2]), noise_(parts[3]), looking_(true) {
+        if (!look_first()) return;
+        read_terms();
+        expect(PyLong_CheckExact(rows_) || rows_ == Py_None || ordinary(rows_), "rows are no tensor");
+        read_rows();
     }
     ~Call() { Py_XDECREF(owned_); }
     Call(const Call&) = delete;
@@ -124,6 +126,8 @@ public:
         return n;
     }
     bool alike() const { return alike_; }  // every term is contiguous and of the whole shape
+    bool all_whole() const { return all_whole_; }    // every term is of the whole shape, however it lies
+    bool last_whole() const { return last_whole_; }  // the last one is
 
     // A table of the call's, [R, columns], or [R] where columns is -1, as the samples see it: null for None.
     enum Which { kCoefs, kSigma, kToX0, kWeight };
@@ -210,7 +214,7 @@ private:
     PyObject *terms_, *tables_, *rows_, *noise_;
     PyObject* owned_ = nullptr;  // our own reference to the terms
     PyObject* like_ = nullptr;  // the first term, where an output is to be like it
-    bool looking_, alike_ = true, grad_ = false;
+    bool looking_, alike_ = true, all_whole_ = true, last_whole_ = false, grad_ = false;
     int64_t table_rows_ = -1;  // of the tables so far, where rows are given
     std::vector<View> views_;
     std::vector<int64_t> starts_;
@@ -245,7 +249,6 @@ private:
         return true;
     }
     void read_shape(PyObject* sizes, PyObject* dtype) {
-        if (looking_) return;  // the first term has it
         const Reference fast(PySequence_Fast(sizes, "shape is not a sequence"));
         rank = static_cast<int>(PySequence_Fast_GET_SIZE(fast.get()));
         expect(rank >= 1 && rank <= kMaxRank, "a shape has from 1 to 16 sizes");
@@ -289,9 +292,18 @@ private:
                 expect(view.size[d] == 1, "a term does not broadcast to the shape");
                 whole = false;
             }
+            last_whole_ = whole, all_whole_ &= whole;
             whole = whole && view.contiguous();
             if (k == 0 && whole) like_ = tensor;
             alike_ &= whole;
+        }
+    }
+    void read_rows() {
+        if (PyLong_Check(rows_)) {
+            row = integer(rows_);
+            expect(row >= 0, "the row is outside the table");
+        } else {
+            index = integers(rows_, batch(), "rows is not an int64 tensor [batch]", device);
         }
     }
 };

@@ -110,7 +110,7 @@ struct View {
     dlpack::DataType dtype{};
     const int64_t *size = nullptr, *stride = nullptr;
 
-    View() = default;
+    View() {}  // not defaulted, which would clear the space for sizes that is used without DLPack alone
     explicit View(PyObject* tensor) { read(tensor); }
     void read(PyObject* tensor) {
         if (exchange_api()) {

@@ -8,19 +8,28 @@
 
 namespace mmfast {
 
-// f(call) for the call in a Python argument; where it was given to be looked at, what is not as usual is given back as
-// a number, with nothing done.
-template <class F>
-PyObject* serve(PyObject* argument, F f) {
-    const bool looking = field(argument, 4) == Py_None;
+// An op of a call, with its options as Python gives them.
+using Op = PyObject* (*)(Call& call, PyObject* const* options);
+
+// op(call, *options) for a complete call.
+template <Op op, Py_ssize_t options>
+PyObject* serve(PyObject* const* a, Py_ssize_t count) {
+    expect(count == 1 + options, "an op takes a call and its options");
+    Call call(a[0]);
+    return op(call, a + 1);
+}
+
+// op(terms, tables, rows, noise, *options) for the parts of a call that nobody has checked; what is not as usual is
+// given back as a number, with nothing done.
+template <Op op, Py_ssize_t options>
+PyObject* look(PyObject* const* a, Py_ssize_t count) {
+    expect(count == 4 + options, "an op takes the four parts of a call, and its options");
     try {
-        Call call(argument);
+        Call call(a);
         if (call.seen == kUnusual || call.seen == kElsewhere) return PyLong_FromLong(call.seen);
-        return f(call);
+        return op(call, a + 4);
     } catch (const std::invalid_argument&) {
-        if (!looking) throw;
     } catch (const PythonError&) {
-        if (!looking) throw;
         clear_error();
     }
     return PyLong_FromLong(kUnusual);
@@ -85,7 +94,7 @@ struct MaskArguments {
         : x(a[0]), type(x.type()), batch(expect_images(x)), block_height(integer(field(a[3], 0))),
           block_width(integer(field(a[3], 1))), exact(yes(a[4])),
           hidden(PyLong_Check(a[1]) ? nullptr : integers(a[1], batch, "hidden is not int64 [batch]", x.device)),
-          of_all(PyLong_Check(a[1]) ? integer(a[1]) : 0), noise(a[2], batch, torch_state.fresh_seed != nullptr, x.device),
+          of_all(PyLong_Check(a[1]) ? integer(a[1]) : 0), noise(a[2], batch, torch_state.seed_tensor != nullptr, x.device),
           of_mask{batch, 1, x.size[2], x.size[3]}, out(new_like(a[0])), mask(new_tensor(a[0], of_mask, 4, nullptr)) {
         expect(block_height > 0 && block_width > 0, "a block has no extent");
         expect(exact || !PyLong_Check(a[1]), "a threshold is int64 [batch]");
@@ -105,8 +114,10 @@ inline void* data_of(const Reference& tensor) { return tensor.get() == Py_None ?
 
 // The ops of an extension by name, each a py_ function of its own.
 #define MMFAST_METHODS \
-    fast<py_combine>("combine"), fast<py_step>("step"), fast<py_squared_error>("squared_error"), \
-    fast<py_dots>("dots"), fast<py_scale>("scale"), fast<py_look_scale>("look_scale"), \
+    fast<serve<combine_call, 1>>("combine"), fast<look<combine_call, 2>>("look_combine"), \
+    fast<serve<step_call, 2>>("step"), fast<look<step_call, 2>>("look_step"), \
+    fast<serve<squared_error_call, 2>>("squared_error"), fast<look<squared_error_call, 2>>("look_squared_error"), \
+    fast<serve<dots_call, 1>>("dots"), fast<py_scale>("scale"), fast<py_look_scale>("look_scale"), \
     fast<py_random_words>("random_words"), fast<py_block_mask>("block_mask"), \
     fast<py_look_block_mask>("look_block_mask"), \
     fast<py_tell>("tell"), fast<py_watch>("watch"), fast<py_use_exchange_api>("use_exchange_api")

@@ -13,8 +13,9 @@ enum Seen : long { kUnusual = 0, kPlain = 1, kRecorded = 2, kElsewhere = 3 };
 struct TorchState {
     PyObject *tensor_type = nullptr, *parameter_type = nullptr, *torch = nullptr, *dtypes = nullptr;
     PyObject* block_type = nullptr;  // mmfast.ops.Block
-    PyObject *watchers = nullptr, *forward_ad = nullptr, *fresh_seed = nullptr;  // null: it cannot look for itself
+    PyObject *watchers = nullptr, *forward_ad = nullptr, *seed_tensor = nullptr;  // null: it cannot look for itself
     PyObject *is_neg, *requires_grad, *current_level, *new_empty, *is_grad_enabled, *num_threads, *dtype_keyword, *empty_like;
+    PyObject *random, *lowest;
 };
 inline TorchState torch_state;
 
@@ -36,21 +37,22 @@ inline PyObject* py_tell(PyObject* const* a, Py_ssize_t count) {
     torch_state.new_empty = interned("new_empty");
     torch_state.is_grad_enabled = PyObject_GetAttrString(a[2], "is_grad_enabled");
     torch_state.num_threads = PyObject_GetAttrString(a[2], "get_num_threads");
-    if (!torch_state.is_grad_enabled || !torch_state.num_threads) throw PythonError();
-    torch_state.empty_like = interned("empty_like");
+    torch_state.lowest = PyLong_FromLongLong(INT64_MIN);
+    if (!torch_state.is_grad_enabled || !torch_state.num_threads || !torch_state.lowest) throw PythonError();
+    torch_state.empty_like = interned("empty_like"), torch_state.random = interned("random_");
     const Reference keyword(interned("dtype"));
     torch_state.dtype_keyword = PyTuple_Pack(1, keyword.get());
     if (!torch_state.dtype_keyword) throw PythonError();
     Py_RETURN_NONE;
 }
 
-// watch(functions, forward_ad, fresh_seed): functions that return 0 or None unless a compiler, tracer, transform or
+// watch(functions, forward_ad, seed_tensor): functions that return 0 or None unless a compiler, tracer, transform or
 // dispatch mode has to see the ops; the module whose _current_level is -1 unless forward-mode differentiation is at
-// work; a function that gives a fresh seed.
+// work; a function that gives this thread's int64 tensor to draw a seed in.
 inline PyObject* py_watch(PyObject* const* a, Py_ssize_t count) {
     expect(count == 3 && PyTuple_Check(a[0]), "watch takes 3 arguments, the first a tuple");
     for (Py_ssize_t i = 0; i < count; ++i) Py_INCREF(a[i]);
-    torch_state.watchers = a[0], torch_state.forward_ad = a[1], torch_state.fresh_seed = a[2];
+    torch_state.watchers = a[0], torch_state.forward_ad = a[1], torch_state.seed_tensor = a[2];
     Py_RETURN_NONE;
 }
 
@@ -127,6 +129,18 @@ inline PyObject* new_like(PyObject* like) {
     PyObject* made = PyObject_CallMethodOneArg(torch_state.torch, torch_state.empty_like, like);
     if (!made) throw PythonError();
     return made;
+}
+
+// A fresh seed of torch's default generator; mmfast/ops/around.py has the same function.
+inline int64_t fresh_seed() {
+    const Reference kept(PyObject_CallNoArgs(torch_state.seed_tensor));
+    PyObject* arguments[] = {kept.get(), torch_state.lowest, Py_None};
+    const Reference filled(PyObject_VectorcallMethod(torch_state.random, arguments, 3, nullptr));
+    dlpack::Tensor t;
+    if (exchange_api()->from_object(kept.get(), &t) != 0) throw PythonError();
+    int64_t seed;
+    std::memcpy(&seed, static_cast<char*>(t.data) + t.byte_offset, sizeof seed);
+    return seed;
 }
 
 inline int thread_count() {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from mmfast import backbones, data, modalities, presets
 from mmfast.errors import MmfastError, unknown
-from mmfast.options import PRECISIONS, check, option
+from mmfast.options import PRECISIONS, check, one_line, option, typed
 from mmfast.plain_yaml import load_value, load_yaml
 from mmfast.process import TARGETS
 from mmfast.samplers import HEADS, SAMPLERS, check_share
@@ -139,7 +138,7 @@ def from_plain(found: Any, source: str, overrides: Iterable[tuple[str, str]] = (
     try:
         raw = OmegaConf.create(found or {})
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise MmfastError(f"{source} holds what no config can: {_one_line(error)}") from None
+        raise MmfastError(f"{source} holds what no config can: {one_line(error)}") from None
     if not isinstance(raw, DictConfig):
         raise MmfastError(f"{source} holds a {type(raw).__name__}; it should hold keys, as the presets do")
     for key, value in overrides:
@@ -171,7 +170,7 @@ def _override(raw: DictConfig, key: str, value: str) -> None:
         merge = not (isinstance(new, dict) and "kind" in new)
         OmegaConf.update(raw, key, new, merge=merge, force_add=True)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise MmfastError(f"--{key} {value}: {_one_line(error)}") from None
+        raise MmfastError(f"--{key} {value}: {one_line(error)}") from None
 
 
 def check_name(name: str) -> None:
@@ -189,13 +188,9 @@ def resolve(raw: DictConfig, source: str = "config") -> Config:
     for key in raw:
         if key not in known:
             raise unknown(f"{source}: key", key, known)
-    config = Config()
-    plain = [name for name in PLAIN if name in raw]
-    given = _typed(Config, OmegaConf.create({name: raw[name] for name in plain}), "")
-    for name in PLAIN:
-        setattr(config, name, getattr(given, name))
+    config: Config = typed(Config, OmegaConf.create({name: raw[name] for name in PLAIN if name in raw}), "")
     for name, section in SECTIONS.items():
-        setattr(config, name, _typed(section, _section(raw, name), f"{name}."))  # type: ignore[arg-type]
+        setattr(config, name, typed(section, _section(raw, name), f"{name}."))  # type: ignore[arg-type]
     config.data = _of_kind(raw, "data", lambda kind: data.kind(kind).Spec, "digits", data.KINDS)
     config.backbone = _of_kind(raw, "backbone", lambda kind: backbones.kind(kind).Spec, "unet", backbones.KINDS)
     for part in map(str, _section(raw, "modalities")):
@@ -277,37 +272,7 @@ def _of_kind(raw: DictConfig, key: str, spec: Any, default: str | None, kinds: S
         raise MmfastError(f"{key}.kind is missing; it should be one of {', '.join(kinds)}")
     if kind not in kinds:
         raise unknown(f"{key}.kind", kind, kinds)
-    return _typed(spec(kind), part, f"{key}.")
-
-
-def _typed(section: type, part: DictConfig, prefix: str) -> Any:
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(section), part))
-    except TypeError as error:  # a list where keys belong, or the reverse: OmegaConf does not say which
-        given, usual = dict(part.items()), section()
-        wrong = {str(k): x for k, x in given.items() if OmegaConf.is_config(x)}
-        key = next((k for k, x in wrong.items() if _is_list(x) != _is_list(getattr(usual, k, None))), None)
-        if key is None:
-            raise MmfastError(f"{prefix.rstrip('.') or 'config'}: {_one_line(error)}") from None
-        wanted = "a list" if _is_list(getattr(usual, key)) else "keys with values"
-        raise MmfastError(f"{prefix}{key} is {wrong[key]}; it should hold {wanted}") from None
-    except OmegaConfBaseException as error:
-        key = f"{prefix}{getattr(error, 'full_key', None) or getattr(error, 'key', '')}"
-        names = [f.name for f in dataclasses.fields(section)]
-        last = key.removeprefix(prefix)
-        if last and last.split(".")[0] not in names:
-            near = difflib.get_close_matches(last, names, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(names)}"
-            raise MmfastError(f"{prefix}{last} is no option; {hint} (`mmfast train --help` lists all)") from None
-        raise MmfastError(f"{key}: {_one_line(error)}") from None
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, ListConfig))
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return typed(spec(kind), part, f"{key}.")
 
 
 def to_yaml(config: Config) -> str:

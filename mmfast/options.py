@@ -1,10 +1,15 @@
-"""How an option is declared: a dataclass field with its help and its bounds."""
+"""Options: how one is declared (a dataclass field with its help and its bounds), read, checked and listed."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import functools
 from collections.abc import Collection, Mapping
 from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from mmfast.errors import MmfastError, unknown
 
@@ -32,6 +37,41 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+_structured = functools.cache(OmegaConf.structured)  # takes milliseconds; `merge` copies it
+
+
+def typed(section: type, part: DictConfig, prefix: str) -> Any:
+    """A dataclass with the options of a config's part, each of its type. Raises MmfastError naming the key at fault."""
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(_structured(section), part))
+    except TypeError as error:  # a list where keys belong, or the reverse: OmegaConf does not say which
+        given, usual = dict(part.items()), section()
+        wrong = {str(k): x for k, x in given.items() if OmegaConf.is_config(x)}
+        key = next((k for k, x in wrong.items() if _is_list(x) != _is_list(getattr(usual, k, None))), None)
+        if key is None:
+            raise MmfastError(f"{prefix.rstrip('.') or 'config'}: {one_line(error)}") from None
+        wanted = "a list" if _is_list(getattr(usual, key)) else "keys with values"
+        raise MmfastError(f"{prefix}{key} is {wrong[key]}; it should hold {wanted}") from None
+    except OmegaConfBaseException as error:
+        key = f"{prefix}{getattr(error, 'full_key', None) or getattr(error, 'key', '')}"
+        names = [f.name for f in dataclasses.fields(section)]
+        last = key.removeprefix(prefix)
+        if last and last.split(".")[0] not in names:
+            near = difflib.get_close_matches(last, names, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(names)}"
+            raise MmfastError(f"{prefix}{last} is no option; {hint} (`mmfast train --help` lists all)") from None
+        raise MmfastError(f"{key}: {one_line(error)}") from None
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, ListConfig))
+
+
+def one_line(error: Exception) -> str:
+    """What it says first."""
+    return str(error).strip().splitlines()[0]
+
+
 def check(section: Any, prefix: str) -> None:
     """Raise MmfastError for the first option of a dataclass, or of those within it, that is out of its bounds."""
     for field in dataclasses.fields(section):
@@ -54,3 +94,18 @@ def _check_number(key: str, value: float, bounds: Any) -> None:
         raise MmfastError(f"{key} is {value}; it should be more than {above}")
     if high is not None and not value <= high:
         raise MmfastError(f"{key} is {value}; it should be at most {high}")
+
+
+def listed(section: Any, prefix: str, but: Collection[str] = ()) -> list[str]:
+    """A line for each option of a dataclass, and of the dataclasses within it but for some: for --help."""
+    lines = []
+    for field in dataclasses.fields(section):
+        value, key = getattr(section, field.name), f"{prefix}{field.name}"
+        if field.metadata.get("help"):
+            choices = field.metadata["choices"]
+            text = field.metadata["help"] + (f" ({', '.join(map(str, choices))})" if choices else "")
+            shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+            lines.append(f"  --{key:<36} {text} [{shown}]")
+        elif dataclasses.is_dataclass(value) and field.name not in but:
+            lines += listed(value, f"{key}.")
+    return lines

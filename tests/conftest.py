@@ -10,7 +10,8 @@ from mmfast.ops import backends
 torch.set_num_threads(1)
 
 # Derandomised, so that a run of the suite means the same everywhere; deadlines mean nothing on a shared machine.
-settings.register_profile("mmfast", deadline=None, max_examples=40, derandomize=True)
+settings.register_profile("mmfast", deadline=None, max_examples=25, derandomize=True)
+settings.register_profile("thorough", settings.get_profile("mmfast"), max_examples=200)  # --hypothesis-profile=thorough
 settings.load_profile("mmfast")
 
 
@@ -24,10 +25,16 @@ def poison():
 
 
 def pytest_generate_tests(metafunc):
-    """A test that takes `each_backend` runs with every backend of the CPU that can run here, forced."""
+    """A test that takes `each_backend` runs with every backend of the CPU that can run here, forced.
+
+    With `traced_backend` all but the first are slow: graphs, schemas and second derivatives are the same for all.
+    """
+    names = [n for n in backends.MODULES if backends.load(n)[1] is None and "cpu" in backends.load(n)[0].devices]
     if "each_backend" in metafunc.fixturenames:
-        names = [n for n in backends.MODULES if backends.load(n)[1] is None and "cpu" in backends.load(n)[0].devices]
         metafunc.parametrize("each_backend", names)
+    if "traced_backend" in metafunc.fixturenames:
+        others = [pytest.param(name, marks=pytest.mark.slow) for name in names[1:]]
+        metafunc.parametrize("traced_backend", [names[0], *others])
 
 
 @pytest.fixture

@@ -31,8 +31,8 @@ def small():
 @pytest.mark.parametrize("first", [["label"], ["image"], ["label", "image"]])
 def test_one_after_another_has_the_joint_distribution(first):
     """p(x) p(y | x) = p(x, y): labels come equally often, and z_0 is normal around its label's mean."""
-    usual = config.load("digits", [("schedule.T", "1000"), ("sample.clamp", "null"), ("sample.batch_size", "6000")])
-    result = generate(Oracle(), usual, 6000, first=first, steps=250, sampler="ddpm", seed=1, precision="fp32")
+    usual = config.load("digits", [("schedule.T", "1000"), ("sample.clamp", "null"), ("sample.batch_size", "3000")])
+    result = generate(Oracle(), usual, 3000, first=first, steps=100, sampler="ddpm", seed=1, precision="fp32")
     assert stats.chisquare(labels(result["label"])).pvalue > 1e-4
     for k in range(3):
         normal(result["image"][result["label"] == k], float(MEANS[k]), SPREAD, bias=0.03)

@@ -119,7 +119,7 @@ def test_the_bound_of_a_fixed_guess(steps):
 
 
 @pytest.mark.parametrize("times", [0, 5])
-@pytest.mark.parametrize("steps", [0, 400])
+@pytest.mark.parametrize("steps", [0, 200])
 def test_the_fitted_variances_of_a_fixed_guess(times, steps):
     """An error e that is the same at every t: terms 1/2 D ln(1 + e (SNR(t - 1) - SNR(t))), and a decoder of variance e.
 
@@ -203,7 +203,7 @@ def test_no_signal_at_T():
     squared = float((x[0].double() - 0.3).square().sum())
     image = exact["bound.pixels"] - exact["bound.L3"]
     assert image == pytest.approx(0.5 * 0.97 / 0.03 * squared, rel=1e-5)
-    monte_carlo = bound(model, batch, steps=400, reverses=reverses)
+    monte_carlo = bound(model, batch, steps=200, reverses=reverses)
     assert monte_carlo["bound.fitted.L1"] == pytest.approx(exact["bound.fitted.L1"], rel=0.1)
 
 

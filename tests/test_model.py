@@ -326,7 +326,7 @@ def test_every_target_and_space_trains(tmp_path, space, target):
     model, data = build_model(config), build_data(config)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     totals = []
-    for step in range(40):
+    for step in range(24):
         numbers = torch.arange(step * 32, step * 32 + 32)
         total = torch.stack(list(losses(model, data.train.__getitems__(range(32)), numbers, config).values())).sum()
         optimizer.zero_grad()
@@ -334,7 +334,7 @@ def test_every_target_and_space_trains(tmp_path, space, target):
         optimizer.step()
         totals.append(float(total.detach()))
     assert all(p.grad is not None for p in model.parameters())
-    assert sum(totals[-8:]) < 0.9 * sum(totals[:8])
+    assert sum(totals[-6:]) < 0.9 * sum(totals[:6])
 
 
 def test_without_the_extension_it_runs_on_the_reference_and_says_so():

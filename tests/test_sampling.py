@@ -104,7 +104,7 @@ def test_joint_samples_have_the_joint_distribution(name):
     The last holds for carried weights alone: a bridge ends at zero, so the label is not drawn by the process but
     read from z_0 at the end, as its likeliest.
     """
-    result = sample(Oracle(**ORACLES[name]), 6000, steps=250, clamp=None, seed=1, batch_size=6000)
+    result = sample(Oracle(**ORACLES[name]), 3000, steps=250, clamp=None, seed=1, batch_size=3000)
     z0 = np.sort(result["image"].flatten().double().numpy())
 
     def mixture(x):
@@ -125,8 +125,8 @@ def test_joint_samples_have_the_joint_distribution(name):
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m"])
 def test_samples_given_a_label(name, sampler):
     """Normal around its mean, by every sampler; the label comes back as it was."""
-    given, oracle = torch.arange(3).repeat(3000), Oracle(**ORACLES.get(name, SHIFTED))
-    result = sample(oracle, given={"label": given}, steps=100, sampler=sampler, clamp=None, seed=2, batch_size=9000)
+    given, oracle = torch.arange(3).repeat(1500), Oracle(**ORACLES.get(name, SHIFTED))
+    result = sample(oracle, given={"label": given}, steps=100, sampler=sampler, clamp=None, seed=2, batch_size=4500)
     assert torch.equal(result["label"], given)
     for k in range(3):
         normal(result["image"][given == k], float(MEANS[k]), SPREAD)
@@ -137,12 +137,12 @@ def test_labels_given_the_anchor(sampler):
     """The anchor given: the labels' frequencies are Bayes' posterior for that z_0, and the anchor comes back."""
     for value in (-0.4, 0.65):
         given = torch.full((1, 1, 1, 1), value)
-        result = sample(Oracle(), 4000, {"image": given}, steps=250, sampler=sampler, seed=3, batch_size=4000)
-        assert torch.equal(result["image"], given.expand(4000, 1, 1, 1))
+        result = sample(Oracle(), 3000, {"image": given}, steps=125, sampler=sampler, seed=3, batch_size=3000)
+        assert torch.equal(result["image"], given.expand(3000, 1, 1, 1))
         p = torch.softmax(-0.5 * (value - MEANS) ** 2 / SPREAD**2, 0).double().numpy()
-        found = labels(result["label"]) / 4000
+        found = labels(result["label"]) / 3000
         # Four standard errors, and what finitely many steps cost.
-        assert (np.abs(found - p) < 4 * np.sqrt(p * (1 - p) / 4000) + 0.015).all(), (found, p)
+        assert (np.abs(found - p) < 4 * np.sqrt(p * (1 - p) / 3000) + 0.015).all(), (found, p)
 
 
 def test_everything_given_comes_back():
@@ -162,7 +162,7 @@ def test_a_schedule_that_ends_in_pure_noise(sampler, target):
         return Schedule(table, weights)
 
     model = Oracle(schedule=schedule, target=target)
-    result = sample(model, 6000, {"label": torch.tensor([2])}, steps=100, sampler=sampler, clamp=None, batch_size=6000)
+    result = sample(model, 3000, {"label": torch.tensor([2])}, steps=100, sampler=sampler, clamp=None, batch_size=3000)
     normal(result["image"], float(MEANS[2]), SPREAD)
 
 
@@ -170,7 +170,7 @@ def test_a_schedule_that_ends_in_pure_noise(sampler, target):
 def test_ddim_with_noise(eta):
     """Every eta has the same marginals: the spread is right with noise too."""
     result = sample(
-        Oracle(), 9000, {"label": torch.tensor([0])}, steps=100, sampler="ddim", eta=eta, clamp=None, batch_size=9000
+        Oracle(), 4500, {"label": torch.tensor([0])}, steps=100, sampler="ddim", eta=eta, clamp=None, batch_size=4500
     )
     normal(result["image"], float(MEANS[0]), SPREAD)
 
@@ -256,7 +256,7 @@ def test_any_subset_given(model, names, sampler):
 def test_an_example_does_not_depend_on_its_batch(model, names):
     """Any batch size, any order: example i is the same, to what the network's matrix products differ by."""
     given = {name: data(model, 7)[name] for name in names}
-    options = {"steps": 6, "seed": 4, "guidance_scale": 1.5}
+    options = {"steps": 3, "seed": 4, "guidance_scale": 1.5}
     whole = sample(model, 7, given, batch_size=7, **options)
     for size in (1, 3, 100):
         found = sample(model, 7, given, batch_size=size, **options)

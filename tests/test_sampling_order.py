@@ -1,5 +1,6 @@
 """How fast the deterministic samplers converge: their order, given a label and with everything generated."""
 
+import functools
 import importlib
 import math
 from itertools import pairwise
@@ -9,7 +10,9 @@ import pytest
 import torch
 from test_sampling import MEANS, ORACLES, SPREAD, Oracle
 
+import mmfast
 from mmfast import Schedule, ops
+from mmfast.model import Prediction
 from mmfast.sample import sample
 from mmfast.streams import SAMPLE
 
@@ -64,23 +67,27 @@ def grid_to(last, power):
     return lambda T, n: [round(T - (T - last) * (i / n) ** power) for i in range(n + 1)] + [0]
 
 
-@pytest.mark.parametrize("power", [1, 1.5], ids=["even", "uneven"])
+@functools.cache
+def drawn(name, power, sampler, steps):
+    """Images that an oracle draws in so many steps, always from the same noise."""
+    T, count = 8192, 200
+    oracle = Oracle(**ORACLES.get(name, {}), schedule=even_schedule, T=T)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample_module, "timesteps", grid_to(T // 32, power))
+        found = sample(oracle, count, clamp=None, seed=5, batch_size=count, sampler=sampler, steps=steps)
+    return found["image"].double()
+
+
 @pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpmpp_2m", 2)])
+@pytest.mark.parametrize("power", [1, 1.5], ids=["even", "uneven"])
 @pytest.mark.parametrize("name", ["own, carried", "own, bridge", "shared, bridge"])
-def test_the_order_holds_where_everything_is_generated(monkeypatch, name, sampler, order, power):
+def test_the_order_holds_where_everything_is_generated(name, sampler, order, power):
     """Image and label together: the label's encoding is extrapolated as z0hat is, or the order would be the first.
 
     Against a fine grid, from the same noise: the median over the samples, since a few lie where the labels part.
     """
-    T, count = 8192, 300
-    monkeypatch.setattr(sample_module, "timesteps", grid_to(T // 32, power))
-    oracle = Oracle(**ORACLES.get(name, {}), schedule=even_schedule, T=T)
-    how = {"clamp": None, "seed": 5, "batch_size": count}
-    truth = sample(oracle, count, **how, sampler="dpmpp_2m", steps=512)["image"].double()
-    errors = []
-    for steps in (32, 64, 128):
-        found = sample(oracle, count, **how, sampler=sampler, steps=steps)["image"].double()
-        errors.append(float((found - truth).abs().median()))
+    truth = drawn(name, power, "dpmpp_2m", 512)
+    errors = [float((drawn(name, power, sampler, n) - truth).abs().median()) for n in (32, 64, 128)]
     rates = [math.log2(a / b) for a, b in pairwise(errors)]
     assert all(abs(rate - order) < 0.4 for rate in rates), (errors, rates)
 
@@ -99,3 +106,70 @@ def test_dpmpp_beats_ddim():
     target = np.array([SPREAD, float(MEANS[2])])
     error = {name: np.abs(np.array(map_of(name, 20)) - target).max() for name in ("ddim", "dpmpp_2m")}
     assert error["dpmpp_2m"] < 0.5 * error["ddim"]
+
+
+# --- with an offset ---------------------------------------------------------------------------------------------
+
+
+class OwnTimes(Oracle):
+    """E[z_0 | z_t, told] and ln p(label | z_t, told) at a time for each block, exactly."""
+
+    def forward(self, z, times, told):
+        t0, t1 = times[0].tolist()
+        a, z, codes = float(self.schedule.alpha_bar[t0]), z[:, :, 0, 0].double(), self.part("label").codes[:, :, 0, 0]
+        means, codes = MEANS.double(), codes.double()
+        y = z[:, :1] if t0 else told["image"][:, :, 0, 0].double()
+        variance = a * SPREAD**2 + 1 - a
+        logs = -0.5 * (y - math.sqrt(a) * means) ** 2 / variance
+        mean = means + math.sqrt(a) * SPREAD**2 / variance * (y - math.sqrt(a) * means)
+        if t1:
+            W, v = float(self.schedule.W[t1, 0]), 1 - float(self.schedule.alpha_bar[t1])
+            logs = logs - 0.5 * ((z[:, None, 1:] - W * codes) ** 2).sum(2) / v
+        else:
+            off = ((told["label"][:, None, :, 0, 0].double() - codes) ** 2).sum(2) > 1e-6
+            logs = logs.masked_fill(off, -math.inf)
+        logs = logs.log_softmax(1)
+        z0 = (logs.exp() * mean).sum(1)
+        return Prediction(z0[:, None, None, None].float(), {"label": logs.float()})
+
+
+def open_end(T, weights):
+    """Even steps of the log of abar/(1 - abar) down to 2e-5, from 2.7 at t = 1: before 0 much is still undecided."""
+    log_snr = torch.linspace(1.0, math.log(2e-5), T, dtype=torch.float64)
+    return Schedule(torch.cat((torch.ones(1, dtype=torch.float64), torch.sigmoid(log_snr))), weights)
+
+
+def even(first, last, n):
+    return [round(first + (last - first) * i / n) for i in range(n + 1)]
+
+
+def path_ahead(span, n):
+    """The label to 0, then the image to T/32 in steps of much the same size, and from there in one to 0."""
+    lead = span // 6
+    return [*even(span, lead, n), *even(lead, 512, n // 4)[1:], 0]
+
+
+def path_behind(span, n):
+    """The image to T/32, from there in one to 0, and then the label."""
+    lead = span // 6
+    return [*even(span, lead + 512, n), *even(lead, 0, n // 4)]
+
+
+@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpmpp_2m", 2)])
+@pytest.mark.parametrize(("share", "grid"), [(0.2, path_ahead), (-0.2, path_behind)], ids=["ahead", "behind"])
+def test_the_order_of_convergence_on_a_path(monkeypatch, share, grid, sampler, order):
+    """Against a fine path from the same noise, the median over the samples: a few lie where the labels part.
+
+    Told of the label at last, the network corrects itself by a jump. Extrapolated over that, the order would be 1.
+    """
+    T, count = 16384, 300
+    monkeypatch.setattr(sample_module, "timesteps", grid)
+    oracle = OwnTimes(schedule=open_end, T=T, target="x0", weight=mmfast.carried(0.3))
+    how = {"clamp": None, "seed": 5, "batch_size": count, "offset": {"label": share}}
+    exact = sample(oracle, count, **how, sampler="dpmpp_2m", steps=512)["image"].double()
+    errors = []
+    for n in (32, 64, 128):
+        found = sample(oracle, count, **how, sampler=sampler, steps=n)["image"].double()
+        errors.append(float((found - exact).abs().median()))
+    rates = [math.log2(a / b) for a, b in pairwise(errors)]
+    assert all(abs(rate - order) < 0.4 for rate in rates), (errors, rates)

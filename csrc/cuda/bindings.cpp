@@ -87,47 +87,43 @@ PyObject* queue(const Call& call, Job& job, const Reference& first, F f) {
     return misfits.empty() ? nullptr : list_of(misfits);
 }
 
-// combine(call, return_noise) -> (out, noise or None)
-PyObject* py_combine(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 2, "combine takes 2 arguments");
-    return serve(a[0], [&](Call& call) -> PyObject* {
-        int64_t rows = -1;
-        Combine to{table(call, Call::kCoefs, call.terms(), &rows), call.terms(), sigma_of(call, &rows), nullptr, nullptr};
-        const bool returns = yes(a[1]) && call.has_noise();
-        NoiseArguments noise = call.noise(returns || to.sigma);
-        if (call.tables_recorded && (call.row >= 0 || call.index || noise.fresh())) return PyLong_FromLong(kUnusual);
-        if (!noise.noisy) to.sigma = nullptr;
-        const Reference out(call.output()), eps(returns ? call.output() : Py_NewRef(Py_None));
-        to.out = data_of(out), to.noise = data_of(eps);
-        expect_usual(call);
-        noise.draw_seed();
-        Job job = job_of(call, rows, noise);
-        PyObject* misfits = queue(call, job, out, [&] { return combine(job, to); });
-        return misfits ? misfits : call.results(out, eps);
-    });
+// combine(call, return_noise) -> (out, noise or None); of an unchecked call also whether its last term is noise, which
+// has to be of the whole shape
+PyObject* combine_call(Call& call, PyObject* const* options) {
+    expect(!call.looking() || !yes(options[1]) || call.last_whole(), "the noise is not of the whole shape");
+    int64_t rows = -1;
+    Combine to{table(call, Call::kCoefs, call.terms(), &rows), call.terms(), sigma_of(call, &rows), nullptr, nullptr};
+    const bool returns = yes(options[0]) && call.has_noise();
+    NoiseArguments noise = call.noise(returns || to.sigma);
+    if (call.tables_recorded && (call.row >= 0 || call.index || noise.fresh())) return PyLong_FromLong(kUnusual);
+    if (!noise.noisy) to.sigma = nullptr;
+    const Reference out(call.output()), eps(returns ? call.output() : Py_NewRef(Py_None));
+    to.out = data_of(out), to.noise = data_of(eps);
+    expect_usual(call);
+    noise.draw_seed();
+    Job job = job_of(call, rows, noise);
+    PyObject* misfits = queue(call, job, out, [&] { return combine(job, to); });
+    return misfits ? misfits : call.results(out, eps);
 }
 
 // step(call, (low, high, start, channels), return_x0) -> (out, x0 or None)
-PyObject* py_step(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 3, "step takes 3 arguments");
-    return serve(a[0], [&](Call& call) -> PyObject* {
-        expect(call.has(Call::kToX0), "a step needs to_x0");
-        int64_t rows = -1;
-        Step to{table(call, Call::kToX0, call.terms(), &rows), table(call, Call::kCoefs, call.terms() + 1, &rows),
-                sigma_of(call, &rows), real(field(a[1], 0)), real(field(a[1], 1)), 0, 0, nullptr, nullptr};
-        const int64_t start = integer(field(a[1], 2)), channels = integer(field(a[1], 3));
-        expect(start < 0 || (call.rank >= 2 && channels >= 0 && start <= call.shape[1] - channels), "x0 leaves the channels");
-        if (call.seen != kPlain) return PyLong_FromLong(kUnusual);  // its gradient is that of two combinations
-        NoiseArguments noise = call.noise(to.sigma);
-        if (!noise.noisy) to.sigma = nullptr;
-        const Reference out(call.output()), x0(yes(a[2]) ? call.output(start < 0 ? -1 : channels) : Py_NewRef(Py_None));
-        to.out = data_of(out), to.x0 = data_of(x0);
-        expect_usual(call);
-        noise.draw_seed();
-        Job job = job_of(call, rows, noise);
-        PyObject* misfits = queue(call, job, out, [&] { return step(job, to, start, channels); });
-        return misfits ? misfits : call.results(out, x0);
-    });
+PyObject* step_call(Call& call, PyObject* const* options) {
+    expect(call.has(Call::kToX0), "a step needs to_x0");
+    int64_t rows = -1;
+    Step to{table(call, Call::kToX0, call.terms(), &rows), table(call, Call::kCoefs, call.terms() + 1, &rows),
+            sigma_of(call, &rows), real(field(options[0], 0)), real(field(options[0], 1)), 0, 0, nullptr, nullptr};
+    const int64_t start = integer(field(options[0], 2)), channels = integer(field(options[0], 3));
+    expect(start < 0 || (call.rank >= 2 && channels >= 0 && start <= call.shape[1] - channels), "x0 leaves the channels");
+    if (call.seen != kPlain) return PyLong_FromLong(kUnusual);  // its gradient is that of two combinations
+    NoiseArguments noise = call.noise(to.sigma);
+    if (!noise.noisy) to.sigma = nullptr;
+    const Reference out(call.output()), x0(yes(options[1]) ? call.output(start < 0 ? -1 : channels) : Py_NewRef(Py_None));
+    to.out = data_of(out), to.x0 = data_of(x0);
+    expect_usual(call);
+    noise.draw_seed();
+    Job job = job_of(call, rows, noise);
+    PyObject* misfits = queue(call, job, out, [&] { return step(job, to, start, channels); });
+    return misfits ? misfits : call.results(out, x0);
 }
 
 // A workspace of part_count doubles a sample, `columns` times.
@@ -142,46 +138,41 @@ PyObject* zeros(PyObject* like, const int64_t* shape, int rank, PyObject* dtype)
     return Py_NewRef(same.get());
 }
 
-// squared_error(call, scale, return_grad) -> (loss, grad or None)
-PyObject* py_squared_error(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 3, "squared_error takes 3 arguments");
-    return serve(a[0], [&](Call& call) -> PyObject* {
-        expect(call.has(Call::kWeight) && call.terms() > 0, "a squared error needs a weight and a term");
-        int64_t rows = -1;
-        SquaredError to{table(call, Call::kCoefs, call.terms(), &rows), sigma_of(call, &rows),
-                        table(call, Call::kWeight, -1, &rows), real(a[1]), nullptr, nullptr};
-        const bool recorded = call.seen == kRecorded;
-        // float16 has a gradient of its own: autograd.py.
-        if (recorded && (call.others_recorded || call.tables_recorded || call.type == Type::f16)) return PyLong_FromLong(kUnusual);
-        NoiseArguments noise = call.noise(to.sigma);
-        if (!noise.noisy) to.sigma = nullptr;
-        const Reference loss((call.elements() > 0 ? new_tensor : zeros)(call.coefs(), call.shape, 1, nullptr));
-        const Reference grad(recorded || yes(a[2]) ? call.output() : Py_NewRef(Py_None)), parts(parts_of(call.coefs(), call, 1));
-        to.grad = data_of(grad), to.parts = static_cast<double*>(data_of(parts));
-        void* sums = data_of(loss);
-        expect_usual(call);
-        noise.draw_seed();
-        Job job = job_of(call, rows, noise);
-        PyObject* misfits = queue(call, job, loss, [&] { return squared_error(job, to, sums); });
-        return misfits ? misfits : call.results(loss, grad);
-    });
+// squared_error(call, scale, return_grad) -> (loss, grad or None); the terms of an unchecked call have to be of one shape
+PyObject* squared_error_call(Call& call, PyObject* const* options) {
+    expect(!call.looking() || call.all_whole(), "the terms are not of one shape");
+    expect(call.has(Call::kWeight) && call.terms() > 0, "a squared error needs a weight and a term");
+    int64_t rows = -1;
+    SquaredError to{table(call, Call::kCoefs, call.terms(), &rows), sigma_of(call, &rows),
+                    table(call, Call::kWeight, -1, &rows), real(options[0]), nullptr, nullptr};
+    const bool recorded = call.seen == kRecorded;
+    // float16 has a gradient of its own: autograd.py.
+    if (recorded && (call.others_recorded || call.tables_recorded || call.type == Type::f16)) return PyLong_FromLong(kUnusual);
+    NoiseArguments noise = call.noise(to.sigma);
+    if (!noise.noisy) to.sigma = nullptr;
+    const Reference loss((call.elements() > 0 ? new_tensor : zeros)(call.coefs(), call.shape, 1, nullptr));
+    const Reference grad(recorded || yes(options[1]) ? call.output() : Py_NewRef(Py_None)), parts(parts_of(call.coefs(), call, 1));
+    to.grad = data_of(grad), to.parts = static_cast<double*>(data_of(parts));
+    void* sums = data_of(loss);
+    expect_usual(call);
+    noise.draw_seed();
+    Job job = job_of(call, rows, noise);
+    PyObject* misfits = queue(call, job, loss, [&] { return squared_error(job, to, sums); });
+    return misfits ? misfits : call.results(loss, grad);
 }
 
 // dots(call, grad) -> float64 [batch, terms + 1]; the call's tables are not read
-PyObject* py_dots(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 2, "dots takes 2 arguments");
-    return serve(a[0], [&](Call& call) -> PyObject* {
-        const View grad(a[1]);
-        expect(grad.type() == call.type && grad.contiguous() && grad.elements() == call.elements(), "grad does not fit");
-        const int64_t sizes[] = {call.batch(), call.terms() + 1};
-        const Reference sums((call.elements() > 0 ? new_tensor : zeros)(a[1], sizes, 2, dtype_of(Type::f64)));
-        const Reference parts(parts_of(a[1], call, call.terms() + 1));
-        const Dots to{grad.data, static_cast<double*>(data_of(parts))};
-        auto* at = static_cast<double*>(data_of(sums));
-        Job job = job_of(call, 1, call.noise(true));
-        PyObject* misfits = queue(call, job, sums, [&] { return dots(job, to, at); });
-        return misfits ? misfits : Py_NewRef(sums.get());
-    });
+PyObject* dots_call(Call& call, PyObject* const* options) {
+    const View grad(options[0]);
+    expect(grad.type() == call.type && grad.contiguous() && grad.elements() == call.elements(), "grad does not fit");
+    const int64_t sizes[] = {call.batch(), call.terms() + 1};
+    const Reference sums((call.elements() > 0 ? new_tensor : zeros)(options[0], sizes, 2, dtype_of(Type::f64)));
+    const Reference parts(parts_of(options[0], call, call.terms() + 1));
+    const Dots to{grad.data, static_cast<double*>(data_of(parts))};
+    auto* at = static_cast<double*>(data_of(sums));
+    Job job = job_of(call, 1, call.noise(true));
+    PyObject* misfits = queue(call, job, sums, [&] { return dots(job, to, at); });
+    return misfits ? misfits : Py_NewRef(sums.get());
 }
 
 // outs[k] = coefs[b, columns[k]] x[b], new tensors; `put` takes them one by one.

@@ -41,17 +41,19 @@ _LEVEL = private("_current_level", forward_ad) is not None
 _local = threading.local()  # two threads must not fill one tensor
 
 
-def fresh_seed(generator: torch.Generator | None = None) -> int:
-    """64 bits of a generator of the CPU's, torch's default one for None.
-
-    In a tensor that is kept: to make one takes longer than to fill it.
-    """
+def seed_tensor() -> Tensor:
+    """This thread's tensor to draw a seed in: to make one takes longer than to fill it."""
     try:
-        kept = _local.seed
+        return _local.seed
     except AttributeError:
         with torch.inference_mode(False):
-            kept = _local.seed = torch.empty((), dtype=torch.int64, device="cpu")
-    return int(kept.random_(-(1 << 63), None, generator=generator))
+            _local.seed = torch.empty((), dtype=torch.int64, device="cpu")
+        return _local.seed
+
+
+def fresh_seed(generator: torch.Generator | None = None) -> int:
+    """64 bits of a generator of the CPU's, torch's default one for None; csrc/torch_state.h has the same function."""
+    return int(seed_tensor().random_(-(1 << 63), None, generator=generator))
 
 
 def tell_extension(extension: Any) -> bool:
@@ -61,7 +63,7 @@ def tell_extension(extension: Any) -> bool:
     extension.tell(Tensor, torch.nn.Parameter, torch, dtypes, Block)
     if MODES is None or TRANSFORMS is None or TRACING is None or not _LEVEL:
         return False
-    extension.watch((MODES, TRACING, TRANSFORMS), forward_ad, fresh_seed)
+    extension.watch((MODES, TRACING, TRANSFORMS), forward_ad, seed_tensor)
     return True
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmfast.errors import MmfastError
 from mmfast.ops import around, backends, library, reference
-from mmfast.ops.call import Block, Bounds, Call, Noise, Tables, Term, arithmetic, pick, tensor_of
+from mmfast.ops.call import Block, Bounds, Call, Tables, Term, arithmetic, pick, tensor_of
 from mmfast.ops.reference import per_sample
 
 
@@ -49,23 +49,17 @@ class Combine(torch.autograd.Function):
         out, eps, *alike = done
         rows, noise = call.rows, call.noise
         _, _, needs_coefs, needs_sigma, *_ = ctx.needs_input_grad
-        ctx.alike = bool(alike) and alike[0] and not needs_coefs and not needs_sigma
-        if ctx.alike:  # so that there is no more to keep
-            ctx.row = rows if isinstance(rows, int) else None
-            ctx.save_for_backward(coefs, rows if ctx.row is None else None)
-            if eps is None:
-                return out
-            ctx.mark_non_differentiable(eps)
-            return out, eps
-        ctx.places = [(x.tensor.shape, x.start) if isinstance(x, Block) else (x.shape, -1) for x in call.terms]
-        ctx.row, ctx.noise = None if isinstance(rows, Tensor) else rows, None
+        ctx.places, ctx.row, ctx.noise = None, None if isinstance(rows, Tensor) else rows, None
         saved = [coefs, rows if isinstance(rows, Tensor) else None]  # so that a change of one in place is noticed
-        if needs_sigma and noise is not None:
-            of_tensor = isinstance(noise.key, Tensor)
-            ctx.noise = noise._replace(key=None if of_tensor else noise.key, sample_ids=None)
-            saved += [noise.key if of_tensor else None, noise.sample_ids]
-        # Only the gradient of the coefficients reads the terms: without it they need not be kept alive.
-        ctx.save_for_backward(*saved, *(tensors if needs_coefs else ()))
+        if needs_coefs or needs_sigma or not any(alike):  # else all terms are of the whole shape, and none is read
+            ctx.places = [(x.tensor.shape, x.start) if isinstance(x, Block) else (x.shape, -1) for x in call.terms]
+            if needs_sigma and noise is not None:
+                of_tensor = isinstance(noise.key, Tensor)
+                ctx.noise = noise._replace(key=None if of_tensor else noise.key, sample_ids=None)
+                saved += [noise.key if of_tensor else None, noise.sample_ids]
+            # Only the gradient of the coefficients reads the terms: without it they need not be kept alive.
+            saved += tensors if needs_coefs else ()
+        ctx.save_for_backward(*saved)
         if eps is None:
             return out
         ctx.mark_non_differentiable(eps)
@@ -74,12 +68,12 @@ class Combine(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _grad_eps=None):  # type: ignore[no-untyped-def]
         coefs, rows, *rest = ctx.saved_tensors
-        if ctx.alike:
+        if ctx.places is None:
             found = backends.look("scale", grad, coefs, ctx.row if rows is None else rows, ctx.needs_input_grad, 4)
             if type(found) is tuple:
                 return found
         of_coefs, of_sigma, *of_terms = ctx.needs_input_grad[2:]
-        noise, places = (None, [(grad.shape, -1)] * len(of_terms)) if ctx.alike else (ctx.noise, ctx.places)
+        noise, places = ctx.noise, ctx.places or [(grad.shape, -1)] * len(of_terms)
         if noise is not None:
             key, ids, *rest = rest
             noise = noise._replace(key=noise.key if key is None else key, sample_ids=ids)
@@ -115,7 +109,6 @@ def combine(call: Call, return_noise: bool) -> tuple[Tensor, Tensor | None]:
     coefs, sigma, *_ = call.tables
     if call.rows is not None and around.needs_grad(coefs, sigma):
         # A row of its own for each sample, by ops that pass the gradients on.
-        assert call.shape is not None
         coefs, sigma, *_ = call.tables.own(call.rows, call.shape[0])
         call = call._replace(tables=Tables(coefs, sigma), rows=None)
     return _record(call, return_noise, coefs, sigma)
@@ -167,9 +160,9 @@ def combine_backward(
 def _levels_gradient(backend: Any, call: Call, grad: Tensor) -> Tensor:
     """<grad[b], eps[b]> over the channels of each level: [B, L]. Rarely wanted: each level makes the noise again."""
     assert call.noise is not None
-    if grad.dim() == 1:
-        return backend.dots(call._replace(terms=[], noise=call.noise._replace(levels=())), grad)
     levels, plain = call.noise.levels, call._replace(terms=[], noise=call.noise._replace(levels=()))
+    if grad.dim() == 1:
+        return backend.dots(plain, grad)
     parts = []
     for first, end in zip(levels, [*levels[1:], grad.shape[1]], strict=True):
         part = Block(grad.narrow(1, first, end - first), first, grad.shape[1])
@@ -203,7 +196,7 @@ def step(call: Call, bounds: Bounds, return_x0: bool) -> tuple[Tensor, Tensor | 
     """reference.step, differentiable: two combinations around a clamp."""
     wide = call.tables.coefs.dtype  # half precision may hold neither x0 nor the bounds
     to_x0 = call.tables.to_x0
-    assert to_x0 is not None and call.shape is not None and call.dtype is not None
+    assert to_x0 is not None
     terms = with_tensors(call.terms, [tensor_of(x).to(wide) for x in call.terms])
     first = call._replace(terms=terms, tables=Tables(to_x0), noise=None, dtype=wide)
     x0 = combine(first, False)[0].clamp(bounds.low, bounds.high)
@@ -289,58 +282,16 @@ def block_mask(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 # Ops that are done, recorded: dispatch.at_once. Where a table needs a gradient the call has no rows.
 RECORD: dict[str, Any] = {
-    "combine": lambda call, done: _record(call, done, call.tables.coefs, call.tables.sigma),
-    "squared_error": lambda call, done: (SquaredError.apply(call, done, call.terms[0]), None),
+    "combine": lambda terms, tables, rows, noise, done: _record(
+        Call(terms, tables, rows, noise, done[0].shape, done[0].dtype), done, tables.coefs, tables.sigma
+    ),
+    "squared_error": lambda terms, _tables, _rows, _noise, done: (SquaredError.apply(None, done, terms[0]), None),
 }
 
 
-# --- for torch's dispatcher ---------------------------------------------------------------------------------
-
-
-def _on_backward(backend: Any) -> Any:
-    def run(grad: Tensor, *args: Any, levels: Sequence[int] = ()) -> list[Tensor]:
-        tensors, starts, coefs, key, ids, stream, needs = args
-        call, _ = library.unflatten(
-            (tensors, starts, coefs, None, None, None, None, key, ids, stream, grad.shape, grad.dtype), levels
-        )
-        places = [(x.shape, start) for x, start in zip(tensors, starts, strict=True)]
-        return combine_backward(backends.for_terms(backend, call.terms), call, grad, places, needs)
-
-    return run
-
-
-library.kernel("combine_backward", _on_backward)
-
-
-def _autograd_key(name: str) -> None:
-    """The op's gradient under torch's dispatcher: this module's function, or the kernel where none is wanted."""
-    plain = getattr(torch.ops.mmfast, name).default
-
-    def run(*args: Any, levels: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        call, rest = library.unflatten(args, levels)
-        tensors = [tensor_of(x) for x in call.terms]
-        recorded = around.needs_grad(*tensors, *call.tables)
-        if name == "squared_error":  # of the rest dispatch.py takes care
-            recorded = around.needs_grad(*tensors[:1]) and not rest[-1]
-        if not recorded:
-            with around.below_autograd():
-                return plain(*args, levels=levels)
-        options = (Bounds(*rest[:4]), *rest[4:]) if name == "step" else rest
-        out, second = globals()[name](call, *options)
-        return out, out.new_empty(0, dtype=call.dtype) if second is None else second
-
-    library.library.impl(name, run, "Autograd")
-
-
-def _mask_autograd_key(x: Tensor, hidden: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    if not around.needs_grad(x):
-        with around.below_autograd():
-            return torch.ops.mmfast.block_mask.default(x, hidden, *args)
-    key, ids, stream, *rest = args
-    return block_mask(x, hidden, Noise(key, ids, stream), *rest)
-
-
+library.backward_kernel(combine_backward)
 if around.BELOW_AUTOGRAD is not None:  # without it an op under a mode is made of torch's own ops: dispatch.py
-    for _name in ("combine", "step", "squared_error"):
-        _autograd_key(_name)
-    library.library.impl("block_mask", _mask_autograd_key, "Autograd")
+    library.gradient("combine", combine)
+    library.gradient("step", step)
+    library.gradient("squared_error", squared_error)
+    library.mask_gradient(block_mask)

@@ -116,26 +116,29 @@ def check_times(name: str, t: object, batch: int, blocks: int, sched: Schedule) 
 # --- forward ------------------------------------------------------------------------------------------------
 
 
-def marginal_at_once(
-    known: Tables, z0: Any, encodings: dict[str, Any], t: Tensor, noise: Noise | None, present: Tensor | None
-) -> Call | None:
-    """q_sample's call by the tables of all steps, unchecked: None where something is not as usual."""
-    terms = [z0, *encodings.values()]
+def kept_marginal(
+    known: Tables, terms: Sequence[Any], t: Tensor, noise: Noise | None, present: Tensor | None
+) -> tuple[Tables, None, Noise] | None:
+    """q_sample's tables by those of all steps, and its noise by level, unchecked: None where something is not as usual.
+
+    terms: z0 and the encodings.
+    """
     if noise is None:  # handed in, by blocks
         return None
     try:
+        z0 = terms[0]
         blocks = _whole([(x.start, x.tensor.shape[1]) for x in terms], z0.channels)
         if blocks is None or t.shape != (z0.tensor.shape[0], len(terms)):
             return None
         # Element (b, k) of column k's row t[b, k]: it raises for a time outside the tables, and `take` need not.
         tables = Tables(known.coefs.gather(0, t), blocks.sorted(known.sigma.take(t)))  # type: ignore[union-attr]
         if present is not None:
-            if type(present) is not Tensor or present.shape != (len(t), len(encodings)):
+            if type(present) is not Tensor or present.shape != (len(t), len(terms) - 1):
                 return None
             tables = tables.only_present(present, 1)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return None  # which the checks will say
-    return Call(terms, tables, None, Noise(*noise[:3], blocks.levels))
+    return tables, None, Noise(*noise[:3], blocks.levels)
 
 
 def marginal(

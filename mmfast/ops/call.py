@@ -1,7 +1,8 @@
 """What goes through the whole house: a `Call`, and the `Noise` that it asks for.
 
-A public op makes one, `checks` completes it, `dispatch` finds who serves it, and a backend reads it (the C++ ones
-directly: csrc/call.h, which knows the order of the fields).
+A public op makes one of what `checks` has seen, `dispatch` finds who serves it, and a backend reads it (the C++ ones
+directly: csrc/call.h, which knows the order of the fields). Of what nobody has checked there are only the first four
+fields, which `dispatch.at_once` takes.
 """
 
 from __future__ import annotations
@@ -83,17 +84,15 @@ class Tables(NamedTuple):
 class Call(NamedTuple):
     """One call of the primitive, or of an op made of it.
 
-    terms: tensors that broadcast to shape = [B, ...], or `Block`s of its channels. Complete, all are of `dtype` and of
-    one rank. As a public op makes it, shape and dtype are None: the C++ backends then look for themselves whether all
-    is as usual, and `checks.complete` fills them in where it is not.
+    terms: tensors that broadcast to shape = [B, ...], or `Block`s of its channels; all are of `dtype` and of one rank.
     """
 
     terms: Sequence[Term]
     tables: Tables
-    rows: Rows = None
-    noise: Noise | None = None
-    shape: Sequence[int] | None = None
-    dtype: torch.dtype | None = None
+    rows: Rows
+    noise: Noise | None
+    shape: Sequence[int]
+    dtype: torch.dtype
 
     def one_row(self) -> Call:
         """With rows that are no int, for a backend that takes none: the tables cut to that row."""

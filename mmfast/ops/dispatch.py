@@ -19,15 +19,16 @@ from mmfast.ops.call import Call, Tables, pick, tensor_of
 PLAIN_IN_GRAPHS = True
 
 
-def at_once(name: str, call: Call, *options: Any) -> Any:
-    """The op's two results by the extension, of a call that nobody has checked; None where anything is not as usual.
+def at_once(name: str, terms: Any, tables: Any, rows: Any, noise: Any, *options: Any) -> Any:
+    """The op's two results by the extension, of the parts of a call that nobody has checked; None where anything is not
+    as usual.
 
-    Not within a compiler, which the caller has seen to.
+    options: as the extension takes them (csrc/serve.h). Not within a compiler, which the caller has seen to.
     """
     for function in backends.LOOKING[name]:
-        found = function(call, *options)
+        found = function(terms, tables, rows, noise, *options)
         if type(found) is tuple:
-            return found if len(found) == 2 else autograd.RECORD[name](call, found)
+            return found if len(found) == 2 else autograd.RECORD[name](terms, tables, rows, noise, found)
         if found != backends.ELSEWHERE:
             break
     return None
@@ -66,7 +67,7 @@ def squared_error(call: Call, scale: float, fused: bool) -> Tensor:
     serves = of_call(call)
     if fused and serves is not reference and not around.needs_grad(*others, *call.tables):
         return serves.squared_error(call, scale, False)[0]
-    assert call.shape is not None and call.tables.weight is not None
+    assert call.tables.weight is not None
     wide = call.tables.coefs.dtype
     terms = autograd.with_tensors(call.terms, [tensor_of(x).to(wide) for x in call.terms])
     combined = call._replace(terms=terms, tables=Tables(*call.tables[:2]), dtype=wide)

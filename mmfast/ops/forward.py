@@ -12,7 +12,7 @@ from mmfast import process
 from mmfast.errors import MmfastError, unknown
 from mmfast.ops import block_times, dispatch
 from mmfast.ops.around import in_memory
-from mmfast.ops.call import Call, Noise, Tables, Term, arithmetic, tensor_of
+from mmfast.ops.call import Call, Noise, Rows, Tables, Term, arithmetic
 from mmfast.ops.checks import (
     Encodings,
     Seed,
@@ -77,20 +77,20 @@ def q_sample(
     marginal = _MARGINAL if noise is None else _MARGINAL_GIVEN
     identity = Noise((seed, draw), sample_ids, stream) if noise is None else None
     return_eps = return_noise and noise is None
-    usual = type(encodings) is dict and (noise is None or _alike(z0, noise))
-    known = kept(marginal, encodings, sched) if usual else None
     own_times = block_times.by_block(t)
-    call: Call | None = None
-    if known is not None and own_times:
-        call = block_times.marginal_at_once(known, z0, encodings, t, identity, present)  # type: ignore[arg-type]
-    elif known is not None:
-        found = (known, t) if present is None else kept_present(known, t, present, len(encodings), tensor_of(z0))
-        if found is not None:
-            terms = [z0, *encodings.values()] if noise is None else [z0, *encodings.values(), noise]  # type: ignore[union-attr]
-            call = Call(terms, *found, identity)
-    done = None if call is None else dispatch.at_once("combine", call, return_eps)
-    if done is not None:
-        return (done[0], done[1] if noise is None else noise) if return_noise else done[0]
+    known = kept(marginal, tuple(encodings), sched) if type(encodings) is dict else None
+    if known is not None:
+        usual: list[Term] = [z0, *encodings.values()]  # type: ignore[union-attr]
+        found: tuple[Tables, Rows, Noise | None] | None = (known, t, identity)
+        if own_times:
+            found = block_times.kept_marginal(known, usual, t, identity, present)  # type: ignore[arg-type]
+        elif present is not None:
+            found = kept_present(known, usual, t, identity, present)
+        if noise is not None:
+            usual.append(noise)
+        done = None if found is None else dispatch.at_once("combine", usual, *found, return_eps, noise is not None)
+        if done is not None:
+            return (done[0], done[1] if noise is None else noise) if return_noise else done[0]
     names, encoded = select(encodings, sched)
     terms, shape, dtype = gather([z0, *encoded], like_first=True, what="z0, encodings")
     batch = shape or [1]
@@ -179,7 +179,7 @@ def diffusion_loss(
     error = formula(Error, target, min_snr_gamma, noise is not None)
     known = kept(error, sched.names, sched)
     if known is not None and fused:
-        found = _at_once(Call(given, known, t, identity), sample_weight, reduction)
+        found = _at_once(given, known, t, identity, sample_weight, reduction)
         if found is not None:
             return found
     what = "prediction, z0, noise"
@@ -208,11 +208,6 @@ def diffusion_loss(
     return loss.sum() if reduction == "mean" else loss
 
 
-def _alike(x: object, y: object) -> bool:
-    """Whether these are tensors of one shape."""
-    return isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape
-
-
 def _scale(shape: Sequence[int], reduction: str) -> float:
     """What makes a mean of a sum over a sample's elements and, for "mean", over the batch."""
     scale = 1 / max(1, math.prod(shape[1:]))
@@ -224,22 +219,30 @@ def _weighted(tables: Tables, sample_weight: Tensor) -> Tables:
     return tables._replace(weight=(tables.weight * sample_weight).to(tables.weight.dtype))
 
 
-def _at_once(call: Call, sample_weight: Tensor | None, reduction: str) -> Tensor | None:
+def _at_once(
+    terms: Sequence[Term],
+    tables: Tables,
+    t: Time,
+    identity: Noise | None,
+    sample_weight: Tensor | None,
+    reduction: Literal["mean", "none"],
+) -> Tensor | None:
     """The loss by the extension; None where anything is not as usual."""
-    prediction = call.terms[0]
-    if not all(_alike(prediction, x) for x in call.terms) or not prediction.dim():  # type: ignore[union-attr]
+    prediction: Term = terms[0]
+    rows: Rows = t
+    if not isinstance(prediction, Tensor) or not prediction.dim():
         return None
+    shape = prediction.shape
     if sample_weight is not None:
-        if type(sample_weight) is not Tensor or sample_weight.shape != prediction.shape[:1]:  # type: ignore[union-attr]
+        if type(sample_weight) is not Tensor or sample_weight.shape != shape[:1]:
             return None
-        if not own_rows(call.tables, call.rows, len(sample_weight)):
+        if not own_rows(tables, t, len(sample_weight)):
             return None
         try:
-            own = _weighted(call.tables.own(call.rows, len(prediction)), sample_weight)
+            tables, rows = _weighted(tables.own(t, len(sample_weight)), sample_weight), None
         except (IndexError, RuntimeError, TypeError):  # which the checks will say with the argument's name
             return None
-        call = call._replace(tables=own, rows=None)
-    found = dispatch.at_once("squared_error", call, _scale(prediction.shape, reduction), False)  # type: ignore[union-attr]
+    found = dispatch.at_once("squared_error", terms, tables, rows, identity, _scale(shape, reduction), False)
     if found is None:
         return None
     return found[0].sum() if reduction == "mean" else found[0]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmfast.ops import backends
+from mmfast.ops import around, backends
 from mmfast.ops.call import Block, Bounds, Call, Noise, Tables, Term, tensor_of
 
 library = torch.library.Library("mmfast", "DEF")
@@ -143,13 +143,17 @@ def kernel(name: str, function: Callable[[Any], Callable[..., Any]]) -> None:
         library.impl(name, run, key)
 
 
-def _of_call(name: str, bounded: bool = False) -> Callable[[Any], Callable[..., Any]]:
+def _options(name: str, rest: Sequence[Any]) -> Sequence[Any]:
+    """What an implementation takes after the call, from what a schema has after it."""
+    return (Bounds(*rest[:4]), *rest[4:]) if name == "step" else rest
+
+
+def _of_call(name: str) -> Callable[[Any], Callable[..., Any]]:
     def on(backend: Any) -> Callable[..., Any]:
         def run(*args: Any, levels: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
             call, rest = unflatten(args, levels)
-            options = (Bounds(*rest[:4]), *rest[4:]) if bounded else tuple(rest)
             serving = backends.for_terms(backend, call.terms)
-            return _both(getattr(serving, name)(call, *options), rest[-1], call.dtype)  # type: ignore[arg-type]
+            return _both(getattr(serving, name)(call, *_options(name, rest)), rest[-1], call.dtype)
 
         return run
 
@@ -172,9 +176,8 @@ def _on_mask(backend: Any) -> Callable[..., tuple[Tensor, Tensor]]:
     return run
 
 
-kernel("combine", _of_call("combine"))
-kernel("step", _of_call("step", bounded=True))
-kernel("squared_error", _of_call("squared_error"))
+for _name in ("combine", "step", "squared_error"):
+    kernel(_name, _of_call(_name))
 kernel("random_words", _on_words)
 kernel("block_mask", _on_mask)
 
@@ -186,14 +189,14 @@ def _fake(function: Callable[..., Any]) -> Callable[..., Any]:
 @_fake
 def _fake_combine(*args: Any, levels: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
     call, (return_noise,) = unflatten(args)
-    out = call.tables.coefs.new_empty(tuple(call.shape), dtype=call.dtype)  # type: ignore[arg-type]
+    out = call.tables.coefs.new_empty(tuple(call.shape), dtype=call.dtype)
     return out, torch.empty_like(out) if return_noise else out.new_empty(0)
 
 
 @_fake
 def _fake_step(*args: Any, levels: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
     call, (_low, _high, start, channels, return_x0) = unflatten(args)
-    shape = tuple(call.shape)  # type: ignore[arg-type]
+    shape = tuple(call.shape)
     out = call.tables.coefs.new_empty(shape, dtype=call.dtype)
     of_x0 = shape if start < 0 else (shape[0], channels, *shape[2:])
     return out, out.new_empty(of_x0 if return_x0 else 0)
@@ -202,7 +205,7 @@ def _fake_step(*args: Any, levels: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
 @_fake
 def _fake_squared_error(*args: Any, levels: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
     call, (_scale, return_grad) = unflatten(args)
-    shape, coefs = tuple(call.shape), call.tables.coefs  # type: ignore[arg-type]
+    shape, coefs = tuple(call.shape), call.tables.coefs
     return coefs.new_empty(shape[0]), coefs.new_empty(shape if return_grad else 0, dtype=call.dtype)
 
 
@@ -227,3 +230,52 @@ def _fake_random_words(key: Tensor, sample_ids: Any, stream: int, batch: int, co
 @_fake
 def _fake_block_mask(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape[0], 1, *x.shape[2:])
+
+
+# --- gradients: autograd.py registers its functions ---------------------------------------------------------
+
+
+def backward_kernel(function: Callable[..., list[Tensor]]) -> None:
+    """Serve combine_backward by function(backend, call, grad, places, needs)."""
+
+    def on(backend: Any) -> Callable[..., list[Tensor]]:
+        def run(grad: Tensor, *args: Any, levels: Sequence[int] = ()) -> list[Tensor]:
+            tensors, starts, coefs, key, ids, stream, needs = args
+            terms, noise = _terms(tensors, starts, grad.shape), _noise(key, ids, stream, levels)
+            call = Call(terms, Tables(coefs), None, noise, grad.shape, grad.dtype)
+            places = [(x.shape, start) for x, start in zip(tensors, starts, strict=True)]
+            return function(backends.for_terms(backend, terms), call, grad, places, needs)
+
+        return run
+
+    kernel("combine_backward", on)
+
+
+def gradient(name: str, function: Callable[..., tuple[Tensor, Tensor | None]]) -> None:
+    """Serve an op where a gradient is wanted by this function, differentiable and of a call; else by its kernel."""
+    plain = getattr(torch.ops.mmfast, name).default
+
+    def run(*args: Any, levels: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        call, rest = unflatten(args, levels)
+        tensors = [tensor_of(x) for x in call.terms]
+        recorded = around.needs_grad(*tensors, *call.tables)
+        if name == "squared_error":  # of the rest dispatch.py takes care
+            recorded = around.needs_grad(*tensors[:1]) and not rest[-1]
+        if not recorded:
+            with around.below_autograd():
+                return plain(*args, levels=levels)
+        return _both(function(call, *_options(name, rest)), True, call.dtype)
+
+    library.impl(name, run, "Autograd")
+
+
+def mask_gradient(function: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    """The same for block_mask."""
+
+    def run(x: Tensor, hidden: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        if around.needs_grad(x):
+            return function(x, hidden, _noise(*args[:3]), *args[3:])
+        with around.below_autograd():
+            return torch.ops.mmfast.block_mask.default(x, hidden, *args)
+
+    library.impl("block_mask", run, "Autograd")

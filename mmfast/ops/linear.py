@@ -75,7 +75,7 @@ def combine(
         noise = Noise((seed, draw), sample_ids, stream, check_levels(levels, sigma))
     found: Any = None
     if not is_compiling():
-        found = dispatch.at_once("combine", Call(terms, Tables(coefs, sigma), rows, noise), return_noise)
+        found = dispatch.at_once("combine", terms, Tables(coefs, sigma), rows, noise, return_noise, False)
     if found is None:
         tensors, shape, dtype = gather(terms)
         if not tensors:
@@ -96,7 +96,6 @@ def _of_batch(shape: Sequence[int], coefs: Tensor) -> list[int]:
 def _combine(call: Call, return_noise: bool, name: str = "coefs") -> tuple[Tensor, Tensor | None]:
     """Check the tables and the noise of a call of known shape and type, and dispatch it."""
     terms, (coefs, sigma, *_), rows, noise, shape, dtype = call
-    assert shape is not None and dtype is not None
     # A sample is the first dimension: a zero-dimensional tensor is one sample of one element.
     batch = list(shape) or [1]
     if not shape:
@@ -185,7 +184,7 @@ def multimodal_mean(encodings: Encodings, weights: Tensor) -> Tensor:
     encodings: by name or in order, broadcasting together to [B, ...]; weights: [B, N] or [1, N].
     """
     terms = list(encodings.values()) if isinstance(encodings, Mapping) else encodings
-    found = None if is_compiling() else dispatch.at_once("combine", Call(terms, Tables(weights)), False)
+    found = None if is_compiling() else dispatch.at_once("combine", terms, Tables(weights), None, None, False, False)
     if found is None:
         if isinstance(terms, Sequence) and not terms:
             raise MmfastError("encodings is empty; multimodal_mean needs at least one, which gives the shape")

@@ -41,20 +41,6 @@ How = tuple[Noise | None, Bounds, bool]
 _PLAIN: How = (None, Bounds(-math.inf, math.inf), False)
 
 
-def _at_once(
-    kind: Formula, first: list[Term], encodings: Encodings, t: Time, sched: Schedule, how: How = _PLAIN
-) -> tuple[Tensor, Tensor] | None:
-    """A formula of the step t -> t - 1 by the extension; None where anything is not as usual."""
-    known = kept(kind, encodings, sched) if type(encodings) is dict else None
-    if known is None or (type(t) is int and t < 1):  # a GPU's table is not looked at, and its row of t = 0 is NaN
-        return None
-    noise = how[0] if known.sigma is not None else None
-    call = Call([*first, *encodings.values()], known, t, noise)  # type: ignore[union-attr]
-    if known.to_x0 is None:
-        return dispatch.at_once("combine", call, False)
-    return dispatch.at_once("step", call, how[1], how[2])
-
-
 def posterior_mean(
     z_t: Term,
     eps: Term,
@@ -74,11 +60,7 @@ def posterior_mean(
     Or t and s are int64 [B, 1 + M], with a time for each block as for q_sample: block i, of z_t and eps too, goes from
     its t_i to its s_i (default t_i - 1, but 0 stays). The encodings' blocks leave z0's; one with s_i = t_i stays.
     """
-    first = [z_t, eps]
-    found = _at_once(_MEAN, first, encodings, t, sched) if s is None and present is None else None
-    if found is None:
-        found = Reverse(_MEAN, "z_t, eps, encodings", encodings, (t, s), sched, present).run(first)
-    return found[0]
+    return Reverse(_MEAN, "z_t, eps, encodings", encodings, (t, s), sched, present).of([z_t, eps])[0]
 
 
 def posterior_sample(
@@ -104,11 +86,8 @@ def posterior_sample(
     is not zero. Returns z_s [B, ...].
     """
     kind = _SAMPLE if clamp is None else _CLAMPED
-    first, how = [z_t, eps], (Noise((seed, draw), sample_ids, stream), range_of(clamp), False)
-    found = _at_once(kind, first, encodings, t, sched, how) if s is None and present is None else None
-    if found is None:
-        found = Reverse(kind, "z_t, eps, encodings", encodings, (t, s), sched, present).run(first, how)
-    return found[0]
+    how = Noise((seed, draw), sample_ids, stream), range_of(clamp), False
+    return Reverse(kind, "z_t, eps, encodings", encodings, (t, s), sched, present).of([z_t, eps], how)[0]
 
 
 def step(
@@ -157,9 +136,8 @@ def step(
         _finite("guidance_scale", guidance_scale)
         raise MmfastError(f"guidance_scale is {guidance_scale}, but unconditional is None; guidance needs both")
     kind = formula(_step, target, eta, scale)
-    first, how = [z_t, *predictions], (Noise((seed, draw), sample_ids, stream), range_of(clamp, prediction), True)
-    found = _at_once(kind, first, encodings, t, sched, how) if s is None and present is None else None
-    return found or Reverse(kind, what, encodings, (t, s), sched, present).run(first, how)
+    how = Noise((seed, draw), sample_ids, stream), range_of(clamp, prediction), True
+    return Reverse(kind, what, encodings, (t, s), sched, present).of([z_t, *predictions], how)
 
 
 def _step(target: str, eta: float, guidance_scale: float | None) -> Step:
@@ -190,8 +168,21 @@ class Reverse(NamedTuple):
     sched: Schedule
     present: Tensor | None
 
-    def run(self, first: list[Term], how: How = _PLAIN) -> tuple[Tensor, Tensor]:
+    def of(self, first: list[Term], how: How = _PLAIN) -> tuple[Tensor, Tensor]:
         """The formula on z_t, the predictions and the encodings: z_s and, where it goes through it, z0hat."""
+        formula, _, encodings, (t, s), sched, present = self
+        known = kept(formula, tuple(encodings), sched) if type(encodings) is dict else None
+        # A GPU's table is not looked at, and its row of t = 0 is NaN.
+        if known is None or s is not None or present is not None or (type(t) is int and t < 1):
+            return self._checked(first, how)
+        terms, noise = [*first, *encodings.values()], None if known.sigma is None else how[0]  # type: ignore[union-attr]
+        if known.to_x0 is None:
+            found = dispatch.at_once("combine", terms, known, t, noise, False, False)
+        else:
+            found = dispatch.at_once("step", terms, known, t, noise, how[1], how[2])
+        return found or self._checked(first, how)
+
+    def _checked(self, first: list[Term], how: How) -> tuple[Tensor, Tensor]:
         noise, bounds, return_x0 = how
         t, s = self.times
         own_times = by_block(t) or by_block(s)
@@ -277,7 +268,7 @@ def step_by_table(
     if channels is not None:
         bounds = Bounds(*bounds[:2], *_span(channels))
     if not is_compiling():
-        found = dispatch.at_once("step", Call(terms, tables, row, noise), bounds, True)
+        found = dispatch.at_once("step", terms, tables, row, noise, bounds, True)
         if found is not None:
             return found
     tensors, shape, dtype = gather(terms, like_first=True)

@@ -7,7 +7,7 @@ steps are derived once, in float64, and kept with the schedule: a call then only
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from torch.compiler import is_compiling
 from mmfast import process
 from mmfast.errors import MmfastError
 from mmfast.ops import around
-from mmfast.ops.call import Block, Bounds, Rows, Tables, Term
+from mmfast.ops.call import Block, Bounds, Noise, Rows, Tables, Term, tensor_of
 from mmfast.process import TARGETS, Jump, Time, posterior_mean_eps, reverse_step
 from mmfast.schedule import Schedule
 
@@ -149,14 +149,14 @@ def find(
     return tables, _rows(t, sched, batch)
 
 
-def kept(formula: Formula, encodings: Any, sched: Schedule) -> Tables | None:
-    """The float32 tables of all steps for these modalities (a dict by name, or their names), if they are kept.
+def kept(formula: Formula, names: tuple[str, ...], sched: Schedule) -> Tables | None:
+    """The float32 tables of all steps for these modalities, if they are kept.
 
     None within a compiler, which must not see what is kept.
     """
-    if is_compiling() or type(sched) is not Schedule or type(encodings) not in (dict, tuple):
+    if is_compiling() or type(sched) is not Schedule:
         return None
-    return sched.derived.get((formula, tuple(encodings), torch.float32))
+    return sched.derived.get((formula, names, torch.float32))
 
 
 def own_rows(tables: Tables, t: object, batch: int) -> bool:
@@ -166,10 +166,13 @@ def own_rows(tables: Tables, t: object, batch: int) -> bool:
     return type(t) is int and 0 <= t < len(tables.coefs)
 
 
-def kept_present(tables: Tables, t: Time, present: Tensor, modalities: int, z0: Any) -> tuple[Tables, Rows] | None:
-    """A marginal's tables with a row for each sample, in which what it lacks is cleared; None where the two do not fit
-    together, which the op's checks will say."""
-    if type(present) is not Tensor or present.dim() != 2 or present.shape[1] != modalities:
+def kept_present(
+    tables: Tables, terms: Sequence[Any], t: Time, noise: Noise | None, present: Tensor
+) -> tuple[Tables, None, Noise | None] | None:
+    """A marginal's tables with a row for each sample, in which what it lacks is cleared, and its noise; None where the
+    two do not fit together, which the op's checks will say. terms: z0 and the encodings."""
+    z0 = tensor_of(terms[0])
+    if type(present) is not Tensor or present.dim() != 2 or present.shape[1] != len(terms) - 1:
         return None
     if not isinstance(z0, Tensor) or z0.dim() == 0:
         return None
@@ -177,7 +180,7 @@ def kept_present(tables: Tables, t: Time, present: Tensor, modalities: int, z0: 
     if len(present) not in (1, batch) or not own_rows(tables, t, batch):
         return None
     try:
-        return tables.own(t, batch).only_present(present, 1), None
+        return tables.own(t, batch).only_present(present, 1), None, noise
     except (IndexError, RuntimeError, TypeError):
         return None
 

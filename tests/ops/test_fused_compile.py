@@ -6,7 +6,7 @@ from torch._dynamo.utils import counters
 
 import mmfast
 from mmfast import Schedule, ops
-from mmfast.ops import Block, backends
+from mmfast.ops import Block
 
 SCHED = Schedule.cosine(40, {"label": mmfast.bridge(2.0), "mask": mmfast.carried(0.7)})
 SHAPE = [3, 4, 5, 2]
@@ -14,16 +14,6 @@ SHAPE = [3, 4, 5, 2]
 
 def randn(*shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-@pytest.fixture
-def fresh():
-    """Nothing compiled before, and nothing left behind; any recompilation is an error."""
-    torch._dynamo.reset()
-    counters.clear()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        yield
-    torch._dynamo.reset()
 
 
 def step(x, y, t, present, seed, **options):
@@ -74,14 +64,22 @@ def results(function, t, present, seed, grad):
     return [*found, *(x for x in torch.autograd.grad(total, leaves, allow_unused=True) if x is not None)]
 
 
-@pytest.mark.parametrize("grad", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("name", CALLS)
-def test_compiled(each_backend, fresh, name, grad):
+# Without a gradient, one of each op: its results are compared with a gradient too.
+FORWARD = ("step, guided", "loss, each", "mask")
+
+
+@pytest.mark.parametrize(
+    ("name", "grad"),
+    [
+        pytest.param(name, grad, id=name + (", backward" if grad else ""), marks=[pytest.mark.slow] * (not usual))
+        for name in CALLS
+        for grad, usual in ((True, True), (False, name in FORWARD))
+    ],
+)
+def test_compiled(traced_backend, fresh, name, grad):
     """Eager's results for new times, subsets and seeds, in one graph: what is handed to the compiler as plain torch
     to be fused rounds products that a kernel does not, and 1/sqrt(abar_t) of up to 35 multiplies it."""
-    if each_backend == "reference" and not grad and backends.load("cpu")[1] is None:
-        pytest.skip("the reference runs once, with gradients")
-    with ops.backend(each_backend):
+    with ops.backend(traced_backend):
         compiled = torch.compile(CALLS[name], fullgraph=True, backend="aot_eager")
         for case in INPUTS:
             found, expected = results(compiled, *case, grad), results(CALLS[name], *case, grad)

@@ -40,7 +40,7 @@ def arguments(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("wanted", [True, False])
-def test_opcheck_step(each_backend, kind, wanted):
+def test_opcheck_step(traced_backend, kind, wanted):
     """Schema, fake, autograd registration and AOT dispatch; x0 of all channels, or of two. Gradients are made of
     `combine`'s, so the op itself is not differentiated."""
     terms, starts, table, sigma, rows, identity, dtype = arguments(kind)
@@ -48,32 +48,32 @@ def test_opcheck_step(each_backend, kind, wanted):
     x0 = (1, 2) if kind in ("blocks", "rows") else (-1, 0)
     tables = table(k + 1, seed=9), sigma, table(k, seed=8), None
     args = (terms, starts, *tables, rows, *identity, SHAPE, dtype, -1.0, 1.0, *x0)
-    with ops.backend(each_backend):
+    with ops.backend(traced_backend):
         torch.library.opcheck(torch.ops.mmfast.step.default, (*args, wanted))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("wanted", [True, False])
-def test_opcheck_squared_error(each_backend, kind, wanted):
+def test_opcheck_squared_error(traced_backend, kind, wanted):
     """The same, differentiated in its first term where the gradient is not asked for as a result."""
     terms, starts, table, sigma, rows, identity, dtype = arguments(kind)
     if wanted:
         terms = [x.detach() for x in terms]
     tables = table(len(terms), seed=8), sigma, None, table(seed=9)
     args = (terms, starts, *tables, rows, *identity, SHAPE, dtype, 0.1)
-    with ops.backend(each_backend):
+    with ops.backend(traced_backend):
         torch.library.opcheck(torch.ops.mmfast.squared_error.default, (*args, wanted))
 
 
 @pytest.mark.parametrize("ids", [None, torch.tensor([4, 1 << 40, 2])], ids=["in order", "ids"])
-def test_opcheck_random_words(each_backend, ids):
+def test_opcheck_random_words(traced_backend, ids):
     args = (torch.tensor((5, 2)), ids, 6, B, 7, torch.device("cpu"))
-    with ops.backend(each_backend):
+    with ops.backend(traced_backend):
         torch.library.opcheck(torch.ops.mmfast.random_words.default, args)
 
 
 @pytest.mark.parametrize("kind", ["plain", "bfloat16", "float64", "channels last", "transposed", "needs grad"])
-def test_opcheck_block_mask(each_backend, kind):
+def test_opcheck_block_mask(traced_backend, kind):
     x = randn(*SHAPE, dtype={"bfloat16": torch.bfloat16, "float64": torch.float64}.get(kind, torch.float32))
     if kind == "channels last":
         x = x.contiguous(memory_format=torch.channels_last)
@@ -84,5 +84,5 @@ def test_opcheck_block_mask(each_backend, kind):
     threshold = torch.tensor([0, 1 << 62, (1 << 63) - 1])
     for hidden, exact in ((threshold, False), (torch.tensor([0, 1, 3]), True)):
         args = (x, hidden, torch.tensor((5, 2)), torch.arange(B) + 7, 6, [2, 3], exact)
-        with ops.backend(each_backend):
+        with ops.backend(traced_backend):
             torch.library.opcheck(torch.ops.mmfast.block_mask.default, args)

@@ -91,7 +91,7 @@ def test_gradients(each_backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_opcheck(each_backend, dtype):
+def test_opcheck(traced_backend, dtype):
     """torch's own checks of the three ops with levels, and of the backward pass: schema, fake, autograd, AOT."""
     terms = [X.to(dtype).requires_grad_(), randn(3, 2, 4, 5).to(dtype)]
     coefs, sigma, to_x0 = (x.float() for x in (randn(3, 2), SIGMA, randn(3, 2)))
@@ -99,7 +99,7 @@ def test_opcheck(each_backend, dtype):
     call = None, *who, list(SHAPE), dtype
     named, ops_of = {"levels": LEVELS}, torch.ops.mmfast
     plain = [x.detach() for x in terms]
-    with ops.backend(each_backend):
+    with ops.backend(traced_backend):
         args = terms, [-1, 3], coefs.requires_grad_(), sigma.requires_grad_(), None, None, *call
         torch.library.opcheck(ops_of.combine.default, (*args, True), named)
         args = plain, [-1, 3], randn(3, 3).float(), sigma.detach(), to_x0, None, *call
@@ -111,13 +111,13 @@ def test_opcheck(each_backend, dtype):
         torch.library.opcheck(ops_of.combine_backward.default, args, named)
 
 
-def test_compiled_and_transformed(each_backend):
+def test_compiled_and_transformed(traced_backend):
     """Under torch.compile, and under torch.func, where the formula is in torch's ops."""
 
     def run(x, sigma):
         return ops.combine([x], COEFS, sigma, levels=LEVELS, seed=1)
 
-    with ops.backend(each_backend):
+    with ops.backend(traced_backend):
         want = run(X, SIGMA)
         compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
         assert torch.allclose(compiled(X, SIGMA), want, atol=1e-12)

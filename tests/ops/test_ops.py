@@ -56,15 +56,15 @@ PRIMITIVES = ["plain", "noise", "return noise", "noise only returned", "broadcas
 
 
 @pytest.mark.parametrize("kind", PRIMITIVES)
-def test_opcheck_combine(each_backend, kind):
+def test_opcheck_combine(traced_backend, kind):
     """torch's own check of schema, fake, autograd registration and AOT dispatch."""
-    with ops.backend(each_backend):
+    with ops.backend(traced_backend):
         torch.library.opcheck(torch.ops.mmfast.combine.default, primitive(kind))
 
 
 @pytest.mark.parametrize("kind", ["plain", "noise", "broadcast", "blocks", "channels last", "bfloat16", "float64"])
 @pytest.mark.parametrize("needed", ["all", "terms", "scales"])
-def test_opcheck_combine_backward(each_backend, kind, needed):
+def test_opcheck_combine_backward(traced_backend, kind, needed):
     """The same of the backward, asked for all gradients or for some."""
     terms, starts, coefs, sigma, _, _, _, key, ids, stream, shape, dtype, _ = primitive(kind)
     of_terms, of_scales = needed != "scales", needed != "terms"
@@ -73,7 +73,7 @@ def test_opcheck_combine_backward(each_backend, kind, needed):
     if kind == "channels last":
         grad = grad.contiguous(memory_format=torch.channels_last)
     args = (grad, terms, starts, coefs, key, ids, stream, needs)
-    with ops.backend(each_backend):
+    with ops.backend(traced_backend):
         torch.library.opcheck(torch.ops.mmfast.combine_backward.default, args)
 
 

@@ -116,10 +116,10 @@ def test_gradients(each_backend, name):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_second_gradients(each_backend, name):
+def test_second_gradients(traced_backend, name):
     """A gradient can itself be differentiated (gradient penalties)."""
     function, args = CALLS[name]()
-    with ops.backend(each_backend):
+    with ops.backend(traced_backend):
         assert gradgradcheck(function, args)
 
 

@@ -6,19 +6,12 @@ from torch._dynamo.utils import counters
 
 import mmfast
 from mmfast import Schedule, ops
-from mmfast.ops import Block, backends
+from mmfast.ops import Block
 
 SCHED = Schedule.cosine(40, {"label": mmfast.bridge(2.0), "mask": mmfast.carried(0.7)})
 
 
-@pytest.fixture(autouse=True)
-def fresh():
-    """Nothing compiled before, and nothing left behind; any recompilation is an error."""
-    torch._dynamo.reset()
-    counters.clear()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh")
 
 
 def randn(*shape, seed=0):
@@ -61,14 +54,12 @@ def with_gradients(function, *others):
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
-def test_the_whole_path(each_backend, compiler):
+def test_the_whole_path(traced_backend, compiler):
     """Forward and backward equal eager's, in one graph, compiled once for all times, subsets, seeds and ids.
 
     The ops are the same kernels; what inductor fuses around them rounds differently, by units in the last place.
     """
-    if compiler == "inductor" and each_backend == "reference" and backends.load("cpu")[1] is None:
-        pytest.skip("inductor runs once, with the fast backend")
-    with ops.backend(each_backend):
+    with ops.backend(traced_backend):
         compiled = torch.compile(there_and_back, fullgraph=True, backend=compiler)
         for case in INPUTS:
             found = with_gradients(compiled, *arguments(*case))
@@ -95,11 +86,11 @@ PLAIN = ("multimodal_mean", "posterior_mean")
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_each_op(each_backend, name):
+def test_each_op(traced_backend, name):
     """The same as eager, for new times, subsets and seeds without a new graph: to the bit where noise is made inside;
     else the graph gets plain torch, to be fused, which rounds products that the kernel does not."""
     function, x = CALLS[name], randn(4, 3, 5)
-    with ops.backend(each_backend):
+    with ops.backend(traced_backend):
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         for case in INPUTS:
             t, present, seed, _ = arguments(*case)
@@ -121,14 +112,14 @@ def test_no_seed_under_compile():
     assert abs(float(torch.cat((a, b)).std()) - 1) < 0.35  # 120 values: five deviations
 
 
-def test_sizes_may_be_dynamic(each_backend):
+def test_sizes_may_be_dynamic(traced_backend):
     """Another batch or picture size, marked dynamic, is the same graph."""
 
     def function(x, t, seed):
         return ops.q_sample(x, {"label": x[:, :, :1, :1]}, t, SCHED, seed=seed)[0]
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
-    with ops.backend(each_backend):
+    with ops.backend(traced_backend):
         for B, H, W in ((6, 7, 5), (3, 8, 2), (7, 5, 9)):
             x, t = randn(B, 3, H, W), torch.arange(1, B + 1)
             assert torch.equal(compiled(x, t, torch.tensor(1)), function(x, t, torch.tensor(1)))
@@ -136,7 +127,7 @@ def test_sizes_may_be_dynamic(each_backend):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
-def test_gradients_of_other_layouts(each_backend, layout):
+def test_gradients_of_other_layouts(traced_backend, layout):
     """Inductor relies on the strides that the fake kernel promises; the backward gets gradients of any."""
     form = torch.channels_last if layout == "channels last" else torch.contiguous_format
     conv = torch.nn.Conv2d(4, 4, 1).to(memory_format=form)
@@ -145,7 +136,7 @@ def test_gradients_of_other_layouts(each_backend, layout):
     def function(x, block):
         return conv(ops.combine([x * 2, Block(block + 1, 1, 4)], torch.ones(2, 2)).to(memory_format=form)).square()
 
-    with ops.backend(each_backend):
+    with ops.backend(traced_backend):
         results = []
         for f in (function, torch.compile(function, fullgraph=True)):
             leaves = [x.clone().requires_grad_(), block.clone().requires_grad_()]
@@ -154,7 +145,7 @@ def test_gradients_of_other_layouts(each_backend, layout):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_a_schedule_within_a_compiled_module(each_backend):
+def test_a_schedule_within_a_compiled_module(traced_backend):
     """The schedule as a submodule of a training step, as a user writes one: no graph break, trained weights move."""
 
     class Step(torch.nn.Module):
@@ -169,7 +160,7 @@ def test_a_schedule_within_a_compiled_module(each_backend):
     step = Step()
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     z0, label = randn(3, 5), randn(3, 5, seed=1)
-    with ops.backend(each_backend):
+    with ops.backend(traced_backend):
         for t, seed in (((1, 2, 40), 4), ((7, 7, 7), 5)):
             grads = []
             for model in (compiled, step):

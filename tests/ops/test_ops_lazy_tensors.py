@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import pytest
 import torch
 
 from mmfast import ops
@@ -17,15 +16,16 @@ def test_a_negation_that_is_pending_is_applied(each_backend):
         assert torch.equal(ops.combine([x], torch.ones(2, 1)), x.clone())
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_zeros_without_memory_are_zeros(backend):
+def test_zeros_without_memory_are_zeros():
     """In a process of its own: a kernel that reads address 0 ends it."""
-    code = f"""
+    code = """
 import torch
 from mmfast import ops
-with ops.backend("{backend}"):
-    out = ops.combine([torch._efficientzerotensor(2, 3, 4)], torch.ones(2, 1))
-assert torch.equal(out, torch.zeros(2, 3, 4))
+for backend in ("reference", "cpu"):
+    print(backend, flush=True)
+    with ops.backend(backend):
+        out = ops.combine([torch._efficientzerotensor(2, 3, 4)], torch.ones(2, 1))
+    assert torch.equal(out, torch.zeros(2, 3, 4))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, (done.returncode, done.stderr[-500:])
+    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr[-500:])

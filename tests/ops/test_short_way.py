@@ -21,6 +21,7 @@ def kept():
     "call",
     [
         lambda: ops.q_sample(Z, {"a": A}, T, S, noise=N[:1]),
+        lambda: ops.q_sample(Z, {"a": A}, T, S, noise=Block(N, 0, 3)),
         lambda: ops.diffusion_loss(Z, A, T, S, noise=N[:1]),
         lambda: ops.diffusion_loss(Z, A, T, S, noise=N[:, :1]),
         lambda: ops.diffusion_loss(Z, A, T, S, noise=Block(N[:, :1], 0, 3)),

@@ -48,11 +48,11 @@ def test_the_losses_are_near_the_kernel(run):
     batch, numbers = data.train.__getitems__(list(range(8))), torch.arange(8)
     losses(model, batch, numbers, config)  # the first time makes the tables
     found = walks(lambda: losses(model, batch, numbers, config))
-    assert [name for name, _ in found] == ["combine", "squared_error"], "a call and no second one"
+    assert [name for name, _ in found] == ["look_combine", "look_squared_error"], "a call and no second one"
     assert all(names.index("losses") + 1 <= 4 for _, names in found), found
 
 
 def test_a_step_of_the_sampler_is_near_the_kernel(run):
     model = run[2]
-    found = [names for name, names in walks(lambda: sample(model, 2, steps=3)) if name == "step"]
+    found = [names for name, names in walks(lambda: sample(model, 2, steps=3)) if name == "look_step"]
     assert len(found) == 3 and all(names.index("_step") + 1 <= 4 for names in found), found

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 
 import pytest
@@ -62,9 +63,27 @@ def test_what_is_finished_is_not_done_again(tmp_path, monkeypatch):
     assert before and all(file.read_bytes() == text for file, text in before.items())
 
 
-def test_a_model_of_another_config_is_never_taken(tmp_path):
-    plan = paper.plan_of(paper.parse(["image-mask", "--smoke", "--work", str(tmp_path)]))
-    method = plan.task.method("image alone")
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A folder in which the image alone is trained and measured by ten samples."""
+    folder = tmp_path_factory.mktemp("alone")
+    plan = plan_in(folder)
+    cells.run(plan, plan.task.method("image alone"), 0)
+    return folder
+
+
+def plan_in(folder, samples="10"):
+    return paper.plan_of(paper.parse(["image-mask", "--smoke", "--samples", samples, "--work", str(folder)]))
+
+
+def copied(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    plan = plan_in(tmp_path)
+    return plan, plan.task.method("image alone")
+
+
+def test_a_model_of_another_config_is_never_taken(alone, tmp_path):
+    plan, method = copied(alone, tmp_path)
     cells.trained(plan, method, 0)
     file = plan.folder(method, 0) / "run" / "config.yaml"
     config = yaml.safe_load(file.read_text())
@@ -74,10 +93,8 @@ def test_a_model_of_another_config_is_never_taken(tmp_path):
         cells.trained(plan, method, 0)
 
 
-def test_a_result_from_before_an_option_came_is_that_of_its_default(tmp_path):
-    plan = paper.plan_of(paper.parse(["image-mask", "--smoke", "--work", str(tmp_path)]))
-    method = plan.task.method("image alone")
-    cells.run(plan, method, 0)
+def test_a_result_from_before_an_option_came_is_that_of_its_default(alone, tmp_path):
+    plan, method = copied(alone, tmp_path)
     file = plan.folder(method, 0) / cells.RESULT
     for key, value, taken in (("ema_decay", None, False), ("workers", None, True), ("gone", 1, False)):
         found = json.loads(file.read_text())
@@ -282,15 +299,12 @@ def test_a_variant_of_an_ablation_runs_and_its_result_is_found_again(tmp_path, n
         assert found and {m.metric for m in found[0].metrics} >= metrics
 
 
-def test_results_of_other_samples_are_made_again(tmp_path):
-    def plan(samples):
-        return paper.plan_of(paper.parse(["image-mask", "--smoke", "--samples", samples, "--work", str(tmp_path)]))
-
-    method = plan("10").task.method("image alone")
-    cells.run(plan("10"), method, 0)
-    assert plan("10").cells(method, 0) and plan("12").cells(method, 0) is None
-    cells.run(plan("12"), method, 0)
-    assert plan("12").cells(method, 0)[0].samples == 12
+def test_results_of_other_samples_are_made_again(alone, tmp_path):
+    plan, method = copied(alone, tmp_path)
+    other = plan_in(tmp_path, "12")
+    assert plan.cells(method, 0) and other.cells(method, 0) is None
+    cells.run(other, method, 0)
+    assert other.cells(method, 0)[0].samples == 12
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ from flat import cpu, reference
 from hypothesis import settings
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-# More examples than usual: they are small, and there are many ways to lay tensors out.
-many = settings(max_examples=100)
+# More examples than usual where they are small, since there are many ways to lay tensors out; fewer where each is dear.
+many, few = (settings(max_examples=max(1, int(share * settings().max_examples))) for share in (2.5, 0.5))
 KEY = (-0x0123456789ABCDEF, 5)
 SIZES = [5, 1, 2, 3, 8, 17, 33, 70]
 MOST = 20_000  # elements: more than two items of a kernel's work
@@ -85,7 +85,7 @@ def problems(draw, tables, whole_first=False, levels=False):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     terms, starts = [], []
     for k in range(draw(st.integers(int(whole_first), 9))):  # the kernels keep 8 without asking for memory
-        term, start = draw(_term(shape, dtype, generator, whole_first and k == 0))
+        term, start = draw(broadcasting_term(shape, dtype, generator, whole_first and k == 0))
         terms.append(term)
         starts.append(start)
     kind = draw(st.sampled_from(["own", "one", "int", "tensor"]))
@@ -119,7 +119,7 @@ def problems(draw, tables, whole_first=False, levels=False):
 
 
 @st.composite
-def _term(draw, shape, dtype, generator, whole):
+def broadcasting_term(draw, shape, dtype, generator, whole):
     """A term of odd strides that broadcasts to the shape, or a block of its channels; its first channel."""
     size, start = [n if whole or draw(st.integers(0, 3)) else 1 for n in shape], -1
     if not whole and len(shape) > 1 and shape[1] > 0 and draw(st.booleans()):

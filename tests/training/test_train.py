@@ -170,17 +170,17 @@ def test_ema_is_the_weighted_sum_of_the_weights():
 
 def test_a_run_learns_and_leaves_everything(tmp_path):
     config = tiny(
-        train__steps=150,
+        train__steps=100,
         train__warmup=10,
-        backbone__width=128,
+        backbone__width=64,
         train__decay="constant",
         evaluate__samples=20,
         train__log_every=20,
     )
     run = train(config, str(tmp_path / "run"), quiet=True)
     stats = [json.loads(line) for line in run.stats_file.read_text().splitlines()]
-    assert [line["step"] for line in stats] == list(range(1, 151))
-    assert [line["images"] for line in stats] == [16 * n for n in range(1, 151)]
+    assert [line["step"] for line in stats] == list(range(1, 101))
+    assert [line["images"] for line in stats] == [16 * n for n in range(1, 101)]
     first, last = (sum(line["loss"] for line in part) for part in (stats[:20], stats[-20:]))
     assert last < 0.7 * first
     for name in ("model.safetensors", "ema.safetensors", "config.yaml", "metrics.json"):
@@ -304,7 +304,7 @@ def test_killed_anywhere_it_ends_with_the_same_weights(tmp_path, precision):
     command = [sys.executable, "-m", "mmfast", "train", "digits", "--out", str(out), "--quiet", *flags(pairs)]
     # One thread count for both: torch's sums depend on it.
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    moments = (5, 25, 40) if precision == "fp32" else (25,)
+    moments = (5, 35) if precision == "fp32" else (25,)
     for lines in moments:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         stats, deadline = out / "stats.jsonl", time.monotonic() + 120

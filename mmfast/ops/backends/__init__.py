@@ -119,13 +119,10 @@ def for_terms(backend: ModuleType, terms: Sequence[Any]) -> ModuleType:
 ELSEWHERE = 3
 
 
-_LOOKERS = {"combine": "combine", "step": "step", "squared_error": "squared_error", "scale": "look_scale",
-            "block_mask": "look_block_mask"}  # fmt: skip
-
-
 def looking(modules: Sequence[Any]) -> dict[str, tuple[Any, ...]]:
     """By op, the functions of extensions that take what nobody has checked."""
-    return {name: tuple(getattr(module, own) for module in modules) for name, own in _LOOKERS.items()}
+    ops = ("combine", "step", "squared_error", "scale", "block_mask")
+    return {name: tuple(getattr(module, f"look_{name}") for module in modules) for name in ops}
 
 
 def _looking() -> dict[str, tuple[Any, ...]]:

@@ -26,5 +26,4 @@ def with_copies(function: Callable[..., Any], call: Call, *options: Any) -> Any:
     found = function(call, *options)
     if type(found) is not list:
         return found
-    assert call.shape is not None  # it is complete
     return function(call._replace(terms=contiguous(call.terms, found, call.shape)), *options)

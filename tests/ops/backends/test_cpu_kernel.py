@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 from flat import Guards, cpu
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 if cpu.unavailable():
     pytest.skip(cpu.unavailable(), allow_module_level=True)
 import _mmfast_cpu as _cpu
+from problems import broadcasting_term, cover, many
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 KEY = torch.tensor([-0x0123456789ABCDEF, 5])
-fast = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(params=cpu.isas())
@@ -24,13 +24,6 @@ def isa(request):
     cpu.set_isa(request.param)
     yield request.param
     cpu.set_isa(None)
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def combine(terms, starts, coefs, sigma, *rest):
@@ -179,18 +172,7 @@ def problems(draw):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     terms, starts = [], []
     for _ in range(draw(st.integers(0, 4))):
-        size, start = [n if draw(st.integers(0, 3)) else 1 for n in shape], -1
-        if len(shape) > 1 and shape[1] > 0 and draw(st.booleans()):
-            start = draw(st.integers(0, shape[1] - 1))
-            size[1] = draw(st.integers(1, shape[1] - start))
-        step = draw(st.sampled_from([1, 1, 2]))
-        term = torch.randn([n * step for n in size], generator=generator, dtype=torch.float64).to(dtype)
-        term = term[tuple(slice(None, None, step) for _ in size)]
-        how = draw(st.sampled_from(["as is", "transposed", "expanded"]))
-        if how == "transposed" and len(shape) > 2:
-            term = term.transpose(1, -1).contiguous().transpose(1, -1)
-        if how == "expanded" and start < 0:
-            term = term.expand(shape[0], *term.shape[1:])
+        term, start = draw(broadcasting_term(shape, dtype, generator, False))
         terms.append(term)
         starts.append(start)
     coefs = torch.randn(shape[0], len(terms), generator=generator).to(real)
@@ -208,15 +190,6 @@ def problems(draw):
     return terms, starts, coefs, sigma, *key, draw(st.integers(0, 65535)), shape, dtype, return_noise
 
 
-def cover(term, start, shape):
-    """The term in the whole space, in float64."""
-    if start < 0:
-        return term.double().expand(shape)
-    whole = torch.zeros(shape, dtype=torch.float64)
-    whole[:, start : start + term.size(1)] = term.double()
-    return whole
-
-
 def exact(terms, starts, coefs, sigma, eps, shape):
     """The combination in float64, and the sum of the absolute values of its parts."""
     total, size = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
@@ -231,7 +204,7 @@ def exact(terms, starts, coefs, sigma, eps, shape):
     return total, size
 
 
-@fast
+@many
 @given(problems())
 def test_combine_against_float64(problem):
     terms, starts, coefs, sigma, key, ids, stream, shape, dtype, return_noise = problem
@@ -257,7 +230,7 @@ def test_combine_against_float64(problem):
     assert ((out.double() - want).abs() <= bound).all()
 
 
-@fast
+@many
 @given(problems(), st.data())
 def test_backward_against_autograd(problem, data):
     terms, starts, coefs, sigma, key, ids, stream, shape, dtype, _ = problem

@@ -14,15 +14,14 @@ import pytest
 import torch
 from cuda_problems import DTYPES, KEY, SINGLE, absolute, check, exactly, identical, problems, real, rounding, ulps
 from flat import cuda, reference
-from hypothesis import given, settings
+from hypothesis import given
+from problems import many
 
 pytest_plugins = ["cuda_on_host"]
 pytestmark = pytest.mark.usefixtures("host")
 
-fast = settings(max_examples=60)
 
-
-@fast
+@many
 @given(problems(), st.booleans())
 def test_combine(made, return_noise):
     p, _ = made
@@ -32,7 +31,7 @@ def test_combine(made, return_noise):
     check(eps, want_eps, 4 * SINGLE * want_eps.abs(), p["dtype"])
 
 
-@fast
+@many
 @given(problems(), st.booleans(), st.data())
 def test_step(made, return_x0, data):
     p, g = made
@@ -68,7 +67,7 @@ def test_step(made, return_x0, data):
         assert x0.numel() == 0
 
 
-@fast
+@many
 @given(problems(least_terms=1), st.booleans())
 def test_squared_error(made, return_grad):
     p, g = made
@@ -91,7 +90,7 @@ def test_squared_error(made, return_grad):
     check(grad, want_grad, factor * error + 4 * unit * want_grad.abs(), p["dtype"])
 
 
-@fast
+@many
 @given(problems(), st.data())
 def test_combine_backward(made, data):
     p, g = made
@@ -186,7 +185,7 @@ def test_noise_is_a_function_of_the_identity(dtype):
 # Masks
 
 
-@fast
+@many
 @given(st.data())
 def test_block_mask(data):
     dtype = data.draw(st.sampled_from(DTYPES))

@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 from flat import Flat, cpu, cuda, reference
-from hypothesis import given, settings
+from hypothesis import given
 
 if cpu.unavailable():
     pytest.skip(cpu.unavailable(), allow_module_level=True)
@@ -22,6 +22,7 @@ from problems import (
     column,
     combination,
     everywhere,
+    few,
     identical,
     noise_part,
     problems,
@@ -30,7 +31,6 @@ from problems import (
 )
 
 pytest_plugins = ["cuda_on_host"]
-some = settings(max_examples=30)
 
 
 class Runs:
@@ -83,7 +83,7 @@ def rest(problem):
     return problem.rows, *problem.identity, problem.shape, problem.dtype
 
 
-@some
+@few
 @given(problems({"coefs": 0, "sigma": None}, levels=True))
 def test_combine(on, problem):
     """Each channel's noise has the scale of its level, and eps itself knows none."""
@@ -99,7 +99,7 @@ def test_combine(on, problem):
     close(eps, known, 4 * 2.0**-23 * known.abs() + on.rounding(known, problem.dtype))
 
 
-@some
+@few
 @given(problems({"coefs": 1, "to_x0": 0, "sigma": None}, levels=True))
 def test_step(on, problem):
     """The noise comes on top of what the step is without; x0 has none."""
@@ -118,7 +118,7 @@ def test_step(on, problem):
     close(x0, want_x0, arithmetic_error(len(terms) + 1, of_x0, problem.dtype) + on.rounding(want_x0, problem.dtype))
 
 
-@some
+@few
 @given(problems({"coefs": 0, "sigma": None, "weight": None}, whole_first=True, levels=True))
 def test_squared_error(on, problem):
     call = *flat(problem, "coefs", "sigma", "weight"), *rest(problem)
@@ -138,7 +138,7 @@ def test_squared_error(on, problem):
     close(grad, first * r, bound)
 
 
-@some
+@few
 @given(problems({"coefs": 0, "sigma": None}, levels=True))
 def test_the_gradient_of_sigma(on, problem):
     """<grad, eps> over the channels of each level."""
@@ -162,8 +162,18 @@ def test_the_gradient_of_sigma(on, problem):
     close(found, want, bound + torch.finfo(real(problem.dtype)).tiny)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("levels", [(0,), (0, 3), (0, 1, 2, 3, 4, 5, 6, 7), (0, 5)])
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+LEVELS = [(0, 3), (0,), (0, 1, 2, 3, 4, 5, 6, 7), (0, 5)]
+
+
+@pytest.mark.parametrize(
+    ("levels", "dtype"),
+    [  # the bounds do not depend on the type
+        pytest.param(levels, dtype, marks=[pytest.mark.slow] * (levels != LEVELS[0] and dtype != DTYPES[0]))
+        for levels in LEVELS
+        for dtype in DTYPES
+    ],
+)
 def test_equal_levels_have_the_bits_of_one(on, dtype, levels):
     """The arithmetic of an element is the same, whether its level ends beside it, in a vector or in an item of work."""
     g = torch.Generator().manual_seed(2)
@@ -188,7 +198,9 @@ def test_equal_levels_have_the_bits_of_one(on, dtype, levels):
         assert identical(a, b)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(dtype, marks=[pytest.mark.slow] * (k % 2)) for k, dtype in enumerate(DTYPES)]
+)
 @pytest.mark.parametrize("shape", [[2, 16], [2, 8, 3], [2, 24, 1, 1]])
 def test_a_level_ends_within_a_vector(on, dtype, shape):
     """Where all else lets a kernel move whole vectors: contiguous terms of a length that is a multiple of theirs."""

@@ -29,7 +29,8 @@ def check(launch, target):
         assert max(static.widths(sass, "STG")) >= 128
 
 
-@pytest.mark.parametrize("target", [90, *(pytest.param(t, marks=pytest.mark.slow) for t in static.TARGETS if t != 90)])
+@pytest.mark.slow
+@pytest.mark.parametrize("target", static.TARGETS)
 def test_every_kernel_compiles(target):
     found = static.launches([torch.float32])
     kernels = static.triton_launch.kernels

@@ -10,12 +10,13 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 pytest.importorskip("triton")
 from flat import Flat, reference
 from flat import call_of as flat_call
 from interpreted import add_up, fma, guarded, load
+from problems import few
 from triton.runtime.interpreter import InterpreterBuilder, ReduceOps
 
 from mmfast.ops.call import Tables
@@ -25,7 +26,6 @@ backend = Flat(backend)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 KEY = torch.tensor([-0x0123456789ABCDEF, 5])
 BLOCKS = [128, 1024, 8192]
-few, some = settings(max_examples=20), settings(max_examples=40)
 
 
 @pytest.fixture(autouse=True)
@@ -234,7 +234,6 @@ def test_every_kind_of_term_with_short_and_long_rows(monkeypatch):
     assert {(rows, *kind) for rows in ("short", "long") for kind in kinds} <= seen
 
 
-@some
 @given(problems(), st.sampled_from(BLOCKS), st.booleans())
 def test_combine_against_float64(problem, block, return_noise):
     terms, starts, coefs, sigma, rows, key, ids, stream, shape, dtype, _ = problem
@@ -252,7 +251,6 @@ def test_combine_against_float64(problem, block, return_noise):
         assert ((eps.double() - noise).abs() <= 4 * 2.0**-23 * noise.abs() + rounding(dtype, noise)).all()
 
 
-@some
 @given(problems(extra=1), st.sampled_from(BLOCKS), st.data())
 def test_step_against_float64(problem, block, data):
     terms, starts, coefs, sigma, rows, key, ids, stream, shape, dtype, g = problem

@@ -53,7 +53,6 @@ def _tables(call: Call) -> tuple[Call, Tables, Noise | None]:
 
 
 def _outputs(call: Call) -> tuple[torch.device, Sequence[int], torch.dtype]:
-    assert call.shape is not None and call.dtype is not None  # it is complete
     return call.tables.coefs.device, call.shape, call.dtype
 
 

@@ -69,7 +69,6 @@ def lay_out(terms: Sequence[Term], shape: Sequence[int]) -> tuple[list[Tensor], 
 
 def place(call: Call, tile: int) -> tuple[tuple[Tensor, ...], Layout, dict[str, object]]:
     """The terms as they can be read, how they lie, and the constants of a kernel with tiles of this size."""
-    assert call.shape is not None  # it is complete
     tensors, layout = lay_out(call.terms, call.shape)
     rows = "one" if layout.rows == 1 else "long" if layout.inner >= tile else "short"
     constants = {"KINDS": layout.kinds, "CUTS": layout.cuts, "ROWS": rows, "OFFSET": offset(call.shape)}
@@ -79,7 +78,7 @@ def place(call: Call, tile: int) -> tuple[tuple[Tensor, ...], Layout, dict[str, 
 def levels_of(call: Call) -> tuple[tuple[int, ...], int]:
     """The first elements of the noise's levels but the first, and their number with it: 0 for one and sigma [R]."""
     levels = () if call.noise is None or call.shape is None else call.noise.levels
-    return tuple(first * math.prod(call.shape[2:]) for first in levels[1:]), len(levels)  # type: ignore[index]
+    return tuple(first * math.prod(call.shape[2:]) for first in levels[1:]), len(levels)
 
 
 def offset(shape: Sequence[int]) -> object:
