@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,14 +43,24 @@ def ink(images: Tensor) -> Tensor:
     return (pixels(images)[:, 0] >= INK).long()
 
 
-def _classifier(images: Tensor, labels: Tensor) -> Judge:
-    """scikit-learn's logistic regression on the pixels of real digits."""
+def _tensors() -> dict[str, Tensor]:
+    raw = _load()
+    images = torch.from_numpy(raw.images).float()[:, None] / ((LEVELS - 1) / 2) - 1
+    return {"image": images, "label": torch.from_numpy(raw.target).long(), "mask": ink(images)}
+
+
+@functools.cache
+def _classifier() -> Judge:
+    """scikit-learn's logistic regression on the pixels of every real digit: it is to be right about digits, not to
+    generalise. Fitted once in a process, in seconds."""
     from sklearn.linear_model import LogisticRegression
+
+    real = _tensors()
 
     def features(x: Tensor) -> Any:
         return (pixels(x).flatten(1) / (LEVELS - 1)).cpu().numpy()
 
-    regression = LogisticRegression(max_iter=1000).fit(features(images), labels.numpy())
+    regression = LogisticRegression(max_iter=1000).fit(features(real["image"]), real["label"].numpy())
 
     def judge(generated: Tensor) -> Tensor:
         return torch.from_numpy(regression.predict(features(generated))).long()
@@ -59,15 +70,13 @@ def _classifier(images: Tensor, labels: Tensor) -> Judge:
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     """The digits as image (float [1, 8, 8] in -1 .. 1), label and mask, split the same way every time."""
-    raw = _load()
-    images = torch.from_numpy(raw.images).float()[:, None] / ((LEVELS - 1) / 2) - 1
-    tensors = {"image": images, "label": torch.from_numpy(raw.target).long(), "mask": ink(images)}
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    held_out = round(len(images) * spec.test_fraction)
+    tensors = _tensors()
+    count = len(tensors["label"])
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    held_out = round(count * spec.test_fraction)
     test, train = order[:held_out], order[held_out:]
 
     def part(index: Tensor) -> InMemory:
         return InMemory({name: x[index] for name, x in tensors.items()})
 
-    # The judge learns from every real digit: it is to be right about digits, not to generalise.
-    return Data(part(train), part(test), lambda: {"label": _classifier(images, tensors["label"]), "mask": ink})
+    return Data(part(train), part(test), lambda: {"label": _classifier(), "mask": ink})

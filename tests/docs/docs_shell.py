@@ -39,6 +39,7 @@ FEW = {
     "sample.count": 2,
     "sample.steps": 1,
     "evaluate.samples": 0,
+    "evaluate.bound_steps": 1,
 }
 TRAIN = [*(f"--{key}={value}" for key, value in FEW.items()), "--quiet"]
 SMALL = ["--backbone", "{kind: mlp, width: 16, blocks: 1, features: 4}"]

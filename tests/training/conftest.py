@@ -1,6 +1,7 @@
 """A run that nothing has happened to, and copies of it to damage."""
 
 import shutil
+import signal
 
 import pytest
 from small_run import make
@@ -17,3 +18,13 @@ def straight(tmp_path_factory):
 def run(straight, tmp_path):
     shutil.copytree(straight, tmp_path / "run")
     return tmp_path / "run"
+
+
+@pytest.fixture(autouse=True)
+def hang_ups_are_heard():
+    """Under nohup they are ignored, in training too."""
+    number = getattr(signal, "SIGHUP", None)
+    before = number and signal.signal(number, signal.SIG_DFL)
+    yield
+    if number:
+        signal.signal(number, before)
