@@ -143,9 +143,8 @@ def brief(config: Config) -> list[str]:
         lines.append("; ".join([f"{len(anchors):,} examples{held_out}", *([", ".join(parts)] if parts else [])]))
         left_out = sum(map(len, listing.left_out.values()))
         if left_out:
-            lines.append(
-                f"{left_out:,} {'file belongs' if left_out == 1 else 'files belong'} to nothing; `mmfast check` tells more"
-            )
+            files = "file belongs" if left_out == 1 else "files belong"
+            lines.append(f"{left_out:,} {files} to nothing; `mmfast check` tells more")
     parameters = sum(p.numel() for p in build_model(config).parameters())
     return [*lines, f"{parameters:,} parameters, on {pick_device(config.train.device, 'train.device')}"]
 
