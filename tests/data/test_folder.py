@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mmfast import config as configs
 from mmfast import modalities
+from mmfast.build import with_class_names
 from mmfast.data import folder
 from mmfast.errors import MmfastError
 
@@ -161,6 +163,9 @@ def test_folders_that_are_numbers_keep_them(tmp_path):
 
     numbers(12)
     numbers(20)
+    parts = {"image": {"kind": "image", "size": SIZE}, "label": {"kind": "label", "classes": 12}}
+    config = configs.from_plain({"data": {"kind": "folder", "root": str(tmp_path)}, "modalities": parts}, "x")
+    assert with_class_names(config) == config
     for classes in (5, 11):
         with pytest.raises(MmfastError, match=f"classes is {classes}; the folders are the numbers 0, 1, 10, 11, 2"):
             numbers(classes)
