@@ -102,6 +102,12 @@ def test_folders_of_classes_alone_are_one_modality(tmp_path):
     assert guessed.data() == {"kind": "folder", "root": str(tmp_path), "folders": {"image": "."}}
 
 
+def test_one_folder_of_any_name_that_holds_classes(tmp_path):
+    files(tmp_path, {"pets/STEM.png": lambda k: colour()})
+    guessed = guess(tmp_path, 32)
+    assert guessed.anchor == "pets" and guessed.modalities == {"pets": SEEN, "label": PETS} and not guessed.folders
+
+
 def test_pictures_alone(tmp_path):
     for k in range(3):
         save(tmp_path, f"{k}.png", colour())

@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mmfast import config as configs
 from mmfast import modalities
+from mmfast.build import with_class_names
 from mmfast.data import folder
 from mmfast.errors import MmfastError
 
@@ -161,6 +163,9 @@ def test_folders_that_are_numbers_keep_them(tmp_path):
 
     numbers(12)
     numbers(20)
+    parts = {"image": {"kind": "image", "size": SIZE}, "label": {"kind": "label", "classes": 12}}
+    config = configs.from_plain({"data": {"kind": "folder", "root": str(tmp_path)}, "modalities": parts}, "x")
+    assert with_class_names(config) == config
     for classes in (5, 11):
         with pytest.raises(MmfastError, match=f"classes is {classes}; the folders are the numbers 0, 1, 10, 11, 2"):
             numbers(classes)
@@ -199,7 +204,9 @@ def test_a_root_that_is_the_folder_of_the_images(tmp_path):
     for k in range(4):
         write(tmp_path, "ape" if k % 2 else "bee", str(k), ".png", np.zeros((SIZE, SIZE, 3), np.uint8))
     kinds = {"image": specs()["image"], "label": modalities.kind("label").Spec(classes=2)}
-    data = folder.open(folder.Spec(root=str(tmp_path), folders={"image": "."}), kinds, "image")
+    spec = folder.Spec(root=str(tmp_path), folders={"image": "."})
+    assert not folder.look(spec, kinds, "image").left_out
+    data = folder.open(spec, kinds, "image")
     assert sorted(data.train.stems + data.test.stems) == ["ape/1", "ape/3", "bee/0", "bee/2"]
     assert [data.train.classes["label"][k] for k in data.train.__getitems__(range(3)).data["label"]] == [
         stem.split("/")[0] for stem in data.train.stems
@@ -246,6 +253,10 @@ def test_shapes_are_those_of_pictures_that_stand_upright(tmp_path):
     kinds = {name: specs()[name] for name in ("image", "mask")}
     data = folder.open(folder.Spec(root=str(tmp_path)), kinds, "image")
     assert len(data.train.__getitems__([0, 1])) == 2 and len(data.test.__getitems__([0])) == 1
+    for k in range(3):  # stored as the photo is, so that it lies when that stands
+        write(tmp_path, "mask", str(k), ".png", np.zeros((8, 4), np.uint8))
+    with pytest.raises(MmfastError, match=r"is 4 x 8 and .* is 8 x 4"):
+        data.test.__getitems__([0])
 
 
 def test_a_link_to_nothing_is_an_error_when_it_is_read(made):
