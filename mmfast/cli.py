@@ -15,8 +15,9 @@ from typing import Any, NoReturn
 import torch
 
 import mmfast
-from mmfast.errors import MmfastError, unknown
+from mmfast.errors import MmfastError, line_of, unknown
 from mmfast.memory import keep_freed_memory
+from mmfast.ranks import joined
 
 EPILOG = """\
 examples:
@@ -117,13 +118,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, rest = parser().parse_known_args(argv)
         if args.command != "train" and rest:
             raise MmfastError(f"{rest[0]} is no option of `mmfast {args.command}`; see `mmfast {args.command} --help`")
-        if args.command != "info":
-            keep_freed_memory()
-        return COMMANDS[args.command](args, rest)
+        if args.command not in TOGETHER:
+            return COMMANDS[args.command](args, rest)
+        keep_freed_memory()
+        with joined() as args.ranks:
+            return COMMANDS[args.command](args, rest)
     except MmfastError as error:
-        # From a process that loads data the message comes with its traceback above it.
-        line = str(error).strip().splitlines()[-1].removeprefix("mmfast.errors.MmfastError: ")
-        print(f"mmfast: error: {line}", file=sys.stderr)
+        print(f"mmfast: error: {line_of(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):  # the terminal has closed
@@ -164,6 +165,8 @@ def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
         raise MmfastError("no --out RUN given; it should be the run's folder, new or to go on with")
     config = configs.load(args.config, overrides(rest))
     run = train(config, args.out, quiet=args.quiet)
+    if not args.ranks.first:
+        return 0
     metrics = run.folder / "metrics.json"
     if metrics.exists():
         try:
@@ -216,10 +219,13 @@ def _sample(args: argparse.Namespace, rest: Sequence[str]) -> int:
     run, config, model = load_run(args.run, args.device)
     given = _given(args.given, model, config, args.n)
     names = ("steps", "sampler", "guidance_scale", "first")
-    options = {name: value for name in names if (value := getattr(args, name)) is not None}
+    options: dict[str, Any] = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.offset is not None:
         options["offset"] = dict(_share(pair) for pair in args.offset)
-    drawn = generate(model, config, args.n, given, progress=not args.quiet, seed=args.seed, **options)
+    options |= {"progress": not args.quiet, "seed": args.seed, "ranks": args.ranks}
+    drawn = generate(model, config, args.n, given, **options)
+    if not args.ranks.first:
+        return 0
     what = " ".join(args.given)
     how = title(args.given, config.sample.first if args.first is None else args.first)
     picture = sample_grid({n: model.part(n) for n in drawn}, drawn, how, list(given))
@@ -271,7 +277,11 @@ def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
     for name in ("features", "features_weights", "lpips", "lpips_weights"):
         if getattr(args, name) is not None:
             setattr(config.evaluate, name, getattr(args, name))
-    metrics = evaluate(model, config, build_data(config), quiet=args.quiet)
+    with args.ranks.in_turn():
+        data = build_data(config)
+    metrics = evaluate(model, config, data, quiet=args.quiet or not args.ranks.first, ranks=args.ranks)
+    if not args.ranks.first:
+        return 0
     print(table(metrics))
     if args.json:
         _write(Path(args.json), lambda temporary: temporary.write_text(json.dumps(metrics, indent=2) + "\n"))
@@ -317,3 +327,5 @@ def _serves(device: str) -> str:
 
 
 COMMANDS = {"train": _train, "sample": _sample, "eval": _eval, "info": _info}
+# What the processes of torchrun do together.
+TOGETHER = ("train", "sample", "eval")
