@@ -86,11 +86,11 @@ class Watch:
             return
         if how == DIED:
             self.lost.set()
+            if self.index == 1:
+                self._say(f"mmfast: {self._died(0)}")
         if self.index == 0:
             self._end_all(peer, how, bytes(rest).rstrip(b"\0").decode(errors="replace"))
         elif not self.leaving.wait(BY_ITSELF):
-            if how == DIED and self.index == 1:
-                self._say(f"mmfast: {self._died(0)}")
             _exit(status)
 
     def _end_all(self, peer: int, how: int, text: str) -> None:
