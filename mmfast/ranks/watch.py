@@ -112,7 +112,7 @@ class Watch:
         if by_itself:
             return
         self._tell_all(how)
-        time.sleep(SEEN)
+        time.sleep(SEEN if how == DIED else 0.0)
         _exit(STATUS[how])
 
     def _died(self, peer: int) -> str:

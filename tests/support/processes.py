@@ -9,7 +9,18 @@ from multiprocessing import get_context
 from pathlib import Path
 
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch.distributed", "mmfast.cli", "mmfast.training", "tiny"])
+# All that takes long to import: torch's optimisers import its compiler.
+CONTEXT.set_forkserver_preload(
+    [
+        "torch._refs",
+        "torch._dynamo",
+        "sklearn.linear_model",
+        "sklearn.datasets",
+        "mmfast.cli",
+        "mmfast.training",
+        "tiny",
+    ]
+)
 
 
 class Job:

@@ -64,15 +64,17 @@ def numbers(ranks, accumulation, step=3):
     return [parts(config, Ranks(k, ranks), step) for k in range(ranks)]
 
 
-@pytest.mark.parametrize(
-    "ranks, accumulation, count", [(1, 1, 1), (1, 4, 4), (4, 1, 4), (2, 4, 4), (4, 2, 4), (2, 3, 6)]
-)
+CUTS = [(1, 1, 1), (1, 4, 4), (4, 1, 4), (2, 4, 4), (4, 2, 4), (2, 3, 6)]
+NAMES = [("RANK", None), ("MASTER_PORT", None), ("WORLD_SIZE", "two"), ("LOCAL_RANK", "-1")]
+
+
+@pytest.mark.parametrize("ranks, accumulation, count", CUTS)
 def test_a_batch_is_cut_into_parts_whoever_computes_them(ranks, accumulation, count):
     found = numbers(ranks, accumulation)
     assert sorted(n for own in found for part in own for n in part) == list(range(72, 96))
     assert {len(own) for own in found} == {count // ranks}
     whole = numbers(1, count)[0]
-    assert sorted(sum(found, []), key=lambda part: part.start) == whole
+    assert sorted((part for own in found for part in own), key=lambda part: part.start) == whole
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused():
@@ -88,9 +90,7 @@ def test_a_process_by_itself_says_things_to_itself():
     assert [rows.tolist() for rows in Ranks(0, 4).shares(2)] == [[0], [1]] and Ranks(0, 4).at_most(250, 10) == 3
 
 
-@pytest.mark.parametrize(
-    "name, value", [("RANK", None), ("MASTER_PORT", None), ("WORLD_SIZE", "two"), ("LOCAL_RANK", "-1")]
-)
+@pytest.mark.parametrize("name, value", NAMES)
 def test_variables_that_torchrun_has_not_set_are_named(name, value, monkeypatch, capsys):
     for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(key, "2")
@@ -332,27 +332,39 @@ def test_what_all_ranks_find_wrong_is_said_once_and_leaves_no_folder(tmp_path):
 # --- sampling and evaluation --------------------------------------------------------------------------------------
 
 
-def both(folder, run):
+def draw(folder, run):
+    folder.mkdir(exist_ok=True)
     sample = ["sample", str(run), "--n", "5", "--steps", "3", "--quiet", "--given", "label=3", "--seed", "1"]
-    assert main([*sample, "--out", str(folder / "drawn.png"), "--npz", str(folder / "drawn.npz")]) == 0
+    return main([*sample, "--out", str(folder / "drawn.png"), "--npz", str(folder / "drawn.npz")])
+
+
+def measure(folder, run):
+    folder.mkdir(exist_ok=True)
     return main(["eval", str(run), "--samples", "30", "--quiet", "--json", str(folder / "metrics.json")])
 
 
-def assert_alike(folder, other):
-    a, b = (np.load(f / "drawn.npz") for f in (folder, other))
+def by_one_and_by_two(tmp_path, work, run):
+    """What the first of two ranks says, and what the other does; the run is as it was."""
+    before = sorted(p.name for p in run.rglob("*"))
+    assert work(tmp_path / "one", run) == 0
+    job = Job(2, tmp_path / "two", work, tmp_path / "two", run)
+    job.done()
+    assert sorted(p.name for p in run.rglob("*")) == before
+    return job.said()
+
+
+def test_two_ranks_draw_what_one_process_does(tmp_path, alone):
+    first, second = by_one_and_by_two(tmp_path, draw, alone)
+    assert second == "" and first == "".join(f"{tmp_path / 'two' / name}\n" for name in ("drawn.png", "drawn.npz"))
+    a, b = (np.load(tmp_path / name / "drawn.npz") for name in ("two", "one"))
     assert set(a) == set(b) == {"image", "label", "mask"} and len(a["image"]) == 5
     for name in a:
         np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-5)
-    a, b = (json.loads((f / "metrics.json").read_text()) for f in (folder, other))
+
+
+@pytest.mark.slow
+def test_two_ranks_measure_what_one_process_does(tmp_path, alone):
+    first, second = by_one_and_by_two(tmp_path, measure, alone)
+    assert second == "" and first.count("frechet.samples") == 1
+    a, b = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("two", "one"))
     assert a == {name: pytest.approx(x, rel=1e-3, abs=1e-5) for name, x in b.items()}
-
-
-def test_two_ranks_draw_and_measure_what_one_process_does(tmp_path, alone):
-    before = sorted(p.name for p in alone.rglob("*"))
-    for name, ranks in (("one", 1), ("two", 2)):
-        job = Job(ranks, tmp_path / name, both, tmp_path / name, alone)
-        job.done()
-    first, second = job.said()
-    assert second == "" and "drawn.png" in first and first.count("frechet.samples") == 1
-    assert_alike(tmp_path / "two", tmp_path / "one")
-    assert sorted(p.name for p in alone.rglob("*")) == before
