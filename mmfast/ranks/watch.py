@@ -54,7 +54,8 @@ class Watch:
             self.leaving.set()
         if self.index != 0:
             self._tell(0, how, text=text)
-        self.wait(patience)
+        # Those that end by an error of their own do so at once; the rest are told to.
+        self.wait(BY_ITSELF if patience is not None and self.index == 0 else patience)
         if self.index == 0:
             self._tell_all(how)
         return said

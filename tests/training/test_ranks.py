@@ -3,11 +3,14 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from processes import Job
 from tiny import TINY, flags, tiny
 
@@ -46,6 +49,15 @@ def assert_one_curve(run, other, within=1e-5):
         assert about == wanted and a.keys() == b.keys()
         for key, x in a.items():
             torch.testing.assert_close(x, b[key], rtol=0, atol=within, msg=key)
+
+
+def assert_same_pictures(run, other):
+    """But for rounding: a level of grey here and there."""
+    names = [sorted(p.name for p in (folder / "samples").iterdir()) for folder in (run, other)]
+    assert names[0] == names[1] and len(names[0]) == 4
+    for name in names[0]:
+        a, b = (np.asarray(Image.open(folder / "samples" / name)).astype(int) for folder in (run, other))
+        assert a.shape == b.shape and np.abs(a - b).max() <= 1
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +176,7 @@ class Seeing:
             z_t, times, _ = inputs
             for n, z, t in zip(numbers.tolist(), z_t, times, strict=True):
                 assert n not in self.shown
-                self.shown[n] = (z.clone(), t.clone())
+                self.shown[n] = (z.detach().clone(), t.clone())
 
         hook = model.register_forward_pre_hook(show)
         try:
@@ -174,7 +186,8 @@ class Seeing:
 
 
 def see(folder, **options):
-    config, seeing = tiny(**OPTIONS, train__steps=4, backbone__dropout=0.1, **options), Seeing()
+    learned = {"modalities__label__encoder": "learned", "modalities__mask__encoder": "learned"}
+    config, seeing = tiny(**OPTIONS, **learned, train__steps=4, backbone__dropout=0.1, **options), Seeing()
     fit(config, str(folder / "run"), build_data(config), seeing, quiet=True)
     torch.save(seeing.shown, folder / f"shown{os.environ.get('RANK', 0)}.pt")
 
@@ -197,7 +210,8 @@ def see_alike(tmp_path, ranks):
     assert set(one) == set(in_parts) == set(by_ranks) == set(range(64))
     for n, (z, t) in one.items():
         for other in (in_parts, by_ranks):
-            assert torch.equal(other[n][0], z) and torch.equal(other[n][1], t)
+            assert torch.equal(other[n][1], t) and torch.equal(other[n][0][:1], z[:1])  # times; picture and noise
+            torch.testing.assert_close(other[n][0], z, rtol=0, atol=1e-5)  # encoded by weights that were learnt
     # Dropout draws for parts: these two are one run.
     assert_one_curve(tmp_path / "ranks" / "run", tmp_path / "parts" / "run")
 
@@ -232,16 +246,20 @@ def test_a_hundred_steps_by_ranks_and_in_parts(tmp_path, alone, ranks, accumulat
     run = tmp_path / "run"
     Job(ranks, tmp_path, main, command(run, 100, train__accumulation=accumulation)).done()
     assert_one_curve(run, alone)
+    assert_same_pictures(run, alone)
 
 
 @pytest.mark.slow
 def test_a_run_moves_from_two_ranks_to_one_to_four(tmp_path, alone):
     run = tmp_path / "run"
-    for ranks, until in ((2, 30), (1, 60), (4, 100)):
-        job = Job(ranks, tmp_path / str(ranks), stopping, until, command(run, 100, train__checkpoint_every=30))
-        assert job.wait() == [0 if until == 100 else 130] * ranks, job.said()
+    whole = command(run, 100, train__checkpoint_every=30)
+    for ranks, until in ((2, 25), (1, 60)):
+        job = Job(ranks, tmp_path / str(ranks), stopping, until, whole)
+        assert job.wait() == [130] * ranks, job.said()
         assert load_tensors(run / "trainer.safetensors")[1]["step"] == until
+    Job(4, tmp_path / "4", main, whole).done()
     assert_one_curve(run, alone)
+    assert_same_pictures(run, alone)
 
 
 def stopping(until, argv):
@@ -327,6 +345,60 @@ def test_what_all_ranks_find_wrong_is_said_once_and_leaves_no_folder(tmp_path):
     first, second = job.said()
     assert first.startswith("mmfast: error: train.batch_size is 15; ") and first.count("\n") == 1 and second == ""
     assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_all_and_is_said_once(tmp_path):
+    options = {
+        "train__learning_rate": "1.0e30",
+        "train__checkpoint_every": 1,
+        "train__log_every": 1,
+        "train__warmup": 0,
+    }
+    job = Job(2, tmp_path / "logs", main, command(tmp_path / "run", 50, **options))
+    assert job.wait() == [2, 2]
+    first, second = job.said()
+    assert first.startswith("mmfast: error: the loss is ") and first.count("\n") == 1 and second == ""
+    step = load_tensors(tmp_path / "run" / "trainer.safetensors")[1]["step"]
+    assert f"at step {step + 1};" in first and len(stats(tmp_path / "run")) == step
+
+
+def unwritable(argv):
+    from mmfast.run import Run
+
+    def full(self, *args):
+        assert os.environ["RANK"] == "0"
+        raise MmfastError("the disk is full")
+
+    Run.save_state = full
+    return main(argv)
+
+
+def test_what_the_first_rank_cannot_write_ends_all(tmp_path):
+    job = Job(2, tmp_path / "logs", unwritable, command(tmp_path / "run", 50, train__checkpoint_every=3))
+    assert job.wait() == [2, 2] and job.said() == ["mmfast: error: the disk is full\n", ""]
+
+
+# --- torchrun itself ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_torchrun_is_stopped_and_goes_on(tmp_path):
+    """SIGTERM, which it passes on to all processes of each rank, those that load data too."""
+    run = tmp_path / "run"
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mmfast"]
+    more = {"train__workers": 1, "train__log_every": 1}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [*start, *command(run, 100_000, **more)]
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+    while not (run / "stats.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0 and said.count("mmfast: ") == 1
+    assert "mmfast: stopped; `mmfast train`, repeated, goes on where it stopped" in said
+    step = load_tensors(run / "trainer.safetensors")[1]["step"]
+    assert 0 < step == len(stats(run)) < 100_000
 
 
 # --- sampling and evaluation --------------------------------------------------------------------------------------
