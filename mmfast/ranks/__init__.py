@@ -191,6 +191,8 @@ def _join() -> tuple[Ranks, Watch]:
         torch.cuda.set_device(local)
     store, _, _ = next(dist.rendezvous("env://"))
     store.set_timeout(STEP)
+    # What an earlier attempt has left there, where torchrun starts all anew, is not for this one.
+    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     backend = "cpu:gloo,cuda:nccl" if local < gpus else "gloo"
     dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=index, world_size=count, timeout=STEP)
     own = dist.PrefixStore("mmfast", store)

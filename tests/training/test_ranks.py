@@ -381,15 +381,34 @@ def test_what_the_first_rank_cannot_write_ends_all(tmp_path):
 # --- torchrun itself ----------------------------------------------------------------------------------------------
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+DIES_ONCE = """
+import os, sys
+from test_ranks import killed
+sys.exit(killed(1 if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" else None, sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_starts_all_anew_where_a_rank_has_died(tmp_path, alone):
+    script, run = tmp_path / "script.py", tmp_path / "run"
+    script.write_text(DIES_ONCE)
+    words = [*TORCHRUN, "--max-restarts", "1", str(script), *command(run, 100, train__checkpoint_every=5)]
+    done = subprocess.run(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("mmfast: rank 1 of 2 (") == 1
+    assert_one_curve(run, alone)
+
+
 @pytest.mark.slow
 def test_torchrun_is_stopped_and_goes_on(tmp_path):
     """SIGTERM, which it passes on to all processes of each rank, those that load data too."""
     run = tmp_path / "run"
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mmfast"]
     more = {"train__workers": 1, "train__log_every": 1}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    words = [*start, *command(run, 100_000, **more)]
-    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+    words = [*TORCHRUN, "-m", "mmfast", *command(run, 100_000, **more)]
+    process = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     while not (run / "stats.jsonl").exists():
         assert process.poll() is None
         time.sleep(0.1)
