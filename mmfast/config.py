@@ -64,6 +64,7 @@ class TrainSpec:
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     compile: bool = option(False, "compile the network with torch.compile")
     cuda_graphs: bool = option(False, "on a GPU, replay the network's kernels as CUDA graphs: for small networks")
+    shard: bool = option(False, "with several ranks, a shard of the network's weights on each: for large networks")
     workers: int = option(0, "processes that load data", min=0)
     log_every: int = option(50, "steps between two writes of stats.jsonl and TensorBoard", min=1)
     sample_every: int = option(5000, "steps between two sample grids; 0 for none", min=0)
@@ -231,6 +232,8 @@ def resolve(raw: DictConfig, source: str = "config") -> Config:
     if config.train.cuda_graphs and (config.train.accumulation > 1 or config.train.compile):
         # A graph's gradients are where the last replay put them, so there is nothing to add them to.
         raise MmfastError("train.cuda_graphs is true; it goes with train.accumulation=1 and train.compile=false only")
+    if config.train.shard and (config.train.cuda_graphs or config.train.compile):
+        raise MmfastError("train.shard is true; it goes with train.cuda_graphs=false and train.compile=false only")
     return config
 
 

@@ -7,6 +7,7 @@ for which every method is the plain thing without any communication.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import platform
 import time
@@ -45,7 +46,8 @@ class Ranks:
     local: int = 0  # among the processes of this machine
     machine: str = "0"
     store: Any = field(default=None, repr=False)
-    turns: int = 0
+    turns: Iterator[int] = field(default_factory=itertools.count, repr=False)
+    divides: bool = True  # whether `map` shares its items out; else all ranks do all of them, as shards need
 
     @property
     def first(self) -> bool:
@@ -86,18 +88,18 @@ class Ranks:
     def map(self, work: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
         """[work(item) for item in items], each done by one rank and known to all. The results are on the CPU."""
         items = list(items)
-        if self.count == 1:
+        if self.count == 1 or not self.divides:
             return [work(item) for item in items]
         mine = range(len(items) * self.index // self.count, len(items) * (self.index + 1) // self.count)
         return [x for part in self.all([work(items[i]) for i in mine]) for x in part]
 
     def shares(self, count: int) -> list[Tensor]:
         """0 .. count - 1 in as many even parts as there are ranks, and none empty: int64 [about count / ranks]."""
-        return [rows for rows in torch.arange(count).tensor_split(self.count) if len(rows)]
+        return [rows for rows in torch.arange(count).tensor_split(self.count if self.divides else 1) if len(rows)]
 
     def at_most(self, size: int, count: int) -> int:
         """A batch size for `count` examples: `size`, or less where that leaves a rank without work."""
-        return max(1, min(size, -(-count // self.count))) if self.count > 1 else size
+        return max(1, min(size, -(-count // self.count))) if self.count > 1 and self.divides else size
 
     def tensors(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The first rank's tensors by name, on all ranks. Those of the others only say where they should be."""
@@ -126,8 +128,7 @@ class Ranks:
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:
         """The first rank of each machine goes before its others, which find what it has made and kept."""
-        self.turns += 1
-        key = f"turn/{self.turns}/{self.machine}"
+        key = f"turn/{next(self.turns)}/{self.machine}"
         if self.count > 1 and self.local:
             self.store.wait([key], PATIENCE)
         yield

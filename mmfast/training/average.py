@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmfast.ranks import Ranks
+from mmfast.training.shards import is_shard
 
 # Of a bucket: large enough for the bandwidth, small enough to be on its way early.
 BYTES = 25 * 2**20
@@ -20,13 +21,13 @@ class Average:
 
     The objective calls encoders, `tell` and heads beside the backbone's forward, so the gradients are taken where they
     arrive, at the parameters, and not by a wrapper around a forward. A gradient that some ranks lack counts as zero
-    there; one that all lack stays so. All ranks end with the same bits.
+    there; one that all lack stays so. All ranks end with the same bits. Shards are left to those who made them.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], ranks: Ranks, most: int = BYTES) -> None:
         self.ranks = ranks
         # The last layers have their gradients first.
-        self.buckets = _buckets([p for p in parameters if p.requires_grad][::-1], most)
+        self.buckets = _buckets([p for p in parameters if p.requires_grad and not is_shard(p)][::-1], most)
         self.place = {p: k for k, bucket in enumerate(self.buckets) for p in bucket}
         self.missing: list[int] | None = None
         self.sent: list[tuple[Tensor, Any]] = []

@@ -8,6 +8,7 @@ all gradients. The first alone reads and writes the run's folder.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import warnings
@@ -29,7 +30,7 @@ from mmfast.generate import check_sample
 from mmfast.model import Model
 from mmfast.ranks import ALONE, Elsewhere, Ranks, joined
 from mmfast.run import Run
-from mmfast.training import graphs
+from mmfast.training import graphs, shards
 from mmfast.training import state as states
 from mmfast.training.average import Average
 from mmfast.training.ema import EMA
@@ -64,10 +65,15 @@ class Trainer:
     def __init__(self, config: Config, run: Run, data: Data, losses: Losses = losses, ranks: Ranks = ALONE) -> None:
         self.config, self.run, self.data, self.losses, self.ranks = config, run, data, losses, ranks
         self.device = pick_device(config.train.device, "train.device")
-        self.model = build_model(config).to(self.device)
+        self.sharded = config.train.shard and ranks.count > 1
+        self.model = build_model(config)
+        if not self.sharded:
+            self.model.to(self.device)
         self.ema = EMA(self.model, config.train.ema_decay)
+        for model in (self.model, self.ema.model) if self.sharded else ():
+            shards.shard(model, ranks, self.device)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
+            shards.groups(self.model.parameters()),
             config.train.learning_rate,
             weight_decay=config.train.weight_decay,
             fused=True,
@@ -81,13 +87,18 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, but the step's number."""
-        return states.pack(self.modules, self.optimizer)
+        return shards.whole(states.pack(self.modules, self.optimizer), self.ranks.first)
+
+    @property
+    def drawing(self) -> Ranks:
+        """The ranks as they draw from the model: each its share, or, of a model in shards, all together all of it."""
+        return dataclasses.replace(self.ranks, divides=not self.sharded)
 
     def restore(self) -> None:
         """Take up the newest checkpoint that is whole, if there is one, and heal the stats up to its step."""
 
         def check(tensors: dict[str, Tensor], metadata: dict[str, Any], path: Path) -> None:
-            states.check(tensors, metadata.get("step"), self.config.train.steps, self.modules, self.optimizer, path)
+            states.check(tensors, metadata.get("step"), self.config.train.steps, self.modules, path)
 
         tensors, metadata = (self.run.load_state(check) if self.ranks.first else None) or ({}, {"step": 0})
         self.done = self.ranks.told(metadata["step"])
@@ -101,15 +112,17 @@ class Trainer:
     def checkpoint(self) -> None:
         """Write the state and, beside it, the weights and their average for others to load."""
         self.flush()
+        state = self.state()
         if self.ranks.first:
-            self.run.save_state(self.state(), {"step": self.done, "stats": self.recent})
+            self.run.save_state(state, {"step": self.done, "stats": self.recent})
         self.export()
         self.ranks.any(True)  # no rank leaves before it is written
 
     def export(self) -> None:
-        for name, model in self.modules.items() if self.ranks.first else ():
-            file = self.run.folder / f"{name}.safetensors"
-            self.run.guard(lambda f=file, m=model: save_tensors(f, m.state_dict(), {"step": self.done}))  # type: ignore[misc]
+        for name, model in self.modules.items():
+            file, tensors = self.run.folder / f"{name}.safetensors", shards.whole(model.state_dict(), self.ranks.first)
+            if self.ranks.first:
+                self.run.guard(lambda f=file, x=tensors: save_tensors(f, x, {"step": self.done}))  # type: ignore[misc]
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         """The examples of this rank's next part. Raises MmfastError on all ranks where one cannot have its own."""
@@ -143,7 +156,10 @@ class Trainer:
                 totals[name] = totals.get(name, 0) + value.detach() / len(shares)
         self.average.end()
         totals = dict(zip(totals, self.ranks.mean(torch.stack(list(totals.values()))).unbind(), strict=True))
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.grad_clip)
+        if self.sharded:
+            norm = shards.clip(self.model.parameters(), train.grad_clip, self.ranks)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.grad_clip)
         self.done += 1
         rate = learning_rate(self.config, self.done)
         for group in self.optimizer.param_groups:
@@ -232,9 +248,9 @@ def train(config: Config, out: str, quiet: bool = False) -> Run:
             data = build_data(config)
         trainer = fit(config, out, data, quiet=quiet)
         run, average = trainer.run, trainer.ema.model
-        sample_run(run, average, config, data, trainer.done, quiet=quiet, ranks=here)
+        sample_run(run, average, config, data, trainer.done, quiet=quiet, ranks=trainer.drawing)
         if config.evaluate.samples and not here.told((run.folder / "metrics.json").exists()):
-            evaluate_run(run, average, config, data, quiet=quiet, ranks=here)
+            evaluate_run(run, average, config, data, quiet=quiet, ranks=trainer.drawing)
         return run
 
 
@@ -272,7 +288,12 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
         while trainer.done < steps:
             if trainer.done and config.train.sample_every and trainer.done % config.train.sample_every == 0:
                 # Before the first step: those that a kill left undrawn.
-                how: dict[str, Any] = {"board": board, "quiet": True, "again": trainer.done > begun, "ranks": ranks}
+                how: dict[str, Any] = {
+                    "board": board,
+                    "quiet": True,
+                    "again": trainer.done > begun,
+                    "ranks": trainer.drawing,
+                }
                 sample_run(run, trainer.ema.model, config, trainer.data, trainer.done, **how)
             try:
                 trainer.step(batches, network)
