@@ -102,7 +102,7 @@ class Ranks:
         return max(1, min(size, -(-count // self.count))) if self.count > 1 and self.divides else size
 
     def tensors(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The first rank's tensors by name, on all ranks. Those of the others only say where they should be."""
+        """The first rank's tensors by name, on all ranks and on the CPU."""
         if self.count == 1:
             return dict(found)
         kinds = self.told([(name, list(x.shape), x.dtype) for name, x in found.items()])

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from mmfast.training.examples import loader, parts
 from mmfast.training.log import Board
 from mmfast.training.objective import Losses, losses
 from mmfast.training.stop import Stop
+from mmfast.training.try_out import try_out
 
 # How many characters of stats.jsonl a checkpoint keeps: a thousand lines or so.
 RECENT = 2**18
@@ -103,7 +103,7 @@ class Trainer:
         tensors, metadata = (self.run.load_state(check) if self.ranks.first else None) or ({}, {"step": 0})
         self.done = self.ranks.told(metadata["step"])
         if self.ranks.count > 1:  # all begin with the same bits, on whatever machines
-            tensors = self.ranks.tensors(tensors or self.state())
+            tensors = self.ranks.tensors(tensors if self.ranks.told(bool(tensors)) else self.state())
         if tensors:
             states.unpack(tensors, self.modules, self.optimizer)
         if self.ranks.first:
@@ -223,7 +223,7 @@ def fit(config: Config, out: str, data: Data, losses: Losses = losses, quiet: bo
         for part in (data.train, data.test):
             batch = part.__getitems__(range(min(len(part), config.train.batch_size)))
             check_batch(model, batch)
-        _try_out(model, batch, config, losses)
+        try_out(model, batch, config, losses)
         held_out(data.test, 1, model)
         check_sample(model, config)
         here.check_same(the_config=to_yaml(config), the_number_of_examples=(len(data.train), len(data.test)))
@@ -252,26 +252,6 @@ def train(config: Config, out: str, quiet: bool = False) -> Run:
         if config.evaluate.samples and not here.told((run.folder / "metrics.json").exists()):
             evaluate_run(run, average, config, data, quiet=quiet, ranks=trainer.drawing)
         return run
-
-
-def _try_out(model: Model, batch: Batch, config: Config, losses: Losses) -> None:
-    """Run two examples, so that sizes that do not fit show before there is a run; and look at the encodings' scales.
-
-    Raises MmfastError where torch refuses; warns of encodings far from unit RMS, whose weight's scale means another
-    thing than it says.
-    """
-    with torch.no_grad():
-        try:
-            few = Batch(*({name: x[:2] for name, x in part.items()} for part in (batch.data, batch.present)))
-            losses(model, few, torch.arange(len(few)), config)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise MmfastError(f"backbone: a network with these options does not run ({reason}); change them") from None
-        for name, E in model.encode(batch.filled()).items():
-            E = E[batch.present[name]] if name in batch.present else E
-            rms = float(E.square().mean().sqrt()) if len(E) else 1.0
-            if not 0.6 < rms < 1.6:
-                warnings.warn(f"the encodings of {name!r} have an RMS of {rms:.2f}; it should be near 1", stacklevel=3)
 
 
 def _steps(trainer: Trainer, quiet: bool) -> None:
