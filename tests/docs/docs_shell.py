@@ -94,7 +94,7 @@ def _mmfast(rest, folder, inline, given):
 
 
 def _torchrun(rest, folder, inline, given):
-    """torchrun understands its options, and mmfast its own; tests/training/test_ranks.py runs such commands."""
+    """torchrun understands its options, and mmfast its own; tests/training/test_ranks_end.py runs such commands."""
     from torch.distributed.run import get_args_parser
 
     args = get_args_parser().parse_args(rest)

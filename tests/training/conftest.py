@@ -3,7 +3,10 @@
 import shutil
 
 import pytest
+from rank_runs import command
 from small_run import make
+
+from mmfast.cli import main
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +20,11 @@ def straight(tmp_path_factory):
 def run(straight, tmp_path):
     shutil.copytree(straight, tmp_path / "run")
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory):
+    """A run of 100 steps by one process."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    assert main(command(folder, 100, train__checkpoint_every=30)) == 0
+    return folder

@@ -2,17 +2,14 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from processes import Job
-from tiny import TINY, flags, tiny
+from rank_runs import OPTIONS, assert_one_curve, assert_same_pictures, command, stopping
+from tiny import tiny
 
 from mmfast.build import build_data
 from mmfast.cli import main
@@ -23,50 +20,6 @@ from mmfast.training import fit
 from mmfast.training.average import Average
 from mmfast.training.examples import parts
 from mmfast.training.objective import losses
-
-PAIRS = [*TINY, ("backbone.width", "16"), ("train.log_every", "5")]
-TRAIN = ["train", "digits", "--quiet", *flags(PAIRS)]
-OPTIONS = {key.replace(".", "__"): value for key, value in PAIRS}
-
-
-def command(out, steps, **options):
-    more = {"train.steps": steps, **{key.replace("__", "."): value for key, value in options.items()}}
-    return [*TRAIN, "--out", str(out), *flags([(key, str(value)) for key, value in more.items()])]
-
-
-def stats(run):
-    return [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
-
-
-def assert_one_curve(run, other, within=1e-5):
-    """The losses, norms and rates of every step, and the weights at the end."""
-    lines, others = stats(run), stats(other)
-    assert [line["step"] for line in lines] == list(range(1, len(others) + 1)) and lines
-    for line, wanted in zip(lines, others, strict=True):
-        assert line == {name: pytest.approx(x, abs=within) for name, x in wanted.items()}
-    for name in ("model", "ema"):
-        (a, about), (b, wanted) = (load_tensors(folder / f"{name}.safetensors") for folder in (run, other))
-        assert about == wanted and a.keys() == b.keys()
-        for key, x in a.items():
-            torch.testing.assert_close(x, b[key], rtol=0, atol=within, msg=key)
-
-
-def assert_same_pictures(run, other):
-    """But for rounding: a level of grey here and there."""
-    names = [sorted(p.name for p in (folder / "samples").iterdir()) for folder in (run, other)]
-    assert names[0] == names[1] and len(names[0]) == 4
-    for name in names[0]:
-        a, b = (np.asarray(Image.open(folder / "samples" / name)).astype(int) for folder in (run, other))
-        assert a.shape == b.shape and np.abs(a - b).max() <= 1
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """A run of 100 steps by one process."""
-    folder = tmp_path_factory.mktemp("alone") / "run"
-    assert main(command(folder, 100, train__checkpoint_every=30)) == 0
-    return folder
-
 
 # --- what a rank is given -----------------------------------------------------------------------------------------
 
@@ -249,57 +202,6 @@ def test_a_hundred_steps_by_ranks_and_in_parts(tmp_path, alone, ranks, accumulat
     assert_same_pictures(run, alone)
 
 
-def sharded(argv):
-    """The command, which has to hold a half of each of the network's weights here, and all of the rest."""
-    from mmfast.training import trainer
-
-    export = trainer.Trainer.export
-
-    def looks(self):
-        for model in self.modules.values():
-            for name, p in model.named_parameters():
-                assert hasattr(p, "to_local") == name.startswith("backbone."), name
-                assert not hasattr(p, "to_local") or len(p.to_local()) <= -(-len(p) // 2), name
-        export(self)
-
-    trainer.Trainer.export = looks
-    return main(argv)
-
-
-NETWORKS = [{}, {"backbone": "{kind: unet, channels: 8, multipliers: [1, 2], attention: [4]}"}]
-
-
-@pytest.mark.parametrize("network", [NETWORKS[0], pytest.param(NETWORKS[1], marks=pytest.mark.slow)])
-def test_weights_in_shards_train_as_whole_ones_do(tmp_path, network):
-    """The norm is over all shards: the gradient is clipped in every step."""
-    options = {**network, "train__grad_clip": 0.1, "train__shard": "true", "train__weight_decay": 0.1}
-    assert main(command(tmp_path / "one", 12, **options)) == 0
-    Job(2, tmp_path, sharded, command(tmp_path / "run", 12, **options)).done()
-    assert_one_curve(tmp_path / "run", tmp_path / "one")
-    assert_same_pictures(tmp_path / "run", tmp_path / "one")
-    assert min(line["grad_norm"] for line in stats(tmp_path / "run")) > 0.2
-    (a, about), (b, wanted) = (load_tensors(tmp_path / name / "trainer.safetensors") for name in ("run", "one"))
-    assert about["step"] == wanted["step"] == 12 and a.keys() == b.keys()
-    for name, x in a.items():
-        torch.testing.assert_close(x, b[name], rtol=0, atol=1e-5, msg=name)
-
-
-@pytest.mark.slow
-def test_shards_are_cut_anew_for_another_number_of_ranks(tmp_path):
-    whole = command(tmp_path / "run", 60, train__checkpoint_every=10, train__shard="true")
-    for ranks, until in ((2, 15), (1, 30), (4, 45)):
-        assert Job(ranks, tmp_path / str(until), stopping, until, whole).wait() == [130] * ranks
-    Job(2, tmp_path / "end", main, whole).done()
-    assert main(command(tmp_path / "one", 60, train__shard="true")) == 0
-    assert_one_curve(tmp_path / "run", tmp_path / "one")
-
-
-def test_shards_do_not_go_with_graphs_or_the_compiler():
-    for name in ("cuda_graphs", "compile"):
-        with pytest.raises(MmfastError, match=r"train.shard is true; it goes with train.cuda_graphs=false and"):
-            tiny(train__shard="true", **{f"train__{name}": "true"})
-
-
 @pytest.mark.slow
 def test_a_run_moves_from_two_ranks_to_one_to_four(tmp_path, alone):
     run = tmp_path / "run"
@@ -311,164 +213,6 @@ def test_a_run_moves_from_two_ranks_to_one_to_four(tmp_path, alone):
     Job(4, tmp_path / "4", main, whole).done()
     assert_one_curve(run, alone)
     assert_same_pictures(run, alone)
-
-
-def stopping(until, argv):
-    """The command, of which the last rank is asked to stop in a step."""
-    from mmfast.training.trainer import Trainer
-
-    step = Trainer.step
-
-    def asked(self, *args):
-        step(self, *args)
-        if self.done == until and self.ranks.index == self.ranks.count - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.05)
-
-    Trainer.step = asked
-    return main(argv)
-
-
-def test_a_signal_to_one_rank_stops_all_after_the_step_in_hand(tmp_path):
-    run = tmp_path / "run"
-    job = Job(2, tmp_path, stopping, 7, command(run, 100))
-    assert job.wait() == [130, 130]
-    assert load_tensors(run / "trainer.safetensors")[1]["step"] == 7 == len(stats(run))
-    first, second = job.said()
-    assert first == "mmfast: stopped; `mmfast train`, repeated, goes on where it stopped\n" and second == ""
-
-
-def killed(rank, argv):
-    from mmfast.training.trainer import Trainer
-
-    step = Trainer.step
-
-    def dies(self, *args):
-        if self.done == 8 and self.ranks.index == rank:
-            os.kill(os.getpid(), signal.SIGKILL)
-        step(self, *args)
-
-    Trainer.step = dies
-    return main(argv)
-
-
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_a_rank_that_dies_ends_all_and_is_named(tmp_path, rank):
-    run = tmp_path / "run"
-    job = Job(2, tmp_path, killed, rank, command(run, 100, train__checkpoint_every=3))
-    assert job.wait(60)[1 - rank] == 1 and job.processes[rank].exitcode == -signal.SIGKILL
-    said = job.said()[1 - rank].splitlines()
-    name = f"process {job.processes[rank].pid}"
-    (line,) = [line for line in said if line.startswith("mmfast: ")]
-    assert line.startswith(f"mmfast: rank {rank} of 2 (") and f"{name}) has died" in line
-    assert load_tensors(run / "trainer.safetensors")[1]["step"] == 6
-
-
-def failing(rank, argv):
-    """The command, with an example that this rank cannot read."""
-    from mmfast.training import trainer
-
-    check, batches = trainer.check_batch, []
-
-    def fails(model, batch):
-        batches.append(batch)
-        if rank == int(os.environ["RANK"]) and len(batches) == 7:  # two before there is a run
-            raise MmfastError("a.png is damaged")
-        check(model, batch)
-
-    trainer.check_batch = fails
-    return main(argv)
-
-
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_an_example_that_one_rank_cannot_read_ends_all_with_what_was_learnt_kept(tmp_path, rank):
-    run = tmp_path / "run"
-    job = Job(2, tmp_path, failing, rank, command(run, 100))
-    assert job.wait() == [2, 2]
-    first, second = job.said()
-    assert first == f"mmfast: error: {'rank 1: ' if rank else ''}a.png is damaged\n" and second == ""
-    assert load_tensors(run / "trainer.safetensors")[1]["step"] == 4 == len(stats(run))
-
-
-def test_what_all_ranks_find_wrong_is_said_once_and_leaves_no_folder(tmp_path):
-    job = Job(2, tmp_path / "logs", main, command(tmp_path / "run", 9, train__batch_size=15))
-    assert job.wait() == [2, 2]
-    first, second = job.said()
-    assert first.startswith("mmfast: error: train.batch_size is 15; ") and first.count("\n") == 1 and second == ""
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_loss_that_is_not_finite_ends_all_and_is_said_once(tmp_path):
-    options = {
-        "train__learning_rate": "1.0e30",
-        "train__checkpoint_every": 1,
-        "train__log_every": 1,
-        "train__warmup": 0,
-    }
-    job = Job(2, tmp_path / "logs", main, command(tmp_path / "run", 50, **options))
-    assert job.wait() == [2, 2]
-    first, second = job.said()
-    assert first.startswith("mmfast: error: the loss is ") and first.count("\n") == 1 and second == ""
-    step = load_tensors(tmp_path / "run" / "trainer.safetensors")[1]["step"]
-    assert f"at step {step + 1};" in first and len(stats(tmp_path / "run")) == step
-
-
-def unwritable(argv):
-    from mmfast.run import Run
-
-    def full(self, *args):
-        assert os.environ["RANK"] == "0"
-        raise MmfastError("the disk is full")
-
-    Run.save_state = full
-    return main(argv)
-
-
-def test_what_the_first_rank_cannot_write_ends_all(tmp_path):
-    job = Job(2, tmp_path / "logs", unwritable, command(tmp_path / "run", 50, train__checkpoint_every=3))
-    assert job.wait() == [2, 2] and job.said() == ["mmfast: error: the disk is full\n", ""]
-
-
-# --- torchrun itself ----------------------------------------------------------------------------------------------
-
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-
-DIES_ONCE = """
-import os, sys
-from test_ranks import killed
-sys.exit(killed(1 if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" else None, sys.argv[1:]))
-"""
-
-
-@pytest.mark.slow
-def test_torchrun_starts_all_anew_where_a_rank_has_died(tmp_path, alone):
-    script, run = tmp_path / "script.py", tmp_path / "run"
-    script.write_text(DIES_ONCE)
-    words = [*TORCHRUN, "--max-restarts", "1", str(script), *command(run, 100, train__checkpoint_every=5)]
-    done = subprocess.run(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("mmfast: rank 1 of 2 (") == 1
-    assert_one_curve(run, alone)
-
-
-@pytest.mark.slow
-def test_torchrun_is_stopped_and_goes_on(tmp_path):
-    """SIGTERM, which it passes on to all processes of each rank, those that load data too."""
-    run = tmp_path / "run"
-    more = {"train__workers": 1, "train__log_every": 1}
-    words = [*TORCHRUN, "-m", "mmfast", *command(run, 100_000, **more)]
-    process = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    while not (run / "stats.jsonl").exists():
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode != 0 and said.count("mmfast: ") == 1
-    assert "mmfast: stopped; `mmfast train`, repeated, goes on where it stopped" in said
-    step = load_tensors(run / "trainer.safetensors")[1]["step"]
-    assert 0 < step == len(stats(run)) < 100_000
 
 
 # --- sampling and evaluation --------------------------------------------------------------------------------------
