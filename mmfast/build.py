@@ -16,6 +16,7 @@ from mmfast.data.precompute import with_embeddings
 from mmfast.errors import MmfastError, unknown
 from mmfast.modalities.image import Image
 from mmfast.model import Model
+from mmfast.ranks import local_rank
 from mmfast.run import Run
 from mmfast.schedule import Schedule, Weight
 
@@ -111,9 +112,9 @@ def load_run(folder: str | Path, device: str = "auto") -> tuple[Run, Config, Mod
 
 
 def pick_device(name: str, what: str = "--device") -> torch.device:
-    """A device by name; "auto" is the first GPU, else the CPU."""
+    """A device by name; "auto" is the first GPU (under torchrun, as with "cuda", the rank's own), else the CPU."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -122,4 +123,13 @@ def pick_device(name: str, what: str = "--device") -> torch.device:
         raise MmfastError(f"{what} is {name!r}, but torch finds no GPU; use cpu or auto")
     if device.type not in ("cpu", "cuda"):
         raise MmfastError(f"{what} is {name!r}; it should be auto, cpu, cuda or cuda:N")
+    local = local_rank()
+    if device.type == "cuda" and local is not None:
+        if device.index is not None:
+            raise MmfastError(f"{what} is {name!r}; under torchrun it should be auto, cuda (each rank its own) or cpu")
+        if local >= torch.cuda.device_count():
+            raise MmfastError(
+                f"this machine has {torch.cuda.device_count()} GPUs, and this is its process {local + 1}; lower "
+                f"--nproc-per-node, or set {what} to cpu"
+            )
     return device

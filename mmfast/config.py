@@ -62,6 +62,7 @@ class TrainSpec:
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     compile: bool = option(False, "compile the network with torch.compile")
     cuda_graphs: bool = option(False, "on a GPU, replay the network's kernels as CUDA graphs: for small networks")
+    shard: bool = option(False, "with several ranks, a shard of the network's weights on each: for large networks")
     workers: int = option(0, "processes that load data", min=0)
     log_every: int = option(50, "steps between two writes of stats.jsonl and TensorBoard", min=1)
     sample_every: int = option(5000, "steps between two sample grids; 0 for none", min=0)
@@ -223,6 +224,8 @@ def resolve(raw: DictConfig, source: str = "config") -> Config:
     if config.train.cuda_graphs and (config.train.accumulation > 1 or config.train.compile):
         # A graph's gradients are where the last replay put them, so there is nothing to add them to.
         raise MmfastError("train.cuda_graphs is true; it goes with train.accumulation=1 and train.compile=false only")
+    if config.train.shard and (config.train.cuda_graphs or config.train.compile):
+        raise MmfastError("train.shard is true; it goes with train.cuda_graphs=false and train.compile=false only")
     return config
 
 
@@ -283,7 +286,7 @@ def to_yaml(config: Config) -> str:
 # What may change in a run that goes on: how long, where and how it computes, what it shows. It changes nothing of what
 # is learnt at a step but the learning rate's decay, which is that of the longer run from there on.
 FREE = re.compile(
-    r"train\.(steps|accumulation|device|compile|cuda_graphs|workers|log_every|sample_every|checkpoint_every|tensorboard)"
+    r"train\.(steps|accumulation|device|shard|compile|cuda_graphs|workers|log_every|sample_every|checkpoint_every|tensorboard)"
     r"|(sample|evaluate)\..*|modalities\.[^.]*\.given_steps|data\.cache"
 )
 

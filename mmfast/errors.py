@@ -28,6 +28,11 @@ def missing_extra(package: str, extra: str, purpose: str) -> MmfastError:
     return MmfastError(f"{purpose} needs {package}, which is not installed: pip install 'mmfast[{extra}]'")
 
 
+def line_of(error: MmfastError) -> str:
+    """The one line of an error: from a process that loads data it comes with its traceback above it."""
+    return str(error).strip().splitlines()[-1].removeprefix("mmfast.errors.MmfastError: ")
+
+
 def notice(line: str) -> None:
     """Say on stderr, in one line, what is no error but should be known."""
     print(f"mmfast: {line}", file=sys.stderr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image as PILImage
@@ -23,6 +23,7 @@ from mmfast.metrics.lpips import LPIPS
 from mmfast.metrics.precision_recall import precision_recall
 from mmfast.model import Model
 from mmfast.pictures import sample_grid
+from mmfast.ranks import ALONE, Ranks
 from mmfast.reverse import fit, times_by_snr, x0_error
 from mmfast.run import Run
 
@@ -75,10 +76,11 @@ def sample_run(
     board: Board | None = None,
     quiet: bool = False,
     again: bool = True,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Sample grids in every direction, as RUN/samples/step-*.png: joint, and given each modality in turn.
 
-    again: also those whose files are there.
+    again: also those whose files are there. ranks: all draw, the first writes.
     """
     names, count = tuple(model.parts), config.sample.count
     examples = held_out(data.test, count, model)
@@ -86,18 +88,20 @@ def sample_run(
     for given in ["", *(name for name in names if len(names) > 1)]:
         name = f"given-{given}" if given else "joint"
         file = run.samples / f"step-{step:07d}-{name}.png"
-        if file.exists() and not again:
+        if ranks.told(file.exists()) and not again:
             continue
         what = {given: examples.data[given]} if given else {}
         text = f"samples given {given}" if given else "samples"
-        drawn = generate(model, config, count, what, progress=False if quiet else text)
+        drawn = generate(model, config, count, what, progress=False if quiet else text, ranks=ranks)
+        if not ranks.first:
+            continue
         picture = sample_grid(parts, drawn, f"{title(what, config.sample.first)} (step {step})", [given])
         save_picture(run, file, picture)
         if board is not None:
             board.picture(name, picture, step)
 
 
-def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> dict[str, float]:
+def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, ranks: Ranks = ALONE) -> dict[str, float]:
     """The figures of a model, on samples drawn from z_T.
 
     For each modality beside the anchor: joint_* (does it agree with the image generated with it, by the data
@@ -105,7 +109,8 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> d
     judge) and recovered_* (is it what goes with a held-out real image). The Frechet distance of the samples to the
     real data, and their precision and recall, beside those of one half of the real data to the other. The bound on
     held-out data (`mmfast.likelihood.bound`), with the posterior's variance and with those fitted to training data; and
-    x0_error.T, the mean squared error of the predicted z_0 at timesteps T.
+    x0_error.T, the mean squared error of the predicted z_0 at timesteps T. ranks share out the draws, the features and
+    the bound; all have the figures.
     """
     anchor, count, spec = model.anchor_name, config.evaluate.samples, config.evaluate
     # First what may be missing: nothing is drawn in vain.
@@ -113,14 +118,16 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> d
     lpips = LPIPS(spec.lpips, spec.lpips_weights or None) if spec.lpips else None
     if lpips is not None and not any(part.derived for part in model.parts.values()):
         raise MmfastError(f"evaluate.lpips is {spec.lpips!r}, but no modality hides parts of an image; leave it out")
-    judges = data.judges()
+    with ranks.in_turn():
+        judges = data.judges()
     truth = held_out(data.test, count, model)
     metrics: dict[str, float] = {"samples": float(count)}
 
     def draw(given: str, seed: int) -> dict[str, Tensor]:
         what = {given: truth.data[given]} if given else {}
         text = f"evaluating, given {given}" if given else "evaluating, joint"
-        drawn = generate(model, config, count, what, progress=False if quiet else text, seed=config.seed + seed)
+        how: dict[str, Any] = {"progress": False if quiet else text, "seed": config.seed + seed, "ranks": ranks}
+        drawn = generate(model, config, count, what, **how)
         return {name: x.cpu() for name, x in drawn.items()}
 
     joint = draw("", 1)
@@ -135,7 +142,7 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> d
                 image, seen = truth.data[name][:, :-1], truth.data[name][:, -1:]
                 whole = torch.where(seen > 0, image, restored.clamp(-1, 1))
                 batches = zip(whole.split(64), image.split(64), seen.split(64), strict=True)
-                distance = torch.cat([lpips.hidden(*batch) for batch in batches])
+                distance = torch.cat(ranks.map(lambda batch: lpips.hidden(*batch).cpu(), batches))
                 metrics[f"{name}.conditional_lpips_{spec.lpips}"] = float(distance.mean())
             continue
         if name in judges:
@@ -143,12 +150,12 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False) -> d
             drawn = draw(name, 3 + k)
             metrics[f"{name}.conditional_{part.metric}"] = part.score(judges[name](drawn[anchor]), truth.data[name])
         metrics[f"{name}.recovered_{part.metric}"] = part.score(recovered[name], truth.data[name])
-    metrics |= distances(joint[anchor], data, anchor, features)
+    metrics |= distances(joint[anchor], data, anchor, features, ranks=ranks)
     batch = held_out(data.test, min(count, len(data.test)), model)
-    return metrics | likelihood(model, config, data, batch)
+    return metrics | likelihood(model, config, data, batch, ranks)
 
 
-def likelihood(model: Model, config: Config, data: Data, batch: Batch) -> dict[str, float]:
+def likelihood(model: Model, config: Config, data: Data, batch: Batch, ranks: Ranks = ALONE) -> dict[str, float]:
     """The bound on a held-out batch, its reverse variances fitted to training data; and x0_error against t.
 
     Without the fitted ones where no training example has all of the model's modalities.
@@ -159,10 +166,10 @@ def likelihood(model: Model, config: Config, data: Data, batch: Batch) -> dict[s
     except MmfastError:
         reverses = {}
     else:
-        reverses = fit(model, seen, seed=seed, batch_size=size)
-    found = bound(model, batch, config.evaluate.bound_steps, seed, size, reverses)
+        reverses = fit(model, seen, seed=seed, batch_size=size, ranks=ranks)
+    found = bound(model, batch, config.evaluate.bound_steps, seed, size, reverses, ranks)
     times = times_by_snr(model.schedule, CURVE)
-    errors = x0_error(model, batch, times, seed, size).tolist()
+    errors = x0_error(model, batch, times, seed, size, ranks).tolist()
     return found | {f"x0_error.{t}": x for t, x in zip(times, errors, strict=True)}
 
 
@@ -180,23 +187,27 @@ class Shuffled:
         return self.examples.__getitems__(self.order[list(indices)].tolist())
 
 
-def distances(images: Tensor, data: Data, anchor: str, features: Extractor, most: int = 10_000) -> dict[str, float]:
+def distances(
+    images: Tensor, data: Data, anchor: str, features: Extractor, most: int = 10_000, ranks: Ranks = ALONE
+) -> dict[str, float]:
     """Frechet distance, precision and recall over `features`: samples against real images, and two halves of these.
 
     The real images are those of the training and the test set, at most `most` of each, in two halves: the first is
     compared with the samples, and with as many images of the second, since all three depend on the numbers. Precision
     and recall take as many images of the first half too. Distances over anything but pixels carry the features' name.
     """
-    real = torch.cat(
-        [
-            features(part.__getitems__(rows.tolist()).data[anchor])
-            for part in (data.train, data.test)
-            for rows in torch.arange(min(len(part), most)).split(256)
-        ]
-    )
+    chunks = [
+        (part, rows) for part in (data.train, data.test) for rows in torch.arange(min(len(part), most)).split(256)
+    ]
+
+    def of_real(chunk: tuple[Examples, Tensor]) -> Tensor:
+        part, rows = chunk
+        return features(part.__getitems__(rows.tolist()).data[anchor])
+
+    real = torch.cat(ranks.map(of_real, chunks))
     # The split is a shuffled one: neighbours in a data set are often kin.
     shuffled = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
-    half, fake = len(real) // 2, features(images)
+    half, fake = len(real) // 2, torch.cat(ranks.map(features, images.split(256)))
     name = "" if features.name == "pixels" else f"_{features.name}"
     count, found = min(half, len(fake)), {}
     if count < 2:
@@ -210,10 +221,13 @@ def distances(images: Tensor, data: Data, anchor: str, features: Extractor, most
     return found
 
 
-def evaluate_run(run: Run, model: Model, config: Config, data: Data, quiet: bool = False) -> dict[str, float]:
+def evaluate_run(
+    run: Run, model: Model, config: Config, data: Data, quiet: bool = False, ranks: Ranks = ALONE
+) -> dict[str, float]:
     """Evaluate a run's averaged weights and write RUN/metrics.json."""
-    metrics = evaluate(model, config, data, quiet)
-    run.guard(lambda: write_text(run.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n"))
+    metrics = evaluate(model, config, data, quiet, ranks)
+    if ranks.first:
+        run.guard(lambda: write_text(run.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n"))
     return metrics
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmfast.config import Config
 from mmfast.errors import MmfastError, unknown
 from mmfast.model import Model
 from mmfast.path import check_offset
-from mmfast.sample import sample
+from mmfast.ranks import ALONE, Ranks
+from mmfast.sample import how_many, sample
 
 
 def settings(config: Config, given: Iterable[str] = ()) -> dict[str, Any]:
@@ -65,6 +67,7 @@ def generate(
     given: Mapping[str, Tensor] | None = None,
     *,
     first: Sequence[str] | None = None,
+    ranks: Ranks = ALONE,
     **options: Any,
 ) -> dict[str, Tensor]:
     """`mmfast.sample.sample` as the config says: every modality by name, on the model's device.
@@ -73,11 +76,14 @@ def generate(
     p(x, y) = p(x) p(y | x); None for config.sample.first, empty for all together. Each turn is a whole run of the
     sampler, with noise of its own, and is guided by what was drawn before it as by what was given. What comes later is
     unknown meanwhile, where training has shown that (`unknown_probability`), else it is drawn along. Within a turn the
-    times keep to the offsets (`config.sample.offset`) of what is drawn in it. options: arguments of `sample` in place
-    of the config's.
+    times keep to the offsets (`config.sample.offset`) of what is drawn in it. ranks: each draws an even share, and all
+    have the whole; a sample is the same whoever draws it, but for rounding. options: arguments of `sample` in place of
+    the config's.
 
     Raises MmfastError for a name in `first` that is no modality of the model, or that follows from another.
     """
+    if ranks.count > 1:
+        return _by_all(ranks, model, config, count, dict(given or {}), {**options, "first": first})
     first = config.sample.first if first is None else [first] if isinstance(first, str) else first
     check_first(model, first)
     known = dict(given or {})
@@ -99,3 +105,21 @@ def generate(
         if target is not None:
             known[target] = drawn[target]
     return drawn
+
+
+def _by_all(
+    ranks: Ranks, model: Model, config: Config, count: int | None, given: dict[str, Tensor], options: dict[str, Any]
+) -> dict[str, Tensor]:
+    """`generate` with the samples shared out."""
+    count = how_many(model, count, given)
+    ids = options.pop("sample_ids", torch.arange(count))
+    options["progress"] = options.get("progress", False) if ranks.first else False
+
+    def draw(rows: Tensor) -> dict[str, Tensor]:
+        own = {name: x if len(x) == 1 else x[rows.to(x.device)] for name, x in given.items()}
+        drawn = generate(model, config, len(rows), own, sample_ids=ids[rows], **options)
+        return {name: x.cpu() for name, x in drawn.items()}
+
+    found = ranks.map(draw, ranks.shares(count))
+    device = model.schedule.alpha_bar.device
+    return {name: torch.cat([part[name] for part in found]).to(device) for name in found[0]}

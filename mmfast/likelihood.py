@@ -13,7 +13,8 @@ from mmfast import loss, ops
 from mmfast.data import Batch
 from mmfast.errors import MmfastError
 from mmfast.model import Model
-from mmfast.reverse import Reverse, Truth, blocks, denoise, divergences, log_snr, posterior, truths
+from mmfast.ranks import ALONE, Ranks
+from mmfast.reverse import Reverse, Truth, blocks, denoise, divergences, log_snr, posterior, rows, truth
 from mmfast.schedule import Schedule
 from mmfast.streams import EVALUATE, EVALUATE_TIME
 
@@ -33,6 +34,7 @@ def bound(
     seed: int = 0,
     batch_size: int = 256,
     reverses: Mapping[str, Reverse] | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """-ln p(X) <= L0 + L1 + L2 + L3 with every modality generated and nothing given, in means over the batch.
 
@@ -53,13 +55,18 @@ def bound(
     L0 and L2 know nothing of it.
 
     The sums over t are Monte Carlo over `steps` timesteps an example (`Timesteps`); 0 for whole sums. batch: on any
-    device; `batch_size` examples at a time go to the model's. Raises MmfastError for a batch without examples, and for
-    a reverse process of another model.
+    device; `batch_size` examples at a time go to the model's, and ranks share them out. Raises MmfastError for a batch
+    without examples, and for a reverse process of another model.
     """
     processes = {PLAIN: posterior(model), **(reverses or {})}
     for name, reverse in (reverses or {}).items():
         _check(model, name, reverse, processes[PLAIN])
-    found = [_terms(model, truth, processes, steps, seed) for truth in truths(model, batch, batch_size)]
+
+    def terms(numbers: Tensor) -> dict[Key, Tensor]:
+        found = _terms(model, truth(model, batch, numbers), processes, steps, seed)
+        return {key: x.cpu() for key, x in found.items()}
+
+    found = ranks.map(terms, rows(batch, batch_size, ranks))
     nats = {key: float(torch.cat([part[key] for part in found]).double().mean()) for key in found[0]}
     figures: dict[str, float] = {}
     for name in processes:
@@ -96,16 +103,16 @@ def _figures(model: Model, nats: Mapping[Key, float], reverse: str) -> dict[str,
     return found
 
 
-def _terms(model: Model, truth: Truth, processes: Mapping[str, Reverse], steps: int, seed: int) -> dict[Key, Tensor]:
+def _terms(model: Model, these: Truth, processes: Mapping[str, Reverse], steps: int, seed: int) -> dict[Key, Tensor]:
     """The parts for each example, [B]."""
     schedule, z0, numbers, times = (
         model.schedule,
-        truth.data[model.anchor_name],
-        truth.numbers,
+        these.data[model.anchor_name],
+        these.numbers,
         Timesteps(model.schedule),
     )
     found: dict[Key, Tensor] = {}
-    for name, block in blocks(model, z0, truth.encodings).items():
+    for name, block in blocks(model, z0, these.encodings).items():
         found["L0", PLAIN, name] = loss.L0(schedule, *block)
 
     def add(key: Key, x: Tensor) -> None:
@@ -119,15 +126,15 @@ def _terms(model: Model, truth: Truth, processes: Mapping[str, Reverse], steps: 
             weight = weight / steps
         else:
             t, weight = torch.full_like(numbers, 2 + k), torch.ones(len(numbers), device=numbers.device)
-        said = denoise(model, truth, t, seed=seed, stream=EVALUATE, draw=k + 1)
+        said = denoise(model, these, t, seed=seed, stream=EVALUATE, draw=k + 1)
         for who, reverse in processes.items():
-            for name, x in divergences(model, truth, reverse.of(model, said, t), t, reverse.variance).items():
+            for name, x in divergences(model, these, reverse.of(model, said, t), t, reverse.variance).items():
                 add(("L1", who, name), weight * x)
-        nll = {name: model.part(name).nll(x.float(), truth.data[name]) for name, x in said.heads.items()}
+        nll = {name: model.part(name).nll(x.float(), these.data[name]) for name, x in said.heads.items()}
         for name, x in nll.items():
             add(("L2", PLAIN, name), weight / (schedule.T - 1) * x)
     one, anchor = torch.ones_like(numbers), model.anchor_name
-    said = denoise(model, truth, one, seed=seed, stream=EVALUATE, draw=0)
+    said = denoise(model, these, one, seed=seed, stream=EVALUATE, draw=0)
     for who, reverse in processes.items():
         z0_hat, variance = reverse.of(model, said, one).z0, reverse.variance[anchor][1]
         found["L3", who, anchor] = loss.L3(schedule, z0, z0_hat, model.part(anchor).spec.levels, variance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from mmfast.data import Batch
 from mmfast.errors import MmfastError
 from mmfast.model import Model
 from mmfast.process import TARGETS
+from mmfast.ranks import ALONE, Ranks
 from mmfast.schedule import Schedule
 from mmfast.streams import ERROR
 
@@ -31,15 +32,19 @@ class Truth:
     numbers: Tensor
 
 
-def truths(model: Model, batch: Batch, batch_size: int) -> Iterator[Truth]:
-    """The batch, `batch_size` examples at a time. Raises MmfastError where it holds none."""
+def rows(batch: Batch, batch_size: int, ranks: Ranks = ALONE) -> list[Tensor]:
+    """The numbers of a batch's examples, at most `batch_size` at a time. Raises MmfastError where it holds none."""
     if not len(batch):
         raise MmfastError("batch holds 0 examples; it should hold at least one")
+    return list(torch.arange(len(batch)).split(ranks.at_most(batch_size, len(batch))))
+
+
+def truth(model: Model, batch: Batch, numbers: Tensor) -> Truth:
+    """Those of the batch's examples."""
     device = model.schedule.alpha_bar.device
-    for numbers in torch.arange(len(batch)).split(batch_size):
-        data = {name: x[numbers].to(device) for name, x in batch.data.items()}
-        encodings = model.encode(data)
-        yield Truth(data, {name: encodings[name] for name in model.traced}, numbers.to(device))
+    data = {name: x[numbers].to(device) for name, x in batch.data.items()}
+    encodings = model.encode(data)
+    return Truth(data, {name: encodings[name] for name in model.traced}, numbers.to(device))
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,9 @@ def posterior(model: Model) -> Reverse:
 
 
 @torch.no_grad()
-def fit(model: Model, batch: Batch, times: int = 32, seed: int = 0, batch_size: int = 256) -> dict[str, Reverse]:
+def fit(
+    model: Model, batch: Batch, times: int = 32, seed: int = 0, batch_size: int = 256, ranks: Ranks = ALONE
+) -> dict[str, Reverse]:
     """Reverse processes whose variances are fitted to data: "fitted", and in own channels "nearer".
 
     Of all isotropic variances that the examples share, u + E|d|^2 / D makes L1's term at t least, with u the
@@ -143,17 +150,23 @@ def fit(model: Model, batch: Batch, times: int = 32, seed: int = 0, batch_size: 
     schedule, anchor, sizes = model.schedule, model.anchor_name, _sizes(model)
     plain, (of_z0, u) = posterior(model), _steps(schedule)
     grid = sorted({2, *times_by_snr(schedule, times)} - {1})
-    sums = {name: torch.zeros(len(grid), dtype=torch.float64) for name in sizes}
-    for truth in truths(model, batch, batch_size):
+
+    def measure(numbers: Tensor) -> dict[str, Tensor]:
+        these = truth(model, batch, numbers)
+        sums = {name: torch.zeros(len(grid), dtype=torch.float64) for name in sizes}
         for k, at in enumerate(grid):
-            t = torch.full_like(truth.numbers, at)
-            said = denoise(model, truth, t, seed=seed, stream=ERROR, draw=at)
-            for name, nats in divergences(model, truth, said, t, plain.variance).items():
-                sums[name][k] += nats.sum().cpu()
+            t = torch.full_like(these.numbers, at)
+            said = denoise(model, these, t, seed=seed, stream=ERROR, draw=at)
+            for name, nats in divergences(model, these, said, t, plain.variance).items():
+                sums[name][k] = nats.sum().cpu()
+        return sums
+
+    measured = ranks.map(measure, rows(batch, batch_size, ranks))
+    sums = {name: _total([part[name] for part in measured]) for name in sizes}
     # L1 = E|d|^2 / 2u where the variance is u.
     scale = 2 * (u / of_z0.square())[torch.tensor(grid, device=u.device) - 1].cpu() / len(batch)
     errors = {name: _at_every_t(schedule, grid, x * scale / sizes[name]) for name, x in sums.items()}
-    errors[anchor][0] = x0_error(model, batch, [1], seed, batch_size)[0].clamp(min=LEAST_ERROR)
+    errors[anchor][0] = x0_error(model, batch, [1], seed, batch_size, ranks)[0].clamp(min=LEAST_ERROR)
     nothing = plain.from_z
     found = {"fitted": Reverse({name: _widened(u, of_z0, x) for name, x in errors.items()}, nothing)}
     if model.space == "own":
@@ -165,7 +178,9 @@ def fit(model: Model, batch: Batch, times: int = 32, seed: int = 0, batch_size: 
 
 
 @torch.no_grad()
-def x0_error(model: Model, batch: Batch, times: Sequence[int], seed: int = 0, batch_size: int = 256) -> Tensor:
+def x0_error(
+    model: Model, batch: Batch, times: Sequence[int], seed: int = 0, batch_size: int = 256, ranks: Ranks = ALONE
+) -> Tensor:
     """E|z0hat - z_0|^2 / D of the anchor at each of the timesteps, 1 .. T, with nothing given: float64 [len(times)].
 
     In squares of the pixels' unit, on the CPU. z_t is drawn from q(z_t | z_0, X). For scale: in own channels
@@ -174,13 +189,16 @@ def x0_error(model: Model, batch: Batch, times: Sequence[int], seed: int = 0, ba
     """
     for t in times:
         process.check_time("times", t, 1, model.schedule.T)
-    found = torch.zeros(len(times), dtype=torch.float64)
-    for truth in truths(model, batch, batch_size):
-        z0 = truth.data[model.anchor_name]
+
+    def measure(numbers: Tensor) -> Tensor:
+        these, found = truth(model, batch, numbers), torch.zeros(len(times), dtype=torch.float64)
+        z0 = these.data[model.anchor_name]
         for k, at in enumerate(times):
-            said = denoise(model, truth, torch.full_like(truth.numbers, at), seed=seed, stream=ERROR, draw=at)
-            found[k] += (said.z0 - z0).double().square().sum().cpu() / z0[0].numel()
-    return found / len(batch)
+            said = denoise(model, these, torch.full_like(these.numbers, at), seed=seed, stream=ERROR, draw=at)
+            found[k] = (said.z0 - z0).double().square().sum().cpu() / z0[0].numel()
+        return found
+
+    return _total(ranks.map(measure, rows(batch, batch_size, ranks))) / len(batch)
 
 
 def times_by_snr(schedule: Schedule, count: int) -> list[int]:
@@ -200,6 +218,11 @@ def times_by_snr(schedule: Schedule, count: int) -> list[int]:
 def log_snr(schedule: Schedule) -> Tensor:
     """ln SNR(t) at t = 1 .. T, float64, held within that of abar = 1e-9 and of 1 - 1e-9: abar_T may be 0."""
     return torch.logit(schedule.alpha_bar[1:], eps=1e-9)
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    """Their sum, from left to right."""
+    return sum(parts[1:], parts[0])
 
 
 def _at_every_t(schedule: Schedule, grid: list[int], errors: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def sample(
     Returns every modality by name, [count, ...], on the model's device. Raises MmfastError naming the argument.
     """
     given = {name: x.float() if x.is_floating_point() else x for name, x in (given or {}).items()}
-    count = _count(model, count, given)
+    count = how_many(model, count, given)
     if sampler not in SAMPLERS:
         raise unknown_name("sampler", sampler, SAMPLERS)
     device = model.schedule.alpha_bar.device
@@ -136,7 +136,8 @@ class _Settings:
     unknown: tuple[str, ...]
 
 
-def _count(model: Model, count: int | None, given: Mapping[str, Tensor]) -> int:
+def how_many(model: Model, count: int | None, given: Mapping[str, Tensor]) -> int:
+    """`count`, or as many as are given. Raises MmfastError where the two do not fit, or what is given is not right."""
     for name, x in given.items():
         if name not in model.parts:
             raise unknown_name("given modality", name, model.parts)

@@ -69,7 +69,7 @@ class World:
         monkeypatch.setattr(module, "fit", self.fit)
         monkeypatch.setattr(module, "times_by_snr", lambda schedule, count: [1, 9])
         monkeypatch.setattr(module, "x0_error", self.x0_error)
-        monkeypatch.setattr(module, "distances", lambda *args: self.calls.append(args) or {"frechet.of": 5.0})
+        monkeypatch.setattr(module, "distances", lambda *args, **how: self.calls.append(args) or {"frechet.of": 5.0})
 
     def alone(self):
         """The same world with nothing but the image."""

@@ -11,8 +11,9 @@ from typing import NoReturn
 import mmfast
 from mmfast.cli import check, evaluate, info, init, presets, sample, train
 from mmfast.cli.shared import overrides
-from mmfast.errors import MmfastError
+from mmfast.errors import MmfastError, line_of
 from mmfast.memory import keep_freed_memory
+from mmfast.ranks import joined
 
 # Each a module with `add`, which declares its options, and `run`, which returns the exit status.
 COMMANDS = {
@@ -24,6 +25,9 @@ COMMANDS = {
     "eval": evaluate,
     "info": info,
 }
+
+# What the processes of torchrun do together.
+TOGETHER = ("train", "sample", "eval")
 
 EPILOG = """\
 examples:
@@ -66,11 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise MmfastError(f"{rest[0]} is no option of `mmfast {args.command}`; see `mmfast {args.command} --help`")
         if args.command not in ("info", "presets"):
             keep_freed_memory()
-        return COMMANDS[args.command].run(args, rest)
+        if args.command not in TOGETHER:
+            return COMMANDS[args.command].run(args, rest)
+        with joined() as args.ranks:
+            return COMMANDS[args.command].run(args, rest)
     except MmfastError as error:
-        # From a process that loads data the message comes with its traceback above it.
-        line = str(error).strip().splitlines()[-1].removeprefix("mmfast.errors.MmfastError: ")
-        print(f"mmfast: error: {line}", file=sys.stderr)
+        print(f"mmfast: error: {line_of(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):  # the terminal has closed

@@ -41,7 +41,11 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     for name in ("features", "features_weights", "lpips", "lpips_weights"):
         if getattr(args, name) is not None:
             setattr(config.evaluate, name, getattr(args, name))
-    metrics = evaluate(model, config, build_data(config), quiet=args.quiet)
+    with args.ranks.in_turn():
+        data = build_data(config)
+    metrics = evaluate(model, config, data, quiet=args.quiet or not args.ranks.first, ranks=args.ranks)
+    if not args.ranks.first:
+        return 0
     print(table(metrics))
     if args.json:
         write(Path(args.json), lambda temporary: temporary.write_text(json.dumps(metrics, indent=2) + "\n"))

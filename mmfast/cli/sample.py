@@ -89,10 +89,13 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     run, config, model = load_run(args.run, args.device)
     given = _given(args.given, model, config, args.n)
     names = ("steps", "sampler", "guidance_scale", "first")
-    options = {name: value for name in names if (value := getattr(args, name)) is not None}
+    options: dict[str, Any] = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.offset is not None:
         options["offset"] = dict(_share(pair) for pair in args.offset)
-    drawn = generate(model, config, args.n, given, progress=not args.quiet, seed=args.seed, **options)
+    options |= {"progress": not args.quiet, "seed": args.seed, "ranks": args.ranks}
+    drawn = generate(model, config, args.n, given, **options)
+    if not args.ranks.first:
+        return 0
     what = " ".join(args.given)
     how = title(args.given, config.sample.first if args.first is None else args.first)
     picture = sample_grid({n: model.part(n) for n in drawn}, drawn, how, list(given))

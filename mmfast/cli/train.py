@@ -48,9 +48,11 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if args.out is None:
         raise MmfastError("no --out RUN given; it should be the run's folder, new or to go on with")
     config = with_class_names(configs.load(args.config, overrides(rest)))
-    if not args.quiet:
+    if not args.quiet and args.ranks.first:
         print("\n".join(brief(config)), flush=True)
     run = train(config, args.out, quiet=args.quiet)
+    if not args.ranks.first:
+        return 0
     metrics = run.folder / "metrics.json"
     if metrics.exists():
         try:

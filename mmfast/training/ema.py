@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mmfast.training.shards import local
+
 # Not a public name of torch's: without it the same in a loop.
 _LERP = getattr(torch, "_foreach_lerp_", None)
 
@@ -30,8 +32,8 @@ class EMA(Generic[Averaged]):
     def update(self, model: nn.Module, step: int) -> None:
         """Take in the weights after optimiser step `step` (from 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        shadow: list[Tensor] = list(self.model.parameters())
-        weights: list[Tensor] = list(model.parameters())
+        shadow: list[Tensor] = [local(p) for p in self.model.parameters()]
+        weights: list[Tensor] = [local(p) for p in model.parameters()]
         if _LERP is not None:
             _LERP(shadow, weights, 1 - decay)
         else:

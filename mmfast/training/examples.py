@@ -1,12 +1,13 @@
 """Example number n of a run: its place in the data, its timestep, what is given of it.
 
 All are functions of (seed, n) through the counter-based generator, so that resuming is one integer, and batch size,
-accumulation and ranks change nothing.
+accumulation and ranks change nothing. A step's batch is computed in parts, in turn or by several ranks.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from torch.utils.data import DataLoader
 from mmfast import ops
 from mmfast.config import Config
 from mmfast.data import Batch, Examples
+from mmfast.errors import MmfastError
+from mmfast.ranks import ALONE, Ranks
 from mmfast.streams import GIVEN, ORDER, TIMESTEP
 
 # A terminal that closes; not on Windows.
@@ -115,38 +118,59 @@ class Order:
         return int(self.permutation[place])
 
 
-class _Batches:
-    """The indices of each micro-batch from an optimiser step on, for a DataLoader."""
+def parts(config: Config, ranks: Ranks, step: int) -> list[range]:
+    """The parts of a step's batch (the step from 0) that a rank computes, each as the numbers of its examples.
 
-    def __init__(self, config: Config, length: int, done: int) -> None:
+    There are as many parts as `train.accumulation`, or the least multiple of it that all ranks can share alike. So two
+    runs with the same number of parts compute the same, whoever computes them. Raises MmfastError where the batch
+    cannot be cut so.
+    """
+    train = config.train
+    count = math.lcm(train.accumulation, ranks.count)
+    size, left = divmod(train.batch_size, count)
+    if left:
+        raise MmfastError(
+            f"train.batch_size is {train.batch_size}; it should be a multiple of {count}, so that {ranks.count} ranks "
+            f"have equal shares in parts of train.accumulation={train.accumulation}"
+        )
+    starts = [step * train.batch_size + k * size for k in range(ranks.index, count, ranks.count)]
+    return [range(start, start + size) for start in starts]
+
+
+class _Batches:
+    """The indices of each part from an optimiser step on, for a DataLoader."""
+
+    def __init__(self, config: Config, length: int, done: int, ranks: Ranks) -> None:
         self.config, self.length, self.done = config, length, done
+        self.ranks = Ranks(ranks.index, ranks.count)  # the whole of it would not go to another process
 
     def __iter__(self) -> Iterator[list[int]]:
         order = Order(self.config.seed, self.length)
-        size = self.config.train.batch_size // self.config.train.accumulation
-        first, last = (step * self.config.train.batch_size for step in (self.done, self.config.train.steps))
-        for start in range(first, last, size):
-            yield [order.index(n) for n in range(start, start + size)]
+        for step in range(self.done, self.config.train.steps):
+            for part in parts(self.config, self.ranks, step):
+                yield [order.index(n) for n in part]
 
 
-def loader(config: Config, examples: Examples, done: int, pinned: bool = False) -> Iterator[Batch]:
-    """The micro-batches of the run from step `done` on; pinned: in memory that a GPU copies from unwaited for."""
-    batches: Any = _Batches(config, len(examples), done)
+def loader(
+    config: Config, examples: Examples, done: int, pinned: bool = False, ranks: Ranks = ALONE
+) -> Iterator[Batch]:
+    """A rank's parts of the run from step `done` on; pinned: in memory that a GPU copies from unwaited for."""
+    batches: Any = _Batches(config, len(examples), done, ranks)
     return iter(
         DataLoader(
             examples,  # type: ignore[arg-type]
             batch_sampler=batches,
             num_workers=config.train.workers,
-            worker_init_fn=_leave_interrupts,
+            worker_init_fn=_leave_signals,
             collate_fn=_as_it_is,  # type: ignore[arg-type]
             pin_memory=pinned,
         )
     )
 
 
-def _leave_interrupts(worker: int) -> None:
-    """Ctrl-C and a terminal that closes reach all its processes; only the trainer is to answer."""
-    for number in (signal.SIGINT, HANGUP):
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C, a terminal that closes and torchrun's SIGTERM reach all processes; only the trainer is to answer."""
+    for number in (signal.SIGINT, signal.SIGTERM, HANGUP):
         if number is not None:
             signal.signal(number, signal.SIG_IGN)
 

@@ -15,9 +15,9 @@ from mmfast.config import Config
 class Board:
     """A SummaryWriter that goes on after a step, forgetting what was logged past it; nothing without TensorBoard."""
 
-    def __init__(self, folder: Path, config: Config, done: int) -> None:
+    def __init__(self, folder: Path, config: Config, done: int, silent: bool = False) -> None:
         self.writer: Any = None
-        if config.train.tensorboard and done < config.train.steps:
+        if config.train.tensorboard and done < config.train.steps and not silent:
             # TensorBoard looks for TensorFlow, whose start-up messages are no concern of this program.
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
             try:

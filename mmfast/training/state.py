@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
 from mmfast.files import check_fit
+from mmfast.training.shards import like
 
 # What AdamW keeps of each parameter that has had a gradient. It counts its steps in float32.
 MOMENTS, COUNT, MOST_COUNTED = ("exp_avg", "exp_avg_sq"), "step", 2**24
@@ -19,9 +20,14 @@ MOMENTS, COUNT, MOST_COUNTED = ("exp_avg", "exp_avg_sq"), "step", 2**24
 def pack(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """All tensors of modules and of an optimiser."""
     tensors = {f"{kind}.{name}": x for kind, module in modules.items() for name, x in module.state_dict().items()}
-    for index, entry in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": x for name, x in entry.items()}
+    for index, p in enumerate(_parameters(modules)):
+        tensors |= {f"optimizer.{index}.{name}": x for name, x in optimizer.state.get(p, {}).items()}
     return tensors
+
+
+def _parameters(modules: Mapping[str, nn.Module]) -> list[nn.Parameter]:
+    """What is optimised, in the model's order, whatever groups the optimiser has it in."""
+    return list(modules["model"].parameters())
 
 
 def check(
@@ -29,16 +35,14 @@ def check(
     step: Any,
     last: int,
     modules: Mapping[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
     path: Path,
 ) -> None:
     """Raise MmfastError unless `unpack` can take the tensors, and they are of this step, 0 .. last."""
     if type(step) is not int or not 0 <= step <= last:
         raise MmfastError(f"{path} is of step {step!r}; it should be a number from 0 to train.steps, {last}")
     wanted = {f"{kind}.{name}": x for kind, module in modules.items() for name, x in module.state_dict().items()}
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     counts = []
-    for index, p in enumerate(parameters):
+    for index, p in enumerate(_parameters(modules)):
         entry = {COUNT: torch.zeros(()), **dict.fromkeys(MOMENTS, p)}
         named = {f"optimizer.{index}.{name}": x for name, x in entry.items()}
         if tensors.keys() & named.keys():  # none, where no loss has had a gradient
@@ -56,10 +60,14 @@ def unpack(tensors: Mapping[str, Tensor], modules: Mapping[str, nn.Module], opti
     for name, x in tensors.items():
         kind, rest = name.split(".", 1)
         parts[kind][rest] = x
+    parameters = _parameters(modules)
+    place = {p: k for k, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     state: dict[int, dict[str, Tensor]] = {}
     for name, x in parts["optimizer"].items():
         index, rest = name.split(".", 1)
-        state.setdefault(int(index), {})[rest] = x
+        p = parameters[int(index)]
+        state.setdefault(place[p], {})[rest] = like(x, p) if rest in MOMENTS else x
     for kind, module in modules.items():
-        module.load_state_dict(parts[kind])
+        current = module.state_dict()
+        module.load_state_dict({name: like(x, current[name]) for name, x in parts[kind].items()})
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,15 +1,16 @@
 """Training. The order of the data, the timesteps, what is given and the noise are functions of (seed, number of
 the example in the run), so resuming is one integer and needs no random state; nor do more ranks or accumulation.
+
+With several ranks each has the whole state, computes its parts of every batch, and takes the same step with the mean of
+all gradients. The first alone reads and writes the run's folder.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
-import signal
-import threading
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmfast.build import build_data, build_model, pick_device
-from mmfast.config import Config
+from mmfast.config import Config, to_yaml
 from mmfast.data import Batch, Data
 from mmfast.errors import MmfastError
 from mmfast.evaluate import evaluate_run, held_out, sample_run
 from mmfast.files import save_tensors
 from mmfast.generate import check_sample
 from mmfast.model import Model
+from mmfast.ranks import ALONE, Elsewhere, Ranks, joined
 from mmfast.run import Run
-from mmfast.training import graphs
+from mmfast.training import graphs, shards
 from mmfast.training import state as states
+from mmfast.training.average import Average
 from mmfast.training.ema import EMA
-from mmfast.training.examples import HANGUP, loader
+from mmfast.training.examples import loader, parts
 from mmfast.training.log import Board
 from mmfast.training.objective import Losses, losses
+from mmfast.training.stop import Stop
+from mmfast.training.try_out import try_out
 
 # How many characters of stats.jsonl a checkpoint keeps: a thousand lines or so.
 RECENT = 2**18
@@ -55,19 +60,25 @@ def check_batch(model: Model, batch: Batch) -> None:
 
 
 class Trainer:
-    """One run: its model, optimiser and averages, and the steps done so far."""
+    """One run: its model, optimiser and averages, and the steps done so far; the same on all ranks."""
 
-    def __init__(self, config: Config, run: Run, data: Data, losses: Losses = losses) -> None:
-        self.config, self.run, self.data, self.losses = config, run, data, losses
+    def __init__(self, config: Config, run: Run, data: Data, losses: Losses = losses, ranks: Ranks = ALONE) -> None:
+        self.config, self.run, self.data, self.losses, self.ranks = config, run, data, losses, ranks
         self.device = pick_device(config.train.device, "train.device")
-        self.model = build_model(config).to(self.device)
+        self.sharded = config.train.shard and ranks.count > 1
+        self.model = build_model(config)
+        if not self.sharded:
+            self.model.to(self.device)
         self.ema = EMA(self.model, config.train.ema_decay)
+        for model in (self.model, self.ema.model) if self.sharded else ():
+            shards.shard(model, ranks, self.device)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
+            shards.groups(self.model.parameters()),
             config.train.learning_rate,
             weight_decay=config.train.weight_decay,
             fused=True,
         )
+        self.average = Average(self.model.parameters(), ranks)
         self.modules: dict[str, Model] = {"model": self.model, "ema": self.ema.model}
         self.done = 0
         self.recent = ""  # the end of stats.jsonl
@@ -76,49 +87,79 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, but the step's number."""
-        return states.pack(self.modules, self.optimizer)
+        return shards.whole(states.pack(self.modules, self.optimizer), self.ranks.first)
+
+    @property
+    def drawing(self) -> Ranks:
+        """The ranks as they draw from the model: each its share, or, of a model in shards, all together all of it."""
+        return dataclasses.replace(self.ranks, divides=not self.sharded)
 
     def restore(self) -> None:
         """Take up the newest checkpoint that is whole, if there is one, and heal the stats up to its step."""
 
         def check(tensors: dict[str, Tensor], metadata: dict[str, Any], path: Path) -> None:
-            states.check(tensors, metadata.get("step"), self.config.train.steps, self.modules, self.optimizer, path)
+            states.check(tensors, metadata.get("step"), self.config.train.steps, self.modules, path)
 
-        tensors, metadata = self.run.load_state(check) or ({}, {"step": 0})
-        self.done = metadata["step"]
+        tensors, metadata = (self.run.load_state(check) if self.ranks.first else None) or ({}, {"step": 0})
+        self.done = self.ranks.told(metadata["step"])
+        if self.ranks.count > 1:  # all begin with the same bits, on whatever machines
+            tensors = self.ranks.tensors(tensors if self.ranks.told(bool(tensors)) else self.state())
         if tensors:
             states.unpack(tensors, self.modules, self.optimizer)
-        self.recent = self.run.heal_stats(self.done, str(metadata.get("stats", "")))[-RECENT:]
+        if self.ranks.first:
+            self.recent = self.run.heal_stats(self.done, str(metadata.get("stats", "")))[-RECENT:]
 
     def checkpoint(self) -> None:
         """Write the state and, beside it, the weights and their average for others to load."""
         self.flush()
-        self.run.save_state(self.state(), {"step": self.done, "stats": self.recent})
+        state = self.state()
+        if self.ranks.first:
+            self.run.save_state(state, {"step": self.done, "stats": self.recent})
         self.export()
+        self.ranks.any(True)  # no rank leaves before it is written
 
     def export(self) -> None:
         for name, model in self.modules.items():
-            file = self.run.folder / f"{name}.safetensors"
-            self.run.guard(lambda f=file, m=model: save_tensors(f, m.state_dict(), {"step": self.done}))  # type: ignore[misc]
+            file, tensors = self.run.folder / f"{name}.safetensors", shards.whole(model.state_dict(), self.ranks.first)
+            if self.ranks.first:
+                self.run.guard(lambda f=file, x=tensors: save_tensors(f, x, {"step": self.done}))  # type: ignore[misc]
 
-    def step(self, batches: Iterator[Batch], network: Model) -> None:
-        """One optimiser step, over `accumulation` micro-batches."""
-        train = self.config.train
-        first = self.done * train.batch_size
-        size = train.batch_size // train.accumulation
-        totals: dict[str, Tensor] = {}
-        for k in range(train.accumulation):
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        """The examples of this rank's next part. Raises MmfastError on all ranks where one cannot have its own."""
+        error = None
+        try:
             batch = next(batches)
             check_batch(self.model, batch)
+        except MmfastError as found:
+            error = found
+        failed = self.ranks.any(error is not None)[0]
+        if failed:
+            raise error or Elsewhere("another rank has no examples")
+        return batch
+
+    def step(self, batches: Iterator[Batch], network: Model) -> None:
+        """One optimiser step, over this rank's parts of the batch."""
+        train = self.config.train
+        shares = parts(self.config, self.ranks, self.done)
+        totals: dict[str, Tensor] = {}
+        for part in shares:
+            batch = self._next(batches)
             # Dropout is the one thing that draws from torch's generator: a function of the place in the run too.
-            torch.manual_seed(self.config.seed ^ (first + k * size) << 20)
-            numbers = torch.arange(first + k * size, first + (k + 1) * size, device=self.device)
+            torch.manual_seed(self.config.seed ^ part.start << 20)
+            numbers = torch.arange(part.start, part.stop, device=self.device)
             found = self.losses(network, batch.to(self.device), numbers, self.config)
             total = torch.stack(list(found.values())).sum()
-            (total / train.accumulation).backward()
+            if part is shares[-1]:
+                self.average.begin()
+            (total / len(shares)).backward()
             for name, value in {"loss": total, **{f"loss.{n}": x for n, x in found.items()}}.items():
-                totals[name] = totals.get(name, 0) + value.detach() / train.accumulation
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.grad_clip)
+                totals[name] = totals.get(name, 0) + value.detach() / len(shares)
+        self.average.end()
+        totals = dict(zip(totals, self.ranks.mean(torch.stack(list(totals.values()))).unbind(), strict=True))
+        if self.sharded:
+            norm = shards.clip(self.model.parameters(), train.grad_clip, self.ranks)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.grad_clip)
         self.done += 1
         rate = learning_rate(self.config, self.done)
         for group in self.optimizer.param_groups:
@@ -133,7 +174,7 @@ class Trainer:
 
     def capture(self) -> None:
         """Replace the network's passes by CUDA graphs of them, for batches of the config's size."""
-        size = self.config.train.batch_size
+        size = len(parts(self.config, self.ranks, 0)[0])
         examples = self.data.train.__getitems__([i % len(self.data.train) for i in range(size)])
         batch, numbers = examples.to(self.device), torch.arange(size, device=self.device)
         bf16 = self.config.train.precision == "bf16"
@@ -142,8 +183,8 @@ class Trainer:
     def flush(self) -> dict[str, Any]:
         """Write the stats of the steps since the last flush; returns the last of them.
 
-        This is where the host reads the losses: once in many steps, so that it seldom waits for a GPU.
-        Raises MmfastError if a loss is not finite; the last checkpoint stays as it is.
+        This is where the host reads the losses: once in many steps, so that it seldom waits for a GPU. They are the
+        same on all ranks. Raises MmfastError if a loss is not finite; the last checkpoint stays as it is.
         """
         if not self.pending:
             return {}
@@ -158,7 +199,8 @@ class Trainer:
                     "train.learning_rate or train.grad_clip, or use train.precision=fp32, in a new --out"
                 )
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        self.run.append_stats(text)
+        if self.ranks.first:
+            self.run.append_stats(text)
         self.recent = (self.recent + text)[-RECENT:]
         if self.board is not None:
             for line in lines:
@@ -167,17 +209,18 @@ class Trainer:
         return lines[-1]
 
 
-def rehearse(config: Config, data: Data, losses: Losses = losses) -> Model:
+def rehearse(config: Config, data: Data, losses: Losses = losses, ranks: Ranks = ALONE) -> Model:
     """All that training does before its first step, but for the run's folder: raises MmfastError for bad input.
 
     Returns the model at its initial weights.
     """
     pick_device(config.train.device, "train.device")
+    parts(config, ranks, 0)
     model = build_model(config)
     for part in (data.train, data.test):
         batch = part.__getitems__(range(min(len(part), config.train.batch_size)))
         check_batch(model, batch)
-    _try_out(model, batch, config, losses)
+    try_out(model, batch, config, losses)
     held_out(data.test, 1, model)
     check_sample(model, config)
     return model
@@ -187,16 +230,20 @@ def fit(config: Config, out: str, data: Data, losses: Losses = losses, quiet: bo
     """Train a config by any loss of its model into the folder `out`, or go on with the run that is there.
 
     Returns the trainer: its run, its model and the average of that. Raises MmfastError for bad input, before
-    anything is changed.
+    anything is changed. Under torchrun all ranks call this together.
     """
-    rehearse(config, data, losses)  # what does not work should not leave a folder behind
-    trainer = Trainer(config, Run.start(out, config), data, losses)
-    trainer.restore()
-    if trainer.done and not quiet:
-        print(f"{out}: going on after step {trainer.done} of {config.train.steps}")
-    _steps(trainer, quiet)
-    trainer.export()  # a kill may have come between the last checkpoint and its export
-    return trainer
+    with joined() as here:
+        rehearse(config, data, losses, here)  # what does not work should not leave a folder behind
+        here.check_same(the_config=to_yaml(config), the_number_of_examples=(len(data.train), len(data.test)))
+        run = Run.start(out, config) if here.first else Run(Path(out))
+        trainer = Trainer(config, run, data, losses, here)
+        trainer.restore()
+        quiet = quiet or not here.first
+        if trainer.done and not quiet:
+            print(f"{out}: going on after step {trainer.done} of {config.train.steps}")
+        _steps(trainer, quiet)
+        trainer.export()  # a kill may have come between the last checkpoint and its export
+        return trainer
 
 
 def train(config: Config, out: str, quiet: bool = False) -> Run:
@@ -204,79 +251,37 @@ def train(config: Config, out: str, quiet: bool = False) -> Run:
 
     Returns the run. Raises MmfastError for bad input, before anything is changed.
     """
-    data = build_data(config)
-    trainer = fit(config, out, data, quiet=quiet)
-    run, average = trainer.run, trainer.ema.model
-    sample_run(run, average, config, data, trainer.done, quiet=quiet)
-    if config.evaluate.samples and not (run.folder / "metrics.json").exists():
-        evaluate_run(run, average, config, data, quiet=quiet)
-    return run
-
-
-def _try_out(model: Model, batch: Batch, config: Config, losses: Losses) -> None:
-    """Run two examples, so that sizes that do not fit show before there is a run; and look at the encodings' scales.
-
-    Raises MmfastError where torch refuses; warns of encodings far from unit RMS, whose weight's scale means another
-    thing than it says.
-    """
-    with torch.no_grad():
-        try:
-            few = Batch(*({name: x[:2] for name, x in part.items()} for part in (batch.data, batch.present)))
-            losses(model, few, torch.arange(len(few)), config)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise MmfastError(f"backbone: a network with these options does not run ({reason}); change them") from None
-        for name, E in model.encode(batch.filled()).items():
-            E = E[batch.present[name]] if name in batch.present else E
-            rms = float(E.square().mean().sqrt()) if len(E) else 1.0
-            if not 0.6 < rms < 1.6:
-                warnings.warn(f"the encodings of {name!r} have an RMS of {rms:.2f}; it should be near 1", stacklevel=3)
-
-
-class _Stop:
-    """Ctrl-C, SIGTERM and a terminal that closes ask for a stop after the step in hand; a second Ctrl-C stops at once.
-
-    Under nohup a terminal that closes is ignored, as it was.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def _ask(self, number: int, frame: Any) -> None:
-        # Ctrl-C in a terminal may be followed by SIGTERM from whoever started this: that is one wish, not two.
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __enter__(self) -> _Stop:
-        self.before = {}
-        if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGINT, signal.SIGTERM]
-            if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
-                numbers.append(HANGUP)
-            self.before = {number: signal.signal(number, self._ask) for number in numbers}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+    with joined() as here:
+        with here.in_turn():
+            data = build_data(config)
+        trainer = fit(config, out, data, quiet=quiet)
+        run, average = trainer.run, trainer.ema.model
+        sample_run(run, average, config, data, trainer.done, quiet=quiet, ranks=trainer.drawing)
+        if config.evaluate.samples and not here.told((run.folder / "metrics.json").exists()):
+            evaluate_run(run, average, config, data, quiet=quiet, ranks=trainer.drawing)
+        return run
 
 
 def _steps(trainer: Trainer, quiet: bool) -> None:
     config, run, steps, begun = trainer.config, trainer.run, trainer.config.train.steps, trainer.done
-    network = trainer.model
+    network, ranks = trainer.model, trainer.ranks
     if config.train.compile:
         network.backbone.compile()
     if config.train.cuda_graphs and trainer.device.type == "cuda" and trainer.done < steps:
         trainer.capture()
-    batches = loader(config, trainer.data.train, trainer.done, pinned=trainer.device.type == "cuda")
-    trainer.board = board = Board(run.folder / "tensorboard", config, trainer.done)
+    batches = loader(config, trainer.data.train, trainer.done, pinned=trainer.device.type == "cuda", ranks=ranks)
+    trainer.board = board = Board(run.folder / "tensorboard", config, trainer.done, silent=not ranks.first)
     bar = tqdm(total=steps, initial=trainer.done, desc="training", unit="step", disable=quiet, smoothing=0.05)
-    with bar, contextlib.closing(board), _Stop() as stop:
+    with bar, contextlib.closing(board), Stop(at_once=ranks.count == 1) as stop:
         while trainer.done < steps:
             if trainer.done and config.train.sample_every and trainer.done % config.train.sample_every == 0:
                 # Before the first step: those that a kill left undrawn.
-                how: dict[str, Any] = {"board": board, "quiet": True, "again": trainer.done > begun}
+                how: dict[str, Any] = {
+                    "board": board,
+                    "quiet": True,
+                    "again": trainer.done > begun,
+                    "ranks": trainer.drawing,
+                }
                 sample_run(run, trainer.ema.model, config, trainer.data, trainer.done, **how)
             try:
                 trainer.step(batches, network)
@@ -288,9 +293,10 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
             if due(config.train.log_every):
                 stats = trainer.flush()
                 bar.set_postfix(_postfix(stats))
-            if due(config.train.checkpoint_every) or stop.asked:
+            stopping = ranks.any(stop.asked)[0]
+            if due(config.train.checkpoint_every) or stopping:
                 trainer.checkpoint()
-            if stop.asked:
+            if stopping:
                 raise KeyboardInterrupt
 
 

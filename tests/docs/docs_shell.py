@@ -58,7 +58,11 @@ def run(words: list[str], folder: Path, inline: bool = False) -> None:
     while re.fullmatch(r"[A-Z_]+=.*", words[0]):
         name, _, value = words.pop(0).partition("=")
         given[name] = value
-    known = {"MMFAST_BACKEND": lambda value: value in backends.MODULES, "SKBUILD_CMAKE_DEFINE": _cmake_option}
+    known = {
+        "OMP_NUM_THREADS": str.isdecimal,
+        "MMFAST_BACKEND": lambda value: value in backends.MODULES,
+        "SKBUILD_CMAKE_DEFINE": _cmake_option,
+    }
     for name, value in given.items():
         assert name in known and known[name](value), f"{name}={value} is no variable that is known"
     program, *rest = words
@@ -91,6 +95,22 @@ def _mmfast(rest, folder, inline, given):
         subprocess.run([sys.executable, "-m", "mmfast", *rest], env=environment(given), check=True, timeout=60)
         return
     assert cli.main(rest) == 0
+
+
+def _torchrun(rest, folder, inline, given):
+    """torchrun understands its options, and mmfast its own; tests/training/test_ranks_end.py runs such commands."""
+    from torch.distributed.run import get_args_parser
+
+    args = get_args_parser().parse_args(rest)
+    assert args.module and args.training_script == "mmfast" and not inline, rest
+    assert args.standalone or (args.rdzv_backend == "c10d" and args.rdzv_endpoint and int(args.nnodes) > 1), rest
+    assert int(args.nproc_per_node) > 1
+    _mmfast(args.training_script_args, folder, True, {})
+
+
+def _srun(rest, folder, inline, given):
+    assert rest[0] == "torchrun", rest
+    _torchrun(rest[1:], folder, inline, given)
 
 
 def environment(more: dict[str, str] | None = None) -> dict[str, str]:
@@ -204,6 +224,8 @@ PROGRAMS = {
     "mypy": _tool("lint", "mypy", ""),
     "lint-imports": _tool("lint", "import-linter", ""),
     "mkdocs": _tool("docs", "mkdocs-material", "build", "build --strict", "serve"),
+    "torchrun": _torchrun,
+    "srun": _srun,
     "source": _source,
     ".ci/run": _ci_run,
 }

@@ -4,7 +4,10 @@ import shutil
 import signal
 
 import pytest
+from rank_runs import command
 from small_run import make
+
+from mmfast.cli import main
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +31,11 @@ def hang_ups_are_heard():
     yield
     if number:
         signal.signal(number, before)
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory):
+    """A run of 100 steps by one process."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    assert main(command(folder, 100, train__checkpoint_every=30)) == 0
+    return folder

@@ -15,7 +15,7 @@ from mmfast.build import build_data
 from mmfast.files import load_tensors
 from mmfast.run import Run
 from mmfast.training import trainer as module
-from mmfast.training.examples import _leave_interrupts
+from mmfast.training.examples import _leave_signals
 from mmfast.training.trainer import Trainer, _steps
 
 SMALL = {key.replace(".", "__"): value for key, value in PAIRS}
@@ -104,11 +104,11 @@ def test_under_nohup_a_closed_terminal_is_ignored(tmp_path):
 
 
 def test_a_process_that_loads_data_leaves_signals_to_the_trainer():
-    numbers = (signal.SIGINT, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
     before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
     try:
-        _leave_interrupts(0)
-        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN] * 2
+        _leave_signals(0)
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN] * 3
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)

@@ -1,0 +1,229 @@
+"""The processes ("ranks") that torchrun has started for one job: which of them this is, and what they tell each other.
+
+`joined` is how a process joins the others. What it gives is passed on as an argument; `ALONE` is a process by itself,
+for which every method is the plain thing without any communication.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mmfast.errors import MmfastError, line_of
+from mmfast.ranks.watch import BYE, FAILED, STOPPED, Watch
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+# How long a rank waits for another in a step, and how long for the first one to make what all need.
+STEP, PATIENCE = timedelta(minutes=30), timedelta(days=30)
+# Seconds that a failure of another rank, which shows here as a failed transfer, is given to explain itself.
+EXPLAINED = 10.0
+
+
+class Elsewhere(MmfastError):
+    """Another rank cannot go on; the reason is said there."""
+
+
+@dataclass
+class Ranks:
+    """This process, `index` of `count`, and what it does together with the others: each method is called by all."""
+
+    index: int = 0
+    count: int = 1
+    local: int = 0  # among the processes of this machine
+    machine: str = "0"
+    store: Any = field(default=None, repr=False)
+    turns: Iterator[int] = field(default_factory=itertools.count, repr=False)
+    divides: bool = True  # whether `map` shares its items out; else all ranks do all of them, as shards need
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes files, and talks."""
+        return self.index == 0
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Each flag: is it true on any rank?"""
+        if self.count == 1:
+            return list(flags)
+        found = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return found.bool().tolist()
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean of a tensor over the ranks."""
+        if self.count > 1:
+            dist.all_reduce(x)
+            x /= self.count
+        return x
+
+    def told(self, value: T) -> T:
+        """The first rank's value, on all."""
+        if self.count == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def all(self, value: T) -> list[T]:
+        """Every rank's value, in their order."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value)
+        return found
+
+    def map(self, work: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
+        """[work(item) for item in items], each done by one rank and known to all. The results are on the CPU."""
+        items = list(items)
+        if self.count == 1 or not self.divides:
+            return [work(item) for item in items]
+        mine = range(len(items) * self.index // self.count, len(items) * (self.index + 1) // self.count)
+        return [x for part in self.all([work(items[i]) for i in mine]) for x in part]
+
+    def shares(self, count: int) -> list[Tensor]:
+        """0 .. count - 1 in as many even parts as there are ranks, and none empty: int64 [about count / ranks]."""
+        return [rows for rows in torch.arange(count).tensor_split(self.count if self.divides else 1) if len(rows)]
+
+    def at_most(self, size: int, count: int) -> int:
+        """A batch size for `count` examples: `size`, or less where that leaves a rank without work."""
+        return max(1, min(size, -(-count // self.count))) if self.count > 1 and self.divides else size
+
+    def tensors(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The first rank's tensors by name, on all ranks and on the CPU."""
+        if self.count == 1:
+            return dict(found)
+        kinds = self.told([(name, list(x.shape), x.dtype) for name, x in found.items()])
+        received = {}
+        for name, shape, dtype in kinds:
+            x = found[name].cpu().contiguous() if self.first else torch.empty(shape, dtype=dtype)
+            dist.broadcast(x, 0)
+            received[name] = x
+        return received
+
+    def check_same(self, **values: object) -> None:
+        """Raise MmfastError where a value is not the same on all ranks; the name says what it is."""
+        for name, found in values.items():
+            each = self.all(found)
+            for index, value in enumerate(each):
+                if value != each[0]:
+                    what = name.replace("_", " ")
+                    raise MmfastError(
+                        f"{what} of rank {index} is {value}; it should be that of rank 0, {each[0]}: give every "
+                        "machine the same command, files and version"
+                    )
+
+    @contextlib.contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """The first rank of each machine goes before its others, which find what it has made and kept."""
+        key = f"turn/{next(self.turns)}/{self.machine}"
+        if self.count > 1 and self.local:
+            self.store.wait([key], PATIENCE)
+        yield
+        if self.count > 1 and not self.local:
+            self.store.set(key, "done")
+
+
+ALONE = Ranks()
+_joined: Ranks | None = None
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Ranks]:
+    """This process among those that torchrun has started, or `ALONE`; within another `joined` what that gave.
+
+    A rank that leaves by an error, or dies, ends the others within seconds. An MmfastError is said once, by the first
+    rank; the others leave by SystemExit. Raises MmfastError where torchrun's variables are missing or do not fit.
+    """
+    global _joined
+    if _joined is not None or _number("WORLD_SIZE", 1) == 1:
+        yield _joined or ALONE
+        return
+    _joined, watch = _join()
+    try:
+        with _quiet(not _joined.first):
+            yield _joined
+    except BaseException as error:
+        _leave_by(error, _joined, watch)
+        raise
+    else:
+        watch.leave(BYE, patience=None)
+        dist.destroy_process_group()
+    finally:
+        _joined = None
+
+
+def local_rank() -> int | None:
+    """The number of this process on its machine; None where torchrun has not started it."""
+    return _number("LOCAL_RANK", 0) if "LOCAL_RANK" in os.environ else None
+
+
+def _number(name: str, default: int | None = None) -> int:
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not text.isdecimal():
+        was = f"is {text!r}" if text else "is not set"
+        raise MmfastError(f"{name} {was}; torchrun sets it: start as torchrun --nproc-per-node N -m mmfast ...")
+    return int(text)
+
+
+def _join() -> tuple[Ranks, Watch]:
+    if not dist.is_available():
+        raise MmfastError("WORLD_SIZE is above 1, but this torch has no torch.distributed; start without torchrun")
+    if dist.is_initialized():
+        raise MmfastError("torch.distributed is initialised already; mmfast does that itself: leave it out")
+    index, count, local = (_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise MmfastError(f"{name} is not set; torchrun sets it: start as torchrun --nproc-per-node N -m mmfast")
+    gpus = torch.cuda.device_count() if dist.is_nccl_available() else 0
+    if local < gpus:
+        torch.cuda.set_device(local)
+    store, _, _ = next(dist.rendezvous("env://"))
+    store.set_timeout(STEP)
+    # What an earlier attempt has left there, where torchrun starts all anew, is not for this one.
+    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    backend = "cpu:gloo,cuda:nccl" if local < gpus else "gloo"
+    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=index, world_size=count, timeout=STEP)
+    own = dist.PrefixStore("mmfast", store)
+    here = Ranks(index, count, local, os.environ.get("GROUP_RANK", "0"), own)
+    return here, Watch(index, here.all(f"{platform.node()}, process {os.getpid()}"))
+
+
+@contextlib.contextmanager
+def _quiet(others: bool) -> Iterator[None]:
+    """What the first rank warns of is not said again."""
+    with warnings.catch_warnings() if others else contextlib.nullcontext():
+        if others:
+            warnings.simplefilter("ignore")
+        yield
+
+
+def _leave_by(error: BaseException, here: Ranks, watch: Watch) -> None:
+    """Tell the others how this one ends; raises SystemExit where they say what there is to say."""
+    if isinstance(error, KeyboardInterrupt):
+        watch.leave(STOPPED, patience=EXPLAINED)
+        if not here.first:
+            raise SystemExit(130) from None
+    elif isinstance(error, Elsewhere):
+        watch.wait(EXPLAINED)
+        raise SystemExit(2) from None
+    elif isinstance(error, MmfastError):
+        said = watch.leave(FAILED, line_of(error), patience=EXPLAINED)
+        if said or not here.first:
+            raise SystemExit(2) from None
+    else:
+        # Another's death shows here as a transfer that failed: the watch ends this process, and says whose it was.
+        if watch.lost.wait(1.0):
+            time.sleep(EXPLAINED)

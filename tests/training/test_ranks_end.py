@@ -1,0 +1,143 @@
+"""How ranks end: a signal, an error or a death of one of them ends all, with one line that says why."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from processes import Job
+from rank_runs import assert_one_curve, command, killed, stats, stopping
+
+from mmfast.cli import main
+from mmfast.errors import MmfastError
+from mmfast.files import load_tensors
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_step_in_hand(tmp_path):
+    run = tmp_path / "run"
+    job = Job(2, tmp_path, stopping, 7, command(run, 100))
+    assert job.wait() == [130, 130]
+    assert load_tensors(run / "trainer.safetensors")[1]["step"] == 7 == len(stats(run))
+    first, second = job.said()
+    assert first == "mmfast: stopped; `mmfast train`, repeated, goes on where it stopped\n" and second == ""
+
+
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_rank_that_dies_ends_all_and_is_named(tmp_path, rank):
+    run = tmp_path / "run"
+    job = Job(2, tmp_path, killed, rank, command(run, 100, train__checkpoint_every=3))
+    assert job.wait(60)[1 - rank] == 1 and job.processes[rank].exitcode == -signal.SIGKILL
+    said = job.said()[1 - rank].splitlines()
+    name = f"process {job.processes[rank].pid}"
+    (line,) = [line for line in said if line.startswith("mmfast: ")]
+    assert line.startswith(f"mmfast: rank {rank} of 2 (") and f"{name}) has died" in line
+    assert load_tensors(run / "trainer.safetensors")[1]["step"] == 6
+
+
+def failing(rank, argv):
+    """The command, with an example that this rank cannot read."""
+    from mmfast.training import trainer
+
+    check, batches = trainer.check_batch, []
+
+    def fails(model, batch):
+        batches.append(batch)
+        if rank == int(os.environ["RANK"]) and len(batches) == 7:  # two before there is a run
+            raise MmfastError("a.png is damaged")
+        check(model, batch)
+
+    trainer.check_batch = fails
+    return main(argv)
+
+
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_an_example_that_one_rank_cannot_read_ends_all_with_what_was_learnt_kept(tmp_path, rank):
+    run = tmp_path / "run"
+    job = Job(2, tmp_path, failing, rank, command(run, 100))
+    assert job.wait() == [2, 2]
+    first, second = job.said()
+    assert first == f"mmfast: error: {'rank 1: ' if rank else ''}a.png is damaged\n" and second == ""
+    assert load_tensors(run / "trainer.safetensors")[1]["step"] == 4 == len(stats(run))
+
+
+def test_what_all_ranks_find_wrong_is_said_once_and_leaves_no_folder(tmp_path):
+    job = Job(2, tmp_path / "logs", main, command(tmp_path / "run", 9, train__batch_size=15))
+    assert job.wait() == [2, 2]
+    first, second = job.said()
+    assert first.startswith("mmfast: error: train.batch_size is 15; ") and first.count("\n") == 1 and second == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_all_and_is_said_once(tmp_path):
+    options = {
+        "train__learning_rate": "1.0e30",
+        "train__checkpoint_every": 1,
+        "train__log_every": 1,
+        "train__warmup": 0,
+    }
+    job = Job(2, tmp_path / "logs", main, command(tmp_path / "run", 50, **options))
+    assert job.wait() == [2, 2]
+    first, second = job.said()
+    assert first.startswith("mmfast: error: the loss is ") and first.count("\n") == 1 and second == ""
+    step = load_tensors(tmp_path / "run" / "trainer.safetensors")[1]["step"]
+    assert f"at step {step + 1};" in first and len(stats(tmp_path / "run")) == step
+
+
+def unwritable(argv):
+    from mmfast.run import Run
+
+    def full(self, *args):
+        assert os.environ["RANK"] == "0"
+        raise MmfastError("the disk is full")
+
+    Run.save_state = full
+    return main(argv)
+
+
+def test_what_the_first_rank_cannot_write_ends_all(tmp_path):
+    job = Job(2, tmp_path / "logs", unwritable, command(tmp_path / "run", 50, train__checkpoint_every=3))
+    assert job.wait() == [2, 2] and job.said() == ["mmfast: error: the disk is full\n", ""]
+
+
+# --- torchrun itself ----------------------------------------------------------------------------------------------
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+DIES_ONCE = """
+import os, sys
+from rank_runs import killed
+sys.exit(killed(1 if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" else None, sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_starts_all_anew_where_a_rank_has_died(tmp_path, alone):
+    script, run = tmp_path / "script.py", tmp_path / "run"
+    script.write_text(DIES_ONCE)
+    words = [*TORCHRUN, "--max-restarts", "1", str(script), *command(run, 100, train__checkpoint_every=5)]
+    done = subprocess.run(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("mmfast: rank 1 of 2 (") == 1
+    assert_one_curve(run, alone)
+
+
+@pytest.mark.slow
+def test_torchrun_is_stopped_and_goes_on(tmp_path):
+    """SIGTERM, which it passes on to all processes of each rank, those that load data too."""
+    run = tmp_path / "run"
+    more = {"train__workers": 1, "train__log_every": 1}
+    words = [*TORCHRUN, "-m", "mmfast", *command(run, 100_000, **more)]
+    process = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    while not (run / "stats.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0 and said.count("mmfast: ") == 1
+    assert "mmfast: stopped; `mmfast train`, repeated, goes on where it stopped" in said
+    step = load_tensors(run / "trainer.safetensors")[1]["step"]
+    assert 0 < step == len(stats(run)) < 100_000
