@@ -14,6 +14,7 @@ from mmfast.data import Data
 from mmfast.data.base import InMemory
 from mmfast.errors import MmfastError
 from mmfast.evaluate import evaluate, evaluate_run, sample_run, table
+from mmfast.ranks import ALONE
 from mmfast.run import Run
 
 module = importlib.import_module("mmfast.evaluate")
@@ -86,24 +87,24 @@ class World:
         )
         assert (seed, size) == (self.config.seed, self.config.sample.batch_size)
 
-    def fit(self, model, batch, seed, batch_size):
+    def fit(self, model, batch, seed, batch_size, ranks):
         """To training examples, all of the five."""
         seen = sorted(batch.data["image"].flatten(1).tolist())
         assert model is self.model and seen == sorted(self.data.train.tensors["image"].flatten(1).tolist())
         assert (seed, batch_size) == (self.config.seed, self.config.sample.batch_size)
         return {"fitted": "to these"}
 
-    def bound(self, model, batch, steps, seed, size, reverses):
+    def bound(self, model, batch, steps, seed, size, reverses, ranks):
         self.is_held_out(model, batch, seed, size)
         assert steps == self.config.evaluate.bound_steps and reverses == {"fitted": "to these"}
         return {"bound.of": 7.0}
 
-    def x0_error(self, model, batch, times, seed, size):
+    def x0_error(self, model, batch, times, seed, size, ranks):
         self.is_held_out(model, batch, seed, size)
         return torch.tensor([0.25 * t for t in times], dtype=torch.float64)
 
-    def generate(self, model, config, count, given, **how):
-        assert model is self.model and config is self.config
+    def generate(self, model, config, count, given, ranks, **how):
+        assert model is self.model and config is self.config and ranks is ALONE
         self.calls.append((count, given, how))
         found = self.drawn["".join(given)]
         return {name: x for name, x in found.items() if name in model.parts}
