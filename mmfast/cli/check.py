@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmfast import presets
 from mmfast.cli.shared import check_ending, new_file, overrides, slug, write
+from mmfast.errors import MmfastError
 
 if TYPE_CHECKING:
     from mmfast.config import Config
@@ -55,7 +56,12 @@ def _config(data: str, rest: Sequence[str]) -> tuple[Config, list[str]]:
     from mmfast import config as configs
     from mmfast.guess import DRAFT, guess, most_pixels
 
-    if data in presets.names() or not Path(data).is_dir():
+    is_config = data in presets.names() or Path(data).suffix in (".yaml", ".yml")
+    if not is_config and not Path(data).is_dir():
+        raise MmfastError(
+            f"{data!r} is no folder; it should be one, a .yaml file, or one of {', '.join(presets.names())}"
+        )
+    if is_config:
         return configs.load(data, overrides(rest)), []
     guessed = guess(data, most_pixels())
     raw = {"anchor": guessed.anchor, "data": guessed.data(), "modalities": guessed.modalities, **DRAFT}
@@ -99,6 +105,8 @@ def _modality(spec: Any, seen: Seen | None, anchor: bool) -> list[str]:
         what += f", {spec.dim} numbers"
     if seen is None:
         return [f"{what}: made of the rest" if not anchor else what]
+    if not seen.there + seen.missing:
+        return [f"{what}: not read"]
     lines = [f"{what}: {seen.there:,} of {seen.there + seen.missing:,} examples{' (the anchor)' if anchor else ''}"]
     if seen.formats:
         lines.append(
