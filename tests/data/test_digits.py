@@ -1,5 +1,7 @@
 """The digits by value: scikit-learn's own numbers, the ink in them, the split and the judge."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -75,7 +77,9 @@ def test_the_judges(raw, monkeypatch):
             return np.arange(len(x)) % 10
 
     monkeypatch.setattr(linear_model, "LogisticRegression", Regression)
+    monkeypatch.setattr(digits, "_classifier", functools.cache(digits._classifier.__wrapped__))  # none is fitted yet
     judges = opened().judges()
+    assert opened(0.5).judges()["label"] is judges["label"], "one for all"
     assert set(judges) == {"label", "mask"} and judges["mask"] is digits.ink
     np.testing.assert_array_equal(asked[0][0], raw.data / 16)
     np.testing.assert_array_equal(asked[0][1], raw.target)
