@@ -207,7 +207,8 @@ def distances(
     real = torch.cat(ranks.map(of_real, chunks))
     # The split is a shuffled one: neighbours in a data set are often kin.
     shuffled = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
-    half, fake = len(real) // 2, torch.cat(ranks.map(features, images.split(256)))
+    share = ranks.at_most(len(images), len(images))
+    half, fake = len(real) // 2, torch.cat(ranks.map(features, images.split(share)))
     name = "" if features.name == "pixels" else f"_{features.name}"
     count, found = min(half, len(fake)), {}
     if count < 2:
