@@ -70,10 +70,10 @@ def test_maps_of_pixels_are_the_means_of_blocks():
 
 
 def test_a_network_without_maps_is_named(tmp_path, monkeypatch):
-    (tmp_path / "flat.py").write_text("def net():\n    return lambda images: images.flatten(1)\n")
+    (tmp_path / "without_maps.py").write_text("def net():\n    return lambda images: images.flatten(1)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(MmfastError, match="the features of net have no maps; use efficientnet-lite0, vgg16 or pixels"):
-        extractor("flat:net").maps(images(2, 1, 4, 4), 2)
+        extractor("without_maps:net").maps(images(2, 1, 4, 4), 2)
 
 
 @pytest.mark.parametrize("size", [32, 64])
