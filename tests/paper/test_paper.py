@@ -166,7 +166,7 @@ def test_options_of_every_config_go_to_a_folder_of_their_own_and_onto_the_page(t
     plan = paper.plan_of(paper.parse(["image-mask", "--smoke", "--work", str(tmp_path), *options]))
     for method in plan.task.methods:
         config = plan.config(method, 0)
-        assert config.train.batch_size == 20 and config.train.steps == plan.images // 20
+        assert config.train.batch_size == 20 and config.train.steps == plan.images * method.share // 20
         assert "mask" not in config.modalities or config.modalities["mask"].weight.kind == "none"
     assert run("image-mask", tmp_path, *options) == 0
     again = ["--set", "modalities.mask.weight={kind: none}", "--set", "train.batch_size=8", *options[:2]]
