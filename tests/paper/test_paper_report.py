@@ -181,7 +181,7 @@ def test_the_page(tmp_path):
 
 def test_a_comparison_on_another_footing_has_tables_of_its_own(tmp_path):
     """What stands there alone is in no other table, and rows under conditions that it lacks are not repeated."""
-    cells = [cell("mmfast", 0, {"score": 0.9, "fd": 1.0}), cell("plain", 0, {"score": 0.5})]
+    cells = [cell("mmfast", 0, {"score": 0.9, "fd": 1.0}), cell("plain", 0, {"score": 0.5, "fd": 2.0})]
     cells.append(cell("twice", 0, {"score": 0.95}, images=2000))
     section = report.Section("Twice", "On twice the images.", ["twice", "plain"], ["twice"], [Verdict("up", True, "x")])
     text, kept = write(tmp_path, cells, sections=[section])
