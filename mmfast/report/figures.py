@@ -57,7 +57,7 @@ PROCESS = r"bound\.(?:(?P<process>fitted|nearer)\.)?"
 REAL = "{kind}{features}.real_halves"
 
 RULES = (
-    Rule("samples", OTHER, "how many samples of each direction are measured"),
+    Rule("samples", OTHER, "How many samples of each direction are measured."),
     Rule(
         rf"(?P<name>.+)\.joint_(?P<score>{SCORE})",
         MODALITIES,
@@ -66,7 +66,7 @@ RULES = (
     Rule(
         rf"(?P<name>.+)\.conditional_(?P<score>{SCORE})",
         MODALITIES,
-        "{name} of held-out examples given: does the image generated from it show it? {says}.",
+        "The {name} of held-out examples given: does the image generated from it show it? {says}.",
     ),
     Rule(
         rf"(?P<name>.+)\.recovered_(?P<score>{SCORE})",

@@ -192,14 +192,17 @@ def _figures(content: Content) -> Markup:
     if not metrics:
         return element("p", "No figures yet: they are written when training ends, or printed by mmfast eval.")
 
-    def row(figure: Figure) -> list[object]:
-        real = _value(metrics.get(figure.reference))
-        return [figure.name, _value(metrics[figure.name]), real, figure.better or NONE, figure.meaning]
-
+    # What stands between a figure's value and its meaning, where a figure of the group has it.
+    between = {
+        "Real against real": lambda figure: _value(metrics.get(figure.reference)),
+        "Direction": lambda figure: figure.better or NONE,
+    }
     parts: list[Markup] = []
     for group, figures in explained(metrics).items():
-        heads = ["Figure", "Value", "Real against real", "Direction", "Meaning"]
-        table = _table(heads, map(row, figures))
+        columns = {head: cells for head, of in between.items() if set(cells := [of(x) for x in figures]) != {NONE}}
+        names, values = [x.name for x in figures], [_value(metrics[x.name]) for x in figures]
+        rows = zip(names, values, *columns.values(), [x.meaning for x in figures], strict=True)
+        table = _table(["Figure", "Value", *columns, "Meaning"], rows)
         if group == ERROR:
             parts += [element("h3", group), _error(metrics, figures), _folded("The numbers", table)]
         elif group == BOUND:
@@ -256,9 +259,8 @@ def _classes(config: Config | None) -> Markup:
         count = getattr(spec, "classes", 0)
         names = getattr(spec, "names", [])
         if names:
-            table = _table(["Class", "Number"], [[called, str(k)] for k, called in enumerate(names)])
-            said = f"{len(names):,} classes"
-            inside = _folded(said, table) if len(names) > MANY else table
+            listed = element("ol", *(element("li", called) for called in names), start=0, class_="classes")
+            inside = _folded(f"{len(names):,} classes", listed) if len(names) > MANY else listed
             parts.append(join(element("h3", name), inside))
         elif count:
             background = ", 0 the background" if spec.kind == "mask" else ""
@@ -276,7 +278,8 @@ def _commands(content: Content) -> Markup:
     ]
     for name, spec in content.config.modalities.items() if content.config else ():
         if spec.kind == "label":
-            found.append((f"Draw samples of one {name}", f"mmfast sample {run} --given {name}=0"))
+            given = shlex.quote(f"{name}={spec.names[0] if spec.names else 0}")
+            found.append((f"Draw samples of one {name}", f"mmfast sample {run} --given {given}"))
         elif content.config and len(content.config.modalities) > 1:
             found.append((f"Draw the rest for held-out examples of {name}", f"mmfast sample {run} --given {name}=data"))
     found += [

@@ -11,7 +11,7 @@ import numpy as np
 from mmfast.report.elements import Markup, element, join
 
 # In units of the view: it is scaled to the width there is, about 1 to 1 on a phone.
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 400, 230, 58, 12, 10, 36
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 400, 230, 58, 18, 10, 36
 # The most points of a curve; more cannot be told apart.
 POINTS = 300
 # A positive quantity is drawn to a logarithmic scale where it spans at least this factor.
