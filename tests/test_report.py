@@ -3,6 +3,7 @@ runs."""
 
 import base64
 import json
+import os
 import re
 import shlex
 import shutil
@@ -16,7 +17,7 @@ from PIL import Image
 from mmfast import config as configs
 from mmfast import modalities
 from mmfast.cli import main
-from mmfast.report import figures
+from mmfast.report import content, figures
 
 STEPS = 120
 METRICS = {
@@ -36,7 +37,9 @@ METRICS = {
 
 
 def stats(steps=STEPS):
-    return [{"step": k, "images": 8 * k, "loss": 1 / k, "loss.image": 2.0 + k % 7, "learning_rate": 0.5} for k in steps]
+    return [
+        {"step": k, "images": 8 * k, "loss": 1 / k, "loss.image": 2.0 + k % 7, "learning_rate": k / 8} for k in steps
+    ]
 
 
 def lines(found):
@@ -55,12 +58,12 @@ def make(folder, names=(), **files):
     config = configs.load("digits", [("train.steps", str(STEPS)), ("train.batch_size", "8")])
     config.modalities["label"].names = list(names)
     config.modalities["label"].classes = len(names) or 10
-    content = {
+    texts = {
         "config.yaml": configs.to_yaml(config),
         "stats.jsonl": lines(stats(range(1, STEPS + 1))),
         "metrics.json": json.dumps(METRICS),
     }
-    for name, text in (content | files).items():
+    for name, text in (texts | files).items():
         if text is not None:
             (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     return folder
@@ -115,7 +118,7 @@ def test_the_curves_have_the_numbers_of_the_stats(run):
         assert (row["First"], row["Last"]) == (of(1), of(STEPS))
         mean = sum(of(k) for k in range(STEPS - window + 1, STEPS + 1)) / window
         assert row["Mean at the end"] == pytest.approx(mean, rel=1e-12) and row["Steps in that mean"] == str(window)
-    assert page.rows["learning_rate"]["Mean at the end"] == 0.5
+    assert page.rows["learning_rate"]["Mean at the end"] == STEPS / 8
     told = [svg["aria-label"] for svg in page.of("svg")]
     assert len(told) == 4 and all(svg["role"] == "img" for svg in page.of("svg"))
     assert any("from step 1 to 120: 1 at first" in text for text in told)
@@ -138,7 +141,19 @@ def test_the_newest_whole_grid_of_every_direction_is_in_the_page(run):
         "Generated together, nothing given; step 120",
         "Given mask: the rest generated; step 60",
     ]
-    assert "step-0000120-given-mask.png cannot be read as a picture" in notes(page)
+    assert "step-0000120-given-mask.png cannot be read as a picture" in notes(page) and ".tmp-" not in notes(page)
+
+
+def test_the_newest_pictures_drawn_by_hand_are_in_the_page_but_no_huge_one(run, monkeypatch):
+    monkeypatch.setattr(content, "OTHERS", 2)
+    monkeypatch.setattr(content, "LARGEST", 2000)
+    made = {name: picture(run / "samples" / f"{name}.png", "red", (40, k)) for k, name in enumerate("abcd", 1)}
+    (run / "samples" / "d.png").write_bytes(made["d"] + bytes(2000))
+    for name, age in {"a": 30, "b": 10, "c": 20, "d": 0}.items():
+        os.utime(run / "samples" / f"{name}.png", (1e9 - age, 1e9 - age))
+    page = report(run)
+    shown = [base64.b64decode(a["src"].removeprefix("data:image/png;base64,")) for a in page.of("img")]
+    assert shown == [made["b"], made["c"]] and "samples/d.png has" in notes(page)
 
 
 HOSTILE = [
@@ -156,9 +171,10 @@ def test_no_text_of_a_file_becomes_markup(tmp_path, capsys):
     bad = [line | {"loss.<svg onload=x>": 1.0} for line in stats(range(1, STEPS + 1))]
     make(folder, HOSTILE, **{"metrics.json": json.dumps(metrics), "stats.jsonl": lines(bad)})
     picture(folder / "samples" / "step-0000120-given-<em>.png", "red")
+    picture(folder / "samples" / 'sample-" onload="x.png', "red")
     page = report(folder)
     text = (folder / "report.html").read_text()
-    assert [name for name in page.said("li") if name in HOSTILE] == HOSTILE
+    assert [name for name in page.said("li") if name in HOSTILE] == HOSTILE and page.of("ol")[0]["start"] == "0"
     assert set(METRICS).isdisjoint(page.rows) and {"<i>mask.recovered_iou", "</td><script>x</script>"} <= set(page.rows)
     assert page.said("h1") == ["Run <b>a run & more"]
     assert (folder / "config.yaml").read_text() in page.said("code")
@@ -189,7 +205,9 @@ DAMAGED = {
     "binary": ({"stats.jsonl": SOME.encode() + b"\xff\xfe\x00\n" * 3}, "has 3 lines that cannot be read"),
     "gaps": ({"stats.jsonl": lines(stats([3, 4, 8, 10]))}, "no line for steps 1 to 2, 5 to 7, 9."),
     "a step of many digits": ({"stats.jsonl": SOME + '{"step": 1' + "0" * 40 + "}\n"}, "has 1 line that cannot"),
-    "no numbers": ({"stats.jsonl": SOME + '{"step": 41, "loss": NaN, "b": [1], "c": null}\n'}, "3 values that"),
+    "no numbers": ({"stats.jsonl": SOME + '{"step": 41, "loss": NaN, "b": [1], "c": null}\n'}, "left out: 3."),
+    "a huge number": ({"stats.jsonl": SOME + '{"step": 41, "loss": 1e300}\n'}, "left out: 1."),
+    "a step twice": ({"stats.jsonl": SOME + '{"step": 40, "loss": 9}\n'}, "not finished: step 40 of 120"),
     "no figures": ({"metrics.json": None}, "no figures yet (metrics.json): they are written when training ends"),
     "figures cut off": ({"metrics.json": '{"samples": 4'}, "metrics.json cannot be read"),
     "figures in a list": ({"metrics.json": "[1]"}, "metrics.json cannot be read: it holds a list"),
@@ -241,6 +259,10 @@ def test_every_score_of_a_modality_has_its_meaning():
                  "bound.fitted.L3_bits", "bound.density.my-vector", "masked.conditional_lpips_alex"):  # fmt: skip
         found = figures.explain(name)
         assert found.better and "{" not in found.meaning
+    lower = ["frechet.samples", "image.recovered_rmse", "a.conditional_lpips_vgg", "bound.pixels", "x0_error.7"]
+    assert {figures.explain(name).better for name in lower} == {figures.LOWER}
+    higher = ["precision.samples", "recall.samples", "m.joint_iou", "v.recovered_cosine", "l.joint_agreement"]
+    assert {figures.explain(name).better for name in higher} == {figures.HIGHER}
     assert figures.explain("frechet_vgg16@64.samples").reference == "frechet_vgg16@64.real_halves"
     assert "my-vector" in figures.explain("bound.density.my-vector").meaning
     assert "bits an example" in figures.explain("bound.discrete.label_bits").meaning
@@ -275,6 +297,7 @@ def test_of_a_real_run_every_figure_is_known(real):
     assert not any("No description" in row.get("Meaning", "") for row in page.rows.values())
     assert len(page.of("img")) == 4 and not page.of("aside")
     assert [words[1] for words in commands(page)] == ["train", *["sample"] * 4, "eval", "report"]
+    assert all(str(real) in words for words in commands(page))
 
 
 @pytest.mark.slow

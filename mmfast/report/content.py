@@ -121,7 +121,7 @@ def _stats(run: Run, content: Content) -> None:
             series.steps.append(step)
             series.values.append(float(value))
     if odd:
-        content.notes.append(f"stats.jsonl has {odd:,} value{'s' * (odd > 1)} that are no finite numbers: left out.")
+        content.notes.append(f"Values in stats.jsonl that are no finite numbers are left out: {odd:,}.")
     content.steps = steps[-1] if steps else 0
     content.series = list(found.values())
 
