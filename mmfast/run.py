@@ -215,10 +215,10 @@ class Run:
             raise MmfastError(f"{self.stats_file} cannot be read: {error.strerror}; permit it") from None
         lines: dict[int, str] = {}
         unsure = set()
-        for n, line in _lines(before):
+        for n, line in stats_lines(before):
             if lines.setdefault(n, line) != line:
                 unsure.add(n)
-        known = dict(_lines(recent.encode()))
+        known = dict(stats_lines(recent.encode()))
         lines |= known
         steps = range(1, step + 1)
         missing = [n for n in steps if n not in lines]
@@ -240,7 +240,7 @@ class Run:
         self.guard(write)
 
 
-def _lines(data: bytes) -> Iterator[tuple[int, str]]:
+def stats_lines(data: bytes) -> Iterator[tuple[int, str]]:
     """The lines of stats that are whole, with their steps; a kill, a power cut or a disk may have spoilt others."""
     for line in data.split(b"\n"):
         try:

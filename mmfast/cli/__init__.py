@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import mmfast
-from mmfast.cli import check, evaluate, info, init, presets, sample, train
+from mmfast.cli import check, evaluate, info, init, presets, report, sample, train
 from mmfast.cli.shared import overrides
 from mmfast.errors import MmfastError, line_of
 from mmfast.memory import keep_freed_memory
@@ -23,6 +23,7 @@ COMMANDS = {
     "train": train,
     "sample": sample,
     "eval": evaluate,
+    "report": report,
     "info": info,
 }
 
@@ -37,6 +38,7 @@ examples:
   mmfast train digits --out runs/digits            train the preset, or go on with the run that is there
   mmfast sample runs/digits --given label=3 --n 64 images and masks of the digit 3
   mmfast eval runs/digits                          the figures of a run
+  mmfast report runs/digits                        a page of a run: curves, samples, figures
   mmfast info                                      backends, devices, versions
 """
 
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, rest = parser().parse_known_args(argv)
         if args.command not in ("train", "check") and rest:
             raise MmfastError(f"{rest[0]} is no option of `mmfast {args.command}`; see `mmfast {args.command} --help`")
-        if args.command not in ("info", "presets"):
+        if args.command not in ("info", "presets", "report"):
             keep_freed_memory()
         if args.command not in TOGETHER:
             return COMMANDS[args.command].run(args, rest)

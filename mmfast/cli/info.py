@@ -20,22 +20,25 @@ def add(commands: Any) -> None:
     info.add_argument("--json", action="store_true", help="as JSON")
 
 
-def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    from mmfast.ops import backends
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the report says it all
-        serves = {device: _serves(device) for device in ("cpu", "cuda")}
-    found: dict[str, Any] = {
+def machine() -> dict[str, Any]:
+    """Versions and devices here, by name: texts, numbers and lists of texts."""
+    return {
         "mmfast": mmfast.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "devices": ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))],
-        "backends": backends.report(),
-        "serves": serves,
     }
+
+
+def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    from mmfast.ops import backends
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the report says it all
+        serves = {device: _serves(device) for device in ("cpu", "cuda")}
+    found = machine() | {"backends": backends.report(), "serves": serves}
     if args.json:
         print(json.dumps(found, indent=2))
         return 0

@@ -1,0 +1,52 @@
+"""mmfast report."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmfast.cli.shared import check_ending, write
+from mmfast.errors import MmfastError
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser(
+        "report",
+        help="a page of a run, to look at and to pass on",
+        description="Write one HTML file of a run that needs nothing else: curves, samples, figures with their "
+        "meaning, the config. A run that is unfinished or damaged has one, too, which says so.",
+        allow_abbrev=False,
+    )
+    command.add_argument("run", metavar="RUN", help="the folder of a run")
+    command.add_argument("--out", metavar="FILE.html", help="the page [RUN/report.html]")
+
+
+def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    from mmfast.cli.info import machine
+    from mmfast.report import gather, page
+    from mmfast.run import Run
+
+    check_ending("--out", args.out, (".html", ".htm"))
+    opened = Run.open(args.run)
+    out = Path(args.out) if args.out else opened.folder / "report.html"
+    _check_place(out)
+    facts = {name: ", ".join(x) if isinstance(x, list) else str(x) for name, x in machine().items()}
+    text = page(gather(opened), facts | {"written": time.strftime("%Y-%m-%d %H:%M")})
+    write(out, lambda temporary: temporary.write_bytes(text.encode("utf-8", "replace")))
+    print(out)
+    return 0
+
+
+def _check_place(out: Path) -> None:
+    """Raise MmfastError where another file than an earlier report has the name."""
+    from mmfast.report import GENERATOR
+
+    try:
+        there = out.read_bytes() if out.exists() else None
+    except OSError as error:
+        raise MmfastError(f"{out} cannot be written: {error.strerror}; choose another place") from None
+    if there is not None and f'content="{GENERATOR}"'.encode() not in there[:4096]:
+        raise MmfastError(f"{out} is there already and is no report of mmfast's; choose another --out, or remove it")

@@ -1,0 +1,222 @@
+"""What a run's folder holds, as data for its page. What is missing or damaged becomes a note and never an error."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmfast.config import Config
+from mmfast.errors import MmfastError
+from mmfast.generate import title
+from mmfast.image_files import load_picture, read_header
+from mmfast.run import Run, stats_lines
+
+# Pictures beside the grids that training draws: so many of the newest.
+OTHERS = 4
+# In bytes, of one picture within the page.
+LARGEST = 8 * 2**20
+# Beyond these a number in a file is damage.
+MOST_STEPS, LARGEST_VALUE = 10**9, 1e100
+GRID = re.compile(r"step-(?P<step>\d{1,9})-(?P<direction>joint|given-(?P<given>.+))\.png")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One quantity of stats.jsonl: its values, all finite, at steps that rise."""
+
+    name: str
+    steps: list[int]
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the run, as the bytes of its file."""
+
+    name: str
+    caption: str
+    format: str
+    size: tuple[int, int]
+    content: bytes
+
+
+@dataclass
+class Content:
+    """All that the page tells. config is None where this version cannot read it; config_text is the file's text."""
+
+    folder: Path
+    config: Config | None = None
+    config_text: str = ""
+    steps: int = 0
+    series: list[Series] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    grids: list[Picture] = field(default_factory=list)
+    others: list[Picture] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def gather(run: Run) -> Content:
+    """What the folder of a run holds. Raises nothing for what is missing or damaged in it: `notes` tells."""
+    content = Content(run.folder)
+    content.config_text = (_bytes(run.config_file, content.notes) or b"").decode("utf-8-sig", "replace")
+    try:
+        content.config = run.config()
+    except MmfastError as error:
+        content.notes.append(f"This version of mmfast cannot read the config: {error}.")
+    _stats(run, content)
+    _progress(content)
+    _metrics(run, content)
+    _pictures(run, content)
+    return content
+
+
+def _bytes(file: Path, notes: list[str]) -> bytes | None:
+    """A file's content; None where it is not there, or cannot be read, which is noted."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        notes.append(f"{file.name} cannot be read: {error.strerror}.")
+        return None
+
+
+def finite(value: Any) -> bool:
+    """Whether a value of JSON is a number that can be drawn."""
+    return type(value) in (int, float) and abs(value) < LARGEST_VALUE  # which NaN is not
+
+
+def _stats(run: Run, content: Content) -> None:
+    text = _bytes(run.stats_file, content.notes) or b""
+    written = sum(1 for line in text.split(b"\n") if line.strip())
+    whole, lines = 0, dict[int, dict[str, Any]]()
+    for step, line in stats_lines(text):
+        if 0 < step <= MOST_STEPS:
+            whole += 1
+            lines.setdefault(step, json.loads(line))
+    if written > whole:
+        content.notes.append(
+            f"stats.jsonl has {_lines(written - whole)} that cannot be read: damaged, or half written."
+        )
+    steps = sorted(lines)
+    missing = list(_missing(steps))
+    if missing:
+        shown = ", ".join(f"{a:,} to {b:,}" if a < b else f"{a:,}" for a, b in missing[:4])
+        content.notes.append(f"stats.jsonl has no line for steps {shown}{', ...' if len(missing) > 4 else ''}.")
+    odd = 0
+    found: dict[str, Series] = {}
+    for step in steps:
+        for name, value in lines[step].items():
+            if name in ("step", "images"):
+                continue
+            if not finite(value):
+                odd += 1
+                continue
+            series = found.setdefault(name, Series(name, [], []))
+            series.steps.append(step)
+            series.values.append(float(value))
+    if odd:
+        content.notes.append(f"Values in stats.jsonl that are no finite numbers are left out: {odd:,}.")
+    content.steps = steps[-1] if steps else 0
+    content.series = list(found.values())
+
+
+def _lines(count: int) -> str:
+    return f"{count:,} line{'s' if count > 1 else ''}"
+
+
+def _missing(steps: list[int]) -> Iterator[tuple[int, int]]:
+    """The ranges of steps, both ends included, that lie before or between those that are there."""
+    for before, step in zip([0, *steps], steps, strict=False):
+        if step > before + 1:
+            yield before + 1, step - 1
+
+
+def _progress(content: Content) -> None:
+    if content.config is None:
+        return
+    wanted = content.config.train.steps
+    if not content.steps:
+        content.notes.append("No step of training is recorded yet.")
+    elif content.steps < wanted:
+        content.notes.append(
+            f"The run is not finished: step {content.steps:,} of {wanted:,} is the last one recorded. It is being "
+            "trained, or was stopped; the command below goes on with it."
+        )
+
+
+def _metrics(run: Run, content: Content) -> None:
+    text = _bytes(run.metrics_file, content.notes)
+    if text is None:
+        none = content.config is not None and not content.config.evaluate.samples
+        why = "its config has evaluate.samples 0" if none else "they are written when training ends"
+        content.notes.append(f"There are no figures yet (metrics.json): {why}.")
+        return
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}")
+    except (ValueError, RecursionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        content.notes.append(
+            f"metrics.json cannot be read: {reason}. Remove it, and the command that goes on with the run "
+            "makes it again."
+        )
+        return
+    for name, value in found.items():
+        if type(value) is float or finite(value):
+            content.metrics[name] = float(value)
+            if not math.isfinite(value):
+                content.notes.append(f"{name} in metrics.json is {value}.")
+        else:
+            content.notes.append(f"{name} in metrics.json is no number: left out.")
+
+
+def _pictures(run: Run, content: Content) -> None:
+    """The newest whole grid of every direction, and the newest pictures that were drawn by hand."""
+    try:
+        files = [file for file in run.samples.iterdir() if file.suffix == ".png" and not file.name.startswith(".")]
+        newest = sorted(files, key=lambda file: (-file.stat().st_mtime, file.name))
+    except OSError:
+        files = newest = []
+    directions: dict[str, list[tuple[int, Path]]] = {}
+    for file in files:
+        if found := GRID.fullmatch(file.name):
+            directions.setdefault(found["given"] or "", []).append((int(found["step"]), file))
+    known = list(content.config.modalities) if content.config else []
+    first = content.config.sample.first if content.config else []
+    for given in sorted(directions, key=lambda name: (name != "", known.index(name) if name in known else len(known))):
+        how = title([given] if given else [], first)
+        drawn = sorted(directions[given], reverse=True)
+        grids = _whole(((file, f"{how}; step {step:,}") for step, file in drawn), 1, content.notes)
+        content.grids += grids
+    others = ((file, file.stem) for file in newest if not GRID.fullmatch(file.name))
+    content.others = _whole(others, OTHERS, content.notes)
+    if not content.grids:
+        content.notes.append("There are no sample grids yet (samples/step-*.png).")
+
+
+def _whole(files: Iterable[tuple[Path, str]], count: int, notes: list[str]) -> list[Picture]:
+    """The first `count` pictures that are whole, of files with their captions; a note for each that is not."""
+    found: list[Picture] = []
+    for file, caption in files:
+        if len(found) == count:
+            break
+        content = _bytes(file, notes)
+        if content is None:
+            continue
+        if len(content) > LARGEST:
+            notes.append(f"samples/{file.name} has {len(content) / 2**20:.0f} MB and is left out of this page.")
+            continue
+        try:
+            picture, header = load_picture(file), read_header(file)
+        except MmfastError as error:
+            notes.append(f"{error}.")
+            continue
+        found.append(Picture(file.name, caption, header.format, picture.size, content))
+    return found

@@ -1,0 +1,168 @@
+"""What the figures of metrics.json mean: one rule a family, found by the figure's name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+HIGHER, LOWER = "higher is better", "lower is better"
+
+# What a modality is scored by: its name, whether it should be high, and what it says.
+SCORES = {
+    "accuracy": (HIGHER, "the share that is right, 0 to 1"),
+    "agreement": (HIGHER, "the share that agrees, 0 to 1"),
+    "iou": (HIGHER, "intersection over union, the mean over the classes but the background, 0 to 1"),
+    "cosine": (HIGHER, "the cosine of the angle between the two, -1 to 1"),
+    "rmse": (LOWER, "root mean square difference of the pixels, which lie in -1 to 1"),
+    "lpips_alex": (LOWER, "perceptual distance (LPIPS over AlexNet)"),
+    "lpips_vgg": (LOWER, "perceptual distance (LPIPS over VGG)"),
+}
+MODALITIES, DISTANCES = "Modalities against each other", "Samples against real images"
+BOUND, ERROR, OTHER = "Bound on held-out data", "Error of the predicted image", "Other figures"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a figure means. reference: the name of the figure that real data reach in its place; "" for none."""
+
+    name: str
+    group: str
+    meaning: str
+    better: str = ""
+    reference: str = ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The figures whose whole name matches `pattern`; `meaning` and `reference` are filled in from its groups."""
+
+    pattern: str
+    group: str
+    meaning: str
+    better: str = ""
+    reference: str = ""
+
+
+SCORE = "|".join(SCORES)
+REVERSE = {
+    None: "",
+    "fitted": ", with reverse variances fitted to training data",
+    "nearer": ", with fitted variances, and z_t itself in the network's place where that errs less",
+}
+UNITS = {None: "nats an example", "_bits": "bits per dimension of the image"}
+# The bound of a modality is stated for each example and not per dimension.
+UNITS_OF_ONE = {None: "nats an example", "_bits": "bits an example"}
+PROCESS = r"bound\.(?:(?P<process>fitted|nearer)\.)?"
+REAL = "{kind}{features}.real_halves"
+
+RULES = (
+    Rule("samples", OTHER, "How many samples of each direction are measured."),
+    Rule(
+        rf"(?P<name>.+)\.joint_(?P<score>{SCORE})",
+        MODALITIES,
+        "Both generated from noise: does {name} agree with the image generated with it? {says}, by the data's judge.",
+    ),
+    Rule(
+        rf"(?P<name>.+)\.conditional_(?P<score>{SCORE})",
+        MODALITIES,
+        "The {name} of held-out examples given: does the image generated from it show it? {says}.",
+    ),
+    Rule(
+        rf"(?P<name>.+)\.recovered_(?P<score>{SCORE})",
+        MODALITIES,
+        "Held-out real images given: is the {name} predicted from each the true one? {says}.",
+    ),
+    Rule(
+        r"(?P<kind>frechet)(?P<features>(?:_.+)?)\.samples",
+        DISTANCES,
+        "Frechet distance of the samples to real images, over {over}: 0 for the same distribution.",
+        LOWER,
+        REAL,
+    ),
+    Rule(
+        r"(?P<kind>precision)(?P<features>(?:_.+)?)\.samples",
+        DISTANCES,
+        "The share of the samples that lie among the real images, over {over}, 0 to 1: are they good?",
+        HIGHER,
+        REAL,
+    ),
+    Rule(
+        r"(?P<kind>recall)(?P<features>(?:_.+)?)\.samples",
+        DISTANCES,
+        "The share of the real images that lie among the samples, over {over}, 0 to 1: are they varied?",
+        HIGHER,
+        REAL,
+    ),
+    Rule(
+        r"(?P<kind>frechet|precision|recall)(?P<features>(?:_.+)?)\.real_halves",
+        DISTANCES,
+        "What one half of the real images reaches against the other, over {over}.",
+    ),
+    Rule(
+        r"bound\.L0(?P<unit>_bits)?",
+        BOUND,
+        "L0: what is left of the data at t = T, {units}; near 0 when the schedule is long enough.",
+        LOWER,
+    ),
+    Rule(PROCESS + r"L1(?P<unit>_bits)?", BOUND, "L1: the denoising steps t = 2 to T, {units}{how}.", LOWER),
+    Rule(r"bound\.L2(?P<unit>_bits)?", BOUND, "L2: the heads of the other modalities, {units}.", LOWER),
+    Rule(PROCESS + r"L3(?P<unit>_bits)?", BOUND, "L3: the last step, to the pixels, {units}{how}.", LOWER),
+    Rule(
+        PROCESS + r"pixels(?P<unit>_bits)?",
+        BOUND,
+        "The image's share of the bound on -ln p, {units}{how}.",
+        LOWER,
+    ),
+    Rule(
+        PROCESS + r"discrete\.(?P<name>.+?)(?P<one>_bits)?",
+        BOUND,
+        "The share of {name} in the bound on -ln p, {units}{how}.",
+        LOWER,
+    ),
+    Rule(
+        PROCESS + r"density\.(?P<name>.+)",
+        BOUND,
+        "The share of {name} in the bound, nats an example{how}. Of a density: it may be negative, and is not to be "
+        "added to the others.",
+        LOWER,
+    ),
+    Rule(
+        r"x0_error\.(?P<t>\d+)",
+        ERROR,
+        "Mean squared error of the image predicted from z_t at t = {t}, nothing given; pixels lie in -1 to 1.",
+        LOWER,
+    ),
+)
+
+
+def explain(name: str) -> Figure:
+    """The meaning of a figure of metrics.json; of a name that no rule knows, one without a meaning."""
+    for rule in RULES:
+        if found := re.fullmatch(rule.pattern, name):
+            return _filled(name, rule, found.groupdict())
+    return Figure(name, OTHER, "No description of this figure is known to this version of mmfast.")
+
+
+def _filled(name: str, rule: Rule, groups: dict[str, str | None]) -> Figure:
+    better, says = SCORES.get(groups.get("score") or "", (rule.better, ""))
+    features = (groups.get("features") or "").removeprefix("_")
+    words = {
+        **groups,
+        "says": says[:1].upper() + says[1:],
+        "over": f"the features of {features}" if features else "pixels",
+        "units": UNITS_OF_ONE[groups["one"]] if "one" in groups else UNITS[groups.get("unit")],
+        "how": REVERSE[groups.get("process")],
+    }
+    return Figure(name, rule.group, rule.meaning.format(**words), better, rule.reference.format(**words))
+
+
+def explained(names: Iterable[str]) -> dict[str, list[Figure]]:
+    """The figures by group, in their order. One that stands beside another as its reference is not repeated."""
+    figures = [explain(name) for name in names]
+    shown_beside = {figure.reference for figure in figures}
+    groups: dict[str, list[Figure]] = {name: [] for name in (DISTANCES, MODALITIES, BOUND, ERROR, OTHER)}
+    for figure in figures:
+        if figure.name not in shown_beside:
+            groups[figure.group].append(figure)
+    return {name: group for name, group in groups.items() if group}
