@@ -19,6 +19,7 @@ from mmfast.model import Model
 from mmfast.ranks import local_rank
 from mmfast.run import Run
 from mmfast.schedule import Schedule, Weight
+from mmfast.trust import check_code
 
 
 def build_schedule(config: Config) -> Schedule:
@@ -85,6 +86,8 @@ def build_data(config: Config) -> Data:
     """The data set, which must hold every modality of the config. Raises MmfastError where it does not."""
     read = stored(config)
     networks = {name: spec for name, spec in config.modalities.items() if getattr(spec, "network", "")}
+    for name, spec in networks.items():
+        check_code(f"modalities.{name}.network", spec.network)
     found = data.kind(config.data.kind).open(config.data, read, config.anchor)
     for part, name in ((found.train, "train"), (found.test, "test")):
         if len(part) == 0:

@@ -16,10 +16,12 @@ from torch import nn
 
 from mmfast import backbones, data, modalities, presets
 from mmfast.errors import MmfastError, unknown
+from mmfast.files import read_text
 from mmfast.options import PRECISIONS, check, one_line, option, typed
 from mmfast.plain_yaml import load_value, load_yaml
 from mmfast.process import TARGETS
 from mmfast.samplers import HEADS, SAMPLERS, check_share
+from mmfast.trust import allow_named_in
 
 
 @dataclass
@@ -118,6 +120,8 @@ class Config:
     evaluate: EvaluateSpec = field(default_factory=EvaluateSpec)
 
 
+# In bytes: the names of some hundred thousand classes.
+LONGEST = 2**22
 PLAIN = ("anchor", "space", "told", "seed")
 SECTIONS = {
     f.name: f.default_factory
@@ -154,7 +158,7 @@ def _read(source: str) -> str:
     if path.suffix not in (".yaml", ".yml"):
         raise unknown("config", source, [*presets.names(), "or the path of a .yaml file"])
     try:
-        return path.read_text(encoding="utf-8")  # YAML takes a byte order mark
+        return read_text(path, LONGEST)  # YAML takes a byte order mark
     except OSError as error:
         raise MmfastError(f"config {source} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -163,6 +167,7 @@ def _read(source: str) -> str:
 
 def _override(raw: DictConfig, key: str, value: str) -> None:
     new = load_value(value, f"--{key} {value}")
+    allow_named_in(new)
     try:
         parent, _, last = key.rpartition(".")
         if last == "kind" and parent and new != OmegaConf.select(raw, key):

@@ -26,6 +26,7 @@ from mmfast.pictures import sample_grid
 from mmfast.ranks import ALONE, Ranks
 from mmfast.reverse import fit, times_by_snr, x0_error
 from mmfast.run import Run
+from mmfast.trust import check_code
 
 # Of precision and recall, as their authors chose it.
 NEIGHBOURS = 3
@@ -114,6 +115,7 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
     """
     anchor, count, spec = model.anchor_name, config.evaluate.samples, config.evaluate
     # First what may be missing: nothing is drawn in vain.
+    check_code("evaluate.features", spec.features)
     features = extractor(spec.features, spec.features_weights or None)
     lpips = LPIPS(spec.lpips, spec.lpips_weights or None) if spec.lpips else None
     if lpips is not None and not any(part.derived for part in model.parts.values()):

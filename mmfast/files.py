@@ -7,6 +7,8 @@ import errno
 import hashlib
 import json
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,11 +22,15 @@ from torch import Tensor
 from mmfast.errors import MmfastError
 
 # How the name of a file begins that is not whole yet.
-TEMPORARY = ".tmp-"
+TEMPORARY = ".tmp-mmfast-"
 # The names of the strings that a file of tensors carries.
 METADATA, DIGEST = "mmfast", "digest"
+# For os.open: no link is followed, and no pipe waited for, where the system can.
+NO_LINK = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 # In bytes: a hundred thousand tensors' worth.
 LONGEST_HEADER = 2**25
+# In bytes: many times a state's lines of stats. JSON may take some thirty times its length in memory.
+LONGEST_METADATA = 2**22
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -47,6 +53,37 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Put a text file in its place atomically."""
     write_atomically(path, lambda file: file.write_text(text))
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether it is a file that write_atomically began, in a process that was killed before it ended."""
+    return re.fullmatch(re.escape(TEMPORARY) + r".+-[a-z0-9_]{8}(\.[^.]*)?", path.name) is not None and (
+        path.is_file() and not path.is_symlink()
+    )
+
+
+def check_regular(path: Path) -> None:
+    """Raise OSError where there is a pipe, a socket or a device: reading it may wait for ever, or never end."""
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder is an error of the system's own
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device; it should be a file")
+
+
+def read_text(path: Path, most: int) -> str:
+    """A text file in UTF-8. Raises OSError for one of more than `most` bytes, and for what is no file."""
+    check_regular(path)
+    with open(path, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most} bytes")
+    return data.decode()
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add to a text file. Raises OSError where it is a link: what that leads to is not touched."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_LINK, 0o666)
+    with open(handle, "a") as file:
+        file.write(text)
 
 
 def sync(path: Path) -> None:
@@ -84,9 +121,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises MmfastError for a file that is missing, truncated, damaged or another's.
     """
     try:
+        check_regular(path)
         _check_header(path)
         with safe_open(path, framework="pt") as file:
             texts = file.metadata() or {}
+            if len(texts.get(METADATA, "")) > LONGEST_METADATA:
+                raise ValueError(f"its metadata is longer than {LONGEST_METADATA} bytes")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = json.loads(texts.get(METADATA, "null"))
         if METADATA in texts and len(texts) > 1:  # any other string is the digest, or was

@@ -16,6 +16,7 @@ from mmfast.config import check_name
 from mmfast.data.folder import find
 from mmfast.errors import MmfastError
 from mmfast.image_files import EXTENSIONS, class_numbers, load_picture, read_header, two_classes
+from mmfast.modalities.embedding import mapped
 from mmfast.modalities.label import read_text
 
 T = TypeVar("T")
@@ -250,7 +251,7 @@ def _embedding(candidate: Candidate, guessed: Guess, size: int) -> dict[str, Any
 
 def _shape(path: Path) -> tuple[int, ...]:
     try:
-        return tuple(np.load(path, mmap_mode="r", allow_pickle=False).shape)
+        return tuple(mapped(path).shape)
     except (OSError, ValueError, EOFError, SyntaxError, OverflowError, AttributeError) as error:
         raise MmfastError(f"{path} cannot be read as a vector (.npy): {error}") from None
 

@@ -13,6 +13,7 @@ from PIL import Image as PILImage
 from PIL import ImageColor, ImageOps, UnidentifiedImageError
 
 from mmfast.errors import MmfastError
+from mmfast.files import check_regular
 
 # The endings of pictures in a data folder.
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -26,6 +27,7 @@ DAMAGED = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.err
 def _opened(path: Path, what: str) -> Iterator[PILImage.Image]:
     """The file, opened as one of FORMATS. Raises MmfastError, naming it, for whatever Pillow says of it meanwhile."""
     try:
+        check_regular(path)
         with PILImage.open(path, formats=FORMATS) as file:
             yield file
     except UnidentifiedImageError:

@@ -27,9 +27,19 @@ from torch import Tensor
 from mmfast import config as configs
 from mmfast.config import Config
 from mmfast.errors import MmfastError, notice
-from mmfast.files import TEMPORARY, load_into, load_tensors, save_tensors, sync, write_text
+from mmfast.files import (
+    NO_LINK,
+    append_text,
+    check_regular,
+    is_temporary,
+    load_into,
+    load_tensors,
+    save_tensors,
+    sync,
+    write_text,
+)
 
-LOCK = ".lock"
+LOCK, TENSORBOARD = ".lock", "tensorboard"
 STATE, PREVIOUS, DAMAGED = "trainer.safetensors", "trainer.previous.safetensors", "trainer.damaged.safetensors"
 
 # A trainer's state, and what raises MmfastError for one (of a file) that cannot be taken up.
@@ -94,11 +104,12 @@ class Run:
                     "cannot get shorter: stop it with Ctrl-C, or choose another --out"
                 )
         else:
-            others = [file.name for file in run.folder.iterdir() if not file.name.startswith((TEMPORARY, LOCK))]
+            others = [file.name for file in run.folder.iterdir() if file.name != LOCK and not is_temporary(file)]
             if others:
                 raise MmfastError(
                     f"--out {folder} holds files that are no run ({', '.join(sorted(others)[:3])}); choose a new folder"
                 )
+        run._check_links()
         run.guard(run._take_lock)
         if changed:
             notice(f"{folder}: going on with {', '.join(f'{key} {values}' for key, values in changed.items())}")
@@ -108,15 +119,25 @@ class Run:
         if changed or not run.config_file.exists():
             run.guard(lambda: write_text(run.config_file, configs.to_yaml(config)))
         run.guard(lambda: run.samples.mkdir(exist_ok=True))
-        for file in run.folder.rglob(f"{TEMPORARY}*"):  # half-written when a process was killed
-            file.unlink(missing_ok=True)
+        for folder in (run.folder, run.samples):  # half-written when a process was killed
+            for file in filter(is_temporary, folder.iterdir()):
+                file.unlink(missing_ok=True)
         return run
+
+    def _check_links(self) -> None:
+        """Raise MmfastError for a link where a run writes in place; whatever else it writes takes a link's place."""
+        for name in (LOCK, self.stats_file.name, self.samples.name, TENSORBOARD):
+            if (self.folder / name).is_symlink():
+                raise MmfastError(
+                    f"{self.folder / name} is a link, and a run writes through none; remove it, or choose another --out"
+                )
 
     def _take_lock(self) -> None:
         """Keep other processes out of the folder until this one ends, however it ends."""
         if fcntl is None:
             return
-        self.lock = open(self.folder / LOCK, "w")  # noqa: SIM115
+        handle = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
+        self.lock = os.fdopen(handle, "rb+", buffering=0)
         try:
             # A record lock: it ends with this process, and processes that load data do not inherit it.
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -210,7 +231,10 @@ class Run:
         made again. A line on stderr tells of steps that are missing, or were there twice and differ.
         """
         try:
-            before = self.stats_file.read_bytes() if self.stats_file.exists() else b""
+            before = b""
+            if self.stats_file.exists():
+                check_regular(self.stats_file)
+                before = self.stats_file.read_bytes()
         except OSError as error:
             raise MmfastError(f"{self.stats_file} cannot be read: {error.strerror}; permit it") from None
         lines: dict[int, str] = {}
@@ -233,11 +257,7 @@ class Run:
         return text
 
     def append_stats(self, text: str) -> None:
-        def write() -> None:
-            with open(self.stats_file, "a") as file:
-                file.write(text)
-
-        self.guard(write)
+        self.guard(lambda: append_text(self.stats_file, text))
 
 
 def stats_lines(data: bytes) -> Iterator[tuple[int, str]]:

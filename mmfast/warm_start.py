@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mmfast.backbones.adm import Backbone, Spec
 from mmfast.backbones.unet import Attention, GroupNorm
 from mmfast.errors import MmfastError
+from mmfast.files import check_regular
 from mmfast.model import Model
 
 # A layer's name in a checkpoint, and here.
@@ -103,6 +104,7 @@ def load_adm(source: str | Path | Mapping[str, Tensor], model: Model | Network, 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
     try:
+        check_regular(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise MmfastError(f"{path} does not exist; give the path of a checkpoint of ADM") from None

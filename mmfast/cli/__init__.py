@@ -14,6 +14,7 @@ from mmfast.cli.shared import overrides
 from mmfast.errors import MmfastError, line_of
 from mmfast.memory import keep_freed_memory
 from mmfast.ranks import joined
+from mmfast.trust import allow_code
 
 # Each a module with `add`, which declares its options, and `run`, which returns the exit status.
 COMMANDS = {
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, rest = parser().parse_known_args(argv)
         if args.command not in ("train", "check") and rest:
             raise MmfastError(f"{rest[0]} is no option of `mmfast {args.command}`; see `mmfast {args.command} --help`")
+        allow_code(*getattr(args, "allow_code", ()))
         if args.command not in ("info", "presets", "report"):
             keep_freed_memory()
         if args.command not in TOGETHER:

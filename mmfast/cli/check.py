@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmfast import presets
-from mmfast.cli.shared import check_ending, new_file, overrides, slug, write
+from mmfast.cli.shared import add_allow_code, check_ending, new_file, overrides, slug, write
 from mmfast.errors import MmfastError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def add(commands: Any) -> None:
     )
     command.add_argument("data", metavar="DIR|CONFIG.yaml|PRESET", help="a folder of data, or a config")
     command.add_argument("--sheet", metavar="FILE.png", help="the contact sheet [a new file here]")
+    add_allow_code(command)
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmfast.cli.shared import write
+from mmfast.cli.shared import add_allow_code, write
 from mmfast.errors import MmfastError
+from mmfast.trust import allow_named_in
 
 
 def add(commands: Any) -> None:
@@ -25,6 +26,7 @@ def add(commands: Any) -> None:
     evaluate.add_argument("--lpips", choices=("alex", "vgg"), help="also LPIPS of restored images [the config's]")
     evaluate.add_argument("--lpips-weights", metavar="FILE", help="that network's weights [the package's]")
     evaluate.add_argument("--json", metavar="FILE", help="also write them to a file")
+    add_allow_code(evaluate)
     evaluate.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
@@ -38,6 +40,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
             raise MmfastError(f"--samples is {args.samples}; it should be at least 2")
         config.evaluate.samples = args.samples
     config.evaluate.samples = config.evaluate.samples or 1000
+    allow_named_in(args.features)
     for name in ("features", "features_weights", "lpips", "lpips_weights"):
         if getattr(args, name) is not None:
             setattr(config.evaluate, name, getattr(args, name))

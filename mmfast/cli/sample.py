@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mmfast.cli.shared import check_ending, new_file, slug, write
+from mmfast.cli.shared import add_allow_code, check_ending, new_file, slug, write
 from mmfast.errors import MmfastError, unknown
 
 
@@ -46,6 +46,7 @@ def add(commands: Any) -> None:
     sample.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     sample.add_argument("--out", metavar="FILE.png", help="the picture [a new file in RUN/samples]")
     sample.add_argument("--npz", metavar="FILE.npz", help="also save the samples as arrays")
+    add_allow_code(sample)
     sample.add_argument("--quiet", action="store_true", help="no progress bars")
 
 

@@ -26,6 +26,16 @@ def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
+def add_allow_code(command: Any) -> None:
+    command.add_argument(
+        "--allow-code",
+        action="append",
+        default=[],
+        metavar="module:function",
+        help="run this code of yours where the config names it; may be repeated",
+    )
+
+
 def check_ending(option: str, name: str | None, endings: tuple[str, ...]) -> None:
     if name is not None and Path(name).suffix.lower() not in endings:
         raise MmfastError(f"{option} is {name}; it should end in {' or '.join(endings)}")
@@ -46,5 +56,7 @@ def slug(text: str) -> str:
 
 def new_file(folder: Path, stem: str) -> Path:
     """A name in the folder that is still free: samples are never overwritten."""
+    if folder.is_symlink():
+        raise MmfastError(f"{folder} is a link, and nothing is written through it; say another place with --out")
     names = (folder / f"{stem}{f'-{k}' if k else ''}.png" for k in range(1_000_000))
     return next(name for name in names if not name.exists())

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmfast import presets
 from mmfast.cli.describe import describe
-from mmfast.cli.shared import overrides
+from mmfast.cli.shared import add_allow_code, overrides
 from mmfast.errors import MmfastError
 
 
@@ -25,13 +25,16 @@ def add(commands: Any) -> None:
     train.add_argument("-h", "--help", action="store_true", help=help)
     train.add_argument("config", metavar="PRESET|CONFIG.yaml", nargs="?", help="a preset or a YAML file")
     train.add_argument("--out", metavar="RUN", help="the run's folder, new or to go on with")
+    add_allow_code(train)
     train.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from mmfast import config as configs
     from mmfast.build import with_class_names
+    from mmfast.config import LONGEST
     from mmfast.evaluate import table
+    from mmfast.files import read_text
     from mmfast.survey import brief
     from mmfast.training import train
 
@@ -39,6 +42,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         config = None if args.config is None else configs.load(args.config, overrides(rest))
         print("usage: mmfast train PRESET|CONFIG.yaml --out RUN [--key value ...] [--quiet]\n")
         print("Train into the folder RUN; the same command again goes on where the run stopped.")
+        print("--allow-code module:function runs this code of yours where the config names it.")
         print(f"presets: {', '.join(presets.names())} (`mmfast presets` tells of them)\n")
         whose = "their defaults" if config is None else f"their values in {args.config}"
         print(f"options of the config, with {whose}:\n\n{describe(config)}")
@@ -56,7 +60,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     metrics = run.folder / "metrics.json"
     if metrics.exists():
         try:
-            print(table(json.loads(metrics.read_text(encoding="utf-8"))))
+            print(table(json.loads(read_text(metrics, LONGEST))))
         except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             advice = "remove it, and this command makes it again"

@@ -32,6 +32,7 @@ class Spec:
     folders: dict[str, str] = option(
         {}, "the folder below root of a modality that has another name, as {image: photos}; . for root itself"
     )
+    outside: bool = option(False, "folders may lead out of root, by .. or an absolute path")
     test_fraction: float = option(0.1, "share of the examples held out for the evaluation", above=0, max=0.9)
 
 
@@ -154,6 +155,12 @@ def look(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Listing:
     for name in spec.folders:
         if name not in modalities:
             raise unknown("data.folders' modality", name, modalities)
+        folder = Path(spec.folders[name])
+        if (folder.anchor or ".." in folder.parts) and not spec.outside:
+            raise MmfastError(
+                f"data.folders.{name} is {spec.folders[name]!r}, which leads out of data.root; it should be a folder "
+                "below it, unless --data.outside true says so"
+            )
     listing = Listing(spec, modalities, anchor)
     problems, paths = listing.problems, listing.paths
     for name, part in sorted(modalities.items(), key=lambda item: item[0] != anchor):  # the anchor first

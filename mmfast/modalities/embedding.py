@@ -14,9 +14,13 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
+from mmfast.files import check_regular
 from mmfast.modalities import base
 from mmfast.modalities.base import Modality, SpaceShape
 from mmfast.options import option
+
+# Of a .npy file, in bytes: NumPy's own limit.
+LONGEST_HEADER = 10_000
 
 
 @dataclass
@@ -123,6 +127,20 @@ class Embedding(Modality):
         return torch.zeros(spec.dim)
 
 
+def mapped(path: Path) -> Any:
+    """The array of a .npy file, mapped: one that claims more than it holds is an error before memory is asked for.
+
+    Raises OSError, ValueError and others of numpy's for what is none.
+    """
+    check_regular(path)
+    with path.open("rb") as file:
+        start = file.read(12)
+    # NumPy compares the length of a header with this when it has read it, which may be gigabytes.
+    if start[:6] == b"\x93NUMPY" and start[6:7] > b"\x01" and int.from_bytes(start[8:], "little") > LONGEST_HEADER:
+        raise ValueError(f"its header should be at most {LONGEST_HEADER} bytes long")
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
 def read_numbers(path: Path, shape: tuple[int, ...]) -> Tensor:
     """The numbers of a .npy file as float32 [*shape]; for a vector, whatever the shape they have there.
 
@@ -132,8 +150,7 @@ def read_numbers(path: Path, shape: tuple[int, ...]) -> Tensor:
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise MmfastError(f"{path} is no file; it should be {what} (.npy)")
     try:
-        # Mapped, a file that claims more than it holds is an error before any memory is asked for.
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = mapped(path)
     except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as error:
         raise MmfastError(f"{path} cannot be read as {what} (.npy): {' '.join(str(error).split())}") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":

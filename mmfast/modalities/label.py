@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
+from mmfast import files
 from mmfast.errors import MmfastError
 from mmfast.modalities import base
 from mmfast.modalities.base import Modality, SpaceShape
@@ -106,10 +107,14 @@ class Label(Modality):
         return number(text, self.spec, f"--given {self.name}={text}")
 
 
+# Of a label's file, in bytes.
+LONGEST = 2**20
+
+
 def read_text(path: Path) -> str:
     """The text of a label's file. Raises MmfastError naming it."""
     try:
-        return path.read_text(encoding="utf-8-sig").strip()
+        return files.read_text(path, LONGEST).removeprefix("\ufeff").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise MmfastError(f"{path} cannot be read as a label: {error}") from None
 

@@ -28,7 +28,7 @@ from mmfast.files import save_tensors
 from mmfast.generate import check_sample
 from mmfast.model import Model
 from mmfast.ranks import ALONE, Elsewhere, Ranks, joined
-from mmfast.run import Run
+from mmfast.run import TENSORBOARD, Run
 from mmfast.training import graphs, shards
 from mmfast.training import state as states
 from mmfast.training.average import Average
@@ -38,6 +38,7 @@ from mmfast.training.log import Board
 from mmfast.training.objective import Losses, losses
 from mmfast.training.stop import Stop
 from mmfast.training.try_out import try_out
+from mmfast.trust import check_code
 
 # How many characters of stats.jsonl a checkpoint keeps: a thousand lines or so.
 RECENT = 2**18
@@ -216,6 +217,8 @@ def rehearse(config: Config, data: Data, losses: Losses = losses, ranks: Ranks =
     """
     pick_device(config.train.device, "train.device")
     parts(config, ranks, 0)
+    if config.evaluate.samples:
+        check_code("evaluate.features", config.evaluate.features)
     model = build_model(config)
     for part in (data.train, data.test):
         batch = part.__getitems__(range(min(len(part), config.train.batch_size)))
@@ -270,7 +273,7 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
     if config.train.cuda_graphs and trainer.device.type == "cuda" and trainer.done < steps:
         trainer.capture()
     batches = loader(config, trainer.data.train, trainer.done, pinned=trainer.device.type == "cuda", ranks=ranks)
-    trainer.board = board = Board(run.folder / "tensorboard", config, trainer.done, silent=not ranks.first)
+    trainer.board = board = Board(run.folder / TENSORBOARD, config, trainer.done, silent=not ranks.first)
     bar = tqdm(total=steps, initial=trainer.done, desc="training", unit="step", disable=quiet, smoothing=0.05)
     with bar, contextlib.closing(board), Stop(at_once=ranks.count == 1) as stop:
         while trainer.done < steps:

@@ -147,6 +147,7 @@ def test_the_spec_says_none_by_default():
 
 def test_the_evaluation_measures_the_restoration_and_names_its_features():
     from mmfast.evaluate import evaluate
+    from mmfast.trust import allow_code
 
     chosen = config(("evaluate.samples", "20"), ("evaluate.bound_steps", "1"), ("sample.steps", "2"))
     model, data = build_model(chosen), build_data(chosen)
@@ -156,6 +157,7 @@ def test_the_evaluation_measures_the_restoration_and_names_its_features():
         assert 0 <= found[f"precision.{who}"] <= 1 and 0 <= found[f"recall.{who}"] <= 1 and f"frechet.{who}" in found
     assert found["precision.real_halves"] > found["precision.samples"]  # an untrained model draws no digits
     chosen.evaluate.features = "mmfast.metrics.nothing:here"
+    allow_code(chosen.evaluate.features)
     with pytest.raises(MmfastError, match=r"mmfast\.metrics\.nothing"):
         evaluate(model, chosen, data, quiet=True)
 

@@ -172,5 +172,5 @@ def test_the_stats_are_on_the_disk_before_the_state_that_follows_them(run, strai
     monkeypatch.setattr(os, "fsync", spy)
     assert again(run, capsys) == (0, [])
     sizes = [sum(map(len, (straight / "stats.jsonl").read_bytes().splitlines(keepends=True)[:n])) for n in (2, 4, 6)]
-    states = [k for k, (name, _) in enumerate(synced) if name.startswith(f".tmp-{STATE}")]
+    states = [k for k, (name, _) in enumerate(synced) if name.startswith(f".tmp-mmfast-{STATE}")]
     assert [synced[k - 1] for k in states] == [("stats.jsonl", size) for size in sizes]
