@@ -105,13 +105,13 @@ def build_data(config: Config) -> Data:
     return with_few_labels(found, few) if few else found
 
 
-def load_run(folder: str | Path, device: str = "auto") -> tuple[Run, Config, Model]:
+def load_run(folder: str | Path, device: str = "auto", what: str = "--device") -> tuple[Run, Config, Model]:
     """A run's folder, its config and its averaged model, ready for mmfast.sample.sample."""
     run = Run.open(folder)
     config = run.config()
     model = build_model(config)
     run.load_weights(model)
-    return run, config, model.to(pick_device(device)).eval()
+    return run, config, model.to(pick_device(device, what)).eval()
 
 
 def pick_device(name: str, what: str = "--device") -> torch.device:

@@ -60,6 +60,13 @@ def title(given: Iterable[str], first: Iterable[str]) -> str:
     return how if turns else "generated together, nothing given"
 
 
+def turns(model: Model, given: Iterable[str], first: str | Iterable[str]) -> list[str | None]:
+    """What `generate` draws in turn: those of `first` that are not given, and None for all that is left, together."""
+    first, known = [first] if isinstance(first, str) else first, {*given}
+    found: list[str | None] = [name for name in dict.fromkeys(first) if name not in known]
+    return [*found, None] if not found or known | set(found) < model.parts.keys() else found
+
+
 def generate(
     model: Model,
     config: Config,
@@ -87,14 +94,11 @@ def generate(
     first = config.sample.first if first is None else [first] if isinstance(first, str) else first
     check_first(model, first)
     known = dict(given or {})
-    turns: list[str | None] = [name for name in dict.fromkeys(first) if name not in known]
-    if not turns or known.keys() | set(turns) < model.parts.keys():
-        turns.append(None)  # all that is left, together
     guidance, seed = (options.pop(k, getattr(o, k)) for k, o in (("guidance_scale", config.sample), ("seed", config)))
     for name in guidance if isinstance(guidance, Mapping) else ():
         if name not in {*known, *first}:
             raise unknown("guidance_scale's modality", name, [*known, *first])
-    for turn, target in enumerate(turns):
+    for turn, target in enumerate(turns(model, known, first)):
         how = {**settings(config, known), **options, "seed": seed ^ turn << 40, "guidance_scale": guidance}
         if isinstance(guidance, Mapping):
             how["guidance_scale"] = {n: scale for n, scale in guidance.items() if n in known}

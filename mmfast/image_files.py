@@ -24,17 +24,24 @@ DAMAGED = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.err
 
 
 @contextlib.contextmanager
-def _opened(path: Path, what: str) -> Iterator[PILImage.Image]:
-    """The file, opened as one of FORMATS. Raises MmfastError, naming it, for whatever Pillow says of it meanwhile."""
+def _named(path: Path | str, what: str) -> Iterator[None]:
+    """Raises MmfastError, naming a file or a picture, for whatever Pillow says of it meanwhile."""
     try:
-        check_regular(path)
-        with PILImage.open(path, formats=FORMATS) as file:
-            yield file
+        yield
     except UnidentifiedImageError:
         raise MmfastError(f"{path} cannot be read as a {what}: it is none of {', '.join(FORMATS)}") from None
     except DAMAGED as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise MmfastError(f"{path} cannot be read as a {what}: {reason}; mend or remove it") from None
+
+
+@contextlib.contextmanager
+def _opened(path: Path, what: str) -> Iterator[PILImage.Image]:
+    """The file, opened as one of FORMATS. Raises MmfastError, as `_named` does."""
+    with _named(path, what):
+        check_regular(path)
+        with PILImage.open(path, formats=FORMATS) as file:
+            yield file
 
 
 def load_picture(path: Path, what: str = "picture") -> PILImage.Image:
@@ -44,10 +51,16 @@ def load_picture(path: Path, what: str = "picture") -> PILImage.Image:
     limit, 179 megapixels).
     """
     with _opened(path, what) as file:
-        file.load()
-        picture = ImageOps.exif_transpose(file)
-    assert picture is not None
-    return picture
+        return upright(file, path, what)
+
+
+def upright(picture: PILImage.Image, where: Path | str, what: str = "picture") -> PILImage.Image:
+    """A picture, whole and turned as its EXIF data says; the original stays. Raises MmfastError as `load_picture`."""
+    with _named(where, what):
+        picture.load()
+        turned = ImageOps.exif_transpose(picture)
+    assert turned is not None
+    return turned
 
 
 class Header(NamedTuple):
@@ -120,7 +133,7 @@ def grey_or_colour(picture: PILImage.Image, channels: int, background: str | Non
     return picture.convert("L" if channels == 1 else "RGB")
 
 
-def class_numbers(path: Path, picture: PILImage.Image) -> PILImage.Image:
+def class_numbers(path: Path | str, picture: PILImage.Image) -> PILImage.Image:
     """A mask's picture with its numbers as pixels: grey and palette files as they are, grey ones in colour as grey.
 
     Raises MmfastError for a coloured one, and for one with transparent pixels.
@@ -140,7 +153,7 @@ def class_numbers(path: Path, picture: PILImage.Image) -> PILImage.Image:
 NEARLY, BETWEEN = 7, 0.25
 
 
-def two_classes(path: Path, values: np.ndarray) -> np.ndarray:
+def two_classes(path: Path | str, values: np.ndarray) -> np.ndarray:
     """The whole of a two-class mask's values as 0 and 1: they are 0 and 1 already, or black and white, split at 127.
 
     Raises MmfastError for any other, with the values found.

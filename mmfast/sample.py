@@ -6,6 +6,7 @@ m_t, step y, add m_s. With guidance, the conversion to z_0 and the clamp before 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -156,9 +157,11 @@ def how_many(model: Model, count: int | None, given: Mapping[str, Tensor]) -> in
 def _scales(guidance_scale: float | Mapping[str, float], given: Mapping[str, Tensor]) -> dict[str, float]:
     if not isinstance(guidance_scale, Mapping):
         guidance_scale = {name: float(guidance_scale) for name in given}
-    for name in guidance_scale:
+    for name, scale in guidance_scale.items():
         if name not in given:
             raise unknown_name("guidance_scale's modality", name, given)
+        if not isinstance(scale, (int, float)) or not math.isfinite(scale):
+            raise MmfastError(f"guidance_scale is {scale!r}; it should be a finite number")
     return {name: scale for name, scale in guidance_scale.items() if scale != 1}
 
 

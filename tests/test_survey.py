@@ -53,7 +53,7 @@ def root(tmp_path):
     for k in range(COUNT):
         stem = f"x/{k:02}"
         save(root, f"image/{stem}.png", picture(k))
-        if k % 3:
+        if k not in (0, 6, 9, 10):  # 03 is held out
             mask = np.zeros((SIZE, SIZE), np.uint8)
             mask[:, :2], mask[:, 2] = 1, 2
             save(root, f"mask/{stem}.png", mask)

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mmfast.cli.shared import add_allow_code, check_ending, new_file, slug, write
-from mmfast.errors import MmfastError, unknown
+from mmfast.errors import MmfastError
 
 
 def add(commands: Any) -> None:
@@ -22,10 +20,10 @@ def add(commands: Any) -> None:
         default=[],
         metavar="NAME=VALUE",
         action="extend",
-        help="modalities that are given: label=3, image=file.png, mask=file.png, embedding=file.npy, or NAME=data for "
-        "held-out examples of the run's data",
+        help="modalities that are given: label=3, image=file.png, mask=file.png, embedding=file.npy, NAME=data for "
+        "held-out examples of the run's data; a row for each of several values: label=cats,dogs, or label=all",
     )
-    sample.add_argument("--n", type=int, default=16, help="how many samples [16]")
+    sample.add_argument("--n", type=int, help="how many samples [16], or of each of several values [4]")
     sample.add_argument("--steps", type=int, help="network evaluations a sample [the config's]")
     sample.add_argument("--sampler", help="ddpm, ddim or dpmpp_2m [the config's]")
     sample.add_argument("--guidance_scale", type=float, help="guidance by what is given; 1 for none [the config's]")
@@ -45,26 +43,21 @@ def add(commands: Any) -> None:
     sample.add_argument("--seed", type=int, default=0, help="seed of the noise [0]")
     sample.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     sample.add_argument("--out", metavar="FILE.png", help="the picture [a new file in RUN/samples]")
+    sample.add_argument("--save", metavar="DIR", help="also save each sample as files of its own, in a new folder")
     sample.add_argument("--npz", metavar="FILE.npz", help="also save the samples as arrays")
     add_allow_code(sample)
     sample.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
-def _given(pairs: Sequence[str], model: Any, config: Any, count: int) -> dict[str, torch.Tensor]:
-    from mmfast.build import build_data
-    from mmfast.evaluate import held_out
-
-    given = {}
+def _given(pairs: Sequence[str]) -> dict[str, str]:
+    given: dict[str, str] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
-        if name not in model.parts:
-            raise unknown("--given's modality", name, model.parts)
         if not equals or not text:
             raise MmfastError(f"--given {pair} has no value; it should be {name}=VALUE")
-        if text == "data":
-            given[name] = held_out(build_data(config).test, count, model).data[name]
-        else:
-            given[name] = model.part(name).parse(text)[None]
+        if name in given:
+            raise MmfastError(f"--given has {name} twice; several values have commas between them, as {name}=A,B")
+        given[name] = text
     return given
 
 
@@ -79,32 +72,31 @@ def _share(pair: str) -> tuple[str, float]:
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     import numpy as np
 
-    from mmfast.build import load_run
-    from mmfast.generate import generate, title
-    from mmfast.pictures import sample_grid
+    from mmfast.loaded import check_free, load
 
-    if args.n < 1:
+    if args.n is not None and args.n < 1:
         raise MmfastError(f"--n is {args.n}; it should be at least 1")
     check_ending("--out", args.out, (".png", ".jpg", ".jpeg"))
     check_ending("--npz", args.npz, (".npz",))
-    run, config, model = load_run(args.run, args.device)
-    given = _given(args.given, model, config, args.n)
-    names = ("steps", "sampler", "guidance_scale", "first")
-    options: dict[str, Any] = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if args.save:
+        check_free("--save", Path(args.save))
+    given = _given(args.given)
+    names = ("steps", "sampler", "guidance_scale", "first", "seed", "ranks")
+    options: dict[str, Any] = {name: getattr(args, name) for name in names}
     if args.offset is not None:
         options["offset"] = dict(_share(pair) for pair in args.offset)
-    options |= {"progress": not args.quiet, "seed": args.seed, "ranks": args.ranks}
-    drawn = generate(model, config, args.n, given, **options)
+    loaded = load(args.run, args.device)
+    samples = loaded.sample(args.n, given=given, progress=not args.quiet, **options)
     if not args.ranks.first:
         return 0
-    what = " ".join(args.given)
-    how = title(args.given, config.sample.first if args.first is None else args.first)
-    picture = sample_grid({n: model.part(n) for n in drawn}, drawn, how, list(given))
-    file = Path(args.out) if args.out else new_file(run.samples, f"sample-{slug(what) or 'joint'}-seed{args.seed}")
-    write(file, lambda temporary: picture.save(temporary))
+    stem = f"sample-{slug(' '.join(args.given)) or 'joint'}-seed{args.seed}"
+    file = Path(args.out) if args.out else new_file(loaded.run.samples, stem)
+    write(file, lambda temporary: samples.grid().save(temporary))
     print(file)
+    if args.save:
+        print(samples.save(args.save))
     if args.npz:
-        arrays: dict[str, Any] = {name: x.cpu().numpy() for name, x in drawn.items()}
+        arrays: dict[str, Any] = {name: x.numpy() for name, x in samples.data.items()}
         npz = Path(args.npz)
         write(npz, lambda temporary: np.savez(temporary, **arrays))
         print(npz)

@@ -7,6 +7,7 @@ folder of the anchor's path (cats). A folder of another name is said by `folders
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import unicodedata
@@ -33,7 +34,9 @@ class Spec:
         {}, "the folder below root of a modality that has another name, as {image: photos}; . for root itself"
     )
     outside: bool = option(False, "folders may lead out of root, by .. or an absolute path")
-    test_fraction: float = option(0.1, "share of the examples held out for the evaluation", above=0, max=0.9)
+    test_fraction: float = option(
+        0.1, "share of the examples held out for the evaluation, about, by their names", above=0, max=0.9
+    )
 
 
 @dataclass
@@ -128,15 +131,24 @@ class Listing:
     left_out: dict[str, list[Path]] = field(default_factory=dict)
 
     def data(self) -> Data:
-        """The examples: the files of the anchor, and what goes with each; some of them held out."""
-        stems = sorted(self.paths[self.anchor])
-        order = torch.randperm(len(stems), generator=torch.Generator().manual_seed(0)).tolist()
-        held_out = max(1, round(len(stems) * self.spec.test_fraction))
+        """The examples: the files of the anchor, and what goes with each; some of them held out.
 
-        def part_of(index: list[int]) -> Files:
-            return Files([stems[i] for i in sorted(index)], self.paths, self.modalities, self.classes)
+        Which are is a function of each one's name: files that come or go move no other. One at least is held out, and
+        one is not.
+        """
+        order = sorted(self.paths[self.anchor], key=place)
+        held_out = sum(place(stem) < self.spec.test_fraction for stem in order)
+        held_out = max(1, min(held_out, len(order) - 1))
+
+        def part_of(stems: list[str]) -> Files:
+            return Files(sorted(stems), self.paths, self.modalities, self.classes)
 
         return Data(part_of(order[held_out:]), part_of(order[:held_out]))
+
+
+def place(stem: str) -> float:
+    """A number in 0 .. 1 that hangs on an example's name alone: those below the test fraction are held out."""
+    return int.from_bytes(hashlib.sha256(stem.encode(errors="surrogateescape")).digest()[:8], "big") / 2.0**64
 
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:

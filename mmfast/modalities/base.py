@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from PIL import Image as PILImage
 from torch import Tensor, nn
@@ -191,6 +193,19 @@ class Modality(nn.Module):
     def blank(cls, spec: Any) -> Tensor:
         """What stands for one x that is missing."""
         raise NotImplementedError
+
+    @classmethod
+    def from_picture(cls, picture: PILImage.Image, spec: Any, where: str) -> Tensor:
+        """One x from a picture, upright as a file's is. Raises MmfastError, which calls it `where`."""
+        raise MmfastError(f"{where} is a picture, of which no {cls.kind} can be made")
+
+    def plain(self, x: Tensor) -> PILImage.Image | str | np.ndarray:
+        """One x as a person has it, a picture, a class's name or an array: what `read` reads as x from its file."""
+        return x.cpu().numpy()
+
+    def values(self, text: str) -> list[str]:
+        """The values in a text of several, with commas between them, each for `parse`; a file's name is one."""
+        return [text] if os.path.exists(text) else text.split(",")
 
     def parse(self, text: str) -> Tensor:
         """One x from the command line (`--given name=text`): a file's path, unless the kind has a shorter form."""

@@ -94,6 +94,14 @@ class Image(Modality):
         return read_image(path, spec.channels, spec.size, spec.background)
 
     @classmethod
+    def from_picture(cls, picture: PILImage.Image, spec: ImageSpec, where: str) -> Tensor:
+        return pixels_of(picture, spec.channels, spec.size, spec.background)
+
+    def plain(self, x: Tensor) -> PILImage.Image:
+        """A picture of mode L or RGB, a pixel for a pixel."""
+        return picture(x, self.spec.size).convert("L" if self.spec.channels == 1 else "RGB")
+
+    @classmethod
     def blank(cls, spec: ImageSpec) -> Tensor:
         return torch.zeros(spec.channels, spec.size, spec.size)
 
@@ -110,7 +118,12 @@ def read_image(path: Path, channels: int, size: int, background: str | None) -> 
 
     background: the colour behind transparent pixels; None to take colours as they are, whatever the alpha.
     """
-    picture = grey_or_colour(load_picture(path), channels, background)
+    return pixels_of(load_picture(path), channels, size, background)
+
+
+def pixels_of(picture: PILImage.Image, channels: int, size: int, background: str | None) -> Tensor:
+    """A picture, upright, as `read_image` has a file's."""
+    picture = grey_or_colour(picture, channels, background)
     if picture.size != (size, size):
         picture = picture.resize((size, size), PILImage.Resampling.LANCZOS, box=middle_square(picture))
     array = np.asarray(picture, dtype=np.float32).reshape(size, size, -1)

@@ -103,8 +103,18 @@ class Label(Modality):
     def blank(cls, spec: LabelSpec) -> Tensor:
         return torch.tensor(0)
 
+    def plain(self, x: Tensor) -> str:
+        """The class's name, or its number."""
+        return self.class_name(int(x))
+
+    def values(self, text: str) -> list[str]:
+        """Those with commas between them; of "all", every class. A class of such a name is that class."""
+        if text in self.spec.names:
+            return [text]
+        return [str(k) for k in range(self.spec.classes)] if text == "all" else text.split(",")
+
     def parse(self, text: str) -> Tensor:
-        return number(text, self.spec, f"--given {self.name}={text}")
+        return number(text, self.spec, f"{self.name}={text}")
 
 
 # Of a label's file, in bytes.

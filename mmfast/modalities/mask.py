@@ -109,6 +109,23 @@ class Mask(Modality):
         return read_mask(path, spec.classes, spec.size, spec.ignore)
 
     @classmethod
+    def from_picture(cls, picture: PILImage.Image, spec: MaskSpec, where: str) -> Tensor:
+        return numbers_of(picture, spec.classes, spec.size, spec.ignore, where)
+
+    def plain(self, x: Tensor) -> PILImage.Image:
+        """A picture of the class numbers, with a palette that shows them; `ignore` where the class is not known."""
+        ignored = 0 if self.spec.ignore is None else self.spec.ignore
+        numbers = x.masked_fill(x == IGNORED, ignored).cpu().numpy()
+        if max(ignored, self.spec.classes - 1) > 255:
+            return PILImage.fromarray(numbers.astype(np.uint16))
+        picture = PILImage.fromarray(numbers.astype(np.uint8))
+        colours = palette(self.spec.classes)
+        if self.spec.ignore is not None:
+            colours = np.concatenate((colours, np.full((256 - len(colours), 3), UNKNOWN[0], np.uint8)))
+        picture.putpalette(colours.tobytes())
+        return picture
+
+    @classmethod
     def blank(cls, spec: MaskSpec) -> Tensor:
         return torch.zeros(spec.size, spec.size, dtype=torch.int64)
 
@@ -129,7 +146,12 @@ def read_mask(path: Path, classes: int, size: int, ignore: int | None = None) ->
     A two-class mask may also be black and white (any value above 127 is class 1). ignore: the value of pixels that
     count nowhere, which are -1; the class of that number is then no other pixel's.
     """
-    picture = class_numbers(path, load_picture(path, "mask"))
+    return numbers_of(load_picture(path, "mask"), classes, size, ignore, path)
+
+
+def numbers_of(picture: PILImage.Image, classes: int, size: int, ignore: int | None, path: Path | str) -> Tensor:
+    """A picture, upright, as `read_mask` has a file's; errors call it `path`."""
+    picture = class_numbers(path, picture)
     whole = np.asarray(picture).astype(np.int32)
     known = np.ones_like(whole, dtype=bool) if ignore is None else whole != ignore
     values = whole[known]

@@ -20,7 +20,7 @@ from mmfast.errors import MmfastError
 from mmfast.image_files import load_picture, middle_square
 from mmfast.modalities import base
 from mmfast.modalities.base import Modality, SpaceShape, WeightSpec
-from mmfast.modalities.image import picture, read_image
+from mmfast.modalities.image import picture, pixels_of
 from mmfast.options import option
 from mmfast.streams import MASK, MASK_RATIO
 
@@ -131,16 +131,25 @@ class Masked(Modality):
     @classmethod
     def read(cls, path: Path, spec: MaskedSpec) -> Tensor:
         """A picture whose transparent pixels are hidden."""
-        return torch.cat((read_image(path, spec.channels, spec.size, None), _opaque(path, spec.size)))
+        return cls.from_picture(load_picture(path), spec, str(path))
+
+    @classmethod
+    def from_picture(cls, picture: PILImage.Image, spec: MaskedSpec, where: str) -> Tensor:
+        return torch.cat((pixels_of(picture, spec.channels, spec.size, None), _opaque(picture, spec.size)))
+
+    def plain(self, x: Tensor) -> PILImage.Image:
+        """A picture that is transparent where the image is hidden."""
+        image = picture(x[:-1] * (x[-1:] > 0), self.spec.size)
+        image.putalpha(PILImage.fromarray(((x[-1] > 0).cpu().numpy() * 255).astype(np.uint8)))
+        return image
 
     @classmethod
     def blank(cls, spec: MaskedSpec) -> Tensor:
         return torch.zeros(spec.channels + 1, spec.size, spec.size)
 
 
-def _opaque(path: Path, size: int) -> Tensor:
+def _opaque(picture: PILImage.Image, size: int) -> Tensor:
     """1 where a picture is opaque, 0 where it is transparent: [1, size, size]."""
-    picture = load_picture(path)
     alpha = picture.convert("RGBA").getchannel("A")
     alpha = alpha.resize((size, size), PILImage.Resampling.NEAREST, box=middle_square(picture))
     return torch.from_numpy((np.asarray(alpha) > 127).astype(np.float32))[None]

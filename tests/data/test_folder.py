@@ -1,5 +1,6 @@
 """Aligned folders by value: every pixel, class and number is that of the file of the same path and name."""
 
+import hashlib
 import os
 
 import numpy as np
@@ -69,7 +70,7 @@ def opened(root, fraction=0.3, **more):
 def test_what_is_in_the_files(made):
     root, truth = made
     data = opened(root)
-    assert (len(data.train), len(data.test)) == (7, 3)
+    assert (len(data.train), len(data.test)) == (8, 2)
     assert sorted(data.train.stems + data.test.stems) == sorted(truth)  # each in one part
     assert data.train.stems == sorted(data.train.stems) and data.test.stems == sorted(data.test.stems)
     for part in (data.train, data.test):
@@ -90,12 +91,23 @@ def test_what_is_in_the_files(made):
     assert "image" not in batch.present  # all have one
 
 
-def test_the_split_is_shuffled_the_same_every_time_and_never_empty(made):
+def test_the_split_hangs_on_each_name_alone_and_is_never_empty(made, tmp_path):
     root, truth = made
-    stems = sorted(truth)
-    splits = [opened(root, fraction).test.stems for fraction in (0.3, 0.3, 0.5, 0.01)]
-    assert splits[0] == splits[1] and {*splits[0]} < {*splits[2]} and len(splits[2]) == 5
-    assert len(splits[3]) == 1 and splits[2] not in (stems[:5], stems[5:])
+    by_hash = sorted(truth, key=lambda stem: hashlib.sha256(stem.encode()).hexdigest())
+    for fraction in (0.3, 0.5, 0.01, 0.0001):
+        below = [s for s in by_hash if int(hashlib.sha256(s.encode()).hexdigest(), 16) < fraction * 2**256]
+        assert opened(root, fraction).test.stems == sorted(below or by_hash[:1])
+    for k in range(200):
+        write(tmp_path, "image", f"x/{k}", ".png", np.zeros((SIZE, SIZE, 3), np.uint8))
+    only = {"image": specs()["image"]}
+    before = folder.open(folder.Spec(root=str(tmp_path)), only, "image")
+    assert 8 <= len(before.test) <= 32
+    (tmp_path / "image" / f"{before.train.stems[0]}.png").unlink()
+    write(tmp_path, "image", "y/new", ".png", np.zeros((SIZE, SIZE, 3), np.uint8))
+    after = folder.open(folder.Spec(root=str(tmp_path)), only, "image")
+    assert {*before.test.stems} == {*after.test.stems} - {"y/new"}
+    one = folder.open(folder.Spec(root=str(tmp_path), test_fraction=0.9), only, "image")
+    assert len(one.train) >= 1
 
 
 def test_folders_name_the_classes(made):

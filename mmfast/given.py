@@ -1,0 +1,60 @@
+"""What a modality is given as: a text, a number, a path, a picture, an array or a tensor becomes x."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+from torch import Tensor
+
+from mmfast.errors import MmfastError
+from mmfast.image_files import upright
+from mmfast.modalities import Modality
+
+
+def taken(part: Modality, value: Any, where: str) -> Tensor:
+    """A value of one modality as x: [1, ...], or [n, ...] of a list or of a tensor with one for each sample.
+
+    Raises MmfastError, which calls it `where`, for what is no such x.
+    """
+    if isinstance(value, (list, tuple)):
+        found = [taken(part, x, f"{where}[{i}]") for i, x in enumerate(value)]
+        if not found or any(len(x) != 1 for x in found):
+            raise MmfastError(f"{where} is a list of {len(found)}; it should hold one value for each sample")
+        return torch.cat(found)
+    try:
+        x = _x(part, value, where)
+    except OSError as error:
+        raise MmfastError(f"{where} cannot be read: {error.strerror}") from None
+    part.check(x, where)
+    return x
+
+
+def _x(part: Modality, value: Any, where: str) -> Tensor:
+    """x of one value, [1, ...], or of a tensor of several; not checked."""
+    if isinstance(value, str):
+        return part.parse(value)[None]
+    if isinstance(value, os.PathLike):
+        return part.read(Path(value), part.spec)[None]
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and ".png" in part.extensions:
+        try:
+            value = PILImage.fromarray(value)
+        except (TypeError, ValueError):
+            raise MmfastError(f"{where} is uint8 {list(value.shape)}; a picture is [H, W] or [H, W, 3]") from None
+    if isinstance(value, PILImage.Image):
+        return part.from_picture(upright(value, where), part.spec, where)[None]
+    try:
+        x = torch.as_tensor(value).detach().cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        wanted = "a number, a name, a path, a picture, an array or a tensor, or a list of these"
+        raise MmfastError(f"{where} is of type {type(value).__name__}; it should be {wanted}") from None
+    blank = part.blank(part.spec)
+    if x.is_complex() or x.dtype == torch.bool or x.is_floating_point() > blank.is_floating_point():
+        kind = "real" if blank.is_floating_point() else "whole"
+        raise MmfastError(f"{where} is {str(x.dtype).removeprefix('torch.')}; it should be {kind} numbers")
+    x = x.to(blank.dtype)
+    return x[None] if x.dim() == blank.dim() else x

@@ -1,0 +1,313 @@
+"""A trained run in Python and on the command line: loaded once, then sampled; the samples are seen, used and saved."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+from torch import Tensor
+
+from mmfast.build import build_data, load_run
+from mmfast.config import Config
+from mmfast.data import Data
+from mmfast.errors import MmfastError, unknown
+from mmfast.evaluate import held_out
+from mmfast.files import TEMPORARY
+from mmfast.generate import generate, settings, title, turns
+from mmfast.given import taken
+from mmfast.modalities import Modality
+from mmfast.model import Model
+from mmfast.pictures import sample_grid
+from mmfast.ranks import ALONE, Ranks
+from mmfast.run import Run
+
+# The choices of `Loaded.sample` that have their value from the config otherwise: of which type, and in words.
+OPTIONS: dict[str, tuple[Any, str]] = {
+    "steps": (int, "a whole number"),
+    "sampler": (str, "a name"),
+    "eta": ((int, float), "a number"),
+    "guidance_scale": ((int, float, Mapping), "a number, or a dict of numbers"),
+    "first": ((str, Sequence), "a modality's name, or a list of them"),
+    "offset": (Mapping, "a dict of shares"),
+    "batch_size": (int, "a whole number"),
+    "precision": (str, "a name"),
+    "heads": (str, "a name"),
+    "progress": ((bool, str), "a truth value or a text"),
+}
+# How many samples where nothing says it: in all, or for each of several values.
+COUNT, EACH = 16, 4
+
+
+@dataclass
+class Loaded:
+    """A run's folder, its config and its averaged model."""
+
+    run: Run
+    config: Config
+    model: Model
+
+    def __repr__(self) -> str:
+        return f"Loaded({self.run.folder}: {', '.join(self.model.parts)})"
+
+    @functools.cached_property
+    def data(self) -> Data:
+        """The run's data set, opened when it is first asked for."""
+        return build_data(self.config)
+
+    def sample(
+        self,
+        n: int | None = None,
+        *,
+        given: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        ranks: Ranks = ALONE,
+        **more: Any,
+    ) -> Samples:
+        """Draw samples, as `mmfast sample` does: `sample(label="cats", n=8, guidance_scale=2)`.
+
+        A modality's name, among the arguments or in `given`, says its value: a text as on the command line ("cats",
+        "3", "file.png", "data" for held-out examples), a number, a path, a PIL picture, an array or a tensor [...]; a
+        list of n, or a tensor [n, ...], has one for each sample. An array of uint8 is a picture, [H, W] or [H, W, 3];
+        any other is x as the model has it. Several values in a text ("cats,dogs"; "all" for every class) are drawn n
+        times each, all with the same noise, in a row of the grid each.
+
+        n: how many samples; None for as many as a list holds, else 16, or 4 for each of several values. more: options
+        in place of the config's, those of OPTIONS (`mmfast.generate.generate`).
+
+        Raises MmfastError naming the argument.
+        """
+        if not isinstance(given or {}, Mapping):
+            raise MmfastError(f"given is a {type(given).__name__}; it should be a dict from modality to value")
+        for name in more:
+            if name not in OPTIONS and name not in self.model.parts:
+                raise unknown("sample's argument", name, [*self.model.parts, *OPTIONS, "n", "seed", "given"])
+        more = {name: value for name, value in more.items() if value is not None}
+        options = {name: _option(name, value) for name, value in more.items() if name in OPTIONS}
+        parts = {name: value for name, value in more.items() if name not in OPTIONS}
+        values = {name: value for name, value in {**(given or {}), **parts}.items() if value is not None}
+        n, seed = None if n is None else _whole("n", n, 1), _whole("seed", seed, 0)
+        rows = self._rows(values)
+        n, several = _how_many(rows, n)
+        for name in [name for name, value in values.items() if _is_data(value)]:
+            rows[name] = [held_out(self.data.test, n, self.model).data[name]]
+        known = {
+            name: torch.cat([x.expand(n, *x.shape[1:]) for x in (found if len(found) > 1 else found * several)])
+            for name, found in rows.items()
+        }
+        ids = torch.arange(n).repeat(several)
+        drawn = generate(self.model, self.config, len(ids), known, sample_ids=ids, seed=seed, ranks=ranks, **options)
+        how = self._how(list(known), options)
+        first = options.get("first", self.config.sample.first)
+        what = [f"{name}={value}" if isinstance(value, (str, int)) else name for name, value in values.items()]
+        return Samples(
+            {name: x.cpu() for name, x in drawn.items()},
+            {name: self.model.part(name) for name in drawn},
+            self.model.anchor_name,
+            tuple(known),
+            {"seed": seed, **how},
+            f"{title(what, [first] if isinstance(first, str) else first)}; {_told({'seed': seed, **how})}",
+            ids.tolist(),
+            n if several > 1 else COUNT // 4,
+        )
+
+    def _rows(self, values: Mapping[str, Any]) -> dict[str, list[Tensor]]:
+        """By name, x for each of several values: [1, ...] for all samples, or one for each. Without held-out data."""
+        rows = {}
+        for name, value in values.items():
+            if name not in self.model.parts:
+                raise unknown("given's modality", name, self.model.parts)
+            if _is_data(value):
+                continue
+            part = self.model.part(name)
+            texts = part.values(value) if isinstance(value, str) else []
+            rows[name] = [taken(part, text, name) for text in texts] or [taken(part, value, name)]
+        return rows
+
+    def _how(self, given: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
+        """What a line of samples.jsonl and a title say of how they were drawn."""
+        steps, known = [], given
+        for turn in turns(self.model, given, options.get("first", self.config.sample.first)):
+            steps.append(options.get("steps", settings(self.config, known)["steps"]))
+            known = [*known, turn] if turn else known
+        how = {name: options.get(name, getattr(self.config.sample, name)) for name in ("sampler", "guidance_scale")}
+        return {"steps": steps[0] if len({*steps}) == 1 else steps, **how}
+
+
+def load(folder: str | os.PathLike[str], device: str = "auto") -> Loaded:
+    """A run, ready to sample. Raises MmfastError where the folder holds none, or no such device is there."""
+    if not isinstance(folder, (str, os.PathLike)):
+        raise MmfastError(f"load's folder is a {type(folder).__name__}; it should be the path of a run's folder")
+    return Loaded(*load_run(Path(folder), device, "device"))
+
+
+@dataclass(frozen=True, repr=False)
+class Samples:
+    """Samples, each with every modality.
+
+    data: tensors [len, ...] by name, on the host. how: the seed, steps, sampler and guidance. ids: the number of each
+    sample's noise. In a notebook they show themselves as their grid.
+    """
+
+    data: dict[str, Tensor]
+    parts: Mapping[str, Modality]
+    anchor: str
+    given: tuple[str, ...]
+    how: dict[str, Any]
+    title: str
+    ids: list[int]
+    columns: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"Samples({len(self)} of {', '.join(self.data)}; {self.title})"
+
+    def __getitem__(self, name: str) -> list[Any]:
+        """A modality as a person has it: pictures (of a mask: its class numbers), class names, or arrays."""
+        if name not in self.parts:
+            raise unknown("samples' modality", name, self.parts)
+        return [self.parts[name].plain(x) for x in self.data[name]]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Each sample in turn, its modalities by name."""
+        columns = {name: self[name] for name in self.data}
+        return iter([{name: found[i] for name, found in columns.items()} for i in range(len(self))])
+
+    @property
+    def images(self) -> list[PILImage.Image]:
+        """The anchor's pictures, a pixel for a pixel."""
+        return self[self.anchor]
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the classes, or their numbers. Raises MmfastError unless there is one label an image."""
+        names = [name for name, part in self.parts.items() if part.kind == "label"]
+        if len(names) != 1:
+            raise MmfastError(
+                f"samples have {len(names)} labels ({', '.join(names)}); take them by name, samples[NAME]"
+            )
+        return self[names[0]]
+
+    def grid(self, columns: int | None = None) -> PILImage.Image:
+        """All of them in one picture, each one's modalities side by side; a row for each of several given values."""
+        columns = _whole("columns", self.columns if columns is None else columns, 1)
+        return sample_grid(self.parts, self.data, self.title, list(self.given), columns)
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.grid().save(file, "PNG")
+        return file.getvalue()
+
+    def save(self, folder: str | Path) -> Path:
+        """Write each sample as files in a new folder, which `data: {kind: folder}` reads as the same samples.
+
+        folder/image/000.png, folder/mask/000.png (class numbers), folder/label/000.txt, folder/embedding/000.npy, and a
+        line for each sample in folder/samples.jsonl. Whole or not at all. Raises MmfastError where there is something.
+        """
+        folder = Path(folder)
+        check_free("save's folder", folder)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder.parent) as temporary:
+                self._write(Path(temporary) / "samples")
+                os.rename(Path(temporary) / "samples", folder)
+        except OSError as error:
+            raise MmfastError(f"{folder} cannot be written: {error.strerror}; choose another place") from None
+        return folder
+
+    def _write(self, folder: Path) -> None:
+        lines = []
+        for i, sample in enumerate(self):
+            what = {}
+            for name, value in sample.items():
+                (folder / name).mkdir(parents=True, exist_ok=True)
+                file = _write(value, folder / name / f"{i:03d}")
+                what[name] = {"file": file.relative_to(folder).as_posix()}
+                if isinstance(value, str):
+                    what[name]["value"] = value
+            lines.append({"sample": f"{i:03d}", "id": self.ids[i], **self.how, "given": self.given, "modalities": what})
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / "samples.jsonl").write_text(text, encoding="utf-8")
+
+
+@functools.singledispatch
+def _write(value: Any, stem: Path) -> Path:
+    """Write what `Modality.plain` returns to a file of its ending."""
+    raise TypeError(type(value))
+
+
+@_write.register
+def _(value: PILImage.Image, stem: Path) -> Path:
+    value.save(stem.with_suffix(".png"))
+    return stem.with_suffix(".png")
+
+
+@_write.register
+def _(value: str, stem: Path) -> Path:
+    stem.with_suffix(".txt").write_text(value, encoding="utf-8")
+    return stem.with_suffix(".txt")
+
+
+@_write.register
+def _(value: np.ndarray, stem: Path) -> Path:
+    np.save(stem.with_suffix(".npy"), value)
+    return stem.with_suffix(".npy")
+
+
+def check_free(what: str, folder: Path) -> None:
+    """Raise MmfastError, which calls it `what`, where a file or a folder with something in it is already there."""
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise MmfastError(f"{what} is {folder}, which is there already; nothing is overwritten: choose a new folder")
+
+
+def _is_data(value: Any) -> bool:
+    return isinstance(value, str) and value == "data"
+
+
+def _how_many(rows: Mapping[str, list[Tensor]], n: int | None) -> tuple[int, int]:
+    """How many samples of each of several values, and how many values. Raises MmfastError where they do not fit."""
+    values = {name: len(found) for name, found in rows.items() if len(found) > 1}
+    if len({*values.values()}) > 1:
+        found = " and ".join(f"{count} of {name}" for name, count in values.items())
+        raise MmfastError(f"given are {found}; there should be one of each, or as many of all")
+    several = max(values.values(), default=1)
+    sizes = {name: len(x) for name, found in rows.items() for x in found if len(x) != 1}
+    n = n or max(sizes.values(), default=COUNT if several == 1 else EACH)
+    for name, size in sizes.items():
+        if size != n:
+            raise MmfastError(f"{name} has {size} values; it should have one, or {n}, as many as there are samples")
+    return n, several
+
+
+def _told(how: Mapping[str, Any]) -> str:
+    """seed 0, 25 steps, guidance 1.5"""
+    scale, steps = how["guidance_scale"], how["steps"]
+    guidance = " ".join(f"{n}={s:g}" for n, s in scale.items()) if isinstance(scale, Mapping) else f"{scale:g}"
+    counts = " then ".join(map(str, steps)) if isinstance(steps, list) else steps
+    return f"seed {how['seed']}, {counts} step{'s' * (counts != 1)}, guidance {guidance}"
+
+
+def _option(name: str, value: Any) -> Any:
+    """An option's value, of the type that it should be. Raises MmfastError for another."""
+    types, words = OPTIONS[name]
+    value = value.item() if isinstance(value, np.generic) else value
+    if not isinstance(value, types) or (isinstance(value, bool) and name != "progress"):
+        raise MmfastError(f"{name} is {value!r}; it should be {words}")
+    return value
+
+
+def _whole(what: str, value: Any, least: int) -> int:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not least <= value < 2**63:
+        raise MmfastError(f"{what} is {value!r}; it should be a whole number of at least {least}")
+    return int(value)

@@ -1,0 +1,292 @@
+"""A run in Python: values of every kind become x, samples are what generate draws, and files hold what was drawn."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mmfast
+from mmfast import MmfastError, config
+from mmfast.cli import main
+from mmfast.data import folder as folders
+from mmfast.generate import generate
+from mmfast.loaded import Samples
+
+SIZE, NAMES = 4, ["cats", "dogs", "owls"]
+CONFIG = f"""
+anchor: photo
+data: {{kind: folder, root: ROOT}}
+modalities:
+  photo: {{kind: image, channels: 3, size: {SIZE}}}
+  mask: {{kind: mask, classes: 3, size: {SIZE}, ignore: 255}}
+  label: {{kind: label, classes: 3, loss_weight: 0.1}}
+  embedding: {{kind: embedding, dim: 5, layout: channels}}
+  hidden: {{kind: masked, of: photo, size: {SIZE}, block: 2}}
+backbone: {{kind: mlp, width: 8, blocks: 1, features: 4}}
+train: {{steps: 1, batch_size: 4, sample_every: 0, tensorboard: false}}
+sample: {{steps: 2}}
+evaluate: {{samples: 0}}
+"""
+RANDOM = np.random.default_rng(0)
+PHOTO = RANDOM.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+MASK = np.array([[0, 1, 2, 0], [1, 1, 2, 255], [0, 0, 0, 1], [2, 2, 2, 2]], np.uint8)
+VECTOR = np.array([1.0, -2.0, 0.5, 0.0, 3.0], np.float32)
+# x as the modalities' docstrings have it, from the arrays above.
+X = {
+    "photo": torch.tensor(PHOTO.astype(np.float64).transpose(2, 0, 1) / 127.5 - 1).float(),
+    "mask": torch.tensor(np.where(MASK == 255, -1, MASK.astype(np.int64))),
+    "label": torch.tensor(1),
+    "embedding": torch.tensor(VECTOR),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with data of three classes, a run of one step on it, and a file of each kind."""
+    place = tmp_path_factory.mktemp("loaded")
+    for i, name in enumerate(NAMES * 4):
+        for kind in ("photo", "mask", "embedding"):
+            (place / "data" / kind / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.roll(PHOTO, i, 0)).save(place / "data/photo" / name / f"{i}.png")
+        Image.fromarray(np.roll(MASK, i, 0)).save(place / "data/mask" / name / f"{i}.png")
+        np.save(place / "data/embedding" / name / f"{i}.npy", np.roll(VECTOR, i))
+    (place / "x.yaml").write_text(CONFIG.replace("ROOT", str(place / "data")))
+    assert main(["train", str(place / "x.yaml"), "--out", str(place / "run"), "--quiet"]) == 0
+    Image.fromarray(PHOTO).save(place / "photo.png")
+    Image.fromarray(MASK).save(place / "mask.png")
+    np.save(place / "embedding.npy", VECTOR)
+    (place / "label.txt").write_text("dogs\n")
+    return place
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    return mmfast.load(place / "run", "cpu")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+FORMS = {
+    "label": ["dogs", "1", 1, np.int64(1), torch.tensor(1), np.array(1, np.uint8), Path("label.txt"), [1, "dogs"]],
+    "photo": ["photo.png", Path("photo.png"), PHOTO, Image.fromarray(PHOTO), X["photo"], X["photo"].double().numpy()],
+    "mask": ["mask.png", Path("mask.png"), MASK, Image.fromarray(MASK), X["mask"], X["mask"].to(torch.int8)],
+    "embedding": ["embedding.npy", Path("embedding.npy"), VECTOR, X["embedding"], VECTOR.astype(np.float64)],
+}
+FORMS["photo"] += [[PHOTO, "photo.png"], X["photo"].expand(2, -1, -1, -1), Image.fromarray(PHOTO).convert("RGBA")]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_of_a_value_is_the_same_x(name, run, place, monkeypatch):
+    monkeypatch.chdir(place)
+    for value in FORMS[name]:
+        drawn = run.sample(2, **{name: value}, steps=1)
+        assert len(drawn) == 2 and drawn.given == (name,), value
+        torch.testing.assert_close(drawn.data[name], X[name].expand(2, *X[name].shape), atol=1e-6, rtol=0)
+
+
+def test_a_picture_is_turned_as_its_exif_data_says(run):
+    turned, exif = Image.fromarray(np.rot90(PHOTO)), Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise to stand upright
+    turned.getexif().update(exif)
+    torch.testing.assert_close(run.sample(1, photo=turned, steps=1).data["photo"][0], X["photo"])
+    assert np.array_equal(np.asarray(turned), np.rot90(PHOTO))  # the caller's is as it was
+
+
+def test_hidden_parts_are_transparent(run):
+    seen = np.array([[1, 1, 0, 0]] * SIZE, np.uint8)
+    picture = Image.fromarray(np.dstack((PHOTO, seen * 255)))
+    drawn = run.sample(1, hidden=picture, steps=1)
+    assert torch.equal(drawn.data["hidden"][0, 3], torch.tensor(seen).float())
+    torch.testing.assert_close(drawn.data["hidden"][0, :3], X["photo"])
+    shown = np.asarray(drawn["hidden"][0])
+    assert np.array_equal(shown[..., 3], seen * 255) and np.array_equal(shown[:, :2, :3], PHOTO[:, :2])
+
+
+def test_samples_are_what_generate_draws(run):
+    drawn = run.sample(3, label="dogs", seed=5, steps=2, guidance_scale=1.5, sampler="ddim")
+    label = {"label": torch.tensor([1])}
+    truth = generate(run.model, run.config, 3, label, seed=5, steps=2, guidance_scale=1.5, sampler="ddim")
+    assert same(drawn.data, truth)
+    assert same(run.sample(3, given={"label": 1}, label=None, seed=5).data, run.sample(3, seed=5, label=1).data)
+    assert same(run.sample(2).data, generate(run.model, run.config, 2, seed=0))
+
+
+def test_how_many_there_are(run):
+    few = {"steps": 1}
+    assert len(run.sample(**few)) == 16 and len(run.sample(label=[0, 1, 2], **few)) == 3
+    assert len(run.sample(label="cats,owls", **few)) == 8 and len(run.sample(label="all", n=2, **few)) == 6
+    assert run.sample(label="all", n=2, **few).labels == ["cats", "cats", "dogs", "dogs", "owls", "owls"]
+
+
+def test_a_row_for_each_value_is_what_the_value_alone_draws(run):
+    rows = run.sample(3, label="cats,owls", seed=2, photo="data")
+    alone = [run.sample(3, label=k, seed=2, photo="data").data for k in (0, 2)]
+    for name, x in rows.data.items():  # in another batch: but for rounding
+        torch.testing.assert_close(x, torch.cat([one[name] for one in alone]), atol=1e-5, rtol=0)
+    assert rows.ids == [0, 1, 2, 0, 1, 2] and rows.columns == 3
+    # As wide as three, and as high as two: the height of a row is what a third adds.
+    heights = [run.sample(3, label=text, steps=1).grid().height for text in ("cats,owls", "all")]
+    one = run.sample(3, label=0, steps=1).grid().height
+    assert heights[1] - heights[0] == heights[0] - one > 60
+
+
+def test_held_out_examples_are_given(run, place):
+    drawn = run.sample(1, photo="data", steps=1)
+    files = (place / "data/photo").rglob("*.png")
+    truth = [torch.tensor(np.asarray(Image.open(file)).copy()).permute(2, 0, 1) / 127.5 - 1 for file in files]
+    assert any(torch.allclose(drawn.data["photo"][0], x, atol=1e-6) for x in truth)
+
+
+def test_the_command_line_draws_and_saves_the_same(run, place, tmp_path, capsys):
+    npz, folder = tmp_path / "x.npz", tmp_path / "new" / "out"
+    argv = ["sample", str(place / "run"), "--given", "label=cats,dogs", "--n", "2", "--seed", "3", "--quiet"]
+    assert main([*argv, "--npz", str(npz), "--save", str(folder), "--out", str(tmp_path / "x.png")]) == 0
+    truth = run.sample(2, label="cats,dogs", seed=3)
+    arrays = np.load(npz)
+    assert all(np.array_equal(arrays[name], x.numpy()) for name, x in truth.data.items())
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "x.png")), np.asarray(truth.grid()))
+    files = {x.relative_to(folder): x.read_bytes() for x in folder.rglob("*") if x.is_file()}
+    again = truth.save(tmp_path / "again")
+    assert files == {x.relative_to(again): x.read_bytes() for x in again.rglob("*") if x.is_file()}
+    capsys.readouterr()
+    assert main([*argv, "--save", str(folder)]) == 2
+    assert "--save" in capsys.readouterr().err
+    assert files == {x.relative_to(folder): x.read_bytes() for x in folder.rglob("*") if x.is_file()}
+    assert main(["sample", str(place / "run"), "--given", "label=1", "label=2"]) == 2
+    assert "label twice" in capsys.readouterr().err
+
+
+def test_files_hold_what_was_drawn(run, tmp_path):
+    drawn = run.sample(3, label=[2, 0, 1], mask=MASK, seed=1, guidance_scale={"label": 2.0})
+    folder = drawn.save(tmp_path / "out")
+    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text("utf-8").splitlines()]
+    assert [line["id"] for line in lines] == [0, 1, 2]
+    assert [line["modalities"]["label"]["value"] for line in lines] == ["owls", "cats", "dogs"]
+    for i, line in enumerate(lines):
+        how = {"seed": 1, "steps": 2, "sampler": "ddpm", "guidance_scale": {"label": 2.0}, "given": ["label", "mask"]}
+        assert how.items() <= line.items()
+        files = {name: folder / what["file"] for name, what in line["modalities"].items()}
+        assert files.keys() == drawn.data.keys() and files["photo"] == folder / "photo" / f"{i:03d}.png"
+        pixels = (drawn.data["photo"][i].permute(1, 2, 0).double().numpy() + 1) * 127.5
+        assert np.abs(np.asarray(Image.open(files["photo"])) - pixels).max() <= 0.5 + 1e-4
+        assert np.array_equal(np.asarray(Image.open(files["mask"])), MASK)  # numbers, `ignore` among them
+        assert files["label"].read_text() == ["owls", "cats", "dogs"][i]
+        assert np.array_equal(np.load(files["embedding"]), drawn.data["embedding"][i].numpy())
+    read = config.load(str(run.run.config_file))
+    specs = {name: spec for name, spec in read.modalities.items() if name != "hidden"}
+    data = folders.open(folders.Spec(root=str(folder)), specs, "photo")
+    batches = [part.__getitems__(range(len(part))).data for part in (data.train, data.test)]
+    assert sorted(torch.cat([b["label"] for b in batches]).tolist()) == [0, 1, 2]
+    assert (torch.cat([b["mask"] for b in batches]) == X["mask"]).all()
+
+
+def test_classes_beyond_a_byte_are_kept(run):
+    from mmfast.modalities import SpaceShape, kind
+
+    mask = kind("mask")
+    spec = mask.Spec(classes=301, size=2)
+    x = torch.tensor([[0, 300], [256, 7]])
+    picture = mask("mask", spec, SpaceShape(2, 2)).plain(x)
+    assert np.array_equal(np.asarray(picture), x.numpy()) and torch.equal(mask.from_picture(picture, spec, "x"), x)
+
+
+def test_nothing_is_overwritten_or_left_half_written(run, tmp_path, monkeypatch):
+    drawn = run.sample(2, steps=1)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("mine")
+    for name in ("file", "full"):
+        with pytest.raises(MmfastError, match="is there already; nothing is overwritten"):
+            drawn.save(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    assert drawn.save(tmp_path / "empty") == tmp_path / "empty" and len(list((tmp_path / "empty").iterdir())) == 6
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(MmfastError, match="No space left"):
+            drawn.save(tmp_path / "none")
+    assert {x.name for x in tmp_path.iterdir()} == {"file", "full", "empty"}
+    assert (tmp_path / "file").read_text() == (tmp_path / "full" / "x").read_text() == "mine"
+
+
+def test_what_samples_say_and_show(run):
+    drawn = run.sample(2, label="dogs", seed=7, guidance_scale=1.5)
+    assert drawn.title == "given label=dogs: the rest generated; seed 7, 2 steps, guidance 1.5"
+    assert drawn.labels == drawn["label"] == ["dogs", "dogs"] and "2 of photo" in repr(drawn)
+    picture = Image.open(io.BytesIO(drawn._repr_png_()))
+    assert picture.size == drawn.grid().size and drawn.grid(1).height > drawn.grid(2).height
+    assert [x.size for x in drawn.images] == [(SIZE, SIZE)] * 2 and drawn.images[0].mode == "RGB"
+    assert [x["label"] for x in drawn] == ["dogs", "dogs"] and [*drawn][1]["photo"].size == (SIZE, SIZE)
+    assert run.sample(1, first="label", steps=2).title.endswith(
+        "label first, the rest given it; seed 0, 2 steps, guidance 1"
+    )
+    run.config.modalities["label"].given_steps = 1
+    assert run.sample(1, first=["label"]).title.endswith("seed 0, 2 then 1 steps, guidance 1")
+    run.config.modalities["label"].given_steps = None
+    assert isinstance(drawn, Samples) and "photo, mask" in repr(run)
+
+
+WRONG = [
+    ({"lable": 3}, "argument is 'lable'.*did you mean 'label'"),
+    ({"given": {"lable": 3}}, "given's modality is 'lable'.*did you mean 'label'"),
+    ({"given": 3}, "given is a int"),
+    ({"label": "cat"}, "'cat' is no label; it should lie in 0 .. 2 or one of cats, dogs, owls"),
+    ({"label": "cats,,dogs"}, "'' is no label"),
+    ({"label": 3}, "label runs from 3 to 3"),
+    ({"label": 1.5}, "label is float32; it should be whole"),
+    ({"label": True}, "label is bool"),
+    ({"label": []}, "label is a list of 0"),
+    ({"label": [0, [0, 1]]}, "label is a list of 2"),
+    ({"label": [0, 1, 2]}, "label has 3 values; it should have one, or 2"),
+    ({"label": object()}, "label is of type object"),
+    ({"label": Image.new("L", (4, 4))}, "label is a picture"),
+    ({"label": "all", "mask": "a.png,b.png"}, "a.png"),
+    ({"photo": "none.png"}, "none.png"),
+    ({"photo": "x" * 5000}, "name too long"),
+    ({"photo": np.zeros((4, 4, 5), np.uint8)}, r"photo is uint8 \[4, 4, 5\]"),
+    ({"photo": np.full((3, 4, 4), 200)}, "photo runs from 200 to 200"),
+    ({"photo": [PHOTO, 3]}, r"photo\[1\] is"),
+    ({"mask": Image.new("RGB", (4, 4), "red")}, "mask is a coloured picture"),
+    ({"mask": np.full((4, 4), 7, np.uint8)}, "mask holds class 7"),
+    ({"embedding": [0.5] * 5}, r"embedding\[0\] is"),
+    ({"embedding": np.array(["a"])}, "embedding is of type ndarray"),
+    ({"n": 0}, "n is 0"),
+    ({"n": "8"}, "n is '8'"),
+    ({"seed": -1}, "seed is -1"),
+    ({"steps": "3"}, "steps is '3'; it should be a whole number"),
+    ({"guidance_scale": "x"}, "guidance_scale is 'x'"),
+    ({"label": 1, "guidance_scale": float("nan")}, "guidance_scale is nan"),
+    ({"guidance_scale": {"mask": 2}}, "guidance_scale's modality is 'mask'"),
+    ({"first": 3}, "first is 3"),
+    ({"sampler": "x"}, "sampler is 'x'"),
+]
+
+
+@pytest.mark.parametrize("arguments, said", WRONG, ids=[said[:30] for _, said in WRONG])
+def test_a_mistake_is_one_line(arguments, said, run):
+    with pytest.raises(MmfastError, match=said) as error:
+        run.sample(**{"n": 2, **arguments})
+    assert "\n" not in str(error.value)
+
+
+def test_several_values_of_two_modalities_go_together(run, place, monkeypatch):
+    monkeypatch.chdir(place)
+    drawn = run.sample(1, label="cats,owls", photo="photo.png,data/photo/cats/0.png", steps=1)
+    assert drawn.labels == ["cats", "owls"] and len(drawn) == 2
+    with pytest.raises(MmfastError, match="given are 3 of label and 2 of photo; there should be one of each"):
+        run.sample(1, label="all", photo="photo.png,photo.png", steps=1)
+
+
+def test_what_cannot_be_loaded(tmp_path, place):
+    for folder, said in ((tmp_path, "holds no run"), (3, "load's folder is a int")):
+        with pytest.raises(MmfastError, match=said):
+            mmfast.load(folder)
+    with pytest.raises(MmfastError, match=r"^device is 'gpu'"):
+        mmfast.load(place / "run", "gpu")
+    with pytest.raises(MmfastError, match="samples' modality is 'lable'"):
+        mmfast.load(place / "run").sample(1, steps=1)["lable"]
