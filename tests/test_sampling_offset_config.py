@@ -150,9 +150,9 @@ def test_the_command_line(small, monkeypatch, tmp_path, capsys):
     """--offset takes names with numbers, behind the anchor too, and none for the diagonal."""
     model, usual, _ = small
     seen = []
-    monkeypatch.setattr("mmfast.build.load_run", lambda *_: (None, usual, model))
+    monkeypatch.setattr("mmfast.loaded.load_run", lambda *_: (None, usual, model))
     monkeypatch.setattr(
-        "mmfast.generate.generate", lambda m, c, n, given, **how: seen.append(how) or generate(m, c, n, given, **how)
+        "mmfast.loaded.generate", lambda m, c, n, given, **how: seen.append(how) or generate(m, c, n, given, **how)
     )
     out = ["--n", "1", "--quiet", "--out", str(tmp_path / "a.png")]
     for words in (["--offset", "mask=0.2", "label=-0.3"], ["--offset"], []):
