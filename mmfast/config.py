@@ -311,8 +311,3 @@ def changes(old: Config, new: Config) -> dict[str, str]:
 
     a, b = flat(dataclasses.asdict(old)), flat(dataclasses.asdict(new))
     return {key: f"{a.get(key)!r} -> {b.get(key)!r}" for key in {**a, **b} if a.get(key) != b.get(key)}
-
-
-def differences(old: Config, new: Config) -> list[str]:
-    """The keys in which two configs differ, each with both values."""
-    return [f"{key} {values}" for key, values in changes(old, new).items()]

@@ -31,14 +31,14 @@ def test_a_preset_survives_being_written_and_read(tmp_path, name):
     config = configs.load(name)
     file = tmp_path / "config.yaml"
     file.write_text(configs.to_yaml(config))
-    assert configs.load(str(file)) == config and not configs.differences(config, configs.load(str(file)))
+    assert configs.load(str(file)) == config and not configs.changes(config, configs.load(str(file)))
 
 
-def test_differences_name_the_keys():
+def test_changes_name_the_keys_with_both_values():
     a, b = configs.load("digits"), configs.load("digits", [("train.steps", "5"), ("modalities.label.loss_weight", "9")])
-    found = configs.differences(a, b)
-    assert len(found) == 2 and any(x.startswith("train.steps") for x in found)
-    assert any(x.startswith("modalities.label.loss_weight") for x in found)
+    steps, weight = a.train.steps, a.modalities["label"].loss_weight
+    found = configs.changes(a, b)
+    assert found == {"train.steps": f"{steps} -> 5", "modalities.label.loss_weight": f"{weight} -> 9.0"}
 
 
 def test_help_names_every_option(capsys):

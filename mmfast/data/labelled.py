@@ -25,16 +25,13 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def has(self, name: str, rows: Tensor) -> Tensor:
-        """Which examples keep it, bool [B], of those that have it; rows: int64 [B]. A larger share keeps the same."""
-        words = ops.random_words([len(rows), 1], seed=0, sample_ids=rows, stream=LABELLED)[:, 0]
-        return words < self.shares.get(name, 1.0) * 2.0**32
-
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         batch, rows = self.examples.__getitems__(indices), torch.as_tensor(indices)
         present = dict(batch.present)
-        for name in self.shares:
-            kept = self.has(name, rows)
+        # The same word for every share: a larger one keeps what a smaller one does.
+        words = ops.random_words([len(rows), 1], seed=0, sample_ids=rows, stream=LABELLED)[:, 0]
+        for name, share in self.shares.items():
+            kept = words < share * 2.0**32
             present[name] = kept & present[name] if name in present else kept
         return Batch(batch.data, present)
 
@@ -75,7 +72,7 @@ def with_few_labels(data: Data, specs: Mapping[str, Any]) -> Data:
 
 
 def _has(examples: Examples, name: str, rows: Tensor) -> Tensor:
-    """Which of the examples have the modality: read, a batch at a time, where the data does not say it at once."""
+    """Which of the examples have the modality, bool [B]; they are read for it, a batch at a time."""
     found = []
     for part in rows.split(256):
         batch = examples.__getitems__(part.tolist())

@@ -80,9 +80,8 @@ def with_embeddings(
     again in the folder `cache` (mmfast.data.cache). Raises MmfastError for a network with fewer than `dim` features,
     and for maps of a network that has none.
     """
-    features = extractor(network)
-    make = _maps if cells else _vectors
-    embedder, parts = make(data, anchor, name, features, network, dim, cache, cells)
+    images = _Images(data, anchor, extractor(network), network, cache, cells)
+    embedder, parts = (_maps if cells else _vectors)(images, name, dim)
     train, test = (Embedded(part, name, x) for part, x in zip((data.train, data.test), parts, strict=True))
 
     def judges() -> dict[str, Judge]:
@@ -91,76 +90,79 @@ def with_embeddings(
     return Data(train, test, judges)
 
 
-def _vectors(
-    data: Data, anchor: str, name: str, features: Extractor, network: str, dim: int, cache: str | Path, cells: int
-) -> tuple[Embedder, list[Tensor]]:
-    """The features themselves are kept: other numbers of axes are found from them."""
-    found = [_features(part, anchor, features, network, cache) for part in (data.train, data.test)]
-    _check_dim(name, dim, len(found[0]), found[0].shape[1], network)
-    embedder = Embedder(features, *principal_axes(found[0], dim))
-    return embedder, [embedder.project(x) for x in found]
-
-
-# Images that the axes of maps are found from, at most: every one has many cells.
+BATCH = 256
+# Images that the axes of maps are found from, or up to twice as many: every one has many cells.
 FITTED = 2048
 
 
-def _maps(
-    data: Data, anchor: str, name: str, features: Extractor, network: str, dim: int, cache: str | Path, cells: int
-) -> tuple[Embedder, list[Tensor]]:
+@dataclass(frozen=True)
+class _Images:
+    """The images of a data set, and the network that sees them."""
+
+    data: Data
+    anchor: str
+    features: Extractor
+    network: str
+    cache: str | Path
+    cells: int
+
+    def seen(self, examples: Examples, rows: Sequence[int]) -> Iterator[Tensor]:
+        """The features of some examples' images, a batch at a time."""
+        batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+        for batch in tqdm(batches, desc=f"features of {len(rows)} images by {self.features.name}", unit="batch"):
+            yield features_of(self.features, examples.__getitems__(batch).data[self.anchor], self.cells)
+
+    def digest(self, examples: Examples, start: bytes = b"") -> str:
+        """A hash of every example's image."""
+        found = hashlib.sha256(start)
+        for i in range(0, len(examples), BATCH):
+            rows = range(i, min(i + BATCH, len(examples)))
+            found.update(examples.__getitems__(rows).data[self.anchor].contiguous().numpy().tobytes())
+        return found.hexdigest()
+
+    def check(self, name: str, dim: int, vectors: Tensor) -> None:
+        """Raise MmfastError unless features [n, D] have `dim` directions."""
+        if min(vectors.shape) < dim:
+            raise MmfastError(
+                f"modalities.{name}.dim is {dim}; {len(vectors)} vectors of {vectors.shape[1]} features of "
+                f"{self.network} have fewer directions"
+            )
+
+
+def _vectors(images: _Images, name: str, dim: int) -> tuple[Embedder, list[Tensor]]:
+    """The features themselves are kept: other numbers of axes are found from them."""
+
+    def of(examples: Examples) -> Tensor:
+        def make() -> dict[str, Tensor]:
+            return {"features": torch.cat(list(images.seen(examples, range(len(examples)))))}
+
+        key = {"network": images.network, "images": images.digest(examples, images.network.encode())}
+        return kept(images.cache, "features", key, make)["features"]
+
+    found = [of(images.data.train), of(images.data.test)]
+    images.check(name, dim, found[0])
+    embedder = Embedder(images.features, *principal_axes(found[0], dim))
+    return embedder, [embedder.project(x) for x in found]
+
+
+def _maps(images: _Images, name: str, dim: int) -> tuple[Embedder, list[Tensor]]:
     """Maps are large before they are projected: only what is left of them is kept."""
-    parts = {"train": data.train, "test": data.test}
+    features, cells, train = images.features, images.cells, images.data.train
+    parts = {"train": train, "test": images.data.test}
 
     def make() -> dict[str, Tensor]:
-        rows = range(0, len(data.train), max(1, len(data.train) // FITTED))
-        found = torch.cat([x for x in _batches(data.train, anchor, features, rows, cells)])
+        found = torch.cat(list(images.seen(train, range(0, len(train), max(1, len(train) // FITTED)))))
         mean = found.mean(0)
         each = (found - mean).movedim(1, -1).flatten(0, -2)
-        _check_dim(name, dim, len(each), each.shape[1], network)
+        images.check(name, dim, each)
         embedder = Embedder(features, mean, principal_axes(each, dim)[1], cells)
         projected = {
-            key: torch.cat([embedder.project(x) for x in _batches(part, anchor, features, range(len(part)), cells)])
+            key: torch.cat([embedder.project(x) for x in images.seen(part, range(len(part)))])
             for key, part in parts.items()
         }
         return {"mean": mean, "axes": embedder.axes, **projected}
 
-    images = {key: _digest(part, anchor) for key, part in parts.items()}
-    kept_as = {"network": network, "dim": dim, "cells": cells, "images": images, "fitted": FITTED}
-    found = kept(cache, "maps", kept_as, make)
-    return Embedder(features, found["mean"], found["axes"], cells), [found["train"], found["test"]]
-
-
-def _check_dim(name: str, dim: int, rows: int, width: int, network: str) -> None:
-    if min(rows, width) < dim:
-        raise MmfastError(
-            f"modalities.{name}.dim is {dim}; {rows} examples with {width} features of {network} have fewer directions"
-        )
-
-
-BATCH = 256
-
-
-def _batches(examples: Examples, anchor: str, features: Extractor, rows: Sequence[int], cells: int) -> Iterator[Tensor]:
-    """The features of some examples' images, a batch at a time."""
-    batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
-    for batch in tqdm(batches, desc=f"features of {len(rows)} images by {features.name}", unit="batch"):
-        yield features_of(features, examples.__getitems__(batch).data[anchor], cells)
-
-
-def _digest(examples: Examples, anchor: str, start: bytes = b"") -> str:
-    """A hash of every example's image."""
-    found = hashlib.sha256(start)
-    for i in range(0, len(examples), BATCH):
-        rows = range(i, min(i + BATCH, len(examples)))
-        found.update(examples.__getitems__(rows).data[anchor].contiguous().numpy().tobytes())
-    return found.hexdigest()
-
-
-def _features(examples: Examples, anchor: str, features: Extractor, network: str, cache: str | Path) -> Tensor:
-    """[n, D] of every example's image, from the cache where they are there."""
-
-    def make() -> dict[str, Tensor]:
-        return {"features": torch.cat(list(_batches(examples, anchor, features, range(len(examples)), 0)))}
-
-    key = {"network": network, "images": _digest(examples, anchor, network.encode())}
-    return kept(cache, "features", key, make)["features"]
+    digests = {key: images.digest(part) for key, part in parts.items()}
+    key = {"network": images.network, "dim": dim, "cells": cells, "images": digests, "fitted": FITTED}
+    found = kept(images.cache, "maps", key, make)
+    return Embedder(features, found["mean"], found["axes"], cells), [found[part] for part in parts]

@@ -124,12 +124,12 @@ def test_maps_are_computed_once_and_their_axes_from_some_of_the_images(tmp_path,
     assert len(asked) == 3 and len(list(tmp_path.iterdir())) == 1
     rows = range(60)
     assert torch.equal(first.train.__getitems__(rows).data["map"], again.train.__getitems__(rows).data["map"])
-    with pytest.raises(MmfastError, match=r"modalities.map.dim is 2; 80 examples with 1 features"):
+    with pytest.raises(MmfastError, match=r"modalities.map.dim is 2; 80 vectors of 1 features"):
         with_embeddings(data(), "image", "map", "pixels", 2, tmp_path, cells=2)
 
 
 def test_too_many_dimensions_are_refused(tmp_path):
-    with pytest.raises(MmfastError, match=r"modalities.embedding.dim is 17; 60 examples with 16 features"):
+    with pytest.raises(MmfastError, match=r"modalities.embedding.dim is 17; 60 vectors of 16 features"):
         with_embeddings(data(), "image", "embedding", "pixels", 17, tmp_path)
 
 
