@@ -11,7 +11,6 @@ decided at 0, where it stays. Without offsets there is no lead: the diagonal, t_
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from mmfast import ops
 from mmfast.errors import MmfastError, unknown
 from mmfast.model import Model
 from mmfast.process import TARGETS
-from mmfast.samplers import AlphaBar, StepCoefficients, StepRule, check_share
+from mmfast.samplers import PAST, AlphaBar, StepCoefficients, StepRule, check_share
 
 
 def check_offset(model: Model, offset: Mapping[str, float], what: str = "offset") -> None:
@@ -74,24 +73,33 @@ class Plan:
     Attributes:
         times: at each value of the clock, the times of the anchor and of every modality.
         clock: the same, int64 [steps + 1, 1 + N].
-        tables: a row for each step. Terms: z_t, whole or by its blocks, the network's predictions of the anchor, the
-            encodings, those of the step before (if `extrapolates`), and the last z0hat; coefs have one more, z0hat's.
+        evaluations: of the network, each a step k of the path, from times[k] to times[k + 1], and whether it corrects:
+            the network is then asked at times[k + 1], and the step is made again.
+        tables: a row for each evaluation. Terms: z where the network is asked, whole or by its blocks; z_t where the
+            step starts, likewise (if any evaluation corrects); the network's predictions of the anchor; the encodings,
+            and those of `depth` steps before; z0hat of as many steps before; coefs have one more, z0hat's.
         levels: the first channel of every block where each has a time of its own: z_t then comes by its blocks, and
-            sigma is [steps, L]. () on the diagonal.
-        extrapolates: whether a step takes the last step's predictions, too.
+            sigma is [evaluations, L]. () on the diagonal.
+        depth: of how many steps before it a step takes the predictions.
         W_T: the weights at the path's start, float64 [M], of what leaves a trace.
     """
 
     times: list[list[int]]
     clock: Tensor
+    evaluations: list[tuple[int, bool]]
     tables: ops.Tables
     levels: tuple[int, ...]
-    extrapolates: bool
+    depth: int
     W_T: Tensor
 
+    @property
+    def corrects(self) -> bool:
+        """Whether any step is made twice."""
+        return any(again for _, again in self.evaluations)
+
     def with_truth(self, i: int, predictions: int) -> Tensor:
-        """coefs [1, K] of step i where the anchor is given: without the columns of the network's predictions of it."""
-        row, first = self.tables.coefs[i], len(self.levels) or 1
+        """coefs [1, K] of row i where the anchor is given: without the columns of the network's predictions of it."""
+        row, first = self.tables.coefs[i], (len(self.levels) or 1) * (2 if self.corrects else 1)
         return torch.cat((row[:first], row[first + predictions :]))[None]
 
 
@@ -111,42 +119,65 @@ def plan(
     apart = any(ahead.values())
     # The network's prediction of the anchor, and those that are not told of a modality: guidance is linear.
     predictions = [1 + sum(scale - 1 for scale in scales), *(1 - scale for scale in scales)]
-    none = [0.0] * len(predictions)
-    jumps = [_jump(rule, abar, times, i, eta) for i in range(len(grid) - 1)]
-    extrapolates = any(step.of_last for steps in jumps for step in steps)
+    jumps = [(k, n > 0, step) for k in range(len(grid) - 1) for n, step in enumerate(_jump(rule, abar, times, k, eta))]
+    twice = any(again for _, again, _ in jumps)
+    depth = max(len(step.of_past) for _, _, steps in jumps for step in steps)
     to_z0, of_step, sigma = [], [], []
-    for (t, s), every in zip(itertools.pairwise(times), jumps, strict=True):
-        steps = [every[k] for k in blocks]
-        of_y, of_prediction = (float(c) for c in TARGETS[model.target].x0(alpha_bar[t[0]]))
-        # z_s = of_y (z_t - m_t) + m_s + of_last z0hat_last + of_z0 z0hat + sigma noise, in which the encodings are
-        # extrapolated as z0hat is: (1 + r) E - r E_last. Without that a rule of second order would be of the first.
-        weights, of_before, of_m = [], [], []
-        for column, (k, step) in enumerate(zip(blocks[1:], steps[1:], strict=True)):
-            W_t, W_s = W[t[k]][column], W[s[k]][column]
-            r, w = step.of_last / (step.of_z0 + step.of_last) if step.of_last else 0.0, W_s - step.of_y * W_t
-            weights.append(w * (1 - r))
-            of_before.append(w * r)
-            of_m.append(-of_y * W_t)
-        of_before = of_before if extrapolates else []
+    for k, again, every in jumps:
+        t, s, asked = times[k], times[k + 1], times[k + again]
+        steps = [every[block] for block in blocks]
+        of_y, of_prediction = (float(c) for c in TARGETS[model.target].x0(alpha_bar[asked[0]]))
+        # z_s = of_y (z_t - m_t) + m_s + of_past z0hats + of_z0 z0hat + sigma noise, in which the encodings are mixed
+        # as the z0hats are. Without that a rule of second order would be of the first.
+        of_E: list[list[float]] = []
+        for column, (block, step) in enumerate(zip(blocks[1:], steps[1:], strict=True)):
+            past = [*step.of_past, *[0.0] * (depth - len(step.of_past))]
+            shares = [c / (step.of_z0 + sum(past)) if c else 0.0 for c in past]
+            w = W[s[block]][column] - step.of_y * W[t[block]][column]
+            of_E.append([w * share for share in (1 - sum(shares), *shares)])
+        of_m = [-of_y * W[asked[block]][column] for column, block in enumerate(blocks[1:])]
         own = [step.of_y for step in (steps if apart else steps[:1])]
-        from_z = [of_y, *[0.0] * (len(own) - 1), *(p * of_prediction for p in predictions), *of_m]
-        to_z0.append([*from_z, *[0.0] * len(of_before), 0.0])
-        of_step.append([*own, *none, *weights, *of_before, steps[0].of_last, steps[0].of_z0])
+        none = [0.0] * len(own)
+        of_z = [*none, *own] if again else [*own, *(none if twice else [])]
+        of_z0s = [*steps[0].of_past, *[0.0] * (depth - len(steps[0].of_past)), steps[0].of_z0]
+        of_E_by_age = [of_one[age] for age in range(depth + 1) for of_one in of_E]
+        from_z = [of_y, *[0.0] * (len(of_z) - 1), *(p * of_prediction for p in predictions), *of_m]
+        to_z0.append([*from_z, *[0.0] * (depth * len(of_m) + depth)])
+        of_step.append([*of_z, *[0.0] * len(predictions), *of_E_by_age, *of_z0s])
         sigma.append([step.sigma for step in steps] if apart else steps[0].sigma)
     like: dict[str, Any] = {"dtype": torch.float32, "device": schedule.alpha_bar.device}
     tables = ops.Tables(*(torch.tensor(x, **like) for x in (of_step, sigma, to_z0)))
     levels = (0, *(model.starts[name] for name in model.traced)) if apart else ()
     clock = torch.tensor(times, device=schedule.alpha_bar.device)
     W_T = torch.tensor([W[times[0][k]][column] for column, k in enumerate(blocks[1:])], dtype=torch.float64)
-    return Plan(times, clock, tables, levels, extrapolates, W_T.to(clock.device))
+    evaluations = [(k, again) for k, again, _ in jumps]
+    return Plan(times, clock, evaluations, tables, levels, depth, W_T.to(clock.device))
 
 
-def _jump(rule: StepRule, abar: AlphaBar, times: list[list[int]], i: int, eta: float) -> list[StepCoefficients]:
-    """The coefficients of step i for the anchor and every modality, each by its own times; as it is where it waits."""
-    now, then, before = times[i], times[i + 1], times[i - 1] if i else times[0]
-    # What has just been decided is told from here on. The predictions before it knew less, so a rule of several steps
-    # begins anew: extrapolated over that jump, it would be of the first order.
-    decided = any(t == 0 < last for t, last in zip(now, before, strict=True))
-    moves = [(t, s, None if decided or last == t else last) for t, s, last in zip(now, then, before, strict=True)]
+def _jump(rule: StepRule, abar: AlphaBar, times: list[list[int]], i: int, eta: float) -> list[list[StepCoefficients]]:
+    """Step i's coefficients for the anchor and every modality, each by its own times, and those that correct it."""
+    waits = StepCoefficients(of_z0=0.0, of_y=1.0)
+    moves = list(zip(times[i], times[i + 1], _past(times, i), strict=True))
     made = {move: rule(abar, *move, eta) for move in dict.fromkeys(moves) if move[1] < move[0]}
-    return [made.get(move, StepCoefficients(of_z0=0.0, of_y=1.0)) for move in moves]
+    steps = [made.get(move, waits) for move in moves]
+    again = [step.corrected or waits for step in steps]
+    decides = any(s == 0 < t for t, s, _ in moves)
+    return [steps] if decides or not all(step.corrected for step in made.values()) else [steps, again]
+
+
+def _past(times: list[list[int]], i: int) -> list[tuple[int, ...]]:
+    """For the anchor and every modality, its times in the steps before step i: those a rule may build on.
+
+    None from before something was decided: it is told from then on, and the predictions before knew less. Extrapolated
+    over that jump, a rule would be of the first order. None from while the modality waited.
+    """
+    past: list[tuple[int, ...]] = [() for _ in times[i]]
+    for j in range(i, max(i - PAST, 0), -1):
+        now, before = times[j], times[j - 1]
+        if any(t == 0 < last for t, last in zip(now, before, strict=True)):
+            break
+        past = [
+            (*known, last) if len(known) == i - j and last != t else known
+            for known, t, last in zip(past, now, before, strict=True)
+        ]
+    return past

@@ -52,8 +52,8 @@ def sample(
     Args:
         count: how many; None for as many as `given` holds.
         given: by name, [count, ...] or [1, ...] for all.
-        steps, sampler, eta: how many steps (evaluations of the network) of "ddpm", "ddim" (with eta), "dpmpp_2m" or
-            another of SAMPLERS.
+        steps, sampler, eta: how many steps of "ddpm", "ddim" (with eta), "heun", "dpmpp_2m", "dpmpp_3m" or another of
+            SAMPLERS. A step evaluates the network once, heun's but the last twice.
         guidance_scale: 1 for none; one for all that is given, or by name. Each guided modality adds
             (scale - 1) (prediction - prediction without it).
         clamp: hold the predicted z_0 within -clamp .. clamp; None not to.
@@ -111,7 +111,13 @@ def sample(
     )
     text = progress if isinstance(progress, str) else "sampling"
     batches = torch.arange(count).split(batch_size)
-    bar = tqdm(total=len(batches) * steps, desc=text, unit="step", disable=not progress, leave=False)
+    bar = tqdm(
+        total=len(batches) * len(settings.plan.evaluations),
+        desc=text,
+        unit="evaluation",
+        disable=not progress,
+        leave=False,
+    )
     results = []
     training = model.training
     model.eval()
@@ -211,7 +217,7 @@ class _Loop:
         return name not in model.time_of or model.part(name).spec.unknown_probability > 0
 
     def _ask(self, z: Tensor, i: int, without: str = "") -> Prediction:
-        """The network's prediction at step i, told of all that is known but one modality."""
+        """The network's prediction at the path's point i, told of all that is known but one modality."""
         times, told = self.told[without]
         return self.model(z, torch.where(times < 0, self.plan.clock[i], times), told)
 
@@ -227,22 +233,28 @@ class _Loop:
                 guided[head] = guided[head] + (scale - 1) * (heads[head] - x.float())
         return anchors, guided
 
-    def _step(self, i: int, z: Tensor, said: _Said, last: _Said | None, s: int) -> tuple[Tensor, Tensor]:
-        """z_s and z0hat of step i, in one pass: the anchor is the truth where it is given, else predicted."""
+    def _step(self, i: int, z: Tensor, start: Tensor, said: _Said, past: list[_Said]) -> tuple[Tensor, Tensor]:
+        """z_s and z0hat of evaluation i, in one pass: the anchor is the truth where it is given, else predicted.
+
+        z: where the network was asked; start: z_t, the same unless the evaluation corrects a step; past: what was said
+        in the steps before, the last first.
+        """
         model, plan = self.model, self.plan
+        s = self.settings.grid[plan.evaluations[i][0] + 1]
         noise: dict[str, Any] = {"seed": self.settings.seed, "draw": s, "sample_ids": self.ids, "stream": SAMPLE}
         noise["levels"] = plan.levels or None
-        anchors, last = said.anchors, last or said
-        encodings = [*model.terms(said.E).values(), *(model.terms(last.E).values() if plan.extrapolates else ())]
+        past = [*past, *[said] * (plan.depth - len(past))]  # what is not there yet counts nothing
+        encodings = [term for each in (said, *past) for term in model.terms(each.E).values()]
+        blocks = [*self._blocks(z), *(self._blocks(start) if plan.corrects else [])]
         if self.anchor is not None:
             truth = model.anchor_in_space(self.anchor)
             assert plan.tables.sigma is not None
-            terms = [*self._blocks(z), *encodings, truth, truth]
-            coefs = plan.with_truth(i, len(anchors))
+            terms = [*blocks, *encodings, *[truth] * plan.depth, truth]
+            coefs = plan.with_truth(i, len(said.anchors))
             return ops.combine(terms, coefs, plan.tables.sigma[i : i + 1], **noise), self.anchor
-        before = anchors[0] if last.z0 is None else last.z0
-        predictions = [model.anchor_in_space(x) for x in anchors]
-        terms = [*self._blocks(z), *predictions, *encodings, model.anchor_in_space(before)]
+        before = [model.anchor_in_space(said.anchors[0] if each.z0 is None else each.z0) for each in past]
+        predictions = [model.anchor_in_space(x) for x in said.anchors]
+        terms = [*blocks, *predictions, *encodings, *before]
         channels = (0, model.shape[0]) if isinstance(predictions[0], ops.Block) else None
         return ops.step_by_table(terms, plan.tables, i, clamp=self.settings.clamp, channels=channels, **noise)
 
@@ -281,22 +293,23 @@ class _Loop:
         if terms := model.terms(self.truth):
             weights = self.plan.W_T[[model.traced.index(name) for name in terms]]
             z = ops.combine([z, *terms.values()], torch.cat((weights.new_ones(1), weights))[None])
-        last: _Said | None = None
-        for i, s in enumerate(grid[1:]):
+        start, past = z, list[_Said]()
+        for i, (k, corrects) in enumerate(self.plan.evaluations):
+            start = start if corrects else z
             with torch.autocast(z.device.type, torch.bfloat16, enabled=self.settings.bf16):
-                anchors, heads = self._predict(z, i)
+                anchors, heads = self._predict(z, k + corrects)
             # A given modality keeps its true encoding; the others take what their heads expect, or a draw from them.
             E = {
-                name: self.truth[name] if name in self.truth else self._encode(name, heads[name], s)
+                name: self.truth[name] if name in self.truth else self._encode(name, heads[name], grid[k + 1])
                 for name in model.traced
             }
             said = _Said(anchors, E)
-            z, said.z0 = self._step(i, z, said, last, s)
-            last = said
-            if s > 0 and (new := self._drawn(i, said, heads)):
+            z, said.z0 = self._step(i, z, start, said, past)
+            past = past if corrects else [said, *past][: self.plan.depth]
+            if grid[k + 1] > 0 and (new := self._drawn(k, said, heads)):
                 self._know(new)
             bar.update()
         generated = {name: model.part(name).decode(x) for name, x in heads.items()}
-        assert last is not None and last.z0 is not None  # there is at least one step
-        generated[model.anchor_name] = last.z0
+        assert said.z0 is not None
+        generated[model.anchor_name] = said.z0
         return {name: self.known.get(name, generated[name]) for name in model.parts}

@@ -1,64 +1,116 @@
 """The samplers' step rules: pure functions of the schedule, without model or network; and the grid of times.
 
 A rule says how the ordinary DDPM variable y_t = z_t - m_t goes from time t to s < t: y_s is a sum of y_t, the predicted
-z_0, that of the step before, and noise, so a rule is four coefficients. One of one's own is a function in SAMPLERS:
+z_0, those of the steps before, and noise, so a rule is a few coefficients. One of one's own is a function in SAMPLERS:
 
     SAMPLERS["euler"] = euler    # then sample(model, sampler="euler"), or sample.sampler: euler in a config
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmfast import process
 from mmfast.errors import MmfastError
 
 AlphaBar = Callable[[int], float]
 
+PAST = 3  # of how many steps before it a rule is told
+
 
 @dataclass(frozen=True)
 class StepCoefficients:
-    """y_s = of_z0 z0hat + of_y y_t + of_last (the last step's z0hat) + sigma noise."""
+    """y_s = of_z0 z0hat + of_y y_t + of_past[0] z0hat' + of_past[1] z0hat'' + ... + sigma noise.
+
+    z0hat is the network's prediction at t, z0hat' that of the step before, z0hat'' of the one before that.
+
+    corrected: the same step once more, after the network has also been asked at s, where the first attempt led. There
+        z0hat is the prediction at s and of_past[0] counts the one at t; y_t is as it was. The step that brings a
+        modality to time 0 is never corrected.
+    """
 
     of_z0: float
     of_y: float
     sigma: float = 0.0
-    of_last: float = 0.0
+    of_past: tuple[float, ...] = ()
+    corrected: StepCoefficients | None = None
 
 
-# (alpha_bar, t, s, the time before t or None, eta in 0 .. 1) -> the coefficients of the step from t to s.
-StepRule = Callable[[AlphaBar, int, int, int | None, float], StepCoefficients]
+# (alpha_bar, t, s, the times of the steps before t, the last first, eta in 0 .. 1) -> the coefficients from t to s.
+StepRule = Callable[[AlphaBar, int, int, tuple[int, ...], float], StepCoefficients]
 
 
-def ddpm(abar: AlphaBar, t: int, s: int, last: int | None, eta: float) -> StepCoefficients:
+def ddpm(abar: AlphaBar, t: int, s: int, past: tuple[int, ...], eta: float) -> StepCoefficients:
     """The ancestral step (Ho et al., 2020): the posterior's mean and variance with z0hat for z_0."""
     return StepCoefficients(*process.ddim(abar(t), abar(s), 1.0, math.sqrt))
 
 
-def ddim(abar: AlphaBar, t: int, s: int, last: int | None, eta: float) -> StepCoefficients:
+def ddim(abar: AlphaBar, t: int, s: int, past: tuple[int, ...], eta: float) -> StepCoefficients:
     """DDIM (Song et al., 2021): deterministic for eta = 0, the ancestral step's noise for eta = 1."""
     return StepCoefficients(*process.ddim(abar(t), abar(s), eta, math.sqrt))
 
 
-def dpmpp_2m(abar: AlphaBar, t: int, s: int, last: int | None, eta: float) -> StepCoefficients:
+def heun(abar: AlphaBar, t: int, s: int, past: tuple[int, ...], eta: float) -> StepCoefficients:
+    """Heun's method: DDIM's step with the mean of z0hat at its two ends; second order, two evaluations a step.
+
+    It is the trapezoid rule for dz0hat in log-SNR, DPM-Solver++(2S) with r = 1 (Lu et al., 2022). Karras et al. (2022)
+    take it in sigma = sqrt(1/abar - 1), where a first step from abar near 0 diverges unless the grid is theirs.
+    """
+    first = ddim(abar, t, s, past, eta=0.0)
+    half = first.of_z0 / 2
+    return replace(first, corrected=StepCoefficients(half, first.of_y, of_past=(half,)))
+
+
+def dpmpp_2m(abar: AlphaBar, t: int, s: int, past: tuple[int, ...], eta: float) -> StepCoefficients:
     """DPM-Solver++(2M) (Lu et al., 2022): second order from the last step's z0hat; the ends are first order."""
-    first = ddim(abar, t, s, last, eta=0.0)
-    if last is None or s == 0 or abar(t) == 0:
+    first = ddim(abar, t, s, past, eta=0.0)
+    if len(steps := _log_snr_steps(abar, (s, t, *past[:1]))) < 2:
         return first
-
-    def log_snr(u: int) -> float:
-        return 0.5 * math.log(abar(u) / (1 - abar(u)))
-
-    if abar(last) == 0:
-        return first
-    # z0hat extrapolated along lambda: (1 + 1/2r) z0hat - (1/2r) z0hat_last, r the ratio of the steps.
-    half = (log_snr(s) - log_snr(t)) / (log_snr(t) - log_snr(last)) / 2
-    return StepCoefficients(first.of_z0 * (1 + half), first.of_y, 0.0, -first.of_z0 * half)
+    # z0hat extrapolated along lambda: (1 + 1/2r) z0hat - (1/2r) z0hat', r the ratio of the steps.
+    half = steps[0] / steps[1] / 2
+    return StepCoefficients(first.of_z0 * (1 + half), first.of_y, of_past=(-first.of_z0 * half,))
 
 
-SAMPLERS: dict[str, StepRule] = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
+def dpmpp_3m(abar: AlphaBar, t: int, s: int, past: tuple[int, ...], eta: float) -> StepCoefficients:
+    """DPM-Solver++(3M) (after Lu et al., 2022): third order from two z0hat before; the ends are of lower order.
+
+    The published code, which diffusers follows, takes the parabola's curvature once where its integral counts it twice,
+    and is of the second order; so steps differ from theirs. What is not carried with sqrt(abar) is of the second order
+    here too, since it is integrated by z0hat's weights.
+    """
+    if len(steps := _log_snr_steps(abar, (s, t, *past[:2]))) < 3:
+        return dpmpp_2m(abar, t, s, past, eta)
+    h, r0, r1 = steps[0], steps[1] / steps[0], steps[2] / steps[0]
+    decay, signal = math.exp(-h), math.sqrt(abar(s))
+    # z0hat as a parabola in lambda: its value, slope and half of its curvature, each times its integral over the step.
+    value, slope = signal * -math.expm1(-h), signal * ((decay - 1) / h + 1)
+    curve = signal * (1 - 2 * (decay - 1 + h) / h**2)
+    by_r0 = slope * (1 + r0 / (r0 + r1)) + curve / (r0 + r1)  # of (z0hat - z0hat')/r0
+    by_r1 = -slope * r0 / (r0 + r1) - curve / (r0 + r1)  # of (z0hat' - z0hat'')/r1
+    of_y = ddim(abar, t, s, past, eta=0.0).of_y
+    return StepCoefficients(value + by_r0 / r0, of_y, of_past=(by_r1 / r1 - by_r0 / r0, -by_r1 / r1))
+
+
+def _log_snr_steps(abar: AlphaBar, times: tuple[int, ...]) -> list[float]:
+    """Of times s < t < t' ...: the steps of lambda = ln(abar/(1 - abar))/2 between them, up to where it is infinite."""
+    found: list[float] = []
+    for low, high in itertools.pairwise(times):
+        if low == 0 or abar(high) == 0:
+            break
+        found.append(sum(sign * 0.5 * math.log(abar(u) / (1 - abar(u))) for sign, u in ((1, low), (-1, high))))
+    return found
+
+
+SAMPLERS: dict[str, StepRule] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "heun": heun,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_3m": dpmpp_3m,
+}
 
 # How a modality that is not given enters a step: as its expected encoding, or as a draw's.
 HEADS = ("soft", "sampled")

@@ -1,27 +1,107 @@
 """The registry of step rules: one of the user's own is a name like the others, in a config and in a call."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from tiny import tiny
 
-from mmfast import MmfastError
+from mmfast import MmfastError, Schedule
 from mmfast.build import build_model
 from mmfast.generate import generate
-from mmfast.samplers import SAMPLERS, ddim
+from mmfast.sample import sample
+from mmfast.samplers import SAMPLERS, ddim, dpmpp_2m, dpmpp_3m
 
 
 def test_a_rule_of_the_users_own(monkeypatch):
     seen = []
 
-    def mine(alpha_bar, t, s, last, eta):
-        seen.append((t, s, last))
-        return ddim(alpha_bar, t, s, last, eta)
+    def mine(alpha_bar, t, s, past, eta):
+        seen.append((t, s, past))
+        return ddim(alpha_bar, t, s, past, eta)
 
     with pytest.raises(MmfastError, match=r"sample\.sampler is 'mine'"):
         tiny(sample__sampler="mine")
     monkeypatch.setitem(SAMPLERS, "mine", mine)
     config = tiny(sample__sampler="mine")
     drawn = generate(build_model(config), config, 2)
-    assert seen == [(1000, 500, None), (500, 0, 1000)]
+    assert seen == [(1000, 500, ()), (500, 0, (1000,))]
     usual = tiny(sample__sampler="ddim")
     torch.testing.assert_close(drawn["image"], generate(build_model(usual), usual, 2)["image"], rtol=0, atol=0)
+
+
+# --- the multistep and two-stage rules, from the integral they approximate -------------------------------------------
+
+
+def by_quadrature(alpha_bar, t, s, past, signal):
+    """y_s of y_t = 0: sigma_s times the integral of e^lambda z0hat(lambda) over the step, z0hat a polynomial.
+
+    The polynomial goes through `signal` at t and at the times `past`, by numpy; the integral by Gauss and Legendre.
+    """
+    lam = [0.5 * math.log(alpha_bar(u) / (1 - alpha_bar(u))) for u in (s, t, *past)]
+    curve = np.polynomial.Polynomial.fit(lam[1:], signal, len(past)) if past else lambda x: signal[0] + 0 * x
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    half = (lam[0] - lam[1]) / 2
+    x = lam[1] + half * (nodes + 1)
+    return math.sqrt(1 - alpha_bar(s)) * half * float((weights * np.exp(x) * curve(x)).sum())
+
+
+TIMES = [(900, 700, (950, 990)), (500, 480, (600, 610)), (40, 3, (41, 90)), (700, 500, ())]
+
+
+@pytest.mark.parametrize(("t", "s", "past"), TIMES)
+@pytest.mark.parametrize("make", [Schedule.cosine, Schedule.linear])
+def test_3m_integrates_the_parabola_through_three_predictions(make, t, s, past):
+    alpha_bar = make(1000).alpha_bar.tolist().__getitem__
+    step = dpmpp_3m(alpha_bar, t, s, past, 0.0)
+    for signal in np.eye(1 + len(past)):
+        found = np.dot([step.of_z0, *step.of_past], signal)
+        assert found == pytest.approx(by_quadrature(alpha_bar, t, s, past, signal), rel=1e-6, abs=1e-9)
+    assert step.of_y == pytest.approx(math.sqrt((1 - alpha_bar(s)) / (1 - alpha_bar(t))), rel=1e-12)
+    assert step.sigma == 0
+
+
+def test_rules_of_several_steps_begin_and_end_with_fewer():
+    """Too few steps before, s = 0, and abar_T = 0, where the log-SNR is infinite: the rule of the next lower order."""
+    table = [1.0, 0.9, 0.6, 0.3, 0.1, 0.0]
+    abar = table.__getitem__
+    euler = ddim(abar, 2, 1, (), 0.0)
+    assert dpmpp_3m(abar, 2, 1, (), 0.0) == dpmpp_2m(abar, 2, 1, (), 0.0) == dpmpp_2m(abar, 2, 1, (5,), 0.0) == euler
+    assert dpmpp_3m(abar, 2, 1, (3, 5), 0.0) == dpmpp_3m(abar, 2, 1, (3,), 0.0) == dpmpp_2m(abar, 2, 1, (3, 4), 0.0)
+    assert dpmpp_3m(abar, 1, 0, (2, 3), 0.0) == ddim(abar, 1, 0, (), 0.0)
+    assert dpmpp_3m(abar, 5, 4, (), 0.0) == ddim(abar, 5, 4, (), 0.0)
+    assert len(dpmpp_3m(abar, 2, 1, (3, 4), 0.0).of_past) == 2
+
+
+def test_heun_asks_at_both_ends():
+    """z_s in float64 from what the network said at z_t and where DDIM's step led; the last step is DDIM's."""
+    config = tiny(loss__target="x0")
+    model, asked = build_model(config), []
+    model.register_forward_hook(lambda module, args, said: asked.append((args[0].clone(), args[1].clone(), said)))
+    drawn = sample(model, 2, steps=3, sampler="heun", clamp=None, seed=3)
+    grid, abar, W = [1000, 667, 333, 0], model.schedule.alpha_bar.tolist(), model.schedule.W.tolist()
+    assert [int(times[0, 0]) for _, times, _ in asked] == [1000, 667, 667, 333, 333]
+
+    def split(z, said):
+        """z0hat and the encodings, a block of channels each."""
+        encodings = {n: model.part(n).encode_prediction(said.heads[n].float()) for n in model.traced}
+        blocks = [said.anchor.double()]
+        return blocks + [encodings[n].double().expand(-1, -1, *z.shape[2:]) for n in model.traced]
+
+    def weighted(blocks, of_z0, column):
+        weights = [W[column][model.schedule.index([n])[0]] for n in model.traced]
+        return torch.cat([of_z0 * blocks[0], *(w * b for w, b in zip(weights, blocks[1:], strict=True))], 1)
+
+    assert model.target == "x0" and model.space == "own"
+    for k in range(2):
+        t, s = grid[k], grid[k + 1]
+        (z, _, at_t), (tried, _, at_s), (after, _, _) = asked[2 * k : 2 * k + 3]
+        of_y = math.sqrt((1 - abar[s]) / (1 - abar[t]))
+        of_z0 = math.sqrt(abar[s]) - of_y * math.sqrt(abar[t])
+        first, second = split(z, at_t), split(tried, at_s)
+        mean = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
+        for found, said in ((tried, first), (after, mean)):
+            expected = of_y * (z.double() - weighted(said, 0, t)) + weighted(said, of_z0, s)
+            torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(drawn["image"], asked[-1][2].anchor.float())

@@ -122,7 +122,7 @@ def test_joint_samples_have_the_joint_distribution(name):
 
 @pytest.mark.filterwarnings("ignore:z_T is far")
 @pytest.mark.parametrize("name", ["own, eps", "shared, bridge", "shared, shift"])
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samples_given_a_label(name, sampler):
     """Normal around its mean, by every sampler; the label comes back as it was."""
     given, oracle = torch.arange(3).repeat(1500), Oracle(**ORACLES.get(name, SHIFTED))

@@ -85,7 +85,7 @@ def test_ddim_step(make, theirs, eta, steps):
     abar = sched.alpha_bar.tolist()
     for i in sorted({i // size * size for i in INDICES}):
         t, s = i + 1, max(i + 1 - size, 0)
-        step = ddim(abar.__getitem__, t, s, None, eta)
+        step = ddim(abar.__getitem__, t, s, (), eta)
         z0 = ((y - (1 - abar[t]) ** 0.5 * eps) / abar[t] ** 0.5).clamp(-1, 1)
         found = step.of_z0 * z0 + step.of_y * y + step.sigma * noise
         close(
@@ -98,7 +98,7 @@ def test_ddim_with_eta_one_is_ddpm(make, theirs):
     """Known of DDIM: eta = 1 is the ancestral step."""
     abar = make(1000).alpha_bar.tolist().__getitem__
     for t, s in ((1, 0), (2, 1), (500, 480), (1000, 999)):
-        a, b = ddim(abar, t, s, None, 1.0), ddpm(abar, t, s, None, 0.0)
+        a, b = ddim(abar, t, s, (), 1.0), ddpm(abar, t, s, (), 0.0)
         assert (a.of_z0, a.of_y, a.sigma) == pytest.approx((b.of_z0, b.of_y, b.sigma), rel=1e-6, abs=1e-9)
 
 

@@ -49,7 +49,10 @@ def exact_map(sched, last):
     return gain / d_T, mu - gain * math.sqrt(abar[sched.T]) * mu / d_T
 
 
-@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpmpp_2m", 2)])
+ORDERS = [("ddim", 1), ("heun", 2), ("dpmpp_2m", 2)]
+
+
+@pytest.mark.parametrize(("sampler", "order"), ORDERS)
 def test_deterministic_samplers_converge_with_their_order(sampler, order):
     """The errors in slope and offset fall as (1/steps)^order: halving the step divides them by 2 or by 4."""
     T, errors = 4096, []
@@ -78,7 +81,7 @@ def drawn(name, power, sampler, steps):
     return found["image"].double()
 
 
-@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpmpp_2m", 2)])
+@pytest.mark.parametrize(("sampler", "order"), ORDERS)
 @pytest.mark.parametrize("power", [1, 1.5], ids=["even", "uneven"])
 @pytest.mark.parametrize("name", ["own, carried", "own, bridge", "shared, bridge"])
 def test_the_order_holds_where_everything_is_generated(name, sampler, order, power):
@@ -92,7 +95,26 @@ def test_the_order_holds_where_everything_is_generated(name, sampler, order, pow
     assert all(abs(rate - order) < 0.4 for rate in rates), (errors, rates)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
+def eased(T, n):
+    """n even steps from T to T/32, the first of them begun in steps that double from its n-th part; then one to 0."""
+    even = [T - (T - T // 32) * i / n for i in range(n + 1)]
+    size = (even[0] - even[1]) / 2 ** math.ceil(math.log2(n))
+    begun = [T - size * (2**i - 1) for i in range(math.ceil(math.log2(n)) + 1)]
+    return [round(t) for t in [*begun, *even[1:], 0]]
+
+
+def test_dpmpp_3m_is_of_the_third_order(monkeypatch):
+    """Everything generated. Its first step is of the first order and would bring all down to two: it is made small."""
+    monkeypatch.setattr(sample_module, "timesteps", eased)
+    oracle = Oracle(**ORACLES.get("own, carried", {}), schedule=even_schedule, T=2**17)
+    how = {"clamp": None, "seed": 5, "batch_size": 200, "sampler": "dpmpp_3m"}
+    found = [sample(oracle, 200, **how, steps=n)["image"].double() for n in (16, 32, 64, 512)]
+    errors = [float((x - found[-1]).abs().median()) for x in found[:-1]]
+    rates = [math.log2(a / b) for a, b in pairwise(errors)]
+    assert all(2.5 < rate < 3.7 for rate in rates), (errors, rates)
+
+
+@pytest.mark.parametrize("sampler", [sampler for sampler, _ in ORDERS] + ["dpmpp_3m"])
 def test_deterministic_samplers_reach_the_distribution(sampler):
     """On the cosine schedule, to z_0: with more steps nearer to N(mu, s^2), and near it in the end."""
     target = np.array([SPREAD, float(MEANS[2])])
@@ -155,7 +177,7 @@ def path_behind(span, n):
     return [*even(span, lead + 512, n), *even(lead, 0, n // 4)]
 
 
-@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpmpp_2m", 2)])
+@pytest.mark.parametrize(("sampler", "order"), ORDERS)
 @pytest.mark.parametrize(("share", "grid"), [(0.2, path_ahead), (-0.2, path_behind)], ids=["ahead", "behind"])
 def test_the_order_of_convergence_on_a_path(monkeypatch, share, grid, sampler, order):
     """Against a fine path from the same noise, the median over the samples: a few lie where the labels part.

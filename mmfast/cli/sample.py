@@ -24,8 +24,8 @@ def add(commands: Any) -> None:
         "held-out examples of the run's data; a row for each of several values: label=cats,dogs, or label=all",
     )
     sample.add_argument("--n", type=int, help="how many samples [16], or of each of several values [4]")
-    sample.add_argument("--steps", type=int, help="network evaluations a sample [the config's]")
-    sample.add_argument("--sampler", help="ddpm, ddim or dpmpp_2m [the config's]")
+    sample.add_argument("--steps", type=int, help="steps of the sampler [the config's]")
+    sample.add_argument("--sampler", help="ddpm, ddim, heun, dpmpp_2m or dpmpp_3m [the config's]")
     sample.add_argument("--guidance_scale", type=float, help="guidance by what is given; 1 for none [the config's]")
     sample.add_argument(
         "--first",
