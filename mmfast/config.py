@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ class SampleSpec:
     sampler: str = option("ddpm", "the sampler", choices=SAMPLERS)
     steps: int = option(50, "network evaluations a sample", min=1)
     eta: float = option(0.0, "noise of the DDIM sampler", min=0, max=1)
-    guidance_scale: float = option(1.0, "guidance by what is given; 1 for none", min=0)
+    guidance_scale: Any = option(1.0, "guidance by what is given: 1 for none, or by name, as {label: 2}", min=0)
     clamp: float | None = option(1.0, "hold the predicted image within -clamp .. clamp; null: not", above=0)
     batch_size: int = option(250, "samples at a time", min=1)
     precision: str = option("fp32", "arithmetic of the network", choices=PRECISIONS)
@@ -213,6 +214,7 @@ def resolve(raw: DictConfig, source: str = "config") -> Config:
         if name not in config.modalities:
             raise unknown("sample.first", name, config.modalities)
     _check_offset(config)
+    _check_guidance(config)
     check(config, "")
     for name, spec in config.modalities.items():
         check(spec, f"modalities.{name}.")
@@ -262,6 +264,17 @@ def _check_offset(config: Config) -> None:
         check_share(f"sample.offset.{name}", share)
     if config.sample.offset and (config.space == "shared" or not config.told):
         raise MmfastError("sample.offset needs space=own and told=true: else z_t has one time")
+
+
+def _check_guidance(config: Config) -> None:
+    """Raise MmfastError unless the guidance is a number, or a number for each of some modalities."""
+    scales = config.sample.guidance_scale
+    for name, scale in scales.items() if isinstance(scales, dict) else [("", scales)]:
+        if name and name not in config.modalities:
+            raise unknown("sample.guidance_scale", name, config.modalities)
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale < math.inf:
+            key = f"sample.guidance_scale.{name}".rstrip(".")
+            raise MmfastError(f"{key} is {scale!r}; it should be a number, at least 0")
 
 
 def _section(raw: DictConfig, key: str) -> DictConfig:

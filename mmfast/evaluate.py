@@ -198,6 +198,11 @@ def distances(
     compared with the samples, and with as many images of the second, since all three depend on the numbers. Precision
     and recall take as many images of the first half too. Distances over anything but pixels carry the features' name.
     """
+    return against(real_features(data, anchor, features, most, ranks), images, features, ranks)
+
+
+def real_features(data: Data, anchor: str, features: Extractor, most: int = 10_000, ranks: Ranks = ALONE) -> Tensor:
+    """The features of the real images of both sets, at most `most` of each, [n, d] in a shuffled order."""
     chunks = [
         (part, rows) for part in (data.train, data.test) for rows in torch.arange(min(len(part), most)).split(256)
     ]
@@ -207,15 +212,19 @@ def distances(
         return features(part.__getitems__(rows.tolist()).data[anchor])
 
     real = torch.cat(ranks.map(of_real, chunks))
-    # The split is a shuffled one: neighbours in a data set are often kin.
-    shuffled = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
+    # The halves are shuffled: neighbours in a data set are often kin.
+    return real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
+
+
+def against(real: Tensor, images: Tensor, features: Extractor, ranks: Ranks = ALONE) -> dict[str, float]:
+    """The figures of `distances`; real: of `real_features`."""
     share = ranks.at_most(len(images), len(images))
     half, fake = len(real) // 2, torch.cat(ranks.map(features, images.split(share)))
     name = "" if features.name == "pixels" else f"_{features.name}"
     count, found = min(half, len(fake)), {}
     if count < 2:
         return {}
-    one, other = shuffled[:half], shuffled[half : half + count]
+    one, other = real[:half], real[half : half + count]
     for who, these in (("samples", fake[:count]), ("real_halves", other)):
         found[f"frechet{name}.{who}"] = frechet_distance(these, one)
         if count > NEIGHBOURS:

@@ -95,7 +95,8 @@ def generate(
     check_first(model, first)
     known = dict(given or {})
     guidance, seed = (options.pop(k, getattr(o, k)) for k, o in (("guidance_scale", config.sample), ("seed", config)))
-    for name in guidance if isinstance(guidance, Mapping) else ():
+    asked = guidance is not config.sample.guidance_scale  # the config's is for whatever is given
+    for name in guidance if isinstance(guidance, Mapping) and asked else ():
         if name not in {*known, *first}:
             raise unknown("guidance_scale's modality", name, [*known, *first])
     for turn, target in enumerate(turns(model, known, first)):

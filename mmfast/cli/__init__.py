@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import mmfast
-from mmfast.cli import check, evaluate, info, init, presets, report, sample, train
+from mmfast.cli import check, evaluate, info, init, presets, report, sample, sweep, train
 from mmfast.cli.shared import overrides
 from mmfast.errors import MmfastError, line_of
 from mmfast.memory import keep_freed_memory
@@ -24,6 +24,7 @@ COMMANDS = {
     "train": train,
     "sample": sample,
     "eval": evaluate,
+    "sweep": sweep,
     "report": report,
     "info": info,
 }
@@ -39,6 +40,7 @@ examples:
   mmfast train digits --out runs/digits            train the preset, or go on with the run that is there
   mmfast sample runs/digits --given label=3 --n 64 images and masks of the digit 3
   mmfast eval runs/digits                          the figures of a run
+  mmfast sweep runs/digits --given label --over guidance_scale=1,2,4    what guidance trades
   mmfast report runs/digits                        a page of a run: curves, samples, figures
   mmfast info                                      backends, devices, versions
 """

@@ -26,7 +26,12 @@ def add(commands: Any) -> None:
     sample.add_argument("--n", type=int, help="how many samples [16], or of each of several values [4]")
     sample.add_argument("--steps", type=int, help="steps of the sampler [the config's]")
     sample.add_argument("--sampler", help="ddpm, ddim, heun, dpmpp_2m or dpmpp_3m [the config's]")
-    sample.add_argument("--guidance_scale", type=float, help="guidance by what is given; 1 for none [the config's]")
+    sample.add_argument(
+        "--guidance_scale",
+        nargs="+",
+        metavar="SCALE",
+        help="guidance by what is given: 1 for none, or by name, label=2 mask=1.5 [the config's]",
+    )
     sample.add_argument(
         "--first",
         nargs="*",
@@ -61,12 +66,20 @@ def _given(pairs: Sequence[str]) -> dict[str, str]:
     return given
 
 
-def _share(pair: str) -> tuple[str, float]:
+def _number(option: str, pair: str, usual: str) -> tuple[str, float]:
     name, _, text = pair.partition("=")
     try:
         return name, float(text)
     except ValueError:
-        raise MmfastError(f"--offset {pair} has no number; it should be NAME=SHARE, as mask=0.2") from None
+        raise MmfastError(f"--{option} {pair} has no number; it should be {usual}") from None
+
+
+def _guidance(words: Sequence[str]) -> float | dict[str, float]:
+    """One number for all, or one by name."""
+    usual = "a number, or NAME=NUMBER, as label=2"
+    if len(words) == 1 and "=" not in words[0]:
+        return _number("guidance_scale", f"={words[0]}", usual)[1]
+    return dict(_number("guidance_scale", word, usual) for word in words)
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -81,10 +94,12 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if args.save:
         check_free("--save", Path(args.save))
     given = _given(args.given)
-    names = ("steps", "sampler", "guidance_scale", "first", "seed", "ranks")
+    names = ("steps", "sampler", "first", "seed", "ranks")
     options: dict[str, Any] = {name: getattr(args, name) for name in names}
     if args.offset is not None:
-        options["offset"] = dict(_share(pair) for pair in args.offset)
+        options["offset"] = dict(_number("offset", pair, "NAME=SHARE, as mask=0.2") for pair in args.offset)
+    if args.guidance_scale is not None:
+        options["guidance_scale"] = _guidance(args.guidance_scale)
     loaded = load(args.run, args.device)
     samples = loaded.sample(args.n, given=given, progress=not args.quiet, **options)
     if not args.ranks.first:

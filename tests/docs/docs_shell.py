@@ -88,7 +88,7 @@ def _mmfast(rest, folder, inline, given):
         rest, inline = [*rest, "--quiet"], inline or written or not Path(args.data).exists()
     else:
         assert args.command == "train" or not more, more
-        rest = [*rest, *{"sample": SAMPLE, "eval": EVALUATE}.get(args.command, [])]
+        rest = [*rest, *{"sample": SAMPLE, "eval": EVALUATE, "sweep": EVALUATE}.get(args.command, [])]
     if inline:
         return
     if given:

@@ -1,0 +1,95 @@
+"""mmfast sweep."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmfast.cli.shared import add_allow_code, slug, write
+from mmfast.errors import MmfastError
+from mmfast.trust import allow_named_in
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser(
+        "sweep",
+        help="what guidance, steps and samplers trade, as a curve",
+        description="Draw samples of a run with every combination of some sampling options, measure them, and draw the "
+        "figures as a curve: quality against steps for several samplers, or agreement against recall over guidance.",
+        allow_abbrev=False,
+    )
+    command.add_argument("run", metavar="RUN", help="the folder of a run")
+    command.add_argument(
+        "--over",
+        nargs="+",
+        required=True,
+        action="extend",
+        metavar="KEY=V,V",
+        help="options of sampling and their values: guidance_scale=1,1.5,2,4, guidance_scale.label=1,2 for one "
+        "modality's, steps=5,10,20,50, sampler=ddim,dpmpp_2m",
+    )
+    command.add_argument(
+        "--given", nargs="+", default=[], metavar="NAME", help="modalities given, of held-out examples"
+    )
+    command.add_argument("--samples", type=int, help="samples a point [the config's]")
+    command.add_argument("--features", help="what distances are measured over, as in `mmfast eval` [the config's]")
+    command.add_argument("--x", metavar="FIGURE", help="the picture's horizontal axis [evaluations, or recall]")
+    command.add_argument("--y", metavar="FIGURE", help="its vertical axis [the Frechet distance, or agreement]")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    command.add_argument("--out", metavar="DIR", help="a new folder for sweep.json and sweep.png [one in RUN/sweeps]")
+    add_allow_code(command)
+    command.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    from mmfast import sweep
+    from mmfast.build import build_data, load_run
+
+    over = sweep.options_of(args.over)
+    opened, config, model = load_run(args.run, args.device)
+    config.evaluate.samples = config.evaluate.samples or 1000
+    if args.samples is not None:
+        if args.samples < 2:
+            raise MmfastError(f"--samples is {args.samples}; it should be at least 2")
+        config.evaluate.samples = args.samples
+    allow_named_in(args.features)
+    config.evaluate.features = args.features or config.evaluate.features
+    stem = slug(" ".join([*(f"given-{name}" for name in args.given), *over]))
+    folder = Path(args.out) if args.out else _new_folder(opened.folder / "sweeps", stem)
+    if folder.exists() or folder.is_symlink():
+        raise MmfastError(f"--out is {folder}, which is there already; choose a new folder")
+
+    def save(points: list[sweep.Point]) -> None:
+        if len(points) == 1:
+            sweep.axes(points, args.x, args.y)  # a misspelt figure is said now, not at the end
+            try:
+                folder.mkdir(parents=True)
+            except OSError as error:
+                raise MmfastError(f"{folder} cannot be made: {error.strerror}; choose another place") from None
+        write(folder / "sweep.json", lambda temporary: temporary.write_text(sweep.text(points)))
+
+    points = sweep.sweep(model, config, build_data(config), over, args.given, not args.quiet, save)
+    print(sweep.table(points))
+    print(folder / "sweep.json")
+    file = folder / "sweep.png"
+    title = f"given {', '.join(args.given)}" if args.given else "generated together"
+    x, y = sweep.axes(points, args.x, args.y)
+    try:
+        write(
+            file,
+            lambda temporary: sweep.picture(points, temporary, x, y, f"{title}, {config.evaluate.samples} samples"),
+        )
+    except MmfastError as error:
+        print(f"no picture: {error}")
+    else:
+        print(file)
+    return 0
+
+
+def _new_folder(parent: Path, stem: str) -> Path:
+    if parent.is_symlink():
+        raise MmfastError(f"{parent} is a link, and nothing is written through it; say another place with --out")
+    names = (parent / f"{stem}{f'-{k}' if k else ''}" for k in range(1_000_000))
+    return next(name for name in names if not name.exists())

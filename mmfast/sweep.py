@@ -1,0 +1,198 @@
+"""The figures of a run's samples over ranges of the sampling options: what guidance, steps and samplers trade."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmfast.config import Config, from_plain
+from mmfast.data import Data
+from mmfast.errors import MmfastError, unknown
+from mmfast.evaluate import against, held_out, real_features
+from mmfast.generate import generate
+from mmfast.metrics.features import extractor
+from mmfast.model import Model
+
+# What is no option of one draw.
+NOT_SWEPT = ("count", "batch_size")
+
+
+@dataclass(frozen=True)
+class Point:
+    """options: those that were swept, by key as they were written; figures: of the samples drawn with them."""
+
+    options: dict[str, str]
+    figures: dict[str, float]
+
+
+def configs(config: Config, over: Mapping[str, Sequence[str]]) -> list[tuple[dict[str, str], Config]]:
+    """The config at every combination of the values, the last key's changing fastest.
+
+    over: by key of config.sample ("steps", "guidance_scale", "guidance_scale.label"), the values as texts, which are
+    read as a config's are. Raises MmfastError naming the key, before anything is drawn.
+    """
+    plain, names = dataclasses.asdict(config), [f.name for f in dataclasses.fields(config.sample)]
+    swept = [name for name in names if name not in NOT_SWEPT]
+    for key, values in over.items():
+        if key.partition(".")[0] not in swept:
+            raise unknown("over's option", key, swept)
+        if not values:
+            raise MmfastError(f"over[{key!r}] has no value; it should have some, as {key}=1,2")
+    found = []
+    for values in itertools.product(*over.values()):
+        options = dict(zip(over, values, strict=True))
+        whole = [key for key in options if "." in key and not isinstance(plain["sample"][key.split(".")[0]], Mapping)]
+        emptied = [(f"sample.{key.split('.')[0]}", "{}") for key in whole]  # a number for all makes way for one by name
+        written = [(f"sample.{key}", value) for key, value in options.items()]
+        found.append((options, from_plain(plain, "config", [*emptied, *written])))
+    return found
+
+
+def sweep(
+    model: Model,
+    config: Config,
+    data: Data,
+    over: Mapping[str, Sequence[str]],
+    given: Sequence[str] = (),
+    progress: bool = True,
+    each: Callable[[list[Point]], object] = lambda points: None,
+) -> list[Point]:
+    """Draw config.evaluate.samples samples with every combination of options, from the same noise, and measure them.
+
+    The figures: the Frechet distance, precision and recall of the images (`mmfast.evaluate.distances`); for each
+    modality that the data set has a judge for, NAME.agreement: what the judge reads off the images against what was
+    given, or was drawn with them; and the network's evaluations a sample, guidance's included.
+
+    given: names; their values are those of held-out examples. each: called with the points so far after each.
+    Raises MmfastError naming the argument.
+    """
+    for name in given:
+        if name not in model.parts:
+            raise unknown("given", name, model.parts)
+    if model.anchor_name in given:
+        raise MmfastError(f"given has {model.anchor_name}, the anchor; the figures are those of drawn images")
+    chosen = configs(config, over)
+    count, features = (
+        config.evaluate.samples,
+        extractor(config.evaluate.features, config.evaluate.features_weights or None),
+    )
+    judges, real = data.judges(), real_features(data, model.anchor_name, features)
+    whole = held_out(data.test, count, model)
+    known = {name: whole.data[name] for name in given}
+    points: list[Point] = []
+    for number, (options, settings) in enumerate(chosen):
+        text = f"{number + 1}/{len(chosen)} " + " ".join(f"{key}={value}" for key, value in options.items())
+        # What is given may have steps of its own; here the steps are what is asked about.
+        how: dict[str, Any] = {"steps": settings.sample.steps} if "steps" in options else {}
+        with _counted(model) as asked:
+            drawn = generate(model, settings, count, known, progress=progress and text, **how)
+        drawn = {name: x.cpu() for name, x in drawn.items()}
+        batches = -(-count // settings.sample.batch_size)
+        image, figures = drawn[model.anchor_name], {"evaluations": len(asked) / batches}
+        figures |= against(real, image, features)
+        for name, judge in judges.items():
+            figures[f"{name}.agreement"] = model.part(name).score(judge(image), drawn[name])
+        points.append(Point(options, figures))
+        each(points)
+    return points
+
+
+@contextlib.contextmanager
+def _counted(model: Model) -> Iterator[list[None]]:
+    """A list that grows by one whenever the network is asked."""
+    asked: list[None] = []
+    handle = model.register_forward_hook(lambda *_: asked.append(None))
+    try:
+        yield asked
+    finally:
+        handle.remove()
+
+
+def text(points: Sequence[Point]) -> str:
+    """The points as JSON."""
+    return json.dumps([{"options": p.options, **p.figures} for p in points], indent=2) + "\n"
+
+
+def table(points: Sequence[Point]) -> str:
+    """The points as lines of text, a column each."""
+    rows = [[*points[0].options, *points[0].figures]]
+    rows += [[*p.options.values(), *(f"{x:.4g}" for x in p.figures.values())] for p in points]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(f"{x:<{w}}" for x, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def axes(points: Sequence[Point], x: str | None = None, y: str | None = None) -> tuple[str, str]:
+    """Which figures a picture shows: these, or the Frechet distance against the cost where steps or samplers vary, and
+    else agreement (precision where nothing is judged) against recall.
+
+    Raises MmfastError for a name that is no figure.
+    """
+    figures = points[0].figures
+    for option, name in (("x", x), ("y", y)):
+        if name is not None and name not in figures:
+            raise unknown(option, name, figures)
+
+    def first(*endings: str) -> str:
+        return next((name for end in endings for name in figures if end in name), next(iter(figures)))
+
+    costs = len({p.figures["evaluations"] for p in points}) > 1
+    usual = ("evaluations", first("frechet")) if costs else (first("recall"), first("agreement", "precision"))
+    return x or usual[0], y or usual[1]
+
+
+def picture(points: Sequence[Point], file: Path, x: str, y: str, title: str = "") -> None:
+    """One figure against another, a line for each combination of the other options, as a PNG.
+
+    The option with the most values goes along a line, and its values stand beside the points.
+    Raises MmfastError without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MmfastError("the picture of a sweep needs matplotlib; pip install 'mmfast[plots]'") from None
+    values = {key: list(dict.fromkeys(p.options[key] for p in points)) for key in points[0].options}
+    along = max(values, key=lambda key: len(values[key]))
+    lines: dict[str, list[Point]] = {}
+    for point in points:
+        name = ", ".join(f"{key} {value}" for key, value in point.options.items() if key != along)
+        lines.setdefault(name, []).append(point)
+    figure = Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
+    plot = figure.add_subplot()
+    for name, of_line in lines.items():
+        places = [(p.figures[x], p.figures[y]) for p in of_line]
+        plot.plot(*zip(*places, strict=True), marker="o", markersize=4, linewidth=1.5, label=name)
+        if x != "evaluations":
+            for point, place in zip(of_line, places, strict=True):
+                plot.annotate(point.options[along], place, (4, 4), textcoords="offset points", fontsize=8)
+    if x == "evaluations":
+        plot.set_xscale("log")
+        ticks = sorted({p.figures[x] for p in points})
+        shown = [tick for i, tick in enumerate(ticks) if i == 0 or tick / ticks[i - 1] > 1.2]
+        plot.set_xticks(shown, [f"{tick:g}" for tick in shown])
+        plot.set_xticks([], minor=True)
+    plot.set_xlabel("evaluations of the network a sample" if x == "evaluations" else x)
+    plot.set_ylabel(y)
+    plot.set_title(title, fontsize=10)
+    plot.grid(alpha=0.3)
+    if len(lines) > 1:
+        plot.legend(fontsize=8)
+    figure.savefig(file, format="png")
+
+
+def options_of(pairs: Iterable[str]) -> dict[str, list[str]]:
+    """KEY=V1,V2,... as a dict. Raises MmfastError for a pair that has no value, and for a key that comes twice."""
+    found: dict[str, list[str]] = {}
+    for pair in pairs:
+        key, _, values = pair.partition("=")
+        if not values or not all(values.split(",")):
+            raise MmfastError(f"--over {pair} has no values; it should be KEY=VALUE,VALUE, as guidance_scale=1,2,4")
+        if key in found:
+            raise MmfastError(f"--over has {key} twice; give all its values at once, as {key}={values},...")
+        found[key] = values.split(",")
+    return found
