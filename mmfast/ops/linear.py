@@ -54,7 +54,7 @@ def combine(
     levels: Sequence[int] | None = None,
     return_noise: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Per-sample linear combination: out[b] = sum_k coefs[b, k] terms[k][b] + sigma[b] eps[b].
+    """Per-sample linear combination: `out[b] = sum_k coefs[b, k] terms[k][b] + sigma[b] eps[b]`.
 
     Args:
         terms: K tensors that broadcast together to [B, ...], or `Block`s of its channels; a term whose
