@@ -110,7 +110,8 @@ class Model(nn.Module):
             raise MmfastError("backbone should be a function of (in_channels, size) that makes the network")
         self.backbone = backbone(self._seen_channels(), self.shape[1])
         features, width = self.backbone.features, self.backbone.embedding_width
-        self.norm, self.out = head_norm(features), nn.Conv2d(features, self.shape[0], 3, padding=1)
+        own_norm = getattr(self.backbone, "out_norm", lambda: head_norm(features))
+        self.norm, self.out = own_norm(), nn.Conv2d(features, self.shape[0], 3, padding=1)
         nn.init.zeros_(self.out.weight)
         for name in self.names:
             part = self.part(name)

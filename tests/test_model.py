@@ -20,7 +20,10 @@ SMALL = {
     "unet": {"channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": [4], "head_channels": 8},
     "adm": {"channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": [4], "heads": 2, "classes": 3},
     "mlp": {"width": 32, "blocks": 2, "features": 8},
-}
+    "diffusers": {"block_out_channels": [8, 16], "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+                  "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "layers_per_block": 1, "norm_num_groups": 4},
+    "dit": {"width": 16, "blocks": 3, "heads": 2, "features": 8},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", backbones.KINDS)
