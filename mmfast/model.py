@@ -35,7 +35,8 @@ class Model(nn.Module):
 
     The space is the anchor's channels, followed (space="own") by a block of channels for each other modality that
     leaves a trace in z_t, in which the anchor is zero; with space="shared" every encoding is added into the anchor's
-    channels. A modality that is given is at time 0, one that is unknown at time T.
+    channels. A modality that is given is at time 0, one that is unknown at time T. A cast (`.half()`, `.double()`)
+    reaches the backbone and the anchor's head; the tables, the encoders and the other heads stay as they are.
 
     In own channels the network sees each block at its time: the encoding itself at time 0, nothing at time T, where the
     block is noise that says nothing. What leaves no trace is seen beside the anchor where it is given. What is the same
@@ -238,6 +239,9 @@ class Model(nn.Module):
         """z_t [B, C, H, W], times int64 [B, 1 + N] (or [B] for all), told by `tell` -> what the network says."""
         times = self._each(times)
         given = times == 0
+        # A model that was cast, as by .half(): the network alone computes in that type.
+        dtype = self.out.weight.dtype
+        z_t, told = z_t.to(dtype), {name: x.to(dtype) for name, x in told.items()}
         if self.space == "shared":
             found = self.backbone(self._with_planes(z_t, given, told), times[:, 0])
         elif self.names:
@@ -245,7 +249,9 @@ class Model(nn.Module):
             found = self.backbone(x, times[:, 0], self._beside(x, times), self._told(x, given, told))
         else:
             found = self.backbone(z_t, times[:, 0])
+        whole = dtype == torch.float32
         of = {"decoder": found.pixels, "encoder": found.before}
+        of = of if whole else {name: x.float() for name, x in of.items()}
         heads = {name: self.part(name).head(of[self.part(name).reads]) for name in self.names}
         return Prediction(self.out(self.norm(found.pixels)), heads)
 
