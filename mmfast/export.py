@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +25,11 @@ def to_diffusers(model: Model, config: Config, folder: str | os.PathLike[str], s
     """Write the anchor's generation as a pipeline of diffusers: `DiffusionPipeline.from_pretrained(folder)`.
 
     The network is UNet2DModel with these weights. With other modalities it is what the network does where all of them
-    are unknown: their channels hold nothing there, and their times' embedding is a constant that joins a bias. sampler:
-    "ddpm", "ddim" or "dpmpp_2m", in place of the config's. `num_inference_steps` is an argument of the pipeline; DDIM
-    equals ours with `use_clipped_model_output=True`, for numbers of steps that divide T.
+    are unknown: their channels hold nothing there, and their times' embedding is a constant that joins a bias. Where
+    the image is diffused as latents, the pipeline has the autoencoder too. `num_inference_steps` is an argument of the
+    pipeline; DDIM equals ours with `use_clipped_model_output=True`, for numbers of steps that divide T.
 
+    sampler: "ddpm", "ddim" or "dpmpp_2m", in place of the config's.
     folder: new. Whole or not at all. Raises MmfastError where diffusers is not installed, where it has no counterpart
     of the model, and where something is in the folder.
     """
@@ -40,11 +42,14 @@ def to_diffusers(model: Model, config: Config, folder: str | os.PathLike[str], s
     sampler = config.sample.sampler if sampler is None else sampler
     if sampler not in SAMPLERS:
         raise unknown("export's sampler", sampler, SAMPLERS)
-    if sampler not in PIPELINES:
-        raise MmfastError(
-            f"export's sampler is {sampler!r}, which diffusers has not; it should be one of {[*PIPELINES]}"
-        )
-    pipeline = PIPELINES[sampler](diffusers, _unet(model, config), config)
+    if sampler not in SCHEDULERS:
+        raise MmfastError(f"export's sampler is {sampler!r}, which diffusers has not; it should be of {[*SCHEDULERS]}")
+    net = _unet(model, config)
+    scheduler = SCHEDULERS[sampler](diffusers, config, None if model.latent else config.sample.clamp)
+    if model.latent:
+        pipeline = diffusers.LDMPipeline(_vae(diffusers, model), net, scheduler)
+    else:
+        pipeline = (diffusers.DDIMPipeline if sampler == "ddim" else diffusers.DDPMPipeline)(net, scheduler)
     with new_folder("export's folder", folder) as made:
         pipeline.save_pretrained(made)
     return folder
@@ -96,6 +101,20 @@ def _unet(model: Model, config: Config) -> Any:
     return net.to(model.out.weight.dtype).eval()
 
 
+def _vae(diffusers: Any, model: Model) -> Any:
+    """The autoencoder, scaled as the model's latents are."""
+    own = model.image.autoencoder
+    assert own is not None
+    if not isinstance(own.network, diffusers.ModelMixin) or own.shift:
+        raise MmfastError(
+            f"modalities.{model.anchor_name}.autoencoder is {type(own.network).__name__} with shift {own.shift:g}; "
+            "export needs one of diffusers' without a shift"
+        )
+    vae = copy.deepcopy(own.network)
+    vae.register_to_config(scaling_factor=own.factor)
+    return vae
+
+
 def _schedule(config: Config) -> dict[str, Any]:
     """The options that diffusers' schedulers share. Its linear schedule has our bounds, its cosine one our offset."""
     return {
@@ -108,31 +127,33 @@ def _schedule(config: Config) -> dict[str, Any]:
     }
 
 
-def _clip(config: Config) -> dict[str, Any]:
-    clamp = config.sample.clamp
+def _clip(clamp: float | None) -> dict[str, Any]:
     return {"clip_sample": clamp is not None, "clip_sample_range": 1.0 if clamp is None else clamp}
 
 
-def _ddpm(diffusers: Any, net: Any, config: Config) -> Any:
-    scheduler = diffusers.DDPMScheduler(variance_type="fixed_small", **_schedule(config), **_clip(config))
-    return diffusers.DDPMPipeline(net, scheduler)
+def _ddpm(diffusers: Any, config: Config, clamp: float | None) -> Any:
+    return diffusers.DDPMScheduler(variance_type="fixed_small", **_schedule(config), **_clip(clamp))
 
 
-def _ddim(diffusers: Any, net: Any, config: Config) -> Any:
-    scheduler = diffusers.DDIMScheduler(set_alpha_to_one=True, **_schedule(config), **_clip(config))
-    return diffusers.DDIMPipeline(net, scheduler)
+def _ddim(diffusers: Any, config: Config, clamp: float | None) -> Any:
+    return diffusers.DDIMScheduler(set_alpha_to_one=True, **_schedule(config), **_clip(clamp))
 
 
-def _dpmpp_2m(diffusers: Any, net: Any, config: Config) -> Any:
-    if config.sample.clamp is not None:
+def _dpmpp_2m(diffusers: Any, config: Config, clamp: float | None) -> Any:
+    if clamp is not None:
         raise MmfastError(
-            f"sample.clamp is {config.sample.clamp}, and diffusers' DPM-Solver++ holds no image within bounds; export "
-            "with sampler='ddim' or 'ddpm', or a run with sample.clamp=null"
+            f"sample.clamp is {clamp}, and diffusers' DPM-Solver++ holds no image within bounds; export with "
+            "sampler='ddim' or 'ddpm', or a run with sample.clamp=null"
         )
-    return diffusers.DDPMPipeline(net, diffusers.DPMSolverMultistepScheduler(**_schedule(config)))
+    return diffusers.DPMSolverMultistepScheduler(**_schedule(config))
 
 
-PIPELINES: dict[str, Callable[[Any, Any, Config], Any]] = {"ddpm": _ddpm, "ddim": _ddim, "dpmpp_2m": _dpmpp_2m}
+# From (diffusers, config, clamp) to the scheduler of the sampler.
+SCHEDULERS: dict[str, Callable[[Any, Config, float | None], Any]] = {
+    "ddpm": _ddpm,
+    "ddim": _ddim,
+    "dpmpp_2m": _dpmpp_2m,
+}
 
 # By the library that reads what is written.
 EXPORTS: dict[str, Callable[..., Path]] = {"diffusers": to_diffusers}

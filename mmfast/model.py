@@ -74,14 +74,22 @@ class Model(nn.Module):
         if not isinstance(image, Image):
             raise MmfastError(f"anchor is {anchor!r}, a {image.kind}; it should be an image")
         for name, part in parts.items():
-            size = getattr(part.spec, "size", image.spec.size)
-            if size != image.spec.size:
-                raise MmfastError(f"modalities.{name}.size is {size}; it should be {anchor}'s, {image.spec.size}")
+            size = image.shape[1] if part is image else getattr(part.spec, "size", image.shape[1])
+            if size != image.shape[1]:
+                whose = "'s" if image.autoencoder is None else "'s latents'"
+                raise MmfastError(f"modalities.{name}.size is {size}; it should be {anchor}{whose}, {image.shape[1]}")
             source = parts.get(part.source)
-            if part.derived and (not isinstance(source, Image) or source.shape[0] != part.spec.channels):
+            if part.derived and (not isinstance(source, Image) or source.spec.channels != part.spec.channels):
                 raise MmfastError(
                     f"modalities.{name}.of is {part.source!r}; it should be an image with {part.spec.channels} channels"
                 )
+            if image.autoencoder is not None and (part.derived or (isinstance(part, Image) and part is not image)):
+                raise MmfastError(
+                    f"modalities.{name} is a {part.kind}, which has no place among the latents of {anchor}; leave it "
+                    f"out, or modalities.{anchor}.autoencoder"
+                )
+            if part is not image and getattr(part, "autoencoder", None) is not None:
+                raise MmfastError(f"modalities.{name}.autoencoder is of an image that is not the anchor; leave it out")
         self.anchor_name, self.space, self.target, self.told = anchor, space, target, told
         self.parts = nn.ModuleDict(parts)
         self.names = tuple(name for name in parts if name != anchor)
@@ -152,6 +160,18 @@ class Model(nn.Module):
         part = self.parts[name]
         assert isinstance(part, Modality)
         return part
+
+    @property
+    def image(self) -> Image:
+        """The anchor."""
+        part = self.parts[self.anchor_name]
+        assert isinstance(part, Image)
+        return part
+
+    @property
+    def latent(self) -> bool:
+        """Whether z_0 is an autoencoder's latents, and not the anchor's pixels."""
+        return self.image.autoencoder is not None
 
     def anchor_block(self, z: Tensor) -> Tensor:
         """The anchor's channels of a tensor of the space [B, C, H, W]."""
