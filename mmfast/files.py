@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +186,27 @@ def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path
     """load_state_dict of finite tensors that fit. Raises MmfastError for others, before anything is loaded."""
     check_fit(tensors, module.state_dict(), path)
     module.load_state_dict(dict(tensors))
+
+
+def check_free(what: str, folder: Path) -> None:
+    """Raise MmfastError, which calls it `what`, where a file or a folder with something in it is already there."""
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise MmfastError(f"{what} is {folder}, which is there already; nothing is overwritten: choose a new folder")
+
+
+@contextlib.contextmanager
+def new_folder(what: str, folder: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `folder` at the end: whole or not at all.
+
+    Raises MmfastError, which calls it `what`, where there is something already, or where it cannot be written.
+    """
+    check_free(what, folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder.parent) as temporary:
+            made = Path(temporary) / "new"
+            made.mkdir()
+            yield made
+            os.rename(made, folder)
+    except OSError as error:
+        raise MmfastError(f"{folder} cannot be written: {error.strerror}; choose another place") from None

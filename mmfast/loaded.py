@@ -6,7 +6,6 @@ import functools
 import io
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from mmfast.config import Config
 from mmfast.data import Data
 from mmfast.errors import MmfastError, unknown
 from mmfast.evaluate import held_out
-from mmfast.files import TEMPORARY
+from mmfast.export import EXPORTS
+from mmfast.files import new_folder
 from mmfast.generate import generate, settings, title, turns
 from mmfast.given import taken
 from mmfast.modalities import Modality
@@ -120,6 +120,16 @@ class Loaded:
             n if several > 1 else COUNT // 4,
         )
 
+    def export(self, kind: str, folder: str | os.PathLike[str] | None = None, **options: Any) -> Path:
+        """Write the model for another library, into a new folder; None: RUN/KIND. Returns the folder.
+
+        kind: "diffusers", a pipeline of the anchor's generation that `DiffusionPipeline.from_pretrained` loads
+        (`mmfast.export.to_diffusers`, which takes the options). Raises MmfastError where there is no counterpart.
+        """
+        if kind not in EXPORTS:
+            raise unknown("export's kind", kind, EXPORTS)
+        return EXPORTS[kind](self.model, self.config, self.run.folder / kind if folder is None else folder, **options)
+
     def _rows(self, values: Mapping[str, Any]) -> dict[str, list[Tensor]]:
         """By name, x for each of several values: [1, ...] for all samples, or one for each. Without held-out data."""
         rows = {}
@@ -216,14 +226,8 @@ class Samples:
         line for each sample in folder/samples.jsonl. Whole or not at all. Raises MmfastError where there is something.
         """
         folder = Path(folder)
-        check_free("save's folder", folder)
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder.parent) as temporary:
-                self._write(Path(temporary) / "samples")
-                os.rename(Path(temporary) / "samples", folder)
-        except OSError as error:
-            raise MmfastError(f"{folder} cannot be written: {error.strerror}; choose another place") from None
+        with new_folder("save's folder", folder) as made:
+            self._write(made)
         return folder
 
     def _write(self, folder: Path) -> None:
@@ -263,12 +267,6 @@ def _(value: str, stem: Path) -> Path:
 def _(value: np.ndarray, stem: Path) -> Path:
     np.save(stem.with_suffix(".npy"), value)
     return stem.with_suffix(".npy")
-
-
-def check_free(what: str, folder: Path) -> None:
-    """Raise MmfastError, which calls it `what`, where a file or a folder with something in it is already there."""
-    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-        raise MmfastError(f"{what} is {folder}, which is there already; nothing is overwritten: choose a new folder")
 
 
 def _is_data(value: Any) -> bool:

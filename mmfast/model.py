@@ -35,7 +35,8 @@ class Model(nn.Module):
 
     The space is the anchor's channels, followed (space="own") by a block of channels for each other modality that
     leaves a trace in z_t, in which the anchor is zero; with space="shared" every encoding is added into the anchor's
-    channels. A modality that is given is at time 0, one that is unknown at time T.
+    channels. A modality that is given is at time 0, one that is unknown at time T. A cast (`.half()`, `.double()`)
+    reaches the backbone and the anchor's head; the tables, the encoders and the other heads stay as they are.
 
     In own channels the network sees each block at its time: the encoding itself at time 0, nothing at time T, where the
     block is noise that says nothing. What leaves no trace is seen beside the anchor where it is given. What is the same
@@ -73,14 +74,22 @@ class Model(nn.Module):
         if not isinstance(image, Image):
             raise MmfastError(f"anchor is {anchor!r}, a {image.kind}; it should be an image")
         for name, part in parts.items():
-            size = getattr(part.spec, "size", image.spec.size)
-            if size != image.spec.size:
-                raise MmfastError(f"modalities.{name}.size is {size}; it should be {anchor}'s, {image.spec.size}")
+            size = image.shape[1] if part is image else getattr(part.spec, "size", image.shape[1])
+            if size != image.shape[1]:
+                whose = "'s" if image.autoencoder is None else "'s latents'"
+                raise MmfastError(f"modalities.{name}.size is {size}; it should be {anchor}{whose}, {image.shape[1]}")
             source = parts.get(part.source)
-            if part.derived and (not isinstance(source, Image) or source.shape[0] != part.spec.channels):
+            if part.derived and (not isinstance(source, Image) or source.spec.channels != part.spec.channels):
                 raise MmfastError(
                     f"modalities.{name}.of is {part.source!r}; it should be an image with {part.spec.channels} channels"
                 )
+            if image.autoencoder is not None and (part.derived or (isinstance(part, Image) and part is not image)):
+                raise MmfastError(
+                    f"modalities.{name} is a {part.kind}, which has no place among the latents of {anchor}; leave it "
+                    f"out, or modalities.{anchor}.autoencoder"
+                )
+            if part is not image and getattr(part, "autoencoder", None) is not None:
+                raise MmfastError(f"modalities.{name}.autoencoder is of an image that is not the anchor; leave it out")
         self.anchor_name, self.space, self.target, self.told = anchor, space, target, told
         self.parts = nn.ModuleDict(parts)
         self.names = tuple(name for name in parts if name != anchor)
@@ -110,7 +119,8 @@ class Model(nn.Module):
             raise MmfastError("backbone should be a function of (in_channels, size) that makes the network")
         self.backbone = backbone(self._seen_channels(), self.shape[1])
         features, width = self.backbone.features, self.backbone.embedding_width
-        self.norm, self.out = head_norm(features), nn.Conv2d(features, self.shape[0], 3, padding=1)
+        own_norm = getattr(self.backbone, "out_norm", lambda: head_norm(features))
+        self.norm, self.out = own_norm(), nn.Conv2d(features, self.shape[0], 3, padding=1)
         nn.init.zeros_(self.out.weight)
         for name in self.names:
             part = self.part(name)
@@ -150,6 +160,18 @@ class Model(nn.Module):
         part = self.parts[name]
         assert isinstance(part, Modality)
         return part
+
+    @property
+    def image(self) -> Image:
+        """The anchor."""
+        part = self.parts[self.anchor_name]
+        assert isinstance(part, Image)
+        return part
+
+    @property
+    def latent(self) -> bool:
+        """Whether z_0 is an autoencoder's latents, and not the anchor's pixels."""
+        return self.image.autoencoder is not None
 
     def anchor_block(self, z: Tensor) -> Tensor:
         """The anchor's channels of a tensor of the space [B, C, H, W]."""
@@ -237,6 +259,9 @@ class Model(nn.Module):
         """z_t [B, C, H, W], times int64 [B, 1 + N] (or [B] for all), told by `tell` -> what the network says."""
         times = self._each(times)
         given = times == 0
+        # A model that was cast, as by .half(): the network alone computes in that type.
+        dtype = self.out.weight.dtype
+        z_t, told = z_t.to(dtype), {name: x.to(dtype) for name, x in told.items()}
         if self.space == "shared":
             found = self.backbone(self._with_planes(z_t, given, told), times[:, 0])
         elif self.names:
@@ -244,7 +269,9 @@ class Model(nn.Module):
             found = self.backbone(x, times[:, 0], self._beside(x, times), self._told(x, given, told))
         else:
             found = self.backbone(z_t, times[:, 0])
+        whole = dtype == torch.float32
         of = {"decoder": found.pixels, "encoder": found.before}
+        of = of if whole else {name: x.float() for name, x in of.items()}
         heads = {name: self.part(name).head(of[self.part(name).reads]) for name in self.names}
         return Prediction(self.out(self.norm(found.pixels)), heads)
 

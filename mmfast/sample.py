@@ -56,7 +56,8 @@ def sample(
             SAMPLERS. A step evaluates the network once, heun's but the last twice.
         guidance_scale: 1 for none; one for all that is given, or by name. Each guided modality adds
             (scale - 1) (prediction - prediction without it).
-        clamp: hold the predicted z_0 within -clamp .. clamp; None not to.
+        clamp: hold the predicted z_0 within -clamp .. clamp; None not to. It plays no part for latents, which have no
+            bounds.
         seed, sample_ids: the noise's identity; example i is the same in any batch but for rounding.
         precision: the network's arithmetic, "fp32" or "bf16"; the steps themselves are float32 in both.
         heads: what is not given enters a step as its head's expected encoding, "soft", or as a draw's, "sampled".
@@ -103,7 +104,7 @@ def sample(
         grid,
         path.plan(model, grid, ahead, SAMPLERS[sampler], eta, list(scales.values())),
         scales,
-        clamp,
+        None if model.latent else clamp,
         seed,
         precision == "bf16",
         heads == "sampled",
@@ -125,7 +126,7 @@ def sample(
         with bar:
             for rows in batches:
                 part = {name: x.expand(count, *x.shape[1:])[rows].to(device) for name, x in given.items()}
-                results.append(_Loop(model, part, settings, ids[rows].to(device)).run(bar))
+                results.append(_one_batch(model, part, settings, ids[rows].to(device), bar))
     finally:
         model.train(training)
     return {name: torch.cat([r[name] for r in results]) for name in results[0]}
@@ -141,6 +142,17 @@ class _Settings:
     bf16: bool
     sampled: bool
     unknown: tuple[str, ...]
+
+
+def _one_batch(
+    model: Model, given: dict[str, Tensor], settings: _Settings, ids: Tensor, bar: tqdm
+) -> dict[str, Tensor]:
+    """Every modality of a batch: the anchor goes into the diffusion space, where the loop is, and comes out."""
+    anchor = model.anchor_name
+    inside = {name: model.image.z0(x) if name == anchor else x for name, x in given.items()}
+    drawn = _Loop(model, inside, settings, ids).run(bar)
+    drawn[anchor] = given[anchor] if anchor in given else model.image.of_z0(drawn[anchor])
+    return drawn
 
 
 def how_many(model: Model, count: int | None, given: Mapping[str, Tensor]) -> int:

@@ -20,7 +20,10 @@ SMALL = {
     "unet": {"channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": [4], "head_channels": 8},
     "adm": {"channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": [4], "heads": 2, "classes": 3},
     "mlp": {"width": 32, "blocks": 2, "features": 8},
-}
+    "diffusers": {"block_out_channels": [8, 16], "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+                  "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "layers_per_block": 1, "norm_num_groups": 4},
+    "dit": {"width": 16, "blocks": 3, "heads": 2, "features": 8},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", backbones.KINDS)
@@ -264,7 +267,10 @@ def test_a_model_runs_in_its_own_type(dtype):
     model = build_model(configs.load("digits", [("backbone.width", "16")])).to(dtype)
     z, t = torch.randn(2, model.channels, 8, 8, dtype=dtype), torch.tensor([3, 700])
     prediction = model(z, t, {})
-    assert prediction.anchor.dtype == dtype and all(x.dtype == dtype for x in prediction.heads.values())
+    assert prediction.anchor.dtype == dtype
+    # Encodings and heads stay float32: the steps of sampling are.
+    assert all(x.dtype == torch.float32 for x in prediction.heads.values())
+    assert all(p.dtype == torch.float32 for name in model.parts for p in model.part(name).state_dict().values())
 
 
 def test_a_network_that_is_not_told_has_one_time():

@@ -7,7 +7,8 @@ decoder that is also told what is given:
 
 `beside` enters every layer as the embedding of t does; `told` enters the decoder alone, so what `Features.before`
 holds was read before the network was told. Both may be None. The attributes `features`, `reads` and `embedding_width`
-are the widths of the results and of the embedding.
+are the widths of the results and of the embedding. A backbone may say with what the anchor's head begins: `out_norm()`,
+a module of [B, features, H, W].
 
 A file in this folder is a kind: it defines the options as a dataclass, `Spec`, and the class, `Backbone`.
 """

@@ -1,13 +1,17 @@
-"""What a backbone returns, and the embedding of a timestep."""
+"""What a backbone returns, and what backbones share: embeddings, attention, the grid that heads read."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+GRID = 2  # of the cells that `before` averages over
 
 
 class Features(NamedTuple):
@@ -28,3 +32,16 @@ def timestep_embedding(t: Tensor, width: int, longest: float = 10_000.0) -> Tens
 def plus(embedding: Tensor, more: Tensor | None) -> Tensor:
     """The embedding with `more` added, where there is any."""
     return embedding if more is None else embedding + more.to(embedding.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention, [B, heads, N, C] each, in the way that is fast on their device."""
+    # torch's fused attention has a backward pass on CPUs that is four times as slow as these few products.
+    fused = q.device.type != "cpu" or q.shape[-2] > 1024
+    with contextlib.nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def averaged(h: Tensor) -> Tensor:
+    """The means over a grid of 2 x 2: [B, C, H, W] -> [B, 4 C]. So where something lies can count for a head."""
+    return F.adaptive_avg_pool2d(h.contiguous(), GRID).flatten(1)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mmfast.backbones.features import Features, plus, timestep_embedding
+from mmfast.backbones.features import GRID, Features, attend, averaged, plus, timestep_embedding
 from mmfast.errors import MmfastError, unknown
 from mmfast.options import option
 
@@ -40,8 +39,6 @@ class PixelNorm(nn.LayerNorm):
         with torch.autocast("cuda", enabled=False) if x.is_cuda else contextlib.nullcontext():
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).permute(0, 3, 1, 2)
 
-
-GRID = 2  # of the cells that `before` averages over
 
 NORMS: dict[str, type[GroupNorm] | type[PixelNorm]] = {"group": GroupNorm, "layer": PixelNorm}
 
@@ -108,11 +105,7 @@ class Attention(nn.Module):
         B, C, H, W = x.shape
         qkv = self.qkv(self.norm(x)).reshape(B, 3, self.heads, C // self.heads, H * W)
         q, k, v = qkv.movedim(1, 0).transpose(-1, -2).contiguous()  # each [B, heads, H W, C / heads]
-        # torch's fused attention has a backward pass on CPUs that is four times as slow as these few products.
-        fused = x.device.type != "cpu" or H * W > 1024
-        with contextlib.nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
-            h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(h.transpose(-1, -2).reshape(B, C, H, W))
+        return x + self.out(attend(q, k, v).transpose(-1, -2).reshape(B, C, H, W))
 
 
 class Level(nn.ModuleList):
@@ -214,7 +207,7 @@ class Backbone(nn.Module):
             kept.append(h)
         h = self.middle(h, emb)
         seen = [*(kept[1 + i] for i in self.ends), h]
-        before = torch.cat([F.adaptive_avg_pool2d(level.contiguous(), GRID).flatten(1) for level in seen], 1)
+        before = torch.cat([averaged(level) for level in seen], 1)
         emb = F.silu(plus(embedding, told))
         for block in self.up:
             h = block(torch.cat((h, kept.pop()), 1), emb)

@@ -85,7 +85,8 @@ def _guidance(words: Sequence[str]) -> float | dict[str, float]:
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     import numpy as np
 
-    from mmfast.loaded import check_free, load
+    from mmfast.files import check_free
+    from mmfast.loaded import load
 
     if args.n is not None and args.n < 1:
         raise MmfastError(f"--n is {args.n}; it should be at least 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -110,6 +111,15 @@ class Modality(nn.Module):
         super().__init__()
         self.name = name
         self.spec = spec
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Modality:
+        """Keep float32 where a model is cast (.half(), .double()): it is small, and steps are float32."""
+
+        def moved(x: Tensor) -> Tensor:
+            found = fn(x)
+            return found if found.dtype == x.dtype else x.to(found.device)
+
+        return super()._apply(moved, recurse)
 
     def build_head(self, features: int) -> None:
         """Make the head for a backbone that returns this many channels (or numbers) of what it `reads`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
+from mmfast.autoencoders import Autoencoder, AutoencoderSpec
 from mmfast.errors import MmfastError
 from mmfast.image_files import EXTENSIONS, check_colour, grey_or_colour, load_picture, middle_square
 from mmfast.modalities import base
@@ -31,9 +32,12 @@ class ImageSpec(base.Spec):
     rms: float = option(0.5, "root mean square of the pixels; a fixed encoding divides by it", above=0)
     sigma: float = option(0.1, "standard deviation of the Gaussian head", above=0)
     background: str = option("white", "the colour behind the transparent pixels of a file, as white or #808080")
+    autoencoder: AutoencoderSpec = field(default_factory=AutoencoderSpec)
 
 
 class Image(Modality):
+    """shape: of the anchor in the diffusion space, that of its pixels or of an autoencoder's latents."""
+
     kind = "image"
     Spec = ImageSpec
     metric = joint_metric = "rmse"
@@ -42,7 +46,13 @@ class Image(Modality):
     def __init__(self, name: str, spec: ImageSpec, space: SpaceShape) -> None:
         super().__init__(name, spec, space)
         check_colour(f"modalities.{name}.background", spec.background)
-        self.shape = (spec.channels, spec.size, spec.size)
+        self.pixels = (spec.channels, spec.size, spec.size)
+        self.autoencoder = (
+            Autoencoder(f"modalities.{name}.autoencoder", spec.autoencoder, self.pixels)
+            if spec.autoencoder.network
+            else None
+        )
+        self.shape = self.pixels if self.autoencoder is None else self.autoencoder.shape
         self.channels = space.channels or spec.channels
         if self.channels % spec.channels and spec.encoder == "fixed":
             raise MmfastError(
@@ -55,11 +65,19 @@ class Image(Modality):
         self.out = nn.Conv2d(features, self.spec.channels, 3, padding=1)
 
     def check(self, x: Tensor, where: str) -> None:
-        base.check_floats(x, self.shape, where)
+        base.check_floats(x, self.pixels, where)
         if x.numel() and float(x.abs().max()) > FAR:
             raise MmfastError(
                 f"{where} runs from {float(x.min()):.3g} to {float(x.max()):.3g}; it should lie in -1 .. 1"
             )
+
+    def z0(self, x: Tensor) -> Tensor:
+        """Images [B, channels, size, size] in the diffusion space: [B, *shape]."""
+        return x if self.autoencoder is None else self.autoencoder.encode(x)
+
+    def of_z0(self, z0: Tensor) -> Tensor:
+        """The images of what was drawn in the diffusion space."""
+        return z0 if self.autoencoder is None else self.autoencoder.decode(z0)
 
     def encode(self, x: Tensor) -> Tensor:
         if self.conv is not None:

@@ -1,0 +1,145 @@
+"""Autoencoders, of which an image's latents are diffused in the place of its pixels.
+
+One is any object with `encode` and `decode`: a folder of one of diffusers' (AutoencoderKL and its kin), or a function
+of one's own. It is frozen: no part of the model's weights, and not written with a run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmfast.errors import MmfastError, missing_extra
+from mmfast.files import read_text
+from mmfast.options import one_line, option
+from mmfast.trust import check_code
+
+
+@dataclass
+class AutoencoderSpec:
+    """Which, and how its latents are scaled: factor x (latents - shift), which should have a variance of about one."""
+
+    network: str = option(
+        "", "whose latents are diffused: the folder of an autoencoder of diffusers, or module:function; empty: none"
+    )
+    factor: float | None = option(
+        None, "the latents are multiplied by it; null: by the network's scaling_factor, or 1", above=0
+    )
+    shift: float | None = option(None, "taken off them before; null: the network's shift_factor, or 0")
+
+
+class Autoencoder:
+    """Pixels float [B, C, S, S] in -1 .. 1 <-> scaled latents float32 [B, *shape], without gradients.
+
+    key: what errors call it; pixels: the shape of an image. Raises MmfastError for a network that cannot be had, or
+    that makes no square latents of such an image, or no such image of them.
+    """
+
+    def __init__(self, key: str, spec: AutoencoderSpec, pixels: tuple[int, int, int]) -> None:
+        name = f"{key}.network"
+        with torch.random.fork_rng(devices=[]):  # it takes nothing of the draws that the model's weights are
+            self.network = _imported(name, spec.network) if ":" in spec.network else _stored(name, spec.network)
+            for method in ("encode", "decode"):
+                if not callable(getattr(self.network, method, None)):
+                    raise MmfastError(
+                        f"{name} is {spec.network!r}, a {type(self.network).__name__} without {method}; it should have "
+                        "encode and decode"
+                    )
+            if isinstance(self.network, nn.Module):
+                self.network.eval().requires_grad_(False)
+            settings = getattr(self.network, "config", None)
+            own = {
+                "factor": getattr(settings, "scaling_factor", None),
+                "shift": getattr(settings, "shift_factor", None),
+            }
+            self.factor = float(spec.factor or own["factor"] or 1.0)
+            self.shift = float(spec.shift if spec.shift is not None else own["shift"] or 0.0)
+            latents = self._try(name, "encode", torch.zeros(1, *pixels))
+            if latents.dim() != 4 or len(latents) != 1 or latents.shape[2] != latents.shape[3]:
+                raise MmfastError(
+                    f"{name} makes latents {list(latents.shape)} of an image [1, {', '.join(map(str, pixels))}]; they "
+                    "should be [1, channels, side, side]"
+                )
+            self.shape: tuple[int, int, int] = (latents.shape[1], latents.shape[2], latents.shape[3])
+            found = self._try(name, "decode", latents)
+            if tuple(found.shape[1:]) != pixels:
+                raise MmfastError(
+                    f"{name} makes an image {list(found.shape[1:])} of latents {list(self.shape)}; it should be "
+                    f"{list(pixels)}, as modality {key.split('.')[1]} is"
+                )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Autoencoder:
+        return self  # frozen, so that copies of a model share it
+
+    def _try(self, name: str, method: str, x: Tensor) -> Tensor:
+        try:
+            return self.encode(x) if method == "encode" else self.decode(x)
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise MmfastError(f"{name}: its {method} fails for {list(x.shape)}: {one_line(error)}") from None
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> Tensor:
+        """Images -> scaled latents; of a distribution of them its mode."""
+        found = self._on(x).encode(x.float())
+        found = found if isinstance(found, Tensor) else _first(found, "latents", "latent_dist")
+        found = found if isinstance(found, Tensor) else found.mode()
+        return (found.float() - self.shift) * self.factor
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Scaled latents -> images within -1 .. 1."""
+        found = self._on(z).decode(z.float() / self.factor + self.shift)
+        found = found if isinstance(found, Tensor) else _first(found, "sample")
+        return found.float().clamp(-1, 1)
+
+    def _on(self, x: Tensor) -> Any:
+        return self.network.to(x.device) if isinstance(self.network, nn.Module) else self.network
+
+
+def _first(found: Any, *names: str) -> Any:
+    """The first of these attributes that a result of diffusers has."""
+    for name in names:
+        if (x := getattr(found, name, None)) is not None:
+            return x
+    raise TypeError(f"it gives a {type(found).__name__}; it should give a tensor")
+
+
+def _imported(key: str, name: str) -> Any:
+    check_code(key, name)
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise MmfastError(
+            f"{key} is {name!r}, which cannot be had: {one_line(error) if str(error) else type(error).__name__}; it "
+            "should be module:function, the module importable and the function without arguments"
+        ) from None
+
+
+def _stored(key: str, folder: str) -> Any:
+    """diffusers' autoencoder in a folder, as save_pretrained writes it; its weights as safetensors alone."""
+    try:
+        text = read_text(Path(folder) / "config.json", 2**20)
+        name = json.loads(text)["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise MmfastError(
+            f"{key} is {folder!r}, where no config.json names a class; it should be the folder of an autoencoder that "
+            "diffusers' save_pretrained wrote, or module:function"
+        ) from None
+    try:
+        import diffusers
+    except ImportError as error:
+        raise missing_extra("diffusers", "diffusers", key) from error
+    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin) and hasattr(kind, "decode")):
+        raise MmfastError(f"{key}: {folder}/config.json names {name!r}, which is no autoencoder of diffusers")
+    try:
+        return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True)  # type: ignore[attr-defined]
+    except (OSError, ValueError, RuntimeError) as error:
+        raise MmfastError(f"{key}: {folder} cannot be loaded: {one_line(error)}") from None

@@ -1,0 +1,125 @@
+"""diffusers' UNet2DModel as a backbone: its options by their names there, and its weights go there and back.
+
+Its way down and its middle are the encoder, its way up the decoder. Step t here, of 1 .. T, is t - 1 to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mmfast.backbones.features import GRID, Features, averaged, plus
+from mmfast.errors import MmfastError, missing_extra
+from mmfast.options import one_line, option
+
+DOWN, UP = "DownBlock2D", "UpBlock2D"
+
+
+@dataclass
+class Spec:
+    """The options of diffusers.UNet2DModel, with its defaults; what is not here follows from the modalities."""
+
+    kind: str = "diffusers"
+    block_out_channels: list[int] = option([224, 448, 672, 896], "channels of each level; each halves the grid", min=1)
+    down_block_types: list[str] = option([DOWN, *[f"Attn{DOWN}"] * 3], "the kind of each level on the way down")
+    up_block_types: list[str] = option([*[f"Attn{UP}"] * 3, UP], "the kind of each level on the way up, coarsest first")
+    mid_block_type: str | None = option("UNetMidBlock2D", "the kind of the middle; null: none")
+    layers_per_block: int = option(2, "residual blocks a level", min=1)
+    add_attention: bool = option(True, "attention in the middle")
+    attention_head_dim: int | None = option(8, "channels of an attention head; null: one head", min=1)
+    norm_num_groups: int = option(32, "groups of every normalisation; they should divide all channels", min=1)
+    attn_norm_num_groups: int | None = option(None, "groups of the middle attention's; null: as the others", min=1)
+    norm_eps: float = option(1e-5, "added to the variance in a normalisation", above=0)
+    act_fn: str = option("silu", "activation of the residual blocks")
+    dropout: float = option(0.0, "dropout in the residual blocks", min=0, max=1)
+    resnet_time_scale_shift: str = option(
+        "default", "the time is added, or scales and shifts", choices=("default", "scale_shift")
+    )
+    mid_block_scale_factor: float = option(1.0, "the middle's sums are divided by it", above=0)
+    downsample_type: str = option("conv", "how a grid is halved", choices=("conv", "resnet"))
+    upsample_type: str = option("conv", "how a grid is doubled", choices=("conv", "resnet"))
+    downsample_padding: int = option(1, "padding of the convolution that halves", min=0)
+    time_embedding_dim: int | None = option(None, "width of the time's embedding; null: 4 x the first channels", min=1)
+    freq_shift: int = option(0, "shift of the time's frequencies", min=0)
+    flip_sin_to_cos: bool = option(True, "cosines of the time before the sines")
+
+
+def unet(spec: Spec, in_channels: int, out_channels: int, size: int) -> Any:
+    """A new UNet2DModel. Raises MmfastError where diffusers is not installed or refuses the options."""
+    try:
+        from diffusers import UNet2DModel
+    except ImportError as error:
+        raise missing_extra("diffusers", "diffusers", "backbone.kind=diffusers") from error
+    options = {name: x for name, x in dataclasses.asdict(spec).items() if name != "kind"}
+    for name in ("block_out_channels", "down_block_types", "up_block_types"):
+        options[name] = tuple(options[name])
+    levels = len(spec.block_out_channels)
+    if not levels or {len(spec.down_block_types), len(spec.up_block_types)} != {levels}:
+        raise MmfastError(
+            f"backbone has {levels} block_out_channels, {len(spec.down_block_types)} down_block_types and "
+            f"{len(spec.up_block_types)} up_block_types; it should have one of each for every level"
+        )
+    if size % (1 << levels - 1):
+        raise MmfastError(
+            f"backbone.block_out_channels has {levels} levels; {size} pixels do not halve {levels - 1} times"
+        )
+    try:
+        net = UNet2DModel(sample_size=size, in_channels=in_channels, out_channels=out_channels, **options)
+    except (ValueError, TypeError) as error:
+        raise MmfastError(f"backbone: diffusers' UNet2DModel refuses its options: {one_line(error)}") from None
+    for block in (*net.down_blocks, *net.up_blocks):
+        if hasattr(block, "skip_conv"):
+            raise MmfastError(
+                f"backbone has a {type(block).__name__}, which adds to the output beside the heads; choose another kind"
+            )
+    return net
+
+
+class Backbone(nn.Module):
+    """[B, in_channels, size, size] and t [B] -> `Features`: [B, block_out_channels[0], size, size], and of the encoder.
+
+    `before` holds every level's end and the middle's, averaged over a grid of 2 x 2, as the U-Net's does.
+    """
+
+    def __init__(self, spec: Spec, in_channels: int, size: int) -> None:
+        super().__init__()
+        self.net = unet(spec, in_channels, 1, size)
+        self.features, self.layers = spec.block_out_channels[0], spec.layers_per_block
+        self.embedding_width = self.net.time_embedding.linear_2.out_features
+        self.reads = GRID**2 * (sum(spec.block_out_channels) + spec.block_out_channels[-1])
+        # What comes after the features is the anchor's head, which the model makes (`out_norm`).
+        self.groups, self.eps = spec.norm_num_groups, spec.norm_eps
+        del self.net.conv_norm_out, self.net.conv_out
+
+    def out_norm(self) -> nn.Sequential:
+        """What the anchor's head begins with: UNet2DModel's own, so that its weights have a place there."""
+        return nn.Sequential(nn.GroupNorm(self.groups, self.features, self.eps), nn.SiLU())
+
+    def forward(self, x: Tensor, t: Tensor, beside: Tensor | None = None, told: Tensor | None = None) -> Features:
+        # torch's fused attention has a slow backward pass on CPUs (mmfast.backbones.features.attend).
+        with sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else contextlib.nullcontext():
+            return self._features(x, t, beside, told)
+
+    def _features(self, x: Tensor, t: Tensor, beside: Tensor | None, told: Tensor | None) -> Features:
+        net = self.net
+        embedding = plus(net.time_embedding(net.time_proj((t - 1).clamp(min=0)).to(x.dtype)), beside)
+        h = net.conv_in(x)
+        kept, seen = [h], []
+        for block in net.down_blocks:
+            h, more = block(hidden_states=h, temb=embedding)
+            kept += more
+            seen.append(more[self.layers - 1])
+        if net.mid_block is not None:
+            h = net.mid_block(h, embedding)
+        before = torch.cat([averaged(level) for level in (*seen, h)], 1)
+        embedding = plus(embedding, told)
+        for block in net.up_blocks:
+            count = len(block.resnets)
+            h, kept = block(h, tuple(kept[-count:]), embedding), kept[:-count]
+        return Features(h, before)

@@ -1,0 +1,159 @@
+"""A trained model written for another library: a pipeline that diffusers loads by itself."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmfast.backbones import diffusers as adapter
+from mmfast.config import Config
+from mmfast.errors import MmfastError, missing_extra, unknown
+from mmfast.files import check_free, new_folder
+from mmfast.model import Model
+from mmfast.samplers import SAMPLERS
+
+TARGETS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+SCHEDULES = {"cosine": "squaredcos_cap_v2", "linear": "linear"}
+
+
+def to_diffusers(model: Model, config: Config, folder: str | os.PathLike[str], sampler: str | None = None) -> Path:
+    """Write the anchor's generation as a pipeline of diffusers: `DiffusionPipeline.from_pretrained(folder)`.
+
+    The network is UNet2DModel with these weights. With other modalities it is what the network does where all of them
+    are unknown: their channels hold nothing there, and their times' embedding is a constant that joins a bias. Where
+    the image is diffused as latents, the pipeline has the autoencoder too. `num_inference_steps` is an argument of the
+    pipeline; DDIM equals ours with `use_clipped_model_output=True`, for numbers of steps that divide T.
+
+    sampler: "ddpm", "ddim" or "dpmpp_2m", in place of the config's.
+    folder: new. Whole or not at all. Raises MmfastError where diffusers is not installed, where it has no counterpart
+    of the model, and where something is in the folder.
+    """
+    try:
+        import diffusers
+    except ImportError as error:
+        raise missing_extra("diffusers", "diffusers", "export") from error
+    folder = Path(folder)
+    check_free("export's folder", folder)
+    sampler = config.sample.sampler if sampler is None else sampler
+    if sampler not in SAMPLERS:
+        raise unknown("export's sampler", sampler, SAMPLERS)
+    if sampler not in SCHEDULERS:
+        raise MmfastError(f"export's sampler is {sampler!r}, which diffusers has not; it should be of {[*SCHEDULERS]}")
+    net = _unet(model, config)
+    scheduler = SCHEDULERS[sampler](diffusers, config, None if model.latent else config.sample.clamp)
+    if model.latent:
+        pipeline = diffusers.LDMPipeline(_vae(diffusers, model), net, scheduler)
+    else:
+        pipeline = (diffusers.DDIMPipeline if sampler == "ddim" else diffusers.DDPMPipeline)(net, scheduler)
+    with new_folder("export's folder", folder) as made:
+        pipeline.save_pretrained(made)
+    return folder
+
+
+def _check(model: Model, config: Config) -> None:
+    """Raise MmfastError where the model does what UNet2DModel cannot."""
+    if not isinstance(model.backbone, adapter.Backbone):
+        raise MmfastError(
+            f"backbone.kind is {config.backbone.kind}, of which diffusers has no counterpart; export needs a run with "
+            "backbone.kind=diffusers"
+        )
+    if model.names and (model.space == "shared" or not model.told):
+        raise MmfastError(
+            "export needs the image alone, but the network sees the other modalities in z_t; it needs a run with "
+            "space=own and told=true, or without other modalities"
+        )
+    for name in model.names:
+        part = model.part(name)
+        if name in model.traced and not part.spec.unknown_probability > 0:
+            raise MmfastError(
+                f"modalities.{name}.unknown_probability is 0, so the network has never had the image without {name}; "
+                "export needs a run with some, or with weight.kind=none"
+            )
+        if part.in_place and name not in model.traced and model.target != "eps":
+            raise MmfastError(
+                f"modalities.{name} is seen in the image's own pixels, scaled by the time, which diffusers' network "
+                "does not; export needs a run with loss.target=eps, or without it"
+            )
+
+
+@torch.no_grad()
+def _unet(model: Model, config: Config) -> Any:
+    """UNet2DModel that says of z_t what the model says of the anchor, all else unknown."""
+    _check(model, config)
+    channels, size, _ = model.shape
+    own = {name: x.detach().cpu() for name, x in model.backbone.net.state_dict().items()}
+    own["conv_in.weight"] = own["conv_in.weight"][:, :channels].contiguous()
+    if model.names:
+        device = model.schedule.alpha_bar.device
+        blank = torch.zeros(1, channels, size, size, device=device, dtype=model.out.weight.dtype)
+        times = torch.full((1, 1 + len(model.names)), model.schedule.T, device=device)
+        own["time_embedding.linear_2.bias"] = own["time_embedding.linear_2.bias"] + model._beside(blank, times)[0].cpu()
+    assert isinstance(model.norm[0], torch.nn.GroupNorm)
+    for name, layer in {"conv_norm_out": model.norm[0], "conv_out": model.out}.items():
+        own |= {f"{name}.{key}": x.detach().cpu() for key, x in layer.state_dict().items()}
+    net = adapter.unet(config.backbone, channels, channels, size)
+    net.load_state_dict(own)
+    return net.to(model.out.weight.dtype).eval()
+
+
+def _vae(diffusers: Any, model: Model) -> Any:
+    """The autoencoder, scaled as the model's latents are."""
+    own = model.image.autoencoder
+    assert own is not None
+    if not isinstance(own.network, diffusers.ModelMixin) or own.shift:
+        raise MmfastError(
+            f"modalities.{model.anchor_name}.autoencoder is {type(own.network).__name__} with shift {own.shift:g}; "
+            "export needs one of diffusers' without a shift"
+        )
+    vae = copy.deepcopy(own.network)
+    vae.register_to_config(scaling_factor=own.factor)
+    return vae
+
+
+def _schedule(config: Config) -> dict[str, Any]:
+    """The options that diffusers' schedulers share. Its linear schedule has our bounds, its cosine one our offset."""
+    return {
+        "num_train_timesteps": config.schedule.T,
+        "beta_schedule": SCHEDULES[config.schedule.kind],
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "prediction_type": TARGETS[config.loss.target],
+        "timestep_spacing": "trailing",
+    }
+
+
+def _clip(clamp: float | None) -> dict[str, Any]:
+    return {"clip_sample": clamp is not None, "clip_sample_range": 1.0 if clamp is None else clamp}
+
+
+def _ddpm(diffusers: Any, config: Config, clamp: float | None) -> Any:
+    return diffusers.DDPMScheduler(variance_type="fixed_small", **_schedule(config), **_clip(clamp))
+
+
+def _ddim(diffusers: Any, config: Config, clamp: float | None) -> Any:
+    return diffusers.DDIMScheduler(set_alpha_to_one=True, **_schedule(config), **_clip(clamp))
+
+
+def _dpmpp_2m(diffusers: Any, config: Config, clamp: float | None) -> Any:
+    if clamp is not None:
+        raise MmfastError(
+            f"sample.clamp is {clamp}, and diffusers' DPM-Solver++ holds no image within bounds; export with "
+            "sampler='ddim' or 'ddpm', or a run with sample.clamp=null"
+        )
+    return diffusers.DPMSolverMultistepScheduler(**_schedule(config))
+
+
+# From (diffusers, config, clamp) to the scheduler of the sampler.
+SCHEDULERS: dict[str, Callable[[Any, Config, float | None], Any]] = {
+    "ddpm": _ddpm,
+    "ddim": _ddim,
+    "dpmpp_2m": _dpmpp_2m,
+}
+
+# By the library that reads what is written.
+EXPORTS: dict[str, Callable[..., Path]] = {"diffusers": to_diffusers}
