@@ -23,10 +23,9 @@ from typing import Any
 import yaml
 
 from tests.mutation.children import OPTIONS, ROOT, Child, compiled, copy_checkout, preload
-from tests.mutation.coverage_map import Map, _digest
+from tests.mutation.coverage_map import Map, digest
 from tests.mutation.mutants import Mutant, mutants
 
-KEPT = ROOT / "build" / "mutation"
 EQUIVALENT = Path(__file__).with_name("equivalent.yaml")
 CAUGHT, SURVIVED, NO_TEST = "caught", "survived", "no test"
 
@@ -41,7 +40,8 @@ def read(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--most", type=float, metavar="SECONDS", default=60.0, help="of tests for one mutant (default: 60)")
     add("--workers", type=int, metavar="N", default=os.cpu_count() or 1, help="at a time (default: the cores)")
     add("--tests", nargs="*", metavar="PATH", default=["tests"], help="test files or folders (default: all)")
-    add("--fresh", action="store_true", help="forget what was found before")
+    add("--folder", type=Path, metavar="PATH", default=ROOT / "build" / "mutation", help="what is found is kept there")
+    add("--fresh", action="store_true", help="forget what was found and measured before")
     add("--out", type=Path, metavar="FILE", help="write the figures there, as JSON")
     return parser.parse_args(arguments)
 
@@ -76,11 +76,9 @@ def chosen(module: str, sample: int, seed: int) -> list[Mutant]:
 class Found:
     """What is known of each mutant: {key: {"outcome", "tests"}}, a line of a file each; the last one holds."""
 
-    def __init__(self, file: Path, tests: str, fresh: bool) -> None:
+    def __init__(self, file: Path, tests: str) -> None:
         self.file, self.tests = file, tests
         file.parent.mkdir(parents=True, exist_ok=True)
-        if fresh:
-            file.unlink(missing_ok=True)
         lines = file.read_text().splitlines() if file.exists() else []
         self.rows: dict[str, dict[str, str]] = {row["key"]: row for row in map(json.loads, lines)}
 
@@ -105,6 +103,7 @@ class Slot:
 
     def begin(self, mutant: Mutant, tests: list[str], seconds: float) -> None:
         path = self.tree / mutant.module
+        compile(mutant.source, mutant.module, "exec")  # else it would count as caught
         path.write_text(mutant.source)
         self.mutant = mutant
         self.child = Child(self.tree, lambda: _run(self.tree, tests), seconds)
@@ -183,7 +182,9 @@ def main() -> None:
         for path in options.tests
         for file in ([ROOT / path] if (ROOT / path).is_file() else (ROOT / path).rglob("test_*.py"))
     )
-    found = Found(KEPT / "found.jsonl", _digest([ROOT / test for test in tests])[:16], options.fresh)
+    if options.fresh:
+        shutil.rmtree(options.folder, ignore_errors=True)
+    found = Found(options.folder / "found.jsonl", digest(ROOT, [ROOT / test for test in tests])[:16])
     preload()
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         trees = [Path(folder) / f"tree{k}" for k in range(options.workers)]
@@ -191,7 +192,7 @@ def main() -> None:
         compiled(trees[0], tests)
         for tree in trees[1:]:
             shutil.copytree(trees[0], tree)
-        where = Map(KEPT / "map")
+        where = Map(options.folder / "map")
         where.measure(trees[0], tests)
         todo = [m for these in of.values() for m in these if found.outcome(m) is None]
         for k, (mutant, outcome) in enumerate(tried(todo, trees, where, options.most, until), 1):

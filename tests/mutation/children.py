@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import importlib.machinery
 import os
@@ -42,6 +43,7 @@ def preload() -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     sys.modules["torch"].set_num_threads(1)
+    gc.freeze()  # pytest collects garbage twice: not what all children share
 
 
 class Child:
@@ -93,7 +95,7 @@ def compiled(tree: Path, tests: list[str]) -> None:
 
 
 def _enter(tree: Path, log: Path, cpu: int, compiles: bool) -> None:
-    """Nothing of the checkout is seen from here on, and an endless loop ends. CPU time: a shared machine may be slow."""
+    """Nothing of the checkout is seen from here on. An endless loop ends by its CPU time: the machine may be busy."""
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 5))
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):

@@ -1,4 +1,7 @@
-"""Which tests come by a line, and how long each takes: measured once a test file, and kept while its code is the same."""
+"""Which tests come by a line, and how long each takes: measured once a test file, and kept while the code is the same.
+
+The digest is of the package, the conftest and the test file itself; after a change of tests/support use --fresh.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.mutation.children import OPTIONS, ROOT, Child
+from tests.mutation.children import OPTIONS, Child
 from tests.mutation.mutants import Mutant
 
 IMPORT = ""  # the context of what runs while a module is imported
@@ -94,10 +97,11 @@ class Map:
         self.files: dict[str, File] = {}
 
     def measure(self, tree: Path, tests: list[str]) -> None:
-        package = _digest(sorted((ROOT / "mmfast").rglob("*.py")) + sorted((ROOT / "tests").rglob("conftest.py")))
+        shared = [*(tree / "mmfast").rglob("*.py"), *(tree / "tests").rglob("conftest.py")]
+        package = digest(tree, sorted(shared))
         self.folder.mkdir(parents=True, exist_ok=True)
         for test in tests:
-            kept = self.folder / f"{package[:16]}-{_digest([ROOT / test])[:16]}.json"
+            kept = self.folder / f"{package[:16]}-{digest(tree, [tree / test])[:16]}.json"
             if not kept.exists():
                 print(f"measuring {test}", flush=True)
                 Child(tree, functools.partial(_measure, tree, test, kept), 600).wait()
@@ -144,8 +148,9 @@ def _distance(module: str, test: str) -> int:
     return 1 if one.parent.name == other.parent.name else 2
 
 
-def _digest(files: list[Path]) -> str:
+def digest(root: Path, files: list[Path]) -> str:
+    """Of the files' names and contents."""
     found = hashlib.sha256()
     for file in files:
-        found.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
+        found.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
     return found.hexdigest()

@@ -34,7 +34,7 @@ class Mutant:
         return f"{self.module}:{self.lines[0]}: {was}  ->  {now}"
 
 
-def _differing(was: str, now: str, around: int = 32) -> tuple[str, str]:
+def _differing(was: str, now: str, around: int = 30) -> tuple[str, str]:
     """Both texts, cut to where they differ and what stands around it."""
     start = next((k for k, (a, b) in enumerate(zip(was, now, strict=False)) if a != b), min(len(was), len(now)))
     end = 0
@@ -169,8 +169,6 @@ def _inside(node: ast.AST) -> Iterator[ast.AST]:
     """The children that are mutated: no annotations, decorators, texts, or what an error says."""
     if isinstance(node, ast.JoinedStr | ast.Raise | ast.Assert | ast.Import | ast.ImportFrom):
         return
-    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-        return
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "type_params", "type_comment"):
             continue
@@ -180,7 +178,7 @@ def _inside(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _lines(node: Any, statement: ast.stmt) -> tuple[int, int]:
-    """Where a test has to come by to see a change: the whole statement, of a compound one its first line and the node."""
+    """Where a test has to come by to see a change: the whole statement, of a compound one its head up to the node."""
     if hasattr(statement, "body"):
         return min(statement.lineno, node.lineno), node.end_lineno
     return statement.lineno, statement.end_lineno or statement.lineno
@@ -207,10 +205,11 @@ def mutants(module: str, source: str) -> list[Mutant]:
         first, last = starts[old.lineno - 1] + old.col_offset, starts[old.end_lineno - 1] + old.end_col_offset
         put = now if isinstance(new, ast.stmt | ast.Name | ast.Attribute) else f"({now})"
         changed = (text[:first] + put.encode() + text[last:]).decode()
-        compile(changed, module, "exec")
         mutant = Mutant(module, kind, _lines(old, statement), was, now, changed)
         found.setdefault(changed, mutant)
 
     for statement in ast.parse(source).body:
+        if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test):
+            continue
         visit(statement, statement)
     return list(found.values())
