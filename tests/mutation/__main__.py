@@ -60,15 +60,15 @@ def sources(names: Iterable[str]) -> list[str]:
 
 
 def equivalents() -> dict[tuple[str, str, str], str]:
-    """The reason by (module, was, now) of mutants that no test can tell from the package."""
+    """The reason by (module, before, after) of mutants that no test on a CPU can tell from the package."""
     rows: list[dict[str, str]] = yaml.safe_load(EQUIVALENT.read_text()) or []
-    return {(row["module"], row["was"], row["now"]): row["reason"] for row in rows}
+    return {(row["module"], row["before"], row["after"]): row["reason"] for row in rows}
 
 
 def chosen(module: str, sample: int, seed: int) -> list[Mutant]:
     """The sample of a module's mutants: a smaller one is the beginning of a larger one."""
     known = equivalents()
-    found = [m for m in mutants(module, (ROOT / module).read_text()) if (m.module, m.was, m.now) not in known]
+    found = [m for m in mutants(module, (ROOT / module).read_text()) if (m.module, m.before, m.after) not in known]
     random.Random(f"{seed}/{module}").shuffle(found)
     return found[: sample or len(found)]
 

@@ -15,13 +15,18 @@ Change = tuple[str, ast.AST, ast.AST]
 
 @dataclass(frozen=True)
 class Mutant:
-    """`source` is the whole file with one change on `lines` (first, last), in which `was` has become `now`."""
+    """`source` is the whole file with one change on `lines` (first, last), in which `was` has become `now`.
+
+    before and after are the lines of the change, joined.
+    """
 
     module: str
     kind: str
     lines: tuple[int, int]
     was: str
     now: str
+    before: str
+    after: str
     source: str
 
     @property
@@ -63,6 +68,9 @@ COUNTERPARTS = {"min": "max", "any": "all", "amin": "amax", "argmin": "argmax", 
 COUNTERPARTS |= {other: name for name, other in COUNTERPARTS.items()} | {"mean": "sum", "sum": "mean"}
 # Keywords that only guard: without `strict` no right program does anything else.
 GUARDS = {"strict"}
+
+# Their first two arguments may change places.
+SYMMETRIC = {"min", "max", "minimum", "maximum", "lcm", "gcd", "equal"}
 
 
 def _changed(node: Any, **fields: Any) -> Any:
@@ -130,17 +138,17 @@ def _removed_assignment(node: ast.Assign) -> Iterator[Change]:
 
 def _call(node: ast.Call) -> Iterator[Change]:
     args = node.args
+    f = node.func
+    name = f.id if isinstance(f, ast.Name) else f.attr if isinstance(f, ast.Attribute) else ""
     plain = not any(isinstance(x, ast.Starred) for x in args[:2])
-    if len(args) > 1 and plain and ast.dump(args[0]) != ast.dump(args[1]):
+    if len(args) > 1 and plain and name not in SYMMETRIC and ast.dump(args[0]) != ast.dump(args[1]):
         yield "swapped", node, _changed(node, args=[args[1], args[0], *args[2:]])
     for k, keyword in enumerate(node.keywords):
         if keyword.arg is not None and keyword.arg not in GUARDS:
             yield "keyword", node, _changed(node, keywords=node.keywords[:k] + node.keywords[k + 1 :])
-    f = node.func
-    if isinstance(f, ast.Name) and f.id in COUNTERPARTS:
-        yield "counterpart", f, ast.Name(COUNTERPARTS[f.id])
-    elif isinstance(f, ast.Attribute) and f.attr in COUNTERPARTS:
-        yield "counterpart", f, _changed(f, attr=COUNTERPARTS[f.attr])
+    if name in COUNTERPARTS:
+        other = COUNTERPARTS[name]
+        yield "counterpart", f, ast.Name(other) if isinstance(f, ast.Name) else _changed(f, attr=other)
 
 
 RULES: dict[type, tuple[Callable[[Any], Iterator[Change]], ...]] = {
@@ -184,9 +192,13 @@ def _lines(node: Any, statement: ast.stmt) -> tuple[int, int]:
     return statement.lineno, statement.end_lineno or statement.lineno
 
 
+def _joined(lines: list[str]) -> str:
+    return " ".join(line.strip() for line in lines)
+
+
 def mutants(module: str, source: str) -> list[Mutant]:
     """All mutants of a module, in the order of the source. module: its path, to be shown."""
-    text = source.encode()
+    text, lines = source.encode(), source.splitlines()
     starts = [0]
     for line in text.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
@@ -205,7 +217,9 @@ def mutants(module: str, source: str) -> list[Mutant]:
         first, last = starts[old.lineno - 1] + old.col_offset, starts[old.end_lineno - 1] + old.end_col_offset
         put = now if isinstance(new, ast.stmt | ast.Name | ast.Attribute) else f"({now})"
         changed = (text[:first] + put.encode() + text[last:]).decode()
-        mutant = Mutant(module, kind, _lines(old, statement), was, now, changed)
+        rows, rest = changed.splitlines(), len(lines) - old.end_lineno
+        before, after = lines[old.lineno - 1 : old.end_lineno], rows[old.lineno - 1 : len(rows) - rest]
+        mutant = Mutant(module, kind, _lines(old, statement), was, now, _joined(before), _joined(after), changed)
         found.setdefault(changed, mutant)
 
     for statement in ast.parse(source).body:
