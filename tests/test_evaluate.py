@@ -72,9 +72,9 @@ class World:
         monkeypatch.setattr(module, "x0_error", self.x0_error)
         monkeypatch.setattr(module, "distances", lambda *args, **how: self.calls.append(args) or {"frechet.of": 5.0})
 
-    def alone(self):
-        """The same world with nothing but the image."""
-        self.config.modalities = {"image": self.config.modalities["image"]}
+    def alone(self, *others):
+        """The same world with nothing but the image, and these."""
+        self.config.modalities = {name: self.config.modalities[name] for name in ("image", *others)}
         self.model = build_model(self.config)
         return self
 
@@ -238,6 +238,15 @@ def test_lpips_without_hidden_parts_is_refused_before_anything_is_drawn(monkeypa
     assert not world.calls
 
 
+def test_features_of_code_that_nobody_allowed_are_refused_before_anything_is_drawn(monkeypatch):
+    world = World(monkeypatch)
+    monkeypatch.setattr(module, "extractor", lambda *args: pytest.fail("it was imported"))
+    world.config.evaluate.features = "theirs:network"
+    with pytest.raises(MmfastError, match=r"evaluate\.features is 'theirs:network', code that a config names"):
+        evaluate(world.model, world.config, world.data, quiet=True)
+    assert not world.calls
+
+
 def test_the_figures_are_written(monkeypatch, tmp_path):
     world = World(monkeypatch)
     run = Run.start(tmp_path / "run", world.config)
@@ -296,6 +305,9 @@ def test_grids_without_a_board_and_with_bars(monkeypatch, tmp_path):
     world = World(monkeypatch, count=2, evaluate__samples=9).alone()
     sample_run(Run.start(tmp_path / "one", world.config), world.model, world.config, world.data, 3)
     assert [(given, how) for _, given, how in world.calls] == [({}, {"progress": "samples"})]
+    world = World(monkeypatch, count=2, evaluate__samples=9).alone("label")
+    sample_run(Run.start(tmp_path / "two", world.config), world.model, world.config, world.data, 3)
+    assert [list(given) for _, given, _ in world.calls] == [[], ["image"], ["label"]]
     world = World(monkeypatch, count=2, evaluate__samples=9)
     sample_run(Run.start(tmp_path / "all", world.config), world.model, world.config, world.data, 3)
     texts = [how["progress"] for _, _, how in world.calls]

@@ -118,6 +118,26 @@ def test_the_bound_of_a_fixed_guess(steps):
     assert {name.removesuffix("_bits") for name in found} == {f"bound.{k}" for k in ("L0", "L1", "L2", "L3", "pixels")}
 
 
+@pytest.mark.parametrize("space", ["own", "shared"])
+def test_what_is_left_of_the_data_at_T(space):
+    """L0 of a schedule that ends early, in nats: of each block in own channels, of the sum of both in shared ones."""
+    weight = mmfast.carried(0.5) if space == "own" else mmfast.shift(0.5)
+    with pytest.warns(UserWarning, match=r"z_T is far from N\(0, I\)"):
+        schedule = Schedule.linear(20, {"label": weight})
+    abar = math.prod(1 - (1e-4 + (0.02 - 1e-4) * k / 19) for k in range(20))
+    model = Fixed(0.3, schedule, {"label": label}, {"label": torch.zeros(1, 4)}, space)
+    x, labels = images(3), torch.tensor([0, 3, 1])
+    found = bound(model, Batch({"image": x, "label": labels}), steps=1)
+    E = model.part("label").encode(labels).double()
+    if space == "own":
+        image = L0(schedule, PIXELS, abar * float(x[0].double().square().sum()))
+        of_label = L0(schedule, 3 * PIXELS, 0.25 * abar * 3 * PIXELS)
+    else:
+        means = math.sqrt(abar) * x.double() + 0.5 * (1 - math.sqrt(abar)) * E
+        image, of_label = sum(L0(schedule, PIXELS, float(mean.square().sum())) for mean in means) / 3, 0.0
+    assert image > 1 and found["bound.L0"] == pytest.approx(image + of_label, rel=1e-5)
+
+
 @pytest.mark.parametrize("times", [0, 5])
 @pytest.mark.parametrize("steps", [0, 200])
 def test_the_fitted_variances_of_a_fixed_guess(times, steps):

@@ -124,6 +124,14 @@ def test_L1_for_each_sample():
     assert (loss.L1(schedule(), t, z0, z0, {"a": a}, {"a": a}) < 1e-10).all()
 
 
+def test_L1_has_no_term_of_the_first_step():
+    """That is L3's."""
+    x, schedule = torch.zeros(2, 3), Schedule.cosine(10)
+    for t in (1, 11):
+        with pytest.raises(MmfastError, match=rf"t is {t}; it should lie in 2 \.\. 10"):
+            loss.L1(schedule, t, x, x, {}, {})
+
+
 def test_L1_is_finite_without_signal_at_T():
     """At abar_T = 0 the posterior is sqrt(abar_s) z_0 + m_s with the variance 1 - abar_s: z_T says nothing."""
     abar, bridge, x = [1.0, 0.8, 0.3, 0.0], [0.0, 0.6, 0.9, 0.2], [0.5, -0.2]

@@ -78,7 +78,7 @@ def by_design(model, config, batch, numbers):
     names, schedule = list(model.parts), model.schedule
     anchor = names[0]
     present = {n: batch.present.get(n, torch.ones(B, dtype=torch.bool)).tolist() for n in names}
-    data = batch.filled()
+    data = model.complete(batch, config.seed, numbers).filled()
     roles = roles_of(model, config, numbers, present)
     totals = dict.fromkeys(names, 0.0)
     for b, (t, weight, times) in enumerate(times_of(model, config, numbers, roles)):
@@ -111,6 +111,10 @@ def by_design(model, config, batch, numbers):
             )
         for n in names[1:]:
             part = model.part(n)
+            if part.restores:
+                counts = float(roles[b][anchor] != "given") * part.spec.loss_weight
+                totals[n] += counts * float(part.loss(said.heads[n], data[n][b : b + 1]))
+                continue
             untold = config.space == "own" and part.uniform and part.reads == "encoder"
             if not present[n][b] or (roles[b][n] == "given" and not untold):
                 continue
@@ -138,6 +142,12 @@ CASES = {
     "read at the end": {f"{LABEL}.reads": "decoder", f"{LABEL}.unknown_probability": 0.5},
     "no trace, a time of its own": {f"{LABEL}.weight": "{kind: none}", f"{MASK}.weight": "{kind: none}",
                                     f"{LABEL}.own_time_probability": 0.5},
+    "low noise, not of all": {"train.low_noise": "{share: 0.9, until: 0.5, weight: 3}",
+                              f"{MASK}.weight": "{kind: none}", f"{LABEL}.weight": "{kind: none}",
+                              f"{LABEL}.unknown_probability": 0.5, f"{IMAGE}.given_probability": 0.4},
+    "given at T": {f"{LABEL}.given_at_T": 0.5, f"{MASK}.given_at_T": 0.9, "train.given_probability": 0.4},
+    "hidden parts": {"modalities.hidden": "{kind: masked, channels: 1, size: 8, block: 2, loss_weight: 0.5}",
+                     f"{IMAGE}.given_probability": 0.4},
     "own times": {f"{LABEL}.own_time_probability": 0.6, f"{MASK}.own_time_probability": 0.4,
                   f"{MASK}.unknown_probability": 0.2},
 }  # fmt: skip

@@ -1,0 +1,110 @@
+"""Every option of a config: its default, on which runs without it depend, and the values beside its bounds."""
+
+import dataclasses
+import functools
+import math
+
+import pytest
+from omegaconf import OmegaConf
+
+from mmfast import config as configs
+from mmfast.errors import MmfastError
+from mmfast.options import check
+
+NONE, ANY = None, (None, None)
+
+# By key: the default, then the least and the most value; a bound in a list is itself out of bounds.
+SECTIONS = {
+    "anchor": ("image", ANY), "space": ("own", ANY), "told": (True, ANY), "seed": (0, (0, 2**63 - 1)),
+    "data.root": ("", ANY), "data.folders": ({}, ANY), "data.outside": (False, ANY),
+    "data.test_fraction": (0.1, ([0], 0.9)),
+    "schedule.kind": ("cosine", ANY), "schedule.T": (1000, (2, NONE)),
+    "loss.target": ("eps", ANY), "loss.min_snr_gamma": (NONE, ([0], NONE)),
+    "train.steps": (100_000, (1, NONE)), "train.batch_size": (128, (1, NONE)), "train.accumulation": (1, (1, NONE)),
+    "train.learning_rate": (1e-4, ([0], NONE)), "train.warmup": (100, (0, NONE)), "train.decay": ("constant", ANY),
+    "train.weight_decay": (0.0, (0, NONE)), "train.grad_clip": (1.0, ([0], NONE)), "train.ema_decay": (0.9999, (0, 1)),
+    "train.given_probability": (0.25, (0, 1)), "train.low_noise.share": (0.0, (0, 1)),
+    "train.low_noise.until": (0.1, ([0], 1)), "train.low_noise.weight": (1.0, (0, NONE)),
+    "train.precision": ("fp32", ANY), "train.device": ("auto", ANY), "train.compile": (False, ANY),
+    "train.cuda_graphs": (False, ANY), "train.shard": (False, ANY), "train.workers": (0, (0, NONE)),
+    "train.log_every": (50, (1, NONE)), "train.sample_every": (5000, (0, NONE)),
+    "train.checkpoint_every": (1000, (1, NONE)), "train.tensorboard": (True, ANY),
+    "sample.sampler": ("ddpm", ANY), "sample.steps": (50, (1, NONE)), "sample.eta": (0.0, (0, 1)),
+    "sample.guidance_scale": (1.0, (0, NONE)), "sample.clamp": (1.0, ([0], NONE)),
+    "sample.batch_size": (250, (1, NONE)), "sample.precision": ("fp32", ANY), "sample.heads": ("soft", ANY),
+    "sample.first": ([], ANY), "sample.offset": ({}, ANY), "sample.count": (16, (1, NONE)),
+    "evaluate.samples": (1000, (0, NONE)), "evaluate.bound_steps": (8, (0, NONE)), "evaluate.features": ("pixels", ANY),
+    "evaluate.features_weights": ("", ANY), "evaluate.lpips": ("", ANY), "evaluate.lpips_weights": ("", ANY),
+}  # fmt: skip
+EVERY = {
+    "encoder": ("fixed", ANY), "weight.kind": ("carried", ANY), "weight.scale": (1.0, ANY),
+    "loss_weight": (1.0, (0, NONE)), "given_probability": (NONE, (0, 1)), "unknown_probability": (0.0, (0, 1)),
+    "own_time_probability": (0.0, (0, 1)), "given_at_T": (NONE, (0, 1)), "labelled_fraction": (1.0, ([0], 1)),
+    "labelled_only": (False, ANY), "given_steps": (NONE, (1, NONE)),
+}  # fmt: skip
+PIXELS = {"size": (64, (1, NONE)), "rms": (0.5, ([0], NONE)), "sigma": (0.1, ([0], NONE)), "channels": (3, ANY)}
+KINDS = {
+    "image": {**PIXELS, "levels": (256, (2, NONE)), "background": ("white", ANY)},
+    "mask": {"classes": (2, (2, NONE)), "size": (64, (1, NONE)), "ignore": (NONE, (0, NONE))},
+    "label": {"classes": (10, (1, NONE)), "names": ([], ANY), "reads": ("encoder", ANY)},
+    "embedding": {"dim": (384, (1, NONE)), "layout": ("grid", ANY), "network": ("", ANY), "sigma": (0.1, ([0], NONE)),
+                  "reads": ("encoder", ANY)},
+    "masked": {**PIXELS, "weight.kind": ("none", ANY), "of": ("image", ANY), "block": (8, (1, NONE)),
+               "ratios": ([0.1, 0.75], ANY)},
+}  # fmt: skip
+MODALITIES = {f"modalities.{kind}.{key}": row for kind, own in KINDS.items() for key, row in {**EVERY, **own}.items()}
+
+
+def resolved():
+    kinds = {kind: {"kind": kind} for kind in KINDS}
+    return configs.resolve(OmegaConf.create({"data": {"kind": "folder"}, "modalities": kinds}))
+
+
+def refusal(config, key, value):
+    """What is said of the config with this option, which is put back."""
+    *path, last = key.split(".")
+    part = functools.reduce(lambda x, name: x[name] if isinstance(x, dict) else getattr(x, name), path, config)
+    before = getattr(part, last)
+    setattr(part, last, value)
+    try:
+        check(config, "")
+        for name, spec in config.modalities.items():
+            check(spec, f"modalities.{name}.")
+    except MmfastError as error:
+        return str(error)
+    finally:
+        setattr(part, last, before)
+    return ""
+
+
+def flat(value, prefix=""):
+    if isinstance(value, dict) and prefix not in ("sample.offset.", "data.folders."):
+        return {k: v for key, part in value.items() for k, v in flat(part, f"{prefix}{key}.").items()}
+    return {prefix[:-1]: value}
+
+
+def test_the_defaults():
+    found = flat(dataclasses.asdict(resolved()))
+    wanted = {key: default for key, (default, _) in {**SECTIONS, **MODALITIES}.items()}
+    assert {key: found[key] for key in wanted} == wanted
+
+
+BOUNDED = [(key, end, bound) for key, (_, ends) in {**SECTIONS, **MODALITIES}.items()
+           for end, bound in enumerate(ends) if bound is not None]  # fmt: skip
+
+
+@pytest.mark.parametrize("end", [0, 1], ids=["least", "most"])
+def test_bounds(end):
+    """The bound is taken and what lies beyond is refused; or, of an open one, itself refused and what is within not."""
+    config = resolved()
+    default = flat(dataclasses.asdict(config))
+    for key, which, bound in BOUNDED:
+        if which == end:
+            closed = not isinstance(bound, list)
+            edge = bound if closed else bound[0]
+            whole = isinstance(default[key], int) or key.endswith(("given_steps", "ignore"))
+            beyond = edge + (1 if end else -1) if whole else math.nextafter(edge, math.inf if end else -math.inf)
+            within, out = (edge, beyond) if closed else (math.nextafter(edge, 1), edge)
+            word = "at most" if end else "at least" if closed else "more than"
+            assert refusal(config, key, within) == ""
+            assert refusal(config, key, out) == f"{key} is {out}; it should be {word} {edge}"
