@@ -15,7 +15,7 @@ from tqdm import tqdm
 from mmfast import data as data_sets
 from mmfast.build import build_data, build_model, pick_device, stored, with_class_names
 from mmfast.config import Config
-from mmfast.data import Batch, Examples
+from mmfast.data import Batch, Data, Examples
 from mmfast.errors import MmfastError
 from mmfast.image_files import Header, read_header
 from mmfast.model import Model
@@ -23,6 +23,7 @@ from mmfast.pictures import sample_grid
 from mmfast.training.trainer import check_batch, rehearse
 
 AT_ONCE, SHOWN = 64, 16
+UNREADABLE_AT_MOST = 10  # lines that say why, at the start of training
 
 
 class Oddity(NamedTuple):
@@ -75,7 +76,8 @@ class Survey:
     """A data set as a config reads it. Where `wrong` has lines, training would stop, with the first of them or another.
 
     odd: by modality and what is odd and done with it, the files. left_out: files that belong to nothing, by the reason.
-    notes: what else should be known, a line each. sheet: some examples as the model will see them.
+    unreadable: why examples cannot be read, a line each, where that is no reason to stop. notes: what else should be
+    known, a line each. sheet: some examples as the model will see them.
     """
 
     config: Config
@@ -87,6 +89,7 @@ class Survey:
     odd: dict[tuple[str, str], list[Path]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, list[Path]] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
     sheet: PILImage.Image | None = None
 
 
@@ -110,14 +113,17 @@ def survey(config: Config, quiet: bool = True) -> Survey:
     except MmfastError as error:
         found.wrong.append(str(error))
     if listing is not None:
-        found.left_out = listing.left_out
+        found.left_out, found.notes = listing.left_out, list(listing.notes)
         for name, spec in specs.items():
             found.seen[name] = _headers(found, name, spec, listing.paths.get(name, {}), listing.paths[config.anchor])
         if data is None and len(listing.paths[config.anchor]) > 1:
             data = listing.data()  # for all that is wrong with the files, and not the first thing alone
     if data is not None:
-        for part in (data.train, data.test):
-            _read(found, part, model, quiet)
+        skips = getattr(config.data, "on_error", "stop") == "skip"
+        # As they are, and not with others in their places.
+        reading, lines = (listing.data("stop"), found.unreadable) if skips and listing else (data, found.wrong)
+        for part in (reading.train, reading.test):
+            _read(found, part, model, lines, quiet)
         found.train, found.test = len(data.train), len(data.test)
         found.notes += _empty_classes(found)
         found.sheet = _sheet(found, data.train, model)
@@ -132,11 +138,13 @@ def survey(config: Config, quiet: bool = True) -> Survey:
 
 def brief(config: Config) -> list[str]:
     """What training is about to work on, in lines: the examples, where files are, as their names alone say."""
-    lines, look = [], getattr(data_sets.kind(config.data.kind), "look", None)
+    lines, listing, data = [], None, None
+    look = getattr(data_sets.kind(config.data.kind), "look", None)
     if look is not None:
         listing = look(config.data, stored(config), config.anchor)
         anchors = listing.paths[config.anchor]
-        counts = {n: sum(stem in anchors for stem in x) for n, x in listing.paths.items() if n not in listing.classes}
+        there = {**listing.paths, **{n: x for n, x in listing.texts.items() if len(x) < len(anchors)}}
+        counts = {n: sum(stem in anchors for stem in x) for n, x in there.items() if x}
         parts = [f"{name} {n:,}" for name, n in counts.items() if name != config.anchor]
         data = listing.data() if len(anchors) > 1 else None
         held_out = f", {len(data.test):,} of them held out" if data is not None else ""
@@ -145,8 +153,23 @@ def brief(config: Config) -> list[str]:
         if left_out:
             files = "file belongs" if left_out == 1 else "files belong"
             lines.append(f"{left_out:,} {files} to nothing; `mmfast check` tells more")
-    parameters = sum(p.numel() for p in build_model(config).parameters())
+    model = build_model(config)
+    if listing is not None and data is not None and listing.spec.on_error == "skip":
+        lines += _unreadable(listing.data("stop"), model)
+    parameters = sum(p.numel() for p in model.parameters())
     return [*lines, f"{parameters:,} parameters, on {pick_device(config.train.device, 'train.device')}"]
+
+
+def _unreadable(data: Data, model: Model) -> list[str]:
+    """What is left out, named; all is read for it."""
+    reasons: list[str] = []
+    with tqdm(total=len(data.train) + len(data.test), desc="reading", unit="example", disable=None, leave=False) as bar:
+        for part in (data.train, data.test):
+            for batch in _batches(part, model, reasons):
+                bar.update(len(batch))
+    count = f"{len(reasons):,} of the examples cannot be read, and others take their places (data.on_error: skip)"
+    more = len(reasons) - UNREADABLE_AT_MOST
+    return [count, *reasons[:UNREADABLE_AT_MOST], *([f"and {more:,} more"] if more > 0 else [])] if reasons else []
 
 
 def _headers(found: Survey, name: str, spec: Any, paths: Mapping[str, Path], anchors: Mapping[str, Path]) -> Seen:
@@ -165,9 +188,9 @@ def _headers(found: Survey, name: str, spec: Any, paths: Mapping[str, Path], anc
     return seen
 
 
-def _read(found: Survey, examples: Examples, model: Model, quiet: bool) -> None:
+def _read(found: Survey, examples: Examples, model: Model, wrong: list[str], quiet: bool) -> None:
     bar = tqdm(total=len(examples), desc="reading", unit="example", disable=quiet or None, leave=False)
-    for batch in _batches(examples, model, found.wrong):
+    for batch in _batches(examples, model, wrong):
         bar.update(len(batch))
         for name, x in batch.data.items():
             seen = found.seen.setdefault(name, Seen())

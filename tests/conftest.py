@@ -24,6 +24,14 @@ def poison():
     torch.use_deterministic_algorithms(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory):
+    """What the tests decode stays out of the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def pytest_generate_tests(metafunc):
     """A test that takes `each_backend` runs with every backend of the CPU that can run here, forced.
 

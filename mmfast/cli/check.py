@@ -84,14 +84,20 @@ def page(found: Survey, name: str) -> list[str]:
     lines += [f"  {part}: {len(x):,} {what} ({_names(x)})" for (part, what), x in found.odd.items()]
     lines += ["", "left out"] if found.left_out else []
     lines += [f"  {len(paths):,} {what}: {_names(paths)}" for what, paths in found.left_out.items()]
+    if found.unreadable:
+        lines += ["", f"cannot be read: {len(found.unreadable):,} examples, which data.on_error: skip leaves out"]
+        lines += _some(found.unreadable)
     lines += ["", "note", *(f"  {line}" for line in found.notes)] if found.notes else []
     if found.wrong:
-        lines += ["", "wrong: training would stop", *(f"  {line}" for line in found.wrong[:WRONG_AT_MOST])]
-        more = len(found.wrong) - WRONG_AT_MOST
-        lines += [f"  and {more:,} more"] if more > 0 else []
+        lines += ["", "wrong: training would stop", *_some(found.wrong)]
     else:
         lines += ["", "nothing is wrong: this can be trained on"]
     return lines
+
+
+def _some(lines: list[str]) -> list[str]:
+    more = len(lines) - WRONG_AT_MOST
+    return [*(f"  {line}" for line in lines[:WRONG_AT_MOST]), *([f"  and {more:,} more"] if more > 0 else [])]
 
 
 def _modality(spec: Any, seen: Seen | None, anchor: bool) -> list[str]:

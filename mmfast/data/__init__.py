@@ -12,7 +12,10 @@ from types import ModuleType
 from mmfast.data.base import Batch, Data, Examples
 from mmfast.errors import unknown
 
-HELPERS = ("base", "cache", "judge", "labelled", "precompute")
+HELPERS = (
+    *("base", "cache", "decoded", "example_files", "found", "judge", "labelled", "listing", "precompute", "rows"),
+    *("skipping", "table"),
+)
 KINDS = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in HELPERS]
 
 

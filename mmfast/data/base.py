@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -49,6 +49,21 @@ class Examples(Protocol):
 
 
 @dataclass
+class Layer:
+    """Examples seen through something that changes how they are read. What else they have, such as stems, is theirs."""
+
+    examples: Examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "examples":  # as while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.examples, name)
+
+
+@dataclass
 class InMemory:
     """Examples held as tensors [len, ...]."""
 
@@ -65,14 +80,21 @@ class InMemory:
 # What the option `validation` of a data set's spec is for.
 VALIDATION = "hold out a part of the training data in the test data's place: to choose options by"
 
+# What the option `flip` of a data set's spec is for.
+FLIP = "mirror half of the training examples, left to right, at random: image, mask and feature maps together"
+
 # Reads a modality off generated images, independently of the model: float [B, C, H, W] -> x [B, ...].
 Judge = Callable[[Tensor], Tensor]
 
 
 @dataclass
 class Data:
-    """A data set, split. `judges` makes, by modality, what the evaluation asks about generated images."""
+    """A data set, split. `judges` makes, by modality, what the evaluation asks about generated images.
+
+    flip: whether training is to mirror half of its examples.
+    """
 
     train: Examples
     test: Examples
     judges: Callable[[], dict[str, Judge]] = dict
+    flip: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def with_embeddings(
     def judges() -> dict[str, Judge]:
         return {**data.judges(), name: embedder}
 
-    return Data(train, test, judges)
+    return dataclasses.replace(data, train=train, test=test, judges=judges)
 
 
 BATCH = 256

@@ -102,6 +102,9 @@ class Modality(nn.Module):
     # nothing else of it has a time.
     in_place: ClassVar[bool] = False
 
+    # Whether the last axis of x runs from left to right, so that x.flip(-1) is its mirror image.
+    mirrors: ClassVar[bool] = False
+
     channels: int
     source: str = ""
     uniform: bool = False
@@ -198,6 +201,11 @@ class Modality(nn.Module):
     def read(cls, path: Path, spec: Any) -> Tensor:
         """One x from a file. Raises MmfastError naming it."""
         raise NotImplementedError
+
+    @classmethod
+    def from_text(cls, text: str, spec: Any, where: str) -> Tensor:
+        """One x from a cell of a table, without spaces around it. Raises MmfastError, which calls it `where`."""
+        raise MmfastError(f"{where}: {text!r} is a cell of a table, of which no {cls.kind} can be made")
 
     @classmethod
     def blank(cls, spec: Any) -> Tensor:

@@ -37,6 +37,7 @@ class FeatureMap(Embedding):
     """
 
     kind = "feature_map"
+    mirrors = True
     Spec: ClassVar[type[base.Spec]] = FeatureMapSpec
 
     def __init__(self, name: str, spec: Any, space: SpaceShape) -> None:

@@ -42,6 +42,7 @@ class Image(Modality):
     Spec = ImageSpec
     metric = joint_metric = "rmse"
     extensions = EXTENSIONS
+    mirrors = True
 
     def __init__(self, name: str, spec: ImageSpec, space: SpaceShape) -> None:
         super().__init__(name, spec, space)

@@ -100,6 +100,10 @@ class Label(Modality):
         return number(read_text(path), spec, str(path))
 
     @classmethod
+    def from_text(cls, text: str, spec: LabelSpec, where: str) -> Tensor:
+        return number(text, spec, where)
+
+    @classmethod
     def blank(cls, spec: LabelSpec) -> Tensor:
         return torch.tensor(0)
 

@@ -40,6 +40,7 @@ class Mask(Modality):
     Spec = MaskSpec
     metric = joint_metric = "iou"
     discrete = True
+    mirrors = True
     extensions = (".png", ".bmp", ".gif")
 
     def __init__(self, name: str, spec: MaskSpec, space: SpaceShape) -> None:

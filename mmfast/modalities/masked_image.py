@@ -46,6 +46,7 @@ class Masked(Modality):
     metric = joint_metric = "rmse"
     extensions = (".png",)
     derived = restores = in_place = True
+    mirrors = True
 
     def __init__(self, name: str, spec: MaskedSpec, space: SpaceShape) -> None:
         super().__init__(name, spec, space)

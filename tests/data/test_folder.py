@@ -156,7 +156,7 @@ def test_the_anchor_may_come_last_in_the_config(made):
         file.unlink()
     reverse = dict(reversed([*specs(label=modalities.kind("label").Spec(classes=2)).items()]))
     found = folder.open(folder.Spec(root=str(root)), reverse, "image").train
-    assert found.classes == {"label": ["ape", "bee"]} and [*found.__getitems__([0]).data] == [*reverse]
+    assert found.specs["label"].names == ["ape", "bee"] and [*found.__getitems__([0]).data] == [*reverse]
 
 
 def test_folders_that_are_numbers_keep_them(tmp_path):
@@ -220,7 +220,7 @@ def test_a_root_that_is_the_folder_of_the_images(tmp_path):
     assert not folder.look(spec, kinds, "image").left_out
     data = folder.open(spec, kinds, "image")
     assert sorted(data.train.stems + data.test.stems) == ["ape/1", "ape/3", "bee/0", "bee/2"]
-    assert [data.train.classes["label"][k] for k in data.train.__getitems__(range(3)).data["label"]] == [
+    assert [data.train.specs["label"].names[k] for k in data.train.__getitems__(range(3)).data["label"]] == [
         stem.split("/")[0] for stem in data.train.stems
     ]
 
@@ -267,6 +267,7 @@ def test_shapes_are_those_of_pictures_that_stand_upright(tmp_path):
     assert len(data.train.__getitems__([0, 1])) == 2 and len(data.test.__getitems__([0])) == 1
     for k in range(3):  # stored as the photo is, so that it lies when that stands
         write(tmp_path, "mask", str(k), ".png", np.zeros((8, 4), np.uint8))
+    data = folder.open(folder.Spec(root=str(tmp_path)), kinds, "image")
     with pytest.raises(MmfastError, match=r"is 4 x 8 and .* is 8 x 4"):
         data.test.__getitems__([0])
 

@@ -1,0 +1,197 @@
+"""Examples decoded once: each is a row of a memory-mapped file, found by what its files are and what is done to them.
+
+Rows are written as they are first read, by whatever process reads them. All write the same bytes, and a row counts only
+where its checksum is right, so that a kill or a power cut costs no more than decoding it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmfast.data.base import Batch, Examples, Layer
+from mmfast.data.cache import cache_folder
+from mmfast.data.rows import KEY, Layout, checksum, packings_of, there
+from mmfast.errors import MmfastError, notice
+from mmfast.files import write_atomically
+
+VERSION = 1  # of the file, and of all that reads pictures
+# So many examples say in which types their modalities are kept.
+LOOKED_AT = 8
+GB = 1e9
+
+
+@dataclass
+class Decoded(Layer):
+    """Examples whose numbers are kept in `file`: what is there is not decoded again."""
+
+    file: Path
+    layout: Layout
+    blanks: Mapping[str, Tensor]
+    trusted: np.ndarray = field(init=False, repr=False)  # rows whose checksum this process has compared
+    writes: bool = field(default=True, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.trusted = np.zeros(len(self), bool)
+
+    def __getstate__(self) -> dict[str, Any]:  # a map would be pickled as all that it maps
+        return {k: x for k, x in vars(self).items() if k != "_map"}
+
+    @cached_property
+    def _map(self) -> np.ndarray | None:
+        try:
+            whole = np.memmap(self.file, np.uint8, "r")
+        except (OSError, ValueError):  # another process has made room
+            return None
+        return whole if len(whole) == self.layout.size else None
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        columns = self.layout.columns
+        data = {c.name: torch.empty(len(indices), *c.shape, dtype=self.blanks[c.name].dtype) for c in columns}
+        out = [x.numpy() for x in data.values()]
+        has = np.ones((len(indices), len(columns)), bool)
+        missing = [k for k, i in enumerate(indices) if not self._take(int(i), [x[k, ...] for x in out], has[k])]
+        if missing:
+            batch = self.examples.__getitems__([indices[k] for k in missing])
+            for k, column in enumerate(columns):
+                out[k][missing] = batch.data[column.name].numpy()
+                has[missing, k] = there(batch, column.name).numpy()
+            self._keep({int(indices[k]): ([x[k, ...] for x in out], has[k]) for k in missing})
+        present = {column.name: torch.from_numpy(has[:, k].copy()) for k, column in enumerate(columns)}
+        return Batch(data, {name: x for name, x in present.items() if not bool(x.all())})
+
+    def _take(self, index: int, out: list[np.ndarray], has: np.ndarray) -> bool:
+        """Fill one place of a batch from the file; whether the row is there and whole."""
+        if self._map is None:
+            return False
+        row = self.layout.row(self._map, index)
+        if not self.trusted[index]:
+            if self.layout.sums(self._map)[index] != checksum(row):
+                return False
+            self.trusted[index] = True
+        for k, column in enumerate(self.layout.columns):
+            has[k] = row[k]
+            if row[k]:
+                column.unpack(row, out[k])
+            else:
+                out[k][...] = self.blanks[column.name].numpy()
+        return True
+
+    def _keep(self, rows: Mapping[int, tuple[list[np.ndarray], np.ndarray]]) -> None:
+        """Write rows, each of some numbers and of flags that say what is there."""
+        if self._map is None or not self.writes:
+            return
+        try:
+            with open(self.file, "rb+", buffering=0) as file:
+                for index, (numbers, has) in rows.items():
+                    row = np.zeros(self.layout.width, np.uint8)
+                    row[: len(has)] = has
+                    columns = zip(self.layout.columns, numbers, has, strict=True)
+                    # One of another kind than those looked at is decoded each time.
+                    if all(column.pack(x, row) for column, x, there in columns if there):
+                        self.layout.put(file, index, row)
+        except OSError as error:
+            notice(f"{self.file} cannot be written to ({error.strerror}); the rest is decoded again each time")
+            self.writes = False
+
+
+def key_of(*parts: object) -> bytes:
+    """What tells one example from another: a hash of what can be written as JSON."""
+    return hashlib.sha256(json.dumps(parts).encode(errors="surrogateescape")).digest()[:KEY]
+
+
+def decoded(
+    examples: Examples,
+    blanks: Mapping[str, Tensor],
+    keys: Sequence[bytes],
+    about: Mapping[str, Any],
+    folder: str | Path,
+    limit: float,
+) -> Examples:
+    """The examples, each kept in a file of the cache folder once it is decoded; as they are where that cannot be.
+
+    blanks: a tensor of the shape and type of each modality. keys: of each example, `key_of` all that its numbers hang
+    on beside `about`, which is the same for all. An earlier file of the same `about` gives the rows whose keys are
+    among these, and goes. limit: in gigabytes, of all such files together; the longest unused make room.
+    """
+    if not limit or not len(examples):
+        return examples
+    name, folder = f"decoded-{key_of(VERSION, about).hex()}", cache_folder(folder)
+    file = folder / f"{name}-{hashlib.sha256(b''.join(keys)).hexdigest()[:16]}.rows"
+    layout = Layout.read(file, blanks)
+    if layout is None or layout.count != len(examples):
+        layout = Layout.of(blanks, packings_of(blanks, _look(examples)), len(examples))
+        earlier = [path for path in folder.glob(f"{name}-*.rows") if path != file]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not _make_room(folder, layout.size, limit * GB, earlier):
+                return examples
+            _begin(file, layout, blanks, keys, earlier)
+        except OSError as error:
+            notice(f"{file} cannot be kept ({error.strerror}); examples are decoded again each time")
+            return examples
+        _remove(*earlier)
+    with contextlib.suppress(OSError):
+        os.utime(file)
+    return Decoded(examples, file, layout, blanks)
+
+
+def _look(examples: Examples) -> list[Batch]:
+    """A few examples that can be read, from all over."""
+    found: list[Batch] = []
+    for k in range(LOOKED_AT):
+        with contextlib.suppress(MmfastError):
+            found.append(examples.__getitems__([k * len(examples) // LOOKED_AT]))
+    return found
+
+
+def _make_room(folder: Path, size: int, limit: float, earlier: Sequence[Path]) -> bool:
+    """Remove the longest unused files where these and a new one pass the limit; whether there is room for it then."""
+    if size > min(limit, shutil.disk_usage(folder).free):
+        return False
+    others = {path: path.stat() for path in folder.glob("decoded-*.rows") if path not in earlier}
+    total = size + sum(about.st_size for about in others.values())
+    for path in sorted(others, key=lambda path: others[path].st_mtime):
+        if total > limit:
+            _remove(path)
+            total -= others[path].st_size
+    return True
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _begin(
+    file: Path, layout: Layout, blanks: Mapping[str, Tensor], keys: Sequence[bytes], earlier: Sequence[Path]
+) -> None:
+    """A file with the rows that earlier ones have, and room for the others."""
+
+    def write(new: Path) -> None:
+        with open(new, "rb+") as opened:
+            layout.write(opened, keys)
+            for path in earlier:
+                before = Layout.read(path, blanks)
+                if before is None or before.columns != layout.columns:
+                    continue
+                whole = np.memmap(path, np.uint8, "r")
+                rows = {bytes(key): k for k, key in enumerate(before.keys(whole)) if before.sums(whole)[k]}
+                for index, key in enumerate(keys):
+                    if key in rows and before.sums(whole)[rows[key]] == checksum(before.row(whole, rows[key])):
+                        layout.put(opened, index, before.row(whole, rows[key]))
+
+    write_atomically(file, write)

@@ -1,0 +1,67 @@
+"""Examples as files, read when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmfast import modalities as kinds
+from mmfast.data.base import Batch
+from mmfast.data.decoded import key_of
+from mmfast.image_files import check_shapes
+
+
+@dataclass
+class Files:
+    """Examples as files, read when they are asked for; texts: of modalities that are no files, by stem."""
+
+    stems: list[str]
+    paths: dict[str, dict[str, Path]]
+    specs: Mapping[str, Any]
+    texts: Mapping[str, Mapping[str, str]]
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def _read(self, name: str, stem: str) -> Tensor | None:
+        spec = self.specs[name]
+        kind = kinds.kind(spec.kind)
+        if name in self.texts:
+            text = self.texts[name].get(stem)
+            return None if text is None else kind.from_text(text, spec, stem)
+        path = self.paths[name].get(stem)
+        return None if path is None else kind.read(path, spec)
+
+    def key(self, stem: str) -> bytes:
+        """What an example's numbers hang on: the texts, and each file by its path, its size and when it changed."""
+        parts: list[Any] = []
+        for name in self.specs:
+            path = self.paths[name].get(stem)
+            try:
+                about = path.stat() if path is not None else None
+            except OSError:  # a link to nothing, which cannot be read
+                about = None
+            # A copy may have the time of another file's content, but never the time of its own change.
+            changed = None if about is None else (about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+            parts.append([self.texts.get(name, {}).get(stem), str(path), changed])
+        return key_of(stem, *parts)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        data, present = {}, {}
+        for name, spec in self.specs.items():
+            found = [self._read(name, self.stems[i]) for i in indices]
+            there = torch.tensor([x is not None for x in found])
+            if not bool(there.all()):
+                present[name] = there
+            blank = kinds.kind(spec.kind).blank(spec)
+            data[name] = torch.stack([blank if x is None else x for x in found])
+        # Of each the middle square is taken, which is the same part of both in pictures of one shape alone.
+        pictures = [self.paths[name] for name, spec in self.specs.items() if hasattr(spec, "size")]
+        for i in indices:
+            check_shapes([paths[self.stems[i]] for paths in pictures if self.stems[i] in paths])
+        return Batch(data, present)

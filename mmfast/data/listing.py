@@ -1,0 +1,244 @@
+"""What lies in aligned folders: the files of each modality, what goes with each, and all that is wrong with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import PIL
+
+from mmfast import modalities as kinds
+from mmfast.data.base import Data, Examples
+from mmfast.data.decoded import decoded
+from mmfast.data.example_files import Files
+from mmfast.data.found import find
+from mmfast.data.skipping import Skipping
+from mmfast.data.table import Table, find_table, match, no_column, read_table
+from mmfast.errors import MmfastError, unknown
+from mmfast.modalities import Spec as AnySpec
+
+
+@dataclass
+class Listing:
+    """What lies below spec.root: the files of each modality by stem, and all that is wrong with it, a line each.
+
+    left_out: what belongs to nothing, by the reason why it does not.
+    """
+
+    spec: Any
+    modalities: Mapping[str, Any]
+    anchor: str
+    paths: dict[str, dict[str, Path]] = field(default_factory=dict)
+    texts: dict[str, dict[str, str]] = field(default_factory=dict)
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    left_out: dict[str, list[Path]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def folder(self, name: str) -> Path:
+        """Where the files of a modality lie."""
+        return Path(self.spec.root) / self.spec.folders.get(name, name)
+
+    def leave_out(self, why: str, paths: list[Path]) -> None:
+        if paths:
+            self.left_out.setdefault(why, []).extend(paths)
+
+    def data(self, on_error: str = "") -> Data:
+        """The examples: the files of the anchor, and what goes with each; some of them held out.
+
+        Which are is a function of each one's name: files that come or go move no other. One at least is held out, and
+        one is not. on_error: in the place of the option's.
+        """
+        order = sorted(self.paths[self.anchor], key=place)
+        held_out = sum(place(stem) < self.spec.test_fraction for stem in order)
+        held_out = max(1, min(held_out, len(order) - 1))
+        parts = {"train": order[held_out:], "test": order[:held_out]}
+        train, test = (self._part(name, sorted(stems), on_error or self.spec.on_error) for name, stems in parts.items())
+        return Data(train, test, flip=self.spec.flip)
+
+    def _part(self, part: str, stems: list[str], on_error: str) -> Examples:
+        named = {name: dataclasses.replace(self.modalities[name], names=found) for name, found in self.classes.items()}
+        specs = {**self.modalities, **named}
+        files = Files(stems, self.paths, specs, self.texts)
+        about = {
+            "root": str(Path(self.spec.root).resolve()),
+            "part": part,
+            "modalities": {name: _own_options(spec) for name, spec in specs.items()},
+            "pillow": PIL.__version__,
+        }
+        blanks = {name: kinds.kind(spec.kind).blank(spec) for name, spec in specs.items()}
+        keys = [files.key(stem) for stem in stems] if self.spec.cache_gb else []
+        examples = decoded(files, blanks, keys, about, self.spec.cache, self.spec.cache_gb)
+        return Skipping(examples) if on_error == "skip" else examples
+
+
+def _own_options(spec: Any) -> dict[str, Any]:
+    """The options of a modality that not every modality has: some of these say how its files are read."""
+    common = {f.name for f in dataclasses.fields(AnySpec)} - {"kind"}
+    return {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec) if f.name not in common}
+
+
+def place(stem: str) -> float:
+    """A number in 0 .. 1 that hangs on an example's name alone: those below the test fraction are held out."""
+    return int.from_bytes(hashlib.sha256(stem.encode(errors="surrogateescape")).digest()[:8], "big") / 2.0**64
+
+
+def look(spec: Any, modalities: Mapping[str, Any], anchor: str) -> Listing:
+    """What lies below spec.root, right or wrong; but for a table no file is opened.
+
+    Raises MmfastError where there is no folder, and for `folders` that are none.
+    """
+    root = Path(spec.root)
+    if not spec.root or not root.is_dir():
+        raise MmfastError(f"data.root is {spec.root!r}, no folder; it should hold a folder for each modality")
+    for name in spec.folders:
+        if name not in modalities:
+            raise unknown("data.folders' modality", name, modalities)
+        folder = Path(spec.folders[name])
+        if (folder.anchor or ".." in folder.parts) and not spec.outside:
+            raise MmfastError(
+                f"data.folders.{name} is {spec.folders[name]!r}, which leads out of data.root; it should be a folder "
+                "below it, unless --data.outside true says so"
+            )
+    listing = Listing(spec, modalities, anchor)
+    _take_files(listing, anchor)
+    if not listing.paths[anchor]:
+        return listing
+    try:
+        table = _take_table(listing)
+    except MmfastError as error:
+        listing.problems.append(str(error))
+        table = None
+    for name in modalities:
+        if name != anchor:
+            _take_files(listing, name)
+            if name not in listing.texts:
+                _check_found(listing, name)
+    if len(listing.paths[anchor]) < 2:
+        listing.problems.append(
+            f"data.root: {listing.folder(anchor)} holds one example; it should hold some to train on and some to test"
+        )
+    known = {Path(spec.folders.get(name, name)).parts[:1] for name in modalities}
+    if () not in known:  # where root itself is a modality's folder, all in it was looked at
+        known |= set() if table is None else {(table.path.name,)}
+        beside = [x for x in sorted(root.iterdir()) if not x.name.startswith(".") and (x.name,) not in known]
+        listing.leave_out("no folder of a modality", beside)
+    return listing
+
+
+def _take_files(listing: Listing, name: str) -> None:
+    """The files of one modality."""
+    part = listing.modalities[name]
+    endings = kinds.kind(part.kind).extensions
+    found = find(listing.folder(name), endings)
+    listing.paths[name] = found.paths
+    listing.problems += [f"data.root holds {a} and {b}, two files of one example; remove one" for a, b in found.doubles]
+    listing.leave_out(f"no {part.kind} file ({', '.join(endings)})", found.others)
+    if name == listing.anchor and not found.paths:
+        listing.problems.append(f"data.root: {listing.folder(name)} holds no {part.kind} files ({', '.join(endings)})")
+
+
+def _check_found(listing: Listing, name: str) -> None:
+    """What goes with no example, and a modality of which there is nothing; a label may be the name of a folder."""
+    part, paths, anchors = listing.modalities[name], listing.paths[name], listing.paths[listing.anchor]
+    strays = [path for stem, path in paths.items() if stem not in anchors]
+    listing.leave_out(f"of {name}, without a file of {listing.anchor} of that path and name", strays)
+    if not paths and part.kind == "label":
+        try:
+            listing.classes[name] = _classes(anchors, name, part, listing.folder(name))
+            listing.texts[name] = {stem: stem.split("/")[0] for stem in anchors}
+        except MmfastError as error:
+            listing.problems.append(str(error))
+    elif len(strays) == len(paths):
+        endings = ", ".join(kinds.kind(part.kind).extensions)
+        listing.problems.append(
+            f"data.root: {listing.folder(name)} holds no {part.kind} file ({endings}) of the same path and name as one "
+            f"in {listing.folder(listing.anchor)}"
+        )
+    elif strays and part.kind == "label" and not paths.keys() >= anchors.keys():
+        lacks = next(path for stem, path in anchors.items() if stem not in paths)
+        listing.problems.append(
+            f"{strays[0]} is a label of no {listing.anchor}, and {lacks} has none; name each label as the file that it "
+            f"belongs to, or remove it{f' ({len(strays):,} are so)' if len(strays) > 1 else ''}"
+        )
+
+
+def _take_table(listing: Listing) -> Table | None:
+    """The columns of a table that are modalities. Raises MmfastError for a table that cannot be read."""
+    path = find_table(Path(listing.spec.root))
+    if path is None:
+        return None
+    table, anchors = read_table(path), listing.paths[listing.anchor]
+    columns = [name for name in listing.modalities if name in table.columns and name != listing.anchor]
+    if not columns:
+        raise no_column(table, [name for name in listing.modalities if name != listing.anchor])
+    stems, problems = match(table, anchors, listing.spec.folders.get(listing.anchor, listing.anchor))
+    listing.problems += problems
+    others = [name for name in table.columns if name not in columns]
+    if others:
+        listing.notes.append(f"{path}: the columns {', '.join(others)} are no modalities, and are left out")
+    for name in columns:
+        part, cells = listing.modalities[name], table.columns[name]
+        if find(listing.folder(name), kinds.kind(part.kind).extensions).paths:
+            listing.problems.append(f"{path} has a column {name}, and {listing.folder(name)} its files; remove one")
+        if not cells:
+            listing.problems.append(f"{path}: the column {name} is empty")
+        if part.kind == "label" and not part.names and not all(map(_is_number, cells.values())):
+            listing.classes[name] = sorted({*cells.values()})
+            part = dataclasses.replace(part, names=listing.classes[name])
+            if len(part.names) != part.classes:
+                listing.problems.append(
+                    f"modalities.{name}.classes is {part.classes}; {path} names {len(part.names)} "
+                    f"({', '.join(part.names[:5])})"
+                )
+                part = None
+        listing.texts[name] = {stems[line]: cell for line, cell in cells.items() if line in stems}
+        if part is not None:
+            listing.problems += _wrong_cells(table, cells, part)
+    return table
+
+
+def _wrong_cells(table: Table, cells: Mapping[int, str], part: Any) -> list[str]:
+    """A line for each text in a column that cannot be read."""
+    first = {cell: line for line, cell in reversed([*cells.items()])}
+    return [problem for cell, line in first.items() if (problem := _problem(cell, part, table.where(line)))]
+
+
+def _problem(cell: str, part: Any, where: str) -> str:
+    try:
+        kinds.kind(part.kind).from_text(cell, part, where)
+    except MmfastError as error:
+        return str(error)
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= 9
+
+
+def _classes(anchors: dict[str, Path], name: str, part: Any, folder: Path) -> list[str]:
+    """The folder of each class, from the first folder of the anchors' paths: those of the names given, else in their
+    order; folders that are whole numbers are the classes of these numbers.
+    """
+    found = sorted({stem.split("/")[0] for stem in anchors if "/" in stem})
+    if not found or any("/" not in stem for stem in anchors):
+        raise MmfastError(f"data.root: {folder} holds no label files (.txt), nor do folders name the classes")
+    if not part.names and all(map(_is_number, found)):  # which keep their numbers
+        numbers = [int(x) for x in found]
+        if len({*numbers}) < len(found) or max(numbers) >= part.classes:
+            raise MmfastError(
+                f"modalities.{name}.classes is {part.classes}; the folders are the numbers {', '.join(found[:5])}, "
+                "which should differ and be below it"
+            )
+        return [found[numbers.index(k)] if k in numbers else "" for k in range(part.classes)]
+    names = list(part.names) or found
+    missing = [stem for stem in found if stem not in names]
+    if missing or len(names) != part.classes:
+        raise MmfastError(
+            f"modalities.{name}.classes is {part.classes}; the folders name {len(found)} ({', '.join(found[:5])})"
+        )
+    return names
