@@ -79,7 +79,7 @@ class Listing:
 def _own_options(spec: Any) -> dict[str, Any]:
     """The options of a modality that not every modality has: some of these say how its files are read."""
     common = {f.name for f in dataclasses.fields(AnySpec)} - {"kind"}
-    return {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec) if f.name not in common}
+    return {name: value for name, value in dataclasses.asdict(spec).items() if name not in common}
 
 
 def place(stem: str) -> float:

@@ -1,0 +1,111 @@
+"""A folder of pictures, masks and groups to try mmfast on: the emoji of Debian's package fonts-noto-color-emoji.
+
+    apt-get install fonts-noto-color-emoji
+    pip install fonttools
+    python examples/emoji.py emoji
+
+writes emoji/image/GROUP/NAME.png, with transparency, and emoji/mask/GROUP/NAME.png, black and white. GROUP is the part
+of Unicode that the emoji's first character is from, flags apart. docs/tutorial.md goes on from here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bisect
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
+# The first character of each group, and the group; up to the next one.
+GROUPS = {
+    0x0000: "symbols",
+    0x1F1E6: "flags",
+    0x1F200: "symbols",
+    0x1F300: "nature",
+    0x1F32D: "food",
+    0x1F380: "activities",
+    0x1F3FB: "symbols",
+    0x1F400: "animals",
+    0x1F440: "people",
+    0x1F488: "objects",
+    0x1F600: "faces",
+    0x1F645: "people",
+    0x1F680: "transport",
+    0x1F774: "symbols",
+    0x1F90C: "people",
+    0x1F94A: "activities",
+    0x1F950: "food",
+    0x1F970: "faces",
+    0x1F97B: "objects",
+    0x1F980: "animals",
+    0x1F9B0: "people",
+    0x1FA70: "objects",
+}
+SEEN = 128  # the alpha from which a pixel is the emoji's and not the ground's
+
+
+def group(character: int) -> str:
+    """The group of the emoji that begin with this character."""
+    return GROUPS[[*GROUPS][bisect.bisect_right([*GROUPS], character) - 1]]
+
+
+def characters(font: Any) -> dict[str, tuple[int, ...]]:
+    """By the glyph's name, the characters that it is drawn for: one, or those of a sequence (flags, tones of skin)."""
+    found = {glyph: (character,) for character, glyph in font.getBestCmap().items()}
+    tables = [sub for lookup in font["GSUB"].table.LookupList.Lookup for sub in lookup.SubTable]
+    tables = [getattr(sub, "ExtSubTable", sub) for sub in tables]
+    ligatures = [
+        ([first, *of.Component], of.LigGlyph)
+        for table in tables
+        for first, all_of in getattr(table, "ligatures", {}).items()
+        for of in all_of
+    ]
+    for _ in range(3):  # some are made of others
+        for glyphs, glyph in ligatures:
+            if glyph not in found and all(part in found for part in glyphs):
+                found[glyph] = tuple(character for part in glyphs for character in found[part])
+    return found
+
+
+def pictures(file: str) -> dict[str, tuple[str, Image.Image]]:
+    """By an emoji's characters, as 1f468-1f33e, its group and its picture as the font has it, 136 x 128 RGBA."""
+    from fontTools.ttLib import TTFont
+
+    font = TTFont(file)
+    drawn_for, found = characters(font), {}
+    for glyph, bitmap in font["CBDT"].strikeData[0].items():
+        picture = Image.open(io.BytesIO(bitmap.imageData)).convert("RGBA")
+        if glyph in drawn_for and picture.getextrema()[3][1] >= SEEN:
+            all_of = drawn_for[glyph]
+            found["-".join(f"{character:x}" for character in all_of)] = (group(all_of[0]), picture)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="the folder, new")
+    parser.add_argument("--font", default=FONT, help=f"the font's file [{FONT}]")
+    args = parser.parse_args()
+    if args.out.exists():
+        print(f"{args.out} is there already; choose a new folder", file=sys.stderr)
+        return 2
+    if not Path(args.font).is_file():
+        print(f"{args.font} is no file; apt-get install fonts-noto-color-emoji brings it", file=sys.stderr)
+        return 2
+    found = pictures(args.font)
+    for name, (of, picture) in found.items():
+        mask = picture.getchannel("A").point(lambda alpha: 255 * (alpha >= SEEN))
+        for kind, shown in (("image", picture), ("mask", mask)):
+            file = args.out / kind / of / f"{name}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shown.save(file)
+    print(f"{len(found)} emoji in {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
