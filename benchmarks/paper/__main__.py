@@ -35,7 +35,7 @@ from mmfast.metrics.features import extractor
 
 TASKS = ("image-mask", "masked-image", "image-label", "image-embedding")
 ABLATIONS = ("ablation", "ablation-mask", "ablation-label")
-OTHERS = ("few-labels",)
+OTHERS = ("few-labels", "any-to-any")
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 RUNNING: set[subprocess.Popen[bytes]] = set()
 # What `Task.config` and the command's own options set.
@@ -241,14 +241,19 @@ def _elsewhere(plan: cells.Plan, seeds: int) -> list[report.Budget]:
     return claims
 
 
-if __name__ == "__main__":
+def begin(argv: list[str] | None = None) -> int:
+    """`main` as a program: the exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: cells are not to outlive their runner
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     try:
-        sys.exit(main())
+        return main(argv)
     except MmfastError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(begin())

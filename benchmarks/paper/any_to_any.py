@@ -1,0 +1,228 @@
+"""Any modality given any others: one model in every direction, against a model trained for a direction alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image as PILImage
+
+from benchmarks.paper import matrix, measures, supervised
+from benchmarks.paper.core import (
+    OURS,
+    TOTAL,
+    Found,
+    Method,
+    Task,
+    Trained,
+    means,
+    other_budgets,
+)
+from benchmarks.paper.report import Metric, Row, Verdict
+from mmfast.config import load
+
+PRESET = "any-to-any"
+# How many given sets of three modalities and more are measured, of all that there are.
+LARGER = 10
+# Of a claim about eight directions: how many of them it asks for, and how far behind counts as level at equal images.
+WANTED, LEVEL = 6, 0.05
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One modality drawn or read, `target`, given another."""
+
+    given: str
+    target: str
+
+    @property
+    def condition(self) -> str:
+        return condition((self.given,), self.target)
+
+    @property
+    def name(self) -> str:
+        return f"{self.given} to {self.target} alone"
+
+
+def condition(given: Sequence[str], drawn: str) -> str:
+    """The name of a direction in the rows."""
+    return f"given {', '.join(given) or 'nothing'}: {drawn}"
+
+
+READ = [Direction("image", name) for name in ("mask", "label", "embedding", "caption")]
+DRAW = [Direction(name, "image") for name in ("mask", "label", "caption", "masked")]
+
+
+def given_sets(names: Sequence[str], made_from: Mapping[str, str], larger: int = LARGER) -> list[tuple[str, ...]]:
+    """What is given in turn: nothing, every one, every two, and `larger` sets of more, drawn at random but always so.
+
+    made_from: of what is derived, from what; both are never given at once, since one is in the other. Something that is
+    not derived is always left to be drawn.
+    """
+
+    def fits(given: tuple[str, ...]) -> bool:
+        left = [name for name in names if name not in given and name not in made_from]
+        return bool(left) and not any(name in given and of in given for name, of in made_from.items())
+
+    sizes = [[given for given in itertools.combinations(names, n) if fits(given)] for n in range(len(names))]
+    more = list(itertools.chain(*sizes[3:]))
+    drawn = torch.randperm(len(more), generator=torch.Generator().manual_seed(0))[:larger].sort().values
+    return [*itertools.chain(*sizes[:3]), *(more[i] for i in drawn.tolist())]
+
+
+def _scores(trained: Trained, given: tuple[str, ...]) -> list[Metric]:
+    """The score of each modality that is drawn: of images their quality, of what goes with them how well it fits."""
+    truth = trained.held_out().data
+    drawn = trained.draw({name: truth[name] for name in given}, purpose=1 + _number(trained, given))
+    anchor, found = trained.model.anchor_name, []
+    for name in (x for x in drawn if x not in given and not trained.model.part(x).derived):
+        where, part = condition(given, name), trained.model.part(name)
+        if name == anchor:
+            found += measures.image_quality(trained, where, drawn[name])
+            # What of the given a judge sees in the image.
+            found += [
+                Metric(where, f"{known} seen in it", trained.model.part(known).score(judge(drawn[name]), drawn[known]), True)
+                for known, judge in trained.judges.items()
+                if known in given
+            ]
+        elif given:
+            found.append(Metric(where, part.metric, part.score(drawn[name], truth[name]), True))
+        elif name in trained.judges:
+            found.append(Metric(where, part.metric, part.score(trained.judges[name](drawn[anchor]), drawn[name]), True))
+    return found
+
+
+def _number(trained: Trained, given: tuple[str, ...]) -> int:
+    """The given set as a number: noise of its own."""
+    return sum(2**i for i, name in enumerate(trained.model.parts) if name in given)
+
+
+def _one(trained: Trained, direction: Direction) -> list[Metric]:
+    return [m for m in _scores(trained, (direction.given,)) if m.condition == direction.condition]
+
+
+def ours(trained: Trained) -> Found:
+    made_from = {n: trained.config.modalities[n].of for n, part in trained.model.parts.items() if part.derived}
+    sets = given_sets(list(trained.model.parts), made_from)
+    return {OURS: [metric for given in sets for metric in _scores(trained, given)]}
+
+
+def named(trained: Trained) -> list[Metric]:
+    """The eight directions of ours alone."""
+    return [m for d in (*READ, *DRAW) if d.given in trained.model.parts for m in _one(trained, d)]
+
+
+def _read_alone(direction: Direction) -> Any:
+    def measure(trained: Trained) -> list[Metric]:
+        truth, part = trained.held_out().data, trained.model.part(direction.target)
+        said = supervised.answer(trained.model, truth, direction.given, direction.target)
+        return [Metric(direction.condition, part.metric, part.score(said, truth[direction.target]), True)]
+
+    return measure
+
+
+def single(direction: Direction, names: Sequence[str]) -> tuple[Method, Any]:
+    """The model trained for one direction alone, and its measure: by supervision, or with what is given always told."""
+    without = {f"modalities.{name}": None for name in names if name not in (direction.given, direction.target)}
+    if direction.target == names[0]:
+        given = f"modalities.{direction.given}"
+        # Dropped in a tenth, as is usual, and never diffused itself: nothing is learnt but the image.
+        told = {
+            f"{given}.given_probability": 0.9,
+            f"{given}.weight": {"kind": "none"},
+            f"modalities.{names[0]}.given_probability": 0.0,
+        }
+
+        def measure(trained: Trained) -> list[Metric]:
+            return _one(trained, direction)
+
+        method = Method(direction.name, lambda trained: {direction.name: measure(trained)}, {**without, **told})
+        return method, measure
+    read = _read_alone(direction)
+    method = Method(
+        direction.name,
+        lambda trained: {direction.name: read(trained)},
+        without,
+        supervised=(direction.given, direction.target),
+    )
+    return method, read
+
+
+def directions(names: Sequence[str]) -> list[Direction]:
+    """Those of the eight that these modalities have."""
+    return [d for d in (*READ, *DRAW) if {d.given, d.target} <= {*names}]
+
+
+def behind(rows: list[Row], ours: str, direction: Direction) -> tuple[float, str, float, float]:
+    """How far ours is behind the direction's own model, as a share of its score; the score's name and both scores."""
+    mine, theirs = means(rows, ours, direction.condition), means(rows, direction.name, direction.condition)
+    metric = next((name for name in theirs if name.startswith("FD-")), next(iter(theirs), ""))
+    a, b = mine[metric], theirs[metric]
+    return ((a - b) if metric.startswith("FD-") else (b - a)) / abs(b) if b else 0.0, metric, a, b
+
+
+def verdicts(rows: list[Row], slack: float = 1.0) -> list[Verdict]:
+    """Each direction, and whether enough of them hold."""
+    found, held = [], 0
+    asked = [d for d in (*READ, *DRAW) if any(row.method == d.name for row in rows)]
+    for direction in asked:
+        share, metric, a, b = behind(rows, OURS, direction)
+        holds = share <= LEVEL * slack
+        held += holds
+        how = f"within {LEVEL:.0%} of" if slack else "no worse than"
+        found.append(Verdict(f"{direction.condition}, {metric} {how} its own model's", holds, f"{a:.3g} and {b:.3g}"))
+    wanted = min(WANTED, len(asked))
+    return [*found, Verdict(f"at least {wanted} of these {len(asked)}", held >= wanted, str(held))]
+
+
+def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:
+    """The matrix of directions: a row for what is given, a column for what is drawn."""
+    rows = [(m.condition, m.name, m.value) for m in ours(trained)[OURS]]
+    names = [name for name, part in trained.model.parts.items() if not part.derived]
+    return {"matrix": ("What is drawn (across), given what (down), in the units of each.", matrix.picture(rows, names))}
+
+
+def reference(trained: Trained) -> list[Metric]:
+    """One half of the held-out images against the other, for every set that images are drawn of."""
+    quality = measures.reference_quality(trained, condition((), trained.model.anchor_name))
+    places = [condition((d.given,), d.target) for d in directions(list(trained.model.parts)) if d in DRAW]
+    return [*quality, *(dataclasses.replace(m, condition=where) for where in places for m in quality)]
+
+
+NAMES = list(load(PRESET).modalities)
+SINGLE = [single(direction, NAMES) for direction in directions(NAMES)]
+METHODS = [Method(OURS, ours), *(method for method, _ in SINGLE)]
+TASK = Task(
+    name="any_to_any",
+    title="Any modality given any others",
+    question="Does one model of all modalities at once draw and read each of them, given any others, as well as a "
+    "model that was trained for one direction alone, on the same backbone and as many images seen?",
+    methods=[
+        *METHODS,
+        *(
+            method
+            for method in other_budgets(METHODS, {OURS: named, **{m.name: measure for m, measure in SINGLE}})
+            if method.name == TOTAL
+        ),
+    ],
+    reference=reference,
+    verdicts=verdicts,
+    pictures=pictures,
+    features="efficientnet-lite0",
+    smoke={
+        "data": {"kind": "digits"},
+        "modalities.image": {"kind": "image", "channels": 1, "size": 8, "levels": 17},
+        "modalities.mask": {"kind": "mask", "classes": 2, "size": 8},
+        "modalities.label": {"kind": "label", "classes": 10, "weight": {"kind": "none"}},
+        "modalities.embedding": None,
+        "modalities.caption": None,
+        "modalities.masked": {"kind": "masked", "of": "image", "channels": 1, "size": 8, "block": 2},
+        "backbone": {"kind": "mlp", "width": 64, "blocks": 1, "features": 8},
+        "sample": {"sampler": "ddim", "steps": 4, "batch_size": 50},
+    },
+    preset=PRESET,
+)
