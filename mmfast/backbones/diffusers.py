@@ -5,16 +5,14 @@ Its way down and its middle are the encoder, its way up the decoder. Step t here
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mmfast.backbones.features import GRID, Features, averaged, plus
+from mmfast.backbones.features import GRID, Features, averaged, kernels, plus
 from mmfast.errors import MmfastError, missing_extra
 from mmfast.options import one_line, option
 
@@ -93,6 +91,9 @@ class Backbone(nn.Module):
         self.features, self.layers = spec.block_out_channels[0], spec.layers_per_block
         self.embedding_width = self.net.time_embedding.linear_2.out_features
         self.reads = GRID**2 * (sum(spec.block_out_channels) + spec.block_out_channels[-1])
+        # Of the largest attention; the middle's is on the coarsest grid.
+        grids = [size >> k for k, block in enumerate(self.net.down_blocks) if hasattr(block, "attentions")]
+        self.tokens = max([*grids, size >> len(spec.block_out_channels) - 1]) ** 2
         # What comes after the features is the anchor's head, which the model makes (`out_norm`).
         self.groups, self.eps = spec.norm_num_groups, spec.norm_eps
         del self.net.conv_norm_out, self.net.conv_out
@@ -102,8 +103,7 @@ class Backbone(nn.Module):
         return nn.Sequential(nn.GroupNorm(self.groups, self.features, self.eps), nn.SiLU())
 
     def forward(self, x: Tensor, t: Tensor, beside: Tensor | None = None, told: Tensor | None = None) -> Features:
-        # torch's fused attention has a slow backward pass on CPUs (mmfast.backbones.features.attend).
-        with sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else contextlib.nullcontext():
+        with kernels(x.device, self.tokens):
             return self._features(x, t, beside, told)
 
     def _features(self, x: Tensor, t: Tensor, beside: Tensor | None, told: Tensor | None) -> Features:

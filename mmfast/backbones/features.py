@@ -34,11 +34,16 @@ def plus(embedding: Tensor, more: Tensor | None) -> Tensor:
     return embedding if more is None else embedding + more.to(embedding.dtype)
 
 
+def kernels(device: torch.device, tokens: int) -> contextlib.AbstractContextManager[None]:
+    """Where torch's attention over so many tokens is to be computed: in the way that is fast on this device."""
+    # Its fused attention is faster, but on CPUs its backward pass is four times as slow as these few products.
+    slow = device.type == "cpu" and tokens <= 1024 and torch.is_grad_enabled()
+    return sdpa_kernel(SDPBackend.MATH) if slow else contextlib.nullcontext()
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention, [B, heads, N, C] each, in the way that is fast on their device."""
-    # torch's fused attention has a backward pass on CPUs that is four times as slow as these few products.
-    fused = q.device.type != "cpu" or q.shape[-2] > 1024
-    with contextlib.nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
+    """Scaled dot-product attention, [B, heads, N, C] each."""
+    with kernels(q.device, q.shape[-2]):
         return F.scaled_dot_product_attention(q, k, v)
 
 

@@ -1,0 +1,299 @@
+"""Training and sampling side by side with diffusers and denoising-diffusion-pytorch: `python -m benchmarks.peers`.
+
+Each of their networks is trained by its own library and by mmfast, with equal shapes and parameters: a step is noise,
+loss, backward pass, clipping, optimiser and average, in the order of the library's own training script, on a batch in
+memory. Sampling is 64 images in 50 steps of DDIM. mmfast's own U-Net of like size is beside them. All alternate in one
+run; a row has medians, and the median of the ratios of neighbouring turns. Writes benchmarks/results/peers.csv.
+
+It needs more than mmfast: pip install accelerate diffusers denoising-diffusion-pytorch
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.timing import with_warm_allocator
+
+RESULTS = Path(__file__).parent / "results"
+SAMPLES, STEPS, T = 64, 50, 1000
+Job = Callable[[], object]
+
+
+@dataclass
+class Pair:
+    """One network under mmfast and under the library that it is from: a step of training, and a run of sampling."""
+
+    network: str
+    parameters: int
+    train: dict[str, Job]
+    draw: dict[str, Job]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--size", type=int, default=32, help="pixels of an image's side [32]")
+    parser.add_argument("--batch", type=int, default=16, help="images a step of training [16]")
+    parser.add_argument("--channels", type=int, default=32, help="channels of the finest level [32]")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of training each [15]")
+    parser.add_argument("--sampling-rounds", type=int, default=3, help="turns of sampling each [3]")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch [2]")
+    parser.add_argument("--out", type=Path, default=RESULTS / "peers.csv", help="the CSV file")
+    args = parser.parse_args()
+    # Where a core is taken away, threads that wait in a loop cost all sides many times what they compute.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    with_warm_allocator("benchmarks.peers")
+
+    import torch
+
+    torch.set_num_threads(args.threads)
+    print(f"torch {torch.__version__}, {args.threads} threads, {args.size} pixels, batches of {args.batch}")
+    images = torch.rand(args.batch, 3, args.size, args.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pairs = [make(images, args.channels) for make in (of_diffusers, of_ddp)]
+    ours = own(images, args.channels)
+    rows = []
+    for what, rounds in (("train", args.rounds), ("draw", args.sampling_rounds)):
+        jobs: dict[tuple[str, str], Job] = {
+            (pair.network, who): job for pair in [*pairs, ours] for who, job in getattr(pair, what).items()
+        }
+        times = alternate(jobs, rounds, warm=2 if what == "train" else 0)
+        for pair in [*pairs, ours]:
+            rows += list(compared(what, pair, times, args))
+        write(args.out, rows)
+    print(args.out)
+
+
+def write(out: Path, rows: list[dict[str, object]]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def alternate(jobs: dict[tuple[str, str], Job], rounds: int, warm: int) -> dict[tuple[str, str], list[float]]:
+    """Seconds of each job in each round, in turns."""
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in jobs}
+    for turn in range(warm + rounds):
+        for key, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            if turn >= warm:
+                times[key].append(time.perf_counter() - start)
+    return times
+
+
+def compared(
+    what: str, pair: Pair, times: dict[tuple[str, str], list[float]], args: argparse.Namespace
+) -> Iterator[dict[str, object]]:
+    """The rows of a network: each library's median, and how many times as long it takes as mmfast does."""
+    names = {"train": "a step of training", "draw": f"{SAMPLES} images in {STEPS} steps"}
+    mmfast = times[pair.network, "mmfast"]
+    for (network, who), own_times in times.items():
+        if network != pair.network:
+            continue
+        ratio = statistics.median(a / b for a, b in zip(own_times, mmfast, strict=True))
+        median = statistics.median(own_times)
+        print(f"{names[what]:<24} {network:<28} {who:<28} {median * 1e3:10.1f} ms   {ratio:.3f}", flush=True)
+        yield {
+            "what": names[what], "network": network, "parameters": pair.parameters, "by": who,
+            "median_ms": round(median * 1e3, 2), "times_mmfast": round(ratio, 3), "turns": len(own_times),
+            "size": args.size, "batch": args.batch if what == "train" else SAMPLES, "threads": args.threads,
+        }  # fmt: skip
+
+
+def by_mmfast(model: Any, config: Any, images: Any) -> tuple[Job, Job]:
+    """A step of mmfast's trainer, and its sampling."""
+    import torch
+
+    from mmfast.data import Batch
+    from mmfast.sample import sample
+    from mmfast.training.ema import EMA
+    from mmfast.training.objective import losses
+
+    ema, done = EMA(model, 0.9999), [0]
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.0, fused=True)
+
+    def train() -> None:
+        model.train()
+        numbers = torch.arange(len(images)) + done[0] * len(images)
+        total = torch.stack(list(losses(model, Batch({"image": images}), numbers, config).values())).sum()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        done[0] += 1
+        ema.update(model, done[0])
+        total.item()  # as theirs, which show the loss at every step
+
+    return train, lambda: sample(model, SAMPLES, steps=STEPS, sampler="ddim", batch_size=SAMPLES, seed=done[0])
+
+
+def config_of(images: Any, backbone: dict[str, Any]) -> Any:
+    from mmfast import config as configs
+
+    image = {"kind": "image", "channels": images.shape[1], "size": images.shape[2]}
+    train = {"batch_size": len(images), "given_probability": 0.0}
+    return configs.from_plain({"modalities": {"image": image}, "backbone": backbone, "train": train}, "benchmark")
+
+
+def own(images: Any, channels: int) -> Pair:
+    """mmfast's U-Net, of about the levels, blocks and channels of the other two."""
+    from mmfast.build import build_model
+
+    backbone = {"kind": "unet", "channels": channels, "multipliers": [1, 2, 2], "blocks": 2, "head_channels": 32,
+                "attention": [images.shape[2] // 4]}  # fmt: skip
+    config = config_of(images, backbone)
+    model = build_model(config)
+    train, draw = by_mmfast(model, config, images)
+    return Pair("mmfast's U-Net", _parameters(model), {"mmfast": train}, {"mmfast": draw})
+
+
+def of_diffusers(images: Any, channels: int) -> Pair:
+    """UNet2DModel in the step of diffusers' train_unconditional.py, and in DDIMPipeline."""
+    import torch
+    import torch.nn.functional as F
+    from accelerate import Accelerator
+    from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler
+    from diffusers.optimization import get_scheduler
+    from diffusers.training_utils import EMAModel
+
+    from mmfast.backbones import diffusers as adapter
+    from mmfast.build import build_model
+
+    levels = [channels, 2 * channels, 2 * channels]
+    options: dict[str, Any] = {
+        "block_out_channels": levels,
+        "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+        "attention_head_dim": 32,
+        "norm_num_groups": min(32, channels),
+    }
+    config = config_of(images, {"kind": "diffusers", **options})
+    ours = build_model(config)
+    net = adapter.unet(adapter.Spec(**options), images.shape[1], images.shape[1], images.shape[2])
+    assert _parameters(net) == _parameters(ours)
+
+    accelerator, noise_scheduler = Accelerator(cpu=True), DDPMScheduler(T, beta_schedule="squaredcos_cap_v2")
+    average = EMAModel(net.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+    made = torch.optim.AdamW(net.parameters(), 1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
+    rate = get_scheduler("cosine", made, num_warmup_steps=500, num_training_steps=100_000)
+    model, optimizer, lr_scheduler = accelerator.prepare(net, made, rate)
+
+    def train() -> None:
+        model.train()
+        noise = torch.randn(images.shape)
+        timesteps = torch.randint(0, T, (len(images),))
+        noisy = noise_scheduler.add_noise(images, noise, timesteps)
+        with accelerator.accumulate(model):
+            loss = F.mse_loss(model(noisy, timesteps).sample.float(), noise.float())
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            lr_scheduler.step()
+            optimizer.zero_grad()
+        average.step(model.parameters())
+        loss.detach().item()
+
+    pipe = DDIMPipeline(copy.deepcopy(net).eval(), DDIMScheduler(T, beta_schedule="squaredcos_cap_v2"))
+    pipe.set_progress_bar_config(disable=True)
+    by_us, drawn_by_us = by_mmfast(ours, config, images)
+    return Pair(
+        "UNet2DModel",
+        _parameters(ours),
+        {"mmfast": by_us, "diffusers": train},
+        {
+            "mmfast": drawn_by_us,
+            "diffusers": lambda: pipe(batch_size=SAMPLES, num_inference_steps=STEPS, output_type="np"),
+        },
+    )
+
+
+def of_ddp(images: Any, channels: int) -> Pair:
+    """The U-Net of denoising-diffusion-pytorch in the step of its Trainer, and in its GaussianDiffusion."""
+    import torch
+    from accelerate import Accelerator
+    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+    from ema_pytorch import EMA
+    from torch import nn
+
+    from mmfast.backbones import Features
+    from mmfast.modalities import SpaceShape
+    from mmfast.modalities.image import Image
+    from mmfast.model import Model
+    from mmfast.schedule import Schedule
+
+    def network() -> Any:
+        torch.manual_seed(0)
+        return Unet(dim=channels, dim_mults=(1, 2, 2), channels=images.shape[1])
+
+    class Backbone(nn.Module):
+        """It without its last layer, which becomes the model's."""
+
+        def __init__(self, in_channels: int, size: int) -> None:
+            super().__init__()
+            self.net, self.features, self.reads, self.embedding_width = network(), channels, 0, 4 * channels
+            self.net.final_conv = nn.Identity()
+
+        def out_norm(self) -> nn.Module:
+            return nn.Identity()
+
+        def forward(self, x: Any, t: Any) -> Features:
+            return Features(self.net(x, t - 1), x)
+
+    config = config_of(images, {"kind": "mlp"})
+    spec = config.modalities["image"]
+    parts = {"image": Image("image", spec, SpaceShape(spec.size, spec.size))}
+    ours = Model("image", parts, Schedule.cosine(T), Backbone)
+    net = network()
+    ours.out = copy.deepcopy(net.final_conv)
+    assert _parameters(net) == _parameters(ours)
+
+    def diffusion(steps: int) -> Any:
+        how = {"objective": "pred_noise", "beta_schedule": "cosine", "timesteps": T, "sampling_timesteps": steps}
+        return GaussianDiffusion(net, image_size=images.shape[2], auto_normalize=False, **how)
+
+    accelerator = Accelerator(cpu=True)
+    whole = diffusion(T)
+    average = EMA(whole, beta=0.995, update_every=10)
+    made = torch.optim.Adam(whole.parameters(), 1e-4, betas=(0.9, 0.99))
+    model, optimizer = accelerator.prepare(whole, made)
+
+    def train() -> None:
+        model.train()
+        with accelerator.autocast():
+            loss = model(images)
+        loss.item()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update()
+
+    sampler = copy.deepcopy(diffusion(STEPS)).eval()
+
+    def draw() -> None:
+        from denoising_diffusion_pytorch import denoising_diffusion_pytorch as module
+
+        module.tqdm = lambda steps, **_: steps
+        sampler.sample(batch_size=SAMPLES)
+
+    by_us, drawn_by_us = by_mmfast(ours, config, images)
+    name = "denoising-diffusion-pytorch"
+    return Pair("Unet", _parameters(ours), {"mmfast": by_us, name: train}, {"mmfast": drawn_by_us, name: draw})
+
+
+def _parameters(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+if __name__ == "__main__":
+    main()
