@@ -156,3 +156,36 @@ def test_a_folder_without_pictures(tmp_path):
         guess(tmp_path, 32)
     with pytest.raises(MmfastError, match="is no folder"):
         guess(tmp_path / "none", 32)
+
+
+def test_of_many_files_those_from_all_over_are_looked_at(tmp_path):
+    """Of 64 in a folder of any name: the first 20 have one value, as a picture of one grey has."""
+    for k in range(64):
+        save(tmp_path, f"image/{k:02}.png", colour())
+        save(tmp_path, f"parts/{k:02}.png", mask(0, 1) if k >= 20 else mask(7))
+    assert guess(tmp_path, 32).modalities == {"image": SEEN, "parts": {"kind": "mask", "classes": 8, "size": 16}}
+
+
+@pytest.mark.parametrize(("most", "classes"), [(72, 73), (79, 80), (80, None)])
+def test_numbers_beyond_the_usual_are_classes_where_they_are_dense(tmp_path, most, classes):
+    """Less than four times as many as there are: 20 here, and more than 64 is not few."""
+    files(tmp_path, {**IMAGE, "seg/STEM.png": lambda k: mask(*range(2, 21), most)})
+    guessed = guess(tmp_path, 32)
+    assert guessed.modalities.get("seg") == (classes and {"kind": "mask", "classes": classes, "size": 16})
+    assert guessed.notes == ([] if classes else ["seg: masks with values up to 80, which are no class numbers"])
+
+
+def test_the_first_vector_that_can_be_read_and_holds_something_says_its_shape(tmp_path):
+    """In order: no array, a number alone, an array of nothing, and then vectors."""
+    broken = {0: np.float64(3), 1: "no array", 2: np.zeros((0, 3))}
+    for k in range(6):
+        save(tmp_path, f"image/{k}.png", colour())
+        save(tmp_path, f"vec/{k}.npy", np.zeros(7) if k > 2 else np.zeros(1))
+        if k in broken:
+            (tmp_path / f"vec/{k}.npy").unlink()
+            np.save(tmp_path / f"vec/{k}.npy", broken[k]) if k != 1 else (tmp_path / "vec/1.npy").write_text(broken[1])
+    assert guess(tmp_path, 32).modalities["vec"] == {"kind": "embedding", "dim": 7}
+    for k in range(3, 6):
+        (tmp_path / f"vec/{k}.npy").write_text("no array")
+    guessed = guess(tmp_path, 32)
+    assert "vec" not in guessed.modalities and guessed.notes == ["vec: no file can be read as a vector or a map"]

@@ -49,6 +49,7 @@ KINDS = {
     "label": {"classes": (10, (1, NONE)), "names": ([], ANY), "reads": ("encoder", ANY)},
     "embedding": {"dim": (384, (1, NONE)), "layout": ("grid", ANY), "network": ("", ANY), "sigma": (0.1, ([0], NONE)),
                   "reads": ("encoder", ANY)},
+    "feature_map": {"dim": (8, (1, NONE)), "cells": (4, (1, NONE)), "network": ("", ANY), "sigma": (0.1, ([0], NONE))},
     "masked": {**PIXELS, "weight.kind": ("none", ANY), "of": ("image", ANY), "block": (8, (1, NONE)),
                "ratios": ([0.1, 0.75], ANY)},
 }  # fmt: skip

@@ -186,6 +186,26 @@ def test_folders_that_are_numbers_keep_them(tmp_path):
         numbers(12)
 
 
+@pytest.mark.parametrize(("digits", "numbers"), [(9, True), (10, False)])
+def test_folders_of_more_digits_than_a_class_has_are_names(tmp_path, digits, numbers):
+    found = ["1" * digits, "2" * digits]
+    for name in found:
+        write(tmp_path, "image", f"{name}/0", ".png", np.zeros((SIZE, SIZE, 3), np.uint8))
+    kinds = {"image": specs()["image"], "label": modalities.kind("label").Spec(classes=2)}
+    look = folder.look(folder.Spec(root=str(tmp_path)), kinds, "image")
+    assert look.classes == ({} if numbers else {"label": found})
+    assert ["the folders are the numbers" in problem for problem in look.problems] == [True] * numbers
+
+
+@pytest.mark.parametrize("stems", [("a", "b"), ("a", "x/b"), ("x/a", "x/y/b", "c")])
+def test_where_not_all_images_lie_in_folders_these_name_no_classes(tmp_path, stems):
+    for stem in stems:
+        write(tmp_path, "image", stem, ".png", np.zeros((SIZE, SIZE, 3), np.uint8))
+    kinds = {"image": specs()["image"], "label": modalities.kind("label").Spec(classes=1)}
+    with pytest.raises(MmfastError, match=r"holds no label files \(\.txt\), nor do folders name the classes"):
+        folder.open(folder.Spec(root=str(tmp_path)), kinds, "image")
+
+
 def test_names_are_compared_in_one_unicode_form(tmp_path):
     """As macOS writes an accent, and as others do."""
     for kind, name in (("image", "caf\u00e9"), ("mask", "cafe\u0301"), ("image", "b"), ("mask", "b")):

@@ -123,7 +123,7 @@ def _python(rest, folder, inline, given):
     if rest[:2] == ["-m", "venv"]:
         assert len(rest) == 3
     elif rest[0] == "-m":
-        assert rest[1].startswith("benchmarks."), f"python -m {rest[1]}: no module that this test knows"
+        assert rest[1].startswith(("benchmarks.", "tests.mutation")), f"python -m {rest[1]} is not known to this test"
         _benchmark(rest[1], rest[2:])
     else:
         script = ROOT / rest[0]

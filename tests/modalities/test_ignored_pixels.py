@@ -32,10 +32,11 @@ def part(**options):
 
 @pytest.fixture
 def example(random):
-    """Logits, and classes of which a third is not known; of the last example none is."""
+    """Logits, and classes of which a third is not known; of the last example none is, of the one before one."""
     x = random.integers(0, K, (B, SIZE, SIZE))
     x[random.random(x.shape) < 1 / 3] = -1
-    x[-1] = -1
+    x[-2:] = -1
+    x[-2, 0, 0] = 2
     return random.normal(size=(B, K, SIZE, SIZE)), x
 
 

@@ -8,7 +8,7 @@ from scipy import stats
 
 from mmfast import MmfastError, modalities
 from mmfast.modalities import SpaceShape
-from mmfast.modalities.base import code
+from mmfast.modalities.base import code, head_norm
 
 B, SIZE = 64, 8
 OPTIONS = {
@@ -44,6 +44,16 @@ def sure(kind, part, x):
 def test_every_file_of_the_folder_is_a_kind():
     # Those that have a file of tests of their own.
     assert set(modalities.KINDS) == {*OPTIONS, "masked", "feature_map"}
+
+
+def test_a_kind_that_there_is_not_is_named():
+    with pytest.raises(MmfastError, match=r"modality kind is 'masks'; .*did you mean 'mask'"):
+        modalities.kind("masks")
+
+
+def test_a_head_normalises_at_least_four_channels_together():
+    groups = {128: 32, 160: 32, 96: 16, 64: 16, 32: 8, 24: 4, 16: 4, 8: 2, 12: 2, 6: 1, 4: 1, 7: 1}
+    assert {features: head_norm(features)[0].num_groups for features in groups} == groups
 
 
 @pytest.mark.parametrize("channels", [None, 3])

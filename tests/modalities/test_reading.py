@@ -9,6 +9,7 @@ from PIL import Image
 
 from mmfast import modalities
 from mmfast.errors import MmfastError
+from mmfast.modalities import SpaceShape
 
 
 def read(kind, file, **options):
@@ -138,3 +139,35 @@ def test_a_vector_is_read_or_an_error_of_one_line(tmp_path):
     os.mkfifo(file)
     with pytest.raises(MmfastError, match=r"x\.npy is no file"):
         read("embedding", file, dim=3)
+
+
+@pytest.mark.parametrize(("length", "shown"), [(40, "y" * 40), (41, "y" * 40 + "...")])
+def test_of_a_long_text_that_is_no_label_the_beginning_is_said(length, shown):
+    spec = modalities.kind("label").Spec(classes=2, names=["no", "yes"])
+    part = modalities.kind("label")("of", spec, SpaceShape(4, 4))
+    with pytest.raises(
+        MmfastError, match=rf"of=y+: '{shown}' is no label; it should lie in 0 \.\. 1 or one of no, yes"
+    ):
+        part.parse("y" * length)
+    assert [part.parse(x).item() for x in ("no", "yes", "1", "0")] == [0, 1, 1, 0]
+    assert part.values("all") == ["0", "1"] and part.values("no,1") == ["no", "1"] and part.values("no") == ["no"]
+    assert part.plain(torch.tensor(1)) == "yes" and part.class_name(0) == "no"
+
+
+def test_names_are_one_a_class():
+    for names in (["a"], ["a", "b", "c"]):
+        with pytest.raises(MmfastError, match=rf"modalities\.x\.names has {len(names)} names; it should have 2"):
+            modalities.kind("label")("x", modalities.kind("label").Spec(classes=2, names=names), SpaceShape(4, 4))
+
+
+@pytest.mark.parametrize(("classes", "ignore", "mode"), [(256, None, "P"), (257, None, "I;16"), (2, 255, "P"),
+                                                         (2, 256, "I;16"), (2, 300, "I;16")])  # fmt: skip
+def test_masks_of_many_classes_are_written_with_16_bits_and_read_back(tmp_path, classes, ignore, mode):
+    """A byte has room for 255."""
+    part = modalities.kind("mask")
+    spec = part.Spec(classes=classes, size=4, ignore=ignore)
+    x = torch.tensor([0, 1, classes - 1, 0 if ignore is None else -1]).repeat(4, 1)
+    picture = part("x", spec, SpaceShape(4, 4)).plain(x)
+    assert picture.mode == mode
+    picture.save(tmp_path / "x.png")
+    assert torch.equal(part.read(tmp_path / "x.png", spec), x)

@@ -1,0 +1,153 @@
+"""What a trainer says and keeps beside its weights: gradients that explode, the bar, the end of the stats."""
+
+import json
+import math
+import signal
+
+import pytest
+import torch
+from test_trainer import Known, data
+from tiny import tiny
+
+from mmfast.data import Data
+from mmfast.data.base import InMemory
+from mmfast.errors import MmfastError
+from mmfast.training import stop
+from mmfast.training import trainer as module
+from mmfast.training.examples import _leave_signals
+from mmfast.training.trainer import fit, rehearse
+from mmfast.training.try_out import try_out
+
+
+class Steep(Known):
+    """From step 3 on the loss is finite and its gradient is not: the root of 0."""
+
+    def __call__(self, model, batch, numbers, config):
+        found = super().__call__(model, batch, numbers, config)
+        w = next(model.parameters()).flatten()[0]
+        return {**found, "one": (w - w.detach()).sqrt() if int(numbers[0]) >= 32 else found["one"]}
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_though_its_loss_is(tmp_path):
+    config = tiny(train__steps=5, train__checkpoint_every=1, train__log_every=1)
+    said = r"the loss is -?\d\S* and its gradient (inf|nan) at step 3; the last checkpoint is kept"
+    with pytest.raises(MmfastError, match=said):
+        fit(config, str(tmp_path / "run"), data(), Steep(), quiet=True)
+
+
+def test_a_run_that_goes_on_says_from_where(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    fit(tiny(train__steps=2), out, data(), Known())
+    first = capsys.readouterr()
+    assert first.out == "" and "training" in first.err and "2/2" in first.err
+    fit(tiny(train__steps=4), out, data(), Known())
+    again = capsys.readouterr()
+    assert again.out == f"{out}: going on after step 2 of 4\n" and "4/4" in again.err and "1/4" not in again.err
+    fit(tiny(train__steps=6), out, data(), Known(), quiet=True)
+    quiet = capsys.readouterr()
+    assert quiet.out == "" and "training" not in quiet.err
+
+
+def test_the_bar_shows_every_loss():
+    line = {"step": 7, "loss": 1.23456, "loss.image": 2.0, "grad_norm": 3.0, "learning_rate": 4.0}
+    assert module._postfix(line) == {"loss": "1.235", "image": "2.000"}
+
+
+def test_a_checkpoint_keeps_the_end_of_the_stats(tmp_path, monkeypatch):
+    """As many characters as are said, across flushes and across a restart."""
+    monkeypatch.setattr(module, "RECENT", 500)
+    options = {"train__log_every": 1, "train__checkpoint_every": 2}
+    for steps in (3, 6):
+        run = fit(tiny(train__steps=steps, **options), str(tmp_path / "run"), data(), Known(), quiet=True).run
+        text = run.stats_file.read_text()
+        metadata = run.load_state()[1]
+        assert metadata == {"step": steps, "stats": text[-500:]} and len(text) > 500
+    assert [json.loads(line)["step"] for line in text.splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_rehearsal_looks_at_a_batch_of_both_parts():
+    """Of no more than there are, and no further; and at one held-out example that has everything."""
+    part = data().train
+
+    class Read(InMemory):
+        def __init__(self, count):
+            super().__init__({name: x[:count] for name, x in part.tensors.items()})
+            self.read = []
+
+        def __getitems__(self, rows):
+            self.read.append(list(rows))
+            return super().__getitems__(rows)
+
+    train, test = Read(40), Read(10)
+    model = rehearse(tiny(), Data(train, test), Known())
+    assert train.read == [list(range(16))] and test.read[0] == list(range(10))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_rehearsal_refuses_what_evaluation_would():
+    config = tiny(evaluate__samples=2)
+    config.evaluate.features = "theirs:network"
+    with pytest.raises(MmfastError, match=r"evaluate\.features is 'theirs:network', code that a config names"):
+        rehearse(config, data(), Known())
+    config.evaluate.samples = 0  # nobody will ask for it
+    rehearse(config, data(), Known())
+    with pytest.raises(MmfastError, match=r"train\.device"):
+        rehearse(tiny(train__device="cuda:99"), data(), Known())
+
+
+def test_a_network_that_does_not_run_is_the_backbones_matter():
+    def fails(model, batch, numbers, config):
+        assert len(batch) == 2 and numbers.tolist() == [0, 1] and not torch.is_grad_enabled()
+        raise RuntimeError("sizes of tensors\nmust match")
+
+    batch = data().train.__getitems__(range(5))
+    said = r"backbone: a network with these options does not run \(sizes of tensors\); change them"
+    with pytest.raises(MmfastError, match=said):
+        rehearse(tiny(), data(), fails)
+    model = rehearse(tiny(), data(), Known())
+    assert len(batch) == 5 and try_out(model, batch, tiny(), Known()) is None
+
+
+@pytest.mark.parametrize(("rms", "warned"), [(0.59, True), (0.61, False), (1.59, False), (1.61, True)])
+def test_the_size_of_encodings_that_is_near_one(rms, warned, recwarn):
+    model = rehearse(tiny(), data(), Known())
+    batch = data().train.__getitems__(range(4))
+    model.encode = lambda found: {"label": torch.full((4, 3, 1, 1), rms)}
+    try_out(model, batch, tiny(), Known())
+    assert [f"an RMS of {rms:.2f}; it should be near 1" in str(w.message) for w in recwarn] == [True] * warned
+
+
+def test_signals_ask_once_and_a_second_ctrl_c_is_at_once():
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with stop.Stop() as found:
+        assert not found.asked
+        signal.raise_signal(signal.SIGTERM)
+        assert found.asked
+        signal.raise_signal(signal.SIGTERM)  # the same wish
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    with stop.Stop(at_once=False) as found:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        assert found.asked
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
+def test_processes_that_load_data_leave_signals_to_the_trainer(number):
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, number)}
+    try:
+        _leave_signals(0)
+        assert signal.getsignal(number) is signal.SIG_IGN
+        signal.raise_signal(number)
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def test_the_learning_rate_of_a_run_that_is_all_warm_up():
+    config = tiny(train__steps=3, train__warmup=3, train__learning_rate=1.0, train__decay="cosine")
+    assert [module.learning_rate(config, k) for k in (1, 2, 3)] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert module.learning_rate(config, 4) == pytest.approx(0.5 * (1 + math.cos(math.pi)))
