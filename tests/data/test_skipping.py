@@ -1,4 +1,4 @@
-"""data.on_error: what cannot be read stops training with its state saved, or is left out, counted, named and replaced."""
+"""data.on_error: what cannot be read stops training, its state saved, or is left out, counted, named and replaced."""
 
 import json
 
@@ -86,7 +86,7 @@ def test_the_next_that_can_be_read_takes_the_place(capsys, bad, expected):
 def test_where_nothing_can_be_read_it_is_an_error():
     examples = Some({"x": torch.arange(3)})
     examples.bad = {0, 1, 2}
-    with pytest.raises(MmfastError, match="no example can be read, .* file . is damaged"):
+    with pytest.raises(MmfastError, match=r"no example can be read, .* file . is damaged"):
         Skipping(examples).__getitems__([0, 1])
 
 
