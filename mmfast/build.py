@@ -69,12 +69,12 @@ def stored(config: Config) -> dict[str, Any]:
 
 
 def with_class_names(config: Config) -> Config:
-    """The config with the names of the classes that folders name, for labels that have none of their own.
+    """The config with the names of the classes that the data has, for labels that have none of their own.
 
     So a run keeps them, shows them in its pictures, and takes them: `--given label=cats`.
     """
-    look = getattr(data.kind(config.data.kind), "look", None)
-    classes = look(config.data, stored(config), config.anchor).classes if look is not None else {}
+    names = getattr(data.kind(config.data.kind), "class_names", None)
+    classes = names(config.data, stored(config), config.anchor) if names is not None else {}
     parts = dict(config.modalities)
     for name, found in classes.items():
         if not all(x.isdecimal() or not x for x in found):  # numbers are called as they are

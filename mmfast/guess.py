@@ -14,6 +14,7 @@ import torch
 from mmfast import modalities as kinds
 from mmfast.config import check_name
 from mmfast.data.found import find
+from mmfast.data.table import find_table, read_table
 from mmfast.errors import MmfastError
 from mmfast.image_files import EXTENSIONS, class_numbers, load_picture, read_header, two_classes
 from mmfast.modalities.embedding import mapped
@@ -98,11 +99,28 @@ def guess(root: str | Path, most: int, size: int | None = None) -> Guess:
             options = OPTIONS[candidate.kind](Candidate(candidate.folder, candidate.kind, shared), guessed, size)
             if options is not None:
                 _add(guessed, candidate, options)
+    _add_columns(guessed)
     if not any(x["kind"] == "label" for x in guessed.modalities.values()):
         classes = _class_folders(anchor.paths)
         if classes is not None:
             guessed.modalities["label" if "label" not in guessed.modalities else "class"] = classes
     return guessed
+
+
+def _add_columns(guessed: Guess) -> None:
+    """Labels that are columns of a table beside the folders."""
+    path = find_table(guessed.root)
+    table = None if path is None else read_table(path)
+    for name, cells in table.columns.items() if table is not None else ():
+        options = _classes(cells.values(), guessed.examples)
+        try:
+            check_name(name)
+        except MmfastError:
+            options = None
+        if options is None or name in guessed.modalities:
+            guessed.notes.append(f"{path}: the column {name}, whose {len({*cells.values()})} texts are no classes")
+        else:
+            guessed.modalities[name] = options
 
 
 def _candidate(root: Path, path: Path) -> Candidate | None:

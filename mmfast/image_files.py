@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ def _named(path: Path | str, what: str) -> Iterator[None]:
     """Raises MmfastError, naming a file or a picture, for whatever Pillow says of it meanwhile."""
     try:
         yield
+    except MmfastError:  # said within
+        raise
     except UnidentifiedImageError:
         raise MmfastError(f"{path} cannot be read as a {what}: it is none of {', '.join(FORMATS)}") from None
     except DAMAGED as error:
@@ -54,11 +57,23 @@ def load_picture(path: Path, what: str = "picture") -> PILImage.Image:
         return upright(file, path, what)
 
 
+def picture_in(data: bytes, where: str, what: str = "picture") -> PILImage.Image:
+    """`load_picture` of a file's content; errors call it `where`."""
+    with _named(where, what), PILImage.open(io.BytesIO(data), formats=FORMATS) as file:
+        return upright(file, where, what)
+
+
 def upright(picture: PILImage.Image, where: Path | str, what: str = "picture") -> PILImage.Image:
-    """A picture, whole and turned as its EXIF data says; the original stays. Raises MmfastError as `load_picture`."""
+    """A picture, whole and turned as its EXIF data says; the original stays. Raises MmfastError as `load_picture`.
+
+    EXIF data that cannot be read says nothing, as viewers have it.
+    """
     with _named(where, what):
         picture.load()
+    try:
         turned = ImageOps.exif_transpose(picture)
+    except DAMAGED:
+        turned = picture.copy()
     assert turned is not None
     return turned
 
@@ -78,7 +93,8 @@ def read_header(path: Path) -> Header:
     """A picture's header, without its pixels. Raises MmfastError for what is wrong there, as `load_picture` does."""
     with _opened(path, "picture") as file:
         exif = PILImage.Exif()
-        exif.load(file.info.get("exif", b""))
+        with contextlib.suppress(*DAMAGED):
+            exif.load(file.info.get("exif", b""))
         orientation = exif.get(0x0112, 1)
         size = file.size[::-1] if orientation in (5, 6, 7, 8) else file.size
         frames = getattr(file, "n_frames", 1)

@@ -132,8 +132,10 @@ def decoded(
     file = folder / f"{name}-{hashlib.sha256(b''.join(keys)).hexdigest()[:16]}.rows"
     layout = Layout.read(file, blanks)
     if layout is None or layout.count != len(examples):
-        layout = Layout.of(blanks, packings_of(blanks, _look(examples)), len(examples))
         earlier = [path for path in folder.glob(f"{name}-*.rows") if path != file]
+        before = next((found for path in earlier if (found := Layout.read(path, blanks))), None)
+        packings = before.packings if before is not None else packings_of(blanks, _look(examples))
+        layout = Layout.of(blanks, packings, len(examples))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not _make_room(folder, layout.size, limit * GB, earlier):

@@ -45,4 +45,9 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     return listing.data()
 
 
-__all__ = ["Listing", "Spec", "look", "open"]
+def class_names(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, list[str]]:
+    """The names of the classes of labels whose spec has none, as folders or a table have them."""
+    return look(spec, modalities, anchor).classes
+
+
+__all__ = ["Listing", "Spec", "class_names", "look", "open"]

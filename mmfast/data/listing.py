@@ -188,12 +188,13 @@ def _take_table(listing: Listing) -> Table | None:
         if not cells:
             listing.problems.append(f"{path}: the column {name} is empty")
         if part.kind == "label" and not part.names and not all(map(_is_number, cells.values())):
-            listing.classes[name] = sorted({*cells.values()})
-            part = dataclasses.replace(part, names=listing.classes[name])
-            if len(part.names) != part.classes:
+            found = sorted({*cells.values()})
+            if len(found) == part.classes:
+                listing.classes[name] = found
+                part = dataclasses.replace(part, names=found)
+            else:
                 listing.problems.append(
-                    f"modalities.{name}.classes is {part.classes}; {path} names {len(part.names)} "
-                    f"({', '.join(part.names[:5])})"
+                    f"modalities.{name}.classes is {part.classes}; {path} names {len(found)} ({', '.join(found[:5])})"
                 )
                 part = None
         listing.texts[name] = {stems[line]: cell for line, cell in cells.items() if line in stems}

@@ -119,11 +119,14 @@ class Layout:
 
     def write(self, file: BinaryIO, keys: Sequence[bytes]) -> None:
         """Begin a file in which no row is there yet; they take no room on the disk until they are written."""
-        header = {"packings": {column.name: column.packing for column in self.columns}, "count": self.count}
-        file.write(json.dumps(header).encode().ljust(HEADER))
+        file.write(json.dumps({"packings": self.packings, "count": self.count}).encode().ljust(HEADER))
         file.seek(HEADER + 4 * self.count)
         file.write(b"".join(keys))
         file.truncate(self.size)
+
+    @property
+    def packings(self) -> dict[str, str]:
+        return {column.name: column.packing for column in self.columns}
 
     @cached_property
     def width(self) -> int:

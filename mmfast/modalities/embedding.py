@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -152,7 +153,8 @@ def read_numbers(path: Path, shape: tuple[int, ...]) -> Tensor:
     try:
         array = mapped(path)
     except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as error:
-        raise MmfastError(f"{path} cannot be read as {what} (.npy): {' '.join(str(error).split())}") from None
+        reason = re.sub(" at 0x[0-9a-f]+", "", " ".join(str(error).split()))  # of an object that numpy names
+        raise MmfastError(f"{path} cannot be read as {what} (.npy): {reason}") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
         kind = array.dtype if isinstance(array, np.ndarray) else "an archive"
         raise MmfastError(f"{path} holds {kind}; it should hold real numbers (.npy)")
@@ -160,7 +162,8 @@ def read_numbers(path: Path, shape: tuple[int, ...]) -> Tensor:
         raise MmfastError(f"{path} holds {array.size} numbers; it should hold {math.prod(shape)}")
     if len(shape) > 1 and array.shape != shape:
         raise MmfastError(f"{path} holds {list(array.shape)}; it should hold {list(shape)}")
-    x = torch.from_numpy(np.array(array, dtype=np.float32)).reshape(shape)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused below
+        x = torch.from_numpy(np.array(array, dtype=np.float32)).reshape(shape)
     if not bool(torch.isfinite(x).all()):
         raise MmfastError(f"{path} holds NaN or infinite values; mend or remove it, for its embedding to be missing")
     return x

@@ -31,6 +31,7 @@ from mmfast.ranks import ALONE, Elsewhere, Ranks, joined
 from mmfast.run import TENSORBOARD, Run
 from mmfast.training import graphs, shards
 from mmfast.training import state as states
+from mmfast.training.augment import mirrored
 from mmfast.training.average import Average
 from mmfast.training.ema import EMA
 from mmfast.training.examples import loader, parts
@@ -148,7 +149,10 @@ class Trainer:
             # Dropout is the one thing that draws from torch's generator: a function of the place in the run too.
             torch.manual_seed(self.config.seed ^ part.start << 20)
             numbers = torch.arange(part.start, part.stop, device=self.device)
-            found = self.losses(network, batch.to(self.device), numbers, self.config)
+            batch = batch.to(self.device)
+            if self.data.flip:
+                batch = mirrored(self.model, batch, self.config.seed, numbers)
+            found = self.losses(network, batch, numbers, self.config)
             total = torch.stack(list(found.values())).sum()
             if part is shares[-1]:
                 self.average.begin()

@@ -1,0 +1,106 @@
+"""Data sets of Hugging Face's `datasets`: from the Hub, from data files, or as save_to_disk has left them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmfast.data.base import FLIP, Data
+from mmfast.data.items import Items, check_known, names_of, split
+from mmfast.errors import MmfastError, missing_extra, unknown
+from mmfast.image_files import load_picture, picture_in
+from mmfast.options import option
+
+# What a folder that save_to_disk wrote holds: of several splits, of one.
+SAVED = ("dataset_dict.json", "dataset_info.json")
+
+
+@dataclass
+class Spec:
+    kind: str = "huggingface"
+    path: str = option("", "the data set's name on the Hub, or a folder of it")
+    name: str = option("", "which of its configurations; empty: the only one")
+    train: str = option("train", "the split of the training examples")
+    test: str = option("", "the split that is held out; empty: hold out a share of the others")
+    columns: dict[str, str] = option({}, "the column of a modality that has another name, as {image: img}")
+    test_fraction: float = option(0.1, "share of the examples held out, where test is empty", above=0, max=0.9)
+    flip: bool = option(False, FLIP)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(path: str, name: str, split: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise missing_extra("datasets", "huggingface", "data.kind=huggingface") from None
+    if int(datasets.__version__.split(".")[0]) < 4:  # earlier ones may run a script that comes with the data
+        raise MmfastError(f"data.kind=huggingface needs datasets 4 or later, not {datasets.__version__}")
+    if not path:
+        raise MmfastError("data.path is empty; it should be a data set's name on the Hub, or a folder of it")
+    try:
+        if any((Path(path) / file).exists() for file in SAVED):
+            found = datasets.load_from_disk(path)
+            if isinstance(found, datasets.DatasetDict):
+                if split not in found:
+                    raise unknown("data: the split", split, found)
+                found = found[split]
+        else:
+            found = datasets.load_dataset(path, name or None, split=split)
+    except MmfastError:
+        raise
+    except Exception as error:  # anything that datasets raises
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise MmfastError(f"data.path {path!r}, split {split!r}, cannot be opened: {reason}") from None
+    # Pictures are opened here, as the formats that are meant and no others.
+    for column, feature in found.features.items():
+        if isinstance(feature, datasets.Image):
+            found = found.cast_column(column, datasets.Image(decode=False))
+    return found
+
+
+def _columns(spec: Spec, modalities: Mapping[str, Any], known: Any) -> dict[str, str]:
+    check_known("data.columns", spec.columns, modalities)
+    columns = {name: spec.columns.get(name, name) for name in modalities}
+    for column in columns.values():
+        if column not in known:
+            raise unknown("data.columns: a column", column, known)
+    return columns
+
+
+def _value(x: Any, where: str) -> Any:
+    """What a column holds; a picture's file is opened."""
+    if not (isinstance(x, dict) and {"bytes", "path"} == x.keys()):
+        return x
+    return picture_in(x["bytes"], where) if x["bytes"] else load_picture(Path(x["path"]))
+
+
+def _items(spec: Spec, modalities: Mapping[str, Any], split: str) -> Items:
+    found = _load(spec.path, spec.name, split)
+    columns = _columns(spec, modalities, found.features)
+    chosen = found.select_columns([*{*columns.values()}])
+    called = f"{spec.path}, split {split}"
+
+    def get(index: int) -> dict[str, Any]:
+        row = chosen[index]
+        return {name: _value(row[column], f"example {index} of {called}") for name, column in columns.items()}
+
+    return Items(len(found), get, modalities, called)
+
+
+def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
+    """The examples of a data set of `datasets`. Raises MmfastError where it cannot be opened, and for other columns."""
+    train = _items(spec, modalities, spec.train)
+    test = _items(spec, modalities, spec.test) if spec.test else None
+    return split(train, test, spec.test_fraction, spec.flip)
+
+
+def class_names(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, list[str]]:
+    """The names of classes in the features of columns that are labels."""
+    features = _load(spec.path, spec.name, spec.train).features
+    columns = _columns(spec, modalities, features)
+    labels = {name: column for name, column in columns.items() if modalities[name].kind == "label"}
+    named = {name: getattr(features[column], "names", None) for name, column in labels.items()}
+    return names_of(modalities, {name: found for name, found in named.items() if found})

@@ -1,0 +1,110 @@
+"""Data sets of torchvision: any class of torchvision.datasets whose examples are tuples, such as (picture, label)."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mmfast.data.base import FLIP, Data
+from mmfast.data.items import Items, check_known, names_of, split
+from mmfast.errors import MmfastError, missing_extra, unknown
+from mmfast.options import option
+
+# They open whatever Pillow knows, and kind: folder reads folders.
+FOLDERS = ("ImageFolder", "DatasetFolder")
+
+
+@dataclass
+class Spec:
+    kind: str = "torchvision"
+    name: str = option("", "the class in torchvision.datasets, as CIFAR10 or OxfordIIITPet")
+    root: str = option("", "the folder in which torchvision keeps the data")
+    download: bool = option(False, "let torchvision download it, where it can")
+    train: dict[str, Any] = option({}, "arguments of the class for the training examples, as {train: true}")
+    test: dict[str, Any] = option({}, "and for those that are held out; empty: hold out a share of the others")
+    fields: dict[str, int] = option(
+        {}, "the place of each modality in an example, tuples in it opened; empty: the anchor 0, the others in order"
+    )
+    test_fraction: float = option(0.1, "share of the examples held out, where test is empty", above=0, max=0.9)
+    flip: bool = option(False, FLIP)
+
+
+def _flat(example: Any) -> list[Any]:
+    return [x for part in example for x in _flat(part)] if isinstance(example, tuple) else [example]
+
+
+@functools.lru_cache(maxsize=4)
+def _load(name: str, root: str, download: bool, arguments: str) -> Any:
+    try:
+        from torchvision import datasets
+    except ImportError:
+        raise missing_extra("torchvision", "torchvision", "data.kind=torchvision") from None
+    known = [x for x in datasets.__all__ if x not in FOLDERS and inspect.isclass(getattr(datasets, x))]
+    if name in FOLDERS:
+        raise MmfastError(f"data.name is {name!r}; folders are read by data.kind=folder")
+    if name not in known:
+        raise unknown("data.name", name, known)
+    make = getattr(datasets, name)
+    takes = inspect.signature(make).parameters
+    given = json.loads(arguments)
+    for key in given:
+        if key not in takes or key in ("root", "download", "loader"):
+            names = [x for x in takes if x not in ("root", "download", "loader")]
+            raise unknown(f"data: an argument of {name}", key, names)
+    given |= {"root": root} if "root" in takes else {}
+    given |= {"download": True} if download and "download" in takes else {}
+    try:
+        return make(**given)
+    except MmfastError:
+        raise
+    except Exception as error:  # anything that torchvision raises
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise MmfastError(
+            f"data: torchvision's {name} cannot be opened in {root or 'no data.root'}: {reason}"
+        ) from None
+
+
+def _dataset(spec: Spec, arguments: Mapping[str, Any]) -> Any:
+    return _load(spec.name, spec.root, spec.download, json.dumps(dict(arguments), sort_keys=True))
+
+
+def _fields(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, int]:
+    check_known("data.fields", spec.fields, modalities)
+    others = (name for name in modalities if name != anchor)
+    return dict(spec.fields) or {name: k for k, name in enumerate((anchor, *others))}
+
+
+def _items(spec: Spec, modalities: Mapping[str, Any], anchor: str, arguments: Mapping[str, Any]) -> Items:
+    found, fields = _dataset(spec, arguments), _fields(spec, modalities, anchor)
+    missing = [name for name in modalities if name not in fields]
+    if missing:
+        raise MmfastError(f"data.fields has no {missing[0]}; it should have a place for each modality that is read")
+
+    def get(index: int) -> dict[str, Any]:
+        values = _flat(found[index])
+        if max(fields.values()) >= len(values) or min(fields.values()) < 0:
+            raise MmfastError(
+                f"data.fields is {fields}; an example of {spec.name} has {len(values)} parts, from 0 on: "
+                f"{', '.join(type(x).__name__ for x in values)}"
+            )
+        return {name: values[k] for name, k in fields.items()}
+
+    return Items(len(found), get, modalities, f"torchvision's {spec.name}")
+
+
+def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
+    """The examples of a torchvision data set. Raises MmfastError where it cannot be opened, and for other options."""
+    train = _items(spec, modalities, anchor, spec.train)
+    test = _items(spec, modalities, anchor, spec.test) if spec.test else None
+    return split(train, test, spec.test_fraction, spec.flip)
+
+
+def class_names(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, list[str]]:
+    """The data set's own names of its classes, for its labels."""
+    found = getattr(_dataset(spec, spec.train), "classes", None)
+    labels = {name: found for name, part in modalities.items() if part.kind == "label" and found}
+    return names_of(modalities, labels)

@@ -1,0 +1,179 @@
+"""labels.csv beside the folders: every label is that of its row; what does not fit is an error with its line."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmfast import config as configs
+from mmfast import modalities
+from mmfast.build import with_class_names
+from mmfast.data import folder
+from mmfast.errors import MmfastError
+from mmfast.guess import DRAFT, guess
+from mmfast.survey import brief, survey
+
+LABELS = {"a/0": "bee", "a/1": "ape", "b/2": "cow", "b/3": "bee", "b/4": "ape", "b/5": "bee"}
+
+
+@pytest.fixture
+def root(tmp_path):
+    for stem in LABELS:
+        file = tmp_path / "image" / f"{stem}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(file)
+    return tmp_path
+
+
+def table(root, rows, header="file_name,label", name="labels.csv", encoding="utf-8", end="\n"):
+    (root / name).write_bytes(end.join([header, *rows, ""]).encode(encoding))
+
+
+def config(root, **label):
+    parts = {"image": {"kind": "image", "channels": 1, "size": 4}, "label": {"kind": "label", "classes": 3, **label}}
+    data = {"kind": "folder", "root": str(root), "test_fraction": 0.4}
+    return configs.from_plain({**DRAFT, "data": data, "modalities": parts}, "x")
+
+
+def read(root, **label):
+    """Label by stem, None where it is missing."""
+    chosen = config(root, **label)
+    data, found = folder.open(chosen.data, chosen.modalities, "image"), {}
+    for part in (data.train, data.test):
+        batch = part.__getitems__(range(len(part)))
+        there = batch.present.get("label", [True] * len(part))
+        found |= {s: int(x) if yes else None for s, x, yes in zip(part.stems, batch.data["label"], there, strict=True)}
+    return found
+
+
+NUMBERS = {stem: ["ape", "bee", "cow"].index(label) for stem, label in LABELS.items()}
+ROWS = [f"{stem}.png,{label}" for stem, label in LABELS.items()]
+
+
+@pytest.mark.parametrize(
+    ("rows", "how"),
+    [
+        (ROWS, {}),
+        (ROWS[::-1], {"name": "metadata.csv"}),
+        ([f"image/{row}" for row in ROWS], {"end": "\r\n"}),
+        ([row.replace(".png", "") for row in ROWS], {"encoding": "utf-8-sig"}),
+        ([f'"{s}.png","{x}"' for s, x in LABELS.items()], {}),
+        ([f" {s}.png , {x} " for s, x in LABELS.items()], {}),
+        ([f"./{row}" for row in ROWS], {}),
+        ([row.replace("/", "\\") for row in ROWS], {}),
+        ([*ROWS[:3], "", *ROWS[3:]], {}),
+        ([f"{x},other,{s}.png" for s, x in LABELS.items()], {"header": "label,more,file_name"}),
+    ],
+)
+def test_each_label_is_that_of_its_row(root, rows, how):
+    table(root, rows, **how)
+    assert read(root) == NUMBERS and read(root, names=["cow", "ape", "bee"]) == {
+        stem: ["cow", "ape", "bee"].index(label) for stem, label in LABELS.items()
+    }
+    found = survey(config(root))
+    assert not found.wrong and not found.left_out and found.seen["label"].classes == {"ape": 2, "bee": 3, "cow": 1}
+    assert with_class_names(config(root)).modalities["label"].names == ["ape", "bee", "cow"]
+    if "header" in how:
+        assert found.notes == [f"{root / 'labels.csv'}: the columns more are no modalities, and are left out"]
+
+
+def test_numbers_are_classes_and_what_has_no_row_or_cell_is_missing(root):
+    table(root, ["a/0.png,2", "a/1.png,0", "b/2.png,"])
+    assert read(root) == {"a/0": 2, "a/1": 0, "b/2": None, "b/3": None, "b/4": None, "b/5": None}
+    assert brief(config(root))[0] == "6 examples, 1 of them held out; label 2"
+
+
+def test_a_column_comes_before_the_names_of_folders(root):
+    table(root, ROWS)
+    assert read(root) == NUMBERS
+    (root / "labels.csv").unlink()
+    assert read(root, classes=2) == {stem: "ab".index(stem[0]) for stem in LABELS}
+
+
+WRONG = {
+    "misnamed file": ([*ROWS[:2], "b/22.png,cow", *ROWS[3:]], {}, r"line 4: file_name is 'b/22.png'.*you mean 'b/2"),
+    "another ending": (["a/0.jpg,ape", *ROWS[1:]], {}, r"line 2: file_name is 'a/0.jpg'; it should be a file of image"),
+    "no file": ([",ape", *ROWS], {}, r"line 2: file_name is ''"),
+    "twice": ([*ROWS, ROWS[0]], {}, r"line 8: file_name is 'a/0.png', as in line 2; remove one"),
+    "twice by another name": ([*ROWS, "image/a/0.png,ape"], {}, r"line 8: .* as in line 2"),
+    "misnamed label": ([*ROWS[:3], "b/3.png,wasp", *ROWS[4:]], {"names": ["ape", "bee", "cow"]},
+                       r"line 5: 'wasp' is no label; it should lie in 0 .. 2 or one of ape, bee, cow"),
+    "too many names": ([*ROWS[:3], "b/3.png,wasp", *ROWS[4:]], {}, r"classes is 3; .*labels.csv names 4 \(ape, bee,"),
+    "large number": (["a/0.png,2", "a/1.png,7"], {}, r"line 3: '7' is no label"),
+    "long number": (["a/0.png,2", f"a/1.png,{'7' * 5000}"], {"names": ["a", "b", "c"]}, r"line 3: '7{40}\.\.\.' is no"),
+    "short row": (["a/0.png", *ROWS[1:]], {}, r"line 2 has 1 cells; the first line has 2 columns"),
+    "long row": ([*ROWS[:5], "b/5.png,bee,x"], {}, r"line 7 has 3 cells"),
+    "open quote": ([*ROWS[:5], '"b/5.png,bee'], {}, r"line \d cannot be read as CSV"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_does_not_fit_is_an_error_with_its_line(root, name):
+    rows, label, words = WRONG[name]
+    table(root, rows)
+    with pytest.raises(MmfastError, match=f"labels.csv {words}" if words.startswith("line") else words) as error:
+        read(root, **label)
+    assert "\n" not in str(error.value) and str(error.value) in survey(config(root, **label)).wrong
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("file_name,lable", "has the columns lable; one should be a modality: label"),
+        ("file_name;label", "columns file_name;label; they should differ, be separated by commas, and one should be"),
+        ("file,label", "and one should be file_name"),
+        ("file_name,label,label", "they should differ"),
+        ("", "and one should be file_name"),
+    ],
+)
+def test_the_first_line(root, header, words):
+    table(root, [], header)
+    with pytest.raises(MmfastError, match=words):
+        read(root)
+
+
+def test_other_tables(root):
+    table(root, ROWS)
+    (root / "labels.csv").write_bytes("file_name,label\na/0.png,caf\xe9".encode("latin-1"))
+    with pytest.raises(MmfastError, match=r"labels.csv cannot be read as a table: it is no text in UTF-8"):
+        read(root)
+    table(root, ROWS)
+    table(root, ROWS, name="metadata.csv")
+    with pytest.raises(MmfastError, match=r"holds labels.csv and metadata.csv; remove one"):
+        read(root)
+    (root / "metadata.csv").unlink()
+    (root / "label").mkdir()
+    (root / "label" / "x.txt").write_text("1")
+    with pytest.raises(MmfastError, match=r"labels.csv has a column label, and .*label its files; remove one"):
+        read(root)
+    table(root, [f"{stem}.png,1" for stem in LABELS], "file_name,mask")
+    parts = {"image": {"kind": "image", "channels": 1, "size": 4}, "mask": {"kind": "mask", "size": 4}}
+    chosen = configs.from_plain({"data": {"kind": "folder", "root": str(root)}, "modalities": parts}, "x")
+    with pytest.raises(MmfastError, match=r"line 2: '1' is a cell of a table, of which no mask can be made"):
+        folder.open(chosen.data, chosen.modalities, "image")
+
+
+def test_a_label_file_of_no_image_is_an_error_where_an_image_has_none(root):
+    for stem, label in NUMBERS.items():
+        file = root / "label" / f"{stem if stem != 'b/3' else 'b/03'}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(str(label))
+    with pytest.raises(MmfastError, match=r"b/03.txt is a label of no image, and .*b/3.png has none; name each label"):
+        read(root)
+    (root / "label" / "b/03.txt").rename(root / "label" / "b/3.txt")
+    (root / "label" / "b/99.txt").write_text("1")  # of an image that was removed, say
+    assert read(root) == NUMBERS
+    assert [path.name for paths in survey(config(root)).left_out.values() for path in paths] == ["99.txt"]
+
+
+def test_a_table_is_seen_where_there_is_no_config(root):
+    table(root, [f"{row},{k / 7}" for k, row in enumerate(ROWS)], "file_name,label,weight")
+    found = guess(root, 32)
+    assert found.modalities["label"] == modalities_of_a_label() and found.anchor == "image"
+    assert any("weight" in note for note in found.notes)
+    raw = {"anchor": "image", "data": found.data(), "modalities": found.modalities, **DRAFT}
+    assert not survey(configs.from_plain(raw, "x")).wrong
+
+
+def modalities_of_a_label():
+    assert "label" in modalities.KINDS
+    return {"kind": "label", "classes": 3, "names": ["ape", "bee", "cow"]}
