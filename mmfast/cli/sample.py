@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmfast.cli.shared import add_allow_code, check_ending, new_file, slug, write
+from mmfast.cli.shared import add_allow_code, add_weights, check_ending, new_file, slug, write
 from mmfast.errors import MmfastError
 
 
@@ -45,6 +45,7 @@ def add(commands: Any) -> None:
     sample.add_argument("--out", metavar="FILE.png", help="the picture [a new file in RUN/samples]")
     sample.add_argument("--save", metavar="DIR", help="also save each sample as files of its own, in a new folder")
     sample.add_argument("--npz", metavar="FILE.npz", help="also save the samples as arrays")
+    add_weights(sample)
     add_allow_code(sample)
     sample.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     options: dict[str, Any] = {name: getattr(args, name) for name in names}
     if args.offset is not None:
         options["offset"] = dict(_share(pair) for pair in args.offset)
-    loaded = load(args.run, args.device)
+    loaded = load(args.run, args.device, args.weights)
     samples = loaded.sample(args.n, given=given, progress=not args.quiet, **options)
     if not args.ranks.first:
         return 0
