@@ -42,7 +42,8 @@ class Bar:
         if quiet:
             return
         if on_terminal():
-            self.bar = _Terminal(total=total, initial=done, desc=text, unit=unit, leave=leave, smoothing=0.05)
+            how = {"total": total, "initial": done, "desc": text, "unit": unit, "leave": leave, "smoothing": 0.05}
+            self._draw(lambda _: setattr(self, "bar", _Terminal(**how)))
         else:
             say(f"{text}: {total - done:,} {unit}{'s' * (total - done != 1)}")
 
