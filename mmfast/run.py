@@ -207,15 +207,8 @@ class Run:
 
         def write() -> None:
             kept.parent.mkdir(exist_ok=True)
-
-            def copy(temporary: Path) -> None:
-                temporary.unlink()
-                try:
-                    os.link(self.folder / STATE, temporary)  # no file of tensors is written in place
-                except OSError:
-                    shutil.copyfile(self.folder / STATE, temporary)
-
-            write_atomically(kept, copy)
+            # No link: whoever puts a kept state in the newest one's place may write into that file.
+            write_atomically(kept, lambda temporary: shutil.copyfile(self.folder / STATE, temporary))
 
         self.guard(write)
 
