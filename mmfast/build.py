@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,21 @@ def stored(config: Config) -> dict[str, Any]:
     return {n: x for n, x in specs if not modalities.kind(x.kind).derived and not getattr(x, "network", "")}
 
 
+def files_of(config: Config) -> dict[str, Path]:
+    """The files that the examples of a config's data are in, by their paths from `data.root`; {} where it has none."""
+    look = getattr(data.kind(config.data.kind), "look", None)
+    if look is None:
+        return {}
+    paths = look(config.data, stored(config), config.anchor).paths
+    root = config.data.root
+    return {
+        Path(os.path.relpath(path, root)).as_posix(): path
+        for found in paths.values()
+        for stem, path in found.items()
+        if stem in paths[config.anchor]
+    }
+
+
 def with_class_names(config: Config) -> Config:
     """The config with the names of the classes that the data has, for labels that have none of their own.
 
@@ -105,12 +121,17 @@ def build_data(config: Config) -> Data:
     return with_few_labels(found, few) if few else found
 
 
-def load_run(folder: str | Path, device: str = "auto", what: str = "--device") -> tuple[Run, Config, Model]:
-    """A run's folder, its config and its averaged model, ready for mmfast.sample.sample."""
+def load_run(
+    folder: str | Path, device: str = "auto", what: str = "--device", weights: str = "last"
+) -> tuple[Run, Config, Model]:
+    """A run's folder, its config and its averaged model, ready for mmfast.sample.sample.
+
+    weights: the last, or the best on held-out examples. Raises MmfastError where there are none.
+    """
     run = Run.open(folder)
     config = run.config()
     model = build_model(config)
-    run.load_weights(model)
+    run.load_weights(model, weights)
     return run, config, model.to(pick_device(device, what)).eval()
 
 

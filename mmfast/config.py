@@ -70,7 +70,17 @@ class TrainSpec:
     log_every: int = option(50, "steps between two writes of stats.jsonl and TensorBoard", min=1)
     sample_every: int = option(5000, "steps between two sample grids; 0 for none", min=0)
     checkpoint_every: int = option(1000, "steps between two checkpoints", min=1)
+    keep_every: int = option(0, "steps between two states that are kept for good; 0 for none", min=0)
+    validate_every: int = option(
+        1000, "steps between two losses of the average on held-out examples; 0 for none", min=0
+    )
+    validate_examples: int = option(512, "held-out examples that this loss is of, always the same", min=1)
+    skip_above: float | None = option(
+        None, "leave out a step whose gradient has this norm or more; null: one that is not finite alone", above=0
+    )
+    max_skipped: int = option(20, "steps of the last 100 that may be left out before training stops", min=0, max=100)
     tensorboard: bool = option(True, "write TensorBoard's files, where it is installed")
+    log_to: list[str] = option([], "further logs: wandb, or module:callable that gives a SummaryWriter's like")
 
 
 @dataclass
@@ -304,7 +314,8 @@ def to_yaml(config: Config) -> str:
 # What may change in a run that goes on: how long, where and how it computes, what it shows. It changes nothing of what
 # is learnt at a step but the learning rate's decay, which is that of the longer run from there on.
 FREE = re.compile(
-    r"train\.(steps|accumulation|device|shard|compile|cuda_graphs|workers|log_every|sample_every|checkpoint_every|tensorboard)"
+    r"train\.(steps|accumulation|device|shard|compile|cuda_graphs|workers|max_skipped|tensorboard|log_to"
+    r"|(log|sample|checkpoint|keep|validate)_every)"
     r"|(sample|evaluate)\..*|modalities\.[^.]*\.given_steps|data\.cache(_gb)?"
 )
 

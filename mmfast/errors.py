@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 
 class MmfastError(ValueError):
@@ -33,6 +35,14 @@ def line_of(error: MmfastError) -> str:
     return str(error).strip().splitlines()[-1].removeprefix("mmfast.errors.MmfastError: ")
 
 
+def say(line: str) -> None:
+    """A line on stderr, if somebody reads it; above the bar where there is one."""
+    tqdm: Any = sys.modules.get("tqdm")  # where it has not been imported there is no bar
+    write = print if tqdm is None else tqdm.tqdm.write
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # a terminal that has closed, or none at all
+        write(line, file=sys.stderr)
+
+
 def notice(line: str) -> None:
     """Say on stderr, in one line, what is no error but should be known."""
-    print(f"mmfast: {line}", file=sys.stderr)
+    say(f"mmfast: {line}")

@@ -92,7 +92,7 @@ def sample_run(
         if ranks.told(file.exists()) and not again:
             continue
         what = {given: examples.data[given]} if given else {}
-        text = f"samples given {given}" if given else "samples"
+        text = f"samples given {given}, step {step:,}" if given else f"samples, step {step:,}"
         drawn = generate(model, config, count, what, progress=False if quiet else text, ranks=ranks)
         if not ranks.first:
             continue

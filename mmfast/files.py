@@ -80,10 +80,16 @@ def read_text(path: Path, most: int) -> str:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add to a text file. Raises OSError where it is a link: what that leads to is not touched."""
+    """Add to a text file, all or nothing. Raises OSError where it is a link: what that leads to is not touched."""
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_LINK, 0o666)
-    with open(handle, "a") as file:
-        file.write(text)
+    with open(handle, "ab", buffering=0) as file:
+        size, left = os.fstat(handle).st_size, memoryview(text.encode())
+        try:
+            while left:
+                left = left[file.write(left) or 0 :]
+        except OSError:
+            os.ftruncate(handle, size)
+            raise
 
 
 def sync(path: Path) -> None:

@@ -153,11 +153,14 @@ class Loaded:
         return {"steps": steps[0] if len({*steps}) == 1 else steps, **how}
 
 
-def load(folder: str | os.PathLike[str], device: str = "auto") -> Loaded:
-    """A run, ready to sample. Raises MmfastError where the folder holds none, or no such device is there."""
+def load(folder: str | os.PathLike[str], device: str = "auto", weights: str = "last") -> Loaded:
+    """A run, ready to sample. Raises MmfastError where the folder holds none, or no such device is there.
+
+    weights: the last, or the best on held-out examples.
+    """
     if not isinstance(folder, (str, os.PathLike)):
         raise MmfastError(f"load's folder is a {type(folder).__name__}; it should be the path of a run's folder")
-    return Loaded(*load_run(Path(folder), device, "device"))
+    return Loaded(*load_run(Path(folder), device, "device", weights))
 
 
 @dataclass(frozen=True, repr=False)

@@ -4,13 +4,17 @@ RUN/config.yaml          the resolved config
 RUN/trainer.safetensors  all that resuming needs: weights, averages, optimiser, step (and the one before it)
                          trainer.damaged.safetensors: one that was found not to be whole, for you to remove
 RUN/model.safetensors    the weights; ema.safetensors their average: what sampling loads
+                         ema.best.safetensors: the average that was the best on held-out examples
+RUN/states/              states of every n-th step, where train.keep_every says so
 RUN/stats.jsonl          a line a step; samples/*.png, tensorboard/, metrics.json
+RUN/data.json            what the data was
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +30,8 @@ from torch import Tensor
 
 from mmfast import config as configs
 from mmfast.config import Config
-from mmfast.errors import MmfastError, notice
+from mmfast.data.record import Record
+from mmfast.errors import MmfastError, notice, unknown
 from mmfast.files import (
     NO_LINK,
     append_text,
@@ -34,13 +39,22 @@ from mmfast.files import (
     is_temporary,
     load_into,
     load_tensors,
+    read_text,
     save_tensors,
     sync,
+    write_atomically,
     write_text,
 )
 
 LOCK, TENSORBOARD = ".lock", "tensorboard"
+LAST, BEST = "ema.safetensors", "ema.best.safetensors"
+# What sampling and evaluation may load, by the name of the option.
+WEIGHTS = {"last": LAST, "best": BEST}
+STATES, RECORD = "states", "data.json"
 STATE, PREVIOUS, DAMAGED = "trainer.safetensors", "trainer.previous.safetensors", "trainer.damaged.safetensors"
+
+# In bytes: the record of a million files.
+LONGEST_RECORD = 2**28
 
 # A trainer's state, and what raises MmfastError for one (of a file) that cannot be taken up.
 State = tuple[dict[str, Tensor], dict[str, Any]]
@@ -72,12 +86,12 @@ class Run:
         return self.folder / "samples"
 
     @classmethod
-    def start(cls, folder: str | Path, config: Config) -> Run:
+    def start(cls, folder: str | Path, config: Config, accept: Callable[[Run], object] = lambda run: None) -> Run:
         """Make a run's folder, or take up the run in it where nothing of its config has changed that is learnt from.
 
         What else has changed (`config.FREE`) is written into its config.yaml; figures of fewer steps are kept under the
-        number of those. Raises MmfastError for another config, a folder with other things in it, or one that cannot be
-        written.
+        number of those. accept: raises MmfastError where the run cannot go on for another reason, before anything is
+        changed. Raises MmfastError for another config, a folder with other things in it, or one that cannot be written.
         """
         run = cls(Path(folder))
         try:
@@ -111,6 +125,7 @@ class Run:
                 )
         run._check_links()
         run.guard(run._take_lock)
+        accept(run)
         if changed:
             notice(f"{folder}: going on with {', '.join(f'{key} {values}' for key, values in changed.items())}")
             if "train.steps" in changed and run.metrics_file.exists():
@@ -126,7 +141,7 @@ class Run:
 
     def _check_links(self) -> None:
         """Raise MmfastError for a link where a run writes in place; whatever else it writes takes a link's place."""
-        for name in (LOCK, self.stats_file.name, self.samples.name, TENSORBOARD):
+        for name in (LOCK, self.stats_file.name, self.samples.name, TENSORBOARD, STATES):
             if (self.folder / name).is_symlink():
                 raise MmfastError(
                     f"{self.folder / name} is a link, and a run writes through none; remove it, or choose another --out"
@@ -186,6 +201,44 @@ class Run:
 
         self.guard(write)
 
+    def keep_state(self, step: int) -> None:
+        """Keep the newest state for good, as states/step-0001000.safetensors."""
+        kept = self.folder / STATES / f"step-{step:07d}.safetensors"
+
+        def write() -> None:
+            kept.parent.mkdir(exist_ok=True)
+            # No link: whoever puts a kept state in the newest one's place may write into that file.
+            write_atomically(kept, lambda temporary: shutil.copyfile(self.folder / STATE, temporary))
+
+        self.guard(write)
+
+    def best(self, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What a state knows of the best average, where that is there and whole; else a line on stderr says so."""
+        known = metadata.get("best")
+        if not isinstance(known, dict) or [type(known.get(x)) for x in ("step", "loss")] != [int, float]:
+            return None
+        try:
+            load_tensors(self.folder / BEST)
+        except MmfastError as error:
+            notice(f"{error}; the best average from here on takes its place")
+            return None
+        return known
+
+    def record(self) -> Record | None:
+        """What the data was when the run began, or was last let through; None where that is not known."""
+        try:
+            return Record.from_json(read_text(self.folder / RECORD, LONGEST_RECORD))
+        except FileNotFoundError:  # of an earlier version
+            return None
+        except (OSError, ValueError, RecursionError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            notice(f"{self.folder / RECORD} cannot be read ({reason}), so changes of the data are not seen this time")
+            return None
+
+    def save_record(self, record: Record) -> None:
+        text = record.to_json()
+        self.guard(lambda: write_text(self.folder / RECORD, text))
+
     def load_state(self, check: Check = lambda tensors, metadata, path: None) -> State | None:
         """The newest state that is whole and passes a check; None for a run that has none yet.
 
@@ -215,13 +268,25 @@ class Run:
             )
         return None
 
-    def load_weights(self, model: torch.nn.Module, ema: bool = True) -> None:
-        """Fill a model from ema.safetensors (or model.safetensors)."""
-        path = self.folder / ("ema.safetensors" if ema else "model.safetensors")
+    def load_weights(self, model: torch.nn.Module, which: str = "last") -> None:
+        """Fill a model with averaged weights: the last, or those that were the best on held-out examples.
+
+        Raises MmfastError where there are none, or they are damaged.
+        """
+        if which not in WEIGHTS:
+            raise unknown("weights", which, WEIGHTS)
+        path = self.folder / WEIGHTS[which]
+        if which == "best" and not path.exists():
+            raise MmfastError(
+                f"{self.folder} has no best weights, {path.name}: no step of train.validate_every was reached, or it "
+                "is 0; take the last"
+            )
         try:
             tensors, _ = load_tensors(path)
             load_into(model, tensors, path)
         except MmfastError as error:
+            if which == "best":
+                raise MmfastError(f"{error}; take the last weights") from None
             raise MmfastError(f"{error}; the `mmfast train` command of the run, repeated, writes it again") from None
 
     def heal_stats(self, step: int, recent: str = "") -> str:

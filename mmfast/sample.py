@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mmfast import ops, path
 from mmfast.errors import MmfastError
 from mmfast.errors import unknown as unknown_name
 from mmfast.model import Model, Prediction
 from mmfast.options import PRECISIONS
+from mmfast.progress import Bar
 from mmfast.samplers import HEADS, SAMPLERS, timesteps
 from mmfast.streams import HEAD_NOISE, SAMPLE
 
@@ -112,13 +112,7 @@ def sample(
     )
     text = progress if isinstance(progress, str) else "sampling"
     batches = torch.arange(count).split(batch_size)
-    bar = tqdm(
-        total=len(batches) * len(settings.plan.evaluations),
-        desc=text,
-        unit="evaluation",
-        disable=not progress,
-        leave=False,
-    )
+    bar = Bar(len(batches) * len(settings.plan.evaluations), text, "evaluation", quiet=not progress)
     results = []
     training = model.training
     model.eval()
@@ -145,7 +139,7 @@ class _Settings:
 
 
 def _one_batch(
-    model: Model, given: dict[str, Tensor], settings: _Settings, ids: Tensor, bar: tqdm
+    model: Model, given: dict[str, Tensor], settings: _Settings, ids: Tensor, bar: Bar
 ) -> dict[str, Tensor]:
     """Every modality of a batch: the anchor goes into the diffusion space, where the loop is, and comes out."""
     anchor = model.anchor_name
@@ -297,7 +291,7 @@ class _Loop:
         }
         return part.encode(part.draw(head, ops.randn(head.shape, device=head.device, **noise)))
 
-    def run(self, bar: tqdm) -> dict[str, Tensor]:
+    def run(self, bar: Bar) -> dict[str, Tensor]:
         model, grid = self.model, self.settings.grid
         noise: dict[str, Any] = {"seed": self.settings.seed, "sample_ids": self.ids, "stream": SAMPLE}
         shape = (len(self.ids), model.channels, *model.shape[1:])

@@ -20,7 +20,7 @@ from mmfast.errors import MmfastError
 from mmfast.image_files import Header, read_header
 from mmfast.model import Model
 from mmfast.pictures import sample_grid
-from mmfast.training.trainer import check_batch, rehearse
+from mmfast.training.try_out import check_batch, rehearse
 
 AT_ONCE, SHOWN = 64, 16
 UNREADABLE_AT_MOST = 10  # lines that say why, at the start of training

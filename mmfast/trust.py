@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from mmfast.errors import MmfastError
@@ -36,3 +37,14 @@ def check_code(key: str, name: str) -> None:
             f"{key} is {name!r}, code that a config names; where you trust it, add --allow-code {name} "
             f"(in Python: mmfast.trust.allow_code({name!r}))"
         )
+
+
+def imported(key: str, name: str) -> Any:
+    """What a config's `key` names, module:function. Raises MmfastError where the user has not, or it is not there."""
+    check_code(key, name)
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise MmfastError(f"{key} is {name!r}, which cannot be had: {reason}; it should be module:function") from None

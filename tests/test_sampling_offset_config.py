@@ -62,10 +62,10 @@ def test_an_example_does_not_depend_on_its_batch(small, names):
 
 
 def test_progress_counts_every_step_of_every_batch(small, monkeypatch):
-    made, tqdm = [], sample_module.tqdm
-    monkeypatch.setattr(sample_module, "tqdm", lambda **how: made.append(tqdm(**how)) or made[-1])
+    made, bar = [], sample_module.Bar
+    monkeypatch.setattr(sample_module, "Bar", lambda *args, **how: made.append(bar(*args, **how)) or made[-1])
     sample(small[0], 5, steps=7, batch_size=2, offset={"mask": 0.4}, progress="drawing")
-    assert [(bar.total, bar.n) for bar in made] == [(21, 21)]
+    assert [(bar.total, bar.done) for bar in made] == [(21, 21)]
 
 
 def test_as_many_steps_as_the_path_has_timesteps(small):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmfast.cli.shared import add_allow_code, write
+from mmfast.cli.shared import add_allow_code, add_weights, write
 from mmfast.errors import MmfastError
 from mmfast.trust import allow_named_in
 
@@ -26,6 +26,7 @@ def add(commands: Any) -> None:
     evaluate.add_argument("--lpips", choices=("alex", "vgg"), help="also LPIPS of restored images [the config's]")
     evaluate.add_argument("--lpips-weights", metavar="FILE", help="that network's weights [the package's]")
     evaluate.add_argument("--json", metavar="FILE", help="also write them to a file")
+    add_weights(evaluate)
     add_allow_code(evaluate)
     evaluate.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from mmfast.build import build_data, load_run
     from mmfast.evaluate import evaluate, table
 
-    _, config, model = load_run(args.run, args.device)
+    _, config, model = load_run(args.run, args.device, weights=args.weights)
     if args.samples is not None:
         if args.samples < 2:
             raise MmfastError(f"--samples is {args.samples}; it should be at least 2")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmfast.cli.shared import add_allow_code, check_ending, new_file, slug, write
+from mmfast.cli.shared import add_allow_code, add_weights, check_ending, new_file, slug, write
 from mmfast.errors import MmfastError
 
 
@@ -50,6 +50,7 @@ def add(commands: Any) -> None:
     sample.add_argument("--out", metavar="FILE.png", help="the picture [a new file in RUN/samples]")
     sample.add_argument("--save", metavar="DIR", help="also save each sample as files of its own, in a new folder")
     sample.add_argument("--npz", metavar="FILE.npz", help="also save the samples as arrays")
+    add_weights(sample)
     add_allow_code(sample)
     sample.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         options["offset"] = dict(_number("offset", pair, "NAME=SHARE, as mask=0.2") for pair in args.offset)
     if args.guidance_scale is not None:
         options["guidance_scale"] = _guidance(args.guidance_scale)
-    loaded = load(args.run, args.device)
+    loaded = load(args.run, args.device, args.weights)
     samples = loaded.sample(args.n, given=given, progress=not args.quiet, **options)
     if not args.ranks.first:
         return 0

@@ -36,6 +36,15 @@ def add_allow_code(command: Any) -> None:
     )
 
 
+def add_weights(command: Any) -> None:
+    command.add_argument(
+        "--weights",
+        default="last",
+        metavar="last|best",
+        help="the averaged weights: the last, or those that were the best on held-out examples [last]",
+    )
+
+
 def check_ending(option: str, name: str | None, endings: tuple[str, ...]) -> None:
     if name is not None and Path(name).suffix.lower() not in endings:
         raise MmfastError(f"{option} is {name}; it should end in {' or '.join(endings)}")

@@ -26,6 +26,9 @@ def add(commands: Any) -> None:
     train.add_argument("config", metavar="PRESET|CONFIG.yaml", nargs="?", help="a preset or a YAML file")
     train.add_argument("--out", metavar="RUN", help="the run's folder, new or to go on with")
     add_allow_code(train)
+    train.add_argument(
+        "--allow-changed-data", action="store_true", help="go on with a run though its data has changed since"
+    )
     train.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
@@ -54,7 +57,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     config = with_class_names(configs.load(args.config, overrides(rest)))
     if not args.quiet and args.ranks.first:
         print("\n".join(brief(config)), flush=True)
-    run = train(config, args.out, quiet=args.quiet)
+    run = train(config, args.out, quiet=args.quiet, allow_changed_data=args.allow_changed_data)
     if not args.ranks.first:
         return 0
     metrics = run.folder / "metrics.json"

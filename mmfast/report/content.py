@@ -108,18 +108,23 @@ def _stats(run: Run, content: Content) -> None:
     if missing:
         shown = ", ".join(f"{a:,} to {b:,}" if a < b else f"{a:,}" for a, b in missing[:4])
         content.notes.append(f"stats.jsonl has no line for steps {shown}{', ...' if len(missing) > 4 else ''}.")
-    odd = 0
+    odd, skipped = 0, {step for step in steps if lines[step].pop("skipped", None) is True}
     found: dict[str, Series] = {}
     for step in steps:
         for name, value in lines[step].items():
             if name in ("step", "images"):
                 continue
             if not finite(value):
-                odd += 1
+                odd += step not in skipped
                 continue
             series = found.setdefault(name, Series(name, [], []))
             series.steps.append(step)
             series.values.append(float(value))
+    if skipped:
+        content.notes.append(
+            f"Steps that training left out, since their gradient was too large or not finite: {len(skipped):,}, the "
+            f"last of them step {max(skipped):,}."
+        )
     if odd:
         content.notes.append(f"Values in stats.jsonl that are no finite numbers are left out: {odd:,}.")
     content.steps = steps[-1] if steps else 0

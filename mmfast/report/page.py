@@ -31,7 +31,12 @@ SERIES = {
     "loss": "Loss, of all modalities",
     "learning_rate": "Learning rate",
     "grad_norm": "Norm of the gradient, before it is clipped",
+    "validation.loss": "Loss of held-out examples, by the averaged weights",
 }
+# The beginnings of the names of series, as words.
+PARTS = {"loss.": "Loss, part of ", "validation.loss.": "Loss of held-out examples, part of "}
+# What is measured now and then: each value is shown, and no mean.
+SELDOM = ("learning_rate", "validation.")
 # How a modality's options are put into words.
 DETAILS = {
     "classes": "{} classes",
@@ -236,11 +241,14 @@ def _error(metrics: Mapping[str, float], figures: Sequence[Figure]) -> Markup:
 def _curves(series: Sequence[Series]) -> Markup:
     if not series:
         return element("p", "No steps are recorded.")
-    order = {name: k for k, name in enumerate(["loss", *(s.name for s in series if s.name.startswith("loss."))])}
+    heads = ["loss", "loss.", "validation.loss", "validation."]
+    names = [s.name for head in heads for s in series if s.name == head or (head[-1] == "." and s.name.startswith(head))]
+    order = {name: k for k, name in enumerate(dict.fromkeys(names))}
     plots, rows = [], []
     for one in sorted(series, key=lambda s: order.get(s.name, len(order))):
-        name = SERIES.get(one.name) or one.name.replace("loss.", "Loss, part of ", 1)
-        window = 1 if one.name == "learning_rate" else max(1, int(len(one.values) * SHARE))
+        begins = next((x for x in PARTS if one.name.startswith(x)), "")
+        name = SERIES.get(one.name) or PARTS.get(begins, "") + one.name.removeprefix(begins)
+        window = 1 if one.name.startswith(SELDOM) else max(1, int(len(one.values) * SHARE))
         mean = float(running_mean(np.asarray(one.values), window)[-1])
         about = (
             f"{name}, from step {one.steps[0]:,} to {one.steps[-1]:,}: {number(one.values[0])} at first, "

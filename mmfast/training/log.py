@@ -1,42 +1,209 @@
-"""TensorBoard, where it is installed."""
+"""Logs beside stats.jsonl: TensorBoard, W&B, or one's own. None of them ever ends a run: one that fails is left out."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
+import importlib.util
 import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from mmfast.config import Config
+from mmfast.errors import MmfastError, missing_extra, notice, unknown
+from mmfast.run import TENSORBOARD
+from mmfast.trust import imported
+
+
+class Writer(Protocol):
+    """What a log is to mmfast: the part of torch's SummaryWriter that it calls."""
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None: ...
+
+    def add_image(self, tag: str, picture: np.ndarray, step: int, *, dataformats: str) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """torch's SummaryWriter, that goes on after a step, forgetting what was logged past it."""
+
+    def __init__(self, folder: Path, config: Config, done: int) -> None:
+        # TensorBoard looks for TensorFlow, whose start-up messages are no concern of this program.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder = folder / TENSORBOARD
+        threads = {*threading.enumerate()}
+        before = _files(self.folder)
+        self.writer: Any = SummaryWriter(str(self.folder), purge_step=done + 1)
+        self.hook = _without_tracebacks({*threading.enumerate()} - threads)
+        _name_last(before, _files(self.folder))
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self.writer.add_scalar(tag, value, step)
+
+    def add_image(self, tag: str, picture: np.ndarray, step: int, *, dataformats: str) -> None:
+        self.writer.add_image(tag, picture, step, dataformats=dataformats)
+
+    def flush(self) -> None:
+        if not self.folder.is_dir():  # what is written to a file without a name is lost without a word
+            raise FileNotFoundError(f"{self.folder} is gone")
+        self.writer.flush()
+
+    def close(self) -> None:
+        try:
+            self.writer.close()
+        finally:
+            if threading.excepthook is self.hook[1]:
+                threading.excepthook = self.hook[0]
+
+
+def _without_tracebacks(threads: set[threading.Thread]) -> tuple[Any, Any]:
+    """Threads that die say nothing: their errors come to whoever writes by them. Returns the hooks before and after."""
+    before = threading.excepthook
+
+    def hook(found: Any) -> None:
+        if found.thread not in threads:
+            before(found)
+
+    threading.excepthook = hook
+    return before, hook
+
+
+def _files(folder: Path) -> set[Path]:
+    return {*folder.glob("events.out.tfevents.*")}
+
+
+def _name_last(before: set[Path], after: set[Path]) -> None:
+    """Give the new file of events a name that comes after the others'.
+
+    TensorBoard reads them in the order of their names, which begin with the time: after a clock was set back, the file
+    that says from which step on all is made again would come before what it is about.
+    """
+    last = max((_time(file) for file in before), default=0)
+    for file in after - before:
+        if _time(file) <= last:
+            _, _, rest = file.name.removeprefix("events.out.tfevents.").partition(".")
+            os.rename(file, file.with_name(f"events.out.tfevents.{last + 1:010d}.{rest}"))
+
+
+def _time(file: Path) -> int:
+    text = file.name.split(".")[3]
+    return int(text) if text.isdecimal() and len(text) <= 12 else 0
+
+
+class WandB:
+    """A run of Weights & Biases by the name of the run's folder, gone on with where there is one."""
+
+    def __init__(self, folder: Path, config: Config, done: int) -> None:
+        import wandb
+
+        self.wandb, name = wandb, folder.resolve().name
+        self.run: Any = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "mmfast"),
+            name=name,
+            id="".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:64],
+            dir=str(folder),
+            config=dataclasses.asdict(config),
+            resume="allow",
+        )
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self.run.log({tag: value}, step=step)
+
+    def add_image(self, tag: str, picture: np.ndarray, step: int, *, dataformats: str) -> None:
+        self.run.log({tag: self.wandb.Image(picture)}, step=step)
+
+    def flush(self) -> None:
+        """It sends by itself."""
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+# By their names in train.log_to; each is made of the run's folder, its config and the steps done.
+LOGS: dict[str, Callable[[Path, Config, int], Writer]] = {"tensorboard": TensorBoard, "wandb": WandB}
+
+
+def named(config: Config) -> list[str]:
+    """The logs that a config asks for."""
+    usual = ["tensorboard"] if config.train.tensorboard else []
+    return list(dict.fromkeys([*usual, *config.train.log_to]))
+
+
+def check_logs(config: Config) -> None:
+    """Raise MmfastError for a log that does not exist, is not installed, or is code that the user has not allowed."""
+    for name in config.train.log_to:
+        if ":" in name:
+            if not callable(imported("train.log_to", name)):
+                raise MmfastError(f"train.log_to is {name!r}, which cannot be called; it should give a log's writer")
+        elif name not in LOGS:
+            raise unknown("train.log_to", name, [*LOGS, "module:function"])
+        elif importlib.util.find_spec(name) is None:  # each is called as its package is
+            raise missing_extra(name, name, f"train.log_to: [{name}]")
+
+
+def _made(name: str, folder: Path, config: Config, done: int) -> Writer:
+    if ":" not in name:
+        return LOGS[name](folder, config, done)
+    found: Writer = imported("train.log_to", name)(log_dir=str(folder / "log"), purge_step=done + 1)
+    return found
 
 
 class Board:
-    """A SummaryWriter that goes on after a step, forgetting what was logged past it; nothing without TensorBoard."""
+    """All logs of a run, from a step on. One that raises is left out from there on, and a line says so."""
 
     def __init__(self, folder: Path, config: Config, done: int, silent: bool = False) -> None:
-        self.writer: Any = None
-        if config.train.tensorboard and done < config.train.steps and not silent:
-            # TensorBoard looks for TensorFlow, whose start-up messages are no concern of this program.
-            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                return
-            self.writer = SummaryWriter(str(folder), purge_step=done + 1)
+        self.writers: dict[str, Writer] = {}
+        if silent or done >= config.train.steps:
+            return
+        for name in named(config):
+            missing = name == "tensorboard" and importlib.util.find_spec(name) is None  # as TensorBoard may be
+            if not missing and (writer := self._guarded(name, functools.partial(_made, name, folder, config, done))):
+                self.writers[name] = writer
 
-    def add(self, line: dict[str, Any]) -> None:
-        """One line of stats.jsonl."""
-        if self.writer is not None:
-            for name, value in line.items():
-                if name not in ("step", "images"):
-                    self.writer.add_scalar(name.replace(".", "/"), value, line["step"])
+    def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Lines of stats.jsonl."""
+
+        def write(writer: Writer) -> None:
+            for line in lines:
+                for name, value in line.items():
+                    if name not in ("step", "images") and value is not None:
+                        writer.add_scalar(name.replace(".", "/"), value, line["step"])
+            writer.flush()
+
+        self._each(write)
 
     def picture(self, name: str, picture: Image.Image, step: int) -> None:
-        if self.writer is not None:
-            self.writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
+        pixels = np.asarray(picture)
+        self._each(lambda writer: writer.add_image(name, pixels, step, dataformats="HWC"))
 
     def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
+        self._each(lambda writer: writer.close())
+        self.writers = {}
+
+    def _each(self, write: Callable[[Writer], None]) -> None:
+        for name, writer in [*self.writers.items()]:
+            self._guarded(name, functools.partial(write, writer))
+
+    def _guarded(self, name: str, work: Callable[[], Any]) -> Any:
+        """What `work` returns; None where it fails, and the log is left out."""
+        try:
+            return work()
+        except Exception as error:
+            reason = " ".join((str(error) or type(error).__name__).split())[:200]
+            notice(f"the log {name} cannot be written: {reason}; training goes on without it, and stats.jsonl has all")
+            writer = self.writers.pop(name, None)
+            if writer is not None:
+                with contextlib.suppress(Exception):  # it has been said
+                    writer.close()
+            return None

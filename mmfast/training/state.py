@@ -32,14 +32,20 @@ def _parameters(modules: Mapping[str, nn.Module]) -> list[nn.Parameter]:
 
 def check(
     tensors: Mapping[str, Tensor],
-    step: Any,
+    metadata: Mapping[str, Any],
     last: int,
     modules: Mapping[str, nn.Module],
     path: Path,
 ) -> None:
-    """Raise MmfastError unless `unpack` can take the tensors, and they are of this step, 0 .. last."""
+    """Raise MmfastError unless `unpack` can take the tensors, and they are of the step in their metadata, 0 .. last.
+
+    The optimiser has taken as many, but for those that were left out.
+    """
+    step, skipped = metadata.get("step"), metadata.get("skipped", 0)
     if type(step) is not int or not 0 <= step <= last:
         raise MmfastError(f"{path} is of step {step!r}; it should be a number from 0 to train.steps, {last}")
+    if type(skipped) is not int or not 0 <= skipped <= step:
+        raise MmfastError(f"{path} has {skipped!r} steps that were left out; it should be a number from 0 to {step}")
     wanted = {f"{kind}.{name}": x for kind, module in modules.items() for name, x in module.state_dict().items()}
     counts = []
     for index, p in enumerate(_parameters(modules)):
@@ -50,8 +56,11 @@ def check(
             counts.append(f"optimizer.{index}.{COUNT}")
     check_fit(tensors, wanted, path)
     taken = max((int(tensors[name]) for name in counts), default=0)
-    if taken != min(step, MOST_COUNTED):
-        raise MmfastError(f"{path} is of step {step}, but its optimiser has taken {taken}; both should be the same")
+    if taken != min(step - skipped, MOST_COUNTED):
+        but = f", less the {skipped} that were left out" if skipped else ""
+        raise MmfastError(
+            f"{path} is of step {step}{but}, but its optimiser has taken {taken}; both should be the same"
+        )
 
 
 def unpack(tensors: Mapping[str, Tensor], modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:

@@ -7,42 +7,35 @@ all gradients. The first alone reads and writes the run's folder.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
+import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from mmfast.build import build_data, build_model, pick_device
-from mmfast.config import Config, to_yaml
+from mmfast.build import build_model, pick_device
+from mmfast.config import Config
 from mmfast.data import Batch, Data
 from mmfast.errors import MmfastError
-from mmfast.evaluate import evaluate_run, held_out, sample_run
 from mmfast.files import save_tensors
-from mmfast.generate import check_sample
 from mmfast.model import Model
-from mmfast.ranks import ALONE, Elsewhere, Ranks, joined
-from mmfast.run import TENSORBOARD, Run
+from mmfast.ranks import ALONE, Elsewhere, Ranks
+from mmfast.run import BEST, Run
 from mmfast.training import graphs, shards
 from mmfast.training import state as states
 from mmfast.training.augment import mirrored
 from mmfast.training.average import Average
 from mmfast.training.ema import EMA
-from mmfast.training.examples import loader, parts
+from mmfast.training.examples import parts
 from mmfast.training.log import Board
 from mmfast.training.objective import Losses, losses
-from mmfast.training.stop import Stop
-from mmfast.training.try_out import try_out
-from mmfast.trust import check_code
-
-# How many characters of stats.jsonl a checkpoint keeps: a thousand lines or so.
-RECENT = 2**18
+from mmfast.training.stats import Stats
+from mmfast.training.try_out import check_batch
+from mmfast.training.validation import Validation
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -52,13 +45,6 @@ def learning_rate(config: Config, step: int) -> float:
     progress = max(0.0, (step - train.warmup) / max(1, train.steps - train.warmup))
     fall = 0.5 * (1 + math.cos(math.pi * min(1.0, progress))) if train.decay == "cosine" else 1.0
     return train.learning_rate * rise * fall
-
-
-def check_batch(model: Model, batch: Batch) -> None:
-    """Raise MmfastError for the first modality whose data (on the host) is not what its config says."""
-    for name, x in batch.filled().items():
-        if name in model.parts:
-            model.part(name).check(x, f"data: {name}")
 
 
 class Trainer:
@@ -82,10 +68,14 @@ class Trainer:
         )
         self.average = Average(self.model.parameters(), ranks)
         self.modules: dict[str, Model] = {"model": self.model, "ema": self.ema.model}
-        self.done = 0
-        self.recent = ""  # the end of stats.jsonl
-        self.pending: list[dict[str, Any]] = []
+        self.stats = Stats(config, run, writes=ranks.first)
+        self.best: dict[str, Any] | None = None  # the step and the loss of the best average on held-out examples
+        self.done = self.saved = 0  # steps, and those that the last state is of
         self.board: Board | None = None
+
+    @functools.cached_property
+    def validation(self) -> Validation:
+        return Validation(self.config, self.data.test, self.losses, self.drawing, self.device)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, but the step's number."""
@@ -100,31 +90,58 @@ class Trainer:
         """Take up the newest checkpoint that is whole, if there is one, and heal the stats up to its step."""
 
         def check(tensors: dict[str, Tensor], metadata: dict[str, Any], path: Path) -> None:
-            states.check(tensors, metadata.get("step"), self.config.train.steps, self.modules, path)
+            states.check(tensors, metadata, self.config.train.steps, self.modules, path)
 
         tensors, metadata = (self.run.load_state(check) if self.ranks.first else None) or ({}, {"step": 0})
-        self.done = self.ranks.told(metadata["step"])
+        if self.ranks.first:
+            self.stats.restore(metadata["step"], metadata)
+            metadata |= {"stats": self.stats.recent, "best": self.run.best(metadata)}
+        metadata = self.ranks.told(metadata)
+        self.done = self.saved = metadata["step"]
+        self.best = metadata["best"]
+        self.stats.taken_up(self.done, metadata.get("skipped", 0), metadata["stats"])
         if self.ranks.count > 1:  # all begin with the same bits, on whatever machines
             tensors = self.ranks.tensors(tensors if self.ranks.told(bool(tensors)) else self.state())
         if tensors:
             states.unpack(tensors, self.modules, self.optimizer)
-        if self.ranks.first:
-            self.recent = self.run.heal_stats(self.done, str(metadata.get("stats", "")))[-RECENT:]
 
-    def checkpoint(self) -> None:
-        """Write the state and, beside it, the weights and their average for others to load."""
+    def checkpoint(self, anyway: bool = True) -> bool:
+        """Write the state and, beside it, the weights and their average for others to load; returns whether it did.
+
+        Unless `anyway`, not where the last step was left out: the weights may be what is wrong.
+        """
         self.flush()
-        state = self.state()
+        if not anyway and self.done in self.stats.lately:
+            return False
+        state, keep = self.state(), self.config.train.keep_every
         if self.ranks.first:
-            self.run.save_state(state, {"step": self.done, "stats": self.recent})
+            self.stats.insist()
+            metadata = {"step": self.done, "stats": self.stats.recent}
+            more = {"skipped": self.stats.skipped, "best": self.best}
+            self.run.save_state(state, metadata | {name: x for name, x in more.items() if x})
+            if keep and self.done // keep > self.saved // keep:
+                self.run.keep_state(self.done)
+        self.saved = self.done
         self.export()
         self.ranks.any(True)  # no rank leaves before it is written
+        return True
 
     def export(self) -> None:
-        for name, model in self.modules.items():
-            file, tensors = self.run.folder / f"{name}.safetensors", shards.whole(model.state_dict(), self.ranks.first)
-            if self.ranks.first:
-                self.run.guard(lambda f=file, x=tensors: save_tensors(f, x, {"step": self.done}))  # type: ignore[misc]
+        for name in self.modules:
+            self._export(f"{name}.safetensors", name, {"step": self.done})
+
+    def _export(self, file: str, module: str, metadata: dict[str, Any]) -> None:
+        tensors = shards.whole(self.modules[module].state_dict(), self.ranks.first)
+        if self.ranks.first:
+            self.run.guard(lambda: save_tensors(self.run.folder / file, tensors, metadata))
+
+    def validate(self) -> None:
+        """Add the average's loss on held-out examples to the last step's line; keep an average that is the best."""
+        found = self.validation(self.ema.model)
+        self.stats.pending[-1] |= {f"validation.{name}": value for name, value in found.items()}
+        if found["loss"] < (self.best or {"loss": math.inf})["loss"]:
+            self.best = {"step": self.done, "loss": found["loss"]}
+            self._export(BEST, "ema", {"step": self.done, "validation": found})
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         """The examples of this rank's next part. Raises MmfastError on all ranks where one cannot have its own."""
@@ -169,13 +186,15 @@ class Trainer:
         rate = learning_rate(self.config, self.done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        most = math.inf if train.skip_above is None else train.skip_above
+        # Decided where the gradient is: the host need not wait for it. The optimiser leaves such a step out.
+        skipped = (~((norm < most) & totals["loss"].isfinite())).float()
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.model, self.done)
-        images = self.done * train.batch_size
-        self.pending.append(
-            {"step": self.done, "images": images, **totals, "grad_norm": norm.detach(), "learning_rate": rate}
-        )
+        line = {"step": self.done, "images": self.done * train.batch_size, **totals, "grad_norm": norm.detach()}
+        self.stats.pending.append({**line, "learning_rate": rate, "skipped": skipped})
 
     def capture(self) -> None:
         """Replace the network's passes by CUDA graphs of them, for batches of the config's size."""
@@ -186,130 +205,14 @@ class Trainer:
         graphs.capture(self.model, lambda: self.losses(self.model, batch, numbers, self.config), bf16)
 
     def flush(self) -> dict[str, Any]:
-        """Write the stats of the steps since the last flush; returns the last of them.
+        """Write the stats of the steps since the last flush, here and to the logs; returns the last of them.
 
-        This is where the host reads the losses: once in many steps, so that it seldom waits for a GPU. They are the
-        same on all ranks. Raises MmfastError if a loss is not finite; the last checkpoint stays as it is.
+        Raises MmfastError where too many steps were left out; the last checkpoint stays as it is.
         """
-        if not self.pending:
+        lines = self.stats.flush()
+        if not lines:
             return {}
-        names = [name for name, value in self.pending[0].items() if isinstance(value, Tensor)]
-        values = torch.stack([torch.stack([line[name] for name in names]) for line in self.pending]).tolist()
-        lines = [{**line, **dict(zip(names, row, strict=True))} for line, row in zip(self.pending, values, strict=True)]
-        for line in lines:
-            if not (math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"])):
-                raise MmfastError(
-                    f"the loss is {line['loss']} and its gradient {line['grad_norm']} at step {line['step']}; the last "
-                    "checkpoint is kept. Lower "
-                    "train.learning_rate or train.grad_clip, or use train.precision=fp32, in a new --out"
-                )
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        if self.ranks.first:
-            self.run.append_stats(text)
-        self.recent = (self.recent + text)[-RECENT:]
         if self.board is not None:
-            for line in lines:
-                self.board.add(line)
-        self.pending = []
+            self.board.add(lines)
+        self.stats.check()
         return lines[-1]
-
-
-def rehearse(config: Config, data: Data, losses: Losses = losses, ranks: Ranks = ALONE) -> Model:
-    """All that training does before its first step, but for the run's folder: raises MmfastError for bad input.
-
-    Returns the model at its initial weights.
-    """
-    pick_device(config.train.device, "train.device")
-    parts(config, ranks, 0)
-    if config.evaluate.samples:
-        check_code("evaluate.features", config.evaluate.features)
-    model = build_model(config)
-    for part in (data.train, data.test):
-        batch = part.__getitems__(range(min(len(part), config.train.batch_size)))
-        check_batch(model, batch)
-    try_out(model, batch, config, losses)
-    held_out(data.test, 1, model)
-    check_sample(model, config)
-    return model
-
-
-def fit(config: Config, out: str, data: Data, losses: Losses = losses, quiet: bool = False) -> Trainer:
-    """Train a config by any loss of its model into the folder `out`, or go on with the run that is there.
-
-    Returns the trainer: its run, its model and the average of that. Raises MmfastError for bad input, before
-    anything is changed. Under torchrun all ranks call this together.
-    """
-    with joined() as here:
-        rehearse(config, data, losses, here)  # what does not work should not leave a folder behind
-        here.check_same(the_config=to_yaml(config), the_number_of_examples=(len(data.train), len(data.test)))
-        run = Run.start(out, config) if here.first else Run(Path(out))
-        trainer = Trainer(config, run, data, losses, here)
-        trainer.restore()
-        quiet = quiet or not here.first
-        if trainer.done and not quiet:
-            print(f"{out}: going on after step {trainer.done} of {config.train.steps}")
-        _steps(trainer, quiet)
-        trainer.export()  # a kill may have come between the last checkpoint and its export
-        return trainer
-
-
-def train(config: Config, out: str, quiet: bool = False) -> Run:
-    """`fit` by the diffusion loss; ends with samples and metrics.
-
-    Returns the run. Raises MmfastError for bad input, before anything is changed.
-    """
-    with joined() as here:
-        with here.in_turn():
-            data = build_data(config)
-        trainer = fit(config, out, data, quiet=quiet)
-        run, average = trainer.run, trainer.ema.model
-        sample_run(run, average, config, data, trainer.done, quiet=quiet, ranks=trainer.drawing)
-        if config.evaluate.samples and not here.told((run.folder / "metrics.json").exists()):
-            evaluate_run(run, average, config, data, quiet=quiet, ranks=trainer.drawing)
-        return run
-
-
-def _steps(trainer: Trainer, quiet: bool) -> None:
-    config, run, steps, begun = trainer.config, trainer.run, trainer.config.train.steps, trainer.done
-    network, ranks = trainer.model, trainer.ranks
-    if config.train.compile:
-        network.backbone.compile()
-    if config.train.cuda_graphs and trainer.device.type == "cuda" and trainer.done < steps:
-        trainer.capture()
-    batches = loader(config, trainer.data.train, trainer.done, pinned=trainer.device.type == "cuda", ranks=ranks)
-    trainer.board = board = Board(run.folder / TENSORBOARD, config, trainer.done, silent=not ranks.first)
-    bar = tqdm(total=steps, initial=trainer.done, desc="training", unit="step", disable=quiet, smoothing=0.05)
-    with bar, contextlib.closing(board), Stop(at_once=ranks.count == 1) as stop:
-        while trainer.done < steps:
-            if trainer.done and config.train.sample_every and trainer.done % config.train.sample_every == 0:
-                # Before the first step: those that a kill left undrawn.
-                how: dict[str, Any] = {
-                    "board": board,
-                    "quiet": True,
-                    "again": trainer.done > begun,
-                    "ranks": trainer.drawing,
-                }
-                sample_run(run, trainer.ema.model, config, trainer.data, trainer.done, **how)
-            try:
-                trainer.step(batches, network)
-            except MmfastError:  # an example that cannot be read: what was learnt before it is kept
-                trainer.checkpoint()
-                raise
-            bar.update()
-            due = _due(trainer.done, steps)
-            if due(config.train.log_every):
-                stats = trainer.flush()
-                bar.set_postfix(_postfix(stats))
-            stopping = ranks.any(stop.asked)[0]
-            if due(config.train.checkpoint_every) or stopping:
-                trainer.checkpoint()
-            if stopping:
-                raise KeyboardInterrupt
-
-
-def _due(done: int, steps: int) -> Any:
-    return lambda every: done % every == 0 or done == steps
-
-
-def _postfix(stats: Mapping[str, Any]) -> dict[str, str]:
-    return {name.removeprefix("loss."): f"{x:.3f}" for name, x in stats.items() if name.startswith("loss")}

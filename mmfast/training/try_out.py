@@ -6,11 +6,45 @@ import warnings
 
 import torch
 
+from mmfast.build import build_model, pick_device
 from mmfast.config import Config
-from mmfast.data import Batch
+from mmfast.data import Batch, Data
 from mmfast.errors import MmfastError
+from mmfast.evaluate import held_out
+from mmfast.generate import check_sample
 from mmfast.model import Model
-from mmfast.training.objective import Losses
+from mmfast.ranks import ALONE, Ranks
+from mmfast.training.examples import parts
+from mmfast.training.log import check_logs
+from mmfast.training.objective import Losses, losses
+from mmfast.trust import check_code
+
+
+def check_batch(model: Model, batch: Batch) -> None:
+    """Raise MmfastError for the first modality whose data (on the host) is not what its config says."""
+    for name, x in batch.filled().items():
+        if name in model.parts:
+            model.part(name).check(x, f"data: {name}")
+
+
+def rehearse(config: Config, data: Data, losses: Losses = losses, ranks: Ranks = ALONE) -> Model:
+    """All that training does before its first step, but for the run's folder: raises MmfastError for bad input.
+
+    Returns the model at its initial weights.
+    """
+    pick_device(config.train.device, "train.device")
+    parts(config, ranks, 0)
+    if config.evaluate.samples:
+        check_code("evaluate.features", config.evaluate.features)
+    check_logs(config)
+    model = build_model(config)
+    for part in (data.train, data.test):
+        batch = part.__getitems__(range(min(len(part), config.train.batch_size)))
+        check_batch(model, batch)
+    try_out(model, batch, config, losses)
+    held_out(data.test, 1, model)
+    check_sample(model, config)
+    return model
 
 
 def try_out(model: Model, batch: Batch, config: Config, losses: Losses) -> None:

@@ -8,6 +8,7 @@ TINY = [
     ("train.device", "cpu"),
     ("train.sample_every", "0"),
     ("train.tensorboard", "false"),
+    ("train.validate_every", "0"),
     ("sample.steps", "2"),
     ("sample.count", "2"),
     ("evaluate.samples", "0"),

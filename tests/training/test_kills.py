@@ -14,9 +14,10 @@ from mmfast import evaluate
 from mmfast.build import build_data
 from mmfast.files import load_tensors
 from mmfast.run import Run
-from mmfast.training import trainer as module
+from mmfast.training import loop as module
 from mmfast.training.examples import _leave_signals
-from mmfast.training.trainer import Trainer, _steps
+from mmfast.training.loop import _steps
+from mmfast.training.trainer import Trainer
 
 SMALL = {key.replace(".", "__"): value for key, value in PAIRS}
 
@@ -119,7 +120,7 @@ def test_a_process_that_loads_data_leaves_signals_to_the_trainer():
 KILLED = """
 import os, signal, sys
 from mmfast.cli import main
-from mmfast.training import trainer
+from mmfast.training import loop as trainer
 draw = trainer.sample_run
 def killed(run, model, config, data, step, **how):
     if step == int(sys.argv[1]):

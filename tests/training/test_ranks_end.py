@@ -44,7 +44,7 @@ def failing(rank, argv):
 
     def fails(model, batch):
         batches.append(batch)
-        if rank == int(os.environ["RANK"]) and len(batches) == 7:  # two before there is a run
+        if rank == int(os.environ["RANK"]) and len(batches) == 5:
             raise MmfastError("a.png is damaged")
         check(model, batch)
 
@@ -70,19 +70,22 @@ def test_what_all_ranks_find_wrong_is_said_once_and_leaves_no_folder(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_ends_all_and_is_said_once(tmp_path):
+def test_too_many_steps_left_out_end_all_and_are_said_once(tmp_path):
     options = {
         "train__learning_rate": "1.0e30",
         "train__checkpoint_every": 1,
-        "train__log_every": 1,
+        "train__log_every": 50,
         "train__warmup": 0,
+        "train__max_skipped": 0,
     }
     job = Job(2, tmp_path / "logs", main, command(tmp_path / "run", 50, **options))
     assert job.wait() == [2, 2]
     first, second = job.said()
-    assert first.startswith("mmfast: error: the loss is ") and first.count("\n") == 1 and second == ""
+    said, error = first.splitlines()
     step = load_tensors(tmp_path / "run" / "trainer.safetensors")[1]["step"]
-    assert f"at step {step + 1};" in first and len(stats(tmp_path / "run")) == step
+    assert said.startswith(f"mmfast: step {step + 1} was left out, with a gradient that is not finite; 1 of ")
+    assert error.startswith(f"mmfast: error: 1 of the last 100 steps, up to step {step + 1}, were left out") and not second
+    assert [line.get("skipped", False) for line in stats(tmp_path / "run")] == [False] * step + [True]
 
 
 def unwritable(argv):

@@ -3,11 +3,12 @@
 import json
 
 import pytest
+import torch
 from small_run import PREVIOUS, STATE, again, assert_same
 
 from mmfast.files import load_tensors, save_tensors
 from mmfast.run import Run
-from mmfast.training import trainer as module
+from mmfast.training import stats
 from mmfast.training.trainer import Trainer
 
 JUNK = {
@@ -110,12 +111,12 @@ def test_the_same_line_twice_is_one(tmp_path, capsys):
 
 
 def test_a_state_holds_the_end_of_the_stats_alone(run, monkeypatch):
-    monkeypatch.setattr(module, "RECENT", 400)
+    monkeypatch.setattr(stats, "RECENT", 400)
     whole = (run / "stats.jsonl").read_text()
     trainer = Trainer(Run.open(run).config(), Run.open(run), None)  # type: ignore[arg-type]
     trainer.restore()
-    assert trainer.recent == whole[-400:]
-    trainer.pending = [{"step": 7, "loss": module.torch.tensor(1.5), "grad_norm": module.torch.tensor(2.0)}]
+    assert trainer.stats.recent == whole[-400:]
+    trainer.stats.pending = [{"step": 7, "loss": torch.tensor(1.5), "grad_norm": torch.tensor(2.0)}]
     trainer.checkpoint()
     line = '{"step": 7, "loss": 1.5, "grad_norm": 2.0}\n'
     assert load_tensors(run / STATE)[1] == {"step": 6, "stats": (whole + line)[-400:]}

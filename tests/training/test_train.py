@@ -21,7 +21,8 @@ from mmfast.run import Run
 from mmfast.training.ema import EMA
 from mmfast.training.examples import Order, given_flags, timesteps
 from mmfast.training.objective import losses
-from mmfast.training.trainer import Trainer, _steps, learning_rate, train
+from mmfast.training.loop import _steps, train
+from mmfast.training.trainer import Trainer, learning_rate
 
 # --- what example number n is -------------------------------------------------------------------------------------
 
@@ -199,12 +200,6 @@ def test_a_run_learns_and_leaves_everything(tmp_path):
     # The fit is worth it: nothing but the training split is known to it.
     assert metrics["bound.fitted.pixels"] < metrics["bound.pixels"]
     assert Run.open(run.folder).config() == config
-
-
-def test_the_bars_show_the_loss_and_the_time_left(tmp_path, capfd):
-    train(tiny(train__steps=4, train__log_every=2), str(tmp_path / "run"))
-    shown = capfd.readouterr().err
-    assert "training" in shown and "loss=" in shown and "<" in shown  # elapsed<remaining
 
 
 def test_accumulation_sees_the_same_examples(tmp_path):

@@ -1,0 +1,153 @@
+"""What a run's data was: enough to tell whether it has changed since, and what of it, without reading it all again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmfast.data.base import Data, Examples
+from mmfast.progress import Bar
+
+# In bytes. Of the files of a data set so much counts in all, at least so much of each; a file that has more counts with
+# its beginning and its end.
+IN_ALL, OF_EACH = 2**31, 2**13
+# Of data that is not in files, so many examples of each part are looked at.
+LOOKED_AT = 32
+# How many names an error has; how many files are hashed without a bar.
+NAMED, FEW = 3, 2000
+PARTS = {"train": "training", "test": "held-out"}
+
+
+@dataclass
+class Record:
+    """Files by name, each [size in bytes, time of change in ns, digest]; or examples, {part: {number: digest}}.
+
+    portion: the bytes of a file that its digest is of. allowed: the changes that the user has let through, a line each.
+    """
+
+    portion: int = 0
+    files: dict[str, list[Any]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, dict[str, str]] = field(default_factory=dict)
+    allowed: list[str] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """Raises ValueError for what `to_json` has not written."""
+        found = json.loads(text)
+        usual = asdict(cls())
+        if not isinstance(found, dict) or found.keys() != usual.keys():
+            raise ValueError(f"it should hold {', '.join(usual)}")
+        for name, value in usual.items():
+            if type(found[name]) is not type(value):
+                raise ValueError(f"{name} is a {type(found[name]).__name__}")
+        for entry in found["files"].values():
+            if not isinstance(entry, list) or [type(x) for x in entry] != [int, int, str]:
+                raise ValueError(f"a file is {entry!r:.50}")
+        return cls(**found)
+
+
+def of_files(files: Mapping[str, Path], before: Record | None = None, quiet: bool = True) -> Record:
+    """The record of files by name. What has the size and the time that it had `before` is not read again."""
+    found: dict[str, list[Any]] = {}
+    for name, path in files.items():
+        try:
+            known = path.stat()
+        except OSError:  # a link to nothing, which whoever reads the data will tell of
+            continue
+        found[name] = [known.st_size, known.st_mtime_ns, ""]
+    portion = before.portion if before and before.files else max(OF_EACH, IN_ALL // max(1, len(found)))
+    new = []
+    for name, entry in found.items():
+        old = before.files.get(name) if before else None
+        if old is not None and old[:2] == entry[:2]:
+            entry[2] = old[2]
+        else:
+            new.append(name)
+    with Bar(len(new), "looking at the data", "file", quiet=quiet or len(new) <= FEW) as bar:
+        for name in new:
+            found[name][2] = _digest(files[name], portion)
+            bar.update()
+    return Record(portion, found)
+
+
+def _digest(path: Path, portion: int) -> str:
+    """Of a file's content, or of its two ends where it has more than `portion` bytes; "" where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= portion:
+                return _short(file.read())
+            beginning = file.read(portion // 2)
+            file.seek(size - portion // 2)
+            return _short(beginning + file.read())
+    except OSError:
+        return ""
+
+
+def _short(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def of_examples(data: Data, names: Iterable[str]) -> Record:
+    """The record of data that is not in files: how many examples, and some of them, spread over all.
+
+    names: the modalities that count. What is computed from others may differ in its last bits from machine to machine.
+    """
+    found = Record()
+    for part in PARTS:
+        examples: Examples = getattr(data, part)
+        count = len(examples)
+        rows = sorted({k * count // LOOKED_AT for k in range(LOOKED_AT)})
+        found.counts[part] = count
+        found.examples[part] = {str(row): _of_example(examples, row, names) for row in rows}
+    return found
+
+
+def _of_example(examples: Examples, row: int, names: Iterable[str]) -> str:
+    batch = examples.__getitems__([row])
+    content = hashlib.sha256()
+    for name in sorted(set(names) & batch.data.keys()):
+        x = batch.data[name][0].detach().cpu().contiguous()
+        there = bool(batch.present[name][0]) if name in batch.present else True
+        content.update(f"{name} {x.dtype} {list(x.shape)} {there}".encode())
+        if there:
+            content.update(x.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()[:32]
+
+
+def changes(old: Record, new: Record) -> list[str]:
+    """What has changed from one record to the other, in words; nothing where they are of different kinds."""
+    found = []
+    if old.files and new.files:
+        both = [name for name in old.files if name in new.files]
+        altered = [name for name in both if (a := old.files[name])[0] != (b := new.files[name])[0] or a[2] != b[2]]
+        found += _named("added", [name for name in new.files if name not in old.files])
+        found += _named("removed", [name for name in old.files if name not in new.files])
+        found += _named("altered", altered)
+    for part in PARTS if old.counts and new.counts else ():
+        was, count = old.counts.get(part), new.counts[part]
+        if was != count:
+            found.append(f"{count} {PARTS[part]} examples, which were {was}")
+            continue
+        before, now = old.examples.get(part, {}), new.examples[part]
+        found += _named(f"altered of {PARTS[part]} examples", [k for k in now if before.get(k) != now[k]], "number")
+    return found
+
+
+def _named(what: str, names: list[str], thing: str = "file") -> list[str]:
+    if not names:
+        return []
+    shown = ", ".join(sorted(names, key=lambda name: (len(name), name) if thing == "number" else (0, name))[:NAMED])
+    more = ", ..." if len(names) > NAMED else ""
+    return [f"{len(names):,} {thing}{'s' * (len(names) > 1)} {what} ({shown}{more})"]

@@ -1,0 +1,118 @@
+"""What a person sees of a long work: a bar on a terminal, plain lines elsewhere. Showing it never ends the work.
+
+Times are by a clock that never goes back, whatever is done to the machine's own.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+from mmfast.errors import say
+
+# Plain lines: at most so many for the steps of one work, and without any figures one in so many seconds.
+MOST_LINES, PAUSE = 1000, 60.0
+
+
+class Bar:
+    """`total` units of a work, of which `done` are done already: on stderr, as a bar or as lines of text.
+
+    leave: whether the bar stays when the work has ended. examples: how many of them a unit is, for their number a
+    second.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        text: str,
+        unit: str = "step",
+        *,
+        done: int = 0,
+        quiet: bool = False,
+        leave: bool = False,
+        examples: int = 0,
+    ) -> None:
+        self.total, self.text, self.unit, self.done, self.examples = total, text, unit, done, examples
+        self.begun_at, self.shown_at = done, done
+        self.begun = self.said = time.monotonic()
+        self.quiet, self.bar = quiet, None
+        if quiet:
+            return
+        if on_terminal():
+            how = {"total": total, "initial": done, "desc": text, "unit": unit, "leave": leave, "smoothing": 0.05}
+            self._draw(lambda _: setattr(self, "bar", _Terminal(**how)))
+        else:
+            say(f"{text}: {total - done:,} {unit}{'s' * (total - done != 1)}")
+
+    def update(self, units: int = 1) -> None:
+        """So many more are done."""
+        self.done += units
+        if self.bar is not None:
+            self._draw(lambda bar: bar.update(units))
+        elif not self.quiet and time.monotonic() - self.said >= PAUSE:
+            self._line({})
+
+    def show(self, figures: dict[str, str]) -> None:
+        """Figures beside the bar; or a line with them, but for lines that would be more than MOST_LINES."""
+        if self.bar is not None:
+            self._draw(lambda bar: bar.set_postfix(figures))
+        elif not self.quiet and (self.done - self.shown_at) * MOST_LINES >= self.total:
+            self._line(figures)
+
+    def _line(self, figures: dict[str, str]) -> None:
+        seconds = max(1e-9, time.monotonic() - self.begun)
+        rate = (self.done - self.begun_at) / seconds
+        parts = [f"{self.text}: {self.unit} {self.done:,} of {self.total:,}"]
+        parts += [f"{name} {value}" for name, value in figures.items()]
+        if self.examples:
+            parts.append(f"{rate * self.examples:,.3g} examples/s")
+        if rate > 0 and self.done < self.total:
+            parts.append(f"{duration((self.total - self.done) / rate)} left")
+        say(", ".join(parts))
+        self.said, self.shown_at = time.monotonic(), self.done
+
+    def _draw(self, draw: Any) -> None:
+        try:
+            draw(self.bar)
+        except (OSError, ValueError):  # nobody reads it any more
+            self.quiet, self.bar = True, None
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self._draw(lambda bar: bar.close())
+
+
+class _Terminal(tqdm):
+    """tqdm by the monotonic clock: by the other one it would stand still while that catches up with itself."""
+
+    monitor_interval = 0  # its monitor compares with the other clock
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._time = time.monotonic
+        self.start_t = self.last_print_t = time.monotonic()
+
+
+def on_terminal() -> bool:
+    """Whether stderr is a terminal."""
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):  # there is none, or it is closed
+        return False
+
+
+def duration(seconds: float) -> str:
+    """42 s, 3 min 5 s, 2 h 10 min, 3 days 4 h."""
+    whole = round(seconds)
+    for size, unit, next_size, next_unit in ((86400, "day", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            count, rest = whole // size, whole % size // next_size
+            plural = "s" if unit == "day" and count != 1 else ""
+            return f"{count} {unit}{plural}" + (f" {rest} {next_unit}" if rest else "")
+    return f"{whole} s" if seconds >= 1 else "less than 1 s"

@@ -1,0 +1,162 @@
+"""A run from its first step, or from where it stopped, to its last: what is done at which step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmfast.build import build_data, files_of, stored
+from mmfast.config import Config, to_yaml
+from mmfast.data import Data
+from mmfast.data.record import Record, changes, of_examples, of_files
+from mmfast.errors import MmfastError, notice, say
+from mmfast.evaluate import evaluate_run, sample_run
+from mmfast.ranks import joined
+from mmfast.run import Run
+from mmfast.training.examples import loader
+from mmfast.training.log import Board
+from mmfast.training.objective import Losses, losses
+from mmfast.training.stop import Stop
+from mmfast.training.trainer import Trainer
+from mmfast.training.try_out import rehearse
+from mmfast.training.watch import Watch
+
+
+class Kept:
+    """The record of a run's data: compared with the one that the run has, and then in its place."""
+
+    def __init__(self, config: Config, data: Data, files: Mapping[str, Path], allowed: bool, quiet: bool) -> None:
+        self.config, self.data, self.files, self.allowed, self.quiet = config, data, files, allowed, quiet
+        self.before: Record | None = None
+        self.now = Record()
+        self.changed: list[str] = []
+
+    def compare(self, run: Run) -> None:
+        """Raise MmfastError where the data has changed since, unless that is allowed."""
+        self.before = run.record()
+        if self.files:
+            self.now = of_files(self.files, self.before, self.quiet)
+        else:
+            self.now = of_examples(self.data, stored(self.config))
+        self.changed = changes(self.before, self.now) if self.before else []
+        if self.changed and not self.allowed:
+            raise MmfastError(
+                f"the data has changed since the run in --out {run.folder} began: {'; '.join(self.changed)}. Nothing "
+                "was done: put it back, choose another --out, or go on with what is there now by --allow-changed-data"
+            )
+
+    def write(self, run: Run, step: int) -> None:
+        """Keep the record, with a line about what was let through."""
+        self.now.allowed = list(self.before.allowed) if self.before else []
+        if self.changed:
+            notice(f"{run.folder}: going on with other data: {'; '.join(self.changed)}")
+            self.now.allowed.append(f"after step {step}: {'; '.join(self.changed)}")
+        if self.now != self.before:
+            run.save_record(self.now)
+
+
+def fit(
+    config: Config,
+    out: str,
+    data: Data,
+    losses: Losses = losses,
+    quiet: bool = False,
+    *,
+    files: Mapping[str, Path] | None = None,
+    allow_changed_data: bool = False,
+) -> Trainer:
+    """Train a config by any loss of its model into the folder `out`, or go on with the run that is there.
+
+    files: those that the data is in, by name; a run keeps their record, and goes on with others only where
+    allow_changed_data says so. Without files the record is of some of the examples.
+
+    Returns the trainer: its run, its model and the average of that. Raises MmfastError for bad input, before
+    anything is changed. Under torchrun all ranks call this together.
+    """
+    with joined() as here:
+        rehearse(config, data, losses, here)  # what does not work should not leave a folder behind
+        here.check_same(the_config=to_yaml(config), the_number_of_examples=(len(data.train), len(data.test)))
+        quiet = quiet or not here.first
+        kept = Kept(config, data, files or {}, allow_changed_data, quiet)
+        run = Run.start(out, config, kept.compare) if here.first else Run(Path(out))
+        trainer = Trainer(config, run, data, losses, here)
+        trainer.restore()
+        if here.first:
+            kept.write(run, trainer.done)
+        if trainer.done and not quiet:
+            print(f"{out}: going on after step {trainer.done} of {config.train.steps}", flush=True)
+        _steps(trainer, quiet)
+        trainer.export()  # a kill may have come between the last checkpoint and its export
+        return trainer
+
+
+def train(config: Config, out: str, quiet: bool = False, *, allow_changed_data: bool = False) -> Run:
+    """`fit` by the diffusion loss; ends with samples and metrics.
+
+    Returns the run. Raises MmfastError for bad input, before anything is changed.
+    """
+    with joined() as here:
+        with here.in_turn():
+            data = build_data(config)
+        files = files_of(config) if here.first else {}
+        if not (quiet or files) and here.first:  # of files the command line has said more
+            print(f"{len(data.train):,} examples to train on, {len(data.test):,} held out", flush=True)
+        trainer = fit(config, out, data, quiet=quiet, files=files, allow_changed_data=allow_changed_data)
+        run, average, silent = trainer.run, trainer.ema.model, quiet or not here.first
+        directions = 1 + len(average.parts) if len(average.parts) > 1 else 1
+        if not silent:
+            say(f"drawing {config.sample.count} samples in each of {directions} directions, for {run.samples}")
+        sample_run(run, average, config, data, trainer.done, quiet=quiet, ranks=trainer.drawing)
+        if config.evaluate.samples and not here.told(run.metrics_file.exists()):
+            if not silent:
+                say(f"drawing {config.evaluate.samples:,} samples in each direction, for {run.metrics_file}")
+            evaluate_run(run, average, config, data, quiet=quiet, ranks=trainer.drawing)
+        return run
+
+
+def _steps(trainer: Trainer, quiet: bool) -> None:
+    config, run, begun = trainer.config, trainer.run, trainer.done
+    train, network, ranks = config.train, trainer.model, trainer.ranks
+    if train.compile:
+        network.backbone.compile()
+    if train.cuda_graphs and trainer.device.type == "cuda" and trainer.done < train.steps:
+        trainer.capture()
+    batches = loader(config, trainer.data.train, trainer.done, pinned=trainer.device.type == "cuda", ranks=ranks)
+    trainer.board = board = Board(run.folder, config, trainer.done, silent=not ranks.first)
+    watch = Watch(config, trainer.done, trainer.device, quiet)
+    owed = False  # a checkpoint that was due where the weights may be wrong
+    with watch, contextlib.closing(board), Stop(at_once=ranks.count == 1) as stop:
+        while trainer.done < train.steps:
+            if trainer.done and _every(train.sample_every, trainer.done):
+                # Before the first step: those that a kill left undrawn.
+                how: dict[str, Any] = {
+                    "board": board,
+                    "quiet": quiet,
+                    "again": trainer.done > begun,
+                    "ranks": trainer.drawing,
+                }
+                sample_run(run, trainer.ema.model, config, trainer.data, trainer.done, **how)
+            try:
+                trainer.step(batches, network)
+                if _every(train.validate_every, trainer.done):
+                    trainer.validate()
+            except MmfastError:  # an example that cannot be read: what was learnt before it is kept
+                trainer.checkpoint()
+                raise
+            watch.update()
+            last = trainer.done == train.steps
+            if last or _every(train.log_every, trainer.done):
+                watch.figures(trainer.flush())
+            stopping = ranks.any(stop.asked)[0]
+            owed |= last or _every(train.checkpoint_every, trainer.done) or _every(train.keep_every, trainer.done)
+            if owed or stopping:
+                owed = not trainer.checkpoint(anyway=last or stopping)
+            if stopping:
+                raise KeyboardInterrupt
+
+
+def _every(steps: int, done: int) -> bool:
+    """Whether it is the turn of what is done every so many steps; 0: never."""
+    return steps > 0 and done % steps == 0

@@ -1,0 +1,110 @@
+"""The lines of stats.jsonl: kept on the device, and read and written once in many steps."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmfast.config import Config
+from mmfast.errors import MmfastError, notice
+from mmfast.run import Run, stats_lines
+
+# How many characters of stats.jsonl a checkpoint keeps: a thousand lines or so.
+RECENT = 2**18
+# Of so many steps `train.max_skipped` may be left out.
+WINDOW = 100
+
+Line = dict[str, Any]
+
+
+class Stats:
+    """What is known of every step. `recent`: the end of stats.jsonl; `skipped`: how many steps were left out so far."""
+
+    def __init__(self, config: Config, run: Run, writes: bool) -> None:
+        self.config, self.run, self.writes = config, run, writes
+        self.pending: list[Line] = []
+        self.recent = ""
+        self.skipped = 0
+        self.lately: list[int] = []  # the steps left out, of the last WINDOW
+        self.unwritten = ""
+
+    def restore(self, step: int, metadata: Mapping[str, Any]) -> None:
+        """Heal stats.jsonl up to the step of a state. Only those who write call this."""
+        self.recent = self.run.heal_stats(step, str(metadata.get("stats", "")))[-RECENT:]
+
+    def taken_up(self, step: int, skipped: int, recent: str) -> None:
+        """What all ranks know of the steps before `step`."""
+        self.skipped, self.recent = skipped, recent
+        lines = [(n, json.loads(line)) for n, line in stats_lines(recent.encode())]
+        self.lately = [n for n, line in lines if step - WINDOW < n <= step and line.get("skipped") is True]
+
+    def flush(self) -> list[Line]:
+        """Write the lines of the steps since the last time; returns them.
+
+        This is where the host reads the losses: once in many steps, so that it seldom waits for a GPU. They are the
+        same on all ranks. What is not finite is null, and a step that was left out has "skipped": true. A line on
+        stderr tells of such steps.
+        """
+        if not self.pending:
+            return []
+        names = [name for name, value in self.pending[0].items() if isinstance(value, Tensor)]
+        values = torch.stack([torch.stack([line[n] for n in names]) for line in self.pending]).tolist()
+        rows = [dict(zip(names, row, strict=True)) for row in values]
+        lines = [_plain({**line, **row}) for line, row in zip(self.pending, rows, strict=True)]
+        self.pending = []
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        self._write(text)
+        self.recent = (self.recent + text)[-RECENT:]
+        self._count([line["step"] for line in lines if line.get("skipped")], lines[-1]["step"])
+        return lines
+
+    def _write(self, text: str) -> None:
+        """Append, or keep for the next time where the disk does not take it: a checkpoint insists."""
+        if not self.writes:
+            return
+        self.unwritten += text
+        try:
+            self.run.append_stats(self.unwritten)
+        except MmfastError as error:
+            if self.unwritten == text:
+                notice(f"{error}; training goes on until the next checkpoint")
+            return
+        self.unwritten = ""
+
+    def insist(self) -> None:
+        """Raises MmfastError where lines are left that could not be written."""
+        if self.unwritten:
+            self.run.append_stats(self.unwritten)
+            self.unwritten = ""
+
+    def _count(self, new: list[int], step: int) -> None:
+        self.skipped += len(new)
+        self.lately = [n for n in [*self.lately, *new] if n > step - WINDOW]
+        if new and self.writes:
+            which = f"step {new[0]:,} was" if len(new) == 1 else f"{len(new):,} steps of {new[0]:,} .. {new[-1]:,} were"
+            notice(f"{which} left out, with a gradient {self._why()}; {self.skipped:,} of {step:,} so far")
+
+    def _why(self) -> str:
+        above = self.config.train.skip_above
+        return "that is not finite" if above is None else f"of {above:g} or more (train.skip_above), or not finite"
+
+    def check(self) -> None:
+        """Raise MmfastError where too many steps were left out lately."""
+        if len(self.lately) > self.config.train.max_skipped:
+            raise MmfastError(
+                f"{len(self.lately)} of the last {WINDOW} steps, up to step {self.lately[-1]:,}, were left out, with a "
+                f"gradient {self._why()}; train.max_skipped is {self.config.train.max_skipped}. The last checkpoint is "
+                "kept, and stats.jsonl has the run-up. Lower train.learning_rate or train.grad_clip, or use "
+                "train.precision=fp32, in a new --out"
+            )
+
+
+def _plain(line: Line) -> Line:
+    """A line as JSON has it: null for what is not finite; "skipped" only where it is true."""
+    found = {k: None if isinstance(x, float) and not math.isfinite(x) else x for k, x in line.items() if k != "skipped"}
+    return {**found, "skipped": True} if line.get("skipped") else found

@@ -1,0 +1,59 @@
+"""What a person sees of training: how far it is, its losses, and after the first steps how long it will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from mmfast import memory
+from mmfast.config import Config
+from mmfast.errors import say
+from mmfast.progress import Bar, duration
+
+# A step's time is told after so many seconds, and two steps at least; the first is none of them, and may compile.
+TIMED = 2.0
+
+
+class Watch(Bar):
+    """The bar of training, or its plain lines: one every `train.log_every` steps, a thousand of them at most."""
+
+    def __init__(self, config: Config, done: int, device: torch.device, quiet: bool) -> None:
+        super().__init__(
+            config.train.steps, "training", done=done, quiet=quiet, leave=True, examples=config.train.batch_size
+        )
+        self.device = device
+        self.first: float | None = None  # when the first step had ended
+        self.told = quiet
+        self.validated = ""
+
+    def update(self, units: int = 1) -> None:
+        """A step has ended."""
+        super().update(units)
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now
+        steps = self.done - self.begun_at - 1
+        if not self.told and steps >= 2 and now - self.first >= TIMED:
+            self.told = True
+            self._tell((now - self.first) / steps)
+
+    def _tell(self, seconds: float) -> None:
+        left = self.total - self.done
+        peak = memory.peak(self.device)
+        kind = "GPU memory" if self.device.type == "cuda" else "memory"
+        used = "" if peak is None else f"; {peak / 2**30:.2g} GiB of {kind} at the peak so far"
+        say(f"{seconds:.3g} s a step: about {duration(left * seconds)} for the {left:,} steps left{used}")
+
+    def figures(self, line: Mapping[str, Any]) -> None:
+        """Show a line of the stats: the losses, and the last that was measured on held-out examples."""
+        if "validation.loss" in line:
+            self.validated = _short(line["validation.loss"])
+        parts = {name.removeprefix("loss."): _short(x) for name, x in line.items() if name.startswith("loss")}
+        self.show({**parts, **({"validation": self.validated} if self.validated else {})})
+
+
+def _short(x: float | None) -> str:
+    return "not finite" if x is None else f"{x:.3f}"
