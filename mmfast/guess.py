@@ -14,7 +14,7 @@ import torch
 from mmfast import modalities as kinds
 from mmfast.config import check_name
 from mmfast.data.found import find
-from mmfast.data.table import find_table, read_table
+from mmfast.data.metadata import find_table, read_table
 from mmfast.errors import MmfastError
 from mmfast.image_files import EXTENSIONS, class_numbers, load_picture, read_header, two_classes
 from mmfast.modalities.embedding import mapped

@@ -16,8 +16,8 @@ from mmfast.data.base import Data, Examples
 from mmfast.data.decoded import decoded
 from mmfast.data.example_files import Files
 from mmfast.data.found import find
+from mmfast.data.metadata import Table, find_table, match, no_column, read_table
 from mmfast.data.skipping import Skipping
-from mmfast.data.table import Table, find_table, match, no_column, read_table
 from mmfast.errors import MmfastError, unknown
 from mmfast.modalities import Spec as AnySpec
 
