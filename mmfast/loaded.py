@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import io
 import json
@@ -234,9 +235,12 @@ class Samples:
                 (folder / name).mkdir(parents=True, exist_ok=True)
                 file = _write(value, folder / name / f"{i:03d}")
                 what[name] = {"file": file.relative_to(folder).as_posix()}
-                if isinstance(value, str):
+                if isinstance(value, (str, dict)):
                     what[name]["value"] = value
             lines.append({"sample": f"{i:03d}", "id": self.ids[i], **self.how, "given": self.given, "modalities": what})
+        rows = [_cells(sample) for sample in self]
+        if any(part.kind == "table" for part in self.parts.values()):
+            write_rows(folder / "samples.csv", rows)
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / "samples.jsonl").write_text(text, encoding="utf-8")
 
@@ -260,9 +264,31 @@ def _(value: str, stem: Path) -> Path:
 
 
 @_write.register
+def _(value: dict, stem: Path) -> Path:
+    write_rows(stem.with_suffix(".csv"), [value])
+    return stem.with_suffix(".csv")
+
+
+@_write.register
 def _(value: np.ndarray, stem: Path) -> Path:
     np.save(stem.with_suffix(".npy"), value)
     return stem.with_suffix(".npy")
+
+
+def _cells(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers and the names of one sample as a row of a table: columns, labels."""
+    row: dict[str, Any] = {}
+    for name, value in sample.items():
+        row |= value if isinstance(value, dict) else {name: value} if isinstance(value, str) else {}
+    return row
+
+
+def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of the same columns as a .csv file, with a line of names first."""
+    with file.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.DictWriter(handle, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def check_free(what: str, folder: Path) -> None:

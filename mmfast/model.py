@@ -43,7 +43,7 @@ class Model(nn.Module):
     channels the encodings of what is given come beside z_t, with a plane for each modality that says whether it is.
 
     Args:
-        anchor: the name of the modality that is diffused itself, an image.
+        anchor: the name of the modality that is diffused itself: an image, or a vector, of one pixel.
         parts: every modality by name, the anchor too; `build_head` not yet called.
         schedule: with a weight for every modality but the anchor.
         backbone: (in_channels, size) -> a module as mmfast.backbones describes.
@@ -69,13 +69,15 @@ class Model(nn.Module):
             raise unknown("space", space, SPACES)
         if anchor not in parts:
             raise unknown("anchor", anchor, parts)
-        image = parts[anchor]
-        if not isinstance(image, Image):
-            raise MmfastError(f"anchor is {anchor!r}, a {image.kind}; it should be an image")
+        first = parts[anchor]
+        grid = first.anchor_space(first.spec)
         for name, part in parts.items():
-            size = getattr(part.spec, "size", image.spec.size)
-            if size != image.spec.size:
-                raise MmfastError(f"modalities.{name}.size is {size}; it should be {anchor}'s, {image.spec.size}")
+            size = getattr(part.spec, "size", grid.height)
+            if size != grid.height:
+                pictures = "; of pictures and vectors the anchor should be a picture" if grid.height == 1 else ""
+                raise MmfastError(
+                    f"modalities.{name}.size is {size}; it should be {anchor}'s, {grid.height}{pictures}"
+                )
             source = parts.get(part.source)
             if part.derived and (not isinstance(source, Image) or source.shape[0] != part.spec.channels):
                 raise MmfastError(
@@ -88,7 +90,7 @@ class Model(nn.Module):
             raise MmfastError(f"schedule has weights for {schedule.names}; it should have them for {self.names}")
         self.schedule = schedule
         self._check_schedule()
-        self.shape: tuple[int, int, int] = image.shape
+        self.shape: tuple[int, int, int] = (first.channels, grid.height, grid.width)
         # What leaves a trace in z_t: of the rest there is nothing to diffuse.
         marks = schedule.W[:, schedule.index(self.names)].abs().amax(0) > 0
         self.traced = tuple(name for name, mark in zip(self.names, marks.tolist(), strict=True) if mark)
@@ -110,7 +112,7 @@ class Model(nn.Module):
             raise MmfastError("backbone should be a function of (in_channels, size) that makes the network")
         self.backbone = backbone(self._seen_channels(), self.shape[1])
         features, width = self.backbone.features, self.backbone.embedding_width
-        self.norm, self.out = head_norm(features), nn.Conv2d(features, self.shape[0], 3, padding=1)
+        self.norm, self.out = head_norm(features, grid), nn.Conv2d(features, self.shape[0], 3, padding=1)
         nn.init.zeros_(self.out.weight)
         for name in self.names:
             part = self.part(name)
@@ -140,16 +142,21 @@ class Model(nn.Module):
                 )
 
     @classmethod
-    def space_shape(cls, image: Image, space: str) -> SpaceShape:
+    def space_shape(cls, anchor: Modality, space: str) -> SpaceShape:
         """The shape in the diffusion space of the modalities beside this anchor."""
-        channels, height, width = image.shape
-        return SpaceShape(height, width, channels if space == "shared" else None)
+        grid = anchor.anchor_space(anchor.spec)
+        return SpaceShape(grid.height, grid.width, anchor.channels if space == "shared" else None)
 
     def part(self, name: str) -> Modality:
         """The modality of this name."""
         part = self.parts[name]
         assert isinstance(part, Modality)
         return part
+
+    @property
+    def anchor(self) -> Modality:
+        """The modality that is diffused itself."""
+        return self.part(self.anchor_name)
 
     def anchor_block(self, z: Tensor) -> Tensor:
         """The anchor's channels of a tensor of the space [B, C, H, W]."""
@@ -185,9 +192,9 @@ class Model(nn.Module):
         """An encoding as a term of the space: a block of channels, or the tensor itself in shared ones."""
         return Block(encoding, self.starts[name], self.channels) if self.space == "own" else encoding
 
-    def anchor_in_space(self, x: Tensor) -> Block | Tensor:
-        """The anchor as z_0."""
-        return Block(x, 0, self.channels) if self.space == "own" and self.traced else x
+    def anchor_in_space(self, z0: Tensor) -> Block | Tensor:
+        """The anchor's z_0 as a term of the space."""
+        return Block(z0, 0, self.channels) if self.space == "own" and self.traced else z0
 
     def terms(self, encodings: Mapping[str, Tensor]) -> dict[str, Block | Tensor]:
         """Those of the encodings that leave a trace, as terms of the space."""
@@ -223,7 +230,7 @@ class Model(nn.Module):
     def tell(self, anchor: Tensor | None, encodings: Mapping[str, Tensor], times: Tensor) -> dict[str, Tensor]:
         """What the network is told, by name: the encodings of what is given, at time 0, and zeros elsewhere.
 
-        times: int64 [B, 1 + N], as `times` makes them.
+        anchor: its z_0; times: int64 [B, 1 + N], as `times` makes them.
         """
         found = {} if anchor is None else {self.anchor_name: anchor}
         for k, name in enumerate((self.anchor_name, *self.names)):

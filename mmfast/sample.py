@@ -56,7 +56,7 @@ def sample(
             another of SAMPLERS.
         guidance_scale: 1 for none; one for all that is given, or by name. Each guided modality adds
             (scale - 1) (prediction - prediction without it).
-        clamp: hold the predicted z_0 within -clamp .. clamp; None not to.
+        clamp: hold the predicted z_0 of an image within -clamp .. clamp; None not to. No other anchor has such bounds.
         seed, sample_ids: the noise's identity; example i is the same in any batch but for rounding.
         precision: the network's arithmetic, "fp32" or "bf16"; the steps themselves are float32 in both.
         heads: what is not given enters a step as its head's expected encoding, "soft", or as a draw's, "sampled".
@@ -103,7 +103,7 @@ def sample(
         grid,
         path.plan(model, grid, ahead, SAMPLERS[sampler], eta, list(scales.values())),
         scales,
-        clamp,
+        clamp if model.anchor.bounded else None,
         seed,
         precision == "bf16",
         heads == "sampled",
@@ -179,7 +179,8 @@ class _Loop:
 
     def __init__(self, model: Model, given: dict[str, Tensor], settings: _Settings, ids: Tensor) -> None:
         self.model, self.settings, self.plan, self.ids = model, settings, settings.plan, ids
-        self.anchor = given.get(model.anchor_name)
+        x = given.get(model.anchor_name)
+        self.anchor = None if x is None else model.anchor.to_z0(x)
         self.known: dict[str, Tensor] = {}
         self.truth: dict[str, Tensor] = {}
         self._know(given)
@@ -198,7 +199,8 @@ class _Loop:
         unknown = [name in left_out for name in names]
         other = torch.tensor([[self.model.schedule.T if x else -1 for x in unknown]], device=flags.device)
         times = self.model.times(other, flags).expand(len(self.ids), -1)
-        return times, self.model.tell(self.known.get(self.model.anchor_name), self.truth, times)
+        anchor = self.known.get(self.model.anchor_name)
+        return times, self.model.tell(None if anchor is None else self.model.anchor.to_z0(anchor), self.truth, times)
 
     def _can_be_unknown(self, name: str) -> bool:
         """Whether training has shown this modality unknown. Else, untold of it, the network sees its block at t.
@@ -258,7 +260,8 @@ class _Loop:
         names = (self.model.anchor_name, *self.model.names)
         new = [name for name, t, s in zip(names, now, then, strict=True) if s == 0 < t]
         assert said.z0 is not None
-        return {name: self.model.part(name).decode(heads[name]) if name in heads else said.z0 for name in new}
+        drawn = {name: self.model.part(name).decode(heads[name]) for name in new if name in heads}
+        return drawn | {name: self.model.anchor.from_z0(said.z0) for name in new if name not in heads}
 
     def _encode(self, name: str, head: Tensor, s: int) -> Tensor:
         part = self.model.part(name)
@@ -298,5 +301,5 @@ class _Loop:
             bar.update()
         generated = {name: model.part(name).decode(x) for name, x in heads.items()}
         assert last is not None and last.z0 is not None  # there is at least one step
-        generated[model.anchor_name] = last.z0
+        generated[model.anchor_name] = model.anchor.from_z0(last.z0)
         return {name: self.known.get(name, generated[name]) for name in model.parts}

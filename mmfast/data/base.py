@@ -65,14 +65,19 @@ class InMemory:
 # What the option `validation` of a data set's spec is for.
 VALIDATION = "hold out a part of the training data in the test data's place: to choose options by"
 
-# Reads a modality off generated images, independently of the model: float [B, C, H, W] -> x [B, ...].
+# Reads a modality off generated anchors, independently of the model: images float [B, C, H, W] -> x [B, ...].
 Judge = Callable[[Tensor], Tensor]
 
 
 @dataclass
 class Data:
-    """A data set, split. `judges` makes, by modality, what the evaluation asks about generated images."""
+    """A data set, split.
+
+    judges: makes, by modality, what the evaluation asks about generated images (x of another anchor). baselines: makes
+    figures of simple methods on the same split, to stand beside the model's.
+    """
 
     train: Examples
     test: Examples
     judges: Callable[[], dict[str, Judge]] = dict
+    baselines: Callable[[], dict[str, float]] = dict

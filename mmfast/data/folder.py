@@ -159,6 +159,13 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     return listing.data()
 
 
+def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
+    """What the folders say of the modalities' options: the classes' names, of labels that folders name."""
+    classes = look(spec, modalities, anchor).classes
+    # Numbers are called as they are.
+    return {n: {"names": names} for n, names in classes.items() if not all(x.isdecimal() or not x for x in names)}
+
+
 def look(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Listing:
     """What lies below spec.root, right or wrong; no file is opened. Raises MmfastError where there is no folder."""
     root = Path(spec.root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +69,7 @@ def with_few_labels(data: Data, specs: Mapping[str, Any]) -> Data:
                 "give labelled_fraction a larger share, or leave labelled_only out"
             )
         train = Only(train, rows)
-    return Data(train, data.test, data.judges)
+    return dataclasses.replace(data, train=train)
 
 
 def _has(examples: Examples, name: str, rows: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def with_embeddings(
     def judges() -> dict[str, Judge]:
         return {**data.judges(), name: embedder}
 
-    return Data(train, test, judges)
+    return Data(train, test, judges, data.baselines)
 
 
 BATCH = 256

@@ -97,6 +97,8 @@ class Modality(nn.Module):
     discrete: ClassVar[bool] = False
     # Whether the head restores more than is given, so that its loss counts where the modality is given, too.
     restores: ClassVar[bool] = False
+    # Whether z_0 lies in -1 .. 1, as pixels do, where it is the anchor: a sampler can then hold it there.
+    bounded: ClassVar[bool] = False
     # Whether what is seen of it stands in the anchor's own pixels (`reveal`): they are at time 0, the rest at t, and
     # nothing else of it has a time.
     in_place: ClassVar[bool] = False
@@ -110,6 +112,19 @@ class Modality(nn.Module):
         super().__init__()
         self.name = name
         self.spec = spec
+
+    @classmethod
+    def anchor_space(cls, spec: Any) -> SpaceShape:
+        """The grid of the diffusion space where it is the anchor. Raises MmfastError where it cannot be."""
+        raise MmfastError(f"anchor is a {cls.kind}, from which no space can be made; choose another modality")
+
+    def to_z0(self, x: Tensor) -> Tensor:
+        """x as the anchor's z_0, [B, channels, H, W]: its encoding, unless the kind says another."""
+        return self.encode(x)
+
+    def from_z0(self, z0: Tensor) -> Tensor:
+        """The x nearest to a z_0 that was generated: the inverse of `to_z0`."""
+        raise NotImplementedError
 
     def build_head(self, features: int) -> None:
         """Make the head for a backbone that returns this many channels (or numbers) of what it `reads`."""
@@ -172,6 +187,14 @@ class Modality(nn.Module):
         """One x (without the batch dimension) as an RGB picture of about size x size pixels."""
         raise NotImplementedError
 
+    def overview(self, x: Tensor, real: Tensor) -> PILImage.Image | None:
+        """A picture of many x beside real ones; None where each is better seen alone."""
+        return None
+
+    def distances(self, x: Tensor, real: Tensor) -> dict[str, float]:
+        """How far many x lie from real ones, by the measure's name; {} where the kind has no such measure."""
+        return {}
+
     def tally(self, x: Tensor) -> Tensor | None:
         """How often each class stands in x, int64 [classes]; None where there are no classes."""
         return None
@@ -199,8 +222,8 @@ class Modality(nn.Module):
         """One x from a picture, upright as a file's is. Raises MmfastError, which calls it `where`."""
         raise MmfastError(f"{where} is a picture, of which no {cls.kind} can be made")
 
-    def plain(self, x: Tensor) -> PILImage.Image | str | np.ndarray:
-        """One x as a person has it, a picture, a class's name or an array: what `read` reads as x from its file."""
+    def plain(self, x: Tensor) -> PILImage.Image | str | np.ndarray | dict[str, float]:
+        """One x as a person has it, a picture, a name, an array or a row by column: what `read` reads from its file."""
         return x.cpu().numpy()
 
     def values(self, text: str) -> list[str]:
@@ -215,6 +238,12 @@ class Modality(nn.Module):
 def unit_rms(x: Tensor) -> Tensor:
     """Each sample scaled to a root mean square of one."""
     return x * torch.rsqrt(x.square().flatten(1).mean(1) + 1e-8).reshape(-1, *[1] * (x.dim() - 1))
+
+
+def nearest(z0: Tensor, codes: Tensor) -> Tensor:
+    """The class whose code is the nearest: z0 [B, C, H, W], codes [K, C] -> int64 [B, H, W]."""
+    distance = codes.square().sum(1)[None, :, None, None] - 2 * torch.einsum("bchw,kc->bkhw", z0, codes)
+    return distance.argmin(1)
 
 
 def check_floats(x: Tensor, shape: tuple[int, ...], where: str) -> None:
@@ -303,10 +332,12 @@ def draw_class(logits: Tensor, normal: Tensor) -> Tensor:
     return (logits.float() - torch.log(-log_uniform)).argmax(1)
 
 
-def head_norm(features: int) -> nn.Sequential:
+def head_norm(features: int, grid: SpaceShape | None = None) -> nn.Sequential:
     """What every head of a picture begins with.
 
-    Groups of four channels at least: a channel that is normalised alone cannot say how bright an image is.
+    Groups of four channels at least: a channel that is normalised alone cannot say how bright an image is. Of one
+    pixel all channels are one group, which is most of what they say.
     """
-    groups = next((g for g in (32, 16, 8, 4, 2) if features % g == 0 and features >= 4 * g), 1)
+    one = grid is not None and grid.height * grid.width == 1
+    groups = next((g for g in (32, 16, 8, 4, 2) if features % g == 0 and features >= 4 * g and not one), 1)
     return nn.Sequential(nn.GroupNorm(groups, features), nn.SiLU())

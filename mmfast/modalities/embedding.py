@@ -69,6 +69,13 @@ class Embedding(Modality):
         self.uniform, self.reads = space.channels is None and self.grid == (1, 1), spec.reads
         self.proj = None if fixed else nn.Linear(spec.dim, self.channels * self.grid[0] * self.grid[1], bias=False)
 
+    @classmethod
+    def anchor_space(cls, spec: Any) -> SpaceShape:
+        return SpaceShape(1, 1)
+
+    def from_z0(self, z0: Tensor) -> Tensor:
+        return base.unit_rms(z0.flatten(1))
+
     def build_head(self, features: int) -> None:
         self.out = base.one_head(self.reads, features, self.spec.dim)
 

@@ -38,6 +38,7 @@ class Image(Modality):
     Spec = ImageSpec
     metric = joint_metric = "rmse"
     extensions = EXTENSIONS
+    bounded = True
 
     def __init__(self, name: str, spec: ImageSpec, space: SpaceShape) -> None:
         super().__init__(name, spec, space)
@@ -49,6 +50,17 @@ class Image(Modality):
                 f"modalities.{name} has {spec.channels} channels, which do not fit {self.channels} shared ones"
             )
         self.conv = nn.Conv2d(spec.channels, self.channels, 3, padding=1) if spec.encoder == "learned" else None
+
+    @classmethod
+    def anchor_space(cls, spec: ImageSpec) -> SpaceShape:
+        return SpaceShape(spec.size, spec.size)
+
+    def to_z0(self, x: Tensor) -> Tensor:
+        """The pixels themselves."""
+        return x
+
+    def from_z0(self, z0: Tensor) -> Tensor:
+        return z0
 
     def build_head(self, features: int) -> None:
         self.norm = base.head_norm(features)

@@ -51,6 +51,13 @@ class Mask(Modality):
         else:
             self.register_buffer("codes", codes)
 
+    @classmethod
+    def anchor_space(cls, spec: MaskSpec) -> SpaceShape:
+        return SpaceShape(spec.size, spec.size)
+
+    def from_z0(self, z0: Tensor) -> Tensor:
+        return base.nearest(z0, self._codes())
+
     def build_head(self, features: int) -> None:
         self.norm = base.head_norm(features)
         self.out = nn.Conv2d(features, self.spec.classes, 3, padding=1)
