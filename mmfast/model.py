@@ -75,9 +75,7 @@ class Model(nn.Module):
             size = getattr(part.spec, "size", grid.height)
             if size != grid.height:
                 pictures = "; of pictures and vectors the anchor should be a picture" if grid.height == 1 else ""
-                raise MmfastError(
-                    f"modalities.{name}.size is {size}; it should be {anchor}'s, {grid.height}{pictures}"
-                )
+                raise MmfastError(f"modalities.{name}.size is {size}; it should be {anchor}'s, {grid.height}{pictures}")
             source = parts.get(part.source)
             if part.derived and (not isinstance(source, Image) or source.shape[0] != part.spec.channels):
                 raise MmfastError(

@@ -15,13 +15,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mmfast import ops, path
+from mmfast import ops, path, process
 from mmfast.errors import MmfastError
 from mmfast.errors import unknown as unknown_name
+from mmfast.inside import Inside, check_known
 from mmfast.model import Model, Prediction
 from mmfast.options import PRECISIONS
 from mmfast.samplers import HEADS, SAMPLERS, timesteps
 from mmfast.streams import HEAD_NOISE, SAMPLE
+
+
+# A step that is taken again has noise of its own: from this bit on, the number of the time it is.
+AGAIN = 20
 
 
 @torch.no_grad()
@@ -30,6 +35,8 @@ def sample(
     count: int | None = None,
     given: Mapping[str, Tensor] | None = None,
     *,
+    known: Mapping[str, Tensor] | None = None,
+    resample: int = 5,
     steps: int = 50,
     sampler: str = "ddpm",
     eta: float = 0.0,
@@ -52,6 +59,14 @@ def sample(
     Args:
         count: how many; None for as many as `given` holds.
         given: by name, [count, ...] or [1, ...] for all.
+        known: by name, which part of what is given is known, bool of its shape (or that of one example): the rest of it
+            is drawn. The known part stands in every prediction, so that it is at its own noise level at each step, as
+            z_t's law has it, and comes back exactly. The network sees it through that noise alone and is not told:
+            this is the replacement method (Song et al., 2021), whose bias is that what is drawn agrees less with the
+            known part than it should (docs/reading-and-telling.md). An embedding's numbers are those of a vector of
+            unit RMS.
+        resample: where something is given in part, how often each step is taken, z_t being made of z_s again in
+            between (Lugmayr et al., 2022): the bias falls, and `steps` times as many evaluations are made.
         steps, sampler, eta: how many steps (evaluations of the network) of "ddpm", "ddim" (with eta), "dpmpp_2m" or
             another of SAMPLERS.
         guidance_scale: 1 for none; one for all that is given, or by name. Each guided modality adds
@@ -73,6 +88,10 @@ def sample(
     Returns every modality by name, [count, ...], on the model's device. Raises MmfastError naming the argument.
     """
     given = {name: x.float() if x.is_floating_point() else x for name, x in (given or {}).items()}
+    known = check_known(model, given, known or {})
+    for name, there in known.items():  # where it is not known it may be anything
+        given[name] = torch.where(there.to(given[name].device), given[name], 0)
+    whole = {name: x for name, x in given.items() if name not in known}
     count = how_many(model, count, given)
     if sampler not in SAMPLERS:
         raise unknown_name("sampler", sampler, SAMPLERS)
@@ -97,8 +116,12 @@ def sample(
         if name not in model.names or name in given:
             raise unknown_name("unknown's modality", name, [n for n in model.names if n not in given])
     path.check_offset(model, offset or {})
-    ahead = path.leads(model, offset or {}, {*given, *unknown})
-    grid, scales = timesteps(model.schedule.T + max(ahead.values()), steps), _scales(guidance_scale, given)
+    ahead = path.leads(model, offset or {}, {*whole, *unknown})
+    if resample < 1:
+        raise MmfastError(f"resample is {resample}; it should be at least 1")
+    if known and resample > 1 and any(ahead.values()):
+        raise MmfastError("known is given with an offset, of which z_t has several times; it needs resample=1")
+    grid, scales = timesteps(model.schedule.T + max(ahead.values()), steps), _scales(guidance_scale, whole)
     settings = _Settings(
         grid,
         path.plan(model, grid, ahead, SAMPLERS[sampler], eta, list(scales.values())),
@@ -108,6 +131,7 @@ def sample(
         precision == "bf16",
         heads == "sampled",
         tuple(unknown),
+        resample if known else 1,
     )
     text = progress if isinstance(progress, str) else "sampling"
     batches = torch.arange(count).split(batch_size)
@@ -119,7 +143,8 @@ def sample(
         with bar:
             for rows in batches:
                 part = {name: x.expand(count, *x.shape[1:])[rows].to(device) for name, x in given.items()}
-                results.append(_Loop(model, part, settings, ids[rows].to(device)).run(bar))
+                there = {name: x.expand(count, *x.shape[1:])[rows].to(device) for name, x in known.items()}
+                results.append(_Loop(model, part, settings, ids[rows].to(device), there).run(bar))
     finally:
         model.train(training)
     return {name: torch.cat([r[name] for r in results]) for name in results[0]}
@@ -135,6 +160,7 @@ class _Settings:
     bf16: bool
     sampled: bool
     unknown: tuple[str, ...]
+    resample: int
 
 
 def how_many(model: Model, count: int | None, given: Mapping[str, Tensor]) -> int:
@@ -177,13 +203,17 @@ class _Said:
 class _Loop:
     """The loop over the steps for one batch. All coefficients are on the device before it starts."""
 
-    def __init__(self, model: Model, given: dict[str, Tensor], settings: _Settings, ids: Tensor) -> None:
+    def __init__(
+        self, model: Model, given: dict[str, Tensor], settings: _Settings, ids: Tensor, part: dict[str, Tensor]
+    ) -> None:
         self.model, self.settings, self.plan, self.ids = model, settings, settings.plan, ids
-        x = given.get(model.anchor_name)
+        # Of what is given in part: x, what is known of it, its place in the space, and where that is known.
+        self.inside = {name: Inside.of(model, name, given[name], there) for name, there in part.items()}
+        x = given.get(model.anchor_name) if model.anchor_name not in part else None
         self.anchor = None if x is None else model.anchor.to_z0(x)
         self.known: dict[str, Tensor] = {}
         self.truth: dict[str, Tensor] = {}
-        self._know(given)
+        self._know({name: x for name, x in given.items() if name not in part})
 
     def _know(self, new: Mapping[str, Tensor]) -> None:
         """Tell the network of these, from here on: what is given, and later what has been drawn."""
@@ -229,24 +259,33 @@ class _Loop:
                 guided[head] = guided[head] + (scale - 1) * (heads[head] - x.float())
         return anchors, guided
 
-    def _step(self, i: int, z: Tensor, said: _Said, last: _Said | None, s: int) -> tuple[Tensor, Tensor]:
+    def _step(self, i: int, z: Tensor, said: _Said, last: _Said | None, draw: int) -> tuple[Tensor, Tensor]:
         """z_s and z0hat of step i, in one pass: the anchor is the truth where it is given, else predicted."""
         model, plan = self.model, self.plan
-        noise: dict[str, Any] = {"seed": self.settings.seed, "draw": s, "sample_ids": self.ids, "stream": SAMPLE}
+        noise: dict[str, Any] = {"seed": self.settings.seed, "draw": draw, "sample_ids": self.ids, "stream": SAMPLE}
         noise["levels"] = plan.levels or None
-        anchors, last = said.anchors, last or said
+        anchors, last, part = said.anchors, last or said, self.inside.get(model.anchor_name)
         encodings = [*model.terms(said.E).values(), *(model.terms(last.E).values() if plan.extrapolates else ())]
-        if self.anchor is not None:
-            truth = model.anchor_in_space(self.anchor)
+
+        def around(truth: Tensor) -> Tensor:
+            term = model.anchor_in_space(truth)
+            terms = [*self._blocks(z), *encodings, term, term]
             assert plan.tables.sigma is not None
-            terms = [*self._blocks(z), *encodings, truth, truth]
-            coefs = plan.with_truth(i, len(anchors))
-            return ops.combine(terms, coefs, plan.tables.sigma[i : i + 1], **noise), self.anchor
+            return ops.combine(terms, plan.with_truth(i, len(anchors)), plan.tables.sigma[i : i + 1], **noise)
+
+        if self.anchor is not None:
+            return around(self.anchor), self.anchor
         before = anchors[0] if last.z0 is None else last.z0
         predictions = [model.anchor_in_space(x) for x in anchors]
         terms = [*self._blocks(z), *predictions, *encodings, model.anchor_in_space(before)]
         channels = (0, model.shape[0]) if isinstance(predictions[0], ops.Block) else None
-        return ops.step_by_table(terms, plan.tables, i, clamp=self.settings.clamp, channels=channels, **noise)
+        z_s, z0 = ops.step_by_table(terms, plan.tables, i, clamp=self.settings.clamp, channels=channels, **noise)
+        if part is None:
+            return z_s, z0
+        # The same step, with the same noise, around the truth: taken where that is known.
+        C = model.shape[0]
+        z_s[:, :C] = torch.where(part.where, around(part.encoding)[:, :C], z_s[:, :C])
+        return z_s, part.put_in(z0)
 
     def _blocks(self, z: Tensor) -> list[ops.Block | Tensor]:
         """z as the terms of the plan's tables: whole, or by the blocks that have a time each, without a copy."""
@@ -260,46 +299,70 @@ class _Loop:
         names = (self.model.anchor_name, *self.model.names)
         new = [name for name, t, s in zip(names, now, then, strict=True) if s == 0 < t]
         assert said.z0 is not None
-        drawn = {name: self.model.part(name).decode(heads[name]) for name in new if name in heads}
-        return drawn | {name: self.model.anchor.from_z0(said.z0) for name in new if name not in heads}
+        return {name: self._result(name, said.z0, heads) for name in new}
 
-    def _encode(self, name: str, head: Tensor, s: int) -> Tensor:
+    def _result(self, name: str, z0: Tensor, heads: Mapping[str, Tensor]) -> Tensor:
+        """What was generated of a modality, with what was known of it in its place."""
         part = self.model.part(name)
+        x = part.decode(heads[name]) if name in heads else part.from_z0(z0)
+        inside = self.inside.get(name)
+        return x if inside is None else inside.put_in_x(x)
+
+    def _encode(self, name: str, head: Tensor, draw: int) -> Tensor:
+        part, inside = self.model.part(name), self.inside.get(name)
         if not self.settings.sampled:
-            return part.encode_prediction(head)
-        draw = s * len(self.model.names) + self.model.names.index(name)
+            encoding = part.encode_prediction(head)
+            return encoding if inside is None else inside.put_in(encoding)
+        draw = draw * len(self.model.names) + self.model.names.index(name)
         noise: dict[str, Any] = {
             "seed": self.settings.seed,
             "sample_ids": self.ids,
             "stream": HEAD_NOISE,
             "draw": draw,
         }
-        return part.encode(part.draw(head, ops.randn(head.shape, device=head.device, **noise)))
+        encoding = part.encode(part.draw(head, ops.randn(head.shape, device=head.device, **noise)))
+        return encoding if inside is None else inside.put_in(encoding)
+
+    def _take(self, z: Tensor, i: int, draw: int, last: _Said | None) -> tuple[Tensor, _Said, dict[str, Tensor]]:
+        """z_s, what was said of z_t, and the heads."""
+        with torch.autocast(z.device.type, torch.bfloat16, enabled=self.settings.bf16):
+            anchors, heads = self._predict(z, i)
+        # A given modality keeps its true encoding; the others take what their heads expect, or a draw from them.
+        traced, truth = self.model.traced, self.truth
+        E = {name: truth[name] if name in truth else self._encode(name, heads[name], draw) for name in traced}
+        said = _Said(anchors, E)
+        z, said.z0 = self._step(i, z, said, last, draw)
+        return z, said, heads
+
+    def _back(self, z: Tensor, said: _Said, i: int, draw: int) -> Tensor:
+        """z_t made of z_s again: q(z_t | z_s, X) = N(sqrt(a) (z_s - m_s) + m_t, (1 - a) I)."""
+        model = self.model
+        j = process.jump(model.schedule, self.plan.clock[i, :1], self.plan.clock[i + 1, :1])
+        of_z, columns = j.a.sqrt()[:, None], model.schedule.index(model.traced)
+        coefs = torch.cat((of_z, j.W_t[:, columns] - of_z * j.W_s[:, columns]), 1)
+        noise: dict[str, Any] = {"seed": self.settings.seed, "sample_ids": self.ids, "stream": SAMPLE, "draw": draw}
+        return ops.combine([z, *model.terms(said.E).values()], coefs, (1 - j.a).sqrt(), **noise)
 
     def run(self, bar: tqdm) -> dict[str, Tensor]:
         model, grid = self.model, self.settings.grid
         noise: dict[str, Any] = {"seed": self.settings.seed, "sample_ids": self.ids, "stream": SAMPLE}
         shape = (len(self.ids), model.channels, *model.shape[1:])
         z = ops.randn(shape, draw=grid[0], device=self.ids.device, **noise)
-        if terms := model.terms(self.truth):
+        in_part = {name: x.put_in(torch.zeros_like(x.encoding)) for name, x in self.inside.items()}
+        if terms := model.terms({**in_part, **self.truth}):
             weights = self.plan.W_T[[model.traced.index(name) for name in terms]]
             z = ops.combine([z, *terms.values()], torch.cat((weights.new_ones(1), weights))[None])
         last: _Said | None = None
         for i, s in enumerate(grid[1:]):
-            with torch.autocast(z.device.type, torch.bfloat16, enabled=self.settings.bf16):
-                anchors, heads = self._predict(z, i)
-            # A given modality keeps its true encoding; the others take what their heads expect, or a draw from them.
-            E = {
-                name: self.truth[name] if name in self.truth else self._encode(name, heads[name], s)
-                for name in model.traced
-            }
-            said = _Said(anchors, E)
-            z, said.z0 = self._step(i, z, said, last, s)
+            times = self.settings.resample if s > 0 else 1
+            for again in range(times):
+                z, said, heads = self._take(z, i, s + (again << AGAIN), last)
+                if again < times - 1:
+                    z = self._back(z, said, i, grid[i] + (again + 1 << AGAIN))
             last = said
             if s > 0 and (new := self._drawn(i, said, heads)):
                 self._know(new)
             bar.update()
-        generated = {name: model.part(name).decode(x) for name, x in heads.items()}
         assert last is not None and last.z0 is not None  # there is at least one step
-        generated[model.anchor_name] = model.anchor.from_z0(last.z0)
-        return {name: self.known.get(name, generated[name]) for name in model.parts}
+        drawn = {name: self._result(name, last.z0, heads) for name in model.parts if name not in self.known}
+        return {name: self.known[name] if name in self.known else drawn[name] for name in model.parts}

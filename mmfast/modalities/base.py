@@ -13,6 +13,7 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
+from mmfast.image_files import load_picture, middle_square
 from mmfast.options import option
 from mmfast.schedule import KINDS as WEIGHTS
 
@@ -142,6 +143,49 @@ class Modality(nn.Module):
         """E(x): [B, channels, H or 1, W or 1], unit RMS."""
         raise NotImplementedError
 
+    def encode_part(self, x: Tensor) -> Tensor:
+        """E of an x that is given in part: where it is not known it may be anything, and so may E."""
+        return self.encode(x)
+
+    def known_in_space(self, known: Tensor) -> Tensor:
+        """Where E(x) holds what is known of x: bool [B, ...] of x's shape -> bool that broadcasts to E(x)'s.
+
+        Raises MmfastError for a kind without parts, and for an encoder that mixes them.
+        """
+        raise MmfastError(f"known has {self.name}, a {self.kind}, which has no parts; give all of it")
+
+    def in_part(self, value: Any) -> tuple[Tensor, Tensor] | None:
+        """x [...] and what is known of it, bool [...], of a value that says a part of x; None for any other."""
+        return None
+
+    def parse_known(self, text: str) -> Tensor:
+        """What is known of x, bool [...], from the command line (`--known name=text`).
+
+        Of a picture: a picture's path, white where it is known. Of numbers: their places from 0, as 0-31,40.
+        """
+        blank = self.blank(self.spec)
+        if blank.dim() > 1:
+            white = pixels_known(Path(text), blank.shape[-1])
+            return white.expand(blank.shape).clone()
+        known = torch.zeros(blank.shape, dtype=torch.bool)
+        for span in text.split(","):
+            low, _, high = span.partition("-")
+            first, last = low.strip(), (high or low).strip()
+            if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < max(1, blank.numel())):
+                raise MmfastError(
+                    f"known {self.name}={text}: {span!r} is no place; it should lie in 0 .. {blank.numel() - 1}, as 0-3"
+                )
+            known[int(first) : int(last) + 1] = True
+        return known
+
+    def check_encoder_keeps_parts(self) -> None:
+        """Raise MmfastError where a learned encoder mixes the parts of x."""
+        if self.spec.encoder != "fixed":
+            raise MmfastError(
+                f"known has {self.name}, whose learned encoder mixes its parts; give all of it, or train with "
+                f"modalities.{self.name}.encoder=fixed"
+            )
+
     def counted(self, encoding: Tensor, x: Tensor) -> Tensor:
         """An encoding, of x or of what is predicted of it, with zeros where x is not known and so counts nowhere."""
         return encoding
@@ -238,6 +282,13 @@ class Modality(nn.Module):
 def unit_rms(x: Tensor) -> Tensor:
     """Each sample scaled to a root mean square of one."""
     return x * torch.rsqrt(x.square().flatten(1).mean(1) + 1e-8).reshape(-1, *[1] * (x.dim() - 1))
+
+
+def pixels_known(path: Path, size: int) -> Tensor:
+    """Where a picture, its middle square resized, is white: bool [size, size]. Raises MmfastError naming the file."""
+    picture = load_picture(path, "mask").convert("L")
+    picture = picture.resize((size, size), PILImage.Resampling.NEAREST, box=middle_square(picture))
+    return torch.from_numpy(np.asarray(picture) > 127)
 
 
 def nearest(z0: Tensor, codes: Tensor) -> Tensor:

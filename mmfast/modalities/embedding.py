@@ -95,6 +95,14 @@ class Embedding(Modality):
         laid = F.pad(x.repeat(1, copies) * scale, (0, cells - copies * self.spec.dim))
         return laid.unflatten(1, (self.channels, *self.grid))
 
+    def encode_part(self, x: Tensor) -> Tensor:
+        """The numbers as they are, those of a vector of unit RMS: the RMS of a part says nothing of the whole's."""
+        return self._lay_out(x)
+
+    def known_in_space(self, known: Tensor) -> Tensor:
+        self.check_encoder_keeps_parts()
+        return self._lay_out(known.float()) > 0
+
     def head(self, features: Tensor) -> Tensor:
         return self.out(features)
 

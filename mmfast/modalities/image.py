@@ -79,6 +79,11 @@ class Image(Modality):
         # By the data's scale and not by each image's own: a dark image must not be blown up.
         return x.repeat(1, self.channels // x.shape[1], 1, 1) / self.spec.rms
 
+    def known_in_space(self, known: Tensor) -> Tensor:
+        if self.conv is not None:
+            self.check_encoder_keeps_parts()
+        return known.repeat(1, self.channels // known.shape[1], 1, 1)
+
     def head(self, features: Tensor) -> Tensor:
         return self.out(self.norm(features))
 

@@ -74,6 +74,9 @@ class Mask(Modality):
         numbers = x if self.spec.ignore is None else x.clamp(min=0)
         return self.counted(F.embedding(numbers, self._codes()).permute(0, 3, 1, 2), x)
 
+    def known_in_space(self, known: Tensor) -> Tensor:
+        return known[:, None]
+
     def counted(self, encoding: Tensor, x: Tensor) -> Tensor:
         return encoding if self.spec.ignore is None else encoding * (x != IGNORED)[:, None]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,31 @@ class Table(Modality):
 
     def from_z0(self, z0: Tensor) -> Tensor:
         return self.decode(z0.flatten(1))
+
+    def known_in_space(self, known: Tensor) -> Tensor:
+        return known[:, :, None, None]
+
+    def in_part(self, value: Any) -> tuple[Tensor, Tensor] | None:
+        """Of NAME=NUMBER for some columns, or a dict of them."""
+        if isinstance(value, str) and "=" in value and not value.endswith(self.extensions):
+            pairs = [pair.rpartition("=") for pair in value.split(",")]
+            value = {name.strip(): cell for name, _, cell in pairs}
+        if not isinstance(value, Mapping):
+            return None
+        columns = self.spec.columns
+        for name in value:
+            if name not in columns:
+                raise unknown(f"{self.name}'s column", name, columns)
+        x = torch.tensor([number(str(value.get(c, 0)), f"{self.name}: column {c!r}") for c in columns])
+        return x, torch.tensor([c in value for c in columns])
+
+    def parse_known(self, text: str) -> Tensor:
+        """The names of columns, with commas between them."""
+        names = [name.strip() for name in text.split(",")]
+        for name in names:
+            if name not in self.spec.columns:
+                raise unknown(f"known {self.name}'s column", name, self.spec.columns)
+        return torch.tensor([name in names for name in self.spec.columns])
 
     def head(self, features: Tensor) -> Tensor:
         """The means of the standardised numbers."""
