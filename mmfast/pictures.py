@@ -21,13 +21,20 @@ class Shown(Protocol):
 
 
 def text_tile(text: str, size: int) -> Image.Image:
-    """A square with a word in its middle, as large as fits."""
+    """A square with a word, or lines of them, in its middle, as large as fits."""
     tile = Image.new("RGB", (size, size), PAPER)
     draw = ImageDraw.Draw(tile)
     points = size * 0.7
-    while points > 8 and draw.textlength(text, ImageFont.load_default(points)) > size * 0.9:
+    lines = text.split("\n") or [""]
+
+    def fits(points: float) -> bool:
+        font = ImageFont.load_default(points)
+        wide = max(draw.textlength(line, font) for line in lines)
+        return wide <= size * 0.9 and (len(lines) == 1 or len(lines) * points * 1.2 <= size * 0.95)
+
+    while points > 8 and not fits(points):
         points *= 0.85
-    draw.text((size / 2, size / 2), text, INK, ImageFont.load_default(points), anchor="mm")
+    draw.text((size / 2, size / 2), text, INK, ImageFont.load_default(points), anchor="mm", align="center")
     return tile
 
 

@@ -8,6 +8,7 @@ folder of the anchor's path (cats). A folder of another name is said by `folders
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import stat
 import unicodedata
@@ -23,7 +24,12 @@ from mmfast import modalities as kinds
 from mmfast.data.base import Batch, Data
 from mmfast.errors import MmfastError, unknown
 from mmfast.image_files import check_shapes
+from mmfast.modalities.label import read_text
 from mmfast.options import option
+
+
+# The files that a list of captions is made of, the first of them.
+MOST_CAPTIONS = 1000
 
 
 @dataclass
@@ -160,10 +166,16 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
 
 
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
-    """What the folders say of the modalities' options: the classes' names, of labels that folders name."""
-    classes = look(spec, modalities, anchor).classes
+    """What the folders say of the modalities' options: the classes' names, of labels that folders name; captions."""
+    listing = look(spec, modalities, anchor)
     # Numbers are called as they are.
-    return {n: {"names": names} for n, names in classes.items() if not all(x.isdecimal() or not x for x in names)}
+    names = {n: x for n, x in listing.classes.items() if not all(y.isdecimal() or not y for y in x)}
+    options: dict[str, dict[str, Any]] = {n: {"names": x} for n, x in names.items()}
+    for name, part in modalities.items():
+        if part.kind == "caption" and not part.captions:
+            read = (read_text(path) for stem, path in listing.paths.get(name, {}).items() if stem in listing.paths[anchor])
+            options[name] = {"captions": sorted(set(itertools.islice(filter(None, read), MOST_CAPTIONS)))}
+    return options
 
 
 def look(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Listing:
