@@ -15,7 +15,6 @@ from mmfast.data import Data
 from mmfast.data.labelled import with_few_labels
 from mmfast.data.precompute import with_embeddings
 from mmfast.errors import MmfastError, unknown
-from mmfast.modalities.image import Image
 from mmfast.model import Model
 from mmfast.ranks import local_rank
 from mmfast.run import Run
@@ -37,15 +36,12 @@ def build_schedule(config: Config) -> Schedule:
 def build_model(config: Config) -> Model:
     """The model with its initial weights, a function of config.seed."""
     kinds = {name: modalities.kind(spec.kind) for name, spec in config.modalities.items()}
-    if kinds[config.anchor] is not Image:
-        raise MmfastError(
-            f"anchor is {config.anchor!r}, a {config.modalities[config.anchor].kind}; it should be an image"
-        )
+    spec = config.modalities[config.anchor]
+    if spec.encoder != "fixed" and not kinds[config.anchor].bounded:
+        raise MmfastError(f"modalities.{config.anchor}.encoder is {spec.encoder!r}; of the anchor it should be fixed")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        anchor_spec = config.modalities[config.anchor]
-        size = anchor_spec.size
-        anchor = Image(config.anchor, anchor_spec, modalities.SpaceShape(size, size))
+        anchor = kinds[config.anchor](config.anchor, spec, kinds[config.anchor].anchor_space(spec))
         space = Model.space_shape(anchor, config.space)
         parts = {
             name: anchor if name == config.anchor else kinds[name](name, spec, space)
@@ -84,17 +80,15 @@ def files_of(config: Config) -> dict[str, Path]:
     }
 
 
-def with_class_names(config: Config) -> Config:
-    """The config with the names of the classes that the data has, for labels that have none of their own.
+def with_found(config: Config) -> Config:
+    """The config with what its data alone can say, where it says nothing of its own: class names, columns, scales.
 
     So a run keeps them, shows them in its pictures, and takes them: `--given label=cats`.
     """
-    names = getattr(data.kind(config.data.kind), "class_names", None)
-    classes = names(config.data, stored(config), config.anchor) if names is not None else {}
+    found = getattr(data.kind(config.data.kind), "found", None)
     parts = dict(config.modalities)
-    for name, found in classes.items():
-        if not all(x.isdecimal() or not x for x in found):  # numbers are called as they are
-            parts[name] = dataclasses.replace(parts[name], names=found)
+    for name, options in found(config.data, stored(config), config.anchor).items() if found is not None else ():
+        parts[name] = dataclasses.replace(parts[name], **options)
     return dataclasses.replace(config, modalities=parts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from mmfast.metrics.features import Extractor, extractor
 from mmfast.metrics.frechet import frechet_distance
 from mmfast.metrics.lpips import LPIPS
 from mmfast.metrics.precision_recall import precision_recall
+from mmfast.modalities import Modality
 from mmfast.model import Model
 from mmfast.pictures import sample_grid
 from mmfast.ranks import ALONE, Ranks
@@ -97,9 +98,15 @@ def sample_run(
         if not ranks.first:
             continue
         picture = sample_grid(parts, drawn, f"{title(what, config.sample.first)} (step {step})", [given])
-        save_picture(run, file, picture)
-        if board is not None:
-            board.picture(name, picture, step)
+        shown = {name: picture}
+        for part, x in drawn.items():
+            overview = parts[part].overview(x.cpu(), examples.data[part])
+            if overview is not None:
+                shown[f"{name}-{part}"] = overview
+        for name, picture in shown.items():
+            save_picture(run, run.samples / f"step-{step:07d}-{name}.png", picture)
+            if board is not None:
+                board.picture(name, picture, step)
 
 
 def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, ranks: Ranks = ALONE) -> dict[str, float]:
@@ -152,7 +159,12 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
             drawn = draw(name, 3 + k)
             metrics[f"{name}.conditional_{part.metric}"] = part.score(judges[name](drawn[anchor]), truth.data[name])
         metrics[f"{name}.recovered_{part.metric}"] = part.score(recovered[name], truth.data[name])
-    metrics |= distances(joint[anchor], data, anchor, features, ranks=ranks)
+    if features.name != "pixels" and not model.anchor.bounded:
+        raise MmfastError(f"evaluate.features is {spec.features!r}, of images; of a {model.anchor.kind} it is pixels")
+    metrics |= distances(joint[anchor], data, anchor, features, ranks=ranks, z0=to_z0(model))
+    for name, part in model.parts.items():
+        metrics |= row_distances(part, name, joint[name], data)
+    metrics |= data.baselines()
     batch = held_out(data.test, min(count, len(data.test)), model)
     return metrics | likelihood(model, config, data, batch, ranks)
 
@@ -191,19 +203,58 @@ class Shuffled:
         return self.examples.__getitems__(self.order[list(indices)].tolist())
 
 
+def to_z0(model: Model) -> Callable[[Tensor], Tensor]:
+    """The anchor's z_0, of x on the host."""
+    device = model.schedule.alpha_bar.device
+    return lambda x: model.anchor.to_z0(x.to(device)).cpu()
+
+
+def row_distances(part: Modality, name: str, x: Tensor, data: Data, most: int = 10_000) -> dict[str, float]:
+    """`Modality.distances` of samples to one half of the real data, beside those of the other half to it."""
+    if not part.distances(x, x):
+        return {}
+    real = torch.cat([_present(examples, name, most) for examples in (data.train, data.test)])
+    real = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
+    half = len(real) // 2
+    count = min(half, len(x))
+    if not count:
+        return {}
+    these = {"samples": x[:count], "real_halves": real[half : half + count]}
+    found = {who: part.distances(rows, real[:half]) for who, rows in these.items()}
+    return {f"{name}.{key}.{who}": value for who, figures in found.items() for key, value in figures.items()}
+
+
+def _present(examples: Examples, name: str, most: int) -> Tensor:
+    """x of the examples that have it, at most so many."""
+    batch = examples.__getitems__(range(min(len(examples), most)))
+    return batch.data[name][batch.present[name]] if name in batch.present else batch.data[name]
+
+
 def distances(
-    images: Tensor, data: Data, anchor: str, features: Extractor, most: int = 10_000, ranks: Ranks = ALONE
+    images: Tensor,
+    data: Data,
+    anchor: str,
+    features: Extractor,
+    most: int = 10_000,
+    ranks: Ranks = ALONE,
+    z0: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> dict[str, float]:
     """Frechet distance, precision and recall over `features`: samples against real images, and two halves of these.
 
     The real images are those of the training and the test set, at most `most` of each, in two halves: the first is
     compared with the samples, and with as many images of the second, since all three depend on the numbers. Precision
     and recall take as many images of the first half too. Distances over anything but pixels carry the features' name.
+    z0: what an anchor that is no image is compared as, [B, C, H, W].
     """
-    return against(real_features(data, anchor, features, most, ranks), images, features, ranks)
+    whole = lambda x: features(z0(x))  # noqa: E731
+    return against(real_features(data, anchor, whole, most, ranks), images, whole, features.name, ranks)
 
 
-def real_features(data: Data, anchor: str, features: Extractor, most: int = 10_000, ranks: Ranks = ALONE) -> Tensor:
+# Anchors x [B, ...] -> features [B, d].
+Features = Callable[[Tensor], Tensor]
+
+
+def real_features(data: Data, anchor: str, features: Features, most: int = 10_000, ranks: Ranks = ALONE) -> Tensor:
     """The features of the real images of both sets, at most `most` of each, [n, d] in a shuffled order."""
     chunks = [
         (part, rows) for part in (data.train, data.test) for rows in torch.arange(min(len(part), most)).split(256)
@@ -218,11 +269,11 @@ def real_features(data: Data, anchor: str, features: Extractor, most: int = 10_0
     return real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
 
 
-def against(real: Tensor, images: Tensor, features: Extractor, ranks: Ranks = ALONE) -> dict[str, float]:
-    """The figures of `distances`; real: of `real_features`."""
+def against(real: Tensor, images: Tensor, features: Features, named: str, ranks: Ranks = ALONE) -> dict[str, float]:
+    """The figures of `distances`; real: of `real_features`; named: the features' name."""
     share = ranks.at_most(len(images), len(images))
     half, fake = len(real) // 2, torch.cat(ranks.map(features, images.split(share)))
-    name = "" if features.name == "pixels" else f"_{features.name}"
+    name = "" if named == "pixels" else f"_{named}"
     count, found = min(half, len(fake)), {}
     if count < 2:
         return {}

@@ -103,7 +103,7 @@ def _unet(model: Model, config: Config) -> Any:
 
 def _vae(diffusers: Any, model: Model) -> Any:
     """The autoencoder, scaled as the model's latents are."""
-    own = model.image.autoencoder
+    own = getattr(model.anchor, "autoencoder", None)
     assert own is not None
     if not isinstance(own.network, diffusers.ModelMixin) or own.shift:
         raise MmfastError(

@@ -30,6 +30,7 @@ def settings(config: Config, given: Iterable[str] = ()) -> dict[str, Any]:
         "precision": spec.precision,
         "heads": spec.heads,
         "offset": spec.offset,
+        "resample": spec.resample,
         "seed": config.seed,
     }
 
@@ -74,6 +75,7 @@ def generate(
     given: Mapping[str, Tensor] | None = None,
     *,
     first: Sequence[str] | None = None,
+    known: Mapping[str, Tensor] | None = None,
     ranks: Ranks = ALONE,
     **options: Any,
 ) -> dict[str, Tensor]:
@@ -83,32 +85,38 @@ def generate(
     p(x, y) = p(x) p(y | x); None for config.sample.first, empty for all together. Each turn is a whole run of the
     sampler, with noise of its own, and is guided by what was drawn before it as by what was given. What comes later is
     unknown meanwhile, where training has shown that (`unknown_probability`), else it is drawn along. Within a turn the
-    times keep to the offsets (`config.sample.offset`) of what is drawn in it. ranks: each draws an even share, and all
-    have the whole; a sample is the same whoever draws it, but for rounding. options: arguments of `sample` in place of
-    the config's.
+    times keep to the offsets (`config.sample.offset`) of what is drawn in it. known: of what is given in part, as
+    `sample` has it; what is in `first` too is drawn around it. ranks: each draws an even share, and all have the whole;
+    a sample is the same whoever draws it, but for rounding. options: arguments of `sample` in place of the config's.
 
     Raises MmfastError for a name in `first` that is no modality of the model, or that follows from another.
     """
     if ranks.count > 1:
-        return _by_all(ranks, model, config, count, dict(given or {}), {**options, "first": first})
+        return _by_all(ranks, model, config, count, dict(given or {}), {**options, "first": first, "known": known})
     first = config.sample.first if first is None else [first] if isinstance(first, str) else first
     check_first(model, first)
-    known = dict(given or {})
+    inside = {**(known or {})}
+    for name in inside:
+        if name not in (given or {}):
+            raise unknown("known's modality", name, given or {})
+    in_part = {name: x for name, x in (given or {}).items() if name in inside}
+    whole = {name: x for name, x in (given or {}).items() if name not in inside}
     guidance, seed = (options.pop(k, getattr(o, k)) for k, o in (("guidance_scale", config.sample), ("seed", config)))
     asked = guidance is not config.sample.guidance_scale  # the config's is for whatever is given
     for name in guidance if isinstance(guidance, Mapping) and asked else ():
-        if name not in {*known, *first}:
-            raise unknown("guidance_scale's modality", name, [*known, *first])
-    for turn, target in enumerate(turns(model, known, first)):
-        how = {**settings(config, known), **options, "seed": seed ^ turn << 40, "guidance_scale": guidance}
+        if name not in {*whole, *first}:
+            raise unknown("guidance_scale's modality", name, [*whole, *first])
+    for turn, target in enumerate(turns(model, whole, first)):
+        how = {**settings(config, whole), **options, "seed": seed ^ turn << 40, "guidance_scale": guidance}
         if isinstance(guidance, Mapping):
-            how["guidance_scale"] = {n: scale for n, scale in guidance.items() if n in known}
+            how["guidance_scale"] = {n: scale for n, scale in guidance.items() if n in whole}
         if target is not None and model.told:
-            later = [name for name in model.names if name not in known and name != target]
+            later = [name for name in model.names if name not in {*whole, *in_part} and name != target]
             how.setdefault("unknown", [name for name in later if config.modalities[name].unknown_probability > 0])
-        drawn = sample(model, count, known, **how)
+        left = {name: there for name, there in inside.items() if name not in whole}
+        drawn = sample(model, count, {**in_part, **whole}, known=left, **how)
         if target is not None:
-            known[target] = drawn[target]
+            whole[target] = drawn[target]
     return drawn
 
 
@@ -118,11 +126,13 @@ def _by_all(
     """`generate` with the samples shared out."""
     count = how_many(model, count, given)
     ids = options.pop("sample_ids", torch.arange(count))
+    known: dict[str, Tensor] = options.pop("known") or {}
     options["progress"] = options.get("progress", False) if ranks.first else False
 
     def draw(rows: Tensor) -> dict[str, Tensor]:
         own = {name: x if len(x) == 1 else x[rows.to(x.device)] for name, x in given.items()}
-        drawn = generate(model, config, len(rows), own, sample_ids=ids[rows], **options)
+        inside = {n: x if x.shape == given[n].shape[1:] or len(x) == 1 else x[rows] for n, x in known.items()}
+        drawn = generate(model, config, len(rows), own, sample_ids=ids[rows], known=inside, **options)
         return {name: x.cpu() for name, x in drawn.items()}
 
     found = ranks.map(draw, ranks.shares(count))

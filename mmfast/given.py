@@ -34,6 +34,25 @@ def taken(part: Modality, value: Any, where: str) -> Tensor:
     return x
 
 
+def known_part(part: Modality, value: Any, where: str) -> Tensor:
+    """What is known of one x, bool of its shape: of a text or a path (`Modality.parse_known`), a picture or an array.
+
+    An array or a tensor is bool, 0 and 1, or, as a picture, above 127 where it is known; one of [H, W] is for all
+    channels. Raises MmfastError, which calls it `where`.
+    """
+    shape = part.blank(part.spec).shape
+    if isinstance(value, (str, os.PathLike)):
+        return part.parse_known(str(value))
+    try:
+        there = torch.as_tensor(np.asarray(value))
+        if there.dtype == torch.uint8 and there.numel() and int(there.max()) > 1:
+            there = there > 127
+        return torch.broadcast_to(there.bool(), shape).clone()
+    except (TypeError, ValueError, RuntimeError):
+        wanted = f"a path, a text or an array of bool {list(shape)}"
+        raise MmfastError(f"{where} is {type(value).__name__} {np.shape(value)}; it should be {wanted}") from None
+
+
 def _x(part: Modality, value: Any, where: str) -> Tensor:
     """x of one value, [1, ...], or of a tensor of several; not checked."""
     if isinstance(value, str):

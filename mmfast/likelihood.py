@@ -45,7 +45,7 @@ def bound(
     - `bound.discrete.NAME`, of a label or a mask: L0 + L1 + L2, nats an example; `_bits`: bits an example. Of a
       probability.
     - `bound.density.NAME`, of what is continuous: L0 + L1 + L2, nats an example. Of a density, so it may be negative
-      and is not to be added to the others.
+      and is not to be added to the others. So is an anchor's that is no image: L0 + L1 + L3, of its z_0.
 
     A modality's figure is its share of the joint bound and no bound of its own: the network sees all of z_t. In shared
     channels L0 and L1 cannot be told apart by modality, and are all in `bound.pixels`.
@@ -99,9 +99,9 @@ def _figures(model: Model, nats: Mapping[Key, float], reverse: str) -> dict[str,
         found[f"{prefix}.{part}_bits"] = x * bit / dimensions
     for name in model.parts:
         x = sum(x for (_, n), x in own.items() if n == name)
-        if name == model.anchor_name:
+        if name == model.anchor_name and hasattr(model.anchor.spec, "levels"):
             found |= {f"{prefix}.pixels": x, f"{prefix}.pixels_bits": x * bit / dimensions}
-        elif model.part(name).discrete:
+        elif name != model.anchor_name and model.part(name).discrete:
             found |= {f"{prefix}.discrete.{name}": x, f"{prefix}.discrete.{name}_bits": x * bit}
         else:
             found[f"{prefix}.density.{name}"] = x
@@ -142,7 +142,8 @@ def _terms(model: Model, these: Truth, processes: Mapping[str, Reverse], steps: 
     said = denoise(model, these, one, seed=seed, stream=EVALUATE, draw=0)
     for who, reverse in processes.items():
         z0_hat, variance = reverse.of(model, said, one).z0, reverse.variance[anchor][1]
-        found["L3", who, anchor] = loss.L3(schedule, z0, z0_hat, model.part(anchor).spec.levels, variance)
+        levels = getattr(model.anchor.spec, "levels", None)
+        found["L3", who, anchor] = loss.L3(schedule, z0, z0_hat, levels, variance)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import io
 import json
@@ -24,7 +25,7 @@ from mmfast.evaluate import held_out
 from mmfast.export import EXPORTS
 from mmfast.files import new_folder
 from mmfast.generate import generate, settings, title, turns
-from mmfast.given import taken
+from mmfast.given import known_part, taken
 from mmfast.modalities import Modality
 from mmfast.model import Model
 from mmfast.pictures import sample_grid
@@ -69,6 +70,7 @@ class Loaded:
         n: int | None = None,
         *,
         given: Mapping[str, Any] | None = None,
+        known: Mapping[str, Any] | None = None,
         seed: int = 0,
         ranks: Ranks = ALONE,
         **more: Any,
@@ -81,13 +83,19 @@ class Loaded:
         any other is x as the model has it. Several values in a text ("cats,dogs"; "all" for every class) are drawn n
         times each, all with the same noise, in a row of the grid each.
 
+        known: what is known of a modality that is given in part, the rest of which is drawn around it
+        (`mmfast.sample.sample`): of a picture one that is white there, or an array of bool [H, W]; of numbers a text of
+        places, "0-31,40"; of a table's row the columns' names. A row that is given by some of its columns, as a dict
+        or as "radius=14,texture=20", needs none.
+
         n: how many samples; None for as many as a list holds, else 16, or 4 for each of several values. more: options
         in place of the config's, those of OPTIONS (`mmfast.generate.generate`).
 
         Raises MmfastError naming the argument.
         """
-        if not isinstance(given or {}, Mapping):
-            raise MmfastError(f"given is a {type(given).__name__}; it should be a dict from modality to value")
+        for what, pairs in (("given", given), ("known", known)):
+            if not isinstance(pairs or {}, Mapping):
+                raise MmfastError(f"{what} is a {type(pairs).__name__}; it should be a dict from modality to value")
         for name in more:
             if name not in OPTIONS and name not in self.model.parts:
                 raise unknown("sample's argument", name, [*self.model.parts, *OPTIONS, "n", "seed", "given"])
@@ -96,24 +104,27 @@ class Loaded:
         parts = {name: value for name, value in more.items() if name not in OPTIONS}
         values = {name: value for name, value in {**(given or {}), **parts}.items() if value is not None}
         n, seed = None if n is None else _whole("n", n, 1), _whole("seed", seed, 0)
-        rows = self._rows(values)
+        inside = self._inside(values, known or {})
+        rows = self._rows({name: inside[name][0] if name in inside else value for name, value in values.items()})
         n, several = _how_many(rows, n)
         for name in [name for name, value in values.items() if _is_data(value)]:
             rows[name] = [held_out(self.data.test, n, self.model).data[name]]
-        known = {
+        these = {
             name: torch.cat([x.expand(n, *x.shape[1:]) for x in (found if len(found) > 1 else found * several)])
             for name, found in rows.items()
         }
         ids = torch.arange(n).repeat(several)
-        drawn = generate(self.model, self.config, len(ids), known, sample_ids=ids, seed=seed, ranks=ranks, **options)
-        how = self._how(list(known), options)
+        how: dict[str, Any] = {"known": {name: there for name, (_, there) in inside.items()}, **options}
+        drawn = generate(self.model, self.config, len(ids), these, sample_ids=ids, seed=seed, ranks=ranks, **how)
+        how = self._how([name for name in these if name not in inside], options)
         first = options.get("first", self.config.sample.first)
         what = [f"{name}={value}" if isinstance(value, (str, int)) else name for name, value in values.items()]
+        what = [f"{text} in part" if text.partition("=")[0] in inside else text for text in what]
         return Samples(
             {name: x.cpu() for name, x in drawn.items()},
             {name: self.model.part(name) for name in drawn},
             self.model.anchor_name,
-            tuple(known),
+            tuple(these),
             {"seed": seed, **how},
             f"{title(what, [first] if isinstance(first, str) else first)}; {_told({'seed': seed, **how})}",
             ids.tolist(),
@@ -129,6 +140,22 @@ class Loaded:
         if kind not in EXPORTS:
             raise unknown("export's kind", kind, EXPORTS)
         return EXPORTS[kind](self.model, self.config, self.run.folder / kind if folder is None else folder, **options)
+
+    def _inside(self, values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, tuple[Any, Tensor]]:
+        """By name, the value of what is given in part and what is known of it, bool [...]."""
+        found: dict[str, tuple[Any, Tensor]] = {}
+        for name, value in values.items():
+            part = self.model.part(name) if name in self.model.parts else None
+            partial = part.in_part(value) if part is not None else None
+            if partial is not None:
+                found[name] = partial
+        for name, value in known.items():
+            if name not in values:
+                raise unknown("known's modality", name, values)
+            if name in self.model.parts:
+                there = known_part(self.model.part(name), value, f"known {name}")
+                found[name] = (found[name][0], there & found[name][1]) if name in found else (values[name], there)
+        return found
 
     def _rows(self, values: Mapping[str, Any]) -> dict[str, list[Tensor]]:
         """By name, x for each of several values: [1, ...] for all samples, or one for each. Without held-out data."""
@@ -241,9 +268,12 @@ class Samples:
                 (folder / name).mkdir(parents=True, exist_ok=True)
                 file = _write(value, folder / name / f"{i:03d}")
                 what[name] = {"file": file.relative_to(folder).as_posix()}
-                if isinstance(value, str):
+                if isinstance(value, (str, dict)):
                     what[name]["value"] = value
             lines.append({"sample": f"{i:03d}", "id": self.ids[i], **self.how, "given": self.given, "modalities": what})
+        rows = [_cells(sample) for sample in self]
+        if any(part.kind == "table" for part in self.parts.values()):
+            write_rows(folder / "samples.csv", rows)
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / "samples.jsonl").write_text(text, encoding="utf-8")
 
@@ -267,9 +297,31 @@ def _(value: str, stem: Path) -> Path:
 
 
 @_write.register
+def _(value: dict, stem: Path) -> Path:
+    write_rows(stem.with_suffix(".csv"), [value])
+    return stem.with_suffix(".csv")
+
+
+@_write.register
 def _(value: np.ndarray, stem: Path) -> Path:
     np.save(stem.with_suffix(".npy"), value)
     return stem.with_suffix(".npy")
+
+
+def _cells(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers and the names of one sample as a row of a table: columns, labels."""
+    row: dict[str, Any] = {}
+    for name, value in sample.items():
+        row |= value if isinstance(value, dict) else {name: value} if isinstance(value, str) else {}
+    return row
+
+
+def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of the same columns as a .csv file, with a line of names first."""
+    with file.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.DictWriter(handle, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _is_data(value: Any) -> bool:

@@ -71,14 +71,19 @@ def L2(nll: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(list(nll.values())).sum(0)
 
 
-def L3(schedule: Schedule, z0: Tensor, z0_hat: Tensor, bins: int = 256, variance: Tensor | None = None) -> Tensor:
+def L3(
+    schedule: Schedule, z0: Tensor, z0_hat: Tensor, bins: int | None = 256, variance: Tensor | None = None
+) -> Tensor:
     """L3 = -ln p(z_0 | z_1), a Gaussian around z0_hat integrated over each value's bin (Ho et al., 2020), [B].
 
     z0, z0_hat: [B, ...] in -1 .. 1, z0 on `bins` evenly spaced levels; the last bins reach to infinity. variance:
     float64 []; None: that of the first step, 1 - a_1. The source does not spell this part out; this is our reading.
+    bins=None: z_0 is continuous, and this is the Gaussian's density.
     """
     z0, z0_hat = z0.double(), z0_hat.double()
     sigma = (1 - schedule.alpha_bar[1] if variance is None else variance).sqrt()
+    if bins is None:
+        return (0.5 * ((z0 - z0_hat) / sigma).square() + torch.log(sigma * math.sqrt(2 * math.pi))).flatten(1).sum(1)
     half = 1 / (bins - 1)
     upper = torch.where(z0 > 1 - half, math.inf, (z0 - z0_hat + half) / sigma)
     lower = torch.where(z0 < -1 + half, -math.inf, (z0 - z0_hat - half) / sigma)

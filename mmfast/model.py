@@ -44,7 +44,7 @@ class Model(nn.Module):
     channels the encodings of what is given come beside z_t, with a plane for each modality that says whether it is.
 
     Args:
-        anchor: the name of the modality that is diffused itself, an image.
+        anchor: the name of the modality that is diffused itself: an image, or a vector, of one pixel.
         parts: every modality by name, the anchor too; `build_head` not yet called.
         schedule: with a weight for every modality but the anchor.
         backbone: (in_channels, size) -> a module as mmfast.backbones describes.
@@ -70,25 +70,29 @@ class Model(nn.Module):
             raise unknown("space", space, SPACES)
         if anchor not in parts:
             raise unknown("anchor", anchor, parts)
-        image = parts[anchor]
-        if not isinstance(image, Image):
-            raise MmfastError(f"anchor is {anchor!r}, a {image.kind}; it should be an image")
+        first = parts[anchor]
+        self.shape: tuple[int, int, int] = first.z0_shape
+        latent = getattr(first, "autoencoder", None) is not None
+        grid = SpaceShape(*self.shape[1:])
         for name, part in parts.items():
-            size = image.shape[1] if part is image else getattr(part.spec, "size", image.shape[1])
-            if size != image.shape[1]:
-                whose = "'s" if image.autoencoder is None else "'s latents'"
-                raise MmfastError(f"modalities.{name}.size is {size}; it should be {anchor}{whose}, {image.shape[1]}")
+            size = grid.height if part is first else getattr(part.spec, "size", grid.height)
+            if size != grid.height:
+                pictures = "; of pictures and vectors the anchor should be a picture" if grid.height == 1 else ""
+                whose = "'s latents'" if latent else "'s"
+                raise MmfastError(
+                    f"modalities.{name}.size is {size}; it should be {anchor}{whose}, {grid.height}{pictures}"
+                )
             source = parts.get(part.source)
             if part.derived and (not isinstance(source, Image) or source.spec.channels != part.spec.channels):
                 raise MmfastError(
                     f"modalities.{name}.of is {part.source!r}; it should be an image with {part.spec.channels} channels"
                 )
-            if image.autoencoder is not None and (part.derived or (isinstance(part, Image) and part is not image)):
+            if latent and (part.derived or (isinstance(part, Image) and part is not first)):
                 raise MmfastError(
                     f"modalities.{name} is a {part.kind}, which has no place among the latents of {anchor}; leave it "
                     f"out, or modalities.{anchor}.autoencoder"
                 )
-            if part is not image and getattr(part, "autoencoder", None) is not None:
+            if part is not first and getattr(part, "autoencoder", None) is not None:
                 raise MmfastError(f"modalities.{name}.autoencoder is of an image that is not the anchor; leave it out")
         self.anchor_name, self.space, self.target, self.told = anchor, space, target, told
         self.parts = nn.ModuleDict(parts)
@@ -97,7 +101,6 @@ class Model(nn.Module):
             raise MmfastError(f"schedule has weights for {schedule.names}; it should have them for {self.names}")
         self.schedule = schedule
         self._check_schedule()
-        self.shape: tuple[int, int, int] = image.shape
         # What leaves a trace in z_t: of the rest there is nothing to diffuse.
         marks = schedule.W[:, schedule.index(self.names)].abs().amax(0) > 0
         self.traced = tuple(name for name, mark in zip(self.names, marks.tolist(), strict=True) if mark)
@@ -119,7 +122,7 @@ class Model(nn.Module):
             raise MmfastError("backbone should be a function of (in_channels, size) that makes the network")
         self.backbone = backbone(self._seen_channels(), self.shape[1])
         features, width = self.backbone.features, self.backbone.embedding_width
-        own_norm = getattr(self.backbone, "out_norm", lambda: head_norm(features))
+        own_norm = getattr(self.backbone, "out_norm", lambda: head_norm(features, grid))
         self.norm, self.out = own_norm(), nn.Conv2d(features, self.shape[0], 3, padding=1)
         nn.init.zeros_(self.out.weight)
         for name in self.names:
@@ -150,9 +153,9 @@ class Model(nn.Module):
                 )
 
     @classmethod
-    def space_shape(cls, image: Image, space: str) -> SpaceShape:
+    def space_shape(cls, anchor: Modality, space: str) -> SpaceShape:
         """The shape in the diffusion space of the modalities beside this anchor."""
-        channels, height, width = image.shape
+        channels, height, width = anchor.z0_shape
         return SpaceShape(height, width, channels if space == "shared" else None)
 
     def part(self, name: str) -> Modality:
@@ -162,16 +165,14 @@ class Model(nn.Module):
         return part
 
     @property
-    def image(self) -> Image:
-        """The anchor."""
-        part = self.parts[self.anchor_name]
-        assert isinstance(part, Image)
-        return part
+    def anchor(self) -> Modality:
+        """The modality that is diffused itself."""
+        return self.part(self.anchor_name)
 
     @property
     def latent(self) -> bool:
         """Whether z_0 is an autoencoder's latents, and not the anchor's pixels."""
-        return self.image.autoencoder is not None
+        return getattr(self.anchor, "autoencoder", None) is not None
 
     def anchor_block(self, z: Tensor) -> Tensor:
         """The anchor's channels of a tensor of the space [B, C, H, W]."""
@@ -207,9 +208,9 @@ class Model(nn.Module):
         """An encoding as a term of the space: a block of channels, or the tensor itself in shared ones."""
         return Block(encoding, self.starts[name], self.channels) if self.space == "own" else encoding
 
-    def anchor_in_space(self, x: Tensor) -> Block | Tensor:
-        """The anchor as z_0."""
-        return Block(x, 0, self.channels) if self.space == "own" and self.traced else x
+    def anchor_in_space(self, z0: Tensor) -> Block | Tensor:
+        """The anchor's z_0 as a term of the space."""
+        return Block(z0, 0, self.channels) if self.space == "own" and self.traced else z0
 
     def terms(self, encodings: Mapping[str, Tensor]) -> dict[str, Block | Tensor]:
         """Those of the encodings that leave a trace, as terms of the space."""
@@ -245,7 +246,7 @@ class Model(nn.Module):
     def tell(self, anchor: Tensor | None, encodings: Mapping[str, Tensor], times: Tensor) -> dict[str, Tensor]:
         """What the network is told, by name: the encodings of what is given, at time 0, and zeros elsewhere.
 
-        times: int64 [B, 1 + N], as `times` makes them.
+        anchor: its z_0; times: int64 [B, 1 + N], as `times` makes them.
         """
         found = {} if anchor is None else {self.anchor_name: anchor}
         for k, name in enumerate((self.anchor_name, *self.names)):

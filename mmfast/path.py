@@ -97,6 +97,10 @@ class Plan:
         """Whether any step is made twice."""
         return any(again for _, again in self.evaluations)
 
+    def of_step(self, k: int) -> list[int]:
+        """The evaluations of step k: rows of the tables."""
+        return [i for i, (step, _) in enumerate(self.evaluations) if step == k]
+
     def with_truth(self, i: int, predictions: int) -> Tensor:
         """coefs [1, K] of row i where the anchor is given: without the columns of the network's predictions of it."""
         row, first = self.tables.coefs[i], (len(self.levels) or 1) * (2 if self.corrects else 1)

@@ -25,7 +25,7 @@ LEAST_ERROR = 1e-12
 
 @dataclass(frozen=True)
 class Truth:
-    """Some examples on the model's device: all data, the anchor as z_0; E(x) of what leaves a trace; numbers [B]."""
+    """Some examples on the model's device: all data, the anchor's as z_0; E(x) of what leaves a trace; numbers [B]."""
 
     data: dict[str, Tensor]
     encodings: dict[str, Tensor]
@@ -44,7 +44,7 @@ def truth(model: Model, batch: Batch, numbers: Tensor) -> Truth:
     device = model.schedule.alpha_bar.device
     data = {name: x[numbers].to(device) for name, x in batch.data.items()}
     encodings = model.encode(data)
-    data[model.anchor_name] = model.image.z0(data[model.anchor_name])
+    data[model.anchor_name] = model.anchor.to_z0(data[model.anchor_name])
     return Truth(data, {name: encodings[name] for name in model.traced}, numbers.to(device))
 
 

@@ -1,27 +1,22 @@
-"""Sampling: one loop for joint, conditional and marginal generation, with any of the step rules in samplers.py.
-
-In the shift view y_t = z_t - m_t is the ordinary DDPM variable, so a step of any standard sampler is: subtract
-m_t, step y, add m_s. With guidance, the conversion to z_0 and the clamp before it, that is one pass of the fused step.
-"""
+"""Sampling: joint, conditional and marginal generation, with any of the step rules in samplers.py."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmfast import ops, path
+from mmfast import path
 from mmfast.errors import MmfastError
 from mmfast.errors import unknown as unknown_name
-from mmfast.model import Model, Prediction
+from mmfast.inside import check_known
+from mmfast.loop import Loop, Settings
+from mmfast.model import Model
 from mmfast.options import PRECISIONS
 from mmfast.progress import Bar
 from mmfast.samplers import HEADS, SAMPLERS, timesteps
-from mmfast.streams import HEAD_NOISE, SAMPLE
 
 
 @torch.no_grad()
@@ -30,6 +25,8 @@ def sample(
     count: int | None = None,
     given: Mapping[str, Tensor] | None = None,
     *,
+    known: Mapping[str, Tensor] | None = None,
+    resample: int = 5,
     steps: int = 50,
     sampler: str = "ddpm",
     eta: float = 0.0,
@@ -52,12 +49,20 @@ def sample(
     Args:
         count: how many; None for as many as `given` holds.
         given: by name, [count, ...] or [1, ...] for all.
+        known: by name, which part of what is given is known, bool of its shape (or that of one example): the rest of it
+            is drawn. The known part stands in every prediction, so that it is at its own noise level at each step, as
+            z_t's law has it, and comes back exactly. The network sees it through that noise alone and is not told:
+            this is the replacement method (Song et al., 2021), whose bias is that what is drawn agrees less with the
+            known part than it should (docs/reading-and-telling.md). An embedding's numbers are those of a vector of
+            unit RMS.
+        resample: where something is given in part, how often each step is taken, z_t being made of z_s again in
+            between (Lugmayr et al., 2022): the bias falls, and `resample` times as many evaluations are made.
         steps, sampler, eta: how many steps of "ddpm", "ddim" (with eta), "heun", "dpmpp_2m", "dpmpp_3m" or another of
             SAMPLERS. A step evaluates the network once, heun's but the last twice.
         guidance_scale: 1 for none; one for all that is given, or by name. Each guided modality adds
             (scale - 1) (prediction - prediction without it).
-        clamp: hold the predicted z_0 within -clamp .. clamp; None not to. It plays no part for latents, which have no
-            bounds.
+        clamp: hold the predicted z_0 of an image within -clamp .. clamp; None not to. Other anchors and latents have no
+            such bounds.
         seed, sample_ids: the noise's identity; example i is the same in any batch but for rounding.
         precision: the network's arithmetic, "fp32" or "bf16"; the steps themselves are float32 in both.
         heads: what is not given enters a step as its head's expected encoding, "soft", or as a draw's, "sampled".
@@ -74,6 +79,10 @@ def sample(
     Returns every modality by name, [count, ...], on the model's device. Raises MmfastError naming the argument.
     """
     given = {name: x.float() if x.is_floating_point() else x for name, x in (given or {}).items()}
+    inside = check_known(model, given, known or {})
+    for name, known_there in inside.items():  # where it is not known it may be anything
+        given[name] = torch.where(known_there.to(given[name].device), given[name], 0)
+    whole = {name: x for name, x in given.items() if name not in inside}
     count = how_many(model, count, given)
     if sampler not in SAMPLERS:
         raise unknown_name("sampler", sampler, SAMPLERS)
@@ -98,21 +107,26 @@ def sample(
         if name not in model.names or name in given:
             raise unknown_name("unknown's modality", name, [n for n in model.names if n not in given])
     path.check_offset(model, offset or {})
-    ahead = path.leads(model, offset or {}, {*given, *unknown})
-    grid, scales = timesteps(model.schedule.T + max(ahead.values()), steps), _scales(guidance_scale, given)
-    settings = _Settings(
+    ahead = path.leads(model, offset or {}, {*whole, *unknown})
+    if resample < 1:
+        raise MmfastError(f"resample is {resample}; it should be at least 1")
+    if inside and resample > 1 and any(ahead.values()):
+        raise MmfastError("known is given with an offset, of which z_t has several times; it needs resample=1")
+    grid, scales = timesteps(model.schedule.T + max(ahead.values()), steps), _scales(guidance_scale, whole)
+    settings = Settings(
         grid,
         path.plan(model, grid, ahead, SAMPLERS[sampler], eta, list(scales.values())),
         scales,
-        None if model.latent else clamp,
+        clamp if model.anchor.bounded else None,
         seed,
         precision == "bf16",
         heads == "sampled",
         tuple(unknown),
+        resample if inside else 1,
     )
     text = progress if isinstance(progress, str) else "sampling"
     batches = torch.arange(count).split(batch_size)
-    bar = Bar(len(batches) * len(settings.plan.evaluations), text, "evaluation", quiet=not progress)
+    bar = Bar(len(batches) * settings.evaluations, text, "evaluation", quiet=not progress)
     results = []
     training = model.training
     model.eval()
@@ -120,33 +134,11 @@ def sample(
         with bar:
             for rows in batches:
                 part = {name: x.expand(count, *x.shape[1:])[rows].to(device) for name, x in given.items()}
-                results.append(_one_batch(model, part, settings, ids[rows].to(device), bar))
+                there = {name: x.expand(count, *x.shape[1:])[rows].to(device) for name, x in inside.items()}
+                results.append(Loop(model, part, settings, ids[rows].to(device), there).run(bar))
     finally:
         model.train(training)
     return {name: torch.cat([r[name] for r in results]) for name in results[0]}
-
-
-@dataclass(frozen=True)
-class _Settings:
-    grid: list[int]
-    plan: path.Plan
-    scales: dict[str, float]
-    clamp: float | None
-    seed: int
-    bf16: bool
-    sampled: bool
-    unknown: tuple[str, ...]
-
-
-def _one_batch(
-    model: Model, given: dict[str, Tensor], settings: _Settings, ids: Tensor, bar: Bar
-) -> dict[str, Tensor]:
-    """Every modality of a batch: the anchor goes into the diffusion space, where the loop is, and comes out."""
-    anchor = model.anchor_name
-    inside = {name: model.image.z0(x) if name == anchor else x for name, x in given.items()}
-    drawn = _Loop(model, inside, settings, ids).run(bar)
-    drawn[anchor] = given[anchor] if anchor in given else model.image.of_z0(drawn[anchor])
-    return drawn
 
 
 def how_many(model: Model, count: int | None, given: Mapping[str, Tensor]) -> int:
@@ -175,147 +167,3 @@ def _scales(guidance_scale: float | Mapping[str, float], given: Mapping[str, Ten
         if not isinstance(scale, (int, float)) or not math.isfinite(scale):
             raise MmfastError(f"guidance_scale is {scale!r}; it should be a finite number")
     return {name: scale for name, scale in guidance_scale.items() if scale != 1}
-
-
-@dataclass
-class _Said:
-    """A step's predictions: the network's of the anchor, the encodings of all that leaves a trace, and z0hat."""
-
-    anchors: list[Tensor]
-    E: dict[str, Tensor]
-    z0: Tensor | None = None
-
-
-class _Loop:
-    """The loop over the steps for one batch. All coefficients are on the device before it starts."""
-
-    def __init__(self, model: Model, given: dict[str, Tensor], settings: _Settings, ids: Tensor) -> None:
-        self.model, self.settings, self.plan, self.ids = model, settings, settings.plan, ids
-        self.anchor = given.get(model.anchor_name)
-        self.known: dict[str, Tensor] = {}
-        self.truth: dict[str, Tensor] = {}
-        self._know(given)
-
-    def _know(self, new: Mapping[str, Tensor]) -> None:
-        """Tell the network of these, from here on: what is given, and later what has been drawn."""
-        self.known.update(new)
-        self.truth.update(self.model.encode(dict(new)))
-        self.told = {name: self._tell(without=name) for name in ["", *self.settings.scales]}
-
-    def _tell(self, without: str) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the network is told when one of what is given is unknown ("": none); and the times, -1: the path's."""
-        names = (self.model.anchor_name, *self.model.names)
-        flags = torch.tensor([[name in self.known and name != without for name in names]], device=self.ids.device)
-        left_out = {*self.settings.unknown, *([without] if self._can_be_unknown(without) else [])}
-        unknown = [name in left_out for name in names]
-        other = torch.tensor([[self.model.schedule.T if x else -1 for x in unknown]], device=flags.device)
-        times = self.model.times(other, flags).expand(len(self.ids), -1)
-        return times, self.model.tell(self.known.get(self.model.anchor_name), self.truth, times)
-
-    def _can_be_unknown(self, name: str) -> bool:
-        """Whether training has shown this modality unknown. Else, untold of it, the network sees its block at t.
-
-        The anchor never is: its block of z_t is at t, and is looked at.
-        """
-        model = self.model
-        if not model.told or name not in model.names:
-            return False
-        return name not in model.time_of or model.part(name).spec.unknown_probability > 0
-
-    def _ask(self, z: Tensor, i: int, without: str = "") -> Prediction:
-        """The network's prediction at the path's point i, told of all that is known but one modality."""
-        times, told = self.told[without]
-        return self.model(z, torch.where(times < 0, self.plan.clock[i], times), told)
-
-    def _predict(self, z: Tensor, i: int) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The network's predictions of the anchor, and its heads pushed away from those that are not told."""
-        told = self._ask(z, i)
-        anchors, heads = [told.anchor.float()], {name: x.float() for name, x in told.heads.items()}
-        guided = dict(heads)
-        for name, scale in self.settings.scales.items():
-            untold = self._ask(z, i, name)
-            anchors.append(untold.anchor.float())
-            for head, x in untold.heads.items():
-                guided[head] = guided[head] + (scale - 1) * (heads[head] - x.float())
-        return anchors, guided
-
-    def _step(self, i: int, z: Tensor, start: Tensor, said: _Said, past: list[_Said]) -> tuple[Tensor, Tensor]:
-        """z_s and z0hat of evaluation i, in one pass: the anchor is the truth where it is given, else predicted.
-
-        z: where the network was asked; start: z_t, the same unless the evaluation corrects a step; past: what was said
-        in the steps before, the last first.
-        """
-        model, plan = self.model, self.plan
-        s = self.settings.grid[plan.evaluations[i][0] + 1]
-        noise: dict[str, Any] = {"seed": self.settings.seed, "draw": s, "sample_ids": self.ids, "stream": SAMPLE}
-        noise["levels"] = plan.levels or None
-        past = [*past, *[said] * (plan.depth - len(past))]  # what is not there yet counts nothing
-        encodings = [term for each in (said, *past) for term in model.terms(each.E).values()]
-        blocks = [*self._blocks(z), *(self._blocks(start) if plan.corrects else [])]
-        if self.anchor is not None:
-            truth = model.anchor_in_space(self.anchor)
-            assert plan.tables.sigma is not None
-            terms = [*blocks, *encodings, *[truth] * plan.depth, truth]
-            coefs = plan.with_truth(i, len(said.anchors))
-            return ops.combine(terms, coefs, plan.tables.sigma[i : i + 1], **noise), self.anchor
-        before = [model.anchor_in_space(said.anchors[0] if each.z0 is None else each.z0) for each in past]
-        predictions = [model.anchor_in_space(x) for x in said.anchors]
-        terms = [*blocks, *predictions, *encodings, *before]
-        channels = (0, model.shape[0]) if isinstance(predictions[0], ops.Block) else None
-        return ops.step_by_table(terms, plan.tables, i, clamp=self.settings.clamp, channels=channels, **noise)
-
-    def _blocks(self, z: Tensor) -> list[ops.Block | Tensor]:
-        """z as the terms of the plan's tables: whole, or by the blocks that have a time each, without a copy."""
-        ends = [*self.plan.levels[1:], z.shape[1]]
-        blocks = zip(self.plan.levels, ends, strict=False)
-        return [ops.Block(z[:, a:b], a, z.shape[1]) for a, b in blocks] or [z]
-
-    def _drawn(self, i: int, said: _Said, heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What step i has brought to time 0 before the rest, and what was drawn of it."""
-        now, then = self.plan.times[i : i + 2]
-        names = (self.model.anchor_name, *self.model.names)
-        new = [name for name, t, s in zip(names, now, then, strict=True) if s == 0 < t]
-        assert said.z0 is not None
-        return {name: self.model.part(name).decode(heads[name]) if name in heads else said.z0 for name in new}
-
-    def _encode(self, name: str, head: Tensor, s: int) -> Tensor:
-        part = self.model.part(name)
-        if not self.settings.sampled:
-            return part.encode_prediction(head)
-        draw = s * len(self.model.names) + self.model.names.index(name)
-        noise: dict[str, Any] = {
-            "seed": self.settings.seed,
-            "sample_ids": self.ids,
-            "stream": HEAD_NOISE,
-            "draw": draw,
-        }
-        return part.encode(part.draw(head, ops.randn(head.shape, device=head.device, **noise)))
-
-    def run(self, bar: Bar) -> dict[str, Tensor]:
-        model, grid = self.model, self.settings.grid
-        noise: dict[str, Any] = {"seed": self.settings.seed, "sample_ids": self.ids, "stream": SAMPLE}
-        shape = (len(self.ids), model.channels, *model.shape[1:])
-        z = ops.randn(shape, draw=grid[0], device=self.ids.device, **noise)
-        if terms := model.terms(self.truth):
-            weights = self.plan.W_T[[model.traced.index(name) for name in terms]]
-            z = ops.combine([z, *terms.values()], torch.cat((weights.new_ones(1), weights))[None])
-        start, past = z, list[_Said]()
-        for i, (k, corrects) in enumerate(self.plan.evaluations):
-            start = start if corrects else z
-            with torch.autocast(z.device.type, torch.bfloat16, enabled=self.settings.bf16):
-                anchors, heads = self._predict(z, k + corrects)
-            # A given modality keeps its true encoding; the others take what their heads expect, or a draw from them.
-            E = {
-                name: self.truth[name] if name in self.truth else self._encode(name, heads[name], grid[k + 1])
-                for name in model.traced
-            }
-            said = _Said(anchors, E)
-            z, said.z0 = self._step(i, z, start, said, past)
-            past = past if corrects else [said, *past][: self.plan.depth]
-            if grid[k + 1] > 0 and (new := self._drawn(k, said, heads)):
-                self._know(new)
-            bar.update()
-        generated = {name: model.part(name).decode(x) for name, x in heads.items()}
-        assert said.z0 is not None
-        generated[model.anchor_name] = said.z0
-        return {name: self.known.get(name, generated[name]) for name in model.parts}

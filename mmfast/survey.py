@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 from tqdm import tqdm
 
 from mmfast import data as data_sets
-from mmfast.build import build_data, build_model, pick_device, stored, with_class_names
+from mmfast.build import build_data, build_model, pick_device, stored, with_found
 from mmfast.config import Config
 from mmfast.data import Batch, Data, Examples
 from mmfast.errors import MmfastError
@@ -102,7 +102,7 @@ def survey(config: Config, quiet: bool = True) -> Survey:
     specs, listing, data, opened = stored(config), None, None, False
     look = getattr(data_sets.kind(config.data.kind), "look", None)
     try:
-        found.config = config = with_class_names(config)
+        found.config = config = with_found(config)
         model = build_model(config)
         found.parameters = sum(p.numel() for p in model.parameters())
         if look is not None:

@@ -14,7 +14,7 @@ from typing import Any
 from mmfast.config import Config, from_plain
 from mmfast.data import Data
 from mmfast.errors import MmfastError, unknown
-from mmfast.evaluate import against, held_out, real_features
+from mmfast.evaluate import against, held_out, real_features, to_z0
 from mmfast.generate import generate
 from mmfast.metrics.features import extractor
 from mmfast.model import Model
@@ -82,7 +82,9 @@ def sweep(
         config.evaluate.samples,
         extractor(config.evaluate.features, config.evaluate.features_weights or None),
     )
-    judges, real = data.judges(), real_features(data, model.anchor_name, features)
+    z0 = to_z0(model)
+    measured = lambda x: features(z0(x))  # noqa: E731
+    judges, real = data.judges(), real_features(data, model.anchor_name, measured)
     whole = held_out(data.test, count, model)
     known = {name: whole.data[name] for name in given}
     points: list[Point] = []
@@ -95,7 +97,7 @@ def sweep(
         drawn = {name: x.cpu() for name, x in drawn.items()}
         batches = -(-count // settings.sample.batch_size)
         image, figures = drawn[model.anchor_name], {"evaluations": len(asked) / batches}
-        figures |= against(real, image, features)
+        figures |= against(real, image, measured, features.name)
         for name, judge in judges.items():
             figures[f"{name}.agreement"] = model.part(name).score(judge(image), drawn[name])
         points.append(Point(options, figures))

@@ -95,8 +95,8 @@ def test_the_network_sees_scaled_latents_and_the_loss_is_theirs():
     model, config = made()
     assert model.shape == (4, 4, 4) and model.channels == 4
     x = torch.rand(3, 1, 8, 8) * 2 - 1
-    torch.testing.assert_close(model.image.z0(x), F.pixel_unshuffle(x, 2))  # (4 cells + 1 - 1) / 4
-    torch.testing.assert_close(model.image.of_z0(model.image.z0(x)), x)
+    torch.testing.assert_close(model.anchor.to_z0(x), F.pixel_unshuffle(x, 2))  # (4 cells + 1 - 1) / 4
+    torch.testing.assert_close(model.anchor.from_z0(model.anchor.to_z0(x)), x)
     data = build_data(config).train.__getitems__(range(8))
     found = losses(moved(model), data, torch.arange(8), config)
     seen = []
@@ -133,7 +133,7 @@ def test_it_is_no_part_of_the_model():
     model, _ = made()
     plain, _ = made(None)
     assert {n.split(".")[0] for n in model.state_dict()} == {n.split(".")[0] for n in plain.state_dict()}
-    assert copy.deepcopy(model).image.autoencoder is model.image.autoencoder
+    assert copy.deepcopy(model).anchor.autoencoder is model.anchor.autoencoder
 
 
 def test_its_latents_may_be_a_distribution_and_its_folder_has_their_factor(tmp_path):

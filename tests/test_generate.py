@@ -96,7 +96,7 @@ def test_everything_drawn_in_turns_takes_as_many_draws(small, monkeypatch):
     model, usual = small
     given = []
     monkeypatch.setattr(
-        module, "sample", lambda m, n, known, **how: given.append(list(known)) or sample(m, n, known, **how)
+        module, "sample", lambda m, n, these, **how: given.append(list(these)) or sample(m, n, these, **how)
     )
     drawn = generate(model, usual, 2, first=["label", "mask", "image"])
     assert given == [[], ["label"], ["label", "mask"]] and set(drawn) == set(model.parts)

@@ -64,7 +64,7 @@ def test_figures_are_those_of_the_samples(settings, trained):
     label = held_out(data.test, 20, model).data["label"]
     drawn = generate(model, settings, 20, {"label": label}, guidance_scale=3.0)
     features = extractor("pixels", None)
-    expected = against(real_features(data, "image", features), drawn["image"], features)
+    expected = against(real_features(data, "image", features), drawn["image"], features, "pixels")
     for name, judge in data.judges().items():
         expected[f"{name}.agreement"] = model.part(name).score(judge(drawn["image"]), drawn[name])
     expected["evaluations"] = 2 * settings.sample.steps

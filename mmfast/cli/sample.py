@@ -23,6 +23,15 @@ def add(commands: Any) -> None:
         help="modalities that are given: label=3, image=file.png, mask=file.png, embedding=file.npy, NAME=data for "
         "held-out examples of the run's data; a row for each of several values: label=cats,dogs, or label=all",
     )
+    sample.add_argument(
+        "--known",
+        nargs="+",
+        default=[],
+        metavar="NAME=PART",
+        action="extend",
+        help="what is known of what is given, the rest of which is drawn: image=white.png (white where it is known), "
+        "embedding=0-31 (places), row=COLUMN,COLUMN",
+    )
     sample.add_argument("--n", type=int, help="how many samples [16], or of each of several values [4]")
     sample.add_argument("--steps", type=int, help="steps of the sampler [the config's]")
     sample.add_argument("--sampler", help="ddpm, ddim, heun, dpmpp_2m or dpmpp_3m [the config's]")
@@ -55,14 +64,14 @@ def add(commands: Any) -> None:
     sample.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
-def _given(pairs: Sequence[str]) -> dict[str, str]:
+def _given(pairs: Sequence[str], option: str = "--given") -> dict[str, str]:
     given: dict[str, str] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not text:
-            raise MmfastError(f"--given {pair} has no value; it should be {name}=VALUE")
+            raise MmfastError(f"{option} {pair} has no value; it should be {name}=VALUE")
         if name in given:
-            raise MmfastError(f"--given has {name} twice; several values have commas between them, as {name}=A,B")
+            raise MmfastError(f"{option} has {name} twice; several values have commas between them, as {name}=A,B")
         given[name] = text
     return given
 
@@ -103,7 +112,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if args.guidance_scale is not None:
         options["guidance_scale"] = _guidance(args.guidance_scale)
     loaded = load(args.run, args.device, args.weights)
-    samples = loaded.sample(args.n, given=given, progress=not args.quiet, **options)
+    known = _given(args.known, "--known")
+    samples = loaded.sample(args.n, given=given, known=known, progress=not args.quiet, **options)
     if not args.ranks.first:
         return 0
     stem = f"sample-{slug(' '.join(args.given)) or 'joint'}-seed{args.seed}"

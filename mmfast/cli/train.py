@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from mmfast import config as configs
-    from mmfast.build import with_class_names
+    from mmfast.build import with_found
     from mmfast.config import LONGEST
     from mmfast.evaluate import table
     from mmfast.files import read_text
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         raise MmfastError(f"no config given; name a YAML file or a preset: {', '.join(presets.names())}")
     if args.out is None:
         raise MmfastError("no --out RUN given; it should be the run's folder, new or to go on with")
-    config = with_class_names(configs.load(args.config, overrides(rest)))
+    config = with_found(configs.load(args.config, overrides(rest)))
     if not args.quiet and args.ranks.first:
         print("\n".join(brief(config)), flush=True)
     run = train(config, args.out, quiet=args.quiet, allow_changed_data=args.allow_changed_data)

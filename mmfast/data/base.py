@@ -83,18 +83,21 @@ VALIDATION = "hold out a part of the training data in the test data's place: to 
 # What the option `flip` of a data set's spec is for.
 FLIP = "mirror half of the training examples, left to right, at random: image, mask and feature maps together"
 
-# Reads a modality off generated images, independently of the model: float [B, C, H, W] -> x [B, ...].
+# Reads a modality off generated anchors, independently of the model: images float [B, C, H, W] -> x [B, ...].
 Judge = Callable[[Tensor], Tensor]
 
 
 @dataclass
 class Data:
-    """A data set, split. `judges` makes, by modality, what the evaluation asks about generated images.
+    """A data set, split.
 
-    flip: whether training is to mirror half of its examples.
+    judges: makes, by modality, what the evaluation asks about generated images (x of another anchor). baselines: makes
+    figures of simple methods on the same split, to stand beside the model's. flip: whether training is to mirror half
+    of its examples.
     """
 
     train: Examples
     test: Examples
     judges: Callable[[], dict[str, Judge]] = dict
     flip: bool = False
+    baselines: Callable[[], dict[str, float]] = dict

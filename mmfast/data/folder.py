@@ -8,6 +8,7 @@ root/labels.csv, or the first folder of the anchor's path (cats). A folder of an
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,14 @@ from typing import Any
 from mmfast.data import skipping
 from mmfast.data.base import FLIP, Data
 from mmfast.data.cache import HELP, LIMIT
+from mmfast.data.items import named
 from mmfast.data.listing import Listing, look
 from mmfast.errors import MmfastError
+from mmfast.modalities.label import read_text
 from mmfast.options import option
+
+# The files that a list of captions is made of, the first of them.
+MOST_CAPTIONS = 1000
 
 
 @dataclass
@@ -45,9 +51,16 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     return listing.data()
 
 
-def class_names(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, list[str]]:
-    """The names of the classes of labels whose spec has none, as folders or a table have them."""
-    return look(spec, modalities, anchor).classes
+def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
+    """What the folders say of the modalities' options: the classes' names, of folders or a table; captions."""
+    listing = look(spec, modalities, anchor)
+    options = named(listing.classes)
+    for name, part in modalities.items():
+        if part.kind == "caption" and not part.captions:
+            stems = listing.paths[anchor]
+            read = (read_text(path) for stem, path in listing.paths.get(name, {}).items() if stem in stems)
+            options[name] = {"captions": sorted(set(itertools.islice(filter(None, read), MOST_CAPTIONS)))}
+    return options
 
 
-__all__ = ["Listing", "Spec", "class_names", "look", "open"]
+__all__ = ["Listing", "Spec", "found", "look", "open"]

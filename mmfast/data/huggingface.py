@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.data.base import FLIP, Data
-from mmfast.data.items import Items, check_known, names_of, split
+from mmfast.data.items import Items, check_known, named, names_of, split
 from mmfast.errors import MmfastError, missing_extra, unknown
 from mmfast.image_files import load_picture, picture_in
 from mmfast.options import option
@@ -97,10 +97,10 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     return split(train, test, spec.test_fraction, spec.flip)
 
 
-def class_names(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, list[str]]:
+def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
     """The names of classes in the features of columns that are labels."""
     features = _load(spec.path, spec.name, spec.train).features
     columns = _columns(spec, modalities, features)
     labels = {name: column for name, column in columns.items() if modalities[name].kind == "label"}
-    named = {name: getattr(features[column], "names", None) for name, column in labels.items()}
-    return names_of(modalities, {name: found for name, found in named.items() if found})
+    by_label = {name: getattr(features[column], "names", None) for name, column in labels.items()}
+    return named(names_of(modalities, {name: x for name, x in by_label.items() if x}))

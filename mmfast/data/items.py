@@ -57,7 +57,7 @@ class Items:
 
 
 def x_of(spec: Any, value: Any, where: str) -> Tensor | None:
-    """One x of a picture, a text, a whole number or an array; None of None. Raises MmfastError for what is no such x."""
+    """One x of a picture, text, whole number or array; None of None. Raises MmfastError for what is no such x."""
     kind = kinds.kind(spec.kind)
     blank = kind.blank(spec)
     if value is None:
@@ -91,6 +91,11 @@ def split(train: Examples, test: Examples | None, fraction: float, flip: bool) -
     count = max(1, min(count, len(order) - 1))
     held_out, rest = (torch.tensor(sorted(rows), dtype=torch.int64) for rows in (order[:count], order[count:]))
     return Data(Only(train, rest), Only(train, held_out), flip=flip)
+
+
+def named(classes: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
+    """The options of labels whose classes have these names; numbers are called as they are."""
+    return {n: {"names": [*names]} for n, names in classes.items() if not all(x.isdecimal() or not x for x in names)}
 
 
 def names_of(specs: Mapping[str, Any], classes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -25,6 +25,7 @@ from mmfast.data.base import VALIDATION, Batch, Data
 from mmfast.data.cache import HELP, digest, kept
 from mmfast.errors import MmfastError
 from mmfast.image_files import load_picture
+from mmfast.modalities.caption import vector
 from mmfast.options import option
 from mmfast.streams import GROUND
 
@@ -212,6 +213,7 @@ class Sprites:
     labels: Tensor
     grounds: Tensor
     mirrored: bool
+    captions: dict[str, tuple[Tensor, Tensor]]  # by modality, the vectors and who has one
 
     def __len__(self) -> int:
         return len(self.labels) * (1 + self.mirrored)
@@ -224,11 +226,44 @@ class Sprites:
         words = ops.random_words([len(index), 1], seed=0, sample_ids=index, stream=GROUND)
         ground = self.grounds[words[:, 0] % len(self.grounds)].int()
         image = (pixels[:, :3] + ((255 - pixels[:, 3:]) * ground + 127) // 255).clamp(max=255)
-        return Batch({"image": image.float() / 127.5 - 1, "label": self.labels[row], "mask": mask.long()})
+        data = {"image": image.float() / 127.5 - 1, "label": self.labels[row], "mask": mask.long()}
+        data |= {name: vectors[row] for name, (vectors, _) in self.captions.items()}
+        return Batch(data, {name: there[row] for name, (_, there) in self.captions.items()})
+
+
+def captions(root: Path, files: Iterable[str]) -> list[str]:
+    """What each sprite RACE/NAME.png shows, as "an elvish archer"; "" for one that no unit's description names.
+
+    The game's descriptions name each unit's picture; the other frames of the unit have its name and more.
+    """
+    names: dict[str, str] = {}
+    for file in sorted((root / "core" / "units").rglob("*.cfg")):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        name = re.search(r'^\s*name\s*=\s*_\s*"([^"]+)"', text, re.MULTILINE)
+        picture = re.search(r'^\s*image\s*=\s*"?units/([^"~\s]+)\.png', text, re.MULTILINE)
+        if name and picture:
+            names.setdefault(picture[1], name[1].split("^")[-1].lower())
+    found = []
+    for file in files:
+        stem = file.removesuffix(".png")
+        ends = [len(stem), *(m.start() for m in reversed(list(re.finditer(r"[-+_.0-9]", stem))))]
+        caption = next((names[stem[:end]] for end in ends if stem[:end] in names), "")
+        found.append(f"{'an' if caption[0] in 'aeiou' else 'a'} {caption}" if caption else "")
+    return found
+
+
+def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
+    """The captions there are, for modalities of that kind."""
+    root, names = Path(spec.root), [n for n, p in modalities.items() if p.kind == "caption" and not p.captions]
+    folder = root / "core" / "images" / "units"
+    texts = sorted({x for x in captions(root, _files(folder)) if x}) if names and folder.is_dir() else []
+    return {name: {"captions": texts} for name in names}
 
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
-    """Image (float [3, size, size] in -1 .. 1, of 256 levels), mask (CLASSES) and label (the race), split by unit.
+    """Image (float [3, size, size] in -1 .. 1, of 256 levels), mask (CLASSES), label (the race) and captions, by unit.
+
+    A modality of kind caption has the unit's name, of nine sprites in ten.
 
     The size is the anchor's: 16, 32, 36, 64 or 72. Raises MmfastError for another, for files missing, and for a label
     of fewer classes than there are races.
@@ -267,7 +302,13 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
         key = {"version": VERSION, "size": size, "files": _listing(root, terrain)}
         ground = kept(spec.cache, "terrain", key, lambda: grounds(terrain, size))
 
+    of_text = [(name, part) for name, part in modalities.items() if part.kind == "caption"]
+    texts = captions(root, names) if of_text else []
+    there = torch.tensor([bool(text) for text in texts])
+    vectors = {name: torch.stack([vector(p.text_encoder, text, p.dim) for text in texts]) for name, p in of_text}
+
     def part(rows: Tensor, ground: Tensor, mirrored: bool) -> Sprites:
-        return Sprites(loaded["pixels"][rows], loaded["masks"][rows], labels[rows], ground, mirrored)
+        own = {name: (x[rows], there[rows]) for name, x in vectors.items()}
+        return Sprites(loaded["pixels"][rows], loaded["masks"][rows], labels[rows], ground, mirrored, own)
 
     return Data(part(train, ground["train"], spec.flip), part(test, ground["test"], False))

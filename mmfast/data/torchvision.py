@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmfast.data.base import FLIP, Data
-from mmfast.data.items import Items, check_known, names_of, split
+from mmfast.data.items import Items, check_known, named, names_of, split
 from mmfast.errors import MmfastError, missing_extra, unknown
 from mmfast.options import option
 
@@ -103,8 +103,8 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     return split(train, test, spec.test_fraction, spec.flip)
 
 
-def class_names(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, list[str]]:
+def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
     """The data set's own names of its classes, for its labels."""
-    found = getattr(_dataset(spec, spec.train), "classes", None)
-    labels = {name: found for name, part in modalities.items() if part.kind == "label" and found}
-    return names_of(modalities, labels)
+    names = getattr(_dataset(spec, spec.train), "classes", None)
+    labels = {name: names for name, part in modalities.items() if part.kind == "label" and names}
+    return named(names_of(modalities, labels))

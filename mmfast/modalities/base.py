@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
+from mmfast.image_files import load_picture, middle_square
 from mmfast.options import option
 from mmfast.schedule import KINDS as WEIGHTS
 
@@ -98,6 +99,8 @@ class Modality(nn.Module):
     discrete: ClassVar[bool] = False
     # Whether the head restores more than is given, so that its loss counts where the modality is given, too.
     restores: ClassVar[bool] = False
+    # Whether z_0 lies in -1 .. 1, as pixels do, where it is the anchor: a sampler can then hold it there.
+    bounded: bool = False
     # Whether what is seen of it stands in the anchor's own pixels (`reveal`): they are at time 0, the rest at t, and
     # nothing else of it has a time.
     in_place: ClassVar[bool] = False
@@ -124,6 +127,25 @@ class Modality(nn.Module):
 
         return super()._apply(moved, recurse)
 
+    @classmethod
+    def anchor_space(cls, spec: Any) -> SpaceShape:
+        """The grid of the diffusion space where it is the anchor. Raises MmfastError where it cannot be."""
+        raise MmfastError(f"anchor is a {cls.kind}, from which no space can be made; choose another modality")
+
+    @property
+    def z0_shape(self) -> tuple[int, int, int]:
+        """[channels, H, W] of z_0 where it is the anchor."""
+        grid = self.anchor_space(self.spec)
+        return self.channels, grid.height, grid.width
+
+    def to_z0(self, x: Tensor) -> Tensor:
+        """x as the anchor's z_0, [B, channels, H, W]: its encoding, unless the kind says another."""
+        return self.encode(x)
+
+    def from_z0(self, z0: Tensor) -> Tensor:
+        """The x nearest to a z_0 that was generated: the inverse of `to_z0`."""
+        raise NotImplementedError
+
     def build_head(self, features: int) -> None:
         """Make the head for a backbone that returns this many channels (or numbers) of what it `reads`."""
         raise NotImplementedError
@@ -139,6 +161,49 @@ class Modality(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """E(x): [B, channels, H or 1, W or 1], unit RMS."""
         raise NotImplementedError
+
+    def encode_part(self, x: Tensor) -> Tensor:
+        """E of an x that is given in part: where it is not known it may be anything, and so may E."""
+        return self.encode(x)
+
+    def known_in_space(self, known: Tensor) -> Tensor:
+        """Where E(x) holds what is known of x: bool [B, ...] of x's shape -> bool that broadcasts to E(x)'s.
+
+        Raises MmfastError for a kind without parts, and for an encoder that mixes them.
+        """
+        raise MmfastError(f"known has {self.name}, a {self.kind}, which has no parts; give all of it")
+
+    def in_part(self, value: Any) -> tuple[Tensor, Tensor] | None:
+        """x [...] and what is known of it, bool [...], of a value that says a part of x; None for any other."""
+        return None
+
+    def parse_known(self, text: str) -> Tensor:
+        """What is known of x, bool [...], from the command line (`--known name=text`).
+
+        Of a picture: a picture's path, white where it is known. Of numbers: their places from 0, as 0-31,40.
+        """
+        blank = self.blank(self.spec)
+        if blank.dim() > 1:
+            white = pixels_known(Path(text), blank.shape[-1])
+            return white.expand(blank.shape).clone()
+        known = torch.zeros(blank.shape, dtype=torch.bool)
+        for span in text.split(","):
+            low, _, high = span.partition("-")
+            first, last = low.strip(), (high or low).strip()
+            if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < max(1, blank.numel())):
+                raise MmfastError(
+                    f"known {self.name}={text}: {span!r} is no place; it should lie in 0 .. {blank.numel() - 1}, as 0-3"
+                )
+            known[int(first) : int(last) + 1] = True
+        return known
+
+    def check_encoder_keeps_parts(self) -> None:
+        """Raise MmfastError where a learned encoder mixes the parts of x."""
+        if self.spec.encoder != "fixed":
+            raise MmfastError(
+                f"known has {self.name}, whose learned encoder mixes its parts; give all of it, or train with "
+                f"modalities.{self.name}.encoder=fixed"
+            )
 
     def counted(self, encoding: Tensor, x: Tensor) -> Tensor:
         """An encoding, of x or of what is predicted of it, with zeros where x is not known and so counts nowhere."""
@@ -185,6 +250,14 @@ class Modality(nn.Module):
         """One x (without the batch dimension) as an RGB picture of about size x size pixels."""
         raise NotImplementedError
 
+    def overview(self, x: Tensor, real: Tensor) -> PILImage.Image | None:
+        """A picture of many x beside real ones; None where each is better seen alone."""
+        return None
+
+    def distances(self, x: Tensor, real: Tensor) -> dict[str, float]:
+        """How far many x lie from real ones, by the measure's name; {} where the kind has no such measure."""
+        return {}
+
     def tally(self, x: Tensor) -> Tensor | None:
         """How often each class stands in x, int64 [classes]; None where there are no classes."""
         return None
@@ -217,8 +290,8 @@ class Modality(nn.Module):
         """One x from a picture, upright as a file's is. Raises MmfastError, which calls it `where`."""
         raise MmfastError(f"{where} is a picture, of which no {cls.kind} can be made")
 
-    def plain(self, x: Tensor) -> PILImage.Image | str | np.ndarray:
-        """One x as a person has it, a picture, a class's name or an array: what `read` reads as x from its file."""
+    def plain(self, x: Tensor) -> PILImage.Image | str | np.ndarray | dict[str, float]:
+        """One x as a person has it, a picture, a name, an array or a row by column: what `read` reads from its file."""
         return x.cpu().numpy()
 
     def values(self, text: str) -> list[str]:
@@ -233,6 +306,19 @@ class Modality(nn.Module):
 def unit_rms(x: Tensor) -> Tensor:
     """Each sample scaled to a root mean square of one."""
     return x * torch.rsqrt(x.square().flatten(1).mean(1) + 1e-8).reshape(-1, *[1] * (x.dim() - 1))
+
+
+def pixels_known(path: Path, size: int) -> Tensor:
+    """Where a picture, its middle square resized, is white: bool [size, size]. Raises MmfastError naming the file."""
+    picture = load_picture(path, "mask").convert("L")
+    picture = picture.resize((size, size), PILImage.Resampling.NEAREST, box=middle_square(picture))
+    return torch.from_numpy(np.asarray(picture) > 127)
+
+
+def nearest(z0: Tensor, codes: Tensor) -> Tensor:
+    """The class whose code is the nearest: z0 [B, C, H, W], codes [K, C] -> int64 [B, H, W]."""
+    distance = codes.square().sum(1)[None, :, None, None] - 2 * torch.einsum("bchw,kc->bkhw", z0, codes)
+    return distance.argmin(1)
 
 
 def check_floats(x: Tensor, shape: tuple[int, ...], where: str) -> None:
@@ -321,10 +407,12 @@ def draw_class(logits: Tensor, normal: Tensor) -> Tensor:
     return (logits.float() - torch.log(-log_uniform)).argmax(1)
 
 
-def head_norm(features: int) -> nn.Sequential:
+def head_norm(features: int, grid: SpaceShape | None = None) -> nn.Sequential:
     """What every head of a picture begins with.
 
-    Groups of four channels at least: a channel that is normalised alone cannot say how bright an image is.
+    Groups of four channels at least: a channel that is normalised alone cannot say how bright an image is. Of one
+    pixel all channels are one group, which is most of what they say.
     """
-    groups = next((g for g in (32, 16, 8, 4, 2) if features % g == 0 and features >= 4 * g), 1)
+    one = grid is not None and grid.height * grid.width == 1
+    groups = next((g for g in (32, 16, 8, 4, 2) if features % g == 0 and features >= 4 * g and not one), 1)
     return nn.Sequential(nn.GroupNorm(groups, features), nn.SiLU())

@@ -70,6 +70,13 @@ class Embedding(Modality):
         self.uniform, self.reads = space.channels is None and self.grid == (1, 1), spec.reads
         self.proj = None if fixed else nn.Linear(spec.dim, self.channels * self.grid[0] * self.grid[1], bias=False)
 
+    @classmethod
+    def anchor_space(cls, spec: Any) -> SpaceShape:
+        return SpaceShape(1, 1)
+
+    def from_z0(self, z0: Tensor) -> Tensor:
+        return base.unit_rms(z0.flatten(1))
+
     def build_head(self, features: int) -> None:
         self.out = base.one_head(self.reads, features, self.spec.dim)
 
@@ -88,6 +95,14 @@ class Embedding(Modality):
         scale = math.sqrt(cells / (copies * self.spec.dim))
         laid = F.pad(x.repeat(1, copies) * scale, (0, cells - copies * self.spec.dim))
         return laid.unflatten(1, (self.channels, *self.grid))
+
+    def encode_part(self, x: Tensor) -> Tensor:
+        """The numbers as they are, those of a vector of unit RMS: the RMS of a part says nothing of the whole's."""
+        return self._lay_out(x)
+
+    def known_in_space(self, known: Tensor) -> Tensor:
+        self.check_encoder_keeps_parts()
+        return self._lay_out(known.float()) > 0
 
     def head(self, features: Tensor) -> Tensor:
         return self.out(features)

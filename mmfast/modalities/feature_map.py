@@ -54,6 +54,13 @@ class FeatureMap(Embedding):
         self.channels, self.grid = space.channels or spec.dim, (space.height, space.width)
         self.proj = None if spec.encoder == "fixed" else nn.Conv2d(spec.dim, self.channels, 1, bias=False)
 
+    @classmethod
+    def anchor_space(cls, spec: Any) -> SpaceShape:
+        return SpaceShape(spec.cells, spec.cells)
+
+    def from_z0(self, z0: Tensor) -> Tensor:
+        return base.unit_rms(z0)
+
     def build_head(self, features: int) -> None:
         self.norm = base.head_norm(features)
         self.out = nn.Conv2d(features, self.spec.dim, 3, padding=1)

@@ -43,6 +43,7 @@ class Image(Modality):
     metric = joint_metric = "rmse"
     extensions = EXTENSIONS
     mirrors = True
+    bounded = True  # of pixels; latents have no bounds
 
     def __init__(self, name: str, spec: ImageSpec, space: SpaceShape) -> None:
         super().__init__(name, spec, space)
@@ -54,12 +55,28 @@ class Image(Modality):
             else None
         )
         self.shape = self.pixels if self.autoencoder is None else self.autoencoder.shape
+        self.bounded = self.autoencoder is None
         self.channels = space.channels or spec.channels
         if self.channels % spec.channels and spec.encoder == "fixed":
             raise MmfastError(
                 f"modalities.{name} has {spec.channels} channels, which do not fit {self.channels} shared ones"
             )
         self.conv = nn.Conv2d(spec.channels, self.channels, 3, padding=1) if spec.encoder == "learned" else None
+
+    @classmethod
+    def anchor_space(cls, spec: ImageSpec) -> SpaceShape:
+        return SpaceShape(spec.size, spec.size)
+
+    @property
+    def z0_shape(self) -> tuple[int, int, int]:
+        return self.shape
+
+    def to_z0(self, x: Tensor) -> Tensor:
+        """The pixels themselves, or their latents."""
+        return x if self.autoencoder is None else self.autoencoder.encode(x)
+
+    def from_z0(self, z0: Tensor) -> Tensor:
+        return z0 if self.autoencoder is None else self.autoencoder.decode(z0)
 
     def build_head(self, features: int) -> None:
         self.norm = base.head_norm(features)
@@ -72,19 +89,16 @@ class Image(Modality):
                 f"{where} runs from {float(x.min()):.3g} to {float(x.max()):.3g}; it should lie in -1 .. 1"
             )
 
-    def z0(self, x: Tensor) -> Tensor:
-        """Images [B, channels, size, size] in the diffusion space: [B, *shape]."""
-        return x if self.autoencoder is None else self.autoencoder.encode(x)
-
-    def of_z0(self, z0: Tensor) -> Tensor:
-        """The images of what was drawn in the diffusion space."""
-        return z0 if self.autoencoder is None else self.autoencoder.decode(z0)
-
     def encode(self, x: Tensor) -> Tensor:
         if self.conv is not None:
             return base.unit_rms(self.conv(x))
         # By the data's scale and not by each image's own: a dark image must not be blown up.
         return x.repeat(1, self.channels // x.shape[1], 1, 1) / self.spec.rms
+
+    def known_in_space(self, known: Tensor) -> Tensor:
+        if self.conv is not None:
+            self.check_encoder_keeps_parts()
+        return known.repeat(1, self.channels // known.shape[1], 1, 1)
 
     def head(self, features: Tensor) -> Tensor:
         return self.out(self.norm(features))

@@ -52,6 +52,13 @@ class Label(Modality):
         else:
             self.register_buffer("codes", codes)
 
+    @classmethod
+    def anchor_space(cls, spec: LabelSpec) -> SpaceShape:
+        return SpaceShape(1, 1)
+
+    def from_z0(self, z0: Tensor) -> Tensor:
+        return base.nearest(z0, self._codes().flatten(1))[:, 0, 0]
+
     def build_head(self, features: int) -> None:
         self.out = base.one_head(self.reads, features, self.spec.classes)
 

@@ -52,6 +52,13 @@ class Mask(Modality):
         else:
             self.register_buffer("codes", codes)
 
+    @classmethod
+    def anchor_space(cls, spec: MaskSpec) -> SpaceShape:
+        return SpaceShape(spec.size, spec.size)
+
+    def from_z0(self, z0: Tensor) -> Tensor:
+        return base.nearest(z0, self._codes())
+
     def build_head(self, features: int) -> None:
         self.norm = base.head_norm(features)
         self.out = nn.Conv2d(features, self.spec.classes, 3, padding=1)
@@ -67,6 +74,9 @@ class Mask(Modality):
     def encode(self, x: Tensor) -> Tensor:
         numbers = x if self.spec.ignore is None else x.clamp(min=0)
         return self.counted(F.embedding(numbers, self._codes()).permute(0, 3, 1, 2), x)
+
+    def known_in_space(self, known: Tensor) -> Tensor:
+        return known[:, None]
 
     def counted(self, encoding: Tensor, x: Tensor) -> Tensor:
         return encoding if self.spec.ignore is None else encoding * (x != IGNORED)[:, None]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmfast import config as configs
 from mmfast import modalities
-from mmfast.build import with_class_names
+from mmfast.build import with_found
 from mmfast.data import folder
 from mmfast.errors import MmfastError
 
@@ -177,7 +177,7 @@ def test_folders_that_are_numbers_keep_them(tmp_path):
     numbers(20)
     parts = {"image": {"kind": "image", "size": SIZE}, "label": {"kind": "label", "classes": 12}}
     config = configs.from_plain({"data": {"kind": "folder", "root": str(tmp_path)}, "modalities": parts}, "x")
-    assert with_class_names(config) == config
+    assert with_found(config) == config
     for classes in (5, 11):
         with pytest.raises(MmfastError, match=f"classes is {classes}; the folders are the numbers 0, 1, 10, 11, 2"):
             numbers(classes)

@@ -6,7 +6,7 @@ from PIL import Image
 
 from mmfast import config as configs
 from mmfast import modalities
-from mmfast.build import with_class_names
+from mmfast.build import with_found
 from mmfast.data import folder
 from mmfast.errors import MmfastError
 from mmfast.guess import DRAFT, guess
@@ -71,7 +71,7 @@ def test_each_label_is_that_of_its_row(root, rows, how):
     }
     found = survey(config(root))
     assert not found.wrong and not found.left_out and found.seen["label"].classes == {"ape": 2, "bee": 3, "cow": 1}
-    assert with_class_names(config(root)).modalities["label"].names == ["ape", "bee", "cow"]
+    assert with_found(config(root)).modalities["label"].names == ["ape", "bee", "cow"]
     if "header" in how:
         assert found.notes == [f"{root / 'labels.csv'}: the columns more are no modalities, and are left out"]
 

@@ -1,0 +1,58 @@
+"""What is given in part: which numbers of x are known, and where they stand in the diffusion space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmfast.errors import MmfastError, unknown
+from mmfast.model import Model
+
+
+@dataclass(frozen=True)
+class Inside:
+    """One modality that is given in part.
+
+    x and known [B, ...]; encoding: E(x), of the anchor z_0, and where it is known: both broadcast to [B, C, H, W].
+    """
+
+    x: Tensor
+    known: Tensor
+    encoding: Tensor
+    where: Tensor
+
+    @classmethod
+    def of(cls, model: Model, name: str, x: Tensor, known: Tensor) -> Inside:
+        part = model.part(name)
+        encoding = part.to_z0(x) if part.bounded and name == model.anchor_name else part.encode_part(x)
+        return cls(x, known, encoding, part.known_in_space(known))
+
+    def put_in(self, encoding: Tensor) -> Tensor:
+        """An encoding, or z_0, with the truth where that is known."""
+        return torch.where(self.where, self.encoding.to(encoding.dtype), encoding)
+
+    def put_in_x(self, x: Tensor) -> Tensor:
+        """An x with the truth where that is known."""
+        return torch.where(self.known, self.x, x)
+
+
+def check_known(model: Model, given: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is known of what is given in part, bool [1 or count, ...]. Raises MmfastError where that cannot be."""
+    found = {}
+    for name, there in known.items():
+        if name not in given:
+            raise unknown("known's modality", name, given)
+        shape = given[name].shape
+        if not isinstance(there, Tensor) or there.dtype != torch.bool or there.shape not in (shape, shape[1:]):
+            what = f"{there.dtype} {list(there.shape)}" if isinstance(there, Tensor) else f"a {type(there).__name__}"
+            raise MmfastError(f"known[{name!r}] is {what}; it should be bool {list(shape)}, as what is given")
+        if name == model.anchor_name and model.latent:
+            raise MmfastError(f"known has {name}, which is diffused as an autoencoder's latents; give all of it")
+        if name in model.names and name not in model.traced:
+            raise MmfastError(f"known has {name}, which leaves no trace in z_t (weight none); give all of it")
+        found[name] = there if there.shape == shape else there[None]
+        model.part(name).known_in_space(found[name][:1])
+    return found

@@ -1,0 +1,96 @@
+"""Captions: a text an example, as the vector that a text encoder makes of it; out as the nearest caption of a list."""
+
+from __future__ import annotations
+
+import functools
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image as PILImage
+from torch import Tensor
+
+from mmfast import texts
+from mmfast.errors import MmfastError
+from mmfast.modalities import base
+from mmfast.modalities.base import SpaceShape
+from mmfast.modalities.embedding import Embedding, EmbeddingSpec
+from mmfast.modalities.label import read_text
+from mmfast.options import option
+from mmfast.pictures import text_tile
+from mmfast.trust import check_code
+
+
+@dataclass
+class CaptionSpec(EmbeddingSpec):
+    """float [B, dim], the vector of a text; only its direction counts."""
+
+    kind: str = "caption"
+    dim: int = option(384, "length of the vector that the encoder makes", min=1)
+    layout: str = option(
+        "channels",
+        "a fixed encoding puts each number in a cell of the grid, or in a channel",
+        choices=("grid", "channels"),
+    )
+    text_encoder: str = option("minilm", "what makes the vector: minilm, ngrams (spelling alone) or module:function")
+    captions: list[str] = option([], "the texts that a generated one is the nearest of; empty: the data's")
+
+
+class Caption(Embedding):
+    kind = "caption"
+    Spec: ClassVar[type[base.Spec]] = CaptionSpec
+    extensions = (".txt",)
+
+    def __init__(self, name: str, spec: Any, space: SpaceShape) -> None:
+        super().__init__(name, spec, space)
+        check_code(f"modalities.{name}.text_encoder", spec.text_encoder)
+
+    def nearest(self, x: Tensor) -> str | None:
+        """The caption of the list whose vector has the direction nearest to that of x [dim]; None without a list."""
+        if not self.spec.captions:
+            return None
+        vectors = base.unit_rms(listed(self.spec.text_encoder, tuple(self.spec.captions), self.spec.dim))
+        return self.spec.captions[int((vectors @ x.float().cpu()).argmax())]
+
+    def plain(self, x: Tensor) -> str | np.ndarray:
+        """The nearest caption, or where there is no list the vector."""
+        caption = self.nearest(x)
+        return x.cpu().numpy() if caption is None else caption
+
+    def show(self, x: Tensor, size: int) -> PILImage.Image:
+        caption = self.nearest(x)
+        if caption is None:
+            return super().show(x, size)
+        lines = textwrap.wrap(caption, max(6, int(len(caption) ** 0.5 * 1.6)), max_lines=6)
+        return text_tile("\n".join(lines), size)
+
+    @classmethod
+    def read(cls, path: Path, spec: Any) -> Tensor:
+        text = read_text(path)
+        if not text:
+            raise MmfastError(f"{path} is empty; it should hold a caption, or be removed, for it to be missing")
+        return vector(spec.text_encoder, text, spec.dim)
+
+    def values(self, text: str) -> list[str]:
+        """A caption has commas of its own, so there is one."""
+        return [text]
+
+    def parse(self, text: str) -> Tensor:
+        """A text, or the path of a .txt file that holds one."""
+        if text.endswith(self.extensions):
+            return self.read(Path(text), self.spec)
+        return vector(self.spec.text_encoder, text, self.spec.dim)
+
+
+@functools.lru_cache(maxsize=100_000)
+def vector(encoder: str, text: str, dim: int) -> Tensor:
+    """float32 [dim] of a text; kept, since a data set has the same texts in every epoch."""
+    return texts.encode(encoder, [text], dim)[0]
+
+
+@functools.lru_cache(maxsize=64)
+def listed(encoder: str, captions: tuple[str, ...], dim: int) -> Tensor:
+    """float32 [n, dim] of a list of captions; kept."""
+    return texts.encode(encoder, captions, dim)
