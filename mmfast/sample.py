@@ -25,8 +25,8 @@ from mmfast.samplers import HEADS, SAMPLERS, timesteps
 from mmfast.streams import HEAD_NOISE, SAMPLE
 
 
-# A step that is taken again has noise of its own: from this bit on, the number of the time it is.
-AGAIN = 20
+# A step that is taken again has noise of its own, and so has the way back: from bit AGAIN on, how often it was taken.
+AGAIN, BACK = 20, 1 << 19
 
 
 @torch.no_grad()
@@ -358,7 +358,7 @@ class _Loop:
             for again in range(times):
                 z, said, heads = self._take(z, i, s + (again << AGAIN), last)
                 if again < times - 1:
-                    z = self._back(z, said, i, grid[i] + (again + 1 << AGAIN))
+                    z = self._back(z, said, i, grid[i] + BACK + (again << AGAIN))
             last = said
             if s > 0 and (new := self._drawn(i, said, heads)):
                 self._know(new)

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mmfast.build import build_data, build_model, pick_device
+from mmfast.build import build_data, build_model, pick_device, with_found
 from mmfast.config import Config, to_yaml
 from mmfast.data import Batch, Data
 from mmfast.errors import MmfastError
 from mmfast.evaluate import evaluate_run, held_out, sample_run
 from mmfast.files import save_tensors
+from mmfast.from_run import take_weights
 from mmfast.generate import check_sample
 from mmfast.model import Model
 from mmfast.ranks import ALONE, Elsewhere, Ranks, joined
@@ -63,11 +64,19 @@ def check_batch(model: Model, batch: Batch) -> None:
 class Trainer:
     """One run: its model, optimiser and averages, and the steps done so far; the same on all ranks."""
 
-    def __init__(self, config: Config, run: Run, data: Data, losses: Losses = losses, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run: Run,
+        data: Data,
+        losses: Losses = losses,
+        ranks: Ranks = ALONE,
+        model: Model | None = None,
+    ) -> None:
         self.config, self.run, self.data, self.losses, self.ranks = config, run, data, losses, ranks
         self.device = pick_device(config.train.device, "train.device")
         self.sharded = config.train.shard and ranks.count > 1
-        self.model = build_model(config)
+        self.model = build_model(config) if model is None else model
         if not self.sharded:
             self.model.to(self.device)
         self.ema = EMA(self.model, config.train.ema_decay)
@@ -229,35 +238,44 @@ def rehearse(config: Config, data: Data, losses: Losses = losses, ranks: Ranks =
     return model
 
 
-def fit(config: Config, out: str, data: Data, losses: Losses = losses, quiet: bool = False) -> Trainer:
+def fit(
+    config: Config, out: str, data: Data, losses: Losses = losses, quiet: bool = False, start: str | None = None
+) -> Trainer:
     """Train a config by any loss of its model into the folder `out`, or go on with the run that is there.
 
+    start: the folder of a run to take weights from (`mmfast.from_run.take_weights`), where this one begins.
     Returns the trainer: its run, its model and the average of that. Raises MmfastError for bad input, before
     anything is changed. Under torchrun all ranks call this together.
     """
     with joined() as here:
-        rehearse(config, data, losses, here)  # what does not work should not leave a folder behind
+        model = rehearse(config, data, losses, here)  # what does not work should not leave a folder behind
+        if start is not None and Path(start).resolve() == Path(out).resolve():
+            raise MmfastError(f"--from {start} is the run itself, which goes on by the command that made it")
+        kept = take_weights(model, config, start) if start is not None else None
         here.check_same(the_config=to_yaml(config), the_number_of_examples=(len(data.train), len(data.test)))
         run = Run.start(out, config) if here.first else Run(Path(out))
-        trainer = Trainer(config, run, data, losses, here)
+        trainer = Trainer(config, run, data, losses, here, model if kept is not None else None)
         trainer.restore()
         quiet = quiet or not here.first
         if trainer.done and not quiet:
             print(f"{out}: going on after step {trainer.done} of {config.train.steps}")
+        elif kept is not None and not trainer.done and here.first:
+            print(kept, flush=True)
         _steps(trainer, quiet)
         trainer.export()  # a kill may have come between the last checkpoint and its export
         return trainer
 
 
-def train(config: Config, out: str, quiet: bool = False) -> Run:
-    """`fit` by the diffusion loss; ends with samples and metrics.
+def train(config: Config, out: str, quiet: bool = False, start: str | None = None) -> Run:
+    """`fit` by the diffusion loss, of a config as its data says (`with_found`); ends with samples and metrics.
 
     Returns the run. Raises MmfastError for bad input, before anything is changed.
     """
     with joined() as here:
         with here.in_turn():
+            config = with_found(config)
             data = build_data(config)
-        trainer = fit(config, out, data, quiet=quiet)
+        trainer = fit(config, out, data, quiet=quiet, start=start)
         run, average = trainer.run, trainer.ema.model
         sample_run(run, average, config, data, trainer.done, quiet=quiet, ranks=trainer.drawing)
         if config.evaluate.samples and not here.told((run.folder / "metrics.json").exists()):
