@@ -85,7 +85,9 @@ class SampleSpec:
         "soft", "what is not given enters a step as its expected encoding, or as a draw's", choices=HEADS
     )
     resample: int = option(
-        5, "how often each step is taken where something is given in part: more, and what is drawn fits it better", min=1
+        5,
+        "how often each step is taken where something is given in part: more, and what is drawn fits it better",
+        min=1,
     )
     first: list[str] = option([], "modalities drawn first, one after another; the rest is drawn given them")
     offset: dict[str, float] = option({}, "by how much of T a modality's time is ahead of the anchor's, as {mask: 0.2}")

@@ -52,7 +52,12 @@ def take_weights(model: Model, config: Config, folder: str | Path) -> Kept:
     run.load_weights(old)
     both = tuple(name for name in model.parts if name in old.parts)
     had, state = old.state_dict(), model.state_dict()
-    prefixes = ("backbone.", "norm.", "out.", *(f"{of}.{n}." for n in both for of in ("parts", "time_of", "tell_decoder")))
+    prefixes = (
+        "backbone.",
+        "norm.",
+        "out.",
+        *(f"{of}.{n}." for n in both for of in ("parts", "time_of", "tell_decoder")),
+    )
     inputs, found = _inputs(theirs, old), {}
     for key, x in state.items():
         if not key.startswith(prefixes) or key not in had:
@@ -60,8 +65,8 @@ def take_weights(model: Model, config: Config, folder: str | Path) -> Kept:
         new = _widened(had[key], x, old, model) if key in inputs else had[key]
         if new.shape != x.shape:
             raise MmfastError(
-                f"--from {folder}: {key} is {list(new.shape)}; here it is {list(x.shape)}: the options of what both have "
-                "should be the same, or the modality should have another name, to be fresh"
+                f"--from {folder}: {key} is {list(new.shape)}; here it is {list(x.shape)}: the options of what both "
+                "have should be the same, or the modality should have another name, to be fresh"
             )
         found[key] = new
     model.load_state_dict({**state, **found})

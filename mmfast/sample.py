@@ -24,7 +24,6 @@ from mmfast.options import PRECISIONS
 from mmfast.samplers import HEADS, SAMPLERS, timesteps
 from mmfast.streams import HEAD_NOISE, SAMPLE
 
-
 # A step that is taken again has noise of its own, and so has the way back: from bit AGAIN on, how often it was taken.
 AGAIN, BACK = 20, 1 << 19
 

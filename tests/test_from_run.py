@@ -86,7 +86,8 @@ def test_the_command_trains_from_it_and_leaves_it_alone(first, tmp_path, capsys)
     folder, backbone = first
     if backbone != MLP:
         pytest.skip("one backbone is enough for the command")
-    (tmp_path / "c.yaml").write_text("data: {kind: digits}\nanchor: image\nmodalities: {}\n".replace("{}", "\n  image: " + MODALITIES["image"] + "\n  label: " + MODALITIES["label"] + "\n  mask: " + MODALITIES["mask"]))  # fmt: skip
+    lines = "".join(f"  {name}: {spec}\n" for name, spec in MODALITIES.items())
+    (tmp_path / "c.yaml").write_text(f"data: {{kind: digits}}\nanchor: image\nmodalities:\n{lines}")
     before = contents(folder)
     command = ["train", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "new"), "--from", str(folder), "--quiet"]
     more = flags([*TINY, ("backbone", MLP), ("train.steps", "2")])

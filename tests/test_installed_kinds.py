@@ -14,6 +14,7 @@ from PIL import Image
 from tiny import TINY, flags
 
 from mmfast import MmfastError, modalities
+from mmfast import config as configs
 from mmfast.modalities.base import SpaceShape
 
 try:
@@ -75,24 +76,17 @@ def test_two_kinds_from_a_package_train_and_are_sampled(tmp_path):
     more = flags([*TINY, ("train.steps", "2"), ("train.batch_size", "4")])
     done = mmfast(tmp_path, path, "train", "c.yaml", "--out", "run", "--quiet", *more)
     assert done.returncode == 0, done.stderr
-    done = mmfast(tmp_path, path, "sample", "run", "--given", "depth=data/depth/0.npy", "--n", "2", "--save", "s", "--quiet")
+    done = mmfast(
+        tmp_path, path, "sample", "run", "--given", "depth=data/depth/0.npy", "--n", "2", "--save", "s", "--quiet"
+    )
     assert done.returncode == 0, done.stderr
     metres, level = np.load(tmp_path / "s/depth/000.npy"), np.load(tmp_path / "s/sound/000.npy")
     assert metres.shape == level.shape == (8, 8) and metres.min() >= 0.999 and metres.max() <= 16.001
     assert level.min() >= -80 and level.max() <= 0
     assert "depth" in json.loads((tmp_path / "s/samples.jsonl").read_text().splitlines()[0])["given"]
-    # Without the package the run says which kind it lacks.
-    done = mmfast(tmp_path, [], "sample", "run", "--n", "1")
-    assert done.returncode == 2 and "modalities.depth.kind is 'depth'; it should be one of" in done.stderr
-
-
-def test_one_that_cannot_be_loaded_is_told_of_when_it_is_asked_for(tmp_path):
-    (tmp_path / "c.yaml").write_text(CONFIG.replace("depth, size", "broken, size"))
-    path = [install(tmp_path / "site", {"broken": "no_such_module:Depth", "image": "json:dumps"})]
-    done = mmfast(tmp_path, path, "train", "c.yaml", "--out", "run")
-    assert done.returncode == 2
-    assert "modality kind 'broken' is installed, but cannot be loaded: No module named 'no_such_module'" in done.stderr
-    assert mmfast(tmp_path, path, "presets").returncode == 0
+    # Without the package, as here, the run says which kind it lacks.
+    with pytest.raises(MmfastError, match=r"modalities.depth.kind is 'depth'; it should be one of"):
+        configs.load(str(tmp_path / "run" / "config.yaml"))
 
 
 @pytest.fixture
@@ -133,14 +127,29 @@ def test_a_sine_is_loud_at_its_frequency(found, tmp_path):
     assert torch.allclose(sound.Spectrogram.read(tmp_path / "s.npy", spec), x, atol=1e-6)
 
 
-def test_a_kind_that_there_is_already_is_not_replaced(monkeypatch):
-    class Point:
-        name, value = "mine", "x:Mine"
+class Point:
+    """An entry point."""
 
-        def load(self):
-            return type("Mine", (modalities.Modality,), {"kind": "image"})
+    def __init__(self, name, load):
+        self.name, self.value, self.load = name, f"x:{name}", load
 
+
+def broken():
+    raise ImportError("No module named 'deep'")
+
+
+def test_what_cannot_be_loaded_is_told_of_when_it_is_asked_for(monkeypatch):
+    """And a kind that there is already is not replaced; whatever else is installed works on."""
+    mine = type("Mine", (modalities.Modality,), {"kind": "image"})
+    points = [Point("broken", broken), Point("image2", lambda: mine), Point("other", lambda: print)]
+    monkeypatch.setattr(modalities.importlib.metadata, "entry_points", lambda group: points)
+    monkeypatch.setattr(modalities, "FAILED", {})
     image = modalities.KINDS["image"]
-    monkeypatch.setattr(modalities.importlib.metadata, "entry_points", lambda group: [Point()])
-    modalities.add_installed()
-    assert modalities.KINDS["image"] is image and "a kind that there is already" in modalities.FAILED.pop("mine")
+    raw = {"anchor": "x", "modalities": {"x": {"kind": "image"}, "y": {"kind": "broken"}}}
+    with pytest.raises(MmfastError, match="'broken' is installed, but cannot be loaded: No module named 'deep'"):
+        configs.from_plain(raw, "test")
+    assert modalities.KINDS["image"] is image
+    assert modalities.FAILED["image2"] == "x:image2 calls itself 'image', a kind that there is already"
+    assert modalities.FAILED["other"] == "x:other is no class of a Modality"
+    del raw["modalities"]["y"]
+    assert configs.from_plain(raw, "test").anchor == "x"

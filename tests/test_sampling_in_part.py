@@ -4,6 +4,7 @@ The oracle's rows are two normal numbers of correlation R, so the best predictio
 draws around a known number is normal, with a mean and a variance that a recursion of 2 x 2 matrices gives.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -46,9 +47,9 @@ def law(steps, resample, T=400):
     """Mean and variance of what is drawn beside the known number, by recursion in float64."""
     at = np.arange(T + 1) / T
     f = np.cos((at + 0.008) / 1.008 * np.pi / 2) ** 2
-    abar = np.concatenate(([1.0], np.cumprod(np.minimum(f[1:] / f[:-1], 1) .clip(min=1 - 0.999))))
+    abar = np.concatenate(([1.0], np.cumprod(np.minimum(f[1:] / f[:-1], 1).clip(min=1 - 0.999))))
     mean, cov, grid = np.zeros(2), np.eye(2), timesteps(T, steps)
-    for t, s in zip(grid[:-1], grid[1:], strict=True):
+    for t, s in itertools.pairwise(grid):
         a, v_t, v_s = abar[t] / abar[s], 1 - abar[t], 1 - abar[s]
         gain = math.sqrt(abar[t]) * COV @ np.linalg.inv(abar[t] * COV + v_t * np.eye(2))
         gain[1] = 0  # of the second the truth is known
@@ -84,7 +85,9 @@ def test_taking_steps_again_brings_the_law_nearer_to_the_right_one():
 
 @pytest.fixture(scope="module")
 def small():
-    config = tiny(modalities__label__weight="{kind: carried}", backbone="{kind: mlp, width: 16, blocks: 1, features: 4}")
+    config = tiny(
+        modalities__label__weight="{kind: carried}", backbone="{kind: mlp, width: 16, blocks: 1, features: 4}"
+    )
     model = build_model(config)
     torch.nn.init.normal_(model.out.weight, std=0.3)  # which begins at zero
     return config, model, build_data(config).test.__getitems__(range(3)).data
@@ -93,7 +96,7 @@ def small():
 @pytest.mark.parametrize("heads", ["soft", "sampled"])
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m"])
 def test_what_is_known_of_a_picture_and_its_mask_comes_back(small, sampler, heads):
-    config, model, data = small
+    _, model, data = small
     left = torch.zeros(8, 8, dtype=torch.bool)
     left[:, :4] = True
     known = {"image": left.expand(1, 8, 8), "mask": left}
@@ -112,7 +115,7 @@ def test_what_is_known_of_a_picture_and_its_mask_comes_back(small, sampler, head
 
 
 def test_all_known_is_given_and_nothing_known_is_not(small):
-    config, model, data = small
+    _, model, data = small
     whole = torch.ones(1, 8, 8, dtype=torch.bool)
     given = {"image": data["image"]}
     drawn = sample(model, None, given, known={"image": whole}, steps=3, resample=1)
@@ -151,7 +154,7 @@ def test_parts_of_an_embedding_keep_their_places():
     ],
 )
 def test_what_cannot_be_known_in_part(small, given, known, message):
-    config, model, data = small
+    _, model, data = small
     with pytest.raises(MmfastError, match=message):
         sample(model, 3, {name: data[name] for name in given}, known=known, steps=2)
 

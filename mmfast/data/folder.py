@@ -27,7 +27,6 @@ from mmfast.image_files import check_shapes
 from mmfast.modalities.label import read_text
 from mmfast.options import option
 
-
 # The files that a list of captions is made of, the first of them.
 MOST_CAPTIONS = 1000
 
@@ -174,7 +173,9 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
     options: dict[str, dict[str, Any]] = {n: {"names": x} for n, x in names.items()}
     for name, part in modalities.items():
         if part.kind == "caption" and not part.captions:
-            read = (read_text(path) for stem, path in listing.paths.get(name, {}).items() if stem in listing.paths[anchor])
+            read = (
+                read_text(path) for stem, path in listing.paths.get(name, {}).items() if stem in listing.paths[anchor]
+            )
             options[name] = {"captions": sorted(set(itertools.islice(filter(None, read), MOST_CAPTIONS)))}
     return options
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
@@ -31,7 +30,9 @@ class CaptionSpec(EmbeddingSpec):
     kind: str = "caption"
     dim: int = option(384, "length of the vector that the encoder makes", min=1)
     layout: str = option(
-        "channels", "a fixed encoding puts each number in a cell of the grid, or in a channel", choices=("grid", "channels")
+        "channels",
+        "a fixed encoding puts each number in a cell of the grid, or in a channel",
+        choices=("grid", "channels"),
     )
     text_encoder: str = option("minilm", "what makes the vector: minilm, ngrams (spelling alone) or module:function")
     captions: list[str] = option([], "the texts that a generated one is the nearest of; empty: the data's")

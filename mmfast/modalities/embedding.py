@@ -157,7 +157,10 @@ def mapped(path: Path) -> Any:
 
 
 def read_array(path: Path, what: str = "an array") -> Tensor:
-    """The numbers of a .npy file as float32, of its shape. Raises MmfastError naming the file, which should be `what`."""
+    """The numbers of a .npy file as float32, of its shape.
+
+    Raises MmfastError naming the file, which should be `what`.
+    """
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise MmfastError(f"{path} is no file; it should be {what} (.npy)")
     try:
