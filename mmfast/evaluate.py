@@ -162,8 +162,8 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
     if features.name != "pixels" and not model.anchor.bounded:
         raise MmfastError(f"evaluate.features is {spec.features!r}, of images; of a {model.anchor.kind} it is pixels")
     metrics |= distances(joint[anchor], data, anchor, features, ranks=ranks, z0=_to_z0(model))
-    for name, part in model.parts.items():
-        metrics |= row_distances(part, name, joint[name], data)
+    for name in model.parts:
+        metrics |= row_distances(model.part(name), name, joint[name], data)
     metrics |= data.baselines()
     batch = held_out(data.test, min(count, len(data.test)), model)
     return metrics | likelihood(model, config, data, batch, ranks)

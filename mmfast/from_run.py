@@ -106,7 +106,7 @@ def _inputs(config: Config, model: Model) -> set[str]:
 
 
 def _widened(weight: Tensor, like: Tensor, old: Model, new: Model) -> Tensor:
-    """An input's weight [out, channels k, ...] with its channels where the new model sees them, zero for what is new."""
+    """An input's weight [out, channels k, ...] with its channels where the new model sees them; zero for new ones."""
     before = {place: i for i, place in enumerate(old.seen_layout())}
     columns = weight.unflatten(1, (len(before), -1))
     nothing = torch.zeros_like(columns[:, 0])

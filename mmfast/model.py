@@ -110,7 +110,10 @@ class Model(nn.Module):
             raise MmfastError("backbone should be a function of (in_channels, size) that makes the network")
         self.backbone = backbone(len(self.seen_layout()), self.shape[1])
         features, width = self.backbone.features, self.backbone.embedding_width
-        self.norm, self.out = head_norm(features, grid), nn.Conv2d(features, self.shape[0], 3, padding=1)
+        self.norm, self.out = (
+            head_norm(features, grid.height * grid.width),
+            nn.Conv2d(features, self.shape[0], 3, padding=1),
+        )
         nn.init.zeros_(self.out.weight)
         for name in self.names:
             part = self.part(name)

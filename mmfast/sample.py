@@ -142,8 +142,8 @@ def sample(
         with bar:
             for rows in batches:
                 part = {name: x.expand(count, *x.shape[1:])[rows].to(device) for name, x in given.items()}
-                there = {name: x.expand(count, *x.shape[1:])[rows].to(device) for name, x in known.items()}
-                results.append(_Loop(model, part, settings, ids[rows].to(device), there).run(bar))
+                inside = {name: x.expand(count, *x.shape[1:])[rows].to(device) for name, x in known.items()}
+                results.append(_Loop(model, part, settings, ids[rows].to(device), inside).run(bar))
     finally:
         model.train(training)
     return {name: torch.cat([r[name] for r in results]) for name in results[0]}

@@ -81,7 +81,8 @@ def _share(pair: str) -> tuple[str, float]:
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     import numpy as np
 
-    from mmfast.loaded import check_free, load
+    from mmfast.loaded import load
+    from mmfast.saved import check_free
 
     if args.n is not None and args.n < 1:
         raise MmfastError(f"--n is {args.n}; it should be at least 1")

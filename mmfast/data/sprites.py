@@ -237,8 +237,8 @@ def captions(root: Path, files: Iterable[str]) -> list[str]:
     The game's descriptions name each unit's picture; the other frames of the unit have its name and more.
     """
     names: dict[str, str] = {}
-    for file in sorted((root / "core" / "units").rglob("*.cfg")):
-        text = file.read_text(encoding="utf-8", errors="replace")
+    for path in sorted((root / "core" / "units").rglob("*.cfg")):
+        text = path.read_text(encoding="utf-8", errors="replace")
         name = re.search(r'^\s*name\s*=\s*_\s*"([^"]+)"', text, re.MULTILINE)
         picture = re.search(r'^\s*image\s*=\s*"?units/([^"~\s]+)\.png', text, re.MULTILINE)
         if name and picture:
