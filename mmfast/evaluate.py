@@ -124,6 +124,11 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
     # First what may be missing: nothing is drawn in vain.
     check_code("evaluate.features", spec.features)
     features = extractor(spec.features, spec.features_weights or None)
+    if features.name != "pixels" and not model.anchor.bounded:
+        raise MmfastError(
+            f"evaluate.features is {spec.features!r}, a network that sees images; the anchor is a {model.anchor.kind}, "
+            "so it should be pixels"
+        )
     lpips = LPIPS(spec.lpips, spec.lpips_weights or None) if spec.lpips else None
     if lpips is not None and not any(part.derived for part in model.parts.values()):
         raise MmfastError(f"evaluate.lpips is {spec.lpips!r}, but no modality hides parts of an image; leave it out")
@@ -159,8 +164,6 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
             drawn = draw(name, 3 + k)
             metrics[f"{name}.conditional_{part.metric}"] = part.score(judges[name](drawn[anchor]), truth.data[name])
         metrics[f"{name}.recovered_{part.metric}"] = part.score(recovered[name], truth.data[name])
-    if features.name != "pixels" and not model.anchor.bounded:
-        raise MmfastError(f"evaluate.features is {spec.features!r}, of images; of a {model.anchor.kind} it is pixels")
     metrics |= distances(joint[anchor], data, anchor, features, ranks=ranks, z0=_to_z0(model))
     for name in model.parts:
         metrics |= row_distances(model.part(name), name, joint[name], data)

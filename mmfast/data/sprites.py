@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +213,7 @@ class Sprites:
     labels: Tensor
     grounds: Tensor
     mirrored: bool
-    captions: dict[str, tuple[Tensor, Tensor]]  # by modality, the vectors and who has one
+    captions: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by modality: vectors, and who has one
 
     def __len__(self) -> int:
         return len(self.labels) * (1 + self.mirrored)
