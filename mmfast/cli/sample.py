@@ -21,7 +21,8 @@ def add(commands: Any) -> None:
         metavar="NAME=VALUE",
         action="extend",
         help="modalities that are given: label=3, image=file.png, mask=file.png, embedding=file.npy, caption='a text', "
-        "row=COLUMN=NUMBER,COLUMN=NUMBER, NAME=data for held-out examples of the run's data; a row for each of several values: label=cats,dogs, or label=all",
+        "row=COLUMN=NUMBER,COLUMN=NUMBER, NAME=data for held-out examples of the run's data; a row for each of several "
+        "values: label=cats,dogs, or label=all",
     )
     sample.add_argument(
         "--known",

@@ -302,7 +302,7 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
         key = {"version": VERSION, "size": size, "files": _listing(root, terrain)}
         ground = kept(spec.cache, "terrain", key, lambda: grounds(terrain, size))
 
-    of_text = [(name, part) for name, part in modalities.items() if part.kind == "caption"]
+    of_text = [(name, part) for name, part in modalities.items() if getattr(part, "kind", "") == "caption"]
     texts = captions(root, names) if of_text else []
     there = torch.tensor([bool(text) for text in texts])
     vectors = {name: torch.stack([vector(p.text_encoder, text, p.dim) for text in texts]) for name, p in of_text}
