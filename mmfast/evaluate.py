@@ -98,15 +98,15 @@ def sample_run(
         if not ranks.first:
             continue
         picture = sample_grid(parts, drawn, f"{title(what, config.sample.first)} (step {step})", [given])
-        shown = {name: picture}
+        shown = {file.stem: picture}
         for part, x in drawn.items():
             overview = parts[part].overview(x.cpu(), examples.data[part])
             if overview is not None:
-                shown[f"{name}-{part}"] = overview
-        for name, picture in shown.items():
-            save_picture(run, run.samples / f"step-{step:07d}-{name}.png", picture)
+                shown[f"scatter-{step:07d}-{name}-{part}"] = overview
+        for stem, picture in shown.items():
+            save_picture(run, run.samples / f"{stem}.png", picture)
             if board is not None:
-                board.picture(name, picture, step)
+                board.picture(stem.replace(f"-{step:07d}-", "-").removeprefix("step-"), picture, step)
 
 
 def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, ranks: Ranks = ALONE) -> dict[str, float]:

@@ -162,7 +162,7 @@ def test_from_a_file_to_samples_and_back(tmp_path, capsys):
     assert figures["label.logistic_regression_accuracy"] > 0.8 and 0 <= figures["row.ks.samples"] <= 1
     assert "bound.density.row" in figures and "bound.pixels" not in figures
     assert sorted(p.name for p in (run / "samples").iterdir())[-1] == "step-0000060-joint.png"
-    assert (run / "samples" / "step-0000060-joint-row.png").exists()
+    assert (run / "samples" / "scatter-0000060-joint-row.png").exists()
     words = ["--given", "label=tall", "row=year=2003", "--n", "3", "--save", str(out), "--quiet"]
     assert main(["sample", str(run), *words]) == 0
     with (out / "samples.csv").open() as handle:
@@ -217,3 +217,12 @@ def test_the_preset_is_complete_by_its_data(tmp_path):
     run = train(config, str(tmp_path / "run"), quiet=True)
     row = run.config().modalities["row"]
     assert len(row.columns) == len(row.means) == 30 and row.columns[0] == "mean radius"
+
+
+def test_the_page_of_a_run_explains_a_tables_figures():
+    from mmfast.report.figures import explain
+
+    figure = explain("row.ks.samples")
+    assert figure.reference == "row.ks.real_halves" and "row" in figure.meaning and figure.better == "lower is better"
+    names = ("row.energy.samples", "row.energy.real_halves", "label.logistic_regression_accuracy")
+    assert all(explain(name).group != "Other figures" for name in names)
