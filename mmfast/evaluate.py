@@ -98,15 +98,15 @@ def sample_run(
         if not ranks.first:
             continue
         picture = sample_grid(parts, drawn, f"{title(what, config.sample.first)} (step {step})", [given])
-        shown = {name: picture}
+        shown = {file.stem: picture}
         for part, x in drawn.items():
             overview = parts[part].overview(x.cpu(), examples.data[part])
             if overview is not None:
-                shown[f"{name}-{part}"] = overview
-        for name, picture in shown.items():
-            save_picture(run, run.samples / f"step-{step:07d}-{name}.png", picture)
+                shown[f"scatter-{step:07d}-{name}-{part}"] = overview
+        for stem, picture in shown.items():
+            save_picture(run, run.samples / f"{stem}.png", picture)
             if board is not None:
-                board.picture(name, picture, step)
+                board.picture(stem.replace(f"-{step:07d}-", "-").removeprefix("step-"), picture, step)
 
 
 def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, ranks: Ranks = ALONE) -> dict[str, float]:
@@ -124,6 +124,11 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
     # First what may be missing: nothing is drawn in vain.
     check_code("evaluate.features", spec.features)
     features = extractor(spec.features, spec.features_weights or None)
+    if features.name != "pixels" and not model.anchor.bounded:
+        raise MmfastError(
+            f"evaluate.features is {spec.features!r}, a network that sees images; the anchor is a {model.anchor.kind}, "
+            "so it should be pixels"
+        )
     lpips = LPIPS(spec.lpips, spec.lpips_weights or None) if spec.lpips else None
     if lpips is not None and not any(part.derived for part in model.parts.values()):
         raise MmfastError(f"evaluate.lpips is {spec.lpips!r}, but no modality hides parts of an image; leave it out")
@@ -159,11 +164,9 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
             drawn = draw(name, 3 + k)
             metrics[f"{name}.conditional_{part.metric}"] = part.score(judges[name](drawn[anchor]), truth.data[name])
         metrics[f"{name}.recovered_{part.metric}"] = part.score(recovered[name], truth.data[name])
-    if features.name != "pixels" and not model.anchor.bounded:
-        raise MmfastError(f"evaluate.features is {spec.features!r}, of images; of a {model.anchor.kind} it is pixels")
     metrics |= distances(joint[anchor], data, anchor, features, ranks=ranks, z0=to_z0(model))
-    for name, part in model.parts.items():
-        metrics |= row_distances(part, name, joint[name], data)
+    for name in model.parts:
+        metrics |= row_distances(model.part(name), name, joint[name], data)
     metrics |= data.baselines()
     batch = held_out(data.test, min(count, len(data.test)), model)
     return metrics | likelihood(model, config, data, batch, ranks)

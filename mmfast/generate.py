@@ -85,9 +85,10 @@ def generate(
     p(x, y) = p(x) p(y | x); None for config.sample.first, empty for all together. Each turn is a whole run of the
     sampler, with noise of its own, and is guided by what was drawn before it as by what was given. What comes later is
     unknown meanwhile, where training has shown that (`unknown_probability`), else it is drawn along. Within a turn the
-    times keep to the offsets (`config.sample.offset`) of what is drawn in it. known: of what is given in part, as
-    `sample` has it; what is in `first` too is drawn around it. ranks: each draws an even share, and all have the whole;
-    a sample is the same whoever draws it, but for rounding. options: arguments of `sample` in place of the config's.
+    times keep to the offsets (`config.sample.offset`) of what is drawn in it. known: what is known of what is given in
+    part, as `sample` has it; what is in `first` too is drawn around it. ranks: each draws an even share, and all have
+    the whole; a sample is the same whoever draws it, but for rounding. options: arguments of `sample` in place of the
+    config's.
 
     Raises MmfastError for a name in `first` that is no modality of the model, or that follows from another.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import io
 import json
@@ -31,6 +30,7 @@ from mmfast.model import Model
 from mmfast.pictures import sample_grid
 from mmfast.ranks import ALONE, Ranks
 from mmfast.run import Run
+from mmfast.saved import cells, write_file, write_rows
 
 # The choices of `Loaded.sample` that have their value from the config otherwise: of which type, and in words.
 OPTIONS: dict[str, tuple[Any, str]] = {
@@ -93,9 +93,9 @@ class Loaded:
 
         Raises MmfastError naming the argument.
         """
-        for what, pairs in (("given", given), ("known", known)):
+        for option, pairs in (("given", given), ("known", known)):
             if not isinstance(pairs or {}, Mapping):
-                raise MmfastError(f"{what} is a {type(pairs).__name__}; it should be a dict from modality to value")
+                raise MmfastError(f"{option} is a {type(pairs).__name__}; it should be a dict from modality to value")
         for name in more:
             if name not in OPTIONS and name not in self.model.parts:
                 raise unknown("sample's argument", name, [*self.model.parts, *OPTIONS, "n", "seed", "given"])
@@ -263,65 +263,19 @@ class Samples:
     def _write(self, folder: Path) -> None:
         lines = []
         for i, sample in enumerate(self):
-            what = {}
+            what: dict[str, dict[str, Any]] = {}
             for name, value in sample.items():
                 (folder / name).mkdir(parents=True, exist_ok=True)
-                file = _write(value, folder / name / f"{i:03d}")
+                file = write_file(value, folder / name / f"{i:03d}")
                 what[name] = {"file": file.relative_to(folder).as_posix()}
                 if isinstance(value, (str, dict)):
                     what[name]["value"] = value
             lines.append({"sample": f"{i:03d}", "id": self.ids[i], **self.how, "given": self.given, "modalities": what})
-        rows = [_cells(sample) for sample in self]
+        rows = [cells(sample) for sample in self]
         if any(part.kind == "table" for part in self.parts.values()):
             write_rows(folder / "samples.csv", rows)
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / "samples.jsonl").write_text(text, encoding="utf-8")
-
-
-@functools.singledispatch
-def _write(value: Any, stem: Path) -> Path:
-    """Write what `Modality.plain` returns to a file of its ending."""
-    raise TypeError(type(value))
-
-
-@_write.register
-def _(value: PILImage.Image, stem: Path) -> Path:
-    value.save(stem.with_suffix(".png"))
-    return stem.with_suffix(".png")
-
-
-@_write.register
-def _(value: str, stem: Path) -> Path:
-    stem.with_suffix(".txt").write_text(value, encoding="utf-8")
-    return stem.with_suffix(".txt")
-
-
-@_write.register
-def _(value: dict, stem: Path) -> Path:
-    write_rows(stem.with_suffix(".csv"), [value])
-    return stem.with_suffix(".csv")
-
-
-@_write.register
-def _(value: np.ndarray, stem: Path) -> Path:
-    np.save(stem.with_suffix(".npy"), value)
-    return stem.with_suffix(".npy")
-
-
-def _cells(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers and the names of one sample as a row of a table: columns, labels."""
-    row: dict[str, Any] = {}
-    for name, value in sample.items():
-        row |= value if isinstance(value, dict) else {name: value} if isinstance(value, str) else {}
-    return row
-
-
-def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows of the same columns as a .csv file, with a line of names first."""
-    with file.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.DictWriter(handle, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _is_data(value: Any) -> bool:

@@ -120,9 +120,9 @@ class Model(nn.Module):
             self.channels += self.part(name).channels if space == "own" else 0
         if not callable(backbone):
             raise MmfastError("backbone should be a function of (in_channels, size) that makes the network")
-        self.backbone = backbone(self._seen_channels(), self.shape[1])
+        self.backbone = backbone(len(self.seen_layout()), self.shape[1])
         features, width = self.backbone.features, self.backbone.embedding_width
-        own_norm = getattr(self.backbone, "out_norm", lambda: head_norm(features, grid))
+        own_norm = getattr(self.backbone, "out_norm", lambda: head_norm(features, grid.height * grid.width))
         self.norm, self.out = own_norm(), nn.Conv2d(features, self.shape[0], 3, padding=1)
         nn.init.zeros_(self.out.weight)
         for name in self.names:
@@ -178,13 +178,21 @@ class Model(nn.Module):
         """The anchor's channels of a tensor of the space [B, C, H, W]."""
         return z[:, : self.shape[0]]
 
-    def _seen_channels(self) -> int:
-        """The channels that the backbone sees."""
+    def seen_layout(self) -> list[tuple[str, str, int]]:
+        """The channels that the backbone sees, in order: of which modality, as what, and which of its channels."""
         parts = {name: self.part(name) for name in self.names}
         if self.space == "shared":
-            return self.channels + self.shape[0] + sum(part.channels for part in parts.values()) + 1 + len(parts)
-        untraced = [part for name, part in parts.items() if name not in self.traced and not part.uniform]
-        return self.channels + sum(map(self._beside_channels, untraced))
+            widths = {self.anchor_name: self.shape[0], **{name: part.channels for name, part in parts.items()}}
+            blocks = [("", "z", self.channels), *((name, "told", width) for name, width in widths.items())]
+            blocks += [(name, "flag", 1) for name in widths]
+        else:
+            blocks = [(self.anchor_name, "z", self.shape[0])]
+            for name, part in parts.items():
+                if name in self.traced:
+                    blocks.append((name, "z", part.channels))
+                elif not part.uniform:
+                    blocks.append((name, "beside", self._beside_channels(part)))
+        return [(name, what, k) for name, what, width in blocks for k in range(width)]
 
     def _reveals(self, part: Modality) -> bool:
         """Whether what is seen of this modality may stand in the anchor's block: unless it is made of another image."""

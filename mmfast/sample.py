@@ -12,10 +12,10 @@ from mmfast import path
 from mmfast.errors import MmfastError
 from mmfast.errors import unknown as unknown_name
 from mmfast.inside import check_known
-from mmfast.loop import Loop, Settings
 from mmfast.model import Model
 from mmfast.options import PRECISIONS
 from mmfast.progress import Bar
+from mmfast.sample_loop import Loop, Settings
 from mmfast.samplers import HEADS, SAMPLERS, timesteps
 
 

@@ -28,7 +28,7 @@ def test_the_list_names_each_with_what_it_trains_and_its_data(capsys):
         assert head[1].removeprefix("# Data: ") == data.strip().removeprefix("data: ") and len(head[1]) > 20
         assert max(map(len, (what, data))) <= 140
         kind = yaml.safe_load(file.read_text())["data"]["kind"]
-        assert kind in ("digits", "fashion", "sprites", "folder")
+        assert kind in ("digits", "fashion", "sprites", "folder", "table")
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

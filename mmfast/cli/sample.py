@@ -20,8 +20,9 @@ def add(commands: Any) -> None:
         default=[],
         metavar="NAME=VALUE",
         action="extend",
-        help="modalities that are given: label=3, image=file.png, mask=file.png, embedding=file.npy, NAME=data for "
-        "held-out examples of the run's data; a row for each of several values: label=cats,dogs, or label=all",
+        help="modalities that are given: label=3, image=file.png, mask=file.png, embedding=file.npy, caption='a text', "
+        "row=COLUMN=NUMBER,COLUMN=NUMBER, NAME=data for held-out examples of the run's data; a row for each of several "
+        "values: label=cats,dogs, or label=all",
     )
     sample.add_argument(
         "--known",

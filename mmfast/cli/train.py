@@ -25,6 +25,12 @@ def add(commands: Any) -> None:
     train.add_argument("-h", "--help", action="store_true", help=help)
     train.add_argument("config", metavar="PRESET|CONFIG.yaml", nargs="?", help="a preset or a YAML file")
     train.add_argument("--out", metavar="RUN", help="the run's folder, new or to go on with")
+    train.add_argument(
+        "--from",
+        dest="start",
+        metavar="RUN",
+        help="begin with the weights of this run: kept for what both have, fresh for what is new; RUN is only read",
+    )
     add_allow_code(train)
     train.add_argument(
         "--allow-changed-data", action="store_true", help="go on with a run though its data has changed since"
@@ -45,6 +51,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         config = None if args.config is None else configs.load(args.config, overrides(rest))
         print("usage: mmfast train PRESET|CONFIG.yaml --out RUN [--key value ...] [--quiet]\n")
         print("Train into the folder RUN; the same command again goes on where the run stopped.")
+        print("--from RUN begins with the weights of another run, and keeps those of what both have.")
         print("--allow-code module:function runs this code of yours where the config names it.")
         print(f"presets: {', '.join(presets.names())} (`mmfast presets` tells of them)\n")
         whose = "their defaults" if config is None else f"their values in {args.config}"
@@ -57,7 +64,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     config = with_found(configs.load(args.config, overrides(rest)))
     if not args.quiet and args.ranks.first:
         print("\n".join(brief(config)), flush=True)
-    run = train(config, args.out, quiet=args.quiet, allow_changed_data=args.allow_changed_data)
+    run = train(config, args.out, quiet=args.quiet, allow_changed_data=args.allow_changed_data, start=args.start)
     if not args.ranks.first:
         return 0
     metrics = run.folder / "metrics.json"

@@ -61,7 +61,8 @@ class Files:
             blank = kinds.kind(spec.kind).blank(spec)
             data[name] = torch.stack([blank if x is None else x for x in found])
         # Of each the middle square is taken, which is the same part of both in pictures of one shape alone.
-        pictures = [self.paths[name] for name, spec in self.specs.items() if hasattr(spec, "size")]
+        kind_of = {name: kinds.kind(spec.kind) for name, spec in self.specs.items()}
+        pictures = [self.paths[name] for name, kind in kind_of.items() if ".png" in kind.extensions]
         for i in indices:
             check_shapes([paths[self.stems[i]] for paths in pictures if self.stems[i] in paths])
         return Batch(data, present)

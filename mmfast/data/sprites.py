@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +213,7 @@ class Sprites:
     labels: Tensor
     grounds: Tensor
     mirrored: bool
-    captions: dict[str, tuple[Tensor, Tensor]]  # by modality, the vectors and who has one
+    captions: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by modality: vectors, and who has one
 
     def __len__(self) -> int:
         return len(self.labels) * (1 + self.mirrored)
@@ -237,8 +237,8 @@ def captions(root: Path, files: Iterable[str]) -> list[str]:
     The game's descriptions name each unit's picture; the other frames of the unit have its name and more.
     """
     names: dict[str, str] = {}
-    for file in sorted((root / "core" / "units").rglob("*.cfg")):
-        text = file.read_text(encoding="utf-8", errors="replace")
+    for path in sorted((root / "core" / "units").rglob("*.cfg")):
+        text = path.read_text(encoding="utf-8", errors="replace")
         name = re.search(r'^\s*name\s*=\s*_\s*"([^"]+)"', text, re.MULTILINE)
         picture = re.search(r'^\s*image\s*=\s*"?units/([^"~\s]+)\.png', text, re.MULTILINE)
         if name and picture:
@@ -302,7 +302,7 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
         key = {"version": VERSION, "size": size, "files": _listing(root, terrain)}
         ground = kept(spec.cache, "terrain", key, lambda: grounds(terrain, size))
 
-    of_text = [(name, part) for name, part in modalities.items() if part.kind == "caption"]
+    of_text = [(name, part) for name, part in modalities.items() if getattr(part, "kind", "") == "caption"]
     texts = captions(root, names) if of_text else []
     there = torch.tensor([bool(text) for text in texts])
     vectors = {name: torch.stack([vector(p.text_encoder, text, p.dim) for text in texts]) for name, p in of_text}

@@ -1,9 +1,14 @@
-"""The modalities: one file a kind; a new file in this folder is a new kind."""
+"""The modalities: one file a kind; a new file in this folder is a new kind.
+
+So is a class that an installed package names in the entry points "mmfast.modalities": its user has installed it, so it
+is loaded without another word (`--allow-code` is for what a config names).
+"""
 
 import importlib
+import importlib.metadata
 import pkgutil
 
-from mmfast.errors import unknown
+from mmfast.errors import MmfastError, unknown
 from mmfast.modalities.base import Modality, SpaceShape, Spec
 
 KINDS: dict[str, type[Modality]] = {}
@@ -14,11 +19,41 @@ for _module in pkgutil.iter_modules(__path__, __name__ + "."):
             KINDS[_value.kind] = _value
 
 
+# The entry points of kinds from elsewhere; and those that could not be loaded, with the reason.
+GROUP = "mmfast.modalities"
+FAILED: dict[str, str] = {}
+
+
+def add_installed() -> None:
+    """Register the kinds of installed packages. One that cannot be loaded is told of when it is asked for.
+
+    A package that is itself being imported is not ready yet, so configs ask again.
+    """
+    for point in importlib.metadata.entry_points(group=GROUP):
+        try:
+            found = point.load()
+        except Exception as error:  # code from elsewhere, which may raise anything
+            FAILED[point.name] = (str(error) or type(error).__name__).splitlines()[0]
+            continue
+        if not (isinstance(found, type) and issubclass(found, Modality)):
+            FAILED[point.name] = f"{point.value} is no class of a Modality"
+        elif KINDS.get(found.kind, found) is not found:
+            FAILED[point.name] = f"{point.value} calls itself {found.kind!r}, a kind that there is already"
+        else:
+            KINDS[found.kind] = found
+            FAILED.pop(point.name, None)
+
+
+add_installed()
+
+
 def kind(name: str) -> type[Modality]:
-    """The class of this kind of modality. Raises MmfastError for an unknown one."""
+    """The class of this kind of modality. Raises MmfastError for an unknown one, or one that cannot be loaded."""
+    if name not in KINDS and name in FAILED:
+        raise MmfastError(f"modality kind {name!r} is installed, but cannot be loaded: {FAILED[name]}")
     if name not in KINDS:
         raise unknown("modality kind", name, KINDS)
     return KINDS[name]
 
 
-__all__ = ["KINDS", "Modality", "SpaceShape", "Spec", "kind"]
+__all__ = ["FAILED", "KINDS", "Modality", "SpaceShape", "Spec", "kind"]

@@ -15,8 +15,29 @@ from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
 from mmfast.image_files import load_picture, middle_square
+from mmfast.modalities.heads import Pooled, Reader, head_norm, one_head, reads_option
 from mmfast.options import option
 from mmfast.schedule import KINDS as WEIGHTS
+
+# What a kind's own file takes from here.
+__all__ = [
+    "Modality",
+    "Pooled",
+    "Reader",
+    "SpaceShape",
+    "Spec",
+    "WeightSpec",
+    "check_classes",
+    "check_floats",
+    "code",
+    "draw_class",
+    "head_norm",
+    "nearest",
+    "one_head",
+    "pixels_known",
+    "reads_option",
+    "unit_rms",
+]
 
 
 @dataclass
@@ -362,57 +383,7 @@ def code(classes: int, width: int) -> Tensor:
     return turned / turned.square().mean(1, keepdim=True).sqrt()
 
 
-READS = ("encoder", "decoder")
-
-
-def reads_option() -> str:
-    """The option `reads` of a modality of which an image has one."""
-    return option("encoder", "what the head reads: the encoder, told nothing yet, or the last features", choices=READS)
-
-
-def one_head(reads: str, features: int, outputs: int) -> nn.Module:
-    """The head of what an image has one of: what it reads -> [B, outputs]."""
-    return Pooled(features, outputs) if reads == "decoder" else Reader(features, outputs)
-
-
-class Reader(nn.Sequential):
-    """The head that reads the encoder: [B, F] -> [B, outputs]."""
-
-    def __init__(self, features: int, outputs: int, width: int = 128) -> None:
-        super().__init__(nn.LayerNorm(features), nn.Linear(features, width), nn.SiLU(), nn.Linear(width, outputs))
-
-
-class Pooled(nn.Sequential):
-    """The head that reads the last features: [B, F, H, W] -> [B, outputs].
-
-    Pooled to a grid of 4 x 4, so that where something lies can count; and normalised only then: a normalisation of each
-    channel over the pixels would take away the very means that are read.
-    """
-
-    def __init__(self, features: int, outputs: int, width: int = 128, grid: int = 4) -> None:
-        cells = features * grid * grid
-        super().__init__(
-            nn.AdaptiveAvgPool2d(grid),
-            nn.Flatten(),
-            nn.LayerNorm(cells),
-            nn.Linear(cells, width),
-            nn.SiLU(),
-            nn.Linear(width, outputs),
-        )
-
-
 def draw_class(logits: Tensor, normal: Tensor) -> Tensor:
     """A class drawn from the softmax of logits [B, K, ...], by adding Gumbel noise made of standard normals."""
     log_uniform = torch.special.log_ndtr(normal)
     return (logits.float() - torch.log(-log_uniform)).argmax(1)
-
-
-def head_norm(features: int, grid: SpaceShape | None = None) -> nn.Sequential:
-    """What every head of a picture begins with.
-
-    Groups of four channels at least: a channel that is normalised alone cannot say how bright an image is. Of one
-    pixel all channels are one group, which is most of what they say.
-    """
-    one = grid is not None and grid.height * grid.width == 1
-    groups = next((g for g in (32, 16, 8, 4, 2) if features % g == 0 and features >= 4 * g and not one), 1)
-    return nn.Sequential(nn.GroupNorm(groups, features), nn.SiLU())

@@ -157,12 +157,11 @@ def mapped(path: Path) -> Any:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def read_numbers(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """The numbers of a .npy file as float32 [*shape]; for a vector, whatever the shape they have there.
+def read_array(path: Path, what: str = "an array") -> Tensor:
+    """The numbers of a .npy file as float32, of its shape.
 
-    Raises MmfastError naming the file.
+    Raises MmfastError naming the file, which should be `what`.
     """
-    what = "a vector" if len(shape) == 1 else "a map"
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise MmfastError(f"{path} is no file; it should be {what} (.npy)")
     try:
@@ -173,12 +172,21 @@ def read_numbers(path: Path, shape: tuple[int, ...]) -> Tensor:
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
         kind = array.dtype if isinstance(array, np.ndarray) else "an archive"
         raise MmfastError(f"{path} holds {kind}; it should hold real numbers (.npy)")
-    if array.size != math.prod(shape):
-        raise MmfastError(f"{path} holds {array.size} numbers; it should hold {math.prod(shape)}")
-    if len(shape) > 1 and array.shape != shape:
-        raise MmfastError(f"{path} holds {list(array.shape)}; it should hold {list(shape)}")
     with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused below
-        x = torch.from_numpy(np.array(array, dtype=np.float32)).reshape(shape)
+        x = torch.from_numpy(np.array(array, dtype=np.float32))
     if not bool(torch.isfinite(x).all()):
-        raise MmfastError(f"{path} holds NaN or infinite values; mend or remove it, for its embedding to be missing")
+        raise MmfastError(f"{path} holds NaN or infinite values; mend or remove it, for it to be missing")
     return x
+
+
+def read_numbers(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """The numbers of a .npy file as float32 [*shape]; for a vector, whatever the shape they have there.
+
+    Raises MmfastError naming the file.
+    """
+    x = read_array(path, "a vector" if len(shape) == 1 else "a map")
+    if x.numel() != math.prod(shape):
+        raise MmfastError(f"{path} holds {x.numel()} numbers; it should hold {math.prod(shape)}")
+    if len(shape) > 1 and tuple(x.shape) != shape:
+        raise MmfastError(f"{path} holds {list(x.shape)}; it should hold {list(shape)}")
+    return x.reshape(shape)

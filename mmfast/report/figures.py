@@ -100,6 +100,32 @@ RULES = (
         "What one half of the real images reaches against the other, over {over}.",
     ),
     Rule(
+        r"(?P<name>.+)\.ks\.samples",
+        DISTANCES,
+        "Kolmogorov and Smirnov's distance of {name} to real rows, the mean over its columns, 0 to 1.",
+        LOWER,
+        "{name}.ks.real_halves",
+    ),
+    Rule(
+        r"(?P<name>.+)\.energy\.samples",
+        DISTANCES,
+        "Energy distance of whole rows of {name} to real ones, standardised: 0 for the same distribution.",
+        LOWER,
+        "{name}.energy.real_halves",
+    ),
+    Rule(
+        r"(?P<name>.+)\.(?:ks|energy)\.real_halves",
+        DISTANCES,
+        "What one half of the real rows of {name} reaches against the other.",
+    ),
+    Rule(
+        r"(?P<name>.+)\.logistic_regression_accuracy",
+        MODALITIES,
+        "For comparison: how often scikit-learn's logistic regression, of the training rows, finds the {name} of "
+        "held-out rows.",
+        HIGHER,
+    ),
+    Rule(
         r"bound\.L0(?P<unit>_bits)?",
         BOUND,
         "L0: what is left of the data at t = T, {units}; near 0 when the schedule is long enough.",

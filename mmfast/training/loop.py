@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmfast.build import build_data, files_of, stored
+from mmfast.build import build_data, files_of, stored, with_found
 from mmfast.config import Config, to_yaml
 from mmfast.data import Data
 from mmfast.data.record import Record, changes, of_examples, of_files
 from mmfast.errors import MmfastError, notice, say
 from mmfast.evaluate import evaluate_run, sample_run
+from mmfast.from_run import take_weights
 from mmfast.ranks import joined
 from mmfast.run import Run
 from mmfast.training.examples import loader
@@ -66,44 +67,54 @@ def fit(
     *,
     files: Mapping[str, Path] | None = None,
     allow_changed_data: bool = False,
+    start: str | None = None,
 ) -> Trainer:
     """Train a config by any loss of its model into the folder `out`, or go on with the run that is there.
 
     files: those that the data is in, by name; a run keeps their record, and goes on with others only where
-    allow_changed_data says so. Without files the record is of some of the examples.
+    allow_changed_data says so. Without files the record is of some of the examples. start: the folder of a run to take
+    weights from (`mmfast.from_run.take_weights`), where this one begins.
 
     Returns the trainer: its run, its model and the average of that. Raises MmfastError for bad input, before
     anything is changed. Under torchrun all ranks call this together.
     """
     with joined() as here:
-        rehearse(config, data, losses, here)  # what does not work should not leave a folder behind
+        model = rehearse(config, data, losses, here)  # what does not work should not leave a folder behind
+        if start is not None and Path(start).resolve() == Path(out).resolve():
+            raise MmfastError(f"--from {start} is the run itself, which goes on by the command that made it")
+        taken = take_weights(model, config, start) if start is not None else None
         here.check_same(the_config=to_yaml(config), the_number_of_examples=(len(data.train), len(data.test)))
         quiet = quiet or not here.first
         kept = Kept(config, data, files or {}, allow_changed_data, quiet)
         run = Run.start(out, config, kept.compare) if here.first else Run(Path(out))
-        trainer = Trainer(config, run, data, losses, here)
+        trainer = Trainer(config, run, data, losses, here, model if taken is not None else None)
         trainer.restore()
         if here.first:
             kept.write(run, trainer.done)
         if trainer.done and not quiet:
             print(f"{out}: going on after step {trainer.done} of {config.train.steps}", flush=True)
+        elif taken is not None and not trainer.done and here.first:
+            print(taken, flush=True)
         _steps(trainer, quiet)
         trainer.export()  # a kill may have come between the last checkpoint and its export
         return trainer
 
 
-def train(config: Config, out: str, quiet: bool = False, *, allow_changed_data: bool = False) -> Run:
-    """`fit` by the diffusion loss; ends with samples and metrics.
+def train(
+    config: Config, out: str, quiet: bool = False, *, allow_changed_data: bool = False, start: str | None = None
+) -> Run:
+    """`fit` by the diffusion loss, of a config as its data says (`with_found`); ends with samples and metrics.
 
     Returns the run. Raises MmfastError for bad input, before anything is changed.
     """
     with joined() as here:
         with here.in_turn():
+            config = with_found(config)
             data = build_data(config)
         files = files_of(config) if here.first else {}
         if not (quiet or files) and here.first:  # of files the command line has said more
             print(f"{len(data.train):,} examples to train on, {len(data.test):,} held out", flush=True)
-        trainer = fit(config, out, data, quiet=quiet, files=files, allow_changed_data=allow_changed_data)
+        trainer = fit(config, out, data, quiet=quiet, files=files, allow_changed_data=allow_changed_data, start=start)
         run, average, silent = trainer.run, trainer.ema.model, quiet or not here.first
         directions = 1 + len(average.parts) if len(average.parts) > 1 else 1
         if not silent:

@@ -50,11 +50,19 @@ def learning_rate(config: Config, step: int) -> float:
 class Trainer:
     """One run: its model, optimiser and averages, and the steps done so far; the same on all ranks."""
 
-    def __init__(self, config: Config, run: Run, data: Data, losses: Losses = losses, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run: Run,
+        data: Data,
+        losses: Losses = losses,
+        ranks: Ranks = ALONE,
+        model: Model | None = None,
+    ) -> None:
         self.config, self.run, self.data, self.losses, self.ranks = config, run, data, losses, ranks
         self.device = pick_device(config.train.device, "train.device")
         self.sharded = config.train.shard and ranks.count > 1
-        self.model = build_model(config)
+        self.model = build_model(config) if model is None else model
         if not self.sharded:
             self.model.to(self.device)
         self.ema = EMA(self.model, config.train.ema_decay)

@@ -43,7 +43,7 @@ def sure(kind, part, x):
 
 def test_every_file_of_the_folder_is_a_kind():
     # Those that have a file of tests of their own.
-    assert set(modalities.KINDS) == {*OPTIONS, "masked", "feature_map"}
+    assert set(modalities.KINDS) == {*OPTIONS, "masked", "feature_map", "table", "caption"}
 
 
 def test_a_kind_that_there_is_not_is_named():

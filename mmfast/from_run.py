@@ -1,0 +1,114 @@
+"""A run's weights to start another from: of what both have they are kept, and what is new is fresh.
+
+A modality that is new has an encoder, a head and embeddings of its own, which are fresh. What the network sees of it
+enters by weights of zero, so at first the others are predicted as they were.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmfast import backbones
+from mmfast.build import build_model
+from mmfast.config import Config
+from mmfast.errors import MmfastError
+from mmfast.model import Model
+from mmfast.run import Run
+
+# Options of a backbone that no weight hangs on.
+FREE = ("dropout",)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which modalities' weights were kept, which are fresh, and which of the run's were left out."""
+
+    folder: Path
+    kept: tuple[str, ...]
+    fresh: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    def __str__(self) -> str:
+        found = f"weights of {self.folder}: kept the backbone and {', '.join(self.kept)}"
+        found += f"; fresh: {', '.join(self.fresh) or 'nothing'}"
+        return found + (f"; left out: {', '.join(self.left_out)}" if self.left_out else "")
+
+
+def take_weights(model: Model, config: Config, folder: str | Path) -> Kept:
+    """Fill a model of this config with the averaged weights of the run in `folder`, which is only read.
+
+    Raises MmfastError, before anything is changed, where there is no run, or where a part that both have differs.
+    """
+    run = Run.open(folder)
+    theirs = run.config()
+    _check(config, theirs, run.folder)
+    old = build_model(theirs)
+    run.load_weights(old)
+    both = tuple(name for name in model.parts if name in old.parts)
+    had, state = old.state_dict(), model.state_dict()
+    prefixes = (
+        "backbone.",
+        "norm.",
+        "out.",
+        *(f"{of}.{n}." for n in both for of in ("parts", "time_of", "tell_decoder")),
+    )
+    inputs, found = _inputs(theirs, old), {}
+    for key, x in state.items():
+        if not key.startswith(prefixes) or key not in had:
+            continue
+        new = _widened(had[key], x, old, model) if key in inputs else had[key]
+        if new.shape != x.shape:
+            raise MmfastError(
+                f"--from {folder}: {key} is {list(new.shape)}; here it is {list(x.shape)}: the options of what both "
+                "have should be the same, or the modality should have another name, to be fresh"
+            )
+        found[key] = new
+    model.load_state_dict({**state, **found})
+    fresh = tuple(name for name in model.parts if name not in both)
+    return Kept(run.folder, both, fresh, tuple(name for name in old.parts if name not in both))
+
+
+def _check(config: Config, theirs: Config, folder: Path) -> None:
+    """Raise MmfastError where the weights of their config would mean another thing in this one."""
+
+    def shape(spec: Any) -> dict[str, Any]:
+        return {key: x for key, x in dataclasses.asdict(spec).items() if key not in FREE}
+
+    pairs: dict[str, tuple[Any, Any]] = {
+        key: (getattr(theirs, key), getattr(config, key)) for key in ("anchor", "space", "told")
+    }
+    pairs["loss.target"] = theirs.loss.target, config.loss.target
+    pairs["schedule"] = dataclasses.asdict(theirs.schedule), dataclasses.asdict(config.schedule)
+    pairs["backbone"] = shape(theirs.backbone), shape(config.backbone)
+    for name in config.modalities.keys() & theirs.modalities.keys():
+        pairs[f"modalities.{name}.kind"] = theirs.modalities[name].kind, config.modalities[name].kind
+    for key, (a, b) in pairs.items():
+        if a != b:
+            raise MmfastError(f"--from {folder}: its {key} is {a}, and here it is {b}; it should be the same")
+    if config.space == "shared" and config.modalities.keys() != theirs.modalities.keys():
+        raise MmfastError(f"--from {folder}: in shared channels the modalities should be the same, or use space=own")
+
+
+def _inputs(config: Config, model: Model) -> set[str]:
+    """The backbone's weights that stand at its input: those whose shape another number of channels changes."""
+    with torch.device("meta"):
+        wider = backbones.kind(config.backbone.kind).Backbone(
+            config.backbone, len(model.seen_layout()) + 1, model.shape[1]
+        )
+    now = model.backbone.state_dict()
+    return {f"backbone.{name}" for name, x in wider.state_dict().items() if x.shape != now[name].shape}
+
+
+def _widened(weight: Tensor, like: Tensor, old: Model, new: Model) -> Tensor:
+    """An input's weight [out, channels k, ...] with its channels where the new model sees them; zero for new ones."""
+    before = {place: i for i, place in enumerate(old.seen_layout())}
+    columns = weight.unflatten(1, (len(before), -1))
+    nothing = torch.zeros_like(columns[:, 0])
+    found = [columns[:, before[place]] if place in before else nothing for place in new.seen_layout()]
+    return torch.stack(found, 1).flatten(1, 2).reshape(like.shape)

@@ -1,0 +1,55 @@
+"""Heads: what reads a modality's parameters off the backbone's features."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mmfast.options import option
+
+READS = ("encoder", "decoder")
+
+
+def reads_option() -> str:
+    """The option `reads` of a modality of which an image has one."""
+    return option("encoder", "what the head reads: the encoder, told nothing yet, or the last features", choices=READS)
+
+
+def one_head(reads: str, features: int, outputs: int) -> nn.Module:
+    """The head of what an image has one of: what it reads -> [B, outputs]."""
+    return Pooled(features, outputs) if reads == "decoder" else Reader(features, outputs)
+
+
+class Reader(nn.Sequential):
+    """The head that reads the encoder: [B, F] -> [B, outputs]."""
+
+    def __init__(self, features: int, outputs: int, width: int = 128) -> None:
+        super().__init__(nn.LayerNorm(features), nn.Linear(features, width), nn.SiLU(), nn.Linear(width, outputs))
+
+
+class Pooled(nn.Sequential):
+    """The head that reads the last features: [B, F, H, W] -> [B, outputs].
+
+    Pooled to a grid of 4 x 4, so that where something lies can count; and normalised only then: a normalisation of each
+    channel over the pixels would take away the very means that are read.
+    """
+
+    def __init__(self, features: int, outputs: int, width: int = 128, grid: int = 4) -> None:
+        cells = features * grid * grid
+        super().__init__(
+            nn.AdaptiveAvgPool2d(grid),
+            nn.Flatten(),
+            nn.LayerNorm(cells),
+            nn.Linear(cells, width),
+            nn.SiLU(),
+            nn.Linear(width, outputs),
+        )
+
+
+def head_norm(features: int, pixels: int = 2) -> nn.Sequential:
+    """What every head of a picture begins with.
+
+    Groups of four channels at least: a channel that is normalised alone cannot say how bright an image is. Of one
+    pixel all channels are one group, which is most of what they say.
+    """
+    groups = next((g for g in (32, 16, 8, 4, 2) if features % g == 0 and features >= 4 * g and pixels > 1), 1)
+    return nn.Sequential(nn.GroupNorm(groups, features), nn.SiLU())

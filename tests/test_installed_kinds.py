@@ -1,0 +1,155 @@
+"""Kinds of modality from outside the package: installed by an entry point, they train as the package's own do."""
+
+import json
+import os
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import TINY, flags
+
+from mmfast import MmfastError, modalities
+from mmfast import config as configs
+from mmfast.modalities.base import SpaceShape
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    import tomli as tomllib
+
+ROOT = Path(__file__).parent.parent
+KINDS = ROOT / "examples" / "kinds"
+CONFIG = """
+data: {kind: folder, root: data}
+anchor: photo
+modalities:
+  photo: {kind: image, channels: 1, size: 8}
+  depth: {kind: depth, size: 8, near: 1, far: 16}
+  sound: {kind: spectrogram, size: 8}
+"""
+
+
+def install(folder, points):
+    """What pip leaves of a package: its entry points."""
+    about = folder / "more_kinds-0.1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: more-kinds\nVersion: 0.1\n")
+    lines = "".join(f"{name} = {value}\n" for name, value in points.items())
+    (about / "entry_points.txt").write_text(f"[mmfast.modalities]\n{lines}")
+    return folder
+
+
+def points():
+    return tomllib.loads((KINDS / "pyproject.toml").read_text())["project"]["entry-points"]["mmfast.modalities"]
+
+
+def fill(root):
+    random = np.random.default_rng(0)
+    for name in ("photo", "depth", "sound"):
+        (root / name).mkdir(parents=True)
+    for i in range(8):
+        Image.fromarray(random.integers(0, 256, (12, 12), dtype=np.uint8)).save(root / "photo" / f"{i}.png")
+        np.save(root / "depth" / f"{i}.npy", random.uniform(1, 16, (10, 14)))
+        with wave.open(str(root / "sound" / f"{i}.wav"), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes((random.normal(size=4000) * 3000).astype("<i2").tobytes())
+
+
+def mmfast(folder, path, *words):
+    paths = os.pathsep.join([str(p) for p in path] + [str(ROOT)])
+    return subprocess.run(
+        [sys.executable, "-m", "mmfast", *words], cwd=folder, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_two_kinds_from_a_package_train_and_are_sampled(tmp_path):
+    """With no word about code, since their user has installed them."""
+    fill(tmp_path / "data")
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    path = [install(tmp_path / "site", points()), KINDS]
+    more = flags([*TINY, ("train.steps", "2"), ("train.batch_size", "4")])
+    done = mmfast(tmp_path, path, "train", "c.yaml", "--out", "run", "--quiet", *more)
+    assert done.returncode == 0, done.stderr
+    done = mmfast(
+        tmp_path, path, "sample", "run", "--given", "depth=data/depth/0.npy", "--n", "2", "--save", "s", "--quiet"
+    )
+    assert done.returncode == 0, done.stderr
+    metres, level = np.load(tmp_path / "s/depth/000.npy"), np.load(tmp_path / "s/sound/000.npy")
+    assert metres.shape == level.shape == (8, 8) and metres.min() >= 0.999 and metres.max() <= 16.001
+    assert level.min() >= -80 and level.max() <= 0
+    assert "depth" in json.loads((tmp_path / "s/samples.jsonl").read_text().splitlines()[0])["given"]
+    # Without the package, as here, the run says which kind it lacks.
+    with pytest.raises(MmfastError, match=r"modalities.depth.kind is 'depth'; it should be one of"):
+        configs.load(str(tmp_path / "run" / "config.yaml"))
+
+
+@pytest.fixture
+def found(monkeypatch):
+    monkeypatch.syspath_prepend(str(KINDS))
+    import mmfast_depth
+    import mmfast_spectrogram
+
+    return mmfast_depth, mmfast_spectrogram
+
+
+def test_a_depth_map_is_read_on_a_logarithmic_scale(found, tmp_path):
+    depth, _ = found
+    spec = depth.DepthSpec(size=2, near=1.0, far=16.0)
+    np.save(tmp_path / "d.npy", np.array([[9, 1, 2, 9], [9, 4, 16, 9]], float))
+    x = depth.Depth.read(tmp_path / "d.npy", spec)
+    assert torch.allclose(x, torch.tensor([[[-1.0, -0.5], [0.0, 1.0]]]), atol=1e-6)
+    part = depth.Depth("depth", spec, SpaceShape(2, 2))
+    assert np.allclose(part.plain(x), [[1, 2], [4, 16]], rtol=1e-5)
+    np.save(tmp_path / "d.npy", np.zeros((4, 4)))
+    with pytest.raises(MmfastError, match=r"d.npy holds \[4, 4\]; it should hold distances \[H, W\] above 0"):
+        depth.Depth.read(tmp_path / "d.npy", spec)
+
+
+def test_a_sine_is_loud_at_its_frequency(found, tmp_path):
+    _, sound = found
+    at = np.arange(16000)
+    wave_of = (0.5 * 2**15 * np.sin(2 * np.pi * 1375 / 8000 * at)).astype("<i2")  # of 256 bins the 88th
+    with wave.open(str(tmp_path / "s.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(wave_of.tobytes())
+    spec = sound.SpectrogramSpec(size=256)
+    x = sound.Spectrogram.read(tmp_path / "s.wav", spec)
+    level = sound.Spectrogram("s", spec, SpaceShape(256, 256)).plain(x)
+    assert level[:, 128].argmax() == 87 and abs(level[87, 128] + 6.02) < 0.1  # half of full scale
+    assert level[200, 128] == -80
+    np.save(tmp_path / "s.npy", level)
+    assert torch.allclose(sound.Spectrogram.read(tmp_path / "s.npy", spec), x, atol=1e-6)
+
+
+class Point:
+    """An entry point."""
+
+    def __init__(self, name, load):
+        self.name, self.value, self.load = name, f"x:{name}", load
+
+
+def broken():
+    raise ImportError("No module named 'deep'")
+
+
+def test_what_cannot_be_loaded_is_told_of_when_it_is_asked_for(monkeypatch):
+    """And a kind that there is already is not replaced; whatever else is installed works on."""
+    mine = type("Mine", (modalities.Modality,), {"kind": "image"})
+    points = [Point("broken", broken), Point("image2", lambda: mine), Point("other", lambda: print)]
+    monkeypatch.setattr(modalities.importlib.metadata, "entry_points", lambda group: points)
+    monkeypatch.setattr(modalities, "FAILED", {})
+    image = modalities.KINDS["image"]
+    raw = {"anchor": "x", "modalities": {"x": {"kind": "image"}, "y": {"kind": "broken"}}}
+    with pytest.raises(MmfastError, match="'broken' is installed, but cannot be loaded: No module named 'deep'"):
+        configs.from_plain(raw, "test")
+    assert modalities.KINDS["image"] is image
+    assert modalities.FAILED["image2"] == "x:image2 calls itself 'image', a kind that there is already"
+    assert modalities.FAILED["other"] == "x:other is no class of a Modality"
+    del raw["modalities"]["y"]
+    assert configs.from_plain(raw, "test").anchor == "x"
