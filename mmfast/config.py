@@ -292,7 +292,7 @@ def to_yaml(config: Config) -> str:
 # is learnt at a step but the learning rate's decay, which is that of the longer run from there on.
 FREE = re.compile(
     r"train\.(steps|accumulation|device|shard|compile|cuda_graphs|workers|log_every|sample_every|checkpoint_every|tensorboard)"
-    r"|(sample|evaluate)\..*|modalities\.[^.]*\.given_steps|data\.cache(_gb)?"
+    r"|(sample|evaluate)\..*|modalities\.[^.]*\.given_steps|data\.(cache|cache_gb|on_error)"
 )
 
 

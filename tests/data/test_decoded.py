@@ -235,9 +235,10 @@ def test_workers_of_training_decode_once(root, decoded):
     assert not decoded
 
 
-def test_a_run_may_change_where_and_how_much_is_kept():
-    old, new = (load_config("image-mask", [("data", f"{{kind: folder, root: x, cache_gb: {gb}}}")]) for gb in (1, 2))
-    assert [*changes(old, new)] == ["data.cache_gb"] and not fixed(changes(old, new))
+def test_what_a_run_may_change_of_how_it_reads():
+    for key, values in (("cache_gb", (1, 2)), ("on_error", ("stop", "skip")), ("flip", ("true", "false"))):
+        old, new = (load_config("image-mask", [("data", f"{{kind: folder, root: x, {key}: {x}}}")]) for x in values)
+        assert [*changes(old, new)] == [f"data.{key}"] and fixed(changes(old, new)) == ["data.flip"] * (key == "flip")
 
 
 def test_an_error_stays_one_and_the_rest_is_kept(root, decoded):

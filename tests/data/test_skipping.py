@@ -1,6 +1,7 @@
 """data.on_error: what cannot be read stops training, its state saved, or is left out, counted, named and replaced."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -148,11 +149,14 @@ def test_a_file_that_is_damaged_during_training_ends_it_or_not(root, tmp_path, c
         train(config(root, "stop", **more), str(tmp_path / "stops"), quiet=True)
     done = load_tensors(tmp_path / "stops" / "trainer.safetensors")[1]["step"]
     assert 2 <= done < 12
-    path.write_bytes(content)
     monkeypatch.setattr(trainers.Trainer, "step", step)
+    shutil.copytree(tmp_path / "stops", tmp_path / "goes on")
+    train(config(root, **more), str(tmp_path / "goes on"), quiet=True)  # without it
+    path.write_bytes(content)
     train(config(root, "stop", **more), str(tmp_path / "stops"), quiet=True)
-    (a, _), (b, _) = (load_tensors(tmp_path / name / "model.safetensors") for name in ("straight", "stops"))
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    for one, other in (("straight", "stops"), ("skips", "goes on")):
+        (a, _), (b, _) = (load_tensors(tmp_path / name / "model.safetensors") for name in (one, other))
+        assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_the_places_of_the_others_do_not_move(root):
