@@ -125,7 +125,7 @@ def test_check_and_train_count_and_name_what_is_left_out(root, tmp_path, capsys,
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_file_that_is_damaged_during_training_ends_it_or_not(root, tmp_path, capsys, workers, monkeypatch):
+def test_a_file_that_is_damaged_during_training_ends_it_or_not(root, tmp_path, capfd, workers, monkeypatch):
     """After the second step. With `stop` what was learnt until then is kept, and goes on where the file is mended."""
     from mmfast.training import trainer as trainers
 
@@ -142,7 +142,7 @@ def test_a_file_that_is_damaged_during_training_ends_it_or_not(root, tmp_path, c
 
     monkeypatch.setattr(trainers.Trainer, "step", harming)
     train(config(root, **more), str(tmp_path / "skips"), quiet=True)
-    assert capsys.readouterr().err.count(f"{bad:02}.png cannot be read") == 1
+    assert capfd.readouterr().err.count(f"{bad:02}.png cannot be read") == 1  # workers say it once, too
     assert load_tensors(tmp_path / "skips" / "trainer.safetensors")[1]["step"] == 12
     path.write_bytes(content)
     with pytest.raises(MmfastError, match=f"{bad:02}.png cannot be read"):
