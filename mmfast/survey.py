@@ -138,7 +138,7 @@ def survey(config: Config, quiet: bool = True) -> Survey:
 
 def brief(config: Config) -> list[str]:
     """What training is about to work on, in lines: the examples, where files are, as their names alone say."""
-    lines, listing, data = [], None, None
+    lines, listing = [], None
     look = getattr(data_sets.kind(config.data.kind), "look", None)
     if look is not None:
         listing = look(config.data, stored(config), config.anchor)
@@ -146,15 +146,14 @@ def brief(config: Config) -> list[str]:
         there = {**listing.paths, **{n: x for n, x in listing.texts.items() if len(x) < len(anchors)}}
         counts = {n: sum(stem in anchors for stem in x) for n, x in there.items() if x}
         parts = [f"{name} {n:,}" for name, n in counts.items() if name != config.anchor]
-        data = listing.data() if len(anchors) > 1 else None
-        held_out = f", {len(data.test):,} of them held out" if data is not None else ""
+        held_out = f", {len(listing.split()['test']):,} of them held out" if len(anchors) > 1 else ""
         lines.append("; ".join([f"{len(anchors):,} examples{held_out}", *([", ".join(parts)] if parts else [])]))
         left_out = sum(map(len, listing.left_out.values()))
         if left_out:
             files = "file belongs" if left_out == 1 else "files belong"
             lines.append(f"{left_out:,} {files} to nothing; `mmfast check` tells more")
     model = build_model(config)
-    if listing is not None and data is not None and listing.spec.on_error == "skip":
+    if listing is not None and not listing.problems and listing.spec.on_error == "skip":
         lines += _unreadable(listing.data("stop"), model)
     parameters = sum(p.numel() for p in model.parameters())
     return [*lines, f"{parameters:,} parameters, on {pick_device(config.train.device, 'train.device')}"]

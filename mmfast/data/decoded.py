@@ -139,6 +139,8 @@ def decoded(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not _make_room(folder, layout.size, limit * GB, earlier):
+                size = f"{layout.size / GB:.1f} gigabytes, and there is room for {limit:g} (data.cache_gb) or less"
+                notice(f"{len(examples):,} decoded examples need {size}; they are decoded again each time")
                 return examples
             _begin(file, layout, blanks, keys, earlier)
         except OSError as error:

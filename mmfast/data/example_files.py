@@ -38,7 +38,7 @@ class Files:
         return None if path is None else kind.read(path, spec)
 
     def key(self, stem: str) -> bytes:
-        """What an example's numbers hang on: the texts, and each file by its path, its size and when it changed."""
+        """What an example's numbers hang on: its texts, and of each file the ending, the size and when it changed."""
         parts: list[Any] = []
         for name in self.specs:
             path = self.paths[name].get(stem)
@@ -48,7 +48,7 @@ class Files:
                 about = None
             # A copy may have the time of another file's content, but never the time of its own change.
             changed = None if about is None else (about.st_size, about.st_mtime_ns, about.st_ctime_ns)
-            parts.append([self.texts.get(name, {}).get(stem), str(path), changed])
+            parts.append([self.texts.get(name, {}).get(stem), path is not None and path.suffix, changed])
         return key_of(stem, *parts)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:

@@ -31,7 +31,7 @@ class Spec:
 
 
 @functools.lru_cache(maxsize=4)
-def _load(path: str, name: str, split: str) -> Any:
+def _load(path: str, name: str, part: str) -> Any:
     try:
         import datasets
     except ImportError:
@@ -44,16 +44,16 @@ def _load(path: str, name: str, split: str) -> Any:
         if any((Path(path) / file).exists() for file in SAVED):
             found = datasets.load_from_disk(path)
             if isinstance(found, datasets.DatasetDict):
-                if split not in found:
-                    raise unknown("data: the split", split, found)
-                found = found[split]
+                if part not in found:
+                    raise unknown("data: the split", part, found)
+                found = found[part]
         else:
-            found = datasets.load_dataset(path, name or None, split=split)
+            found = datasets.load_dataset(path, name or None, split=part)
     except MmfastError:
         raise
     except Exception as error:  # anything that datasets raises
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise MmfastError(f"data.path {path!r}, split {split!r}, cannot be opened: {reason}") from None
+        raise MmfastError(f"data.path {path!r}, split {part!r}, cannot be opened: {reason}") from None
     # Pictures are opened here, as the formats that are meant and no others.
     for column, feature in found.features.items():
         if isinstance(feature, datasets.Image):
@@ -77,11 +77,11 @@ def _value(x: Any, where: str) -> Any:
     return picture_in(x["bytes"], where) if x["bytes"] else load_picture(Path(x["path"]))
 
 
-def _items(spec: Spec, modalities: Mapping[str, Any], split: str) -> Items:
-    found = _load(spec.path, spec.name, split)
+def _items(spec: Spec, modalities: Mapping[str, Any], part: str) -> Items:
+    found = _load(spec.path, spec.name, part)
     columns = _columns(spec, modalities, found.features)
     chosen = found.select_columns([*{*columns.values()}])
-    called = f"{spec.path}, split {split}"
+    called = f"{spec.path}, split {part}"
 
     def get(index: int) -> dict[str, Any]:
         row = chosen[index]

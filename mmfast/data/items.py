@@ -37,11 +37,11 @@ class Items:
         found = [self._read(int(index)) for index in indices]
         data, present = {}, {}
         for name, spec in self.specs.items():
-            there = torch.tensor([x[name] is not None for x in found])
+            column, blank = [x[name] for x in found], kinds.kind(spec.kind).blank(spec)
+            there = torch.tensor([x is not None for x in column])
             if not bool(there.all()):
                 present[name] = there
-            blank = kinds.kind(spec.kind).blank(spec)
-            data[name] = torch.stack([blank if x[name] is None else x[name] for x in found])
+            data[name] = torch.stack([blank if x is None else x for x in column])
         return Batch(data, present)
 
     def _read(self, index: int) -> dict[str, Tensor | None]:
@@ -57,7 +57,7 @@ class Items:
 
 
 def x_of(spec: Any, value: Any, where: str) -> Tensor | None:
-    """One x of a picture, text, whole number or array; None of None. Raises MmfastError for what is no such x."""
+    """One x of a picture, a text, a whole number or an array; None of None. Raises MmfastError for any other value."""
     kind = kinds.kind(spec.kind)
     blank = kind.blank(spec)
     if value is None:
@@ -76,8 +76,9 @@ def x_of(spec: Any, value: Any, where: str) -> Tensor | None:
         raise MmfastError(f"{where} is of type {type(value).__name__}, of which no {spec.kind} can be made") from None
     if array.size != math.prod(blank.shape) or (array.ndim > 1 and array.shape != blank.shape):
         raise MmfastError(f"{where} is of shape {list(array.shape)}; it should be {list(blank.shape)}")
-    if blank.dim() == 0 and not blank.is_floating_point():  # a class
-        return kind.from_text(str(int(array.reshape(()))), spec, where)
+    classes = getattr(spec, "classes", None)
+    if classes is not None and (int(array.min()) < 0 or int(array.max()) >= classes):
+        raise MmfastError(f"{where} runs from {array.min()} to {array.max()}; it should lie in 0 .. {classes - 1}")
     with np.errstate(over="ignore"):
         return torch.from_numpy(np.array(array, dtype=blank.numpy().dtype)).reshape(blank.shape)
 

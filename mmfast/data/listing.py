@@ -47,17 +47,20 @@ class Listing:
         if paths:
             self.left_out.setdefault(why, []).extend(paths)
 
-    def data(self, on_error: str = "") -> Data:
-        """The examples: the files of the anchor, and what goes with each; some of them held out.
+    def split(self) -> dict[str, list[str]]:
+        """The stems of the examples to train on (train), and of those that are held out (test).
 
         Which are is a function of each one's name: files that come or go move no other. One at least is held out, and
-        one is not. on_error: in the place of the option's.
+        one is not.
         """
         order = sorted(self.paths[self.anchor], key=place)
         held_out = sum(place(stem) < self.spec.test_fraction for stem in order)
         held_out = max(1, min(held_out, len(order) - 1))
-        parts = {"train": order[held_out:], "test": order[:held_out]}
-        train, test = (self._part(name, sorted(stems), on_error or self.spec.on_error) for name, stems in parts.items())
+        return {"train": sorted(order[held_out:]), "test": sorted(order[:held_out])}
+
+    def data(self, on_error: str = "") -> Data:
+        """The examples: the files of the anchor, and what goes with each. on_error: in the place of the option's."""
+        train, test = (self._part(part, stems, on_error or self.spec.on_error) for part, stems in self.split().items())
         return Data(train, test, flip=self.spec.flip)
 
     def _part(self, part: str, stems: list[str], on_error: str) -> Examples:
@@ -66,6 +69,7 @@ class Listing:
         files = Files(stems, self.paths, specs, self.texts)
         about = {
             "root": str(Path(self.spec.root).resolve()),
+            "folders": dict(self.spec.folders),
             "part": part,
             "modalities": {name: _own_options(spec) for name, spec in specs.items()},
             "pillow": PIL.__version__,

@@ -139,6 +139,15 @@ def test_a_file_of_the_same_size_and_time_but_other_content_is_seen(root):
     assert int(opened(root).train.__getitems__([0]).data["label"]) == int(path.read_text())
 
 
+def test_the_root_may_be_named_from_anywhere(root, decoded, monkeypatch):
+    whole(opened(root).train)
+    decoded.clear()
+    monkeypatch.chdir(root.parent)
+    spec = folder.Spec(root="data", cache="cache", test_fraction=0.3)
+    whole(folder.open(spec, specs(), "image").train)
+    assert not decoded
+
+
 def test_other_options_read_anew(root):
     data = opened(root)
     whole(data.train)
@@ -188,7 +197,7 @@ def test_a_full_disk_stops_the_keeping_and_nothing_else(root, capsys, monkeypatc
     assert capsys.readouterr().err.count("No space left on device") == 1
 
 
-def test_the_longest_unused_make_room_and_too_much_is_not_kept(root, tmp_path):
+def test_the_longest_unused_make_room_and_too_much_is_not_kept(root, tmp_path, capsys):
     size = sum(part.file.stat().st_size for part in (opened(root).train, opened(root).test)) / 1e9
     cache = root.parent / "cache"
     for file in cache.iterdir():
@@ -198,7 +207,9 @@ def test_the_longest_unused_make_room_and_too_much_is_not_kept(root, tmp_path):
     data = folder.open(spec, specs(), "image")
     files = {data.train.file, data.test.file}
     assert files <= {*cache.iterdir()} and len([*cache.iterdir()]) < 4
+    assert not capsys.readouterr().err
     assert not hasattr(opened(root, gb=size / 100).train, "file")
+    assert "decoded examples need 0.0 gigabytes, and there is room for" in capsys.readouterr().err
 
 
 def _read(part, rows, found):
@@ -235,9 +246,10 @@ def test_workers_of_training_decode_once(root, decoded):
     assert not decoded
 
 
-def test_a_run_may_change_where_and_how_much_is_kept():
-    old, new = (load_config("image-mask", [("data", f"{{kind: folder, root: x, cache_gb: {gb}}}")]) for gb in (1, 2))
-    assert [*changes(old, new)] == ["data.cache_gb"] and not fixed(changes(old, new))
+def test_what_a_run_may_change_of_how_it_reads():
+    for key, values in (("cache_gb", (1, 2)), ("on_error", ("stop", "skip")), ("flip", ("true", "false"))):
+        old, new = (load_config("image-mask", [("data", f"{{kind: folder, root: x, {key}: {x}}}")]) for x in values)
+        assert [*changes(old, new)] == [f"data.{key}"] and fixed(changes(old, new)) == ["data.flip"] * (key == "flip")
 
 
 def test_an_error_stays_one_and_the_rest_is_kept(root, decoded):

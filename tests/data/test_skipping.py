@@ -1,6 +1,7 @@
 """data.on_error: what cannot be read stops training, its state saved, or is left out, counted, named and replaced."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_check_and_train_count_and_name_what_is_left_out(root, tmp_path, capsys,
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_file_that_is_damaged_during_training_ends_it_or_not(root, tmp_path, capsys, workers, monkeypatch):
+def test_a_file_that_is_damaged_during_training_ends_it_or_not(root, tmp_path, capfd, workers, monkeypatch):
     """After the second step. With `stop` what was learnt until then is kept, and goes on where the file is mended."""
     from mmfast.training import trainer as trainers
 
@@ -141,18 +142,21 @@ def test_a_file_that_is_damaged_during_training_ends_it_or_not(root, tmp_path, c
 
     monkeypatch.setattr(trainers.Trainer, "step", harming)
     train(config(root, **more), str(tmp_path / "skips"), quiet=True)
-    assert capsys.readouterr().err.count(f"{bad:02}.png cannot be read") == 1
+    assert capfd.readouterr().err.count(f"{bad:02}.png cannot be read") == 1  # workers say it once, too
     assert load_tensors(tmp_path / "skips" / "trainer.safetensors")[1]["step"] == 12
     path.write_bytes(content)
     with pytest.raises(MmfastError, match=f"{bad:02}.png cannot be read"):
         train(config(root, "stop", **more), str(tmp_path / "stops"), quiet=True)
     done = load_tensors(tmp_path / "stops" / "trainer.safetensors")[1]["step"]
     assert 2 <= done < 12
-    path.write_bytes(content)
     monkeypatch.setattr(trainers.Trainer, "step", step)
+    shutil.copytree(tmp_path / "stops", tmp_path / "goes on")
+    train(config(root, **more), str(tmp_path / "goes on"), quiet=True)  # without it
+    path.write_bytes(content)
     train(config(root, "stop", **more), str(tmp_path / "stops"), quiet=True)
-    (a, _), (b, _) = (load_tensors(tmp_path / name / "model.safetensors") for name in ("straight", "stops"))
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    for one, other in (("straight", "stops"), ("skips", "goes on")):
+        (a, _), (b, _) = (load_tensors(tmp_path / name / "model.safetensors") for name in (one, other))
+        assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_the_places_of_the_others_do_not_move(root):

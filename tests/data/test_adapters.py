@@ -1,0 +1,292 @@
+"""Data sets of torchvision and of Hugging Face, by value: beside what the other package itself gives."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmfast import config as configs
+from mmfast.build import build_data, with_class_names
+from mmfast.data import huggingface, torchvision
+from mmfast.data.items import x_of
+from mmfast.errors import MmfastError
+from mmfast.guess import DRAFT
+from mmfast.survey import survey
+from mmfast.training import train
+
+SIZE, COUNT = 4, 30
+FEW = {
+    "train": {"steps": 1, "batch_size": 8, "sample_every": 0, "tensorboard": False, "device": "cpu"},
+    "sample": {"steps": 1, "count": 1},
+    "evaluate": {"samples": 0},
+    "schedule": {"T": 4},
+}
+IMAGE, LABEL = {"kind": "image", "channels": 3, "size": SIZE}, {"kind": "label", "classes": 3}
+
+
+def config(data, modalities=None):
+    return configs.from_plain(
+        {**DRAFT, **FEW, "data": data, "modalities": modalities or {"image": IMAGE, "label": LABEL}}, "x"
+    )
+
+
+def pixels(picture):
+    return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
+
+
+@pytest.fixture(autouse=True)
+def opened_anew():
+    yield
+    torchvision._load.cache_clear()
+    huggingface._load.cache_clear()
+
+
+def fake(**more):
+    size = {"size": COUNT, "image_size": [3, SIZE, SIZE], "num_classes": 3}
+    return {"kind": "torchvision", "name": "FakeData", "train": size, **more}
+
+
+def test_each_example_is_torchvisions():
+    datasets = pytest.importorskip("torchvision.datasets")
+    truth = [*datasets.FakeData(COUNT, (3, SIZE, SIZE), 3)]
+    other = [*datasets.FakeData(5, (3, SIZE, SIZE), 3, random_offset=100)]
+    data = build_data(
+        config(fake(test={"size": 5, "image_size": [3, SIZE, SIZE], "num_classes": 3, "random_offset": 100}))
+    )
+    for part, expected in ((data.train, truth), (data.test, other)):
+        assert len(part) == len(expected)
+        batch = part.__getitems__(list(range(len(part)))[::-1])
+        for k, (picture, label) in enumerate(expected[::-1]):
+            torch.testing.assert_close(batch.data["image"][k], pixels(picture), atol=1e-6, rtol=0)
+            assert int(batch.data["label"][k]) == label
+    halves = build_data(config(fake(test_fraction=0.3, flip=True)))
+    assert halves.flip and len(halves.train) + len(halves.test) == COUNT and 3 <= len(halves.test) <= 16
+    found = torch.cat([part.__getitems__(range(len(part))).data["image"] for part in (halves.train, halves.test)])
+    assert sorted(map(hash, (tuple(x.flatten().tolist()) for x in found))) == sorted(
+        hash(tuple(pixels(picture).flatten().tolist())) for picture, _ in truth
+    )
+
+
+def pets(root, corrupt=False):
+    """A folder as that of Oxford's pets, with trimaps of 1 .. 3."""
+    rng, truth = np.random.default_rng(0), {}
+    for folder in ("images", "annotations/trimaps"):
+        (root / "oxford-iiit-pet" / folder).mkdir(parents=True)
+    lines = []
+    for k in range(12):
+        name = f"{['Abyssinian', 'beagle', 'great_pyrenees'][k % 3]}_{k}"
+        picture = Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8))
+        mask = rng.integers(1, 4, (SIZE, SIZE), dtype=np.uint8)
+        picture.save(root / "oxford-iiit-pet/images" / f"{name}.jpg", format="PNG")
+        Image.fromarray(mask).save(root / "oxford-iiit-pet/annotations/trimaps" / f"{name}.png")
+        truth[k] = (pixels(picture), mask, k % 3)
+        lines.append(f"{name} {k % 3 + 1} 1 1\n")
+    (root / "oxford-iiit-pet/annotations/trainval.txt").write_text("".join(lines))
+    return truth
+
+
+def pet_config(root, **more):
+    arguments = {"split": "trainval", "target_types": ["category", "segmentation"]}
+    parts = {"image": IMAGE, "mask": {"kind": "mask", "classes": 4, "size": SIZE}, "label": LABEL}
+    fields = {"image": 0, "label": 1, "mask": 2}
+    data = {"kind": "torchvision", "name": "OxfordIIITPet", "root": str(root), "train": arguments, "fields": fields}
+    return config({**data, **more}, parts)
+
+
+def test_pictures_masks_and_names_of_classes(tmp_path):
+    pytest.importorskip("torchvision")
+    truth = pets(tmp_path)
+    chosen = with_class_names(pet_config(tmp_path))
+    assert chosen.modalities["label"].names == ["Abyssinian", "Beagle", "Great Pyrenees"]
+    data = build_data(chosen)
+    rows = [*data.train.rows.tolist(), *data.test.rows.tolist()]
+    assert sorted(rows) == [*range(12)]
+    for part in (data.train, data.test):
+        batch = part.__getitems__(range(len(part)))
+        for k, row in enumerate(part.rows.tolist()):
+            picture, mask, label = truth[row]
+            assert torch.allclose(batch.data["image"][k], picture, atol=1e-6)
+            assert np.array_equal(batch.data["mask"][k], mask) and int(batch.data["label"][k]) == label
+    assert not survey(pet_config(tmp_path)).wrong
+    train(chosen, str(tmp_path / "run"), quiet=True)
+    broken = tmp_path / "oxford-iiit-pet/images/beagle_4.jpg"
+    broken.write_bytes(broken.read_bytes()[:70])
+    [line] = survey(pet_config(tmp_path)).wrong
+    assert line.startswith("example 4 of torchvision's OxfordIIITPet") and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"name": "FakeDat"}, "data.name is 'FakeDat'; .*did you mean 'FakeData'"),
+        ({"name": "ImageFolder"}, r"folders are read by data\.kind=folder"),
+        ({"name": "VisionDataset_"}, "data.name is"),
+        ({"train": {"sise": 3}}, "an argument of FakeData is 'sise'; .*did you mean 'size'"),
+        ({"name": "CIFAR10", "train": {"train": True}}, "CIFAR10 cannot be opened in .*not found or corrupted"),
+        ({"fields": {"image": 0, "label": 7}}, "an example of FakeData has 2 parts, from 0 on: Image, int"),
+        ({"fields": {"image": 0}}, r"data\.fields has no label"),
+        ({"fields": {"imag": 0}}, r"data\.fields' modality is 'imag'"),
+        ({"fields": {"image": 1, "label": 0}}, "example 0 of torchvision's FakeData, image is|of which no"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_torchvision(data, words):
+    pytest.importorskip("torchvision")
+    chosen = config(fake(**data))
+    with pytest.raises(MmfastError, match=words) as error:
+        build_data(chosen)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "words"),
+    [
+        ({"kind": "torchvision", "name": "MNIST"}, "torchvision", r"needs torchvision, .*'mmfast\[torchvision\]'"),
+        ({"kind": "huggingface", "path": "x"}, "datasets", r"needs datasets, .*'mmfast\[huggingface\]'"),
+    ],
+)
+def test_without_the_package_it_says_which(monkeypatch, kind, module, words):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MmfastError, match=words):
+        build_data(config(kind))
+
+
+def test_values_of_other_packages():
+    kinds = config({"kind": "digits"}, {
+        "image": {"kind": "image", "channels": 1, "size": 2}, "label": {**LABEL, "names": ["2", "1", "0"]},
+        "vector": {"kind": "embedding", "dim": 4}, "mask": {"kind": "mask", "classes": 3, "size": 2},
+    }).modalities  # fmt: skip
+    assert int(x_of(kinds["label"], 2, "x")) == 2 and int(x_of(kinds["label"], np.int64(0), "x")) == 0
+    assert int(x_of(kinds["label"], torch.tensor([1]), "x")) == 1 and int(x_of(kinds["label"], "2", "x")) == 0
+    assert x_of(kinds["vector"], [1, 2, 3, 4], "x").tolist() == [1, 2, 3, 4] and x_of(kinds["label"], None, "x") is None
+    assert x_of(kinds["mask"], np.array([[0, 1], [2, 2]], np.uint8), "x").tolist() == [[0, 1], [2, 2]]
+    image = x_of(kinds["image"], np.array([[0, 255], [51, 0]], np.uint8), "x")
+    torch.testing.assert_close(image, torch.tensor([[[-1, 1], [51 / 127.5 - 1, -1]]]))
+    for name, value, words in (
+        ("label", 3, "x runs from 3 to 3; it should lie in 0 .. 2"),
+        ("label", 0.5, "float"), ("label", "9", "no label"),
+        ("vector", [1, 2], r"shape \[2\]; it should be \[4\]"), ("vector", {"a": 1}, "dict"), ("image", 3, "shape"),
+        ("vector", "text", "no embedding can be made"), ("label", [1, 2], "shape"), ("image", object(), "object"),
+    ):  # fmt: skip
+        with pytest.raises(MmfastError, match=words):
+            x_of(kinds[name], value, "x")
+
+
+class Table(list):
+    """A stand-in for a data set of `datasets`: rows, with features."""
+
+    features = types.MappingProxyType({})
+
+    def select_columns(self, names):
+        return [{name: row[name] for name in names} for row in self]
+
+    def cast_column(self, name, feature):
+        assert feature.decode is False
+        return self
+
+
+def rows(seed=0):
+    import io
+
+    rng = np.random.default_rng(seed)
+    for k in range(12):
+        picture = Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8))
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        yield picture, {"img": {"bytes": file.getvalue(), "path": None}, "label": k % 3, "more": "x"}
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """The package `datasets`, as far as it is used here, and the rows of a data set called pets."""
+    module, table = types.ModuleType("datasets"), Table(row for _, row in rows())
+    module.__version__ = "4.1.0"
+
+    class ImageFeature:
+        def __init__(self, decode=True):
+            self.decode = decode
+
+    class DatasetDict(dict):
+        pass
+
+    names = types.SimpleNamespace(names=["ape", "bee", "cow"])
+    table.features = {"img": ImageFeature(), "label": names, "more": None}
+
+    def load_dataset(path, name, split):
+        if path != "pets" or split not in ("train", "test"):
+            raise ValueError(f"no data set {path}\nwith split {split}")
+        return table
+
+    module.Image, module.DatasetDict, module.load_dataset = ImageFeature, DatasetDict, load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    return table
+
+
+def hub(**more):
+    return {"kind": "huggingface", "path": "pets", "columns": {"image": "img"}, **more}
+
+
+def check_rows(data, expected):
+    for part in (data.train, data.test):
+        batch = part.__getitems__(range(len(part)))
+        numbers = part.rows.tolist() if hasattr(part, "rows") else range(len(part))
+        for k, row in enumerate(numbers):
+            assert torch.allclose(batch.data["image"][k], pixels(expected[row]), atol=1e-6)
+            assert int(batch.data["label"][k]) == row % 3
+
+
+def test_rows_of_a_data_set_of_hugging_face(stand_in, tmp_path):
+    pictures = [picture for picture, _ in rows()]
+    chosen = with_class_names(config(hub()))
+    assert chosen.modalities["label"].names == ["ape", "bee", "cow"]
+    check_rows(build_data(chosen), pictures)
+    check_rows(build_data(config(hub(test="test"))), pictures)
+    train(chosen, str(tmp_path / "run"), quiet=True)
+    stand_in[3]["label"] = None
+    batch = build_data(config(hub(test="test"))).train.__getitems__([2, 3])
+    assert batch.present["label"].tolist() == [True, False]
+    stand_in[3]["label"], stand_in[5]["img"] = 0, {"bytes": b"%!PS-Adobe-3.0 EPSF-3.0", "path": "x.png"}
+    [line] = survey(config(hub())).wrong
+    assert line.startswith("example 5 of pets, split train cannot be read as a picture: it is none of PNG")
+    pictures[5].save(tmp_path / "there.png")
+    stand_in[5]["img"] = {"bytes": None, "path": str(tmp_path / "there.png")}
+    check_rows(build_data(config(hub(test="test"))), pictures)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"path": "pet"}, "data.path 'pet', split 'train', cannot be opened: no data set pet with split train"),
+        ({"train": "all"}, "split 'all', cannot be opened"),
+        ({"path": ""}, "data.path is empty"),
+        ({"columns": {}}, "a column is 'image'; it should be one of img, label, more"),
+        ({"columns": {"imag": "img"}}, r"data\.columns' modality is 'imag'"),
+    ],
+)
+def test_what_does_not_fit_hugging_face(stand_in, data, words):
+    with pytest.raises(MmfastError, match=words) as error:
+        build_data(config({**hub(), **data}))
+    assert "\n" not in str(error.value)
+
+
+def test_an_earlier_version_is_refused_for_it_may_run_code(stand_in):
+    sys.modules["datasets"].__version__ = "3.6.0"
+    with pytest.raises(MmfastError, match=r"needs datasets 4 or later, not 3\.6\.0"):
+        build_data(config(hub()))
+
+
+def test_the_package_itself(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    pictures = [picture for picture, _ in rows()]
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["ape", "bee", "cow"])})
+    table = datasets.Dataset.from_dict({"img": pictures, "label": [k % 3 for k in range(12)]}, features=features)
+    table.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": table, "test": table}).save_to_disk(str(tmp_path / "two"))
+    for path, more in (("one", {}), ("two", {"test": "test"})):
+        chosen = with_class_names(config(hub(path=str(tmp_path / path), **more)))
+        assert chosen.modalities["label"].names == ["ape", "bee", "cow"]
+        check_rows(build_data(chosen), pictures)
+    with pytest.raises(MmfastError, match="the split is 'valid'; it should be one of train, test"):
+        build_data(config(hub(path=str(tmp_path / "two"), test="valid")))
