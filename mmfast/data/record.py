@@ -141,13 +141,21 @@ def changes(old: Record, new: Record) -> list[str]:
             found.append(f"{count} {PARTS[part]} examples, which were {was}")
             continue
         before, now = old.examples.get(part, {}), new.examples[part]
-        found += _named(f"altered of {PARTS[part]} examples", [k for k in now if before.get(k) != now[k]], "number")
+        other = sorted(int(k) for k in now if before.get(k) != now[k])
+        if other:
+            which = f"{_plural(len(now), f'{PARTS[part]} example')} looked at"
+            found.append(f"{len(other)} of {which} altered (number {_some(map(str, other))})")
     return found
 
 
-def _named(what: str, names: list[str], thing: str = "file") -> list[str]:
-    if not names:
-        return []
-    shown = ", ".join(sorted(names, key=lambda name: (len(name), name) if thing == "number" else (0, name))[:NAMED])
-    more = ", ..." if len(names) > NAMED else ""
-    return [f"{len(names):,} {thing}{'s' * (len(names) > 1)} {what} ({shown}{more})"]
+def _named(what: str, names: list[str]) -> list[str]:
+    return [f"{_plural(len(names), 'file')} {what} ({_some(sorted(names))})"] if names else []
+
+
+def _plural(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'s' * (count != 1)}"
+
+
+def _some(names: Iterable[str]) -> str:
+    first = list(names)
+    return ", ".join(first[:NAMED]) + (", ..." if len(first) > NAMED else "")

@@ -242,7 +242,9 @@ def _curves(series: Sequence[Series]) -> Markup:
     if not series:
         return element("p", "No steps are recorded.")
     heads = ["loss", "loss.", "validation.loss", "validation."]
-    names = [s.name for head in heads for s in series if s.name == head or (head[-1] == "." and s.name.startswith(head))]
+    names = [
+        s.name for head in heads for s in series if s.name == head or (head[-1] == "." and s.name.startswith(head))
+    ]
     order = {name: k for k, name in enumerate(dict.fromkeys(names))}
     plots, rows = [], []
     for one in sorted(series, key=lambda s: order.get(s.name, len(order))):

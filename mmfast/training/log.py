@@ -20,7 +20,6 @@ from mmfast.errors import MmfastError, missing_extra, notice, unknown
 from mmfast.run import TENSORBOARD
 from mmfast.trust import imported
 
-
 # How the names of TensorBoard's files begin.
 PREFIX = "events.out.tfevents."
 

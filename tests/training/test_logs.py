@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def lines_of(run):
 class Writer:
     """A log of one's own. `breaks`: the method that raises."""
 
-    made: list = []
+    made: ClassVar[list] = []
     breaks = ""
 
     def __init__(self, log_dir, purge_step):
@@ -111,7 +112,9 @@ def test_what_cannot_be_had_is_said_before_there_is_a_run(tmp_path, monkeypatch)
             fit(config, str(tmp_path / "run"), data(), Known(), quiet=True)
         assert not (tmp_path / "run").exists()
 
-    refused("tensorbord", r"train\.log_to is 'tensorbord'; it should be one of tensorboard, wandb, module:function; did")
+    refused(
+        "tensorbord", r"train\.log_to is 'tensorbord'; it should be one of tensorboard, wandb, module:function; did"
+    )
     refused("json:dumps", r"train\.log_to is 'json:dumps', code that a config names; .* --allow-code json:dumps")
     allow_code("json:nothing", "no_such_module:x", "json:__name__")
     refused("json:nothing", r"train\.log_to is 'json:nothing', which cannot be had: .*nothing")
@@ -211,7 +214,9 @@ def test_a_clock_that_is_set_back_loses_nothing_of_a_run_that_goes_on(tmp_path, 
 
 
 def can_mount():
-    return subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode == 0
+    return (
+        subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode == 0
+    )
 
 
 @pytest.mark.slow
@@ -298,6 +303,13 @@ def test_a_checkpoint_insists_on_them(tmp_path, monkeypatch):
 def test_the_command_line_names_its_own_logs(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "test_logs", sys.modules[__name__])
     monkeypatch.setattr(Writer, "made", [])
-    words = ["train", "digits", "--quiet", "--out", str(tmp_path / "run"), *flags([*PAIRS, ("train.sample_every", "0")])]
+    words = [
+        "train",
+        "digits",
+        "--quiet",
+        "--out",
+        str(tmp_path / "run"),
+        *flags([*PAIRS, ("train.sample_every", "0")]),
+    ]
     assert main([*words, "--train.log_to", "[test_logs:Writer]"]) == 0
     assert len(Writer.made) == 1 and len(Writer.made[0].scalars) == 6 * 6

@@ -84,7 +84,9 @@ def test_too_many_steps_left_out_end_all_and_are_said_once(tmp_path):
     said, error = first.splitlines()
     step = load_tensors(tmp_path / "run" / "trainer.safetensors")[1]["step"]
     assert said.startswith(f"mmfast: step {step + 1} was left out, with a gradient that is not finite; 1 of ")
-    assert error.startswith(f"mmfast: error: 1 of the last 100 steps, up to step {step + 1}, were left out") and not second
+    assert (
+        error.startswith(f"mmfast: error: 1 of the last 100 steps, up to step {step + 1}, were left out") and not second
+    )
     assert [line.get("skipped", False) for line in stats(tmp_path / "run")] == [False] * step + [True]
 
 
