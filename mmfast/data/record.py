@@ -13,8 +13,12 @@ from typing import Any
 import torch
 
 from mmfast.data.base import Data, Examples
+from mmfast.errors import notice
+from mmfast.files import read_text
 from mmfast.progress import Bar
 
+# In bytes: the record of a million files.
+LONGEST = 2**28
 # In bytes. Of the files of a data set so much counts in all, at least so much of each; a file that has more counts with
 # its beginning and its end.
 IN_ALL, OF_EACH = 2**31, 2**13
@@ -55,6 +59,21 @@ class Record:
             if not isinstance(entry, list) or [type(x) for x in entry] != [int, int, str]:
                 raise ValueError(f"a file is {entry!r:.50}")
         return cls(**found)
+
+
+def load(path: Path) -> Record | None:
+    """What the data was when the run began, or was last let through; None where that is not known.
+
+    A line on stderr tells of a record that cannot be read.
+    """
+    try:
+        return Record.from_json(read_text(path, LONGEST))
+    except FileNotFoundError:  # of an earlier version
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        notice(f"{path} cannot be read ({reason}), so changes of the data are not seen this time")
+        return None
 
 
 def of_files(files: Mapping[str, Path], before: Record | None = None, quiet: bool = True) -> Record:

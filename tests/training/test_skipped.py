@@ -116,8 +116,8 @@ def test_past_the_limit_it_stops_with_advice_and_the_run_up_is_kept(tmp_path, ca
         fit(tiny(**options), str(tmp_path / "run"), data(), Breaks(range(8, 99), HOWS["NaN"]), quiet=True)
     assert str(error.value) == (
         "5 of the last 100 steps, up to step 12, were left out, with a gradient that is not finite; train.max_skipped "
-        "is 4. The last checkpoint is kept, and stats.jsonl has the run-up. Lower train.learning_rate or train.grad_clip, "
-        "or use train.precision=fp32, in a new --out"
+        "is 4. The last checkpoint is kept, and stats.jsonl has the run-up. Lower train.learning_rate or "
+        "train.grad_clip, or use train.precision=fp32, in a new --out"
     )
     run = Run.open(tmp_path / "run")
     assert run.load_state()[1]["step"] == 6
