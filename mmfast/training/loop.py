@@ -10,7 +10,6 @@ from typing import Any
 from mmfast.build import build_data, files_of, stored
 from mmfast.config import Config, to_yaml
 from mmfast.data import Data
-from mmfast.data.record import Record, changes, load, of_examples, of_files
 from mmfast.errors import MmfastError, notice, say
 from mmfast.evaluate import evaluate_run, sample_run
 from mmfast.files import write_text
@@ -19,6 +18,7 @@ from mmfast.run import RECORD, Run
 from mmfast.training.examples import loader
 from mmfast.training.log import Board
 from mmfast.training.objective import Losses, losses
+from mmfast.training.record import Record, changes, load, of_examples, of_files
 from mmfast.training.stop import Stop
 from mmfast.training.trainer import Trainer
 from mmfast.training.try_out import rehearse

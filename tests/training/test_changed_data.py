@@ -13,11 +13,12 @@ from test_trainer import Known, data
 from tiny import TINY, flags, tiny
 
 from mmfast.cli import main
-from mmfast.data import Data, record
+from mmfast.data import Data
 from mmfast.data.base import InMemory
-from mmfast.data.record import Record, changes, of_examples, of_files
 from mmfast.errors import MmfastError
+from mmfast.training import record
 from mmfast.training.loop import fit
+from mmfast.training.record import Record, changes, of_examples, of_files
 
 CONFIG = """
 anchor: photo

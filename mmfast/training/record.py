@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mmfast.data.base import Data, Examples
+from mmfast.data import Data, Examples
 from mmfast.errors import notice
 from mmfast.files import read_text
 from mmfast.progress import Bar
