@@ -180,6 +180,7 @@ def _fill_time(plain: dict[str, Any], step: float, minutes: float) -> None:
     if plain["backbone"].get("channels", 0) > 64:
         train["learning_rate"] = 1.0e-3
     train |= {"warmup": min(100, steps // 10), "sample_every": -(-steps // 3), "checkpoint_every": -(-steps // 6)}
+    train["validate_every"] = -(-steps // 12)
     plain["evaluate"]["samples"] = max(10, min(1000, _rounded(wanted * FIGURES / _figures(plain, step))))
 
 

@@ -30,7 +30,6 @@ from torch import Tensor
 
 from mmfast import config as configs
 from mmfast.config import Config
-from mmfast.data.record import Record
 from mmfast.errors import MmfastError, notice, unknown
 from mmfast.files import (
     NO_LINK,
@@ -39,7 +38,6 @@ from mmfast.files import (
     is_temporary,
     load_into,
     load_tensors,
-    read_text,
     save_tensors,
     sync,
     write_atomically,
@@ -52,9 +50,6 @@ LAST, BEST = "ema.safetensors", "ema.best.safetensors"
 WEIGHTS = {"last": LAST, "best": BEST}
 STATES, RECORD = "states", "data.json"
 STATE, PREVIOUS, DAMAGED = "trainer.safetensors", "trainer.previous.safetensors", "trainer.damaged.safetensors"
-
-# In bytes: the record of a million files.
-LONGEST_RECORD = 2**28
 
 # A trainer's state, and what raises MmfastError for one (of a file) that cannot be taken up.
 State = tuple[dict[str, Tensor], dict[str, Any]]
@@ -223,21 +218,6 @@ class Run:
             notice(f"{error}; the best average from here on takes its place")
             return None
         return known
-
-    def record(self) -> Record | None:
-        """What the data was when the run began, or was last let through; None where that is not known."""
-        try:
-            return Record.from_json(read_text(self.folder / RECORD, LONGEST_RECORD))
-        except FileNotFoundError:  # of an earlier version
-            return None
-        except (OSError, ValueError, RecursionError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            notice(f"{self.folder / RECORD} cannot be read ({reason}), so changes of the data are not seen this time")
-            return None
-
-    def save_record(self, record: Record) -> None:
-        text = record.to_json()
-        self.guard(lambda: write_text(self.folder / RECORD, text))
 
     def load_state(self, check: Check = lambda tensors, metadata, path: None) -> State | None:
         """The newest state that is whole and passes a check; None for a run that has none yet.

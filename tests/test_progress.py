@@ -1,4 +1,4 @@
-"""What a person sees of a long work: by a clock that is made to stand where the test wants it, and on a real terminal."""
+"""What a person sees of a long work: by a clock moved by hand, and on a real terminal."""
 
 import contextlib
 import fcntl

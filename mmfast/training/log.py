@@ -20,6 +20,9 @@ from mmfast.errors import MmfastError, missing_extra, notice, unknown
 from mmfast.run import TENSORBOARD
 from mmfast.trust import imported
 
+# How the names of TensorBoard's files begin.
+PREFIX = "events.out.tfevents."
+
 
 class Writer(Protocol):
     """What a log is to mmfast: the part of torch's SummaryWriter that it calls."""
@@ -46,7 +49,7 @@ class TensorBoard:
         before = _files(self.folder)
         self.writer: Any = SummaryWriter(str(self.folder), purge_step=done + 1)
         self.hook = _without_tracebacks({*threading.enumerate()} - threads)
-        _name_last(before, _files(self.folder))
+        _name_first(before, _files(self.folder))
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         self.writer.add_scalar(tag, value, step)
@@ -55,7 +58,7 @@ class TensorBoard:
         self.writer.add_image(tag, picture, step, dataformats=dataformats)
 
     def flush(self) -> None:
-        if not self.folder.is_dir():  # what is written to a file without a name is lost without a word
+        if not self.folder.is_dir():  # some file systems take what is written to a file without a name
             raise FileNotFoundError(f"{self.folder} is gone")
         self.writer.flush()
 
@@ -80,24 +83,26 @@ def _without_tracebacks(threads: set[threading.Thread]) -> tuple[Any, Any]:
 
 
 def _files(folder: Path) -> set[Path]:
-    return {*folder.glob("events.out.tfevents.*")}
+    return {*folder.glob(f"{PREFIX}*")}
 
 
-def _name_last(before: set[Path], after: set[Path]) -> None:
-    """Give the new file of events a name that comes after the others'.
+def _name_first(before: set[Path], after: set[Path]) -> None:
+    """Give older files of events names that come before the new one's.
 
     TensorBoard reads them in the order of their names, which begin with the time: after a clock was set back, the file
-    that says from which step on all is made again would come before what it is about.
+    that says from which step on all is made again would come before what it is about. The new one is being written.
     """
-    last = max((_time(file) for file in before), default=0)
-    for file in after - before:
-        if _time(file) <= last:
-            _, _, rest = file.name.removeprefix("events.out.tfevents.").partition(".")
-            os.rename(file, file.with_name(f"events.out.tfevents.{last + 1:010d}.{rest}"))
+    bound = min((_time(file) for file in after - before), default=0)
+    for file in sorted(before, reverse=True):
+        time, rest = _time(file), file.name.removeprefix(PREFIX).partition(".")[2]
+        if time >= bound > 0:
+            time = bound - 1
+            os.replace(file, file.with_name(f"{PREFIX}{time:010d}.{rest}"))
+        bound = time
 
 
 def _time(file: Path) -> int:
-    text = file.name.split(".")[3]
+    text = file.name.removeprefix(PREFIX).partition(".")[0]
     return int(text) if text.isdecimal() and len(text) <= 12 else 0
 
 

@@ -10,15 +10,16 @@ from typing import Any
 from mmfast.build import build_data, files_of, stored, with_found
 from mmfast.config import Config, to_yaml
 from mmfast.data import Data
-from mmfast.data.record import Record, changes, of_examples, of_files
 from mmfast.errors import MmfastError, notice, say
 from mmfast.evaluate import evaluate_run, sample_run
+from mmfast.files import write_text
 from mmfast.from_run import take_weights
 from mmfast.ranks import joined
-from mmfast.run import Run
+from mmfast.run import RECORD, Run
 from mmfast.training.examples import loader
 from mmfast.training.log import Board
 from mmfast.training.objective import Losses, losses
+from mmfast.training.record import Record, changes, load, of_examples, of_files
 from mmfast.training.stop import Stop
 from mmfast.training.trainer import Trainer
 from mmfast.training.try_out import rehearse
@@ -36,7 +37,7 @@ class Kept:
 
     def compare(self, run: Run) -> None:
         """Raise MmfastError where the data has changed since, unless that is allowed."""
-        self.before = run.record()
+        self.before = load(run.folder / RECORD)
         if self.files:
             self.now = of_files(self.files, self.before, self.quiet)
         else:
@@ -55,7 +56,7 @@ class Kept:
             notice(f"{run.folder}: going on with other data: {'; '.join(self.changed)}")
             self.now.allowed.append(f"after step {step}: {'; '.join(self.changed)}")
         if self.now != self.before:
-            run.save_record(self.now)
+            run.guard(lambda: write_text(run.folder / RECORD, self.now.to_json()))
 
 
 def fit(

@@ -10,11 +10,13 @@ from torch import Tensor
 from mmfast import ops
 from mmfast.config import Config
 from mmfast.data import Examples
+from mmfast.errors import MmfastError, line_of
 from mmfast.model import Model
 from mmfast.ranks import Ranks
 from mmfast.streams import VALIDATE
 from mmfast.training.examples import parts
 from mmfast.training.objective import Losses
+from mmfast.training.try_out import check_batch
 
 # The number of the first of them. No example of training has one so high; numbers have 48 bits.
 FIRST = 2**47
@@ -50,12 +52,20 @@ class Validation:
         found = self.ranks.map(lambda k: self._of(model, k), places)
         sums: dict[str, float] = {}
         for k, values in zip(places, found, strict=True):
+            if isinstance(values, str):  # on all ranks alike: none may leave the others waiting
+                raise MmfastError(values)
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value * len(k) / len(self.rows)
         return sums
 
-    def _of(self, model: Model, places: Tensor) -> Mapping[str, float]:
-        batch = self.examples.__getitems__(self.rows[places].tolist()).to(self.device)
+    def _of(self, model: Model, places: Tensor) -> Mapping[str, float] | str:
+        """The means over some of them; or why they cannot be had."""
+        try:
+            batch = self.examples.__getitems__(self.rows[places].tolist())
+            check_batch(model, batch)
+        except MmfastError as error:
+            return line_of(error)
+        batch = batch.to(self.device)
         numbers = (FIRST + places).to(self.device)
         found = self.losses(model, batch, numbers, self.config)
         values = torch.stack([x.double() for x in found.values()]).tolist()

@@ -62,6 +62,29 @@ def test_an_example_that_one_rank_cannot_read_ends_all_with_what_was_learnt_kept
     assert load_tensors(run / "trainer.safetensors")[1]["step"] == 4 == len(stats(run))
 
 
+def damaged(argv):
+    """The command, of which the second rank cannot read its share of the held-out examples."""
+    from mmfast.training import validation
+
+    check = validation.check_batch
+
+    def fails(model, batch):
+        if os.environ["RANK"] == "1":
+            raise MmfastError("b.png is damaged")
+        check(model, batch)
+
+    validation.check_batch = fails
+    return main(argv)
+
+
+def test_a_held_out_example_that_one_rank_cannot_read_ends_all_with_what_was_learnt_kept(tmp_path):
+    run = tmp_path / "run"
+    job = Job(2, tmp_path, damaged, command(run, 100, train__validate_every=3, train__validate_examples=32))
+    assert job.wait() == [2, 2]
+    assert job.said() == ["mmfast: error: b.png is damaged\n", ""]
+    assert load_tensors(run / "trainer.safetensors")[1]["step"] == 3 == len(stats(run))
+
+
 def test_what_all_ranks_find_wrong_is_said_once_and_leaves_no_folder(tmp_path):
     job = Job(2, tmp_path / "logs", main, command(tmp_path / "run", 9, train__batch_size=15))
     assert job.wait() == [2, 2]
@@ -84,7 +107,9 @@ def test_too_many_steps_left_out_end_all_and_are_said_once(tmp_path):
     said, error = first.splitlines()
     step = load_tensors(tmp_path / "run" / "trainer.safetensors")[1]["step"]
     assert said.startswith(f"mmfast: step {step + 1} was left out, with a gradient that is not finite; 1 of ")
-    assert error.startswith(f"mmfast: error: 1 of the last 100 steps, up to step {step + 1}, were left out") and not second
+    assert (
+        error.startswith(f"mmfast: error: 1 of the last 100 steps, up to step {step + 1}, were left out") and not second
+    )
     assert [line.get("skipped", False) for line in stats(tmp_path / "run")] == [False] * step + [True]
 
 

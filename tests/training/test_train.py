@@ -20,8 +20,8 @@ from mmfast.files import load_tensors
 from mmfast.run import Run
 from mmfast.training.ema import EMA
 from mmfast.training.examples import Order, given_flags, timesteps
-from mmfast.training.objective import losses
 from mmfast.training.loop import _steps, train
+from mmfast.training.objective import losses
 from mmfast.training.trainer import Trainer, learning_rate
 
 # --- what example number n is -------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from mmfast.data import Data
 from mmfast.data.base import InMemory
 from mmfast.files import load_tensors
 from mmfast.training.ema import EMA
-from mmfast.training.objective import losses
 from mmfast.training.loop import fit
+from mmfast.training.objective import losses
 from mmfast.training.trainer import learning_rate
 
 LENGTH = 50

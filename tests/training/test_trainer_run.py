@@ -1,7 +1,6 @@
 """A run by what it leaves: what is written at which step, what a stop leaves, and what is refused or warned of."""
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -25,7 +24,9 @@ def test_what_happens_at_which_step(tmp_path, monkeypatch):
     events, taken = [], []
     for name in ("flush", "checkpoint"):
         method = getattr(Trainer, name)
-        monkeypatch.setattr(Trainer, name, lambda self, n=name, m=method, **how: events.append((n, self.done)) or m(self, **how))
+        monkeypatch.setattr(
+            Trainer, name, lambda self, n=name, m=method, **how: events.append((n, self.done)) or m(self, **how)
+        )
     monkeypatch.setattr(module, "sample_run", lambda run, model, config, data, step, **how: events.append(
         ("pictures", step, not model.training, how.get("board") is not None)))  # fmt: skip
     monkeypatch.setattr(module, "evaluate_run", lambda run, model, *rest, **how: taken.append((run, model)))

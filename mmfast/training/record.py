@@ -12,9 +12,13 @@ from typing import Any
 
 import torch
 
-from mmfast.data.base import Data, Examples
+from mmfast.data import Data, Examples
+from mmfast.errors import notice
+from mmfast.files import read_text
 from mmfast.progress import Bar
 
+# In bytes: the record of a million files.
+LONGEST = 2**28
 # In bytes. Of the files of a data set so much counts in all, at least so much of each; a file that has more counts with
 # its beginning and its end.
 IN_ALL, OF_EACH = 2**31, 2**13
@@ -55,6 +59,21 @@ class Record:
             if not isinstance(entry, list) or [type(x) for x in entry] != [int, int, str]:
                 raise ValueError(f"a file is {entry!r:.50}")
         return cls(**found)
+
+
+def load(path: Path) -> Record | None:
+    """What the data was when the run began, or was last let through; None where that is not known.
+
+    A line on stderr tells of a record that cannot be read.
+    """
+    try:
+        return Record.from_json(read_text(path, LONGEST))
+    except FileNotFoundError:  # of an earlier version
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        notice(f"{path} cannot be read ({reason}), so changes of the data are not seen this time")
+        return None
 
 
 def of_files(files: Mapping[str, Path], before: Record | None = None, quiet: bool = True) -> Record:
@@ -141,13 +160,21 @@ def changes(old: Record, new: Record) -> list[str]:
             found.append(f"{count} {PARTS[part]} examples, which were {was}")
             continue
         before, now = old.examples.get(part, {}), new.examples[part]
-        found += _named(f"altered of {PARTS[part]} examples", [k for k in now if before.get(k) != now[k]], "number")
+        other = sorted(int(k) for k in now if before.get(k) != now[k])
+        if other:
+            which = f"{_plural(len(now), f'{PARTS[part]} example')} looked at"
+            found.append(f"{len(other)} of {which} altered (number {_some(map(str, other))})")
     return found
 
 
-def _named(what: str, names: list[str], thing: str = "file") -> list[str]:
-    if not names:
-        return []
-    shown = ", ".join(sorted(names, key=lambda name: (len(name), name) if thing == "number" else (0, name))[:NAMED])
-    more = ", ..." if len(names) > NAMED else ""
-    return [f"{len(names):,} {thing}{'s' * (len(names) > 1)} {what} ({shown}{more})"]
+def _named(what: str, names: list[str]) -> list[str]:
+    return [f"{_plural(len(names), 'file')} {what} ({_some(sorted(names))})"] if names else []
+
+
+def _plural(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'s' * (count != 1)}"
+
+
+def _some(names: Iterable[str]) -> str:
+    first = list(names)
+    return ", ".join(first[:NAMED]) + (", ..." if len(first) > NAMED else "")

@@ -1,0 +1,234 @@
+"""Data that has changed since a run began: what of it is said, and nothing is done without the user's word."""
+
+import hashlib
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_trainer import Known, data
+from tiny import TINY, flags, tiny
+
+from mmfast.cli import main
+from mmfast.data import Data
+from mmfast.data.base import InMemory
+from mmfast.errors import MmfastError
+from mmfast.training import record
+from mmfast.training.loop import fit
+from mmfast.training.record import Record, changes, of_examples, of_files
+
+CONFIG = """
+anchor: photo
+data: {{kind: folder, root: {root}}}
+modalities:
+  photo: {{kind: image, channels: 1, size: 8}}
+  label: {{kind: label, classes: 2}}
+"""
+
+
+def draw(file, k):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(k).integers(0, 256, (8, 8), dtype=np.uint8)).save(file)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve photos with labels, and a run of two steps on them."""
+    root = tmp_path / "data"
+    for k in range(12):
+        draw(root / "photo" / f"{k:02d}.png", k)
+        (root / "label").mkdir(exist_ok=True)
+        (root / "label" / f"{k:02d}.txt").write_text(str(k % 2))
+    (root / "label" / "stray.txt").write_text("0")
+    (tmp_path / "my.yaml").write_text(CONFIG.format(root=root))
+    assert main(command(tmp_path, 2)) == 0
+    return root
+
+
+def command(tmp_path, steps, *more):
+    pairs = [pair for pair in TINY if not pair[0].startswith("evaluate")]
+    few = [("train.batch_size", "4"), ("train.steps", str(steps)), ("sample.steps", "1"), ("evaluate.samples", "0")]
+    return [
+        "train",
+        str(tmp_path / "my.yaml"),
+        "--out",
+        str(tmp_path / "run"),
+        "--quiet",
+        *flags([*pairs, *few]),
+        *more,
+    ]
+
+
+def kept(tmp_path):
+    return json.loads((tmp_path / "run" / "data.json").read_text())
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_what_is_kept(folder, tmp_path):
+    found = kept(tmp_path)
+    assert sorted(found["files"]) == sorted(
+        f"{name}/{k:02d}.{end}" for k in range(12) for name, end in (("photo", "png"), ("label", "txt"))
+    )
+    for name, (size, time, digest) in found["files"].items():
+        content, about = (folder / name).read_bytes(), (folder / name).stat()
+        assert (size, time) == (len(content), about.st_mtime_ns)
+        assert digest == hashlib.sha256(content).hexdigest()[:32]
+    assert found["allowed"] == []
+
+
+def add(root):
+    for name in ("new", "newer", "newest", "news"):
+        draw(root / "photo" / f"{name}.png", 50)
+
+
+def remove(root):
+    (root / "photo" / "03.png").unlink()  # and its label belongs to nothing then
+
+
+def alter(root):
+    draw(root / "photo" / "05.png", 99)
+
+
+def swap(root):
+    """The same size, and the same time."""
+    file = root / "label" / "04.txt"
+    before = file.stat()
+    file.write_text("1")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+
+
+CHANGES = {
+    "added": (add, "4 files added (photo/new.png, photo/newer.png, photo/newest.png, ...)"),
+    "removed": (remove, "2 files removed (label/03.txt, photo/03.png)"),
+    "altered": (alter, "1 file altered (photo/05.png)"),
+    "of one size": (swap, "1 file altered (label/04.txt)"),
+}
+
+
+@pytest.mark.parametrize("change, words", CHANGES.values(), ids=CHANGES)
+def test_it_is_said_and_nothing_is_done_unless_it_is_allowed(folder, tmp_path, capsys, change, words):
+    before = contents(tmp_path / "run")
+    change(folder)
+    capsys.readouterr()
+    assert main(command(tmp_path, 3)) == 2
+    assert capsys.readouterr().err == (
+        f"mmfast: error: the data has changed since the run in --out {tmp_path}/run began: {words}. Nothing was done: "
+        "put it back, choose another --out, or go on with what is there now by --allow-changed-data\n"
+    )
+    assert contents(tmp_path / "run") == before
+    assert main(command(tmp_path, 3, "--allow-changed-data")) == 0
+    assert f"going on with other data: {words}\n" in capsys.readouterr().err
+    assert kept(tmp_path)["allowed"] == [f"after step 2: {words}"]
+    # From here on that is the data.
+    assert main(command(tmp_path, 4)) == 0 and "data" not in capsys.readouterr().err
+    assert kept(tmp_path)["allowed"] == [f"after step 2: {words}"]
+
+
+def test_another_config_is_said_before_other_data(folder, tmp_path, capsys):
+    add(folder)
+    assert main(command(tmp_path, 3, "--train.learning_rate", "0.5")) == 2
+    assert "another config (train.learning_rate" in capsys.readouterr().err
+
+
+def test_times_alone_change_nothing_and_what_is_as_it_was_is_not_read(folder, tmp_path, capsys, monkeypatch):
+    read, real = [], record._digest
+    monkeypatch.setattr(record, "_digest", lambda path, portion: read.append(path.name) or real(path, portion))
+    assert main(command(tmp_path, 3)) == 0 and read == []
+    os.utime(folder / "photo" / "07.png", (1, 1))
+    assert main(command(tmp_path, 4)) == 0 and read == ["07.png"]
+    assert main(command(tmp_path, 5)) == 0 and read == ["07.png"]  # its new time is kept
+    shutil.move(folder, tmp_path / "elsewhere")
+    shutil.copytree(tmp_path / "elsewhere", folder, copy_function=shutil.copyfile)  # with times of its own
+    assert main(command(tmp_path, 6)) == 0 and len(read) == 25
+
+
+@pytest.mark.parametrize("junk", [b"", b"\xff", b"[" * 100_000, b"[]", b'{"files": {}}', b"half",
+                                  b'{"portion": 1, "files": {"a": 3}, "counts": {}, "examples": {}, "allowed": []}'],
+                         ids=range(7))  # fmt: skip
+def test_a_record_that_is_damaged_is_said_and_made_anew(tmp_path, capsys, junk):
+    options = {"train__steps": 1}
+    fit(tiny(**options), str(tmp_path / "run"), data(), Known(), quiet=True)
+    good = (tmp_path / "run" / "data.json").read_bytes()
+    (tmp_path / "run" / "data.json").write_bytes(junk)
+    fit(tiny(**options), str(tmp_path / "run"), data(), Known(), quiet=True)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"mmfast: {tmp_path}/run/data.json cannot be read (") and said.endswith("not seen this time")
+    assert (tmp_path / "run" / "data.json").read_bytes() == good
+    (tmp_path / "run" / "data.json").unlink()  # as of an earlier version
+    fit(tiny(**options), str(tmp_path / "run"), data(), Known(), quiet=True)
+    assert (tmp_path / "run" / "data.json").read_bytes() == good and not capsys.readouterr().err
+
+
+def test_data_that_is_in_no_files(tmp_path):
+    """Half of its examples are altered, or one is missing; 32 of 50 are looked at."""
+    fit(tiny(train__steps=1), str(tmp_path / "run"), data(), Known(), quiet=True)
+    part = data().train
+    other = {**part.tensors, "label": (part.tensors["label"] + (torch.arange(50) >= 25)) % 10}
+    with pytest.raises(
+        MmfastError, match=r"16 of 32 training examples looked at altered \(number 25, 26, 28, \.\.\.\)\. Nothing"
+    ):
+        fit(tiny(train__steps=2), str(tmp_path / "run"), Data(InMemory(other), part), Known(), quiet=True)
+    less = InMemory({name: x[:-1] for name, x in part.tensors.items()})
+    with pytest.raises(MmfastError, match=r"49 held-out examples, which were 50\. Nothing"):
+        fit(tiny(train__steps=2), str(tmp_path / "run"), Data(part, less), Known(), quiet=True)
+    fit(tiny(train__steps=2), str(tmp_path / "run"), Data(part, less), Known(), quiet=True, allow_changed_data=True)
+    assert record.load(tmp_path / "run" / "data.json").allowed == ["after step 1: 49 held-out examples, which were 50"]
+
+
+# --- records ------------------------------------------------------------------------------------------------------
+
+
+def test_of_a_large_file_both_ends_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "IN_ALL", 0)
+    monkeypatch.setattr(record, "OF_EACH", 100)
+    file, seen = tmp_path / "x", []
+    content = bytes(range(250))
+    for at in (None, 0, 49, 50, 199, 200, 249):
+        changed = bytearray(content)
+        if at is not None:
+            changed[at] ^= 1
+        file.write_bytes(changed)
+        seen.append(of_files({"x": file}).files["x"][2])
+    assert seen[0] == hashlib.sha256(content[:50] + content[200:]).hexdigest()[:32]
+    assert [digest == seen[0] for digest in seen] == [True, False, False, True, True, False, False]
+
+
+def test_the_bytes_that_count_are_those_of_the_record_before(tmp_path, monkeypatch):
+    files = {name: tmp_path / name for name in "ab"}
+    for file in files.values():
+        file.write_bytes(bytes(300_000))
+    monkeypatch.setattr(record, "IN_ALL", 100_000)
+    before = of_files(files)
+    assert before.portion == 50_000
+    os.utime(files["a"], (1, 1))
+    now = of_files({"a": files["a"]}, before)
+    assert now.portion == 50_000 and changes(before, now) == ["1 file removed (b)"]
+
+
+def test_a_record_is_read_as_it_was_written_and_odd_names_too(tmp_path):
+    odd = tmp_path / os.fsdecode(b"caf\xe9 \n'\".png")
+    odd.write_bytes(b"x")
+    found = of_files({odd.name: odd, "gone": tmp_path / "gone"})
+    assert [*found.files] == [odd.name] and Record.from_json(found.to_json()) == found
+
+
+def test_what_is_missing_and_what_is_computed_does_not_count():
+    from mmfast.data import Batch
+
+    class Lacks(InMemory):
+        def __getitems__(self, rows):
+            return Batch(super().__getitems__(rows).data, {"x": torch.as_tensor(rows) % 2 == 0})
+
+    def of(x, y):
+        part = Lacks({"x": torch.tensor(x), "y": torch.tensor(y)})
+        return of_examples(Data(part, part), ["x"])
+
+    assert changes(of([1, 2, 3], [0, 0, 0]), of([1, 9, 3], [1, 1, 1])) == []
+    assert changes(of([1, 2, 3], [0, 0, 0]), of([1, 2, 4], [0, 0, 0])) == [
+        f"1 of 3 {part} examples looked at altered (number 2)" for part in ("training", "held-out")]  # fmt: skip
