@@ -6,7 +6,7 @@ memory. Sampling is 64 images in 50 steps of DDIM. mmfast's own U-Net of like si
 run; a row has medians, and the median of the ratios of neighbouring turns, by the clock and in processor time, which
 other programs on the machine hardly change. Writes benchmarks/results/peers.csv.
 
-It needs more than mmfast: pip install accelerate diffusers denoising-diffusion-pytorch
+It needs more than mmfast: pip install 'mmfast[peers]'
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import importlib.util
 import os
 import statistics
 import time
@@ -55,6 +56,9 @@ def main() -> None:
 
     import torch
 
+    for name in ("accelerate", "denoising_diffusion_pytorch", "diffusers"):
+        if importlib.util.find_spec(name) is None:
+            parser.error(f"{name} is not installed: pip install 'mmfast[peers]'")
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} threads, {args.size} pixels, batches of {args.batch}")
     images = torch.rand(args.batch, 3, args.size, args.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
