@@ -3,9 +3,10 @@
 Each of their networks is trained by its own library and by mmfast, with equal shapes and parameters: a step is noise,
 loss, backward pass, clipping, optimiser and average, in the order of the library's own training script, on a batch in
 memory. Sampling is 64 images in 50 steps of DDIM. mmfast's own U-Net of like size is beside them. All alternate in one
-run; a row has medians, and the median of the ratios of neighbouring turns. Writes benchmarks/results/peers.csv.
+run; a row has medians, and the median of the ratios of neighbouring turns, by the clock and in processor time, which
+other programs on the machine hardly change. Writes benchmarks/results/peers.csv.
 
-It needs more than mmfast: pip install accelerate diffusers denoising-diffusion-pytorch
+It needs more than mmfast: pip install 'mmfast[peers]'
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import importlib.util
 import os
 import statistics
 import time
@@ -54,6 +56,9 @@ def main() -> None:
 
     import torch
 
+    for name in ("accelerate", "denoising_diffusion_pytorch", "diffusers"):
+        if importlib.util.find_spec(name) is None:
+            parser.error(f"{name} is not installed: pip install 'mmfast[peers]'")
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} threads, {args.size} pixels, batches of {args.batch}")
     images = torch.rand(args.batch, 3, args.size, args.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -64,9 +69,9 @@ def main() -> None:
         jobs: dict[tuple[str, str], Job] = {
             (pair.network, who): job for pair in [*pairs, ours] for who, job in getattr(pair, what).items()
         }
-        times = alternate(jobs, rounds, warm=2 if what == "train" else 0)
+        turns = alternate(jobs, rounds, warm=2 if what == "train" else 0)
         for pair in [*pairs, ours]:
-            rows += list(compared(what, pair, times, args))
+            rows += list(compared(what, pair, turns, args))
         write(args.out, rows)
     print(args.out)
 
@@ -79,35 +84,47 @@ def write(out: Path, rows: list[dict[str, object]]) -> None:
         writer.writerows(rows)
 
 
-def alternate(jobs: dict[tuple[str, str], Job], rounds: int, warm: int) -> dict[tuple[str, str], list[float]]:
-    """Seconds of each job in each round, in turns."""
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in jobs}
+@dataclass(frozen=True)
+class Turn:
+    """Seconds of one turn: on the clock, and of the processor, over all threads and of this program alone."""
+
+    wall: float
+    cpu: float
+
+
+Turns = dict[tuple[str, str], list[Turn]]
+
+
+def alternate(jobs: dict[tuple[str, str], Job], rounds: int, warm: int) -> Turns:
+    """The turns of each job, round after round."""
+    turns: Turns = {key: [] for key in jobs}
     for turn in range(warm + rounds):
         for key, job in jobs.items():
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             job()
             if turn >= warm:
-                times[key].append(time.perf_counter() - start)
-    return times
+                turns[key].append(Turn(time.perf_counter() - wall, time.process_time() - cpu))
+    return turns
 
 
-def compared(
-    what: str, pair: Pair, times: dict[tuple[str, str], list[float]], args: argparse.Namespace
-) -> Iterator[dict[str, object]]:
-    """The rows of a network: each library's median, and how many times as long it takes as mmfast does."""
+def compared(what: str, pair: Pair, turns: Turns, args: argparse.Namespace) -> Iterator[dict[str, object]]:
+    """The rows of a network: each library's medians, and how many times as long it takes as mmfast does."""
     names = {"train": "a step of training", "draw": f"{SAMPLES} images in {STEPS} steps"}
-    mmfast = times[pair.network, "mmfast"]
-    for (network, who), own_times in times.items():
-        if network != pair.network:
-            continue
-        ratio = statistics.median(a / b for a, b in zip(own_times, mmfast, strict=True))
-        median = statistics.median(own_times)
-        print(f"{names[what]:<24} {network:<28} {who:<28} {median * 1e3:10.1f} ms   {ratio:.3f}", flush=True)
-        yield {
-            "what": names[what], "network": network, "parameters": pair.parameters, "by": who,
-            "median_ms": round(median * 1e3, 2), "times_mmfast": round(ratio, 3), "turns": len(own_times),
-            "size": args.size, "batch": args.batch if what == "train" else SAMPLES, "threads": args.threads,
-        }  # fmt: skip
+    for who in getattr(pair, what):
+        own, mmfast = turns[pair.network, who], turns[pair.network, "mmfast"]
+        row: dict[str, object] = {
+            "what": names[what],
+            "network": pair.network,
+            "parameters": pair.parameters,
+            "by": who,
+        }
+        for clock in ("wall", "cpu"):
+            each, ours = ([getattr(turn, clock) for turn in found] for found in (own, mmfast))
+            row[f"{clock}_ms"] = round(statistics.median(each) * 1e3, 1)
+            row[f"{clock}_times_mmfast"] = round(statistics.median(a / b for a, b in zip(each, ours, strict=True)), 3)
+        row |= {"turns": len(own), "size": args.size, "batch": args.batch if what == "train" else SAMPLES}
+        print(*row.values(), flush=True)
+        yield {**row, "threads": args.threads}
 
 
 def by_mmfast(model: Any, config: Any, images: Any) -> tuple[Job, Job]:

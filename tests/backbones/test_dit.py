@@ -112,6 +112,18 @@ def test_the_encoder_is_half_of_the_blocks(blocks):
         plain = found
 
 
+def test_each_block_of_the_decoder_is_told_and_none_of_the_encoder():
+    net, x, t = moved(small()), torch.randn(2, 5, 8, 8), torch.tensor([3, 700])
+    beside, told, seen = torch.randn(2, 16), torch.randn(2, 16), []
+    for block in net.blocks:
+        block.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    net(x, t, beside, told)
+    angles = t[:, None] * 10_000.0 ** (-torch.arange(128) / 128)
+    time = net.time(torch.cat((angles.cos(), angles.sin()), 1)) + beside
+    for k, emb in enumerate(seen):
+        torch.testing.assert_close(emb, F.silu(time if k < 2 else time + told), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
