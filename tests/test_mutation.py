@@ -49,6 +49,7 @@ CHANGES = {
     "assert a == 1": [],
     "import a": [],
     "y: f(1, 2)": [],
+    "y = TypeVar('y', bound=f(1, 2))": [],
     "@f(1, 2)\ndef g(a: 1 = b) -> 3: ...": [],
     "if TYPE_CHECKING: f(1)": [],
 }
