@@ -13,6 +13,8 @@ import json
 import os
 import random
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -140,18 +142,23 @@ def _run(tree: Path, tests: list[str]) -> int:
 def tried(todo: list[Mutant], trees: list[Path], where: Map, most: float, until: float) -> Iterable[tuple[Mutant, str]]:
     """The mutants and what comes of them, one at a time in each tree."""
     waiting, slots = todo[::-1], [Slot(tree) for tree in trees]
-    while (waiting and time.monotonic() < until) or any(slot.child for slot in slots):
+    try:
+        while (waiting and time.monotonic() < until) or any(slot.child for slot in slots):
+            for slot in slots:
+                while slot.child is None and waiting and time.monotonic() < until:
+                    mutant = waiting.pop()
+                    tests, seconds = where.tests(mutant, most)
+                    if tests:
+                        slot.begin(mutant, tests, seconds)
+                    else:
+                        yield mutant, NO_TEST
+                if slot.child is not None and (ended := slot.end()) is not None:
+                    yield ended
+            time.sleep(0.02)
+    finally:
         for slot in slots:
-            while slot.child is None and waiting and time.monotonic() < until:
-                mutant = waiting.pop()
-                tests, seconds = where.tests(mutant, most)
-                if tests:
-                    slot.begin(mutant, tests, seconds)
-                else:
-                    yield mutant, NO_TEST
-            if slot.child is not None and (ended := slot.end()) is not None:
-                yield ended
-        time.sleep(0.02)
+            if slot.child is not None:
+                slot.child.kill()
 
 
 def report(of: dict[str, list[Mutant]], found: Found) -> dict[str, Any]:
@@ -175,6 +182,7 @@ def report(of: dict[str, list[Mutant]], found: Found) -> dict[str, Any]:
 
 def main() -> None:
     options = read()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no child is left behind
     until = time.monotonic() + 60 * options.minutes
     of = {module: chosen(module, options.sample, options.seed) for module in sources(options.modules)}
     tests = sorted(
