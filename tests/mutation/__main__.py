@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import random
 import shutil
 import signal
@@ -208,7 +209,8 @@ def main() -> None:
             print(f"{k}/{len(todo)} {outcome}: {mutant}", flush=True)
     record = report(of, found)
     if options.out:
-        what = {"command": f"--sample {options.sample} --seed {options.seed} --most {options.most:g}", **record}
+        on = f"{platform.machine()}, {os.cpu_count()} cores, torch {sys.modules['torch'].__version__}"
+        what = {"sample": options.sample, "seed": options.seed, "most": options.most, "on": on, **record}
         options.out.write_text(json.dumps(what, indent=1) + "\n")
 
 
