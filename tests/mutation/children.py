@@ -55,7 +55,7 @@ class Child:
         if not self.pid:
             try:
                 os.setsid()
-                _enter(tree, tree / ".log", int(30 + 5 * seconds), compiles)
+                _enter(tree, tree / ".log", int(20 + 3 * seconds), compiles)
                 status = int(work())
             except BaseException:
                 traceback.print_exc()

@@ -151,3 +151,16 @@ def test_the_learning_rate_of_a_run_that_is_all_warm_up():
     config = tiny(train__steps=3, train__warmup=3, train__learning_rate=1.0, train__decay="cosine")
     assert [module.learning_rate(config, k) for k in (1, 2, 3)] == pytest.approx([1 / 3, 2 / 3, 1])
     assert module.learning_rate(config, 4) == pytest.approx(0.5 * (1 + math.cos(math.pi)))
+
+
+def test_a_network_is_compiled_and_captured_where_the_config_says_so(tmp_path, monkeypatch):
+    """CUDA graphs on a GPU alone."""
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr(module.Trainer, "capture", lambda self: pytest.fail("there is no GPU"))
+    for name, count in (("nothing", 0), ("compile", 1), ("cuda_graphs", 1)):
+        options = {} if name == "nothing" else {f"train__{name}": "true"}
+        found = fit(tiny(train__steps=1, **options), str(tmp_path / name), data(), Known(), quiet=True)
+        assert len(compiled) == count
+        if name == "compile":
+            assert compiled[0] is found.model.backbone
