@@ -145,6 +145,14 @@ def test_a_learned_vector_is_projected(dim, shared, channels, grid):
     )
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_hidden_parts_have_a_plane_beside_their_image(channels):
+    part = make("masked", channels=channels, size=8)
+    x = torch.rand(2, channels + 1, 8, 8)
+    assert part.encode(x).shape == x.shape == (2, part.channels, 8, 8) and part.shown_channels == 1
+    part.check(x, "x")
+
+
 @pytest.mark.parametrize("shared", [None, 3])
 def test_a_learned_image_is_convolved(shared):
     part = make("image", shared=shared, channels=1, size=8, encoder="learned")
