@@ -70,9 +70,9 @@ def equivalents() -> dict[tuple[str, str, str], str]:
 
 def chosen(module: str, sample: int, seed: int) -> list[Mutant]:
     """The sample of a module's mutants: a smaller one is the beginning of a larger one."""
-    known = equivalents()
-    found = [m for m in mutants(module, (ROOT / module).read_text()) if (m.module, m.before, m.after) not in known]
+    known, found = equivalents(), mutants(module, (ROOT / module).read_text())
     random.Random(f"{seed}/{module}").shuffle(found)
+    found = [m for m in found if (m.module, m.before, m.after) not in known]
     return found[: sample or len(found)]
 
 
