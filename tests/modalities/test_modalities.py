@@ -56,6 +56,16 @@ def test_a_head_normalises_at_least_four_channels_together():
     assert {features: head_norm(features)[0].num_groups for features in groups} == groups
 
 
+def test_a_labels_loss_is_its_nll_and_its_tally_counts_every_class():
+    part, x = make("label")
+    logits = torch.randn(B, 5, generator=torch.Generator().manual_seed(2))
+    rows = zip(logits.tolist(), x.tolist(), strict=True)
+    want = [math.log(sum(map(math.exp, row))) - row[k] for row, k in rows]
+    for found in (part.loss(logits, x), part.nll(logits, x)):
+        assert found.tolist() == pytest.approx(want, rel=1e-5)
+    assert part.tally(torch.tensor([3, 1, 3])).tolist() == [0, 1, 0, 2, 0]
+
+
 def test_the_heads_of_what_an_image_has_one_of():
     """Of the last features, the means of 4 x 4 parts; of the encoder, its numbers."""
     pooled, reader = one_head("decoder", 3, 5), one_head("encoder", 3, 5)
