@@ -66,6 +66,17 @@ def test_a_labels_loss_is_its_nll_and_its_tally_counts_every_class():
     assert part.tally(torch.tensor([3, 1, 3])).tolist() == [0, 1, 0, 2, 0]
 
 
+def test_the_loss_of_a_vector_is_the_mean_square_from_it_at_unit_rms():
+    part, x = make("embedding")
+    said = torch.randn(B, 24, generator=torch.Generator().manual_seed(2))
+    unit = x.double() / x.double().square().mean(1, keepdim=True).sqrt()
+    torch.testing.assert_close(part.loss(said, x).double(), (said - unit).square().mean(1), atol=1e-5, rtol=0)
+
+
+def test_a_class_without_a_name_is_called_by_its_number():
+    assert [make(kind)[0].class_name(3) for kind in ("mask", "label")] == ["3", "3"]
+
+
 def test_the_heads_of_what_an_image_has_one_of():
     """Of the last features, the means of 4 x 4 parts; of the encoder, its numbers."""
     pooled, reader = one_head("decoder", 3, 5), one_head("encoder", 3, 5)
