@@ -139,7 +139,7 @@ def test_the_tests_of_a_mutant_are_those_that_come_by(tmp_path):
     assert tests(1) == (["tests/test_n.py::b", "tests/test_far.py::a"], 3.0)  # the near one first, the long one not
     assert tests(2) == (["tests/test_n.py::a", "tests/test_n.py::b"], 5.0)  # what a fixture of the file runs
     assert tests(3) == (["tests/m/test_o.py::a"], 7.0)
-    assert tests(4) == (["tests/m/test_o.py::a", "tests/m/test_o.py::c"], 8.0)  # on import
+    assert tests(4) == (["tests/m/test_o.py::c", "tests/m/test_o.py::a"], 8.0)  # on import
     assert tests(5) == ([], 0.0)
 
 

@@ -120,22 +120,20 @@ class Map:
     def tests(self, mutant: Mutant, most: float) -> tuple[list[str], float]:
         """The tests that come by a mutant, nearest file first, and their seconds; of those that take `most` in all.
 
-        What runs while a module is imported is seen by every test that comes by the module, and may be seen by all.
+        What runs while a module is imported may be seen by all tests.
         """
         first, last = mutant.lines
         by_file: list[tuple[int, float, list[str]]] = []
         for name, file in self.files.items():
             rows = file.lines.get(mutant.module, {})
             ids = {k for line, found in rows.items() if first <= line <= last for k in found}
-            on_import = any(first <= line <= last for line in file.imported.get(mutant.module, []))
-            if on_import and not ids:
-                ids = {k for found in rows.values() for k in found}
             tests = list(file.seconds)
-            here = tests if -1 in ids else [tests[k] for k in sorted(ids)]
-            for far, some in ((0, here), (3, tests if on_import and -1 not in ids else [])):
-                if some := [test for test in some if far == 0 or test not in here]:
-                    distance = far or _distance(mutant.module, name)
-                    by_file.append((distance, sum(file.seconds[t] for t in some), some))
+            # On import: any test of the file may see it, and a short one does as well as the nearest.
+            on_import = not ids and any(first <= line <= last for line in file.imported.get(mutant.module, []))
+            here = tests if on_import or -1 in ids else [tests[k] for k in sorted(ids)]
+            if here:
+                distance = 0 if on_import else _distance(mutant.module, name)
+                by_file.append((distance, sum(file.seconds[t] for t in here), here))
         chosen: list[str] = []
         seconds = 0.0
         for _, _, here in sorted(by_file):
