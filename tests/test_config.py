@@ -96,3 +96,86 @@ def test_a_config_of_another_encoding_is_an_error(tmp_path, encoding):
     file.write_bytes("anchor: caf\u00e9".encode(encoding))
     with pytest.raises(MmfastError, match=r"x\.yaml is no text in UTF-8 .*; save it as UTF-8"):
         configs.load(str(file))
+
+
+def test_changes_have_the_keys_of_either_config():
+    """What only one of two configs has is None in the other: a modality, an entry of a dict."""
+    a = configs.load("digits", [("sample.offset", "{mask: 0.1}")])
+    b = configs.load("digits", [("sample.offset", "{label: 0.2}"), ("modalities.extra", "{kind: label, classes: 3}")])
+    found = configs.changes(a, b)
+    assert (found["sample.offset.mask"], found["sample.offset.label"]) == ("0.1 -> None", "None -> 0.2")
+    assert found["modalities.extra.kind"] == "None -> 'label'" and found["modalities.extra.classes"] == "None -> 3"
+    assert all(key.startswith(("sample.offset.", "modalities.extra.")) for key in found)
+    back = configs.changes(b, a)
+    assert back["modalities.extra.kind"] == "'label' -> None" and back.keys() == found.keys()
+
+
+def test_what_may_change_in_a_run():
+    free = ["train.steps", "train.accumulation", "train.device", "train.shard", "train.compile", "train.cuda_graphs",
+            "train.workers", "train.log_every", "train.sample_every", "train.checkpoint_every", "train.tensorboard",
+            "sample.steps", "sample.offset.mask", "evaluate.samples", "modalities.mask.given_steps"]  # fmt: skip
+    bound = ["train.batch_size", "train.learning_rate", "train.stepsize", "seed", "data.root",
+             "modalities.mask.classes", "modalities.a.b.given_steps", "schedule.T", "resample.steps", "loss.target",
+             "train"]  # fmt: skip
+    assert configs.fixed(dict.fromkeys([*free, *bound])) == bound
+
+
+def broken(said, *changes, preset="digits"):
+    with pytest.raises(MmfastError, match=said):
+        configs.load(preset, changes)
+
+
+def test_options_that_do_not_go_together():
+    bridges = [(f"modalities.{name}.weight", "{kind: bridge}") for name in ("label", "mask")]
+    low = ("train.low_noise.share", "0.1")
+    broken(r"train\.low_noise\.share needs space=own", ("space", "shared"), *bridges, low)
+    assert configs.load("digits", [low]).train.low_noise.share == 0.1
+    broken(r"evaluate\.samples is 1; it should be 0 for no evaluation, or at least 2", ("evaluate.samples", "1"))
+    assert [configs.load("digits", [("evaluate.samples", n)]).evaluate.samples for n in "02"] == [0, 2]
+    size, parts = ("train.batch_size", "6"), "train.accumulation"
+    broken(r"train\.accumulation is 4; it should divide train\.batch_size, 6", size, (parts, "4"))
+    assert [configs.load("digits", [size, (parts, n)]).train.accumulation for n in "236"] == [2, 3, 6]
+    graphs, compiled, shard = (f"train.{name}" for name in ("cuda_graphs", "compile", "shard"))
+    for other in ((parts, "2"), (compiled, "true")):
+        broken(r"train\.cuda_graphs is true; it goes with train\.accumulation=1 and", (graphs, "true"), size, other)
+    for other in (graphs, compiled):
+        broken(r"train\.shard is true; it goes with train\.cuda_graphs=false and", (shard, "true"), (other, "true"))
+    for key in (graphs, shard):
+        assert configs.load("digits", [(key, "true")])
+    assert configs.load("digits", [size, (parts, "2"), (compiled, "true")])
+
+
+def test_probabilities_of_a_modality_may_add_up_to_one_and_no_more():
+    shares = [(f"modalities.mask.{name}_probability", x) for name, x in (("unknown", "0.3"), ("own_time", "0.3"))]
+    assert configs.load("digits", [*shares, ("modalities.mask.given_probability", "0.4")])
+    broken("add up to 1.01; at most 1 is possible", *shares, ("modalities.mask.given_probability", "0.41"))
+    usual = ("modalities.mask.given_probability", "null")
+    broken("add up to 1.2; at most 1", *shares, usual, ("train.given_probability", "0.6"))
+
+
+def test_offsets_that_no_model_can_have():
+    broken(r"sample\.offset is 'masks'; .*did you mean 'mask'", ("sample.offset", "{masks: 0.1}"))
+    broken(r"sample\.offset has image, the anchor", ("sample.offset", "{image: 0.1}"))
+    broken(r"sample\.offset\.mask is 1\.0; it should be a share", ("sample.offset", "{mask: 1.0}"))
+    for way in (("told", "false"), ("space", "shared")):
+        bridges = [(f"modalities.{name}.weight", "{kind: bridge}") for name in ("label", "mask")]
+        broken(r"sample\.offset needs space=own and told=true", way, *bridges, ("sample.offset", "{mask: 0.1}"))
+
+
+def test_configs_that_are_none(tmp_path):
+    file = tmp_path / "x.yaml"
+    for text, said in (
+        ("- a", "x.yaml holds a ListConfig; it should hold keys"),
+        ("anchor: image", "x.yaml has no modalities; it should name at least the anchor, 'image'"),
+        ("anchor: photo\nmodalities: {image: {kind: image}}", "anchor is 'photo'"),
+        ("modalities: {image: {size: 8}}", r"modalities\.image\.kind is missing; it should be one of"),
+        ("modalities: {image: {kind: imag}}", r"modalities\.image\.kind is 'imag'; .*did you mean 'image'"),
+        ("modalities: {image: 3}", r"modalities\.image is 3; it should hold keys of its own"),
+        ("optimizes: 3\nmodalities: {image: {kind: image}}", "x.yaml: key is 'optimizes'"),
+    ):
+        file.write_text(text)
+        broken(said, preset=str(file))
+    broken("config .*none.yaml cannot be read: No such file", preset=str(tmp_path / "none.yaml"))
+    broken("config is 'digit'; .*did you mean 'digits'", preset="digit")
+    file.write_bytes(b"#" * (configs.LONGEST + 1))
+    broken("x.yaml cannot be read: it has more than 4194304 bytes", preset=str(file))

@@ -11,6 +11,7 @@ from mmfast import MmfastError, config
 from mmfast.build import build_model
 from mmfast.cli import main
 from mmfast.generate import generate, settings, title
+from mmfast.ranks import ALONE, Ranks
 from mmfast.sample import sample
 from mmfast.training import train
 
@@ -138,3 +139,70 @@ def test_the_command_line_draws_in_turn(tmp_path, capsys):
     assert title(["label=3"], ["label"]) == "given label=3: the rest generated"
     assert main(["sample", run, "--first", "masks", "--n", "2", "--quiet"]) == 2
     assert "did you mean 'mask'" in capsys.readouterr().err
+
+
+class Both(Ranks):
+    """Two ranks in one process: what each would draw, in turn."""
+
+    def __init__(self, index=0):
+        super().__init__(index, 2)
+
+    def map(self, work, items):
+        return [work(item) for item in items]
+
+
+@pytest.mark.parametrize("given", [{}, {"label": [3]}, {"label": [3, 1, 4, 1, 5]}], ids=["nothing", "one", "each"])
+def test_ranks_draw_what_one_process_does(small, given):
+    model, usual = small
+    given = {name: torch.tensor(x) for name, x in given.items()}
+    count = 5 if len(given.get("label", ())) < 2 else None
+    for more in ({}, {"sample_ids": torch.arange(5) + 70}, {"first": ["mask"]}):
+        alone, shared = (generate(model, usual, count, given, ranks=ranks, **more) for ranks in (ALONE, Both()))
+        assert list(alone) == list(shared)
+        for name, x in alone.items():
+            torch.testing.assert_close(shared[name], x, atol=1e-5, rtol=0)
+
+
+def test_the_first_rank_alone_shows_a_bar(small, monkeypatch):
+    import mmfast.generate as module
+
+    shown = []
+    model, usual = small
+    monkeypatch.setattr(
+        module, "sample", lambda m, n, known, **how: shown.append((n, how["progress"])) or sample(m, n, known, **how)
+    )
+    for index in (0, 1):
+        generate(model, usual, 5, ranks=Both(index), progress="bar")
+    assert shown == [(3, "bar"), (2, "bar"), (3, False), (2, False)]
+
+
+def test_a_network_that_is_not_told_is_asked_for_nothing_unknown(monkeypatch):
+    """And one that is, for what training has shown unknown and is neither given nor drawn now."""
+    import mmfast.generate as module
+
+    asked = []
+    monkeypatch.setattr(module, "sample", lambda m, n, known, **how: asked.append(how.get("unknown")) or
+                        {name: torch.zeros(1) for name in ("image", "label", "mask")})  # fmt: skip
+    shares = [(f"modalities.{name}.unknown_probability", "0.3") for name in ("label", "mask")]
+    for told, first, known, unknown in (
+        ("true", ["image"], {}, [["label", "mask"], None]), ("true", ["label"], {}, [["mask"], None]),
+        ("true", ["image"], {"label": torch.zeros(1)}, [["mask"], None]), ("false", ["image"], {}, [None, None]),
+        ("true", [], {}, [None]),
+    ):  # fmt: skip
+        chosen = config.load("digits", [*SMALL, *shares, ("told", told)])
+        asked.clear()
+        generate(build_model(chosen), chosen, 1, known, first=first)
+        assert asked == unknown
+    asked.clear()
+    chosen = config.load("digits", [*SMALL, ("modalities.mask.unknown_probability", "0.3")])
+    generate(build_model(chosen), chosen, 1, first=["image"])
+    assert asked == [["mask"], None]
+    generate(build_model(chosen), chosen, 1, first=["image"], unknown=["label"])
+    assert asked[2] == ["label"]  # what is said counts
+
+
+def test_the_arguments_are_those_of_the_config():
+    other = {"steps": 7, "sampler": "ddim", "eta": 0.5, "guidance_scale": 2.0, "clamp": 3.0, "batch_size": 11,
+             "precision": "bf16", "heads": "sampled", "offset": {"mask": 0.1}}  # fmt: skip
+    chosen = config.load("digits", [("seed", "9"), *((f"sample.{name}", str(x)) for name, x in other.items())])
+    assert settings(chosen) == {**other, "seed": 9}

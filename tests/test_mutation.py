@@ -49,6 +49,7 @@ CHANGES = {
     "assert a == 1": [],
     "import a": [],
     "y: f(1, 2)": [],
+    "y = TypeVar('y', bound=f(1, 2))": [],
     "@f(1, 2)\ndef g(a: 1 = b) -> 3: ...": [],
     "if TYPE_CHECKING: f(1)": [],
 }
@@ -126,7 +127,9 @@ def test_the_tests_of_a_mutant_are_those_that_come_by(tmp_path):
     where.files = {
         "tests/test_far.py": File({"tests/test_far.py::a": 1.0, "tests/test_far.py::b": 50.0}, {"m/n.py": {1: [0, 1]}}),
         "tests/test_n.py": File({"tests/test_n.py::a": 3.0, "tests/test_n.py::b": 2.0}, {"m/n.py": {1: [1], 2: [-1]}}),
-        "tests/m/test_o.py": File({"tests/m/test_o.py::a": 7.0}, {"m/n.py": {3: [0]}}, {"m/n.py": [4]}),
+        "tests/m/test_o.py": File(
+            {"tests/m/test_o.py::c": 1.0, "tests/m/test_o.py::a": 7.0}, {"m/n.py": {3: [1]}}, {"m/n.py": [4]}
+        ),
     }
 
     def tests(line):
@@ -136,7 +139,7 @@ def test_the_tests_of_a_mutant_are_those_that_come_by(tmp_path):
     assert tests(1) == (["tests/test_n.py::b", "tests/test_far.py::a"], 3.0)  # the near one first, the long one not
     assert tests(2) == (["tests/test_n.py::a", "tests/test_n.py::b"], 5.0)  # what a fixture of the file runs
     assert tests(3) == (["tests/m/test_o.py::a"], 7.0)
-    assert tests(4) == (["tests/m/test_o.py::a"], 7.0)  # on import
+    assert tests(4) == (["tests/m/test_o.py::c", "tests/m/test_o.py::a"], 8.0)  # on import
     assert tests(5) == ([], 0.0)
 
 

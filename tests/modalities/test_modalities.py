@@ -8,7 +8,7 @@ from scipy import stats
 
 from mmfast import MmfastError, modalities
 from mmfast.modalities import SpaceShape
-from mmfast.modalities.base import code, head_norm
+from mmfast.modalities.base import code, head_norm, one_head
 
 B, SIZE = 64, 8
 OPTIONS = {
@@ -54,6 +54,38 @@ def test_a_kind_that_there_is_not_is_named():
 def test_a_head_normalises_at_least_four_channels_together():
     groups = {128: 32, 160: 32, 96: 16, 64: 16, 32: 8, 24: 4, 16: 4, 8: 2, 12: 2, 6: 1, 4: 1, 7: 1}
     assert {features: head_norm(features)[0].num_groups for features in groups} == groups
+
+
+def test_a_labels_loss_is_its_nll_and_its_tally_counts_every_class():
+    part, x = make("label")
+    logits = torch.randn(B, 5, generator=torch.Generator().manual_seed(2))
+    rows = zip(logits.tolist(), x.tolist(), strict=True)
+    want = [math.log(sum(map(math.exp, row))) - row[k] for row, k in rows]
+    for found in (part.loss(logits, x), part.nll(logits, x)):
+        assert found.tolist() == pytest.approx(want, rel=1e-5)
+    assert part.tally(torch.tensor([3, 1, 3])).tolist() == [0, 1, 0, 2, 0]
+
+
+def test_the_loss_of_a_vector_is_the_mean_square_from_it_at_unit_rms():
+    part, x = make("embedding")
+    said = torch.randn(B, 24, generator=torch.Generator().manual_seed(2))
+    unit = x.double() / x.double().square().mean(1, keepdim=True).sqrt()
+    torch.testing.assert_close(part.loss(said, x).double(), (said - unit).square().mean(1), atol=1e-5, rtol=0)
+
+
+def test_a_class_without_a_name_is_called_by_its_number():
+    assert [make(kind)[0].class_name(3) for kind in ("mask", "label")] == ["3", "3"]
+
+
+def test_the_heads_of_what_an_image_has_one_of():
+    """Of the last features, the means of 4 x 4 parts; of the encoder, its numbers."""
+    pooled, reader = one_head("decoder", 3, 5), one_head("encoder", 3, 5)
+    assert [tuple(p.shape) for p in pooled.parameters()] == [(48,), (48,), (128, 48), (128,), (5, 128), (5,)]
+    assert [tuple(p.shape) for p in reader.parameters()] == [(3,), (3,), (128, 3), (128,), (5, 128), (5,)]
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    parts = x.reshape(2, 3, 4, 2, 4, 2).mean((3, 5))
+    torch.testing.assert_close(pooled(x), pooled(parts))
+    assert pooled(x).shape == reader(torch.randn(2, 3)).shape == (2, 5)
 
 
 @pytest.mark.parametrize("channels", [None, 3])

@@ -24,7 +24,7 @@ def shown(part, x, size):
 
 def test_an_image_is_shown_pixel_by_pixel():
     """-1 is black and 1 is white, what lies beyond too."""
-    x = torch.tensor([[[-1.0, -0.5], [0.0, 3.0]]])
+    x = torch.tensor([[[-3.0, -0.5], [0.0, 3.0]]])
     grey = [[[0] * 3, [64] * 3], [[128] * 3, [255] * 3]]
     part = make("image", channels=1, size=2)
     assert shown(part, x, 2) == grey and np.asarray(part.plain(x)).tolist() == [[0, 64], [128, 255]]
@@ -96,7 +96,7 @@ def test_a_picture_in_hand_is_taken_as_a_file_is(tmp_path):
 
 def test_blanks_are_zeros_of_the_right_shape():
     blanks = {"image": ((3, 4, 4), {"size": 4}), "mask": ((4, 4), {"size": 4}), "label": ((), {}),
-              "embedding": ((5,), {"dim": 5}), "masked": ((4, 4, 4), {"size": 4})}  # fmt: skip
+              "embedding": ((5,), {"dim": 5}), "masked": ((4, 5, 5), {"size": 5})}  # fmt: skip
     for kind, (shape, options) in blanks.items():
         part = modalities.kind(kind)
         x = part.blank(part.Spec(**options))
@@ -118,6 +118,14 @@ def test_a_vector_lies_over_the_grid_in_whole_copies(dim, channels, copies):
     torch.testing.assert_close(flat[:, : copies * dim], scale * unit.repeat(1, copies))
     assert not flat[:, copies * dim :].any()
     torch.testing.assert_close(laid.square().flatten(1).mean(1), torch.ones(2))
+
+
+def test_a_vector_lies_over_a_grid_that_is_no_square():
+    part = make("embedding", 8, 4, dim=30)
+    x = torch.randn(2, 30, generator=torch.Generator().manual_seed(0))
+    E = part.encode(x)
+    assert E.shape == (2, 1, 8, 4) and not E.flatten(1)[:, 30:].any()
+    torch.testing.assert_close(E.square().flatten(1).mean(1), torch.ones(2))
 
 
 def test_a_vector_in_channels_is_the_same_at_every_pixel():
@@ -143,6 +151,14 @@ def test_a_learned_vector_is_projected(dim, shared, channels, grid):
     torch.testing.assert_close(
         E.detach().flatten(1).double(), y / y.square().mean(1, keepdim=True).sqrt(), atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_hidden_parts_have_a_plane_beside_their_image(channels):
+    part = make("masked", channels=channels, size=8)
+    x = torch.rand(2, channels + 1, 8, 8)
+    assert part.encode(x).shape == x.shape == (2, part.channels, 8, 8) and part.shown_channels == 1
+    part.check(x, "x")
 
 
 @pytest.mark.parametrize("shared", [None, 3])

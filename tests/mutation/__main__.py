@@ -11,8 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import random
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -67,9 +70,9 @@ def equivalents() -> dict[tuple[str, str, str], str]:
 
 def chosen(module: str, sample: int, seed: int) -> list[Mutant]:
     """The sample of a module's mutants: a smaller one is the beginning of a larger one."""
-    known = equivalents()
-    found = [m for m in mutants(module, (ROOT / module).read_text()) if (m.module, m.before, m.after) not in known]
+    known, found = equivalents(), mutants(module, (ROOT / module).read_text())
     random.Random(f"{seed}/{module}").shuffle(found)
+    found = [m for m in found if (m.module, m.before, m.after) not in known]
     return found[: sample or len(found)]
 
 
@@ -140,18 +143,23 @@ def _run(tree: Path, tests: list[str]) -> int:
 def tried(todo: list[Mutant], trees: list[Path], where: Map, most: float, until: float) -> Iterable[tuple[Mutant, str]]:
     """The mutants and what comes of them, one at a time in each tree."""
     waiting, slots = todo[::-1], [Slot(tree) for tree in trees]
-    while (waiting and time.monotonic() < until) or any(slot.child for slot in slots):
+    try:
+        while (waiting and time.monotonic() < until) or any(slot.child for slot in slots):
+            for slot in slots:
+                while slot.child is None and waiting and time.monotonic() < until:
+                    mutant = waiting.pop()
+                    tests, seconds = where.tests(mutant, most)
+                    if tests:
+                        slot.begin(mutant, tests, seconds)
+                    else:
+                        yield mutant, NO_TEST
+                if slot.child is not None and (ended := slot.end()) is not None:
+                    yield ended
+            time.sleep(0.02)
+    finally:
         for slot in slots:
-            while slot.child is None and waiting and time.monotonic() < until:
-                mutant = waiting.pop()
-                tests, seconds = where.tests(mutant, most)
-                if tests:
-                    slot.begin(mutant, tests, seconds)
-                else:
-                    yield mutant, NO_TEST
-            if slot.child is not None and (ended := slot.end()) is not None:
-                yield ended
-        time.sleep(0.02)
+            if slot.child is not None:
+                slot.child.kill()
 
 
 def report(of: dict[str, list[Mutant]], found: Found) -> dict[str, Any]:
@@ -175,6 +183,7 @@ def report(of: dict[str, list[Mutant]], found: Found) -> dict[str, Any]:
 
 def main() -> None:
     options = read()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no child is left behind
     until = time.monotonic() + 60 * options.minutes
     of = {module: chosen(module, options.sample, options.seed) for module in sources(options.modules)}
     tests = sorted(
@@ -200,7 +209,8 @@ def main() -> None:
             print(f"{k}/{len(todo)} {outcome}: {mutant}", flush=True)
     record = report(of, found)
     if options.out:
-        what = {"command": f"--sample {options.sample} --seed {options.seed} --most {options.most:g}", **record}
+        on = f"{platform.machine()}, {os.cpu_count()} cores, torch {sys.modules['torch'].__version__}"
+        what = {"sample": options.sample, "seed": options.seed, "most": options.most, "on": on, **record}
         options.out.write_text(json.dumps(what, indent=1) + "\n")
 
 

@@ -55,7 +55,7 @@ class Child:
         if not self.pid:
             try:
                 os.setsid()
-                _enter(tree, tree / ".log", int(30 + 5 * seconds), compiles)
+                _enter(tree, tree / ".log", int(20 + 3 * seconds), compiles)
                 status = int(work())
             except BaseException:
                 traceback.print_exc()
@@ -67,13 +67,17 @@ class Child:
             time.sleep(0.02)
         return ended[0]
 
+    def kill(self) -> None:
+        """End it, and all processes that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
     def ended(self) -> tuple[int | None] | None:
         """None while it runs; then its status in a tuple, with all processes that it started gone."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if not pid and time.monotonic() < self.until:
             return None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        self.kill()
         if not pid:
             os.waitpid(self.pid, 0)
             return (None,)
@@ -96,6 +100,7 @@ def compiled(tree: Path, tests: list[str]) -> None:
 
 def _enter(tree: Path, log: Path, cpu: int, compiles: bool) -> None:
     """Nothing of the checkout is seen from here on. An endless loop ends by its CPU time: the machine may be busy."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 5))
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import time
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,10 +31,10 @@ class Watch:
         self.started = 0.0
 
     def _hook_protocol(self, item: Any) -> Iterator[None]:
-        self.test, self.started = item.nodeid, time.monotonic()
+        self.test, self.started = item.nodeid, _work()
         self.coverage.switch_context(self.test)
         yield
-        self.seconds[self.test] = time.monotonic() - self.started
+        self.seconds[self.test] = _work() - self.started
 
     def _hook_fixture(self, fixturedef: Any) -> Iterator[None]:
         wide = fixturedef.scope != "function"
@@ -47,6 +47,11 @@ class Watch:
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.outcome != "passed":
             self.failed.add(report.nodeid)
+
+
+def _work() -> float:
+    """Seconds of CPU time of this process and of those it has waited for: how busy the machine is plays no part."""
+    return sum(os.times()[:4])
 
 
 @dataclass
@@ -115,19 +120,20 @@ class Map:
     def tests(self, mutant: Mutant, most: float) -> tuple[list[str], float]:
         """The tests that come by a mutant, nearest file first, and their seconds; of those that take `most` in all.
 
-        What runs while a module is imported is seen by every test that comes by the module.
+        What runs while a module is imported may be seen by all tests.
         """
         first, last = mutant.lines
         by_file: list[tuple[int, float, list[str]]] = []
         for name, file in self.files.items():
             rows = file.lines.get(mutant.module, {})
             ids = {k for line, found in rows.items() if first <= line <= last for k in found}
-            if not ids and any(first <= line <= last for line in file.imported.get(mutant.module, [])):
-                ids = {k for found in rows.values() for k in found}
             tests = list(file.seconds)
-            here = tests if -1 in ids else [tests[k] for k in sorted(ids)]
+            # On import: any test of the file may see it, and a short one does as well as the nearest.
+            on_import = not ids and any(first <= line <= last for line in file.imported.get(mutant.module, []))
+            here = tests if on_import or -1 in ids else [tests[k] for k in sorted(ids)]
             if here:
-                by_file.append((_distance(mutant.module, name), sum(file.seconds[t] for t in here), here))
+                distance = 0 if on_import else _distance(mutant.module, name)
+                by_file.append((distance, sum(file.seconds[t] for t in here), here))
         chosen: list[str] = []
         seconds = 0.0
         for _, _, here in sorted(by_file):

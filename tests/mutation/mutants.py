@@ -211,6 +211,8 @@ def mutants(module: str, source: str) -> list[Mutant]:
 
     def visit(node: ast.AST, statement: ast.stmt) -> None:
         statement = node if isinstance(node, ast.stmt) else statement
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("TypeVar", "cast"):  # of types, not of what runs
+            return
         for rule in RULES.get(type(node), ()):
             for kind, old, new in rule(node):
                 add(kind, old, new, statement)
