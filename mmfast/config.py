@@ -21,13 +21,14 @@ from mmfast.options import PRECISIONS, check, one_line, option, typed
 from mmfast.plain_yaml import load_value, load_yaml
 from mmfast.process import TARGETS
 from mmfast.samplers import HEADS, SAMPLERS, check_share
+from mmfast.schedule import MOST_STEPS
 from mmfast.trust import allow_named_in
 
 
 @dataclass
 class ScheduleSpec:
     kind: str = option("cosine", "alpha_bar(t)", choices=("cosine", "linear"))
-    T: int = option(1000, "number of steps of the process", min=2)
+    T: int = option(1000, "number of steps of the process", min=2, max=MOST_STEPS)
 
 
 @dataclass

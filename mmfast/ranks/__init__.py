@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mmfast.errors import MmfastError, line_of
+from mmfast.errors import MmfastError
 from mmfast.ranks.watch import BYE, FAILED, STOPPED, Watch
 
 T = TypeVar("T")
@@ -220,7 +220,7 @@ def _leave_by(error: BaseException, here: Ranks, watch: Watch) -> None:
         watch.wait(EXPLAINED)
         raise SystemExit(2) from None
     elif isinstance(error, MmfastError):
-        said = watch.leave(FAILED, line_of(error), patience=EXPLAINED)
+        said = watch.leave(FAILED, str(error), patience=EXPLAINED)
         if said or not here.first:
             raise SystemExit(2) from None
     else:
