@@ -167,6 +167,8 @@ def _read(source: str) -> str:
 
 
 def _override(raw: DictConfig, key: str, value: str) -> None:
+    if not all(key.split(".")):
+        raise MmfastError(f"--{key} is no option's name; it should be words with dots between them, as --train.steps")
     new = load_value(value, f"--{key} {value}")
     allow_named_in(new)
     try:
@@ -176,7 +178,7 @@ def _override(raw: DictConfig, key: str, value: str) -> None:
         # Another kind has other options: what was said of the old one does not carry over.
         merge = not (isinstance(new, dict) and "kind" in new)
         OmegaConf.update(raw, key, new, merge=merge, force_add=True)
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
+    except (OmegaConfBaseException, TypeError, ValueError, LookupError, AttributeError) as error:
         raise MmfastError(f"--{key} {value}: {one_line(error)}") from None
 
 

@@ -6,7 +6,6 @@ import difflib
 import sys
 from collections.abc import Iterable
 
-
 # Characters of a message: a value that it shows may print as megabytes.
 LONGEST = 1500
 
@@ -21,7 +20,7 @@ class MmfastError(ValueError):
 def _one_line(text: str) -> str:
     """A text as one line that can be printed, whatever stands in the values and names of files that it shows."""
     lines = [line.strip() for line in text.strip().splitlines()]
-    if len(lines) > 1 and any(line.startswith("Traceback") for line in lines):
+    if len(lines) > 1 and any("Traceback (most recent call last)" in line for line in lines):
         # From a process that loads data: its traceback, and then the error, which is one line.
         lines = [lines[-1].removeprefix(f"{MmfastError.__module__}.{MmfastError.__name__}: ")]
     line = " ".join(lines)

@@ -30,10 +30,10 @@ from mmfast.errors import MmfastError, notice
 from mmfast.files import (
     NO_LINK,
     append_text,
-    check_regular,
     is_temporary,
     load_into,
     load_tensors,
+    read_bytes,
     save_tensors,
     sync,
     write_text,
@@ -41,6 +41,8 @@ from mmfast.files import (
 
 LOCK, TENSORBOARD = ".lock", "tensorboard"
 STATE, PREVIOUS, DAMAGED = "trainer.safetensors", "trainer.previous.safetensors", "trainer.damaged.safetensors"
+# Of stats.jsonl, in bytes: some millions of steps.
+LONGEST_STATS = 2**30
 
 # A trainer's state, and what raises MmfastError for one (of a file) that cannot be taken up.
 State = tuple[dict[str, Tensor], dict[str, Any]]
@@ -233,8 +235,7 @@ class Run:
         try:
             before = b""
             if self.stats_file.exists():
-                check_regular(self.stats_file)
-                before = self.stats_file.read_bytes()
+                before = read_bytes(self.stats_file, LONGEST_STATS)
         except OSError as error:
             raise MmfastError(f"{self.stats_file} cannot be read: {error.strerror}; permit it") from None
         lines: dict[int, str] = {}

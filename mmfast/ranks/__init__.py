@@ -151,7 +151,13 @@ def joined() -> Iterator[Ranks]:
     if _joined is not None or _number("WORLD_SIZE", 1) == 1:
         yield _joined or ALONE
         return
-    _joined, watch = _join()
+    try:
+        _joined, watch = _join()
+    except RuntimeError as error:  # of torch.distributed: one has died since, or never came
+        raise MmfastError(
+            f"the ranks have not met ({str(error).strip().splitlines()[0]}); see what the others say, and whether all "
+            "were started with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE"
+        ) from None
     try:
         with _quiet(not _joined.first):
             yield _joined

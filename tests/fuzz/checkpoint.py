@@ -1,4 +1,4 @@
-"""The files of a run, damaged: what goes on or is drawn is what the whole run gives, or there is an error of one line."""
+"""The files of a run, damaged: what goes on or is drawn is what the whole run gives, or one line says why not."""
 
 import json
 import random
@@ -38,7 +38,7 @@ class Checkpoints:
         whole = True  # whether a result has to be the whole run's
         for _ in range(rng.choice([1, 1, 2])):
             file = run / rng.choice([*TENSORS, *TENSORS, *TEXTS])
-            if not file.is_file() or file.is_symlink():
+            if not file.is_file() or file.is_symlink() or not file.stat().st_mode:
                 continue
             if file.name in TEXTS:
                 whole = False

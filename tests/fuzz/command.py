@@ -14,19 +14,55 @@ FLAGS = {
     "check": ["--sheet", "--allow-code", "--quiet", "--help"],
     "init": ["--out", "--minutes", "--size", "--quiet"],
     "train": ["--out", "--allow-code", "--quiet", "--help"],
-    "sample": ["--given", "--n", "--steps", "--sampler", "--guidance_scale", "--first", "--offset", "--seed", "--device", "--out",
-               "--save", "--npz", "--allow-code", "--quiet"],
-    "eval": ["--samples", "--device", "--features", "--features-weights", "--lpips", "--lpips-weights", "--json", "--quiet"],
+    "sample": [
+        "--given",
+        "--n",
+        "--steps",
+        "--sampler",
+        "--guidance_scale",
+        "--first",
+        "--offset",
+        "--seed",
+        "--device",
+        "--out",
+        "--save",
+        "--npz",
+        "--allow-code",
+        "--quiet",
+    ],
+    "eval": [
+        "--samples",
+        "--device",
+        "--features",
+        "--features-weights",
+        "--lpips",
+        "--lpips-weights",
+        "--json",
+        "--quiet",
+    ],
     "report": ["--out"],
     "info": ["--json"],
-}  # fmt: skip
+}
 GOOD = {
-    "--n": ["1", "2"], "--steps": ["1", "2"], "--sampler": ["ddpm", "ddim", "dpmpp_2m"], "--seed": ["0", "5"], "--device": ["cpu"],
+    "--n": ["1", "2"],
+    "--steps": ["1", "2"],
+    "--sampler": ["ddpm", "ddim", "dpmpp_2m"],
+    "--seed": ["0", "5"],
+    "--device": ["cpu"],
     "--given": ["label=3", "mask=picture.png", "image=picture.png", "label=data", "label=all", "image=data"],
-    "--samples": ["2", "4"], "--features": ["pixels"], "--minutes": ["0.01"], "--size": ["8"], "--first": ["label", "mask"],
-    "--offset": ["mask=0.2", "label=-0.1"], "--out": ["new.png", "new.yaml", "new.html", "new", "run"], "--save": ["saved"],
-    "--npz": ["x.npz"], "--json": ["x.json"], "--sheet": ["sheet.png"], "--guidance_scale": ["1", "2.5"],
-}  # fmt: skip
+    "--samples": ["2", "4"],
+    "--features": ["pixels"],
+    "--minutes": ["0.01"],
+    "--size": ["8"],
+    "--first": ["label", "mask"],
+    "--offset": ["mask=0.2", "label=-0.1"],
+    "--out": ["new.png", "new.yaml", "new.html", "new", "run"],
+    "--save": ["saved"],
+    "--npz": ["x.npz"],
+    "--json": ["x.json"],
+    "--sheet": ["sheet.png"],
+    "--guidance_scale": ["1", "2.5"],
+}
 
 
 def run_main(argv: list[str]) -> str | None:
@@ -68,14 +104,23 @@ class Commands:
                 (base / "data" / name).mkdir(parents=True, exist_ok=True)
                 Image.new("L", (size, size), k % 2).save(base / "data" / name / f"{k}.png")
         # Said last, so that whatever is trained is small.
-        self.small = [*flags([pair for pair in PAIRS if not pair[0].startswith("backbone")]), "--train.steps", "6",
-                      "--sample.count", "1", "--train.sample_every", "0"]  # fmt: skip
+        self.small = [
+            *flags([pair for pair in PAIRS if not pair[0].startswith("backbone")]),
+            "--train.steps",
+            "6",
+            "--sample.count",
+            "1",
+            "--train.sample_every",
+            "0",
+        ]
 
     def attempt(self, rng: random.Random, folder: Path) -> str | None:
         home = folder / "home"
         shutil.copytree(self.base, home)
         argv = self._argv(rng)
-        before = {p: p.read_bytes() for p in home.rglob("*") if p.is_file() and "run" not in p.relative_to(home).parts[:1]}
+        before = {
+            p: p.read_bytes() for p in home.rglob("*") if p.is_file() and "run" not in p.relative_to(home).parts[:1]
+        }
         with contextlib.chdir(home):
             said = run_main(argv)
         changed = [str(p.name) for p, data in before.items() if not p.is_file() or p.read_bytes() != data]
@@ -90,16 +135,33 @@ class Commands:
         argv = [command]
         if rng.random() < 0.93 and command != "info":
             usually = rng.random() < 0.8
-            argv.append(rng.choice(places) if usually else rng.choice([*odd.TEXTS, "run/ema.safetensors", "text.txt", "picture.png"]))
+            argv.append(
+                rng.choice(places)
+                if usually
+                else rng.choice([*odd.TEXTS, "run/ema.safetensors", "text.txt", "picture.png"])
+            )
         for _ in range(rng.choice([0, 1, 1, 2, 3, 5])):
-            flag = rng.choice(FLAGS.get(command, ["--x"])) if rng.random() < 0.85 else rng.choice(["--x", "-", "--", "-n", "---", "--help"])
+            flag = (
+                rng.choice(FLAGS.get(command, ["--x"]))
+                if rng.random() < 0.85
+                else rng.choice(["--x", "-", "--", "-n", "---", "--help"])
+            )
             argv.append(flag)
             if flag in GOOD and rng.random() < 0.6:
                 argv.append(rng.choice(GOOD[flag]))
             elif rng.random() < 0.7:
                 argv.append(_word(rng))
         if command in ("train", "check") and rng.random() < 0.5:
-            keys = ["seed", "anchor", "train.batch_size", "sample.steps", "data.kind", "modalities.mask", "schedule.T", "backbone.kind"]
+            keys = [
+                "seed",
+                "anchor",
+                "train.batch_size",
+                "sample.steps",
+                "data.kind",
+                "modalities.mask",
+                "schedule.T",
+                "backbone.kind",
+            ]
             argv += [f"--{rng.choice(keys)}", _word(rng)]
         if command == "train" or (command == "check" and argv[1:2] in (["config.yaml"], ["digits"])):
             argv += self.small

@@ -14,11 +14,35 @@ from .pool import Fault, one_line
 SPECIAL = (
     "a: &a [x]\nb: [{}]\n".format(", ".join(["*a"] * 50)),
     "\n".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]" if k else "a0: &a0 [1, 2]" for k in range(12)),
-    "[" * 5000, "{a: " * 3000, "- " * 4000, "a: " + "9" * 5000, "? " * 300, "a: !!python/name:os.system x", "--- a\n--- b\n",
-    "a: !!set {b}", "a: !!timestamp 2001-01-01", "? [a, b]\n: c\n", "? {a: b}\n: c\n", "a: !!int x", "a: !!float x", "!!map [a]",
-    "a: |\n" + " x\n" * 10, "%YAML 9.9\n---\na: b", "a: 0x10", "a: 1_0", "a: 2001-01-01", "a: <<", "<<: [a]", "a: '\\x41'",
-    'a: "\\ud800"', 'a: "\\U00110000"', "a: \x85b", "\ufeffanchor: image", "a:\tb", "modalities: {image: {<<: {kind: image}}}",
-)  # fmt: skip
+    "[" * 5000,
+    "{a: " * 3000,
+    "- " * 4000,
+    "a: " + "9" * 5000,
+    "? " * 300,
+    "a: !!python/name:os.system x",
+    "--- a\n--- b\n",
+    "a: !!set {b}",
+    "a: !!timestamp 2001-01-01",
+    "? [a, b]\n: c\n",
+    "? {a: b}\n: c\n",
+    "a: !!int x",
+    "a: !!float x",
+    "!!map [a]",
+    "a: |\n" + " x\n" * 10,
+    "%YAML 9.9\n---\na: b",
+    "a: 0x10",
+    "a: 1_0",
+    "a: 2001-01-01",
+    "a: <<",
+    "<<: [a]",
+    "a: '\\x41'",
+    'a: "\\ud800"',
+    'a: "\\U00110000"',
+    "a: \x85b",
+    "\ufeffanchor: image",
+    "a:\tb",
+    "modalities: {image: {<<: {kind: image}}}",
+)
 
 
 class Configs:
@@ -26,10 +50,13 @@ class Configs:
         from tiny import tiny
 
         from mmfast import config, presets
+        from mmfast.build import build_model
 
         self.texts = [presets.text(name) for name in presets.names()]
         self.plain: list[Any] = [yaml.safe_load(text) for text in self.texts]
         self.plain += 6 * [yaml.safe_load(config.to_yaml(tiny()))]
+        with torch.device("meta"):  # for what it imports
+            build_model(tiny())
         self.keys = sorted({key for plain in self.plain for key in _keys(plain)})
 
     def attempt(self, rng: random.Random, folder: Path) -> str | None:
@@ -37,7 +64,11 @@ class Configs:
         file.write_bytes(self._text(rng))
         overrides = []
         for _ in range(rng.choice([0, 0, 0, 1, 2])):
-            key = rng.choice(self.keys) if rng.random() < 0.8 else rng.choice([*odd.TEXTS, "a.b.c", ".", "..", "train.", ".train"])
+            key = (
+                rng.choice(self.keys)
+                if rng.random() < 0.8
+                else rng.choice([*odd.TEXTS, "a.b.c", ".", "..", "train.", ".train"])
+            )
             text = str(odd.value(rng)) if rng.random() < 0.8 else self._text(rng).decode(errors="replace")[:2000]
             overrides.append((key, text))
         return one_line(lambda: self._load(rng, file, overrides))
@@ -53,7 +84,9 @@ class Configs:
         for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
             self._change(rng, plain)
         style = rng.choice([None, True, False])
-        return yaml.safe_dump(plain, default_flow_style=style, allow_unicode=rng.random() < 0.5).encode(errors="surrogatepass")
+        return yaml.safe_dump(plain, default_flow_style=style, allow_unicode=rng.random() < 0.5).encode(
+            errors="surrogatepass"
+        )
 
     def _change(self, rng: random.Random, plain: Any) -> None:
         """One key of one part removed, changed or added."""

@@ -18,7 +18,25 @@ from .pool import Fault, one_line
 
 MODES = ("L", "RGB", "RGBA", "P", "1", "LA", "I;16", "I", "CMYK", "F")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".PNG", ".gif", ".tif", ".txt", ".npy")
-NAMES = ("0", "1", "2", "a", "a b", "é", "x.y", "-", "a\nb", "\udcff", ".hidden", "A", "con", "n" * 200, "[x]", "%s", "{}")
+NAMES = (
+    "0",
+    "1",
+    "2",
+    "a",
+    "a b",
+    "é",
+    "x.y",
+    "-",
+    "a\nb",
+    "\udcff",
+    ".hidden",
+    "A",
+    "con",
+    "n" * 200,
+    "[x]",
+    "%s",
+    "{}",
+)
 POSTSCRIPT = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n({CANARY}) (w) file closefile\n".encode()
 
 
@@ -28,8 +46,12 @@ class DataFolders:
 
         self.config = lambda modalities, root, more: configs.resolve(
             configs.OmegaConf.create(
-                {"anchor": "photo", "data": {"kind": "folder", "root": root, **more}, "modalities": modalities,
-                 "backbone": {"kind": "mlp", "width": 8, "blocks": 1, "features": 4}}
+                {
+                    "anchor": "photo",
+                    "data": {"kind": "folder", "root": root, **more},
+                    "modalities": modalities,
+                    "backbone": {"kind": "mlp", "width": 8, "blocks": 1, "features": 4},
+                }
             )
         )
 
@@ -56,10 +78,16 @@ class DataFolders:
                 (root / "photo" / "loop").symlink_to(rng.choice([root, root / "photo", root / "mask"]))
         more = {"test_fraction": rng.choice([0.1, 0.5])}
         if rng.random() < 0.1:
-            more["folders"] = {rng.choice([*modalities, "x"]): rng.choice([".", "..", "/", "/etc", "mask", "a/../..", ""])}
+            more["folders"] = {
+                rng.choice([*modalities, "x"]): rng.choice([".", "..", "/", "/etc", "mask", "a/../..", ""])
+            }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            actions = [lambda: self._read(modalities, root, more), lambda: self._survey(modalities, root, more), lambda: self._guess(root)]
+            actions = [
+                lambda: self._read(modalities, root, more),
+                lambda: self._survey(modalities, root, more),
+                lambda: self._guess(root),
+            ]
             return one_line(rng.choice(actions))
 
     def _read(self, modalities: Any, root: Path, more: Any) -> None:
@@ -75,7 +103,10 @@ class DataFolders:
                 check_batch(model, batch)
                 photo = batch.data["photo"]
                 size = modalities["photo"]["size"]
-                if list(photo.shape) != [1, modalities["photo"]["channels"], size, size] or not -1 <= photo.min() <= photo.max() <= 1:
+                if (
+                    list(photo.shape) != [1, modalities["photo"]["channels"], size, size]
+                    or not -1 <= photo.min() <= photo.max() <= 1
+                ):
                     raise Fault(f"a photo of {list(photo.shape)}, {photo.min()} .. {photo.max()}")
 
     def _survey(self, modalities: Any, root: Path, more: Any) -> None:
@@ -93,7 +124,9 @@ class DataFolders:
 
 def write(rng: random.Random, stem: Path, kind: str, bad: float) -> None:
     """A file of this kind, or something else in its place."""
-    ending = {"label": ".txt", "embedding": ".npy"}.get(kind) or rng.choice(ENDINGS[:5] if rng.random() < 0.9 else ENDINGS)
+    ending = {"label": ".txt", "embedding": ".npy"}.get(kind) or rng.choice(
+        ENDINGS[:5] if rng.random() < 0.9 else ENDINGS
+    )
     path = stem.with_name(stem.name + ending)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = {"label": _label, "embedding": _numbers}.get(kind, _picture)(rng, kind, bad, ending)
@@ -109,14 +142,16 @@ def _picture(rng: random.Random, kind: str, bad: float, ending: str) -> bytes:
         return POSTSCRIPT
     size = (12, 12) if rng.random() > bad else rng.choice([(1, 1), (12, 13), (1, 300), (300, 200), (12, 1)])
     mode = ("L" if kind == "mask" else "RGB") if rng.random() > bad else rng.choice(MODES)
-    pixels = np.frombuffer(rng.randbytes(size[0] * size[1]), np.uint8).reshape(size[::-1]) % (2 if kind == "mask" else 255)
+    pixels = np.frombuffer(rng.randbytes(size[0] * size[1]), np.uint8).reshape(size[::-1]) % (
+        2 if kind == "mask" else 255
+    )
     picture = Image.fromarray(pixels).convert(mode if mode != "I;16" else "I").convert(mode)
     file = io.BytesIO()
     formats = {".png": "PNG", ".bmp": "BMP", ".webp": "WEBP", ".gif": "GIF", ".tif": "TIFF"}
     options: dict[str, Any] = {"lossless": True} if ending == ".webp" else {}
     if rng.random() < bad:
         exif = Image.Exif()
-        exif[0x0112] = rng.choice([0, 1, 3, 6, 8, 9, 70000])
+        exif[0x0112] = rng.choice([0, 1, 3, 6, 8, 9, 60000])
         options["exif"] = exif
     picture.save(file, formats.get(ending.lower(), "JPEG"), **options)
     return file.getvalue()
@@ -125,7 +160,9 @@ def _picture(rng: random.Random, kind: str, bad: float, ending: str) -> bytes:
 def _label(rng: random.Random, kind: str, bad: float, ending: str) -> bytes:
     if rng.random() > bad:
         return rng.choice([b"0", b"1\n", b" 1 "])
-    return rng.choice([rng.choice(odd.TEXTS).encode(errors="surrogatepass"), str(rng.choice(odd.NUMBERS)).encode(), rng.randbytes(9)])
+    return rng.choice(
+        [rng.choice(odd.TEXTS).encode(errors="surrogatepass"), str(rng.choice(odd.NUMBERS)).encode(), rng.randbytes(9)]
+    )
 
 
 def _numbers(rng: random.Random, kind: str, bad: float, ending: str) -> bytes:

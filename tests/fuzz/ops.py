@@ -33,7 +33,9 @@ def odd(rng: random.Random) -> Any:
             lambda: rng.choice([None, True, False, Odd(), "", "eps", b"eps", (), [], {}, set(), torch, torch.float32]),
             lambda: rng.choice([0, -1, 1, 2, 3, 20, 21, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, -(2**63), -(2**63) - 1]),
             lambda: 10 ** rng.randrange(30),
-            lambda: rng.choice([0.0, -0.0, 0.5, 1.0, 1.5, -1.0, float("nan"), float("inf"), -float("inf"), 1e308, 5e-324]),
+            lambda: rng.choice(
+                [0.0, -0.0, 0.5, 1.0, 1.5, -1.0, float("nan"), float("inf"), -float("inf"), 1e308, 5e-324]
+            ),
             lambda: rng.choice([1j, range(3), slice(None), torch.device("cpu"), torch.Size([2, 3])]),
             lambda: torch.randn(shape, dtype=rng.choice(FLOATS)),
             lambda: torch.full(shape, rng.choice([float("nan"), float("inf"), 0.0, 1e30])),
@@ -104,9 +106,13 @@ class Ops:
 
     def _times(self, rng: random.Random, batch: int, T: int, blocks: int = 0, least: int = 0) -> Any:
         if blocks and rng.random() < 0.3:
-            return torch.tensor([[rng.randint(least, T) for _ in range(blocks)] for _ in range(batch)]).reshape(batch, blocks)
+            return torch.tensor([[rng.randint(least, T) for _ in range(blocks)] for _ in range(batch)]).reshape(
+                batch, blocks
+            )
         one = rng.randint(least, T)
-        return rng.choice([one, torch.tensor(one), torch.tensor([rng.randint(least, T) for _ in range(batch)], dtype=torch.int64)])
+        return rng.choice(
+            [one, torch.tensor(one), torch.tensor([rng.randint(least, T) for _ in range(batch)], dtype=torch.int64)]
+        )
 
     def _encodings(self, rng: random.Random, shape: list[int], sched: Schedule, dtype: torch.dtype) -> Any:
         found: dict[str, Any] = {}
@@ -127,7 +133,11 @@ class Ops:
         shape, sched, dtype = self._shape(rng), rng.choice(self.schedules), rng.choice(FLOATS)
         E = self._encodings(rng, shape, sched, dtype)
         named = {"z0": tensor(rng, shape, dtype), "encodings": E}
-        named |= {"t": self._times(rng, shape[0], sched.T, 1 + len(E)), "sched": sched, "present": self._present(rng, shape[0], E)}
+        named |= {
+            "t": self._times(rng, shape[0], sched.T, 1 + len(E)),
+            "sched": sched,
+            "present": self._present(rng, shape[0], E),
+        }
         named["noise"] = tensor(rng, shape, dtype) if rng.random() < 0.4 else None
         named["return_noise"] = rng.random() < 0.5
         return ops.q_sample, named | (self._noise(rng, shape[0]) if named["noise"] is None else {})
@@ -137,9 +147,15 @@ class Ops:
         E = self._encodings(rng, shape, sched, dtype)
         blocks = 1 + len(E)
         named = {"z_t": tensor(rng, shape, dtype), first: tensor(rng, shape, dtype), "encodings": E}
-        named |= {"t": self._times(rng, shape[0], sched.T, blocks, 1), "sched": sched, "present": self._present(rng, shape[0], E)}
+        named |= {
+            "t": self._times(rng, shape[0], sched.T, blocks, 1),
+            "sched": sched,
+            "present": self._present(rng, shape[0], E),
+        }
         t = named["t"]
-        named["s"] = rng.choice([None, None, 0, t - 1, t // 2 if isinstance(t, int) else t.div(2, rounding_mode="floor")])
+        named["s"] = rng.choice(
+            [None, None, 0, t - 1, t // 2 if isinstance(t, int) else t.div(2, rounding_mode="floor")]
+        )
         return named, shape, dtype
 
     def _args_posterior_mean(self, rng):
@@ -224,7 +240,10 @@ class Ops:
         if rng.random() < 0.5:
             make = rng.choice([Schedule.cosine, Schedule.linear])
             return make, {"T": rng.choice([1, 2, 20, 1000]), "weights": weights}
-        return Schedule, {"alpha_bar": [1.0, *sorted((rng.random() for _ in range(4)), reverse=True)], "weights": weights}
+        return Schedule, {
+            "alpha_bar": [1.0, *sorted((rng.random() for _ in range(4)), reverse=True)],
+            "weights": weights,
+        }
 
 
 def compare(call: Any, named: dict[str, Any]) -> str | None:
@@ -272,7 +291,11 @@ def compare(call: Any, named: dict[str, Any]) -> str | None:
 
 def shown(value: Any) -> str:
     if isinstance(value, torch.Tensor):
-        few = f" {value.flatten().tolist()}" if value.device.type == "cpu" and not value.is_sparse and value.numel() < 4 else ""
+        few = (
+            f" {value.flatten().tolist()}"
+            if value.device.type == "cpu" and not value.is_sparse and value.numel() < 4
+            else ""
+        )
         return f"{value.dtype} {list(value.shape)} strides {value.stride() if not value.is_sparse else '?'}{few}"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k}: {shown(x)}" for k, x in value.items()) + "}"

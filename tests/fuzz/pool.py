@@ -16,11 +16,16 @@ from typing import Any, Protocol
 
 from .guard import Guard, forget_peak, handles, resident
 
-SECONDS, MEMORY = 10.0, 2**30
+# Of the processor's time; and of the clock's, of which a busy machine may give little: what waits for ever is seen too.
+SECONDS, WAIT = 10.0, 40.0
+MEMORY = 2**30
 # An allocation beyond this fails, so that no input takes the machine's memory.
 MOST = 6 * 2**30
 # A child that has tried so many is replaced, since what the inputs leave behind is not the fault of the next.
 TURNS = 2000
+
+
+LIMITS = ((signal.SIGALRM, signal.ITIMER_REAL, WAIT), (signal.SIGPROF, signal.ITIMER_PROF, SECONDS))
 
 
 class Fault(Exception):
@@ -57,9 +62,11 @@ def attempt(kind: Kind, seed: str, number: int, place: Path, guard: Guard) -> Ou
     error = fault = None
     # What it was at is known only to itself.
     trace = open(place / "trace", "w")  # noqa: SIM115
-    faulthandler.dump_traceback_later(SECONDS - 0.5, file=trace)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    for alarm, timer, seconds in LIMITS:
+        signal.signal(alarm, signal.SIG_DFL)
+        signal.setitimer(timer, seconds)
+    faulthandler.register(signal.SIGPROF, file=trace, chain=True)
+    faulthandler.dump_traceback_later(WAIT - 0.5, file=trace)
     guard.watch(folder)
     try:
         error = kind.attempt(rng, folder)
@@ -84,8 +91,10 @@ def attempt(kind: Kind, seed: str, number: int, place: Path, guard: Guard) -> Ou
 
 
 def _stop(guard: Guard) -> list[str]:
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    for _, timer, _ in LIMITS:
+        signal.setitimer(timer, 0)
     faulthandler.cancel_dump_traceback_later()
+    faulthandler.unregister(signal.SIGPROF)
     seen = guard.seen
     guard.watch(None)
     return seen
@@ -129,7 +138,9 @@ class _Child:
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode or 0
-            hung = f"a hang: over {SECONDS:g} s\n{(self.place / 'trace').read_text()}" if -code == signal.SIGALRM else None
+            hung = None
+            if -code in (signal.SIGALRM, signal.SIGPROF):
+                hung = f"a hang: {SECONDS:g} s of work or {WAIT:g} s\n{(self.place / 'trace').read_text()}"
             return Outcome(self.number, fault=hung or f"the process died, exit code {code}")
 
     def end(self) -> None:
@@ -140,9 +151,7 @@ class _Child:
         shutil.rmtree(self.place, ignore_errors=True)
 
 
-def run(
-    kind: Kind, seed: str, numbers: Iterable[int], jobs: int, place: Path, quiet: bool = True
-) -> Iterator[Outcome]:
+def run(kind: Kind, seed: str, numbers: Iterable[int], jobs: int, place: Path, quiet: bool = True) -> Iterator[Outcome]:
     """Try the inputs of these numbers, and yield what comes of each, in any order.
 
     A hang is one only if it is one again: a shared machine may stand still.
@@ -170,7 +179,7 @@ def run(
             for k in [k for k, x in enumerate(children) if x.pipe in ready][::-1]:
                 found = children[k].outcome()
                 dead = found.fault is not None and not children[k].process.is_alive()
-                if found.fault and "hang" in found.fault and found.number not in again:
+                if found.fault and found.fault.startswith("a hang") and found.number not in again:
                     again.add(found.number)
                     repeat.append(found.number)
                 else:
