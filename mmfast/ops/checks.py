@@ -134,7 +134,7 @@ def flag(name: str, value: object) -> bool:
 def device_of(device: object) -> torch.device:
     """A device by name. Raises MmfastError for what names none."""
     try:
-        found = torch.device(device)  # type: ignore[arg-type]
+        found = torch.device(device)  # type: ignore[call-overload]
     except (TypeError, RuntimeError, ValueError):
         raise MmfastError(f"device is {device!r}; it should be a torch.device, or the name of one") from None
     if found.type == "cuda" and not torch.cuda.is_available():

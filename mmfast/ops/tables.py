@@ -143,7 +143,7 @@ def find(
     if is_compiling() or isinstance(s, Tensor) or (s is not None and isinstance(t, Tensor)):
         return formula(_jump(formula, sched, names, t, s)).map(lambda x: x.to(dtype)), None
     if s is not None:  # both are ints
-        process.check_kind("s", s, 0, t - 1)  # type: ignore[operator]
+        process.check_kind("s", s, 0, t - 1)  # type: ignore[arg-type]
         key: tuple[Any, ...] = (formula, names, dtype, t, s)
         return sched.derived.get(key) or _keep(sched, key, lambda: _jump(formula, sched, names, t, s)), None
     key = (formula, names, dtype)
