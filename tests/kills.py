@@ -98,7 +98,12 @@ def in_child(work: Callable[[], object]) -> int:
             code = 1
         sys.stdout.flush()
         os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except KeyboardInterrupt:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
 
 
 def count_lines(folder: Path) -> dict[str, int]:
