@@ -48,15 +48,21 @@ def build_model(config: Config) -> Model:
             for name, spec in config.modalities.items()
         }
         network = backbones.kind(config.backbone.kind).Backbone
-        return Model(
-            config.anchor,
-            parts,
-            build_schedule(config),
-            lambda channels, size: network(config.backbone, channels, size),
-            config.space,
-            config.loss.target,
-            config.told,
-        )
+        try:
+            return Model(
+                config.anchor,
+                parts,
+                build_schedule(config),
+                lambda channels, size: network(config.backbone, channels, size),
+                config.space,
+                config.loss.target,
+                config.told,
+            )
+        except (RuntimeError, MemoryError, OverflowError) as error:  # of more than the memory, or than can be counted
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise MmfastError(
+                f"backbone: a network with these options cannot be made ({reason}); choose smaller ones"
+            ) from None
 
 
 def stored(config: Config) -> dict[str, Any]:

@@ -22,13 +22,14 @@ from mmfast.options import PRECISIONS, check, one_line, option, typed
 from mmfast.plain_yaml import load_value, load_yaml
 from mmfast.process import TARGETS
 from mmfast.samplers import HEADS, SAMPLERS, check_share
+from mmfast.schedule import MOST_STEPS
 from mmfast.trust import allow_named_in
 
 
 @dataclass
 class ScheduleSpec:
     kind: str = option("cosine", "alpha_bar(t)", choices=("cosine", "linear"))
-    T: int = option(1000, "number of steps of the process", min=2)
+    T: int = option(1000, "number of steps of the process", min=2, max=MOST_STEPS)
 
 
 @dataclass
@@ -182,6 +183,8 @@ def _read(source: str) -> str:
 
 
 def _override(raw: DictConfig, key: str, value: str) -> None:
+    if not all(key.split(".")):
+        raise MmfastError(f"--{key} is no option's name; it should be words with dots between them, as --train.steps")
     new = load_value(value, f"--{key} {value}")
     allow_named_in(new)
     try:
@@ -191,7 +194,7 @@ def _override(raw: DictConfig, key: str, value: str) -> None:
         # Another kind has other options: what was said of the old one does not carry over.
         merge = not (isinstance(new, dict) and "kind" in new)
         OmegaConf.update(raw, key, new, merge=merge, force_add=True)
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
+    except (OmegaConfBaseException, TypeError, ValueError, LookupError, AttributeError) as error:
         raise MmfastError(f"--{key} {value}: {one_line(error)}") from None
 
 

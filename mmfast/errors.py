@@ -8,9 +8,27 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+# Characters of a message: a value that it shows may print as megabytes.
+LONGEST = 1500
+
 
 class MmfastError(ValueError):
     """Bad input: the message is one line and says what to do. The CLI prints it and exits with 2."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_one_line(str(message)))
+
+
+def _one_line(text: str) -> str:
+    """A text as one line that can be printed, whatever stands in the values and names of files that it shows."""
+    lines = [line.strip() for line in text.strip().splitlines()]
+    if len(lines) > 1 and any("Traceback (most recent call last)" in line for line in lines):
+        # From a process that loads data: its traceback, and then the error, which is one line.
+        lines = [lines[-1].removeprefix(f"{MmfastError.__module__}.{MmfastError.__name__}: ")]
+    line = " ".join(lines)
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 class BackendError(MmfastError):
@@ -28,11 +46,6 @@ def unknown(what: str, value: object, known: Iterable[object]) -> MmfastError:
 def missing_extra(package: str, extra: str, purpose: str) -> MmfastError:
     """The error for an optional package that is not installed."""
     return MmfastError(f"{purpose} needs {package}, which is not installed: pip install 'mmfast[{extra}]'")
-
-
-def line_of(error: MmfastError) -> str:
-    """The one line of an error: from a process that loads data it comes with its traceback above it."""
-    return str(error).strip().splitlines()[-1].removeprefix("mmfast.errors.MmfastError: ")
 
 
 def say(line: str) -> None:

@@ -69,14 +69,27 @@ def check_regular(path: Path) -> None:
         raise OSError(errno.EINVAL, "it is a pipe, a socket or a device; it should be a file")
 
 
-def read_text(path: Path, most: int) -> str:
-    """A text file in UTF-8. Raises OSError for one of more than `most` bytes, and for what is no file."""
+def read_bytes(path: Path, most: int) -> bytes:
+    """A file's content. Raises OSError for one of more than `most` bytes, and for what is no file."""
     check_regular(path)
     with open(path, "rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise OSError(errno.EFBIG, f"it has more than {most} bytes")
-    return data.decode()
+        if os.fstat(file.fileno()).st_size <= most:
+            data = file.read(most + 1)
+            if len(data) <= most:
+                return data
+    raise OSError(errno.EFBIG, f"it has more than {most} bytes")
+
+
+def beginning(path: Path, count: int) -> bytes:
+    """The first bytes of a file, at most `count`. Raises OSError for what is no file."""
+    check_regular(path)
+    with open(path, "rb") as file:
+        return file.read(count)
+
+
+def read_text(path: Path, most: int) -> str:
+    """A text file in UTF-8. Raises OSError as `read_bytes` does."""
+    return read_bytes(path, most).decode()
 
 
 def append_text(path: Path, text: str) -> None:

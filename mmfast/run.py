@@ -34,10 +34,10 @@ from mmfast.errors import MmfastError, notice, unknown
 from mmfast.files import (
     NO_LINK,
     append_text,
-    check_regular,
     is_temporary,
     load_into,
     load_tensors,
+    read_bytes,
     save_tensors,
     sync,
     write_atomically,
@@ -50,6 +50,8 @@ LAST, BEST = "ema.safetensors", "ema.best.safetensors"
 WEIGHTS = {"last": LAST, "best": BEST}
 STATES, RECORD = "states", "data.json"
 STATE, PREVIOUS, DAMAGED = "trainer.safetensors", "trainer.previous.safetensors", "trainer.damaged.safetensors"
+# Of stats.jsonl, in bytes: some millions of steps.
+LONGEST_STATS = 2**30
 
 # A trainer's state, and what raises MmfastError for one (of a file) that cannot be taken up.
 State = tuple[dict[str, Tensor], dict[str, Any]]
@@ -278,8 +280,7 @@ class Run:
         try:
             before = b""
             if self.stats_file.exists():
-                check_regular(self.stats_file)
-                before = self.stats_file.read_bytes()
+                before = read_bytes(self.stats_file, LONGEST_STATS)
         except OSError as error:
             raise MmfastError(f"{self.stats_file} cannot be read: {error.strerror}; permit it") from None
         lines: dict[int, str] = {}

@@ -233,9 +233,13 @@ def _cumulative(a: Tensor) -> Tensor:
     return torch.cat((a.new_ones(1), a.cumprod(0)))
 
 
+# Steps: the tables of a schedule, and what the ops derive from them, have a row for each.
+MOST_STEPS = 100_000
+
+
 def _check_steps(T: Any) -> None:
-    if not isinstance(T, int) or isinstance(T, bool) or T < 1:
-        raise MmfastError(f"T is {T!r}; it should be a positive whole number of steps")
+    if not isinstance(T, int) or isinstance(T, bool) or not 1 <= T <= MOST_STEPS:
+        raise MmfastError(f"T is {T!r}; it should be a positive whole number of steps, at most {MOST_STEPS}")
 
 
 def _check_alpha_bar(table: Tensor) -> None:

@@ -85,7 +85,12 @@ def _scores(trained: Trained, given: tuple[str, ...]) -> list[Metric]:
             found += measures.image_quality(trained, where, drawn[name])
             # What of the given a judge sees in the image.
             found += [
-                Metric(where, f"{known} seen in it", trained.model.part(known).score(judge(drawn[name]), drawn[known]), True)
+                Metric(
+                    where,
+                    f"{known} seen in it",
+                    trained.model.part(known).score(judge(drawn[name]), drawn[known]),
+                    True,
+                )
                 for known, judge in trained.judges.items()
                 if known in given
             ]

@@ -11,7 +11,7 @@ from typing import NoReturn
 import mmfast
 from mmfast.cli import check, evaluate, info, init, presets, report, sample, sweep, train
 from mmfast.cli.shared import overrides
-from mmfast.errors import MmfastError, line_of
+from mmfast.errors import MmfastError
 from mmfast.memory import keep_freed_memory
 from mmfast.ranks import joined
 from mmfast.trust import allow_code
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with joined() as args.ranks:
             return COMMANDS[args.command].run(args, rest)
     except MmfastError as error:
-        print(f"mmfast: error: {line_of(error)}", file=sys.stderr)
+        print(f"mmfast: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):  # the terminal has closed

@@ -42,11 +42,12 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _check_place(out: Path) -> None:
     """Raise MmfastError where another file than an earlier report has the name."""
+    from mmfast.files import beginning
     from mmfast.report import GENERATOR
 
     try:
-        there = out.read_bytes() if out.exists() else None
+        there = beginning(out, 4096) if out.exists() else None
     except OSError as error:
         raise MmfastError(f"{out} cannot be written: {error.strerror}; choose another place") from None
-    if there is not None and f'content="{GENERATOR}"'.encode() not in there[:4096]:
+    if there is not None and f'content="{GENERATOR}"'.encode() not in there:
         raise MmfastError(f"{out} is there already and is no report of mmfast's; choose another --out, or remove it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -154,7 +155,10 @@ def mapped(path: Path) -> Any:
     # NumPy compares the length of a header with this when it has read it, which may be gigabytes.
     if start[:6] == b"\x93NUMPY" and start[6:7] > b"\x01" and int.from_bytes(start[8:], "little") > LONGEST_HEADER:
         raise ValueError(f"its header should be at most {LONGEST_HEADER} bytes long")
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (tokenize.TokenError, RecursionError, MemoryError) as error:  # numpy reads the header as Python's text
+        raise ValueError(f"its header is damaged ({str(error) or type(error).__name__})") from None
 
 
 def read_array(path: Path, what: str = "an array") -> Tensor:

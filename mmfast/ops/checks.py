@@ -80,6 +80,12 @@ def _check_tensor(name: str, tensor: object) -> None:
         raise MmfastError(f"{name} is a {type(tensor).__name__}; it should be a tensor or a mmfast.ops.Block")
     if tensor.dtype not in FLOATS:
         raise MmfastError(f"{name} is {tensor.dtype}; it should be float32, float64, bfloat16 or float16")
+    _check_dense(name, tensor)
+
+
+def _check_dense(name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided:
+        raise MmfastError(f"{name} is a tensor of layout {tensor.layout}; it should be a dense one, of torch.strided")
 
 
 def _common_shape(shapes: list[list[int]], like_first: bool, what: str) -> list[int]:
@@ -116,6 +122,24 @@ def select(encodings: Encodings, sched: Schedule) -> tuple[tuple[str, ...], list
             f"({', '.join(sched.names) or 'none'}): name them in a dict to give a subset"
         )
     return sched.names, list(encodings)
+
+
+def flag(name: str, value: object) -> bool:
+    """A truth value. Raises MmfastError for anything else: whether a tensor is true may have no answer."""
+    if not isinstance(value, (bool, int)):
+        raise MmfastError(f"{name} is a {type(value).__name__}; it should be True or False")
+    return bool(value)
+
+
+def device_of(device: object) -> torch.device:
+    """A device by name. Raises MmfastError for what names none."""
+    try:
+        found = torch.device(device)  # type: ignore[call-overload]
+    except (TypeError, RuntimeError, ValueError):
+        raise MmfastError(f"device is {device!r}; it should be a torch.device, or the name of one") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise MmfastError(f"device is {device!r}, but torch finds no GPU; it should be cpu")
+    return found
 
 
 def check_batch(name: str, values: object, batch: int) -> None:
@@ -161,6 +185,7 @@ def _real(name: str, table: object, shape: Sequence[object]) -> Tensor:
     if not isinstance(table, Tensor) or table.is_complex():
         kind = table.dtype if isinstance(table, Tensor) else type(table).__name__
         raise MmfastError(f"{name} is {kind}; it should be a tensor of real numbers {_listed(shape)}")
+    _check_dense(name, table)
     return table
 
 
@@ -203,6 +228,7 @@ def check_row_values(rows: Rows, tables: Tables) -> None:
 def check_present(present: Tensor, batch: int, modalities: int) -> None:
     if not isinstance(present, Tensor):
         raise MmfastError(f"present is a {type(present).__name__}; it should be a tensor [{batch}, {modalities}]")
+    _check_dense("present", present)
     if present.dim() != 2 or present.shape[1] != modalities or present.shape[0] not in (1, batch):
         raise MmfastError(f"present has shape {list(present.shape)}; it should be [{batch}, {modalities}]")
 
@@ -210,12 +236,12 @@ def check_present(present: Tensor, batch: int, modalities: int) -> None:
 def check_noise(given: Noise, batch: int, device: torch.device) -> Noise:
     """The noise's identity, checked, with a fresh seed for None."""
     (seed, draw), sample_ids, stream, levels = given
-    if not isinstance(stream, int) or not 0 <= stream < 1 << 16:
+    if not isinstance(stream, int) or isinstance(stream, bool) or not 0 <= stream < 1 << 16:
         raise MmfastError(f"stream is {stream!r}; it should be an int in 0 .. 65535")
     if isinstance(draw, Tensor):
         if draw.numel() != 1 or draw.dtype != torch.int64:
             raise MmfastError(f"draw is a {draw.dtype} tensor of {draw.numel()} values; it should be one int64")
-    elif not isinstance(draw, (int, torch.SymInt)) or not 0 <= draw < 1 << 32:
+    elif isinstance(draw, bool) or not isinstance(draw, (int, torch.SymInt)) or not 0 <= draw < 1 << 32:
         raise MmfastError(f"draw is {draw!r}; it should be an int in 0 .. 2^32 - 1, or an int64 tensor")
     if sample_ids is not None:
         sample_ids = _ids(sample_ids, batch, device)

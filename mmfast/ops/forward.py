@@ -22,6 +22,7 @@ from mmfast.ops.checks import (
     check_given,
     check_noise,
     check_present,
+    flag,
     gather,
     select,
 )
@@ -74,6 +75,7 @@ def q_sample(
     Returns z_t, and the eps that made it (the tensor handed in, if it is of z_t's type: copying it would cost as much
     as the op).
     """
+    return_noise = flag("return_noise", return_noise)
     marginal = _MARGINAL if noise is None else _MARGINAL_GIVEN
     identity = Noise((seed, draw), sample_ids, stream) if noise is None else None
     return_eps = return_noise and noise is None
@@ -163,20 +165,21 @@ def diffusion_loss(
 
     Raises MmfastError naming the argument at fault.
     """
+    fused = flag("fused", fused)
     if not isinstance(target, str) or target not in TARGETS:
         raise unknown("target", target, TARGETS)
     if not isinstance(sched, Schedule):
         raise MmfastError(f"sched is a {type(sched).__name__}; it should be a mmfast.Schedule")
     gamma = min_snr_gamma
-    if gamma is not None and (not isinstance(gamma, (int, float)) or not gamma > 0):
-        raise MmfastError(f"min_snr_gamma is {gamma!r}; it should be a positive number or None")
+    if gamma is not None and (not isinstance(gamma, (int, float)) or not 0 < gamma < 1e300):
+        raise MmfastError(f"min_snr_gamma is {gamma!r}; it should be a positive, finite number or None")
     if reduction not in ("mean", "none"):
         raise unknown("reduction", reduction, ("mean", "none"))
     if noise is None and seed is None:
         raise MmfastError("noise and seed are both None; diffusion_loss needs the noise of z_t, or its seed and ids")
     given = [prediction, z0] if noise is None else [prediction, z0, noise]
     identity = Noise((seed, draw), sample_ids, stream) if noise is None else None
-    error = formula(Error, target, min_snr_gamma, noise is not None)
+    error = formula(Error, target, None if gamma is None else float(gamma), noise is not None)
     known = kept(error, sched.names, sched)
     if known is not None and fused:
         found = _at_once(given, known, t, identity, sample_weight, reduction)

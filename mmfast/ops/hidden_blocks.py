@@ -10,7 +10,7 @@ from mmfast.errors import MmfastError
 from mmfast.ops import backends, dispatch
 from mmfast.ops.around import in_memory, ordinary, transformed, watched
 from mmfast.ops.call import Noise
-from mmfast.ops.checks import FLOATS, Seed, check_batch, check_noise
+from mmfast.ops.checks import FLOATS, Seed, check_batch, check_noise, flag
 from mmfast.ops.reference import ALL
 from mmfast.streams import MASK
 
@@ -41,6 +41,7 @@ def block_mask(
     Returns x * mask [B, C, H, W] (zero where hidden, whatever x holds) and mask [B, 1, H, W], in x's type.
     Raises MmfastError naming the argument at fault.
     """
+    exact = flag("exact", exact)
     if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype not in FLOATS:
         kind = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise MmfastError(f"x is {kind}; it should be a floating tensor [B, C, H, W]")
@@ -85,6 +86,8 @@ def _ratio(ratio: float | Tensor, batch: int, device: torch.device) -> float | T
         check_batch("ratio", ratio, batch)
         if ratio.dim() > 1 or not ratio.is_floating_point():
             raise MmfastError(f"ratio is {ratio.dtype} {list(ratio.shape)}; it should be a number or floats [B]")
+        if ratio.device not in (device, torch.device("cpu")):
+            raise MmfastError(f"ratio is on {ratio.device}; it should be on {device} with x")
         # On a GPU it is not looked at, which would wait: held in its range instead.
         if _readable(ratio) and bool(ratio.isnan().any()):
             raise MmfastError("ratio holds NaN; it should lie in 0 .. 1")

@@ -26,6 +26,8 @@ from mmfast.ops.checks import (
     check_noise,
     check_row_values,
     check_tables,
+    device_of,
+    flag,
     gather,
     within_channels,
 )
@@ -70,6 +72,7 @@ def combine(
     Returns out [B, ...], and eps of the same shape and type if asked for.
     Raises MmfastError (a ValueError) naming the argument at fault.
     """
+    return_noise = flag("return_noise", return_noise)
     noise = None
     if sigma is not None or return_noise or levels is not None:
         noise = Noise((seed, draw), sample_ids, stream, check_levels(levels, sigma))
@@ -149,7 +152,7 @@ def randn(
     if dtype not in FLOATS:
         raise MmfastError(f"dtype is {dtype}; it should be float32, float64, bfloat16 or float16")
     tables, noise = (
-        Tables(torch.zeros(1, 0, device=device, dtype=arithmetic(dtype))),
+        Tables(torch.zeros(1, 0, device=device_of(device), dtype=arithmetic(dtype))),
         Noise((seed, draw), sample_ids, stream),
     )
     _, eps = _combine(Call([], tables, None, noise, list(shape), dtype), return_noise=True)
@@ -173,7 +176,7 @@ def random_words(
     """
     if not isinstance(shape, Sequence) or len(shape) != 2 or not all(isinstance(n, int) and n >= 0 for n in shape):
         raise MmfastError(f"shape is {shape!r}; it should be [B, count], neither of them negative")
-    device, (batch, count) = torch.device(device), shape
+    device, (batch, count) = device_of(device), shape
     noise = check_noise(Noise((seed, draw), sample_ids, stream), batch, device)
     return dispatch.choose([], device).random_words(noise, batch, count, device)
 

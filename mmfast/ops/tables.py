@@ -7,6 +7,7 @@ steps are derived once, in float64, and kept with the schedule: a call then only
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -142,6 +143,7 @@ def find(
     if is_compiling() or isinstance(s, Tensor) or (s is not None and isinstance(t, Tensor)):
         return formula(_jump(formula, sched, names, t, s)).map(lambda x: x.to(dtype)), None
     if s is not None:  # both are ints
+        process.check_kind("s", s, 0, t - 1)  # type: ignore[arg-type]
         key: tuple[Any, ...] = (formula, names, dtype, t, s)
         return sched.derived.get(key) or _keep(sched, key, lambda: _jump(formula, sched, names, t, s)), None
     key = (formula, names, dtype)
@@ -246,15 +248,19 @@ def range_of(clamp: float | tuple[float, float] | None, prediction: Term | None 
     return Bounds(*bounds[:2], *covered(prediction)) if isinstance(prediction, Block) else bounds
 
 
+# A bound beyond it bounds no number of float32, and torch takes none there.
+LARGEST = torch.finfo(torch.float32).max
+
+
 def _bounds(clamp: float | tuple[float, float] | None) -> Bounds:
     if clamp is None:
         return Bounds(-torch.inf, torch.inf)
     pair = tuple(clamp) if isinstance(clamp, (tuple, list)) else (clamp,)
-    numbers = len(pair) <= 2 and all(isinstance(x, (int, float)) for x in pair)
+    numbers = len(pair) in (1, 2) and all(isinstance(x, (int, float)) for x in pair)
     low, high = (-pair[0], pair[0]) if numbers and len(pair) == 1 else pair if numbers else (0.0, 0.0)
     if not low < high:
         raise MmfastError(f"clamp is {clamp!r}; it should be a positive number or a pair (low, high)")
-    return Bounds(float(low), float(high))
+    return Bounds(-math.inf if low < -LARGEST else float(low), math.inf if high > LARGEST else float(high))
 
 
 _same_bounds = functools.lru_cache(64)(_bounds)

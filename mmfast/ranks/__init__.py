@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mmfast.errors import MmfastError, line_of
+from mmfast.errors import MmfastError
 from mmfast.ranks.watch import BYE, FAILED, STOPPED, Watch
 
 T = TypeVar("T")
@@ -151,7 +151,13 @@ def joined() -> Iterator[Ranks]:
     if _joined is not None or _number("WORLD_SIZE", 1) == 1:
         yield _joined or ALONE
         return
-    _joined, watch = _join()
+    try:
+        _joined, watch = _join()
+    except RuntimeError as error:  # of torch.distributed: one has died since, or never came
+        raise MmfastError(
+            f"the ranks have not met ({str(error).strip().splitlines()[0]}); see what the others say, and whether all "
+            "were started with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE"
+        ) from None
     try:
         with _quiet(not _joined.first):
             yield _joined
@@ -220,7 +226,7 @@ def _leave_by(error: BaseException, here: Ranks, watch: Watch) -> None:
         watch.wait(EXPLAINED)
         raise SystemExit(2) from None
     elif isinstance(error, MmfastError):
-        said = watch.leave(FAILED, line_of(error), patience=EXPLAINED)
+        said = watch.leave(FAILED, str(error), patience=EXPLAINED)
         if said or not here.first:
             raise SystemExit(2) from None
     else:

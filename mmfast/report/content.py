@@ -12,9 +12,10 @@ from typing import Any
 
 from mmfast.config import Config
 from mmfast.errors import MmfastError
+from mmfast.files import read_bytes
 from mmfast.generate import title
 from mmfast.image_files import load_picture, read_header
-from mmfast.run import Run, stats_lines
+from mmfast.run import LONGEST_STATS, Run, stats_lines
 
 # Pictures beside the grids that training draws: so many of the newest.
 OTHERS = 4
@@ -78,7 +79,7 @@ def gather(run: Run) -> Content:
 def _bytes(file: Path, notes: list[str]) -> bytes | None:
     """A file's content; None where it is not there, or cannot be read, which is noted."""
     try:
-        return file.read_bytes()
+        return read_bytes(file, LONGEST_STATS)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -10,7 +10,7 @@ from torch import Tensor
 from mmfast import ops
 from mmfast.config import Config
 from mmfast.data import Examples
-from mmfast.errors import MmfastError, line_of
+from mmfast.errors import MmfastError
 from mmfast.model import Model
 from mmfast.ranks import Ranks
 from mmfast.streams import VALIDATE
@@ -64,7 +64,7 @@ class Validation:
             batch = self.examples.__getitems__(self.rows[places].tolist())
             check_batch(model, batch)
         except MmfastError as error:
-            return line_of(error)
+            return str(error)
         batch = batch.to(self.device)
         numbers = (FIRST + places).to(self.device)
         found = self.losses(model, batch, numbers, self.config)

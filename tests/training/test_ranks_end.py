@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,6 +35,19 @@ def test_a_rank_that_dies_ends_all_and_is_named(tmp_path, rank):
     (line,) = [line for line in said if line.startswith("mmfast: ")]
     assert line.startswith(f"mmfast: rank {rank} of 2 (") and f"{name}) has died" in line
     assert load_tensors(run / "trainer.safetensors")[1]["step"] == 6
+
+
+def test_ranks_that_cannot_meet_are_told_so_in_one_line(tmp_path, monkeypatch, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        variables = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1"}
+        for name, value in {**variables, "MASTER_PORT": taken.getsockname()[1]}.items():
+            monkeypatch.setenv(name, str(value))
+        assert main(command(tmp_path / "run", 50)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mmfast: ")]
+    assert line.startswith("mmfast: error: the ranks have not met (") and "MASTER_PORT" in line
+    assert not (tmp_path / "run").exists()
 
 
 def failing(rank, argv):
