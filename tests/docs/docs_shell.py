@@ -171,12 +171,12 @@ def _pip(rest, folder, inline, given):
             for extra in filter(None, (own[1] or "").split(",")):
                 assert extra in EXTRAS, f"pyproject.toml has no extra {extra!r}"
         else:
-            assert _named_in(word, "mmfast", "benchmarks"), f"nothing in the package asks for {word}"
+            assert _named_in(word, "mmfast", "benchmarks", "examples"), f"nothing in the package asks for {word}"
 
 
 def _apt_get(rest, folder, inline, given):
     assert rest[0] == "install" and len(rest) == 2
-    assert _named_in(rest[1], "mmfast"), f"nothing in the package asks for {rest[1]}"
+    assert _named_in(rest[1], "mmfast", "examples"), f"nothing in the package asks for {rest[1]}"
 
 
 def _named_in(word, *folders):

