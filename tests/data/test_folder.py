@@ -330,3 +330,14 @@ def test_folders_lead_out_of_root_where_that_is_said(made, tmp_path_factory):
             folder.open(folder.Spec(root=str(root), folders={"mask": where}), specs(), "image")
         spec = folder.Spec(root=str(root), folders={"mask": where}, outside=True)
         assert len(folder.look(spec, specs(), "image").paths["mask"]) == 6
+
+
+def test_where_all_would_be_held_out_one_is_left_to_train_on(tmp_path):
+    """Of two names whose numbers are both below the fraction the larger is kept."""
+    numbers = {f"x{k}": int(hashlib.sha256(f"x{k}".encode()).hexdigest(), 16) / 2**256 for k in range(20)}
+    names = [name for name, number in numbers.items() if number < 0.8][:2]
+    for name in names:
+        write(tmp_path, "image", name, ".png", np.zeros((SIZE, SIZE, 3), np.uint8))
+    data = folder.open(folder.Spec(root=str(tmp_path), test_fraction=0.9), {"image": specs()["image"]}, "image")
+    held_out, kept = sorted(names, key=numbers.__getitem__)
+    assert (data.train.stems, data.test.stems) == ([kept], [held_out])
