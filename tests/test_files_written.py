@@ -8,6 +8,7 @@ import pytest
 
 from mmfast.errors import MmfastError
 from mmfast.files import (
+    LONGEST_HEADER,
     LONGEST_METADATA,
     append_text,
     check_regular,
@@ -120,6 +121,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 def test_a_files_metadata_have_a_longest_length(tmp_path):
     """What is just short enough is read; JSON of numbers takes many times its length in memory."""
+    assert LONGEST_HEADER == 33_554_432  # of a hundred thousand tensors, and no gigabytes
     path = tmp_path / "x.safetensors"
     room = LONGEST_METADATA - len('{"a": ""}')
     save_tensors(path, {}, {"a": "x" * room})

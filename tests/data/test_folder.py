@@ -299,3 +299,46 @@ def test_a_link_to_nothing_is_an_error_when_it_is_read(made):
     with pytest.raises(MmfastError, match=r"lost\.png cannot be read as a picture: .*; mend or remove it"):
         for part in (data.train, data.test):
             part.__getitems__(range(len(part)))
+
+
+def test_one_example_is_too_few(tmp_path):
+    write(tmp_path, "image", "a", ".png", np.zeros((SIZE, SIZE, 3), np.uint8))
+    with pytest.raises(MmfastError, match="holds one example; it should hold some to train on and some to test"):
+        folder.open(folder.Spec(root=str(tmp_path)), {"image": specs()["image"]}, "image")
+
+
+def test_what_belongs_to_nothing_is_listed_with_the_reason(made):
+    """Of a folder in a folder the outer one is known, too."""
+    root, _ = made
+    (root / "more").mkdir()
+    (root / "mask").rename(root / "more" / "deep")
+    (root / "notes").mkdir()
+    found = folder.look(folder.Spec(root=str(root), folders={"mask": "more/deep"}), specs(), "image").left_out
+    endings = ", ".join(modalities.kind("image").extensions)
+    assert found == {
+        f"no image file ({endings})": [root / "image" / "ape" / "notes.txt"],
+        "of mask, without a file of image of that path and name": [root / "more" / "deep" / "ape" / "99.png"],
+        "no folder of a modality": [root / "notes"],
+    }
+
+
+def test_folders_lead_out_of_root_where_that_is_said(made, tmp_path_factory):
+    root, _ = made
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (root / "mask").rename(elsewhere / "mask")
+    for where in (str(elsewhere / "mask"), os.path.relpath(elsewhere / "mask", root)):
+        with pytest.raises(MmfastError, match=r"data\.folders\.mask is .*, which leads out of data\.root"):
+            folder.open(folder.Spec(root=str(root), folders={"mask": where}), specs(), "image")
+        spec = folder.Spec(root=str(root), folders={"mask": where}, outside=True)
+        assert len(folder.look(spec, specs(), "image").paths["mask"]) == 6
+
+
+def test_where_all_would_be_held_out_one_is_left_to_train_on(tmp_path):
+    """Of two names whose numbers are both below the fraction the larger is kept."""
+    numbers = {f"x{k}": int(hashlib.sha256(f"x{k}".encode()).hexdigest(), 16) / 2**256 for k in range(20)}
+    names = [name for name, number in numbers.items() if number < 0.8][:2]
+    for name in names:
+        write(tmp_path, "image", name, ".png", np.zeros((SIZE, SIZE, 3), np.uint8))
+    data = folder.open(folder.Spec(root=str(tmp_path), test_fraction=0.9), {"image": specs()["image"]}, "image")
+    held_out, kept = sorted(names, key=numbers.__getitem__)
+    assert (data.train.stems, data.test.stems) == ([kept], [held_out])
