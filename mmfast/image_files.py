@@ -34,8 +34,10 @@ def _named(path: Path | str, what: str) -> Iterator[None]:
     except UnidentifiedImageError:
         raise MmfastError(f"{path} cannot be read as a {what}: it is none of {', '.join(FORMATS)}") from None
     except DAMAGED as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise MmfastError(f"{path} cannot be read as a {what}: {reason}; mend or remove it") from None
+        said = (
+            getattr(error, "strerror", None) or str(error) or type(error).__name__
+        )  # the system's names the path again
+        raise MmfastError(f"{path} cannot be read as a {what}: {said.splitlines()[0]}; mend or remove it") from None
 
 
 @contextlib.contextmanager

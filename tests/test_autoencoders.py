@@ -112,7 +112,7 @@ def test_sampling_gives_pixels_and_takes_them():
     drawn = generate(model, config, 3, {"label": torch.tensor([2])}, seed=1)
     assert drawn["image"].shape == (3, 1, 8, 8) and float(drawn["image"].abs().max()) <= 1
     image = (torch.rand(3, 1, 8, 8) * 2 - 1) / 3  # which is rounded on the way through
-    assert not torch.equal(model.image.of_z0(model.image.z0(image)), image)
+    assert not torch.equal(model.anchor.from_z0(model.anchor.to_z0(image)), image)
     told = []
     hook = model.register_forward_hook(lambda module, args, out: told.append(args[2]["image"]))
     read = generate(model, config, 3, {"image": image})

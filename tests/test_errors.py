@@ -281,7 +281,9 @@ def test_a_file_that_breaks_later_keeps_the_steps_before(capsys, folder, workers
             error = capsys.readouterr().err.strip().splitlines()[-1]
             assert error.startswith("mmfast: error: ") and file.name in error
             file.write_bytes(whole)
-            assert main([*argv, "--train.batch_size", "1"]) == 0
+            assert main([*argv, "--train.batch_size", "1"]) == 2  # the data is another than the run began with
+            assert file.name in capsys.readouterr().err
+            assert main([*argv, "--train.batch_size", "1", "--allow-changed-data"]) == 0
             steps = [json.loads(line)["step"] for line in (run / "stats.jsonl").read_text().splitlines()]
             assert steps == list(range(1, 21))
             return

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -192,11 +193,12 @@ def test_of_an_image_alone_there_is_its_quality(monkeypatch):
 
 def test_features_and_weights_are_those_of_the_config(monkeypatch):
     asked = []
-    monkeypatch.setattr(module, "extractor", lambda *args: asked.append(args) or "the network")
+    network = SimpleNamespace(name="pixels")
+    monkeypatch.setattr(module, "extractor", lambda *args: asked.append(args) or network)
     for weights in ("", "file.pth"):
         world = World(monkeypatch, evaluate__features="vgg16", evaluate__features_weights=weights or "''")
         evaluate(world.model, world.config, world.data, quiet=True)
-        assert next(call for call in world.calls if len(call) == 4)[3] == "the network"
+        assert next(call for call in world.calls if len(call) == 4)[3] is network
     assert asked == [("vgg16", None), ("vgg16", "file.pth")]
 
 
@@ -304,11 +306,11 @@ def test_grids_without_a_board_and_with_bars(monkeypatch, tmp_path):
     """Of an image alone there is one: it is not drawn given itself."""
     world = World(monkeypatch, count=2, evaluate__samples=9).alone()
     sample_run(Run.start(tmp_path / "one", world.config), world.model, world.config, world.data, 3)
-    assert [(given, how) for _, given, how in world.calls] == [({}, {"progress": "samples"})]
+    assert [(given, how) for _, given, how in world.calls] == [({}, {"progress": "samples, step 3"})]
     world = World(monkeypatch, count=2, evaluate__samples=9).alone("label")
     sample_run(Run.start(tmp_path / "two", world.config), world.model, world.config, world.data, 3)
     assert [list(given) for _, given, _ in world.calls] == [[], ["image"], ["label"]]
     world = World(monkeypatch, count=2, evaluate__samples=9)
     sample_run(Run.start(tmp_path / "all", world.config), world.model, world.config, world.data, 3)
     texts = [how["progress"] for _, _, how in world.calls]
-    assert texts == ["samples", *(f"samples given {given}" for given in GIVENS[1:])]
+    assert texts == ["samples, step 3", *(f"samples given {given}, step 3" for given in GIVENS[1:])]

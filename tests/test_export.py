@@ -90,6 +90,7 @@ def test_other_samplers_too(clamp, sampler, tmp_path, monkeypatch):
     assert float(expected.clamp(-1, 1).std()) > 0.1
 
 
+@pytest.mark.slow
 def test_a_run_writes_one_that_needs_no_mmfast(tmp_path):
     model, config = made()
     run = tmp_path / "run"

@@ -36,14 +36,14 @@ def sample(kind, count, place):
 
 
 # Such as take a millisecond; the slow ones are files and folders.
-@pytest.mark.parametrize(("kind", "count"), [("ops", 1500)])
+@pytest.mark.parametrize(("kind", "count"), [("ops", 300)])
 def test_a_sample(kind, count, tmp_path):
     sample(kind, count, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "count"), [("ops", 3000), ("config", 1000), ("checkpoint", 300), ("command", 200), ("data", 500)]
+    ("kind", "count"), [("ops", 3000), ("config", 60), ("checkpoint", 30), ("command", 20), ("data", 40)]
 )
 def test_a_larger_sample(kind, count, tmp_path):
     sample(kind, count, tmp_path)
@@ -82,7 +82,7 @@ def test_the_fuzzer_sees_what_goes_wrong(tmp_path):
     found = {x.number: x.fault for x in pool.run(Wrong(), "s", range(len(WRONG) + 1), 1, tmp_path)}
     assert found.pop(len(WRONG)) is None
     for number, beginning in enumerate(WRONG):
-        assert beginning in found[number].splitlines()[-1], found[number]
+        assert beginning in found[number], found[number]
 
 
 def test_a_hang_is_seen(tmp_path, monkeypatch):

@@ -169,7 +169,7 @@ def test_the_first_rank_alone_shows_a_bar(small, monkeypatch):
     shown = []
     model, usual = small
     monkeypatch.setattr(
-        module, "sample", lambda m, n, known, **how: shown.append((n, how["progress"])) or sample(m, n, known, **how)
+        module, "sample", lambda m, n, given, **how: shown.append((n, how["progress"])) or sample(m, n, given, **how)
     )
     for index in (0, 1):
         generate(model, usual, 5, ranks=Both(index), progress="bar")
@@ -181,7 +181,7 @@ def test_a_network_that_is_not_told_is_asked_for_nothing_unknown(monkeypatch):
     import mmfast.generate as module
 
     asked = []
-    monkeypatch.setattr(module, "sample", lambda m, n, known, **how: asked.append(how.get("unknown")) or
+    monkeypatch.setattr(module, "sample", lambda m, n, given, **how: asked.append(how.get("unknown")) or
                         {name: torch.zeros(1) for name in ("image", "label", "mask")})  # fmt: skip
     shares = [(f"modalities.{name}.unknown_probability", "0.3") for name in ("label", "mask")]
     for told, first, known, unknown in (
@@ -203,6 +203,6 @@ def test_a_network_that_is_not_told_is_asked_for_nothing_unknown(monkeypatch):
 
 def test_the_arguments_are_those_of_the_config():
     other = {"steps": 7, "sampler": "ddim", "eta": 0.5, "guidance_scale": 2.0, "clamp": 3.0, "batch_size": 11,
-             "precision": "bf16", "heads": "sampled", "offset": {"mask": 0.1}}  # fmt: skip
+             "precision": "bf16", "heads": "sampled", "offset": {"mask": 0.1}, "resample": 3}  # fmt: skip
     chosen = config.load("digits", [("seed", "9"), *((f"sample.{name}", str(x)) for name, x in other.items())])
     assert settings(chosen) == {**other, "seed": 9}

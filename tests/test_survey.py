@@ -263,7 +263,7 @@ def test_the_exit_status_is_2_where_training_would_stop(here, capsys):
     assert (here.parent / "s.png").exists() and "nothing is wrong" not in shown
     assert main(["check", "my.yaml", "--sheet", "s.gif"]) == 2
     assert main(["check", "nothing"]) == 2
-    assert "'nothing' is no folder; it should be one, a .yaml file, or one of digits" in capsys.readouterr().err
+    assert "'nothing' is no folder; it should be one, a .yaml file, or one of any-to-any" in capsys.readouterr().err
     shutil.rmtree(here / "mask")
     assert main(["check", "my.yaml", "--quiet", "--data.test_fraction", "0.5"]) == 2
     assert "holds no mask file" in capsys.readouterr().out

@@ -13,20 +13,19 @@ from mmfast.data.base import Batch, Data, Examples
 from mmfast.errors import unknown
 
 HELPERS = (
-    *(
-        "base",
-        "cache",
-        "decoded",
-        "example_files",
-        "found",
-        "items",
-        "judge",
-        "labelled",
-        "listing",
-        "precompute",
-        "rows",
-    ),
-    *("skipping", "table"),
+    "base",
+    "cache",
+    "decoded",
+    "example_files",
+    "found",
+    "items",
+    "judge",
+    "labelled",
+    "listing",
+    "metadata",
+    "precompute",
+    "rows",
+    "skipping",
 )
 KINDS = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in HELPERS]
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from mmfast import config as configs
-from mmfast.build import build_data, with_class_names
+from mmfast.build import build_data, with_found
 from mmfast.data import huggingface, torchvision
 from mmfast.data.items import x_of
 from mmfast.errors import MmfastError
@@ -99,7 +99,7 @@ def pet_config(root, **more):
 def test_pictures_masks_and_names_of_classes(tmp_path):
     pytest.importorskip("torchvision")
     truth = pets(tmp_path)
-    chosen = with_class_names(pet_config(tmp_path))
+    chosen = with_found(pet_config(tmp_path))
     assert chosen.modalities["label"].names == ["Abyssinian", "Beagle", "Great Pyrenees"]
     data = build_data(chosen)
     rows = [*data.train.rows.tolist(), *data.test.rows.tolist()]
@@ -239,7 +239,7 @@ def check_rows(data, expected):
 
 def test_rows_of_a_data_set_of_hugging_face(stand_in, tmp_path):
     pictures = [picture for picture, _ in rows()]
-    chosen = with_class_names(config(hub()))
+    chosen = with_found(config(hub()))
     assert chosen.modalities["label"].names == ["ape", "bee", "cow"]
     check_rows(build_data(chosen), pictures)
     check_rows(build_data(config(hub(test="test"))), pictures)
@@ -285,7 +285,7 @@ def test_the_package_itself(tmp_path):
     table.save_to_disk(str(tmp_path / "one"))
     datasets.DatasetDict({"train": table, "test": table}).save_to_disk(str(tmp_path / "two"))
     for path, more in (("one", {}), ("two", {"test": "test"})):
-        chosen = with_class_names(config(hub(path=str(tmp_path / path), **more)))
+        chosen = with_found(config(hub(path=str(tmp_path / path), **more)))
         assert chosen.modalities["label"].names == ["ape", "bee", "cow"]
         check_rows(build_data(chosen), pictures)
     with pytest.raises(MmfastError, match="the split is 'valid'; it should be one of train, test"):

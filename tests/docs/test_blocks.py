@@ -22,7 +22,15 @@ from mmfast import cli, config, propose
 
 def blocks(language):
     found = [block for page in BLOCKS.values() for block in page if block.language == language and not block.reason]
-    return pytest.mark.parametrize("block", found, ids=str)
+    return pytest.mark.parametrize("block", [pytest.param(block, marks=_marks(block)) for block in found], ids=str)
+
+
+def _marks(block):
+    """Blocks of docs/ that train and draw are slow: the README's run the same commands."""
+    costly = block.language == "bash" and re.search(
+        r"^mmfast (train|sample|eval|sweep|report|init)\b", block.text, re.M
+    )
+    return [pytest.mark.slow] if costly and block.page.startswith("docs/") else []
 
 
 @pytest.fixture(scope="session")

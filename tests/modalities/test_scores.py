@@ -23,6 +23,8 @@ def test_what_the_scores_are_called():
         "label": ("accuracy", "agreement"),
         "mask": ("iou", "iou"),
         "embedding": ("cosine", "cosine"),
+        "caption": ("cosine", "cosine"),
+        "table": ("rmse", "rmse"),
         "feature_map": ("cosine", "cosine"),
         "masked": ("rmse", "rmse"),
     }

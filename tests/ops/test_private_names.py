@@ -85,6 +85,7 @@ for _ in range(2):  # the second time by what the first one kept
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_without_a_private_name():
     """One name at a time."""

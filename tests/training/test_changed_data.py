@@ -85,6 +85,7 @@ def test_what_is_kept(folder, tmp_path):
 def add(root):
     for name in ("new", "newer", "newest", "news"):
         draw(root / "photo" / f"{name}.png", 50)
+        (root / "label" / f"{name}.txt").write_text("0")
 
 
 def remove(root):
@@ -104,7 +105,7 @@ def swap(root):
 
 
 CHANGES = {
-    "added": (add, "4 files added (photo/new.png, photo/newer.png, photo/newest.png, ...)"),
+    "added": (add, "8 files added (label/new.txt, label/newer.txt, label/newest.txt, ...)"),
     "removed": (remove, "2 files removed (label/03.txt, photo/03.png)"),
     "altered": (alter, "1 file altered (photo/05.png)"),
     "of one size": (swap, "1 file altered (label/04.txt)"),

@@ -31,11 +31,11 @@ def test_the_lines_of_a_run_without_a_terminal(tmp_path, capfd):
     assert re.fullmatch(rf"training: step 2 of 4, {figures}, .* left", two)
     assert re.fullmatch(rf"training: step 4 of 4, {figures}", four)
     # Pictures and figures are announced before they are drawn.
-    assert lines.index("samples, step 2: 1 step") < lines.index(four)
+    assert lines.index("samples, step 2: 1 evaluation") < lines.index(four)
     drawing = lines.index(f"drawing 2 samples in each of 4 directions, for {tmp_path}/run/samples")
-    assert lines.index(four) < drawing < lines.index("samples, step 4: 1 step")
+    assert lines.index(four) < drawing < lines.index("samples, step 4: 1 evaluation")
     figures = lines.index(f"drawing 4 samples in each direction, for {tmp_path}/run/metrics.json")
-    assert drawing < figures < lines.index("evaluating, joint: 1 step")
+    assert drawing < figures < lines.index("evaluating, joint: 1 evaluation")
 
 
 def test_quiet_says_nothing(tmp_path, capfd):
