@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from benchmarks.paper.__main__ import begin
 
+
+def main(argv: Sequence[str]) -> int:
+    return begin(["any-to-any", *argv])
+
+
 if __name__ == "__main__":
-    sys.exit(begin(["any-to-any", *sys.argv[1:]]))
+    sys.exit(main(sys.argv[1:]))

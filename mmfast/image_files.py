@@ -34,9 +34,8 @@ def _named(path: Path | str, what: str) -> Iterator[None]:
     except UnidentifiedImageError:
         raise MmfastError(f"{path} cannot be read as a {what}: it is none of {', '.join(FORMATS)}") from None
     except DAMAGED as error:
-        said = (
-            getattr(error, "strerror", None) or str(error) or type(error).__name__
-        )  # the system's names the path again
+        # What the system says would name the path again.
+        said = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise MmfastError(f"{path} cannot be read as a {what}: {said.splitlines()[0]}; mend or remove it") from None
 
 

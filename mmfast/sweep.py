@@ -78,10 +78,8 @@ def sweep(
     if model.anchor_name in given:
         raise MmfastError(f"given has {model.anchor_name}, the anchor; the figures are those of drawn images")
     chosen = configs(config, over)
-    count, features = (
-        config.evaluate.samples,
-        extractor(config.evaluate.features, config.evaluate.features_weights or None),
-    )
+    count = config.evaluate.samples
+    features = extractor(config.evaluate.features, config.evaluate.features_weights or None)
     z0 = to_z0(model)
     measured = lambda x: features(z0(x))  # noqa: E731
     judges, real = data.judges(), real_features(data, model.anchor_name, measured)

@@ -27,7 +27,7 @@ def run(task, folder, *more):
 
 
 @pytest.mark.parametrize(
-    "task", [t if t == "image-label" else pytest.param(t, marks=pytest.mark.slow) for t in (*paper.TASKS, "any-to-any")]
+    "task", [t if t == "image-label" else pytest.param(t, marks=pytest.mark.slow) for t in paper.TASKS]
 )
 def test_a_task_trains_evaluates_and_writes_its_page(task, tmp_path):
     assert run(task, tmp_path) == 0

@@ -1,0 +1,83 @@
+"""Any to any: which sets are given, what counts as level, and a smoke run of all of it."""
+
+import json
+from itertools import combinations
+
+import pytest
+
+from benchmarks.any_to_any import main
+from benchmarks.paper import any_to_any as task
+from benchmarks.paper import matrix
+from benchmarks.paper.core import OURS, TOTAL
+from benchmarks.paper.report import Row
+
+NAMES = ["image", "mask", "label", "embedding", "masked"]
+
+
+def test_given_sets():
+    """Nothing, all of one and of two, and some of more: none holds what another is made from, each leaves something."""
+    found = task.given_sets(NAMES, {"masked": "image"}, larger=3)
+    small = [s for n in range(3) for s in combinations(NAMES, n) if not {"image", "masked"} <= {*s}]
+    assert found[: len(small)] == small and len(found) == len(small) + 3
+    larger = found[len(small) :]
+    possible = {s for n in (3, 4) for s in combinations(NAMES, n) if not {"image", "masked"} <= {*s}}
+    left = {s for s in possible if {*NAMES} - {*s} - {"masked"}}  # something is left to be drawn
+    assert len({*larger}) == 3 and {*larger} <= left
+    assert found == task.given_sets(NAMES, {"masked": "image"}, larger=3)
+    assert len(task.given_sets(NAMES, {"masked": "image"}, larger=99)) == len(small) + len(left)
+
+
+def row(method, condition, metric, mean, higher=True):
+    return Row(method, condition, metric, mean, 0.0, 1, [mean], higher)
+
+
+def test_verdicts_count_what_is_level():
+    """Of two directions: at equal images one twentieth behind is level, at equal compute it is not."""
+    reads, draws = task.READ[1], task.DRAW[1]
+    rows = [
+        row(OURS, reads.condition, "accuracy", 0.96),
+        row(reads.name, reads.condition, "accuracy", 1.0),
+        row(OURS, draws.condition, "FD-x", 10.6, False),
+        row(draws.name, draws.condition, "FD-x", 10.0, False),
+    ]
+    assert task.behind(rows, OURS, reads)[0] == pytest.approx(0.04)
+    assert task.behind(rows, OURS, draws)[0] == pytest.approx(0.06)
+    assert [v.holds for v in task.verdicts(rows, 1.0)] == [True, False, False]
+    assert [v.holds for v in task.verdicts(rows, 0.0)] == [False, False, False]
+    rows[2] = row(OURS, draws.condition, "FD-x", 9.0, False)
+    assert [v.holds for v in task.verdicts(rows, 1.0)] == [True, True, True]
+
+
+def test_the_matrix_marks_the_best_of_a_column():
+    rows = [
+        ("given a: b", "iou", 0.5), ("given c: b", "iou", 0.9),
+        ("given b: a", "FD-x", 4.0), ("given c: a", "FD-x", 9.0), ("given c: a", "precision", 1.0),
+    ]  # fmt: skip
+    picture = matrix.picture(rows, ["a", "b"])
+    given = ["a", "c", "b"]
+    assert picture.size == (matrix.LEFT + 2 * matrix.COLUMN, matrix.TOP + 3 * matrix.ROW)
+
+    def colour(row, column):
+        return picture.getpixel(
+            (matrix.LEFT + column * matrix.COLUMN + 3, matrix.TOP + given.index(row) * matrix.ROW + 3)
+        )
+
+    assert colour("c", 1) == matrix.BEST and colour("a", 1) == matrix.WORST
+    assert colour("b", 0) == matrix.BEST and colour("c", 0) == matrix.WORST  # the lower distance is the better
+    assert colour("a", 0) == matrix.PAPER
+
+
+@pytest.mark.slow
+def test_a_smoke_run_writes_its_page(tmp_path):
+    assert main(["--smoke", "--seeds", "1", "--work", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "results" / "any_to_any.json").read_text())
+    methods = {row["method"] for row in found["rows"]}
+    assert {OURS, TOTAL, "image to mask alone", "label to image alone", "masked to image alone"} <= methods
+    conditions = {row["condition"] for row in found["rows"] if row["method"] == OURS}
+    names = ["image", "mask", "label", "masked"]
+    for given in task.given_sets(names, {"masked": "image"}):
+        for name in ("image", "mask", "label"):
+            if name not in given:
+                assert task.condition(given, name) in conditions
+    assert (tmp_path / "results" / "any_to_any.md").exists()
+    assert list((tmp_path / "results").glob("any_to_any-matrix.png"))
