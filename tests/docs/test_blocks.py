@@ -22,7 +22,12 @@ from mmfast import cli, config, propose
 
 def blocks(language):
     found = [block for page in BLOCKS.values() for block in page if block.language == language and not block.reason]
+    found = [block for block in found if block.language != "bash" or block.page not in OWN_TEST]
     return pytest.mark.parametrize("block", [pytest.param(block, marks=_marks(block)) for block in found], ids=str)
+
+
+# Pages whose commands follow on one another have a test of their own.
+OWN_TEST = {"docs/tutorial.md": "test_tutorial.py"}
 
 
 def _marks(block):
