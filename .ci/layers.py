@@ -20,7 +20,7 @@ GROUPS = {
     "streams | memory | progress": ("the ground", "#eeeeee"),
 }
 BESIDE = ("_mmfast_cpu", "_mmfast_cuda")
-WIDTH, LEFT, RIGHT, ROW, GAP = 860, 230, 846, 26, 12
+WIDTH, LEFT, RIGHT, ROW, GAP = 860, 240, 846, 26, 12
 SANS = 'font-family="system-ui, sans-serif" font-size="13" fill="#1b2333"'
 MONO = 'font-family="ui-monospace, Menlo, Consolas, monospace" font-size="11" text-anchor="middle" fill="#1b2333"'
 
