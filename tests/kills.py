@@ -32,7 +32,7 @@ from tiny import flags  # noqa: E402
 import mmfast  # noqa: E402
 from mmfast.cli import main  # noqa: E402
 from mmfast.run import Run  # noqa: E402
-from mmfast.training import trainer  # noqa: E402
+from mmfast.training import loop, trainer  # noqa: E402
 
 WORDS = [*COMMAND, *flags([("evaluate.samples", "4"), ("evaluate.bound_steps", "1"), ("sample.count", "1")])]
 # The parts of training, each by where its function is looked up.
@@ -41,8 +41,8 @@ PARTS: dict[str, tuple[Any, str]] = {
     "checkpoint": (Run, "save_state"),
     "export": (trainer.Trainer, "export"),
     "step": (trainer.Trainer, "step"),
-    "sampling": (trainer, "sample_run"),
-    "evaluation": (trainer, "evaluate_run"),
+    "sampling": (loop, "sample_run"),
+    "evaluation": (loop, "evaluate_run"),
 }
 CLOCK = "the clock"
 SOURCES = str(Path(mmfast.__file__).parent)

@@ -18,7 +18,8 @@ from mmfast.build import build_data, build_model
 from mmfast.evaluate import evaluate
 from mmfast.generate import generate
 from mmfast.run import Run
-from mmfast.training import trainer as module
+from mmfast.training import train
+from mmfast.training.examples import loader
 from mmfast.training.trainer import Trainer
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -56,7 +57,7 @@ def test_steps_keep_their_memory(tmp_path):
     config = tiny(train__steps=10_001, train__log_every=50, train__checkpoint_every=1000, **SMALL)
     run = Run.start(tmp_path / "run", config)
     trainer = Trainer(config, run, build_data(config))
-    batches = module.loader(config, trainer.data.train, 0)
+    batches = loader(config, trainer.data.train, 0)
 
     def step():
         trainer.step(batches, trainer.model)
@@ -89,7 +90,7 @@ def test_evaluations_keep_their_memory():
 def test_whole_runs_leave_nothing_open(tmp_path):
     count = iter(range(100))
     config = tiny(train__steps=1, train__log_every=1, **SMALL)
-    hold_flat(lambda: module.train(config, str(tmp_path / str(next(count))), quiet=True), 20)
+    hold_flat(lambda: train(config, str(tmp_path / str(next(count))), quiet=True), 20)
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------

@@ -126,7 +126,9 @@ def main(argv: list[str] | None = None) -> int:
         extractor(plan.task.features)
         plan.task.check()
     judges = [(plan.task.judge, cells.JUDGE_SEED)] if plan.task.judge else []
-    work = [(method, seed) for seed in range(args.seeds) for method in plan.task.methods]
+    there = plan.config(plan.task.method(OURS), 0).modalities.keys()
+    methods = [method for method in plan.task.methods if {*method.uses} <= there]
+    work = [(method, seed) for seed in range(args.seeds) for method in methods]
     failed = _all(plan, judges, args) or _all(plan, work, args)
     _write(plan, args)
     for line in failed:

@@ -138,6 +138,7 @@ def _read_alone(direction: Direction) -> Any:
 
 def single(direction: Direction, names: Sequence[str]) -> tuple[Method, Any]:
     """The model trained for one direction alone, and its measure: by supervision, or with what is given always told."""
+    uses = (direction.given, direction.target)
     without = {f"modalities.{name}": None for name in names if name not in (direction.given, direction.target)}
     if direction.target == names[0]:
         given = f"modalities.{direction.given}"
@@ -151,7 +152,9 @@ def single(direction: Direction, names: Sequence[str]) -> tuple[Method, Any]:
         def measure(trained: Trained) -> list[Metric]:
             return _one(trained, direction)
 
-        method = Method(direction.name, lambda trained: {direction.name: measure(trained)}, {**without, **told})
+        method = Method(
+            direction.name, lambda trained: {direction.name: measure(trained)}, {**without, **told}, uses=uses
+        )
         return method, measure
     read = _read_alone(direction)
     method = Method(
@@ -159,6 +162,7 @@ def single(direction: Direction, names: Sequence[str]) -> tuple[Method, Any]:
         lambda trained: {direction.name: read(trained)},
         without,
         supervised=(direction.given, direction.target),
+        uses=uses,
     )
     return method, read
 
@@ -192,7 +196,7 @@ def verdicts(rows: list[Row], slack: float = 1.0) -> list[Verdict]:
 
 def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:
     """The matrix of directions: a row for what is given, a column for what is drawn."""
-    rows = [(m.condition, m.name, m.value) for m in ours(trained)[OURS]]
+    rows = [(m.condition, m.metric, m.value) for m in ours(trained)[OURS]]
     names = [name for name, part in trained.model.parts.items() if not part.derived]
     return {"matrix": ("What is drawn (across), given what (down), in the units of each.", matrix.picture(rows, names))}
 

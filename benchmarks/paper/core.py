@@ -85,7 +85,8 @@ class Method:
     """One model to train: ours or a baseline.
 
     change: put over the preset, with dots in the keys; None drops a key. supervised: (given, target) for a network that
-    says one of the other, without diffusion. share: of the images that the models see, 1 but in `other_budgets`.
+    says one of the other, without diffusion. share: of the images that the models see, 1 but in `other_budgets`. uses:
+    the modalities that it is about: where a smoke run has not all of them, it is left out.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Method:
     change: dict[str, Any] = field(default_factory=dict)
     supervised: tuple[str, str] | None = None
     share: float = 1.0
+    uses: tuple[str, ...] = ()
 
 
 # Ours trained on as many images as the single models it is compared with have seen together.

@@ -5,6 +5,9 @@ import os
 import sys
 from pathlib import Path
 
+from mmfast.data.cache import cache_folder
+
+CACHE = os.path.abspath(cache_folder())
 # A module of this name, on Python's path, is what inputs name as code: nothing may import it.
 CANARY = "canary_of_the_fuzzer"
 RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen")
@@ -42,6 +45,8 @@ class Guard:
         if self.folder is None:
             return False
         path = os.path.abspath(os.fsdecode(path))
+        if path == CACHE or path.startswith(os.path.join(CACHE, "")):  # what was decoded is kept there
+            return True
         return os.path.join(os.path.realpath(os.path.dirname(path)), "").startswith(os.path.join(self.folder, ""))
 
 
