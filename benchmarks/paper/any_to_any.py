@@ -12,7 +12,7 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
-from benchmarks.paper import matrix, measures, supervised
+from benchmarks.paper import image_mask, matrix, measures, supervised
 from benchmarks.paper.core import (
     OURS,
     TOTAL,
@@ -229,15 +229,11 @@ TASK = Task(
     pictures=pictures,
     features="efficientnet-lite0",
     smoke={
-        "data": {"kind": "digits"},
-        "modalities.image": {"kind": "image", "channels": 1, "size": 8, "levels": 17},
-        "modalities.mask": {"kind": "mask", "classes": 2, "size": 8},
+        **image_mask.TASK.smoke,
         "modalities.label": {"kind": "label", "classes": 10, "weight": {"kind": "none"}},
         "modalities.embedding": None,
         "modalities.caption": None,
         "modalities.masked": {"kind": "masked", "of": "image", "channels": 1, "size": 8, "block": 2},
-        "backbone": {"kind": "mlp", "width": 64, "blocks": 1, "features": 8},
-        "sample": {"sampler": "ddim", "steps": 4, "batch_size": 50},
     },
     preset=PRESET,
 )
