@@ -42,7 +42,7 @@ class Board(Protocol):
 
 
 def held_out(examples: Examples, count: int, model: Model) -> Batch:
-    """`count` examples that have all of the model's modalities, again from the first when they run out.
+    """`count` examples that lack no modality of the data's, again from the first when they run out.
 
     What is made from other modalities is made from each example once: the same hidden parts in every evaluation.
     """
@@ -51,8 +51,8 @@ def held_out(examples: Examples, count: int, model: Model) -> Batch:
     for start in range(0, len(examples), 64):
         batch = examples.__getitems__(range(start, min(start + 64, len(examples))))
         whole = torch.ones(len(batch), dtype=torch.bool)
-        for name in names:
-            whole &= batch.present.get(name, whole)
+        for there in batch.present.values():
+            whole &= there
         found.append({name: batch.data[name][whole] for name in names})
         if sum(len(part[names[0]]) for part in found) >= count:
             break

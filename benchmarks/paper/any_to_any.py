@@ -227,7 +227,7 @@ TASK = Task(
     reference=reference,
     verdicts=verdicts,
     pictures=pictures,
-    features="efficientnet-lite0",
+    features="vgg16@64",  # not the network whose maps the model learns
     smoke={
         **image_mask.TASK.smoke,
         "modalities.label": {"kind": "label", "classes": 10, "weight": {"kind": "none"}},
@@ -236,4 +236,5 @@ TASK = Task(
         "modalities.masked": {"kind": "masked", "of": "image", "channels": 1, "size": 8, "block": 2},
     },
     preset=PRESET,
+    complete=True,
 )

@@ -82,7 +82,14 @@ def trained(plan: Plan, method: Method, seed: int) -> tuple[Trained, list[dict[s
         return trained(plan, plan.task.judge, JUDGE_SEED)[0].model
 
     found = Trained(
-        model, config, seed, plan.samples, plan.smoke, "pixels" if plan.smoke else plan.task.features, judge
+        model=model,
+        config=config,
+        seed=seed,
+        samples=plan.samples,
+        smoke=plan.smoke,
+        features="pixels" if plan.smoke else plan.task.features,
+        judge=judge,
+        examples=plan.config(plan.task.method(OURS), seed) if plan.task.complete else None,
     )
     # As many for every set that is compared, real halves too: distances, precision and recall depend on the number.
     count = min(plan.samples, len(found.data.test) // 2)

@@ -52,10 +52,11 @@ class Trained:
     smoke: bool
     features: str
     judge: Callable[[], Model]
+    examples: Config | None = None  # whose data it is evaluated on, where that is not its own config's
 
     @cached_property
     def data(self) -> Data:
-        return build_data(self.config)
+        return build_data(self.examples or self.config)
 
     @cached_property
     def judges(self) -> dict[str, Any]:
@@ -154,7 +155,8 @@ class Task:
     reference: the same measures between halves of the real data. verdicts: what the experiment was to show, from the
     rows; the second argument is how far behind a claim lets ours be, 1 for as far as at equal images and 0 for not at
     all. pictures: by name, with captions, of generated images. judge: a network that only judges the others' samples.
-    features: of mmfast.metrics.features, never of a network that the model learns from. check: fails where what the
+    features: of mmfast.metrics.features, never of a network that the model learns from. complete: every method is
+    evaluated on the examples that have all of our modalities, and not only its own. check: fails where what the
     evaluation needs beside them is not installed. smoke: what is put over the preset for a run of a minute. preset:
     its name, where it is not the task's. Its notes are in notes/TASK.md.
     """
@@ -168,6 +170,7 @@ class Task:
     pictures: Callable[[Trained], dict[str, tuple[str, PILImage.Image]]]
     judge: Method | None = None
     features: str = "pixels"
+    complete: bool = False
     check: Callable[[], object] = lambda: None
     smoke: dict[str, Any] = field(default_factory=dict)
     preset: str = ""
