@@ -15,7 +15,6 @@ from torch import Tensor
 from benchmarks.paper import image_mask, matrix, measures, supervised
 from benchmarks.paper.core import (
     OURS,
-    TOTAL,
     Found,
     Method,
     Task,
@@ -216,14 +215,7 @@ TASK = Task(
     title="Any modality given any others",
     question="Does one model of all modalities at once draw and read each of them, given any others, as well as a "
     "model that was trained for one direction alone, on the same backbone and as many images seen?",
-    methods=[
-        *METHODS,
-        *(
-            method
-            for method in other_budgets(METHODS, {OURS: named, **{m.name: measure for m, measure in SINGLE}})
-            if method.name == TOTAL
-        ),
-    ],
+    methods=[*METHODS, *other_budgets(METHODS, {OURS: named, **{m.name: measure for m, measure in SINGLE}})],
     reference=reference,
     verdicts=verdicts,
     pictures=pictures,
