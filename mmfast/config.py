@@ -268,6 +268,8 @@ def _check_times(config: Config, name: str, spec: Any) -> None:
             f"modalities.{name} is the anchor, whose time the others' are counted from; leave out unknown_probability "
             "and own_time_probability"
         )
+    if name == config.anchor and spec.diffused:
+        raise MmfastError(f"modalities.{name} is the anchor, which is diffused itself; leave out diffused")
     for key in ("unknown_probability", "own_time_probability"):
         if getattr(spec, key) > 0 and config.space == "shared":
             raise MmfastError(f"modalities.{name}.{key} needs space=own: shared channels have one time")
