@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmfast.backbones.features import timestep_embedding
+from mmfast.backbones.features import Features, timestep_embedding
 from mmfast.data.base import Batch
 from mmfast.errors import MmfastError, unknown
 from mmfast.modalities import Modality, SpaceShape
@@ -24,10 +24,14 @@ TIME_WIDTH = 128  # of the sinusoids of a modality's time
 
 @dataclass
 class Prediction:
-    """What the network says of z_t: of the anchor (eps, x0 or v) and of every other modality (its head's output)."""
+    """What the network says of z_t: of the anchor (eps, x0 or v) and of every other modality (its head's output).
+
+    features: of the backbone, what all of it is read from.
+    """
 
     anchor: Tensor
     heads: dict[str, Tensor]
+    features: Features | None = None
 
 
 class Model(nn.Module):
@@ -296,7 +300,7 @@ class Model(nn.Module):
         of = {"decoder": found.pixels, "encoder": found.before}
         of = of if whole else {name: x.float() for name, x in of.items()}
         heads = {name: self.part(name).head(of[self.part(name).reads]) for name in self.names}
-        return Prediction(self.out(self.norm(found.pixels)), heads)
+        return Prediction(self.out(self.norm(found.pixels)), heads, found)
 
     def _with_planes(self, z_t: Tensor, given: Tensor, told: Mapping[str, Tensor]) -> Tensor:
         """In shared channels: z_t, the encodings of what is given and a plane for each modality."""
