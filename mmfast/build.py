@@ -36,6 +36,9 @@ def build_schedule(config: Config) -> Schedule:
 def build_model(config: Config) -> Model:
     """The model with its initial weights, a function of config.seed."""
     kinds = {name: modalities.kind(spec.kind) for name, spec in config.modalities.items()}
+    kinds |= {
+        name: modalities.diffused_itself(kinds[name]) for name, spec in config.modalities.items() if spec.diffused
+    }
     spec = config.modalities[config.anchor]
     if spec.encoder != "fixed" and not kinds[config.anchor].bounded:
         raise MmfastError(f"modalities.{config.anchor}.encoder is {spec.encoder!r}; of the anchor it should be fixed")

@@ -25,6 +25,9 @@ from mmfast.samplers import HEADS, SAMPLERS, check_share
 from mmfast.schedule import MOST_STEPS
 from mmfast.trust import allow_named_in
 
+# The rules of mmfast.training.balance.
+BALANCES = ("none", "uncertainty", "gradient_norm")
+
 
 @dataclass
 class ScheduleSpec:
@@ -36,6 +39,11 @@ class ScheduleSpec:
 class LossSpec:
     target: str = option("eps", "what the network predicts of the anchor", choices=tuple(TARGETS))
     min_snr_gamma: float | None = option(None, "weight the steps as min-SNR-gamma does; null: not", above=0)
+    balance: str = option(
+        "none",
+        "weights of the modalities' losses that training finds: none, uncertainty (learnt variances) or gradient_norm",
+        choices=BALANCES,
+    )
 
 
 @dataclass
@@ -252,6 +260,8 @@ def resolve(raw: DictConfig, source: str = "config") -> Config:
         raise MmfastError("train.cuda_graphs is true; it goes with train.accumulation=1 and train.compile=false only")
     if config.train.shard and (config.train.cuda_graphs or config.train.compile):
         raise MmfastError("train.shard is true; it goes with train.cuda_graphs=false and train.compile=false only")
+    if config.train.shard and config.loss.balance == "gradient_norm":
+        raise MmfastError("loss.balance is gradient_norm; it goes with train.shard=false only, or take uncertainty")
     return config
 
 
@@ -268,6 +278,8 @@ def _check_times(config: Config, name: str, spec: Any) -> None:
             f"modalities.{name} is the anchor, whose time the others' are counted from; leave out unknown_probability "
             "and own_time_probability"
         )
+    if name == config.anchor and spec.diffused:
+        raise MmfastError(f"modalities.{name} is the anchor, which is diffused itself; leave out diffused")
     for key in ("unknown_probability", "own_time_probability"):
         if getattr(spec, key) > 0 and config.space == "shared":
             raise MmfastError(f"modalities.{name}.{key} needs space=own: shared channels have one time")

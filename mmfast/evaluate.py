@@ -175,13 +175,13 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
 def likelihood(model: Model, config: Config, data: Data, batch: Batch, ranks: Ranks = ALONE) -> dict[str, float]:
     """The bound on a held-out batch, its reverse variances fitted to training data; and x0_error against t.
 
-    Without the fitted ones where no training example has all of the model's modalities. Of latents there is no bound.
+    Without the fitted ones where no training example has all of the model's modalities. Some models have no bound.
     """
     size, seed = config.sample.batch_size, config.seed
     times = times_by_snr(model.schedule, CURVE)
     of_times = x0_error(model, batch, times, seed, size, ranks).tolist()
     errors = {f"x0_error.{t}": x for t, x in zip(times, of_times, strict=True)}
-    if model.latent:
+    if model.without_bound:
         return errors
     try:
         seen = held_out(Shuffled(data.train), min(FITTED_TO, len(data.train)), model)

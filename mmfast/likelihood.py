@@ -56,13 +56,10 @@ def bound(
 
     The sums over t are Monte Carlo over `steps` timesteps an example (`Timesteps`); 0 for whole sums. batch: on any
     device; `batch_size` examples at a time go to the model's, and ranks share them out. Raises MmfastError for a batch
-    without examples, for a reverse process of another model, and for a model of latents: its bound is none of pixels.
+    without examples, for a reverse process of another model, and for a model that has none (`Model.without_bound`).
     """
-    if model.latent:
-        raise MmfastError(
-            f"modalities.{model.anchor_name}.autoencoder: the bound is of pixels, and the model diffuses latents; leave"
-            " the bound out"
-        )
+    if model.without_bound:
+        raise MmfastError(f"{model.without_bound}; leave the bound out")
     processes = {PLAIN: posterior(model), **(reverses or {})}
     for name, reverse in (reverses or {}).items():
         _check(model, name, reverse, processes[PLAIN])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmfast.backbones.features import timestep_embedding
+from mmfast.backbones.features import Features, timestep_embedding
 from mmfast.data.base import Batch
 from mmfast.errors import MmfastError, unknown
 from mmfast.modalities import Modality, SpaceShape
@@ -24,10 +24,14 @@ TIME_WIDTH = 128  # of the sinusoids of a modality's time
 
 @dataclass
 class Prediction:
-    """What the network says of z_t: of the anchor (eps, x0 or v) and of every other modality (its head's output)."""
+    """What the network says of z_t: of the anchor (eps, x0 or v) and of every other modality (its head's output).
+
+    features: of the backbone, what all of it is read from.
+    """
 
     anchor: Tensor
     heads: dict[str, Tensor]
+    features: Features | None = None
 
 
 class Model(nn.Module):
@@ -107,6 +111,9 @@ class Model(nn.Module):
         # At time T the block of what fades is noise that says nothing of it; with W_T of some size it is not.
         ends = schedule.W[-1, schedule.index(self.names)].abs() <= 0.1
         self.fading = tuple(name for name, end in zip(self.names, ends.tolist(), strict=True) if end)
+        # Of what is diffused itself, the block at time 0.
+        first_W = self.schedule.W[0, schedule.index(self.names)].tolist()
+        self.at_0 = {n: W for n, W in zip(self.names, first_W, strict=True) if self.part(n).diffused}
         for name in self.traced:
             if self.part(name).spec.unknown_probability > 0 and name not in self.fading:
                 raise MmfastError(
@@ -173,6 +180,17 @@ class Model(nn.Module):
     def latent(self) -> bool:
         """Whether z_0 is an autoencoder's latents, and not the anchor's pixels."""
         return getattr(self.anchor, "autoencoder", None) is not None
+
+    @property
+    def without_bound(self) -> str:
+        """Why there is no bound of the data's likelihood: "" where there is one."""
+        if self.latent:
+            key = f"modalities.{self.anchor_name}.autoencoder"
+            return f"{key}: the bound is of pixels, and the model diffuses latents"
+        for name in self.names:
+            if self.part(name).diffused:
+                return f"modalities.{name}.diffused: the bound is of heads, and there is none"
+        return ""
 
     def anchor_block(self, z: Tensor) -> Tensor:
         """The anchor's channels of a tensor of the space [B, C, H, W]."""
@@ -282,7 +300,7 @@ class Model(nn.Module):
         of = {"decoder": found.pixels, "encoder": found.before}
         of = of if whole else {name: x.float() for name, x in of.items()}
         heads = {name: self.part(name).head(of[self.part(name).reads]) for name in self.names}
-        return Prediction(self.out(self.norm(found.pixels)), heads)
+        return Prediction(self.out(self.norm(found.pixels)), heads, found)
 
     def _with_planes(self, z_t: Tensor, given: Tensor, told: Mapping[str, Tensor]) -> Tensor:
         """In shared channels: z_t, the encodings of what is given and a plane for each modality."""
@@ -314,7 +332,10 @@ class Model(nn.Module):
                 if part.uniform:
                     blocks.append(torch.where(t == 0, 0.0, block))
                 else:
-                    blocks.append(block if encoding is None else torch.where(t == 0, encoding, block))
+                    if encoding is not None:
+                        own = encoding * self.at_0[name] if part.diffused else encoding
+                        block = torch.where(t == 0, own, block)
+                    blocks.append(block)
             elif not part.uniform:
                 if encoding is None:
                     blocks.append(image.new_zeros(B, self._beside_channels(part), H, W))

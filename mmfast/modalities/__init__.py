@@ -10,12 +10,13 @@ import pkgutil
 
 from mmfast.errors import MmfastError, unknown
 from mmfast.modalities.base import Modality, SpaceShape, Spec
+from mmfast.modalities.diffused import diffused_itself
 
 KINDS: dict[str, type[Modality]] = {}
 
 for _module in pkgutil.iter_modules(__path__, __name__ + "."):
     for _value in vars(importlib.import_module(_module.name)).values():
-        if isinstance(_value, type) and issubclass(_value, Modality) and _value is not Modality:
+        if isinstance(_value, type) and issubclass(_value, Modality) and "kind" in vars(_value):
             KINDS[_value.kind] = _value
 
 
@@ -56,4 +57,4 @@ def kind(name: str) -> type[Modality]:
     return KINDS[name]
 
 
-__all__ = ["FAILED", "KINDS", "Modality", "SpaceShape", "Spec", "kind"]
+__all__ = ["FAILED", "KINDS", "Modality", "SpaceShape", "Spec", "diffused_itself", "kind"]

@@ -65,6 +65,9 @@ class Spec:
     own_time_probability: float = option(
         0.0, "how often it has a time of its own in training; else it has the anchor's", min=0, max=1
     )
+    diffused: bool = option(
+        False, "diffuse it as the anchor is, by a prediction of its encoding and not by a head of its kind"
+    )
     given_at_T: float | None = option(
         None,
         "of the training examples it is given in, the share at t = T, where sampling begins (of several modalities "
@@ -120,6 +123,8 @@ class Modality(nn.Module):
     discrete: ClassVar[bool] = False
     # Whether the head restores more than is given, so that its loss counts where the modality is given, too.
     restores: ClassVar[bool] = False
+    # Whether it is diffused itself, without a head of its kind (mmfast.modalities.diffused).
+    diffused: ClassVar[bool] = False
     # Whether z_0 lies in -1 .. 1, as pixels do, where it is the anchor: a sampler can then hold it there.
     bounded: bool = False
     # Whether what is seen of it stands in the anchor's own pixels (`reveal`): they are at time 0, the rest at t, and
@@ -166,6 +171,10 @@ class Modality(nn.Module):
     def from_z0(self, z0: Tensor) -> Tensor:
         """The x nearest to a z_0 that was generated: the inverse of `to_z0`."""
         raise NotImplementedError
+
+    def from_encoding(self, encoding: Tensor) -> Tensor:
+        """The x whose encoding, by a fixed encoder, is the nearest: the inverse of `encode`."""
+        return self.from_z0(encoding)
 
     def build_head(self, features: int) -> None:
         """Make the head for a backbone that returns this many channels (or numbers) of what it `reads`."""

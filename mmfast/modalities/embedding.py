@@ -76,7 +76,10 @@ class Embedding(Modality):
         return SpaceShape(1, 1)
 
     def from_z0(self, z0: Tensor) -> Tensor:
-        return base.unit_rms(z0.flatten(1))
+        """The mean of the copies that `encode` lays out."""
+        cells = z0.flatten(1)
+        copies = cells.shape[1] // self.spec.dim
+        return base.unit_rms(cells[:, : copies * self.spec.dim].unflatten(1, (copies, -1)).mean(1))
 
     def build_head(self, features: int) -> None:
         self.out = base.one_head(self.reads, features, self.spec.dim)

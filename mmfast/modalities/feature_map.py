@@ -59,7 +59,7 @@ class FeatureMap(Embedding):
         return SpaceShape(spec.cells, spec.cells)
 
     def from_z0(self, z0: Tensor) -> Tensor:
-        return base.unit_rms(z0)
+        return base.unit_rms(F.adaptive_avg_pool2d(z0, self.spec.cells))
 
     def build_head(self, features: int) -> None:
         self.norm = base.head_norm(features)

@@ -78,6 +78,9 @@ class Image(Modality):
     def from_z0(self, z0: Tensor) -> Tensor:
         return z0 if self.autoencoder is None else self.autoencoder.decode(z0)
 
+    def from_encoding(self, encoding: Tensor) -> Tensor:
+        return (encoding.unflatten(1, (-1, self.spec.channels)).mean(1) * self.spec.rms).clamp(-1, 1)
+
     def build_head(self, features: int) -> None:
         self.norm = base.head_norm(features)
         self.out = nn.Conv2d(features, self.spec.channels, 3, padding=1)

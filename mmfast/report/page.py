@@ -34,7 +34,11 @@ SERIES = {
     "validation.loss": "Loss of held-out examples, by the averaged weights",
 }
 # The beginnings of the names of series, as words.
-PARTS = {"loss.": "Loss, part of ", "validation.loss.": "Loss of held-out examples, part of "}
+PARTS = {
+    "loss.": "Loss, part of ",
+    "balance.": "Weight of the loss of ",
+    "validation.loss.": "Loss of held-out examples, part of ",
+}
 # What is measured now and then: each value is shown, and no mean.
 SELDOM = ("learning_rate", "validation.")
 # How a modality's options are put into words.
@@ -241,7 +245,7 @@ def _error(metrics: Mapping[str, float], figures: Sequence[Figure]) -> Markup:
 def _curves(series: Sequence[Series]) -> Markup:
     if not series:
         return element("p", "No steps are recorded.")
-    heads = ["loss", "loss.", "validation.loss", "validation."]
+    heads = ["loss", "loss.", "balance.", "validation.loss", "validation."]
     names = [
         s.name for head in heads for s in series if s.name == head or (head[-1] == "." and s.name.startswith(head))
     ]

@@ -71,6 +71,8 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
         part = model.part(name)
         if part.restores:
             counts = present[:, k] * (1 - drawn.given[:, 0])
+        elif part.diffused:
+            counts = wanted[:, k]
         elif model.reads_untold(name):
             at_ends = (drawn.given + drawn.unknown)[:, k] > 0
             counts = present[:, k] * (torch.where(at_ends, readable, 1.0) if name in model.traced else readable)

@@ -14,6 +14,7 @@ from mmfast.files import check_fit
 from mmfast.training.shards import like
 
 # What AdamW keeps of each parameter that has had a gradient. It counts its steps in float32.
+OPTIMISED = ("model", "balance")
 MOMENTS, COUNT, MOST_COUNTED = ("exp_avg", "exp_avg_sq"), "step", 2**24
 
 
@@ -26,8 +27,8 @@ def pack(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> 
 
 
 def _parameters(modules: Mapping[str, nn.Module]) -> list[nn.Parameter]:
-    """What is optimised, in the model's order, whatever groups the optimiser has it in."""
-    return list(modules["model"].parameters())
+    """What is optimised, in the modules' order, whatever groups the optimiser has it in."""
+    return [p for kind in OPTIMISED if kind in modules for p in modules[kind].parameters()]
 
 
 def check(

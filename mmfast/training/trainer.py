@@ -29,6 +29,7 @@ from mmfast.training import graphs, shards
 from mmfast.training import state as states
 from mmfast.training.augment import mirrored
 from mmfast.training.average import Average
+from mmfast.training.balance import RULES
 from mmfast.training.ema import EMA
 from mmfast.training.examples import parts
 from mmfast.training.log import Board
@@ -68,14 +69,18 @@ class Trainer:
         self.ema = EMA(self.model, config.train.ema_decay)
         for model in (self.model, self.ema.model) if self.sharded else ():
             shards.shard(model, ranks, self.device)
+        weighed = [n for n, spec in config.modalities.items() if spec.loss_weight > 0 or n == config.anchor]
+        self.balance = RULES[config.loss.balance](weighed).to(self.device)
+        groups, own = shards.groups(self.model.parameters()), list(self.balance.parameters())
         self.optimizer = torch.optim.AdamW(
-            shards.groups(self.model.parameters()),
+            groups + ([{"params": own, "weight_decay": 0.0}] if own else []),
             config.train.learning_rate,
             weight_decay=config.train.weight_decay,
             fused=True,
         )
-        self.average = Average(self.model.parameters(), ranks)
+        self.average = Average([*self.model.parameters(), *own], ranks)
         self.modules: dict[str, Model] = {"model": self.model, "ema": self.ema.model}
+        self.kept: dict[str, torch.nn.Module] = {**self.modules, "balance": self.balance}
         self.stats = Stats(config, run, writes=ranks.first)
         self.best: dict[str, Any] | None = None  # the step and the loss of the best average on held-out examples
         self.done = self.saved = 0  # steps, and those that the last state is of
@@ -87,7 +92,7 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, but the step's number."""
-        return shards.whole(states.pack(self.modules, self.optimizer), self.ranks.first)
+        return shards.whole(states.pack(self.kept, self.optimizer), self.ranks.first)
 
     @property
     def drawing(self) -> Ranks:
@@ -98,7 +103,7 @@ class Trainer:
         """Take up the newest checkpoint that is whole, if there is one, and heal the stats up to its step."""
 
         def check(tensors: dict[str, Tensor], metadata: dict[str, Any], path: Path) -> None:
-            states.check(tensors, metadata, self.config.train.steps, self.modules, path)
+            states.check(tensors, metadata, self.config.train.steps, self.kept, path)
 
         tensors, metadata = (self.run.load_state(check) if self.ranks.first else None) or ({}, {"step": 0})
         if self.ranks.first:
@@ -111,7 +116,7 @@ class Trainer:
         if self.ranks.count > 1:  # all begin with the same bits, on whatever machines
             tensors = self.ranks.tensors(tensors if self.ranks.told(bool(tensors)) else self.state())
         if tensors:
-            states.unpack(tensors, self.modules, self.optimizer)
+            states.unpack(tensors, self.kept, self.optimizer)
 
     def checkpoint(self, anyway: bool = True) -> bool:
         """Write the state and, beside it, the weights and their average for others to load; returns whether it did.
@@ -169,6 +174,7 @@ class Trainer:
         train = self.config.train
         shares = parts(self.config, self.ranks, self.done)
         totals: dict[str, Tensor] = {}
+        weights = {f"balance.{name}": w for name, w in self.balance.weights().items()}
         for part in shares:
             batch = self._next(batches)
             # Dropout is the one thing that draws from torch's generator: a function of the place in the run too.
@@ -177,11 +183,13 @@ class Trainer:
             batch = batch.to(self.device)
             if self.data.flip:
                 batch = mirrored(self.model, batch, self.config.seed, numbers)
-            found = self.losses(network, batch, numbers, self.config)
-            total = torch.stack(list(found.values())).sum()
+            with self.balance.looking(network) as seen:
+                found = self.losses(network, batch, numbers, self.config)
+            wanted = self.balance.total(found, seen, 1 / (len(shares) * self.ranks.count))
             if part is shares[-1]:
                 self.average.begin()
-            (total / len(shares)).backward()
+            (wanted / len(shares)).backward()
+            total = torch.stack(list(found.values())).sum()
             for name, value in {"loss": total, **{f"loss.{n}": x for n, x in found.items()}}.items():
                 totals[name] = totals.get(name, 0) + value.detach() / len(shares)
         self.average.end()
@@ -198,10 +206,17 @@ class Trainer:
         # Decided where the gradient is: the host need not wait for it. The optimiser leaves such a step out.
         skipped = (~((norm < most) & totals["loss"].isfinite())).float()
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        self.balance.update(self.ranks, skipped)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.model, self.done)
-        line = {"step": self.done, "images": self.done * train.batch_size, **totals, "grad_norm": norm.detach()}
+        line = {
+            "step": self.done,
+            "images": self.done * train.batch_size,
+            **totals,
+            **weights,
+            "grad_norm": norm.detach(),
+        }
         self.stats.pending.append({**line, "learning_rate": rate, "skipped": skipped})
 
     def capture(self) -> None:

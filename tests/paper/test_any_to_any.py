@@ -8,7 +8,7 @@ import pytest
 from benchmarks.any_to_any import main
 from benchmarks.paper import any_to_any as task
 from benchmarks.paper import matrix
-from benchmarks.paper.core import OURS, TOTAL
+from benchmarks.paper.core import OURS, TOTAL, its_share
 from benchmarks.paper.report import Row
 
 NAMES = ["image", "mask", "label", "embedding", "masked"]
@@ -72,7 +72,8 @@ def test_a_smoke_run_writes_its_page(tmp_path):
     assert main(["--smoke", "--seeds", "1", "--work", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "results" / "any_to_any.json").read_text())
     methods = {row["method"] for row in found["rows"]}
-    assert {OURS, TOTAL, "image to mask alone", "label to image alone", "masked to image alone"} <= methods
+    single = {"image to mask alone", "label to image alone", "masked to image alone"}
+    assert {OURS, TOTAL, *single, *map(its_share, single)} <= methods
     conditions = {row["condition"] for row in found["rows"] if row["method"] == OURS}
     names = ["image", "mask", "label", "masked"]
     for given in task.given_sets(names, {"masked": "image"}):

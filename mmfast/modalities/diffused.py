@@ -1,0 +1,67 @@
+"""A modality that is diffused itself, as the anchor is: a prediction of its encoding at a time of its own, and no head.
+
+It is what UniDiffuser does (Bao et al., 2023), with x0 predicted in the place of the noise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmfast.errors import MmfastError
+from mmfast.modalities.base import Modality, SpaceShape
+from mmfast.modalities.heads import Pooled, head_norm
+
+
+class Diffused(Modality):
+    """In front of a kind, in the place of its head: the network says z_0 of its block, the encoding E(x).
+
+    Nothing of it is read before the network is told: it is seen in its block alone, which holds W_0 E(x) where it is
+    given.
+    """
+
+    diffused = True
+
+    def __init__(self, name: str, spec: Any, space: SpaceShape) -> None:
+        super().__init__(name, spec, space)
+        where = f"modalities.{name}.diffused is true"
+        if self.derived:
+            raise MmfastError(f"{where}, but a {self.kind} is made from another modality; leave it out")
+        if space.channels is not None or spec.encoder != "fixed" or spec.weight.kind != "carried":
+            raise MmfastError(f"{where}; it needs space=own, encoder=fixed and weight.kind=carried")
+        self.uniform, self.reads = False, "decoder"
+
+    def build_head(self, features: int) -> None:
+        self.shape = tuple(self.encode(self.blank(self.spec)[None]).shape[1:])
+        if self.shape[1:] == (1, 1):  # one for the whole image
+            self.out: nn.Module = nn.Sequential(Pooled(features, self.channels), nn.Unflatten(1, self.shape))
+        else:
+            self.out = nn.Sequential(head_norm(features), nn.Conv2d(features, self.channels, 3, padding=1))
+
+    def head(self, features: Tensor) -> Tensor:
+        """E(x) as the network expects it of z_t: [B, *shape of E]."""
+        found: Tensor = self.out(features)
+        return found
+
+    def loss(self, prediction: Tensor, x: Tensor) -> Tensor:
+        """The mean of |E(x) - E-hat|^2, [B]: the simple loss with the target x0."""
+        return (self.counted(prediction, x) - self.encode(x)).square().flatten(1).mean(1)
+
+    def nll(self, prediction: Tensor, x: Tensor) -> Tensor:
+        raise MmfastError(f"modalities.{self.name}.diffused is true, so there is no p(x | z_t) of a head")
+
+    def encode_prediction(self, prediction: Tensor) -> Tensor:
+        return prediction.float()
+
+    def decode(self, prediction: Tensor) -> Tensor:
+        return self.from_encoding(prediction.float())
+
+    def draw(self, prediction: Tensor, normal: Tensor) -> Tensor:
+        """The nearest x: a prediction of z_0 is no distribution."""
+        return self.decode(prediction)
+
+
+def diffused_itself(kind: type[Modality]) -> type[Modality]:
+    """This kind of modality, diffused itself."""
+    return type(f"Diffused{kind.__name__}", (Diffused, kind), {})
