@@ -15,7 +15,7 @@ import torch
 from benchmarks.paper import supervised
 from benchmarks.paper.core import OURS, Method, Task, Trained, described, refuse_another
 from benchmarks.paper.report import Cell, state
-from mmfast.build import build_data, load_run
+from mmfast.build import build_data, load_run, with_found
 from mmfast.config import Config
 from mmfast.files import write_atomically, write_text
 from mmfast.model import Model
@@ -43,7 +43,8 @@ class Plan:
         return self.work / self.task.name / f"{method.name.replace(' ', '-')}-{seed}"
 
     def config(self, method: Method, seed: int) -> Config:
-        return self.task.config(method, seed, self.images, self.changes)
+        """A cell's config, with what its data says of it."""
+        return with_found(self.task.config(method, seed, self.images, self.changes))
 
     def cells(self, method: Method, seed: int) -> list[Cell] | None:
         """What a finished cell found, by method; None for one that is not finished, or was with other samples.
