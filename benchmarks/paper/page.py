@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from benchmarks.paper.report import Budget, Row, Section, Verdict
 
+# As many conditions of one method have tables of their own; more stand in one.
+FEW = 6
+
 
 def three(x: float) -> str:
     """A number with three significant digits, never in powers of ten where digits will do: 0.0123, 12.0, 1230."""
@@ -37,9 +40,11 @@ def text(
     seeds, apart = report["seeds"], {method for section in sections for method in section.own}
     parts = [f"# {title}", question]
     usual = [row for row in rows if row.method not in apart]
-    for condition in _distinct(row.condition for row in (*usual, *reference)):
+    alone = _alone([*usual, *reference])
+    for condition in _distinct(row.condition for row in (*usual, *reference) if row.condition not in alone):
         mine, beside = ([row for row in group if row.condition == condition] for group in (usual, reference))
         parts += [f"## {condition}", table(mine, beside, len(seeds))]
+    parts += ["## Without a rival", conditions([r for r in usual if r.condition in alone], len(seeds))] if alone else []
     parts += [_how_to_read(seeds)]
     parts += [_failures(rows)] if any(row.failed for row in rows) else []
     parts += ["## Claims", _claims(claims[0].verdicts)] if claims[0].verdicts else []
@@ -50,6 +55,27 @@ def text(
     if notes:
         parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(parts) + "\n"
+
+
+def _alone(rows: Sequence[Row]) -> list[str]:
+    """The conditions of one method alone, where there are so many that a table for each would hide the others."""
+    methods = {row.condition: set[str]() for row in rows}
+    for row in rows:
+        methods[row.condition].add(row.method)
+    found = [condition for condition, who in methods.items() if len(who) == 1]
+    return found if len(found) > FEW else []
+
+
+def conditions(rows: Sequence[Row], n_seeds: int) -> str:
+    """Conditions as rows and metrics as columns, of one method."""
+    metrics = {row.metric: row.higher_is_better for row in rows}
+    lines = ["| condition | " + " | ".join(f"{_cell(m)} {'↑' if up else '↓'}" for m, up in metrics.items()) + " |"]
+    lines.append("|---" * (1 + len(metrics)) + "|")
+    for condition in _distinct(row.condition for row in rows):
+        found = {row.metric: row for row in rows if row.condition == condition}
+        numbers = [_value(found.get(m), None, n_seeds) for m in metrics]
+        lines.append(f"| {_cell(condition)} | {' | '.join(numbers)} |")
+    return "\n".join(lines)
 
 
 def _section(section: Section, rows: Sequence[Row], n_seeds: int) -> list[str]:

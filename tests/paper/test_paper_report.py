@@ -1,5 +1,6 @@
 """The paper runner's report: figures worked by hand, and a page that says what failed, what is missing and what won."""
 
+import dataclasses
 import json
 import math
 import re
@@ -190,6 +191,21 @@ def test_a_comparison_on_another_footing_has_tables_of_its_own(tmp_path):
     assert "## Twice\n\nOn twice the images.\n\n### Twice: joint" in text and "| up | yes | x |" in text
     assert "--images 1000\n" in text and kept["images"]["twice"] == 2000
     assert kept["sections"] == {"Twice": [{"claim": "up", "holds": True, "evidence": "x"}]}
+
+
+def test_many_conditions_of_one_method_share_a_table(tmp_path):
+    """Seven have it and six have not; one that has a rival or a reference keeps its own."""
+    names = [f"given {n}" for n in "abcdefg"]
+    for count in (6, 7):
+        metrics = [Metric(where, "score", 0.1 * i, True) for i, where in enumerate(names[:count])]
+        own = dataclasses.replace(
+            cell("mmfast", 0, {"score": 0.9}), metrics=[Metric("joint", "score", 0.9, True), *metrics]
+        )
+        text, _ = write(tmp_path / str(count), [own, cell("plain", 0, {"score": 0.5})])
+        assert ("## Without a rival" in text) == (count == 7) and ("## given a" in text) == (count == 6)
+    shared = table_of(text, "Without a rival")
+    assert shared == {where: {"score ↑": f"{0.1 * i:.3f}" if i else "0"} for i, where in enumerate(names)}
+    assert list(table_of(text, "joint")) == ["mmfast", "plain", "*real halves*"]
 
 
 def test_the_json(tmp_path):
