@@ -20,11 +20,11 @@ from mmfast.build import build_data, load_run
 from mmfast.config import Config
 from mmfast.data import Data
 from mmfast.errors import MmfastError, unknown
-from mmfast.evaluate import held_out
 from mmfast.export import EXPORTS
 from mmfast.files import new_folder
 from mmfast.generate import generate, settings, title, turns
 from mmfast.given import known_part, taken
+from mmfast.held_out import held_out
 from mmfast.modalities import Modality
 from mmfast.model import Model
 from mmfast.pictures import sample_grid
