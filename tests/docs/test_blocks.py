@@ -36,7 +36,7 @@ OWN_TEST = {"docs/tutorial.md": "test_tutorial.py"}
 def _marks(block):
     """Blocks of docs/ that train and draw are slow: the README's run the same commands."""
     costly = block.language == "bash" and re.search(
-        r"^mmfast (train|sample|eval|sweep|report|init)\b", block.text, re.M
+        r"^mmfast (check|train|sample|eval|sweep|report|init)\b", block.text, re.M
     )
     return [pytest.mark.slow] if costly and block.page.startswith("docs/") else []
 
