@@ -15,7 +15,8 @@ from tiny import tiny
 import mmfast
 from mmfast import Schedule, ops
 from mmfast.build import build_data, build_model
-from mmfast.data import Data, InMemory
+from mmfast.data import Data
+from mmfast.data.base import InMemory
 from mmfast.evaluate import evaluate
 from mmfast.generate import generate
 from mmfast.run import Run
