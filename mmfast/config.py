@@ -7,23 +7,20 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from mmfast import backbones, data, modalities, presets
+from mmfast import backbones, data, modalities
+from mmfast.config_source import overridden, read
 from mmfast.errors import MmfastError, unknown
-from mmfast.files import read_text
-from mmfast.options import PRECISIONS, check, one_line, option, typed
-from mmfast.plain_yaml import load_value, load_yaml
+from mmfast.options import PRECISIONS, check, option, typed
+from mmfast.plain_yaml import load_yaml
 from mmfast.process import TARGETS
 from mmfast.samplers import HEADS, SAMPLERS, check_share
 from mmfast.schedule import MOST_STEPS
-from mmfast.trust import allow_named_in
 
 # The rules of mmfast.training.balance.
 BALANCES = ("none", "uncertainty", "gradient_norm")
@@ -145,8 +142,6 @@ class Config:
     evaluate: EvaluateSpec = field(default_factory=EvaluateSpec)
 
 
-# In bytes: the names of some hundred thousand classes.
-LONGEST = 2**22
 PLAIN = ("anchor", "space", "told", "seed")
 SECTIONS = {
     f.name: f.default_factory
@@ -160,50 +155,12 @@ def load(source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
 
     Raises MmfastError, naming the key, for anything unknown, of the wrong type or out of bounds.
     """
-    return from_plain(load_yaml(_read(source), source), source, overrides)
+    return from_plain(load_yaml(read(source), source), source, overrides)
 
 
 def from_plain(found: Any, source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
     """What YAML holds, as `load` takes it; source: what errors call it."""
-    try:
-        raw = OmegaConf.create(found or {})
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise MmfastError(f"{source} holds what no config can: {one_line(error)}") from None
-    if not isinstance(raw, DictConfig):
-        raise MmfastError(f"{source} holds a {type(raw).__name__}; it should hold keys, as the presets do")
-    for key, value in overrides:
-        _override(raw, key, value)
-    return resolve(raw, source)
-
-
-def _read(source: str) -> str:
-    if source in presets.names():
-        return presets.text(source)
-    path = Path(source)
-    if path.suffix not in (".yaml", ".yml"):
-        raise unknown("config", source, [*presets.names(), "or the path of a .yaml file"])
-    try:
-        return read_text(path, LONGEST)  # YAML takes a byte order mark
-    except OSError as error:
-        raise MmfastError(f"config {source} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise MmfastError(f"config {source} is no text in UTF-8 ({error.reason}); save it as UTF-8") from None
-
-
-def _override(raw: DictConfig, key: str, value: str) -> None:
-    if not all(key.split(".")):
-        raise MmfastError(f"--{key} is no option's name; it should be words with dots between them, as --train.steps")
-    new = load_value(value, f"--{key} {value}")
-    allow_named_in(new)
-    try:
-        parent, _, last = key.rpartition(".")
-        if last == "kind" and parent and new != OmegaConf.select(raw, key):
-            key, new = parent, {"kind": new}
-        # Another kind has other options: what was said of the old one does not carry over.
-        merge = not (isinstance(new, dict) and "kind" in new)
-        OmegaConf.update(raw, key, new, merge=merge, force_add=True)
-    except (OmegaConfBaseException, TypeError, ValueError, LookupError, AttributeError) as error:
-        raise MmfastError(f"--{key} {value}: {one_line(error)}") from None
+    return resolve(overridden(found, source, overrides), source)
 
 
 def check_name(name: str) -> None:

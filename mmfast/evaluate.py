@@ -1,112 +1,31 @@
-"""What a trained model does in every direction: sample grids, and the figures of metrics.json."""
+"""The figures of a trained model, those of metrics.json."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from PIL import Image as PILImage
 from torch import Tensor
 
 from mmfast.config import Config
-from mmfast.data import Batch, Data, Examples
+from mmfast.data import Batch, Data
+from mmfast.distances import distances, row_distances, to_z0
 from mmfast.errors import MmfastError
-from mmfast.files import write_atomically, write_text
-from mmfast.generate import generate, title
+from mmfast.files import write_text
+from mmfast.generate import generate
+from mmfast.held_out import Shuffled, held_out
 from mmfast.likelihood import bound
-from mmfast.metrics.features import Extractor, extractor
-from mmfast.metrics.frechet import frechet_distance
+from mmfast.metrics.features import extractor
 from mmfast.metrics.lpips import LPIPS
-from mmfast.metrics.precision_recall import precision_recall
-from mmfast.modalities import Modality
 from mmfast.model import Model
-from mmfast.pictures import sample_grid
 from mmfast.ranks import ALONE, Ranks
 from mmfast.reverse import fit, times_by_snr, x0_error
 from mmfast.run import Run
 from mmfast.trust import check_code
 
-# Of precision and recall, as their authors chose it.
-NEIGHBOURS = 3
 # How many training examples the reverse variances are fitted to, and timesteps the error of z_0 is measured at.
 FITTED_TO, CURVE = 256, 12
-
-
-class Board(Protocol):
-    """Where pictures are shown beside their files, as TensorBoard is."""
-
-    def picture(self, name: str, picture: PILImage.Image, step: int) -> None: ...
-
-
-def held_out(examples: Examples, count: int, model: Model) -> Batch:
-    """`count` examples that lack no modality of the data's, again from the first when they run out.
-
-    What is made from other modalities is made from each example once: the same hidden parts in every evaluation.
-    """
-    names = [name for name, part in model.parts.items() if not part.derived]
-    found: list[dict[str, Tensor]] = []
-    for start in range(0, len(examples), 64):
-        batch = examples.__getitems__(range(start, min(start + 64, len(examples))))
-        whole = torch.ones(len(batch), dtype=torch.bool)
-        for there in batch.present.values():
-            whole &= there
-        found.append({name: batch.data[name][whole] for name in names})
-        if sum(len(part[names[0]]) for part in found) >= count:
-            break
-    data = {name: torch.cat([part[name] for part in found]) for name in names}
-    available = len(data[names[0]])
-    if not available:
-        raise MmfastError(f"data: no held-out example has all of {', '.join(names)}; raise data.test_fraction")
-    data = model.complete(Batch(data), 0, torch.arange(available)).data
-    index = torch.arange(count) % available
-    return Batch({name: x[index] for name, x in data.items()})
-
-
-def save_picture(run: Run, file: Path, picture: PILImage.Image) -> None:
-    run.guard(lambda: write_atomically(file, lambda temporary: picture.save(temporary)))
-
-
-def sample_run(
-    run: Run,
-    model: Model,
-    config: Config,
-    data: Data,
-    step: int,
-    board: Board | None = None,
-    quiet: bool = False,
-    again: bool = True,
-    ranks: Ranks = ALONE,
-) -> None:
-    """Sample grids in every direction, as RUN/samples/step-*.png: joint, and given each modality in turn.
-
-    again: also those whose files are there. ranks: all draw, the first writes.
-    """
-    names, count = tuple(model.parts), config.sample.count
-    examples = held_out(data.test, count, model)
-    parts = {name: model.part(name) for name in names}
-    for given in ["", *(name for name in names if len(names) > 1)]:
-        name = f"given-{given}" if given else "joint"
-        file = run.samples / f"step-{step:07d}-{name}.png"
-        if ranks.told(file.exists()) and not again:
-            continue
-        what = {given: examples.data[given]} if given else {}
-        text = f"samples given {given}, step {step:,}" if given else f"samples, step {step:,}"
-        drawn = generate(model, config, count, what, progress=False if quiet else text, ranks=ranks)
-        if not ranks.first:
-            continue
-        picture = sample_grid(parts, drawn, f"{title(what, config.sample.first)} (step {step})", [given])
-        shown = {file.stem: picture}
-        for part, x in drawn.items():
-            overview = parts[part].overview(x.cpu(), examples.data[part])
-            if overview is not None:
-                shown[f"scatter-{step:07d}-{name}-{part}"] = overview
-        for stem, picture in shown.items():
-            save_picture(run, run.samples / f"{stem}.png", picture)
-            if board is not None:
-                board.picture(stem.replace(f"-{step:07d}-", "-").removeprefix("step-"), picture, step)
 
 
 def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, ranks: Ranks = ALONE) -> dict[str, float]:
@@ -190,103 +109,6 @@ def likelihood(model: Model, config: Config, data: Data, batch: Batch, ranks: Ra
     else:
         reverses = fit(model, seen, seed=seed, batch_size=size, ranks=ranks)
     return bound(model, batch, config.evaluate.bound_steps, seed, size, reverses, ranks) | errors
-
-
-class Shuffled:
-    """Examples in an order of chance, always the same: neighbours in a data set are often kin."""
-
-    def __init__(self, examples: Examples) -> None:
-        self.examples = examples
-        self.order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        return self.examples.__getitems__(self.order[list(indices)].tolist())
-
-
-def to_z0(model: Model) -> Callable[[Tensor], Tensor]:
-    """The anchor's z_0, of x on the host."""
-    device = model.schedule.alpha_bar.device
-    return lambda x: model.anchor.to_z0(x.to(device)).cpu()
-
-
-def row_distances(part: Modality, name: str, x: Tensor, data: Data, most: int = 10_000) -> dict[str, float]:
-    """`Modality.distances` of samples to one half of the real data, beside those of the other half to it."""
-    if not part.distances(x, x):
-        return {}
-    real = torch.cat([_present(examples, name, most) for examples in (data.train, data.test)])
-    real = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
-    half = len(real) // 2
-    count = min(half, len(x))
-    if not count:
-        return {}
-    these = {"samples": x[:count], "real_halves": real[half : half + count]}
-    found = {who: part.distances(rows, real[:half]) for who, rows in these.items()}
-    return {f"{name}.{key}.{who}": value for who, figures in found.items() for key, value in figures.items()}
-
-
-def _present(examples: Examples, name: str, most: int) -> Tensor:
-    """x of the examples that have it, at most so many."""
-    batch = examples.__getitems__(range(min(len(examples), most)))
-    return batch.data[name][batch.present[name]] if name in batch.present else batch.data[name]
-
-
-def distances(
-    images: Tensor,
-    data: Data,
-    anchor: str,
-    features: Extractor,
-    most: int = 10_000,
-    ranks: Ranks = ALONE,
-    z0: Callable[[Tensor], Tensor] = lambda x: x,
-) -> dict[str, float]:
-    """Frechet distance, precision and recall over `features`: samples against real images, and two halves of these.
-
-    The real images are those of the training and the test set, at most `most` of each, in two halves: the first is
-    compared with the samples, and with as many images of the second, since all three depend on the numbers. Precision
-    and recall take as many images of the first half too. Distances over anything but pixels carry the features' name.
-    z0: what an anchor that is no image is compared as, [B, C, H, W].
-    """
-    whole = lambda x: features(z0(x))  # noqa: E731
-    return against(real_features(data, anchor, whole, most, ranks), images, whole, features.name, ranks)
-
-
-# Anchors x [B, ...] -> features [B, d].
-Features = Callable[[Tensor], Tensor]
-
-
-def real_features(data: Data, anchor: str, features: Features, most: int = 10_000, ranks: Ranks = ALONE) -> Tensor:
-    """The features of the real images of both sets, at most `most` of each, [n, d] in a shuffled order."""
-    chunks = [
-        (part, rows) for part in (data.train, data.test) for rows in torch.arange(min(len(part), most)).split(256)
-    ]
-
-    def of_real(chunk: tuple[Examples, Tensor]) -> Tensor:
-        part, rows = chunk
-        return features(part.__getitems__(rows.tolist()).data[anchor])
-
-    real = torch.cat(ranks.map(of_real, chunks))
-    # The halves are shuffled: neighbours in a data set are often kin.
-    return real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
-
-
-def against(real: Tensor, images: Tensor, features: Features, named: str, ranks: Ranks = ALONE) -> dict[str, float]:
-    """The figures of `distances`; real: of `real_features`; named: the features' name."""
-    share = ranks.at_most(len(images), len(images))
-    half, fake = len(real) // 2, torch.cat(ranks.map(features, images.split(share)))
-    name = "" if named == "pixels" else f"_{named}"
-    count, found = min(half, len(fake)), {}
-    if count < 2:
-        return {}
-    one, other = real[:half], real[half : half + count]
-    for who, these in (("samples", fake[:count]), ("real_halves", other)):
-        found[f"frechet{name}.{who}"] = frechet_distance(these, one)
-        if count > NEIGHBOURS:
-            measured = precision_recall(one[:count], these, NEIGHBOURS)
-            found |= {f"precision{name}.{who}": measured.precision, f"recall{name}.{who}": measured.recall}
-    return found
 
 
 def evaluate_run(

@@ -1,36 +1,30 @@
-"""A trained run in Python and on the command line: loaded once, then sampled; the samples are seen, used and saved."""
+"""A trained run in Python and on the command line: loaded once, then sampled."""
 
 from __future__ import annotations
 
 import functools
-import io
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image as PILImage
 from torch import Tensor
 
 from mmfast.build import build_data, load_run
 from mmfast.config import Config
 from mmfast.data import Data
 from mmfast.errors import MmfastError, unknown
-from mmfast.evaluate import held_out
 from mmfast.export import EXPORTS
-from mmfast.files import new_folder
 from mmfast.generate import generate, settings, title, turns
 from mmfast.given import known_part, taken
-from mmfast.modalities import Modality
+from mmfast.held_out import held_out
 from mmfast.model import Model
-from mmfast.pictures import sample_grid
 from mmfast.ranks import ALONE, Ranks
 from mmfast.run import Run
-from mmfast.saved import cells, write_file, write_rows
+from mmfast.samples import Samples, whole
 
 # The choices of `Loaded.sample` that have their value from the config otherwise: of which type, and in words.
 OPTIONS: dict[str, tuple[Any, str]] = {
@@ -103,7 +97,7 @@ class Loaded:
         options = {name: _option(name, value) for name, value in more.items() if name in OPTIONS}
         parts = {name: value for name, value in more.items() if name not in OPTIONS}
         values = {name: value for name, value in {**(given or {}), **parts}.items() if value is not None}
-        n, seed = None if n is None else _whole("n", n, 1), _whole("seed", seed, 0)
+        n, seed = None if n is None else whole("n", n, 1), whole("seed", seed, 0)
         inside = self._inside(values, known or {})
         rows = self._rows({name: inside[name][0] if name in inside else value for name, value in values.items()})
         n, several = _how_many(rows, n)
@@ -190,94 +184,6 @@ def load(folder: str | os.PathLike[str], device: str = "auto", weights: str = "l
     return Loaded(*load_run(Path(folder), device, "device", weights))
 
 
-@dataclass(frozen=True, repr=False)
-class Samples:
-    """Samples, each with every modality.
-
-    data: tensors [len, ...] by name, on the host. how: the seed, steps, sampler and guidance. ids: the number of each
-    sample's noise. In a notebook they show themselves as their grid.
-    """
-
-    data: dict[str, Tensor]
-    parts: Mapping[str, Modality]
-    anchor: str
-    given: tuple[str, ...]
-    how: dict[str, Any]
-    title: str
-    ids: list[int]
-    columns: int
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __repr__(self) -> str:
-        return f"Samples({len(self)} of {', '.join(self.data)}; {self.title})"
-
-    def __getitem__(self, name: str) -> list[Any]:
-        """A modality as a person has it: pictures (of a mask: its class numbers), class names, or arrays."""
-        if name not in self.parts:
-            raise unknown("samples' modality", name, self.parts)
-        return [self.parts[name].plain(x) for x in self.data[name]]
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Each sample in turn, its modalities by name."""
-        columns = {name: self[name] for name in self.data}
-        return iter([{name: found[i] for name, found in columns.items()} for i in range(len(self))])
-
-    @property
-    def images(self) -> list[PILImage.Image]:
-        """The anchor's pictures, a pixel for a pixel."""
-        return self[self.anchor]
-
-    @property
-    def labels(self) -> list[str]:
-        """The names of the classes, or their numbers. Raises MmfastError unless there is one label an image."""
-        names = [name for name, part in self.parts.items() if part.kind == "label"]
-        if len(names) != 1:
-            raise MmfastError(
-                f"samples have {len(names)} labels ({', '.join(names)}); take them by name, samples[NAME]"
-            )
-        return self[names[0]]
-
-    def grid(self, columns: int | None = None) -> PILImage.Image:
-        """All of them in one picture, each one's modalities side by side; a row for each of several given values."""
-        columns = _whole("columns", self.columns if columns is None else columns, 1)
-        return sample_grid(self.parts, self.data, self.title, list(self.given), columns)
-
-    def _repr_png_(self) -> bytes:
-        file = io.BytesIO()
-        self.grid().save(file, "PNG")
-        return file.getvalue()
-
-    def save(self, folder: str | Path) -> Path:
-        """Write each sample as files in a new folder, which `data: {kind: folder}` reads as the same samples.
-
-        folder/image/000.png, folder/mask/000.png (class numbers), folder/label/000.txt, folder/embedding/000.npy, and a
-        line for each sample in folder/samples.jsonl. Whole or not at all. Raises MmfastError where there is something.
-        """
-        folder = Path(folder)
-        with new_folder("save's folder", folder) as made:
-            self._write(made)
-        return folder
-
-    def _write(self, folder: Path) -> None:
-        lines = []
-        for i, sample in enumerate(self):
-            what: dict[str, dict[str, Any]] = {}
-            for name, value in sample.items():
-                (folder / name).mkdir(parents=True, exist_ok=True)
-                file = write_file(value, folder / name / f"{i:03d}")
-                what[name] = {"file": file.relative_to(folder).as_posix()}
-                if isinstance(value, (str, dict)):
-                    what[name]["value"] = value
-            lines.append({"sample": f"{i:03d}", "id": self.ids[i], **self.how, "given": self.given, "modalities": what})
-        rows = [cells(sample) for sample in self]
-        if any(part.kind == "table" for part in self.parts.values()):
-            write_rows(folder / "samples.csv", rows)
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (folder / "samples.jsonl").write_text(text, encoding="utf-8")
-
-
 def _is_data(value: Any) -> bool:
     return isinstance(value, str) and value == "data"
 
@@ -312,9 +218,3 @@ def _option(name: str, value: Any) -> Any:
     if not isinstance(value, types) or (isinstance(value, bool) and name != "progress"):
         raise MmfastError(f"{name} is {value!r}; it should be {words}")
     return value
-
-
-def _whole(what: str, value: Any, least: int) -> int:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not least <= value < 2**63:
-        raise MmfastError(f"{what} is {value!r}; it should be a whole number of at least {least}")
-    return int(value)

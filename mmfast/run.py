@@ -12,10 +12,9 @@ RUN/data.json            what the data was
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ from mmfast.files import (
     write_atomically,
     write_text,
 )
+from mmfast.stats_lines import LONGEST_STATS, healed
 
 LOCK, TENSORBOARD = ".lock", "tensorboard"
 LAST, BEST = "ema.safetensors", "ema.best.safetensors"
@@ -50,8 +50,6 @@ LAST, BEST = "ema.safetensors", "ema.best.safetensors"
 WEIGHTS = {"last": LAST, "best": BEST}
 STATES, RECORD = "states", "data.json"
 STATE, PREVIOUS, DAMAGED = "trainer.safetensors", "trainer.previous.safetensors", "trainer.damaged.safetensors"
-# Of stats.jsonl, in bytes: some millions of steps.
-LONGEST_STATS = 2**30
 
 # A trainer's state, and what raises MmfastError for one (of a file) that cannot be taken up.
 State = tuple[dict[str, Tensor], dict[str, Any]]
@@ -283,44 +281,12 @@ class Run:
                 before = read_bytes(self.stats_file, LONGEST_STATS)
         except OSError as error:
             raise MmfastError(f"{self.stats_file} cannot be read: {error.strerror}; permit it") from None
-        lines: dict[int, str] = {}
-        unsure = set()
-        for n, line in stats_lines(before):
-            if lines.setdefault(n, line) != line:
-                unsure.add(n)
-        known = dict(stats_lines(recent.encode()))
-        lines |= known
-        steps = range(1, step + 1)
-        missing = [n for n in steps if n not in lines]
-        twice = [n for n in steps if n in unsure - known.keys()]
-        found = [f"no line for steps {_ranges(missing)}"] if missing else []
-        found += [f"two for steps {_ranges(twice)}, of which the first is kept"] if twice else []
+        text, found = healed(before, step, recent)
         if found:
             notice(f"{self.stats_file} was damaged: there is {', and '.join(found)}; training goes on as it was")
-        text = "".join(lines[n] for n in steps if n in lines)
         if text.encode() != before:
             self.guard(lambda: write_text(self.stats_file, text))
         return text
 
     def append_stats(self, text: str) -> None:
         self.guard(lambda: append_text(self.stats_file, text))
-
-
-def stats_lines(data: bytes) -> Iterator[tuple[int, str]]:
-    """The lines of stats that are whole, with their steps; a kill, a power cut or a disk may have spoilt others."""
-    for line in data.split(b"\n"):
-        try:
-            text = line.decode()
-            stats = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(stats, dict) and type(stats.get("step")) is int:
-            yield stats["step"], text + "\n"
-
-
-def _ranges(numbers: list[int]) -> str:
-    """[1, 2, 3, 5] -> "1 .. 3, 5"; four of them at most."""
-    ends = [n for k, n in enumerate(numbers) if k == 0 or numbers[k - 1] != n - 1]
-    last = [n for k, n in enumerate(numbers) if k == len(numbers) - 1 or numbers[k + 1] != n + 1]
-    found = [f"{a}" if a == b else f"{a} .. {b}" for a, b in zip(ends, last, strict=True)]
-    return ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")

@@ -13,9 +13,10 @@ from typing import Any
 
 from mmfast.config import Config, from_plain
 from mmfast.data import Data
+from mmfast.distances import against, real_features, to_z0
 from mmfast.errors import MmfastError, unknown
-from mmfast.evaluate import against, held_out, real_features, to_z0
 from mmfast.generate import generate
+from mmfast.held_out import held_out
 from mmfast.metrics.features import extractor
 from mmfast.model import Model
 

@@ -1,5 +1,10 @@
 """What the tests share: the backends that can run here, quick settings, and nothing else."""
 
+import os
+
+# Of numpy's and scikit-learn's sums: threads that wait for each other cost four times as much as one.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
 import torch
 from hypothesis import settings

@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 from mmfast import config as configs
 from mmfast import presets
 from mmfast.cli import main, overrides
+from mmfast.config_source import LONGEST
 from mmfast.errors import MmfastError
 from mmfast.generate import settings
 
@@ -177,5 +178,5 @@ def test_configs_that_are_none(tmp_path):
         broken(said, preset=str(file))
     broken("config .*none.yaml cannot be read: No such file", preset=str(tmp_path / "none.yaml"))
     broken("config is 'digit'; .*did you mean 'digits'", preset="digit")
-    file.write_bytes(b"#" * (configs.LONGEST + 1))
+    file.write_bytes(b"#" * (LONGEST + 1))
     broken("x.yaml cannot be read: it has more than 4194304 bytes", preset=str(file))

@@ -15,6 +15,8 @@ from tiny import tiny
 import mmfast
 from mmfast import Schedule, ops
 from mmfast.build import build_data, build_model
+from mmfast.data import Data
+from mmfast.data.base import InMemory
 from mmfast.evaluate import evaluate
 from mmfast.generate import generate
 from mmfast.run import Run
@@ -24,7 +26,21 @@ from mmfast.training.trainer import Trainer
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 MEGABYTE = 2**20
-SMALL = {"backbone__width": 8, "train__batch_size": 2, "sample__steps": 1, "evaluate__samples": 2, "sample__count": 1}
+SMALL = {
+    "backbone__width": 8,
+    "train__batch_size": 2,
+    "sample__steps": 1,
+    "sample__count": 1,
+    "evaluate__samples": 2,
+    "evaluate__bound_steps": 1,
+}
+
+
+def smallest(**more):
+    """Of an image and its label alone."""
+    config = tiny(**SMALL, **more)
+    del config.modalities["mask"]
+    return config
 
 
 def resident():
@@ -54,7 +70,7 @@ def hold_flat(work, count, within=8 * MEGABYTE):
 @linux
 @pytest.mark.slow
 def test_steps_keep_their_memory(tmp_path):
-    config = tiny(train__steps=10_001, train__log_every=50, train__checkpoint_every=1000, **SMALL)
+    config = smallest(train__steps=10_001, train__log_every=50, train__checkpoint_every=1000)
     run = Run.start(tmp_path / "run", config)
     trainer = Trainer(config, run, build_data(config))
     batches = loader(config, trainer.data.train, 0)
@@ -72,16 +88,20 @@ def test_steps_keep_their_memory(tmp_path):
 @linux
 @pytest.mark.slow
 def test_sample_calls_keep_their_memory():
-    config = tiny(**SMALL)
+    config = smallest()
     model = build_model(config).eval()
     hold_flat(lambda: generate(model, config, 2), 1000)
 
 
 @linux
 @pytest.mark.slow
-def test_evaluations_keep_their_memory():
-    config = tiny(**SMALL)
-    model, data = build_model(config).eval(), build_data(config)
+def test_evaluations_keep_their_memory(monkeypatch):
+    monkeypatch.setattr("mmfast.evaluate.FITTED_TO", 8)
+    monkeypatch.setattr("mmfast.evaluate.CURVE", 2)
+    config = smallest()
+    whole = build_data(config)
+    few = [InMemory(part.__getitems__(range(64)).data) for part in (whole.train, whole.test)]
+    model, data = build_model(config).eval(), Data(*few, whole.judges)
     hold_flat(lambda: evaluate(model, config, data, quiet=True), 100)
 
 

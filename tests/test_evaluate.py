@@ -14,11 +14,12 @@ from mmfast.build import build_model
 from mmfast.data import Data
 from mmfast.data.base import InMemory
 from mmfast.errors import MmfastError
-from mmfast.evaluate import evaluate, evaluate_run, sample_run, table
+from mmfast.evaluate import evaluate, evaluate_run, table
+from mmfast.grids import Gallery, sample_run
 from mmfast.ranks import ALONE
 from mmfast.run import Run
 
-module = importlib.import_module("mmfast.evaluate")
+module, grids_module = (importlib.import_module(f"mmfast.{name}") for name in ("evaluate", "grids"))
 VECTOR = "{kind: embedding, dim: 2, weight: {kind: none}}"
 HIDDEN = "{kind: masked, of: image, channels: 1, size: 8, block: 4, ratios: [0.25, 0.75]}"
 GIVENS = ("", "image", "label", "mask", "vector", "hidden")
@@ -66,7 +67,8 @@ class World:
         for x in self.drawn.values():
             x["hidden"] = torch.zeros(count, 2, 8, 8)
         self.calls = []
-        monkeypatch.setattr(module, "generate", self.generate)
+        for drawing in (module, grids_module):
+            monkeypatch.setattr(drawing, "generate", self.generate)
         monkeypatch.setattr(module, "bound", self.bound)
         monkeypatch.setattr(module, "fit", self.fit)
         monkeypatch.setattr(module, "times_by_snr", lambda schedule, count: [1, 9])
@@ -275,15 +277,15 @@ def test_grids_in_every_direction(monkeypatch, tmp_path):
     """Each drawn from the first held-out examples, in a file of its own and on the board."""
     world = World(monkeypatch, count=2, evaluate__samples=9)
     run, wall, grids = Run.start(tmp_path / "run", world.config), Wall(), []
-    real = module.sample_grid
+    real = grids_module.sample_grid
 
     def grid(parts, drawn, title, given):
         grids.append((drawn, title, given))
         assert {name: part is world.model.part(name) for name, part in parts.items()} == dict.fromkeys(parts, True)
         return real(parts, drawn, title, given)
 
-    monkeypatch.setattr(module, "sample_grid", grid)
-    sample_run(run, world.model, world.config, world.data, 70, board=wall, quiet=True)
+    monkeypatch.setattr(grids_module, "sample_grid", grid)
+    sample_run(Gallery(run, 70, wall), world.model, world.config, world.data, quiet=True)
     names = ["joint" if not given else f"given-{given}" for given in GIVENS]
     order = ["", "image", "label", "mask", "vector", "hidden"]
     assert [(name, step) for name, _, step in wall.shown] == [(name, 70) for name in names]
@@ -305,12 +307,12 @@ def test_grids_in_every_direction(monkeypatch, tmp_path):
 def test_grids_without_a_board_and_with_bars(monkeypatch, tmp_path):
     """Of an image alone there is one: it is not drawn given itself."""
     world = World(monkeypatch, count=2, evaluate__samples=9).alone()
-    sample_run(Run.start(tmp_path / "one", world.config), world.model, world.config, world.data, 3)
+    sample_run(Gallery(Run.start(tmp_path / "one", world.config), 3), world.model, world.config, world.data)
     assert [(given, how) for _, given, how in world.calls] == [({}, {"progress": "samples, step 3"})]
     world = World(monkeypatch, count=2, evaluate__samples=9).alone("label")
-    sample_run(Run.start(tmp_path / "two", world.config), world.model, world.config, world.data, 3)
+    sample_run(Gallery(Run.start(tmp_path / "two", world.config), 3), world.model, world.config, world.data)
     assert [list(given) for _, given, _ in world.calls] == [[], ["image"], ["label"]]
     world = World(monkeypatch, count=2, evaluate__samples=9)
-    sample_run(Run.start(tmp_path / "all", world.config), world.model, world.config, world.data, 3)
+    sample_run(Gallery(Run.start(tmp_path / "all", world.config), 3), world.model, world.config, world.data)
     texts = [how["progress"] for _, _, how in world.calls]
     assert texts == ["samples, step 3", *(f"samples given {given}, step 3" for given in GIVENS[1:])]

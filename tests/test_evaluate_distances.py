@@ -11,10 +11,10 @@ from on_a_line import frechet, share_inside
 
 from mmfast.data import Data
 from mmfast.data.base import InMemory
-from mmfast.evaluate import distances
+from mmfast.distances import distances
 from mmfast.metrics.features import Extractor
 
-module = importlib.import_module("mmfast.evaluate")
+module = importlib.import_module("mmfast.distances")
 
 
 def images(count, seed, shift=0.0):

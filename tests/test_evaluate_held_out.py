@@ -8,7 +8,7 @@ from tiny import tiny
 from mmfast.build import build_model
 from mmfast.data import Batch
 from mmfast.errors import MmfastError
-from mmfast.evaluate import held_out
+from mmfast.held_out import held_out
 
 
 class Some:

@@ -11,7 +11,8 @@ from mmfast import MmfastError, Schedule, loss
 from mmfast import config as configs
 from mmfast.data import Batch, Data
 from mmfast.data.base import InMemory
-from mmfast.evaluate import Shuffled, likelihood
+from mmfast.evaluate import likelihood
+from mmfast.held_out import Shuffled
 from mmfast.likelihood import Timesteps, bound
 from mmfast.modalities.base import SpaceShape, code
 from mmfast.modalities.embedding import Embedding, EmbeddingSpec

@@ -14,7 +14,7 @@ from mmfast import MmfastError, config
 from mmfast.cli import main
 from mmfast.data import folder as folders
 from mmfast.generate import generate
-from mmfast.loaded import Samples
+from mmfast.samples import Samples
 
 SIZE, NAMES = 4, ["cats", "dogs", "owls"]
 CONFIG = f"""

@@ -5,6 +5,7 @@ import yaml
 
 from mmfast import config as configs
 from mmfast import presets
+from mmfast.config_source import read
 from mmfast.errors import MmfastError
 from mmfast.plain_yaml import load_value, load_yaml
 
@@ -39,7 +40,7 @@ def test_names_in_a_file(tmp_path):
 
 @pytest.mark.parametrize("name", presets.names())
 def test_presets_are_as_pyyaml_reads_them(name):
-    text = configs._read(name)
+    text = read(name)
     assert load_yaml(text, name) == yaml.safe_load(text)
     written = configs.to_yaml(configs.load(name))
     assert load_yaml(written, name) == yaml.safe_load(written)

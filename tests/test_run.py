@@ -9,7 +9,8 @@ from tiny import tiny
 from mmfast import config as configs
 from mmfast.errors import MmfastError
 from mmfast.files import load_tensors
-from mmfast.run import Run, _ranges, stats_lines
+from mmfast.run import Run
+from mmfast.stats_lines import _ranges, stats_lines
 
 
 def test_numbers_are_said_as_ranges():

@@ -9,8 +9,9 @@ from tiny import tiny
 from mmfast import MmfastError, sweep
 from mmfast.build import build_data, build_model
 from mmfast.cli import main
-from mmfast.evaluate import against, held_out, real_features
+from mmfast.distances import against, real_features
 from mmfast.generate import generate
+from mmfast.held_out import held_out
 from mmfast.metrics.features import extractor
 
 

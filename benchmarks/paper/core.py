@@ -28,8 +28,8 @@ from mmfast.build import build_data
 from mmfast.config import Config, resolve
 from mmfast.data import Batch, Data
 from mmfast.errors import MmfastError
-from mmfast.evaluate import held_out
 from mmfast.generate import generate
+from mmfast.held_out import held_out
 from mmfast.model import Model
 
 OURS = "mmfast"

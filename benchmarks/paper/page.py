@@ -186,7 +186,8 @@ def _again(report: dict[str, Any]) -> str:
     gpus = ", ".join(name for name in machine["devices"] if name != "cpu")
     where = f"; trained and evaluated on one {gpus}" if gpus else ""
     drawn = f" {report['drawn']} samples a condition were drawn." if report["drawn"] else ""
-    command = f"python -m benchmarks.paper {report['task']} --seeds {len(report['seeds'])} --images {images}"
+    task = report["task"].replace("_", "-")  # any_to_any is a file's name
+    command = f"python -m benchmarks.paper {task} --seeds {len(report['seeds'])} --images {images}"
     command += f" --samples {report['samples']}" if report["samples"] else ""
     command += "".join(f" {shlex.quote(word)}" for word in report["options"])
     if report["commit"] is None:

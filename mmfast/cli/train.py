@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from mmfast import config as configs
     from mmfast.build import with_found
-    from mmfast.config import LONGEST
+    from mmfast.config_source import LONGEST
     from mmfast.evaluate import table
     from mmfast.files import read_text
     from mmfast.survey import brief

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mmfast.data.base import VALIDATION, Batch, Data, Judge
 from mmfast.data.cache import HELP
-from mmfast.data.judge import as_floats, classifier
+from mmfast.data.judge import Classified, as_floats, classifier
 from mmfast.errors import MmfastError
 from mmfast.options import option
 
@@ -99,7 +99,7 @@ def _judges(train: Pictures, cache: str) -> dict[str, Judge]:
     """The label: a network that finds 0.926 of the test images' classes (28 x 28; trained once, in minutes)."""
     content = hashlib.sha256(train.images.numpy().tobytes()).hexdigest()[:16]  # other data sets come in this format too
     key = {"data": "fashion", "size": train.images.shape[-1], "images": content}
-    label = classifier(train.images, train.labels.long(), len(NAMES), cache=cache, key=key)
+    label = classifier(Classified(train.images, train.labels.long(), len(NAMES)), cache=cache, key=key)
     return {"label": label, "mask": outline}
 
 

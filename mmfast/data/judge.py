@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,25 @@ class Classifier(nn.Module):
         return self.probabilities(images).argmax(1)
 
 
+class Classified(NamedTuple):
+    """Real images and their classes.
+
+    images: [N, channels, size, size], uint8 or float in -1 .. 1; labels: int64 [N], below `classes`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: int
+
+    def check(self) -> None:
+        """Raise MmfastError for labels that do not fit."""
+        if self.labels.shape != (len(self.images),) or int(self.labels.max()) >= self.classes:
+            raise MmfastError(
+                f"labels is {list(self.labels.shape)} up to {int(self.labels.max())}; it should be "
+                f"[{len(self.images)}] below {self.classes}"
+            )
+
+
 def as_floats(images: Tensor) -> Tensor:
     """Pixels in -1 .. 1, exactly x / 127.5 - 1 for uint8; floats as they are."""
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
@@ -84,9 +103,7 @@ def accuracy(judge: Classifier, images: Tensor, labels: Tensor) -> float:
 
 
 def classifier(
-    images: Tensor,
-    labels: Tensor,
-    classes: int,
+    real: Classified,
     *,
     key: Mapping[str, Any],
     cache: str | Path = "",
@@ -97,38 +114,31 @@ def classifier(
 ) -> Classifier:
     """The classifier of real images, trained now or taken from the cache; on the GPU where there is one.
 
-    images: [N, channels, size, size], uint8 or float in -1 .. 1; labels: int64 [N]; key: what the images depend on
-    (the kind of data, its size), which with their shape, seed, epochs, width and the version names the file in the
-    cache. Training repeats bit for bit on the same machine with the same number of threads, and leaves torch's random
-    state alone. Raises MmfastError for labels that do not fit.
+    key: what the images depend on (the kind of data, its size), which with their shape, seed, epochs, width and the
+    version names the file in the cache. Training repeats bit for bit on the same machine with the same number of
+    threads, and leaves torch's random state alone. Raises MmfastError for labels that do not fit.
     """
-    if labels.shape != (len(images),) or int(labels.max()) >= classes:
-        raise MmfastError(
-            f"labels is {list(labels.shape)} up to {int(labels.max())}; it should be [{len(images)}] below {classes}"
-        )
+    real.check()
+    shape = list(real.images.shape)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        judge = (
-            Classifier(images.shape[1], images.shape[2], classes, width)
-            .to(memory_format=torch.channels_last)
-            .to(device)
-        )
+        judge = Classifier(shape[1], shape[2], real.classes, width).to(memory_format=torch.channels_last).to(device)
 
         def make() -> dict[str, Tensor]:
-            _train(judge, images, labels, epochs, quiet)
+            _train(judge, real, epochs, quiet)
             return judge.state_dict()
 
-        given = {"shape": list(images.shape), "classes": classes, "seed": seed, "epochs": epochs, "width": width}
+        given = {"shape": shape, "classes": real.classes, "seed": seed, "epochs": epochs, "width": width}
         judge.load_state_dict(kept(cache, "judge", {**key, **given, "version": VERSION}, make))
     return judge.eval()
 
 
 # The evaluation that asks for a judge may have turned gradients off.
 @torch.enable_grad()
-def _train(judge: Classifier, images: Tensor, labels: Tensor, epochs: int, quiet: bool) -> None:
+def _train(judge: Classifier, real: Classified, epochs: int, quiet: bool) -> None:
     """AdamW under a one-cycle learning rate, each image mirrored with probability 1/2."""
-    device = next(judge.parameters()).device
+    device, images, labels = next(judge.parameters()).device, real.images, real.labels
     steps = epochs * -(-len(images) // BATCH)
     optimizer = torch.optim.AdamW(judge.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.2)

@@ -15,14 +15,22 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image as PILImage
 from torch import Tensor
 from tqdm import tqdm
 
 from mmfast import ops
 from mmfast.data.base import VALIDATION, Batch, Data
 from mmfast.data.cache import HELP, digest, kept
+from mmfast.data.sprite_pixels import (
+    OPAQUE,
+    SIDES,
+    averaged,
+    hexagon,
+    majority,
+    middle,
+    pixel_classes,
+    visible,
+)
 from mmfast.errors import MmfastError
 from mmfast.image_files import load_picture
 from mmfast.modalities.caption import vector
@@ -31,17 +39,11 @@ from mmfast.streams import GROUND
 
 VERSION = 1  # of what is kept in the cache
 PACKAGE = "wesnoth-1.16-data"
-CLASSES = ("background", "shadow", "body", "team colour")
-# The middle of a picture that is read, by the size it is averaged down to: units stand in the middle of 72 x 72.
-SIDES = {16: 64, 32: 64, 36: 72, 64: 64, 72: 72}
-TRANSPARENT, OPAQUE = 8, 247  # alpha up to the one is background, from the other on body
 SEEN, BODY = 0.9, 200  # a sprite is kept if this share of it lies in the middle, with so many opaque pixels
 GREY = 128
 # The terrain folders whose plain pictures are ground to stand on, and the share of their kinds kept for the test.
 TERRAIN, TEST_TERRAIN = ("cave", "flat", "frozen", "grass", "hills", "interior", "sand", "swamp", "water"), 0.2
 NO_GROUND = re.compile(r"tile|editor|symbol|wall|variation|beam|oasis|coast|reef")
-# A hexagon of 72 x 72 covers the plane at these offsets (x, y).
-NEIGHBOURS = ((54, 36), (54, -36), (-54, 36), (-54, -36), (0, 0))
 
 
 @dataclass
@@ -100,37 +102,6 @@ def _install() -> str:
     )
 
 
-def middle(pixels: np.ndarray, side: int) -> np.ndarray:
-    """The middle [side, side, 4] of a picture [height, width, 4], with zeros around where it is smaller."""
-    missing = [max(0, side - size) for size in pixels.shape[:2]]
-    padded = np.pad(pixels, [*((n // 2, n - n // 2) for n in missing), (0, 0)]) if any(missing) else pixels
-    top, left = ((size - side) // 2 for size in padded.shape[:2])
-    return padded[top : top + side, left : left + side]
-
-
-def pixel_classes(pixels: np.ndarray, palette: Sequence[int]) -> np.ndarray:
-    """The class of each pixel, uint8 [...] (an index into CLASSES), of uint8 [..., 4]."""
-    red, green, blue, alpha = np.moveaxis(pixels.astype(np.int32), -1, 0)
-    team = np.isin(red << 16 | green << 8 | blue, np.array(palette, np.int32), kind="table")
-    classes = np.select([alpha <= TRANSPARENT, alpha < OPAQUE, team], [0, 1, 3], default=2)
-    return classes.astype(np.uint8)
-
-
-def majority(classes: Tensor, factor: int) -> Tensor:
-    """The commonest class of each factor x factor square, uint8 [N, H, W] -> [N, H / f, W / f]; ties to the highest."""
-    votes = torch.stack([classes == k for k in reversed(range(len(CLASSES)))], 1).float()
-    return (len(CLASSES) - 1 - F.avg_pool2d(votes, factor).argmax(1)).to(torch.uint8)
-
-
-def averaged(pixels: Tensor, factor: int) -> Tensor:
-    """Means over factor x factor squares, the colours weighted by alpha: uint8 [N, 4, H, W] -> [N, 4, H / f, W / f].
-
-    The colours that come out are premultiplied: over a ground G the picture is colour + (255 - alpha) G / 255.
-    """
-    colour, alpha = pixels[:, :3].float(), pixels[:, 3:].float()
-    return F.avg_pool2d(torch.cat([colour * alpha / 255, alpha], 1), factor).round().to(torch.uint8)
-
-
 def _load(folder: Path, files: Sequence[str], palette: Sequence[int], size: int) -> dict[str, Tensor]:
     """Premultiplied pixels [N, 4, size, size], masks [N, size, size] and file numbers [N] of the sprites worth keeping.
 
@@ -154,26 +125,6 @@ def _load(folder: Path, files: Sequence[str], palette: Sequence[int], size: int)
     return {"pixels": torch.cat(pixels), "masks": torch.cat(masks), "files": torch.tensor(rows)}
 
 
-def visible(pixels: np.ndarray) -> int:
-    """How many pixels of uint8 [..., 4] are not background."""
-    return int((pixels[..., 3] > TRANSPARENT).sum())
-
-
-def _ground(file: Path, size: int) -> Tensor | None:
-    """A terrain hexagon, its corners filled by neighbours alike, uint8 [3, size, size]; None for another picture."""
-    picture = load_picture(file)
-    if picture.size != (72, 72):
-        return None
-    hexagon = picture.convert("RGBA")
-    plane = PILImage.new("RGBA", hexagon.size)
-    for offset in NEIGHBOURS:
-        layer = PILImage.new("RGBA", hexagon.size)
-        layer.paste(hexagon, offset)
-        plane = PILImage.alpha_composite(plane, layer)
-    pixels = torch.from_numpy(middle(np.asarray(plane), SIDES[size]).copy()).permute(2, 0, 1)
-    return averaged(pixels[None], SIDES[size] // size)[0, :3] if bool((pixels[3] == 255).all()) else None
-
-
 def _terrain(root: Path) -> list[Path]:
     folder = root / "core" / "images" / "terrain"
     return sorted(file for part in TERRAIN for file in (folder / part).glob("*.png") if not NO_GROUND.search(file.stem))
@@ -186,7 +137,7 @@ def grounds(files: Sequence[Path], size: int) -> dict[str, Tensor]:
     """
     found = []
     for file in files:
-        ground = _ground(file, size)
+        ground = hexagon(file, size)
         if ground is not None:
             found.append((f"terrain/{file.parent.name}/{re.split(r'[0-9.]', file.name)[0]}", ground))
     for_test = held_out((kind for kind, _ in found), TEST_TERRAIN)

@@ -9,7 +9,8 @@ from mmfast.ops.call import Block, Tables
 from mmfast.ops.forward import diffusion_loss, q_sample
 from mmfast.ops.hidden_blocks import block_mask
 from mmfast.ops.linear import combine, multimodal_mean, randn, random_words
-from mmfast.ops.reverse import posterior_mean, posterior_sample, step, step_by_table
+from mmfast.ops.reverse import posterior_mean, posterior_sample, step
+from mmfast.ops.table_step import step_by_table
 
 __all__ = [
     "Block",

@@ -23,7 +23,8 @@ from mmfast import process
 from mmfast.errors import MmfastError
 from mmfast.ops import around
 from mmfast.ops.call import MAX_LEVELS, Block, Bounds, Call, Noise, Tables, Term, arithmetic, tensor_of
-from mmfast.ops.checks import Encodings, check_noise, check_present, gather, select
+from mmfast.ops.checks import check_noise, check_present, gather, select
+from mmfast.ops.reverse_call import ReverseCall
 from mmfast.ops.tables import Formula, find
 from mmfast.process import Time
 from mmfast.schedule import Schedule
@@ -176,22 +177,13 @@ def marginal(
 # --- reverse ------------------------------------------------------------------------------------------------
 
 
-def reverse(
-    formula: Formula,
-    what: str,
-    encodings: Encodings,
-    times: tuple[Time, Time | None],
-    sched: Schedule,
-    present: Tensor | None,
-    first: Sequence[Term],
-    noise: Noise | None,
-    bounds: Bounds,
-) -> tuple[Call, Bounds]:
+def reverse(asked: ReverseCall, first: Sequence[Term], noise: Noise | None, bounds: Bounds) -> tuple[Call, Bounds]:
     """The checked call of a formula of the jumps t_i -> s_i, and where it has z0hat: in z0's block alone.
 
     first: z_t and the predictions, of the whole space or (for a step) of z0's block; z0's block is what the encodings
     leave. Elsewhere z0hat is not clamped: it goes into the coefficients. A block with s_i == t_i stays as it is.
     """
+    formula, what, encodings, times, sched, present = asked
     names, encoded = select(encodings, sched)
     gathered, shape, dtype = gather([*first, *encoded], like_first=True, what=what)
     if isinstance(gathered[0], Block) or len(shape) < 2:

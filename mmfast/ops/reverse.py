@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 from torch import Tensor
 from torch.compiler import is_compiling
@@ -12,25 +10,16 @@ from torch.compiler import is_compiling
 from mmfast import process
 from mmfast.errors import MmfastError, unknown
 from mmfast.ops import dispatch, reference
-from mmfast.ops.around import in_memory
 from mmfast.ops.block_times import by_block
 from mmfast.ops.block_times import reverse as block_jumps
-from mmfast.ops.call import Bounds, Call, Noise, Rows, Tables, Term, arithmetic
+from mmfast.ops.call import Bounds, Noise, Term
 from mmfast.ops.checks import (
     Encodings,
     Seed,
-    check_batch,
     check_device,
-    check_levels,
-    check_noise,
-    check_present,
-    check_row_values,
-    check_tables,
-    gather,
-    select,
-    within_channels,
 )
-from mmfast.ops.tables import Formula, PosteriorMean, Step, covered, find, formula, kept, range_of
+from mmfast.ops.reverse_call import ReverseCall
+from mmfast.ops.tables import PosteriorMean, Step, covered, formula, kept, range_of
 from mmfast.process import TARGETS, Time
 from mmfast.schedule import Schedule
 
@@ -60,7 +49,7 @@ def posterior_mean(
     Or t and s are int64 [B, 1 + M], with a time for each block as for q_sample: block i, of z_t and eps too, goes from
     its t_i to its s_i (default t_i - 1, but 0 stays). The encodings' blocks leave z0's; one with s_i = t_i stays.
     """
-    return Reverse(_MEAN, "z_t, eps, encodings", encodings, (t, s), sched, present).of([z_t, eps])[0]
+    return _compute(ReverseCall(_MEAN, "z_t, eps, encodings", encodings, (t, s), sched, present), [z_t, eps])[0]
 
 
 def posterior_sample(
@@ -87,7 +76,7 @@ def posterior_sample(
     """
     kind = _SAMPLE if clamp is None else _CLAMPED
     how = Noise((seed, draw), sample_ids, stream), range_of(clamp), False
-    return Reverse(kind, "z_t, eps, encodings", encodings, (t, s), sched, present).of([z_t, eps], how)[0]
+    return _compute(ReverseCall(kind, "z_t, eps, encodings", encodings, (t, s), sched, present), [z_t, eps], how)[0]
 
 
 def step(
@@ -137,7 +126,7 @@ def step(
         raise MmfastError(f"guidance_scale is {guidance_scale}, but unconditional is None; guidance needs both")
     kind = formula(_step, target, eta, scale)
     how = Noise((seed, draw), sample_ids, stream), range_of(clamp, prediction), True
-    return Reverse(kind, what, encodings, (t, s), sched, present).of([z_t, *predictions], how)
+    return _compute(ReverseCall(kind, what, encodings, (t, s), sched, present), [z_t, *predictions], how)
 
 
 def _step(target: str, eta: float, guidance_scale: float | None) -> Step:
@@ -158,147 +147,44 @@ def _finite(name: str, value: object) -> None:
         raise MmfastError(f"{name} is {given}; it should be a finite number")
 
 
-class Reverse(NamedTuple):
-    """A formula of the reverse process for a jump t -> s, and what it is taken with."""
-
-    formula: Formula
-    what: str  # the terms' names, for errors
-    encodings: Encodings
-    times: tuple[Time, Time | None]
-    sched: Schedule
-    present: Tensor | None
-
-    def of(self, first: list[Term], how: How = _PLAIN) -> tuple[Tensor, Tensor]:
-        """The formula on z_t, the predictions and the encodings: z_s and, where it goes through it, z0hat."""
-        formula, _, encodings, (t, s), sched, present = self
-        known = kept(formula, tuple(encodings), sched) if type(encodings) is dict else None
-        # A GPU's table is not looked at, and its row of t = 0 is NaN.
-        if known is None or s is not None or present is not None or (type(t) is int and t < 1):
-            return self._checked(first, how)
-        terms, noise = [*first, *encodings.values()], None if known.sigma is None else how[0]  # type: ignore[union-attr]
-        if known.to_x0 is None:
-            found = dispatch.at_once("combine", terms, known, t, noise, False, False)
-        else:
-            found = dispatch.at_once("step", terms, known, t, noise, how[1], how[2])
-        return found or self._checked(first, how)
-
-    def _checked(self, first: list[Term], how: How) -> tuple[Tensor, Tensor]:
-        noise, bounds, return_x0 = how
-        t, s = self.times
-        own_times = by_block(t) or by_block(s)
-        if own_times:
-            call, bounds = block_jumps(*self, first, noise, bounds)
-            scalar = False
-        else:
-            call, scalar = self._complete(first, noise)
-        sched, device = self.sched, call.tables.coefs.device
-        serving = dispatch.of_call(call)
-        if serving is reference and not is_compiling() and not own_times:
-            process.check_time("t", t, 1, sched.T)  # it takes a row of NaN for one like the others
-        check_device(device, call.terms)
-        try:
-            if call.tables.to_x0 is None:
-                out, x0 = serving.combine(call, False)
-            else:
-                out, x0 = serving.step(call, bounds, return_x0)
-        except (ValueError, IndexError):  # of a row of the tables
-            if not own_times:
-                process.check_time("t", t, 1, sched.T)
-            raise
-        if scalar:
-            out, x0 = out.reshape(()), None if x0 is None else x0.reshape(())
-        return out, x0
-
-    def _complete(self, first: list[Term], noise: Noise | None) -> tuple[Call, bool]:
-        """The checked call, and whether its terms are of no dimension."""
-        (t, s), sched, present = self.times, self.sched, self.present
-        names, encoded = select(self.encodings, sched)
-        terms, shape, dtype = gather([*first, *encoded], like_first=True, what=self.what)
-        batch = shape or [1]
-        if not shape:
-            terms = [x.reshape(1) for x in terms]  # type: ignore[union-attr]
-        check_batch("t", t, batch[0])
-        check_batch("s", s, batch[0])
-        tables, rows = find(self.formula, sched, names, (t, s), arithmetic(dtype), batch[0])
-        if present is not None:
-            check_present(present, batch[0], len(names))
-            process.check_time("t", t, 1, sched.T)
-            tables, rows = tables.own(rows, batch[0]).only_present(present, len(first)), None
-        if tables.sigma is None:
-            noise = None
-        if noise is not None:
-            noise = check_noise(noise, batch[0], tables.coefs.device)
-        return Call(terms, tables, rows, noise, batch, dtype), not shape
+def _compute(asked: ReverseCall, first: list[Term], how: How = _PLAIN) -> tuple[Tensor, Tensor]:
+    """The formula asked on z_t, the predictions and the encodings: z_s and, where it goes through it, z0hat."""
+    formula, _, encodings, (t, s), sched, present = asked
+    known = kept(formula, tuple(encodings), sched) if type(encodings) is dict else None
+    # A GPU's table is not looked at, and its row of t = 0 is NaN.
+    if known is None or s is not None or present is not None or (type(t) is int and t < 1):
+        return _checked(asked, first, how)
+    terms, noise = [*first, *encodings.values()], None if known.sigma is None else how[0]  # type: ignore[union-attr]
+    if known.to_x0 is None:
+        found = dispatch.at_once("combine", terms, known, t, noise, False, False)
+    else:
+        found = dispatch.at_once("step", terms, known, t, noise, how[1], how[2])
+    return found or _checked(asked, first, how)
 
 
-def step_by_table(
-    terms: Sequence[Term],
-    tables: Tables,
-    row: Rows = None,
-    *,
-    clamp: float | tuple[float, float] | None = None,
-    channels: tuple[int, int] | None = None,
-    seed: Seed = None,
-    sample_ids: Tensor | None = None,
-    stream: int = 0,
-    draw: int | Tensor = 0,
-    levels: Sequence[int] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """A sampler's step whose coefficients stand in tables, in one pass: of a loop's steps, each a row.
-
-    x0 = clamp(sum_k to_x0[r, k] terms[k]), in its channels, and out = sum_k coefs[r, k] terms[k] + coefs[r, K] x0 +
-    sigma[r] eps, r the row of each sample.
-
-    Args:
-        terms: K tensors or `Block`s; the first has the whole shape [B, ...].
-        tables: `Tables` with to_x0 [R, K], coefs [R, K + 1] and sigma [R] (or None for no noise).
-        row: the row of every sample, or int64 [B]; None for a row each (R is B, or 1).
-        clamp: c for -c .. c, or a pair; None for no bounds.
-        channels: (first, number) of those that x0 has, a pair of ints; None for all. It is zero elsewhere.
-        seed, sample_ids, stream, draw: the identity of the noise, as for `randn`.
-        levels: the first channels of blocks with a scale of the noise each, as for `combine`; sigma is then [R, L].
-
-    Returns out [B, ...] and x0, of its channels. Raises MmfastError naming the argument at fault.
-    """
-    if not isinstance(tables, Tables) or tables.to_x0 is None:
-        raise MmfastError("tables has no to_x0; it should be mmfast.ops.Tables(coefs, sigma, to_x0)")
-    first = check_levels(levels, tables.sigma)
-    noise = None if tables.sigma is None else Noise((seed, draw), sample_ids, stream, first)
-    bounds = range_of(clamp)
-    if channels is not None:
-        bounds = Bounds(*bounds[:2], *_span(channels))
-    if not is_compiling():
-        found = dispatch.at_once("step", terms, tables, row, noise, bounds, True)
-        if found is not None:
-            return found
-    tensors, shape, dtype = gather(terms, like_first=True)
-    if not shape:
-        raise MmfastError("terms are of no dimension, or empty; they should be [B, ...]")
-    if bounds.start >= 0 and (len(shape) < 2 or bounds.start + bounds.channels > shape[1]):
-        raise MmfastError(f"channels is {channels}; it should lie within the {shape[1:2]} of the terms")
-    coefs, sigma, to_x0, _ = tables
-    of_noise = [] if sigma is None else [("tables.sigma", sigma, (len(first),) if first else ())]
-    of_terms = [("tables.to_x0", to_x0, (len(tensors),)), ("tables.coefs", coefs, (len(tensors) + 1,))]
-    check_tables([*of_terms, *of_noise], row, shape[0])
-    within_channels(first, shape)
-    wide = arithmetic(dtype)
-    tables = Tables(coefs, sigma, to_x0).map(lambda x: in_memory(x.to(wide)))
-    if noise is not None:
-        noise = check_noise(noise, shape[0], tables.coefs.device)
-    check_device(tables.coefs.device, tensors, tables.to_x0, tables.sigma)
-    call = Call(tensors, tables, row, noise, shape, dtype)
+def _checked(asked: ReverseCall, first: list[Term], how: How) -> tuple[Tensor, Tensor]:
+    noise, bounds, return_x0 = how
+    t, s = asked.times
+    own_times = by_block(t) or by_block(s)
+    if own_times:
+        call, bounds = block_jumps(asked, first, noise, bounds)
+        scalar = False
+    else:
+        call, scalar = asked.checked(first, noise)
+    sched, device = asked.sched, call.tables.coefs.device
+    serving = dispatch.of_call(call)
+    if serving is reference and not is_compiling() and not own_times:
+        process.check_time("t", t, 1, sched.T)  # it takes a row of NaN for one like the others
+    check_device(device, call.terms)
     try:
-        return dispatch.of_call(call).step(call, bounds, True)
-    except (ValueError, IndexError):
-        check_row_values(row, tables)
+        if call.tables.to_x0 is None:
+            out, x0 = serving.combine(call, False)
+        else:
+            out, x0 = serving.step(call, bounds, return_x0)
+    except (ValueError, IndexError):  # of a row of the tables
+        if not own_times:
+            process.check_time("t", t, 1, sched.T)
         raise
-
-
-def _span(channels: object) -> tuple[int, int]:
-    """The pair (first, number) of channels."""
-    whole = isinstance(channels, (tuple, list)) and len(channels) == 2
-    if not whole or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in channels):  # type: ignore[attr-defined]
-        raise MmfastError(
-            f"channels is {channels!r}; it should be a pair (first, number) of ints, none negative, or None"
-        )
-    return channels[0], channels[1]  # type: ignore[index]
+    if scalar:
+        out, x0 = out.reshape(()), None if x0 is None else x0.reshape(())
+    return out, x0

@@ -15,7 +15,8 @@ from mmfast.errors import MmfastError
 from mmfast.files import read_bytes
 from mmfast.generate import title
 from mmfast.image_files import load_picture, read_header
-from mmfast.run import LONGEST_STATS, Run, stats_lines
+from mmfast.run import Run
+from mmfast.stats_lines import LONGEST_STATS, stats_lines
 
 # Pictures beside the grids that training draws: so many of the newest.
 OTHERS = 4

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mmfast.build import build_data, files_of, stored, with_found
 from mmfast.config import Config, to_yaml
 from mmfast.data import Data
 from mmfast.errors import MmfastError, notice, say
-from mmfast.evaluate import evaluate_run, sample_run
+from mmfast.evaluate import evaluate_run
 from mmfast.files import write_text
 from mmfast.from_run import take_weights
+from mmfast.grids import Gallery, sample_run
 from mmfast.ranks import joined
 from mmfast.run import RECORD, Run
 from mmfast.training.examples import loader
@@ -120,7 +120,7 @@ def train(
         directions = 1 + len(average.parts) if len(average.parts) > 1 else 1
         if not silent:
             say(f"drawing {config.sample.count} samples in each of {directions} directions, for {run.samples}")
-        sample_run(run, average, config, data, trainer.done, quiet=quiet, ranks=trainer.drawing)
+        sample_run(Gallery(run, trainer.done), average, config, data, quiet=quiet, ranks=trainer.drawing)
         if config.evaluate.samples and not here.told(run.metrics_file.exists()):
             if not silent:
                 say(f"drawing {config.evaluate.samples:,} samples in each direction, for {run.metrics_file}")
@@ -143,13 +143,9 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
         while trainer.done < train.steps:
             if trainer.done and _every(train.sample_every, trainer.done):
                 # Before the first step: those that a kill left undrawn.
-                how: dict[str, Any] = {
-                    "board": board,
-                    "quiet": quiet,
-                    "again": trainer.done > begun,
-                    "ranks": trainer.drawing,
-                }
-                sample_run(run, trainer.ema.model, config, trainer.data, trainer.done, **how)
+                gallery, again = Gallery(run, trainer.done, board), trainer.done > begun
+                average, drawing = trainer.ema.model, trainer.drawing
+                sample_run(gallery, average, config, trainer.data, quiet=quiet, again=again, ranks=drawing)
             try:
                 trainer.step(batches, network)
                 if _every(train.validate_every, trainer.done):

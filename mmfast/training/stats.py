@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mmfast.config import Config
 from mmfast.errors import MmfastError, notice
-from mmfast.run import Run, stats_lines
+from mmfast.run import Run
+from mmfast.stats_lines import stats_lines
 
 # How many characters of stats.jsonl a checkpoint keeps: a thousand lines or so.
 RECENT = 2**18

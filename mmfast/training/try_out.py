@@ -10,8 +10,8 @@ from mmfast.build import build_model, pick_device
 from mmfast.config import Config
 from mmfast.data import Batch, Data
 from mmfast.errors import MmfastError
-from mmfast.evaluate import held_out
 from mmfast.generate import check_sample
+from mmfast.held_out import held_out
 from mmfast.model import Model
 from mmfast.ranks import ALONE, Ranks
 from mmfast.training.examples import parts

@@ -123,7 +123,7 @@ def test_a_judge_learns_and_is_kept(tmp_path, monkeypatch):
 
     def make(**more):
         options = {"key": {"data": "stripes"}, "cache": tmp_path, "epochs": 8, "width": 32, "quiet": True}
-        return judge.classifier(images, labels, 3, **{**options, **more})
+        return judge.classifier(judge.Classified(images, labels, 3), **{**options, **more})
 
     before = torch.random.get_rng_state()
     first = make()
@@ -147,7 +147,7 @@ def test_a_judge_learns_and_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(judge, "_train", lambda *_: pytest.fail("trained again"))
     assert torch.equal(make().out[1].weight, first.out[1].weight)
     with pytest.raises(MmfastError, match="labels"):
-        judge.classifier(images, labels + 1, 3, key={}, cache=tmp_path)
+        judge.classifier(judge.Classified(images, labels + 1, 3), key={}, cache=tmp_path)
 
 
 def test_bytes_are_pixels():

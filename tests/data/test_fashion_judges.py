@@ -13,6 +13,6 @@ def test_they_learn_from_the_training_set_alone(monkeypatch):
     for change in (0, 1):
         train = fashion.Pictures(images + change, torch.tensor([7, 1], dtype=torch.uint8))
         assert fashion._judges(train, "here") == {"label": "the network", "mask": fashion.outline}
-    (shown, labels, classes), how = asked[0]
+    ((shown, labels, classes),), how = asked[0]
     assert torch.equal(shown, images) and labels.tolist() == [7, 1] and labels.dtype == torch.int64 and classes == 10
     assert how["cache"] == "here" and how["key"]["size"] == 16 and how["key"] != asked[1][1]["key"]

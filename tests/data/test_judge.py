@@ -48,7 +48,8 @@ def test_it_is_shown_every_image_and_its_mirror_with_its_label(monkeypatch, tmp_
         torch.optim.AdamW, "step", lambda self, *a: rates.append(self.param_groups[0]["lr"]) or step(self, *a)
     )
     with torch.no_grad():  # as an evaluation may have it
-        found = judge.classifier(images, labels, 10, key={}, cache=tmp_path, epochs=epochs, width=8, quiet=True)
+        real = judge.Classified(images, labels, 10)
+        found = judge.classifier(real, key={}, cache=tmp_path, epochs=epochs, width=8, quiet=True)
     assert not found.training and all(training for training, _, _ in shown)
     assert [len(x) for _, x, _ in shown] == [256, 256, 88] * epochs
     floats = images / 127.5 - 1

@@ -137,6 +137,8 @@ schedule: {{kind: cosine, T: 1000}}
 backbone: {{kind: mlp, width: 64, blocks: 1, features: 8}}
 loss: {{target: x0}}
 train: {{steps: 60, batch_size: 32, learning_rate: 0.005, ema_decay: 0.5, sample_every: 0, tensorboard: false}}
+sample: {{steps: 1, count: 2}}
+evaluate: {{samples: 0}}
 """)
     chosen = config.load(str(file))
     data = build_data(chosen)

@@ -12,7 +12,7 @@ from mmfast import config as configs
 from mmfast.build import build_data, build_model
 from mmfast.data import Batch
 from mmfast.errors import MmfastError
-from mmfast.evaluate import held_out
+from mmfast.held_out import held_out
 from mmfast.modalities import SpaceShape
 from mmfast.modalities.masked_image import Masked, MaskedSpec
 from mmfast.sample import sample

@@ -66,6 +66,8 @@ def results(function, t, present, seed, grad):
 
 # Without a gradient, one of each op: its results are compared with a gradient too.
 FORWARD = ("step, guided", "loss, each", "mask")
+# Seconds each, for what others show as well: a fixed t, and options of the formula.
+REPEATED = ("step without noise", "loss at a fixed t", "loss of both")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ FORWARD = ("step, guided", "loss, each", "mask")
     [
         pytest.param(name, grad, id=name + (", backward" if grad else ""), marks=[pytest.mark.slow] * (not usual))
         for name in CALLS
-        for grad, usual in ((True, True), (False, name in FORWARD))
+        for grad, usual in ((True, name not in REPEATED), (False, name in FORWARD))
     ],
 )
 def test_compiled(traced_backend, fresh, name, grad):

@@ -30,7 +30,7 @@ def run(task, folder, *more):
     "task", [t if t == "image-label" else pytest.param(t, marks=pytest.mark.slow) for t in paper.TASKS]
 )
 def test_a_task_trains_evaluates_and_writes_its_page(task, tmp_path):
-    assert run(task, tmp_path) == 0
+    assert run(task, tmp_path, "--images", "128") == 0
     found = json.loads((tmp_path / "results" / f"{task}.json").read_text())
     methods = [method.name for method in paper.load(task).methods]
     rows = {(row["method"], row["condition"], row["metric"]): row for row in found["rows"]}

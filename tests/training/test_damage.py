@@ -77,10 +77,13 @@ OLD_FILES = {
 }
 CUT = {f"cut at {n}": (lambda p, n=n: p.write_bytes(p.read_bytes()[:n])) for n in (0, 5000)}
 FLIPPED = {f"flipped at {at}": (lambda p, at=at: flip(p, at)) for at in (3, 100, -1)}
+DAMAGES = {**OLD_FILES, **CUT, **FLIPPED}
+# Each goes the way of another that is not slow: a step that is none, a file that is no longer whole.
+ALIKE = {"step 5", "step 7", "step -1", "step None", "cut at 5000", "flipped at 3", "flipped at 100"}
 
 
 @pytest.mark.parametrize(
-    "damage", [*OLD_FILES.values(), *CUT.values(), *FLIPPED.values()], ids=[*OLD_FILES, *CUT, *FLIPPED]
+    "damage", [pytest.param(x, id=name, marks=[pytest.mark.slow] * (name in ALIKE)) for name, x in DAMAGES.items()]
 )
 def test_a_damaged_state_costs_the_steps_since_the_one_before(run, straight, capsys, damage):
     damage(run / STATE)

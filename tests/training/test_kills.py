@@ -10,9 +10,9 @@ import pytest
 from small_run import COMMAND, PAIRS, STATE, again, assert_same, contents
 from tiny import tiny
 
-from mmfast import evaluate
 from mmfast.build import build_data
 from mmfast.files import load_tensors
+from mmfast.grids import Gallery
 from mmfast.run import Run
 from mmfast.training import loop as module
 from mmfast.training.examples import _leave_signals
@@ -28,15 +28,15 @@ class Killed(BaseException):
 
 def kill_before(monkeypatch, picture):
     """The process ends before it writes a picture, of twelve; returns those that were written."""
-    save, written = evaluate.save_picture, []
+    hang, written = Gallery.hang, []
 
-    def saves(run, file, drawn):
+    def hangs(self, drawn, *name):
         if len(written) == picture:
             raise Killed
-        save(run, file, drawn)
-        written.append(file.name)
+        hang(self, drawn, *name)
+        written.append(self.file(*name).name)
 
-    monkeypatch.setattr(evaluate, "save_picture", saves)
+    monkeypatch.setattr(Gallery, "hang", hangs)
     return written
 
 
@@ -62,7 +62,7 @@ def test_pictures_of_steps_that_are_made_again_are_drawn_again(run, straight, mo
     """TensorBoard has forgotten them."""
     (run / STATE).unlink()
     seen = []
-    monkeypatch.setattr(module, "sample_run", lambda run, model, config, data, step, **how: seen.append((step, how)))
+    monkeypatch.setattr(module, "sample_run", lambda gallery, *rest, **how: seen.append((gallery.step, how)))
     monkeypatch.setattr(Run, "load_state", lambda self, check: None)
     assert again(run, capsys) == (0, [])
     assert [(step, how.get("again")) for step, how in seen] == [(2, True), (4, True), (6, None)]
@@ -122,10 +122,10 @@ import os, signal, sys
 from mmfast.cli import main
 from mmfast.training import loop as trainer
 draw = trainer.sample_run
-def killed(run, model, config, data, step, **how):
-    if step == int(sys.argv[1]):
+def killed(gallery, *rest, **how):
+    if gallery.step == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
-    draw(run, model, config, data, step, **how)
+    draw(gallery, *rest, **how)
 trainer.sample_run = killed
 main(sys.argv[2:])
 """

@@ -27,8 +27,8 @@ def test_what_happens_at_which_step(tmp_path, monkeypatch):
         monkeypatch.setattr(
             Trainer, name, lambda self, n=name, m=method, **how: events.append((n, self.done)) or m(self, **how)
         )
-    monkeypatch.setattr(module, "sample_run", lambda run, model, config, data, step, **how: events.append(
-        ("pictures", step, not model.training, how.get("board") is not None)))  # fmt: skip
+    monkeypatch.setattr(module, "sample_run", lambda gallery, model, *rest, **how: events.append(
+        ("pictures", gallery.step, not model.training, gallery.board is not None)))  # fmt: skip
     monkeypatch.setattr(module, "evaluate_run", lambda run, model, *rest, **how: taken.append((run, model)))
     monkeypatch.setattr(module, "build_data", lambda config: data())
     options = {"train__log_every": 2, "train__checkpoint_every": 3, "train__sample_every": 4}

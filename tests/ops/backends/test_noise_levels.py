@@ -4,6 +4,7 @@ The CPU's kernels on every instruction set; CUDA's on the host, as in test_cuda_
 test_triton_kernel.py.
 """
 
+import itertools
 import math
 from unittest import mock
 
@@ -65,7 +66,10 @@ def _interpreted():
     return Runs(backend, run, off=2.0)
 
 
-@pytest.fixture(params=["cpu", "reference", "cuda", "triton"], scope="module")
+BACKENDS = ["cpu", "reference", "cuda", "triton"]
+
+
+@pytest.fixture(params=BACKENDS, scope="module")
 def on(request):
     if request.param == "cpu":
         return Runs(cpu, lambda call: everywhere(call, threads=(1, 3)))
@@ -166,13 +170,19 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LEVELS = [(0, 3), (0,), (0, 1, 2, 3, 4, 5, 6, 7), (0, 5)]
 
 
+# The bounds do not depend on the type; what is interpreted takes a second, so of that there are two.
+USUAL = {(levels, dtype) for levels in LEVELS for dtype in DTYPES if levels == LEVELS[0] or dtype == DTYPES[0]}
+INTERPRETED = {(LEVELS[0], DTYPES[2]), (LEVELS[2], DTYPES[0])}
+
+
 @pytest.mark.parametrize(
-    ("levels", "dtype"),
-    [  # the bounds do not depend on the type
-        pytest.param(levels, dtype, marks=[pytest.mark.slow] * (levels != LEVELS[0] and dtype != DTYPES[0]))
-        for levels in LEVELS
-        for dtype in DTYPES
+    ("on", "levels", "dtype"),
+    [
+        pytest.param(on, *case, marks=[pytest.mark.slow] * (case not in (INTERPRETED if on == "triton" else USUAL)))
+        for on in BACKENDS
+        for case in itertools.product(LEVELS, DTYPES)
     ],
+    indirect=["on"],
 )
 def test_equal_levels_have_the_bits_of_one(on, dtype, levels):
     """The arithmetic of an element is the same, whether its level ends beside it, in a vector or in an item of work."""

@@ -1,0 +1,64 @@
+"""What a config is read from: a preset or a file, and options put over it. Nothing here knows what an option means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mmfast import presets
+from mmfast.errors import MmfastError, unknown
+from mmfast.files import read_text
+from mmfast.options import one_line
+from mmfast.plain_yaml import load_value
+from mmfast.trust import allow_named_in
+
+# In bytes: the names of some hundred thousand classes.
+LONGEST = 2**22
+
+
+def read(source: str) -> str:
+    """The text of a preset or of a YAML file. Raises MmfastError for another name, or a file that cannot be read."""
+    if source in presets.names():
+        return presets.text(source)
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        raise unknown("config", source, [*presets.names(), "or the path of a .yaml file"])
+    try:
+        return read_text(path, LONGEST)  # YAML takes a byte order mark
+    except OSError as error:
+        raise MmfastError(f"config {source} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise MmfastError(f"config {source} is no text in UTF-8 ({error.reason}); save it as UTF-8") from None
+
+
+def overridden(found: Any, source: str, overrides: Iterable[tuple[str, str]]) -> DictConfig:
+    """What YAML holds, with overrides ("train.steps", "100") put over it. Raises MmfastError for what no config can."""
+    try:
+        raw = OmegaConf.create(found or {})
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise MmfastError(f"{source} holds what no config can: {one_line(error)}") from None
+    if not isinstance(raw, DictConfig):
+        raise MmfastError(f"{source} holds a {type(raw).__name__}; it should hold keys, as the presets do")
+    for key, value in overrides:
+        _override(raw, key, value)
+    return raw
+
+
+def _override(raw: DictConfig, key: str, value: str) -> None:
+    if not all(key.split(".")):
+        raise MmfastError(f"--{key} is no option's name; it should be words with dots between them, as --train.steps")
+    new = load_value(value, f"--{key} {value}")
+    allow_named_in(new)
+    try:
+        parent, _, last = key.rpartition(".")
+        if last == "kind" and parent and new != OmegaConf.select(raw, key):
+            key, new = parent, {"kind": new}
+        # Another kind has other options: what was said of the old one does not carry over.
+        merge = not (isinstance(new, dict) and "kind" in new)
+        OmegaConf.update(raw, key, new, merge=merge, force_add=True)
+    except (OmegaConfBaseException, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise MmfastError(f"--{key} {value}: {one_line(error)}") from None

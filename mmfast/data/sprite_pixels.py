@@ -1,0 +1,72 @@
+"""The pixels of a sprite: its classes, and both brought to a smaller size; and the ground that it may stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image as PILImage
+from torch import Tensor
+
+from mmfast.image_files import load_picture
+
+CLASSES = ("background", "shadow", "body", "team colour")
+# The middle of a picture that is read, by the size it is averaged down to: units stand in the middle of 72 x 72.
+SIDES = {16: 64, 32: 64, 36: 72, 64: 64, 72: 72}
+TRANSPARENT, OPAQUE = 8, 247  # alpha up to the one is background, from the other on body
+# A hexagon of 72 x 72 covers the plane at these offsets (x, y).
+NEIGHBOURS = ((54, 36), (54, -36), (-54, 36), (-54, -36), (0, 0))
+
+
+def middle(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The middle [side, side, 4] of a picture [height, width, 4], with zeros around where it is smaller."""
+    missing = [max(0, side - size) for size in pixels.shape[:2]]
+    padded = np.pad(pixels, [*((n // 2, n - n // 2) for n in missing), (0, 0)]) if any(missing) else pixels
+    top, left = ((size - side) // 2 for size in padded.shape[:2])
+    return padded[top : top + side, left : left + side]
+
+
+def pixel_classes(pixels: np.ndarray, palette: Sequence[int]) -> np.ndarray:
+    """The class of each pixel, uint8 [...] (an index into CLASSES), of uint8 [..., 4]."""
+    red, green, blue, alpha = np.moveaxis(pixels.astype(np.int32), -1, 0)
+    team = np.isin(red << 16 | green << 8 | blue, np.array(palette, np.int32), kind="table")
+    classes = np.select([alpha <= TRANSPARENT, alpha < OPAQUE, team], [0, 1, 3], default=2)
+    return classes.astype(np.uint8)
+
+
+def majority(classes: Tensor, factor: int) -> Tensor:
+    """The commonest class of each factor x factor square, uint8 [N, H, W] -> [N, H / f, W / f]; ties to the highest."""
+    votes = torch.stack([classes == k for k in reversed(range(len(CLASSES)))], 1).float()
+    return (len(CLASSES) - 1 - F.avg_pool2d(votes, factor).argmax(1)).to(torch.uint8)
+
+
+def averaged(pixels: Tensor, factor: int) -> Tensor:
+    """Means over factor x factor squares, the colours weighted by alpha: uint8 [N, 4, H, W] -> [N, 4, H / f, W / f].
+
+    The colours that come out are premultiplied: over a ground G the picture is colour + (255 - alpha) G / 255.
+    """
+    colour, alpha = pixels[:, :3].float(), pixels[:, 3:].float()
+    return F.avg_pool2d(torch.cat([colour * alpha / 255, alpha], 1), factor).round().to(torch.uint8)
+
+
+def visible(pixels: np.ndarray) -> int:
+    """How many pixels of uint8 [..., 4] are not background."""
+    return int((pixels[..., 3] > TRANSPARENT).sum())
+
+
+def hexagon(file: Path, size: int) -> Tensor | None:
+    """A terrain hexagon, its corners filled by neighbours alike, uint8 [3, size, size]; None for another picture."""
+    picture = load_picture(file)
+    if picture.size != (72, 72):
+        return None
+    tile = picture.convert("RGBA")
+    plane = PILImage.new("RGBA", tile.size)
+    for offset in NEIGHBOURS:
+        layer = PILImage.new("RGBA", tile.size)
+        layer.paste(tile, offset)
+        plane = PILImage.alpha_composite(plane, layer)
+    pixels = torch.from_numpy(middle(np.asarray(plane), SIDES[size]).copy()).permute(2, 0, 1)
+    return averaged(pixels[None], SIDES[size] // size)[0, :3] if bool((pixels[3] == 255).all()) else None

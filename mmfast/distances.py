@@ -1,0 +1,100 @@
+"""How far samples are from real data, beside how far one half of the real data is from the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mmfast.data import Data, Examples
+from mmfast.metrics.features import Extractor
+from mmfast.metrics.frechet import frechet_distance
+from mmfast.metrics.precision_recall import precision_recall
+from mmfast.modalities import Modality
+from mmfast.model import Model
+from mmfast.ranks import ALONE, Ranks
+
+# Of precision and recall, as their authors chose it.
+NEIGHBOURS = 3
+# Anchors x [B, ...] -> features [B, d].
+Features = Callable[[Tensor], Tensor]
+
+
+def row_distances(part: Modality, name: str, x: Tensor, data: Data, most: int = 10_000) -> dict[str, float]:
+    """`Modality.distances` of samples to one half of the real data, beside those of the other half to it."""
+    if not part.distances(x, x):
+        return {}
+    real = torch.cat([_present(examples, name, most) for examples in (data.train, data.test)])
+    real = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
+    half = len(real) // 2
+    count = min(half, len(x))
+    if not count:
+        return {}
+    these = {"samples": x[:count], "real_halves": real[half : half + count]}
+    found = {who: part.distances(rows, real[:half]) for who, rows in these.items()}
+    return {f"{name}.{key}.{who}": value for who, figures in found.items() for key, value in figures.items()}
+
+
+def _present(examples: Examples, name: str, most: int) -> Tensor:
+    """x of the examples that have it, at most so many."""
+    batch = examples.__getitems__(range(min(len(examples), most)))
+    return batch.data[name][batch.present[name]] if name in batch.present else batch.data[name]
+
+
+def distances(
+    images: Tensor,
+    data: Data,
+    anchor: str,
+    features: Extractor,
+    most: int = 10_000,
+    ranks: Ranks = ALONE,
+    z0: Callable[[Tensor], Tensor] = lambda x: x,
+) -> dict[str, float]:
+    """Frechet distance, precision and recall over `features`: samples against real images, and two halves of these.
+
+    The real images are those of the training and the test set, at most `most` of each, in two halves: the first is
+    compared with the samples, and with as many images of the second, since all three depend on the numbers. Precision
+    and recall take as many images of the first half too. Distances over anything but pixels carry the features' name.
+    z0: what an anchor that is no image is compared as, [B, C, H, W].
+    """
+    whole = lambda x: features(z0(x))  # noqa: E731
+    return against(real_features(data, anchor, whole, most, ranks), images, whole, features.name, ranks)
+
+
+def real_features(data: Data, anchor: str, features: Features, most: int = 10_000, ranks: Ranks = ALONE) -> Tensor:
+    """The features of the real images of both sets, at most `most` of each, [n, d] in a shuffled order."""
+    chunks = [
+        (part, rows) for part in (data.train, data.test) for rows in torch.arange(min(len(part), most)).split(256)
+    ]
+
+    def of_real(chunk: tuple[Examples, Tensor]) -> Tensor:
+        part, rows = chunk
+        return features(part.__getitems__(rows.tolist()).data[anchor])
+
+    real = torch.cat(ranks.map(of_real, chunks))
+    # The halves are shuffled: neighbours in a data set are often kin.
+    return real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
+
+
+def against(real: Tensor, images: Tensor, features: Features, named: str, ranks: Ranks = ALONE) -> dict[str, float]:
+    """The figures of `distances`; real: of `real_features`; named: the features' name."""
+    share = ranks.at_most(len(images), len(images))
+    half, fake = len(real) // 2, torch.cat(ranks.map(features, images.split(share)))
+    name = "" if named == "pixels" else f"_{named}"
+    count, found = min(half, len(fake)), {}
+    if count < 2:
+        return {}
+    one, other = real[:half], real[half : half + count]
+    for who, these in (("samples", fake[:count]), ("real_halves", other)):
+        found[f"frechet{name}.{who}"] = frechet_distance(these, one)
+        if count > NEIGHBOURS:
+            measured = precision_recall(one[:count], these, NEIGHBOURS)
+            found |= {f"precision{name}.{who}": measured.precision, f"recall{name}.{who}": measured.recall}
+    return found
+
+
+def to_z0(model: Model) -> Callable[[Tensor], Tensor]:
+    """The anchor's z_0, of x on the host."""
+    device = model.schedule.alpha_bar.device
+    return lambda x: model.anchor.to_z0(x.to(device)).cpu()

@@ -1,0 +1,77 @@
+"""Sample grids of a run in every direction: pictures in its folder, and on a board beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image as PILImage
+
+from mmfast.config import Config
+from mmfast.data import Data
+from mmfast.files import write_atomically
+from mmfast.generate import generate, title
+from mmfast.held_out import held_out
+from mmfast.model import Model
+from mmfast.pictures import sample_grid
+from mmfast.ranks import ALONE, Ranks
+from mmfast.run import Run
+
+
+class Board(Protocol):
+    """Where pictures are shown beside their files, as TensorBoard is."""
+
+    def picture(self, name: str, picture: PILImage.Image, step: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Where the pictures of one step of a run hang: in files in RUN/samples, and on a board if there is one."""
+
+    run: Run
+    step: int
+    board: Board | None = None
+
+    def file(self, name: str, kind: str = "step") -> Path:
+        return self.run.samples / f"{kind}-{self.step:07d}-{name}.png"
+
+    def hang(self, picture: PILImage.Image, name: str, kind: str = "step") -> None:
+        file = self.file(name, kind)
+        self.run.guard(lambda: write_atomically(file, lambda temporary: picture.save(temporary)))
+        if self.board is not None:
+            self.board.picture(name if kind == "step" else f"{kind}-{name}", picture, self.step)
+
+
+def sample_run(
+    gallery: Gallery,
+    model: Model,
+    config: Config,
+    data: Data,
+    *,
+    quiet: bool = False,
+    again: bool = True,
+    ranks: Ranks = ALONE,
+) -> None:
+    """Sample grids in every direction, as RUN/samples/step-*.png: joint, and given each modality in turn.
+
+    again: also those whose files are there. ranks: all draw, the first writes.
+    """
+    names, count, step = tuple(model.parts), config.sample.count, gallery.step
+    examples = held_out(data.test, count, model)
+    parts = {name: model.part(name) for name in names}
+    for given in ["", *(name for name in names if len(names) > 1)]:
+        name = f"given-{given}" if given else "joint"
+        if ranks.told(gallery.file(name).exists()) and not again:
+            continue
+        what = {given: examples.data[given]} if given else {}
+        text = f"samples given {given}, step {step:,}" if given else f"samples, step {step:,}"
+        drawn = generate(model, config, count, what, progress=False if quiet else text, ranks=ranks)
+        if not ranks.first:
+            continue
+        picture = sample_grid(parts, drawn, f"{title(what, config.sample.first)} (step {step})", [given])
+        gallery.hang(picture, name)
+        for part, x in drawn.items():
+            overview = parts[part].overview(x.cpu(), examples.data[part])
+            if overview is not None:
+                gallery.hang(overview, f"{name}-{part}", "scatter")

@@ -1,0 +1,46 @@
+"""What an op of the reverse process is asked: the formula of a jump t -> s, and what it is taken with."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mmfast import process
+from mmfast.ops.call import Call, Noise, Term, arithmetic
+from mmfast.ops.checks import Encodings, check_batch, check_noise, check_present, gather, select
+from mmfast.ops.tables import Formula, find
+from mmfast.process import Time
+from mmfast.schedule import Schedule
+
+
+class ReverseCall(NamedTuple):
+    """A formula of the reverse process for a jump t -> s, and what it is taken with."""
+
+    formula: Formula
+    what: str  # the terms' names, for errors
+    encodings: Encodings
+    times: tuple[Time, Time | None]
+    sched: Schedule
+    present: Tensor | None
+
+    def checked(self, first: list[Term], noise: Noise | None) -> tuple[Call, bool]:
+        """The checked call, and whether its terms are of no dimension."""
+        (t, s), sched, present = self.times, self.sched, self.present
+        names, encoded = select(self.encodings, sched)
+        terms, shape, dtype = gather([*first, *encoded], like_first=True, what=self.what)
+        batch = shape or [1]
+        if not shape:
+            terms = [x.reshape(1) for x in terms]  # type: ignore[union-attr]
+        check_batch("t", t, batch[0])
+        check_batch("s", s, batch[0])
+        tables, rows = find(self.formula, sched, names, (t, s), arithmetic(dtype), batch[0])
+        if present is not None:
+            check_present(present, batch[0], len(names))
+            process.check_time("t", t, 1, sched.T)
+            tables, rows = tables.own(rows, batch[0]).only_present(present, len(first)), None
+        if tables.sigma is None:
+            noise = None
+        if noise is not None:
+            noise = check_noise(noise, batch[0], tables.coefs.device)
+        return Call(terms, tables, rows, noise, batch, dtype), not shape

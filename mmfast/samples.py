@@ -1,0 +1,115 @@
+"""Samples as people have them: seen as a grid, used as pictures and names, saved as files."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PILImage
+from torch import Tensor
+
+from mmfast.errors import MmfastError, unknown
+from mmfast.files import new_folder
+from mmfast.modalities import Modality
+from mmfast.pictures import sample_grid
+from mmfast.saved import cells, write_file, write_rows
+
+
+@dataclass(frozen=True, repr=False)
+class Samples:
+    """Samples, each with every modality.
+
+    data: tensors [len, ...] by name, on the host. how: the seed, steps, sampler and guidance. ids: the number of each
+    sample's noise. In a notebook they show themselves as their grid.
+    """
+
+    data: dict[str, Tensor]
+    parts: Mapping[str, Modality]
+    anchor: str
+    given: tuple[str, ...]
+    how: dict[str, Any]
+    title: str
+    ids: list[int]
+    columns: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"Samples({len(self)} of {', '.join(self.data)}; {self.title})"
+
+    def __getitem__(self, name: str) -> list[Any]:
+        """A modality as a person has it: pictures (of a mask: its class numbers), class names, or arrays."""
+        if name not in self.parts:
+            raise unknown("samples' modality", name, self.parts)
+        return [self.parts[name].plain(x) for x in self.data[name]]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Each sample in turn, its modalities by name."""
+        columns = {name: self[name] for name in self.data}
+        return iter([{name: found[i] for name, found in columns.items()} for i in range(len(self))])
+
+    @property
+    def images(self) -> list[PILImage.Image]:
+        """The anchor's pictures, a pixel for a pixel."""
+        return self[self.anchor]
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the classes, or their numbers. Raises MmfastError unless there is one label an image."""
+        names = [name for name, part in self.parts.items() if part.kind == "label"]
+        if len(names) != 1:
+            raise MmfastError(
+                f"samples have {len(names)} labels ({', '.join(names)}); take them by name, samples[NAME]"
+            )
+        return self[names[0]]
+
+    def grid(self, columns: int | None = None) -> PILImage.Image:
+        """All of them in one picture, each one's modalities side by side; a row for each of several given values."""
+        columns = whole("columns", self.columns if columns is None else columns, 1)
+        return sample_grid(self.parts, self.data, self.title, list(self.given), columns)
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.grid().save(file, "PNG")
+        return file.getvalue()
+
+    def save(self, folder: str | Path) -> Path:
+        """Write each sample as files in a new folder, which `data: {kind: folder}` reads as the same samples.
+
+        folder/image/000.png, folder/mask/000.png (class numbers), folder/label/000.txt, folder/embedding/000.npy, and a
+        line for each sample in folder/samples.jsonl. Whole or not at all. Raises MmfastError where there is something.
+        """
+        folder = Path(folder)
+        with new_folder("save's folder", folder) as made:
+            self._write(made)
+        return folder
+
+    def _write(self, folder: Path) -> None:
+        lines = []
+        for i, sample in enumerate(self):
+            what: dict[str, dict[str, Any]] = {}
+            for name, value in sample.items():
+                (folder / name).mkdir(parents=True, exist_ok=True)
+                file = write_file(value, folder / name / f"{i:03d}")
+                what[name] = {"file": file.relative_to(folder).as_posix()}
+                if isinstance(value, (str, dict)):
+                    what[name]["value"] = value
+            lines.append({"sample": f"{i:03d}", "id": self.ids[i], **self.how, "given": self.given, "modalities": what})
+        rows = [cells(sample) for sample in self]
+        if any(part.kind == "table" for part in self.parts.values()):
+            write_rows(folder / "samples.csv", rows)
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / "samples.jsonl").write_text(text, encoding="utf-8")
+
+
+def whole(what: str, value: Any, least: int) -> int:
+    """A whole number of at least so many. Raises MmfastError, by the name `what`, for anything else."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not least <= value < 2**63:
+        raise MmfastError(f"{what} is {value!r}; it should be a whole number of at least {least}")
+    return int(value)
