@@ -35,10 +35,10 @@ class AutoencoderSpec:
 
 
 class Autoencoder:
-    """Pixels float [B, C, S, S] in -1 .. 1 <-> scaled latents float32 [B, *shape], without gradients.
+    """Pixels float [B, C, H, W] in -1 .. 1 <-> scaled latents float32 [B, *shape], without gradients.
 
     key: what errors call it; pixels: the shape of an image. Raises MmfastError for a network that cannot be had, or
-    that makes no square latents of such an image, or no such image of them.
+    that makes latents of another shape than such an image's (a square's are square), or no such image of them.
     """
 
     def __init__(self, key: str, spec: AutoencoderSpec, pixels: tuple[int, int, int]) -> None:
@@ -61,10 +61,12 @@ class Autoencoder:
             self.factor = float(spec.factor or own["factor"] or 1.0)
             self.shift = float(spec.shift if spec.shift is not None else own["shift"] or 0.0)
             latents = self._try(name, "encode", torch.zeros(1, *pixels))
-            if latents.dim() != 4 or len(latents) != 1 or latents.shape[2] != latents.shape[3]:
+            _, height, width = pixels
+            if latents.dim() != 4 or len(latents) != 1 or latents.shape[2] * width != latents.shape[3] * height:
+                wanted = "side, side]" if height == width else "rows, columns], rows to columns as height to width"
                 raise MmfastError(
                     f"{name} makes latents {list(latents.shape)} of an image [1, {', '.join(map(str, pixels))}]; they "
-                    "should be [1, channels, side, side]"
+                    f"should be [1, channels, {wanted}"
                 )
             self.shape: tuple[int, int, int] = (latents.shape[1], latents.shape[2], latents.shape[3])
             found = self._try(name, "decode", latents)

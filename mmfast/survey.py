@@ -20,6 +20,7 @@ from mmfast.errors import MmfastError
 from mmfast.image_files import Header, read_header
 from mmfast.model import Model
 from mmfast.pictures import sample_grid
+from mmfast.sizes import height_width, middle, plain
 from mmfast.training.try_out import check_batch, rehearse
 
 AT_ONCE, SHOWN = 64, 16
@@ -39,8 +40,17 @@ GREY = ("1", "L", "I")  # the first letters of Pillow's grey modes
 ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
 ODDITIES = (
     Oddity(PICTURES, "turned upright, as their EXIF data says", lambda h, p, s: h.orientation not in (0, 1)),
-    Oddity(PICTURES, "not square: the middle square is taken", lambda h, p, s: h.size[0] != h.size[1]),
-    Oddity(PICTURES, "smaller than the size in the config: enlarged", lambda h, p, s: min(h.size) < s.size),
+    Oddity(
+        PICTURES,
+        "not square: the middle square is taken",
+        lambda h, p, s: isinstance(plain(s.size), int) and h.size[0] != h.size[1],
+    ),
+    Oddity(
+        PICTURES,
+        "of another shape than the size in the config: the middle is taken",
+        lambda h, p, s: not isinstance(plain(s.size), int) and _middle(h, s) != (0, 0, *h.size),
+    ),
+    Oddity(PICTURES, "smaller than the size in the config: enlarged", lambda h, p, s: _enlarged(h, s)),
     Oddity(PICTURES, "of several frames: the first is taken", lambda h, p, s: h.frames > 1),
     Oddity(
         PICTURES,
@@ -53,6 +63,17 @@ ODDITIES = (
     Oddity(IMAGES, "grey: the same in all channels", lambda h, p, s: s.channels == 3 and h.mode[0] in GREY),
     Oddity(IMAGES, "of mode CMYK: made RGB", lambda h, p, s: h.mode == "CMYK"),
 )
+
+
+def _middle(header: Header, spec: Any) -> tuple[int, int, int, int]:
+    width, height = header.size
+    return middle((height, width), spec.size)
+
+
+def _enlarged(header: Header, spec: Any) -> bool:
+    left, top, right, bottom = _middle(header, spec)
+    height, width = height_width(spec.size)
+    return bottom - top < height or right - left < width
 
 
 def _misnamed(header: Header, path: Path) -> bool:

@@ -16,6 +16,7 @@ from mmfast.data.base import Batch, Data, Examples, Judge
 from mmfast.data.cache import kept
 from mmfast.errors import MmfastError
 from mmfast.metrics.features import Extractor, extractor
+from mmfast.sizes import Size
 
 
 @dataclass
@@ -26,12 +27,12 @@ class Embedder:
     """
 
     network: Extractor
-    mean: Tensor  # [D], or [D, cells, cells]: of each cell its own
+    mean: Tensor  # [D], or [D, rows, columns]: of each cell its own
     axes: Tensor  # [D, dim]
-    cells: int = 0  # 0: vectors
+    cells: Size = 0  # 0: vectors
 
     def __call__(self, images: Tensor) -> Tensor:
-        """float [B, C, H, W] in -1 .. 1 -> float32 [B, dim], or [B, dim, cells, cells]."""
+        """float [B, C, H, W] in -1 .. 1 -> float32 [B, dim], or [B, dim, rows, columns]."""
         return self.project(features_of(self.network, images.float().clamp(-1, 1), self.cells))
 
     def project(self, features: Tensor) -> Tensor:
@@ -39,8 +40,8 @@ class Embedder:
         return torch.einsum("bd...,dk->bk...", features - self.mean, self.axes)
 
 
-def features_of(network: Extractor, images: Tensor, cells: int) -> Tensor:
-    """Vectors [B, D], or where `cells` is not 0 maps [B, D, cells, cells]."""
+def features_of(network: Extractor, images: Tensor, cells: Size) -> Tensor:
+    """Vectors [B, D], or where `cells` is not 0 maps [B, D, rows, columns]."""
     return network.maps(images, cells) if cells else network(images)
 
 
@@ -72,11 +73,11 @@ class Embedded:
 
 
 def with_embeddings(
-    data: Data, anchor: str, name: str, network: str, dim: int, cache: str | Path = "", cells: int = 0
+    data: Data, anchor: str, name: str, network: str, dim: int, cache: str | Path = "", cells: Size = 0
 ) -> Data:
     """The data with embeddings of its images, and the network as their judge.
 
-    cells: 0 for one vector an image, [dim]; else a map [dim, cells, cells], with the same axes in every cell.
+    cells: 0 for one vector an image, [dim]; else a map [dim, rows, columns], with the same axes in every cell.
     Goes through the whole data set, which should be small enough for that; the features of the same images are found
     again in the folder `cache` (mmfast.data.cache). Raises MmfastError for a network with fewer than `dim` features,
     and for maps of a network that has none.
@@ -105,7 +106,7 @@ class _Images:
     features: Extractor
     network: str
     cache: str | Path
-    cells: int
+    cells: Size
 
     def seen(self, examples: Examples, rows: Sequence[int]) -> Iterator[Tensor]:
         """The features of some examples' images, a batch at a time."""

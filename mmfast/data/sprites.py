@@ -27,6 +27,7 @@ from mmfast.errors import MmfastError
 from mmfast.image_files import load_picture
 from mmfast.modalities.caption import vector
 from mmfast.options import option
+from mmfast.sizes import Size, height_width, plain
 from mmfast.streams import GROUND
 
 VERSION = 1  # of what is kept in the cache
@@ -100,12 +101,20 @@ def _install() -> str:
     )
 
 
-def middle(pixels: np.ndarray, side: int) -> np.ndarray:
-    """The middle [side, side, 4] of a picture [height, width, 4], with zeros around where it is smaller."""
-    missing = [max(0, side - size) for size in pixels.shape[:2]]
+def middle(pixels: np.ndarray, area: Size) -> np.ndarray:
+    """The middle [*area, 4] of a picture [height, width, 4], with zeros around where it is smaller."""
+    rows, columns = height_width(area)
+    missing = [max(0, side - size) for side, size in zip((rows, columns), pixels.shape[:2], strict=True)]
     padded = np.pad(pixels, [*((n // 2, n - n // 2) for n in missing), (0, 0)]) if any(missing) else pixels
-    top, left = ((size - side) // 2 for size in padded.shape[:2])
-    return padded[top : top + side, left : left + side]
+    top, left = (padded.shape[0] - rows) // 2, (padded.shape[1] - columns) // 2
+    return padded[top : top + rows, left : left + columns]
+
+
+def area_of(size: Size) -> tuple[tuple[int, int], int]:
+    """The middle that is read, (height, width), and by how much it is averaged down to a size."""
+    height, width = height_width(size)
+    factor = SIDES[max(height, width)] // max(height, width)
+    return (height * factor, width * factor), factor
 
 
 def pixel_classes(pixels: np.ndarray, palette: Sequence[int]) -> np.ndarray:
@@ -131,16 +140,16 @@ def averaged(pixels: Tensor, factor: int) -> Tensor:
     return F.avg_pool2d(torch.cat([colour * alpha / 255, alpha], 1), factor).round().to(torch.uint8)
 
 
-def _load(folder: Path, files: Sequence[str], palette: Sequence[int], size: int) -> dict[str, Tensor]:
-    """Premultiplied pixels [N, 4, size, size], masks [N, size, size] and file numbers [N] of the sprites worth keeping.
+def _load(folder: Path, files: Sequence[str], palette: Sequence[int], size: Size) -> dict[str, Tensor]:
+    """Premultiplied pixels [N, 4, H, W], masks [N, H, W] and file numbers [N] of the sprites worth keeping.
 
     Left out: effects with hardly a body (flames, halos), and what for the most part lies outside the middle.
     """
-    side = SIDES[size]
+    area, factor = area_of(size)
     kept_pixels, rows = [], []
     for row, file in enumerate(tqdm(files, desc="reading sprites", unit="file", leave=False)):
         whole = np.asarray(load_picture(folder / file).convert("RGBA"))
-        seen = middle(whole, side)
+        seen = middle(whole, area)
         if (seen[..., 3] >= OPAQUE).sum() >= BODY and visible(seen) >= SEEN * visible(whole):
             kept_pixels.append(seen)
             rows.append(row)
@@ -149,8 +158,8 @@ def _load(folder: Path, files: Sequence[str], palette: Sequence[int], size: int)
     pixels, masks = [], []
     for start in range(0, len(rows), 256):
         batch = np.stack(kept_pixels[start : start + 256])
-        pixels.append(averaged(torch.from_numpy(batch).permute(0, 3, 1, 2), side // size))
-        masks.append(majority(torch.from_numpy(pixel_classes(batch, palette)), side // size))
+        pixels.append(averaged(torch.from_numpy(batch).permute(0, 3, 1, 2), factor))
+        masks.append(majority(torch.from_numpy(pixel_classes(batch, palette)), factor))
     return {"pixels": torch.cat(pixels), "masks": torch.cat(masks), "files": torch.tensor(rows)}
 
 
@@ -159,8 +168,8 @@ def visible(pixels: np.ndarray) -> int:
     return int((pixels[..., 3] > TRANSPARENT).sum())
 
 
-def _ground(file: Path, size: int) -> Tensor | None:
-    """A terrain hexagon, its corners filled by neighbours alike, uint8 [3, size, size]; None for another picture."""
+def _ground(file: Path, size: Size) -> Tensor | None:
+    """A terrain hexagon, its corners filled by neighbours alike, uint8 [3, H, W]; None for another picture."""
     picture = load_picture(file)
     if picture.size != (72, 72):
         return None
@@ -170,8 +179,9 @@ def _ground(file: Path, size: int) -> Tensor | None:
         layer = PILImage.new("RGBA", hexagon.size)
         layer.paste(hexagon, offset)
         plane = PILImage.alpha_composite(plane, layer)
-    pixels = torch.from_numpy(middle(np.asarray(plane), SIDES[size]).copy()).permute(2, 0, 1)
-    return averaged(pixels[None], SIDES[size] // size)[0, :3] if bool((pixels[3] == 255).all()) else None
+    area, factor = area_of(size)
+    pixels = torch.from_numpy(middle(np.asarray(plane), area).copy()).permute(2, 0, 1)
+    return averaged(pixels[None], factor)[0, :3] if bool((pixels[3] == 255).all()) else None
 
 
 def _terrain(root: Path) -> list[Path]:
@@ -179,8 +189,8 @@ def _terrain(root: Path) -> list[Path]:
     return sorted(file for part in TERRAIN for file in (folder / part).glob("*.png") if not NO_GROUND.search(file.stem))
 
 
-def grounds(files: Sequence[Path], size: int) -> dict[str, Tensor]:
-    """Terrain to stand on, "train" and "test", uint8 [G, 3, size, size] each.
+def grounds(files: Sequence[Path], size: Size) -> dict[str, Tensor]:
+    """Terrain to stand on, "train" and "test", uint8 [G, 3, H, W] each.
 
     They share no kind of terrain: a kind is a name without its number (grass/green3).
     """
@@ -261,17 +271,19 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
 
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
-    """Image (float [3, size, size] in -1 .. 1, of 256 levels), mask (CLASSES), label (the race) and captions, by unit.
+    """Image (float [3, H, W] in -1 .. 1, of 256 levels), mask (CLASSES), label (the race) and captions, by unit.
 
     A modality of kind caption has the unit's name, of nine sprites in ten.
 
-    The size is the anchor's: 16, 32, 36, 64 or 72. Raises MmfastError for another, for files missing, and for a label
+    The size is the anchor's: 16, 32, 36, 64 or 72, or a rectangle whose longer side is one of these, of which the middle
+    is taken. Raises MmfastError for another, for files missing, and for a label
     of fewer classes than there are races.
     """
-    size, root = modalities[anchor].size, Path(spec.root)
-    if size not in SIDES:
+    size, root = plain(modalities[anchor].size), Path(spec.root)
+    if max(height_width(size)) not in SIDES:
         raise MmfastError(
-            f"modalities.{anchor}.size is {size}; for this data it should be one of {', '.join(map(str, SIDES))}"
+            f"modalities.{anchor}.size is {size}; for this data it (of a rectangle the longer side) should be one of "
+            f"{', '.join(map(str, SIDES))}"
         )
     folder = root / "core" / "images" / "units"
     if not folder.is_dir():
@@ -295,7 +307,7 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
         test = torch.tensor([name in for_test for name in units])
         train &= ~test
 
-    plain = torch.full((1, 3, size, size), GREY, dtype=torch.uint8)
+    plain = torch.full((1, 3, *height_width(size)), GREY, dtype=torch.uint8)
     ground = {"train": plain, "test": plain}
     if spec.background == "terrain":
         terrain = _terrain(root)
