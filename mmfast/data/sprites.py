@@ -275,9 +275,8 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
 
     A modality of kind caption has the unit's name, of nine sprites in ten.
 
-    The size is the anchor's: 16, 32, 36, 64 or 72, or a rectangle whose longer side is one of these, of which the middle
-    is taken. Raises MmfastError for another, for files missing, and for a label
-    of fewer classes than there are races.
+    The size is the anchor's: 16, 32, 36, 64 or 72, or a rectangle whose longer side is one of these, the middle of that
+    square. Raises MmfastError for another, for files missing, and for a label of fewer classes than there are races.
     """
     size, root = plain(modalities[anchor].size), Path(spec.root)
     if max(height_width(size)) not in SIDES:
@@ -307,8 +306,8 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
         test = torch.tensor([name in for_test for name in units])
         train &= ~test
 
-    plain = torch.full((1, 3, *height_width(size)), GREY, dtype=torch.uint8)
-    ground = {"train": plain, "test": plain}
+    grey = torch.full((1, 3, *height_width(size)), GREY, dtype=torch.uint8)
+    ground = {"train": grey, "test": grey}
     if spec.background == "terrain":
         terrain = _terrain(root)
         key = {"version": VERSION, "size": size, "files": _listing(root, terrain)}
