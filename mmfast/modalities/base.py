@@ -170,6 +170,14 @@ class Modality(nn.Module):
         """The x nearest to a z_0 that was generated: the inverse of `to_z0`."""
         raise NotImplementedError
 
+    @property
+    def fits(self) -> bool:
+        """Whether it takes something of the training data before the first step (`fit`)."""
+        return False
+
+    def fit(self, x: Tensor) -> None:
+        """Take from training examples x [n, ...] what the encoder needs and no gradient finds."""
+
     def build_head(self, features: int) -> None:
         """Make the head for a backbone that returns this many channels (or numbers) of what it `reads`."""
         raise NotImplementedError

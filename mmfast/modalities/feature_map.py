@@ -43,6 +43,7 @@ class FeatureMap(Embedding):
 
     def __init__(self, name: str, spec: Any, space: SpaceShape) -> None:
         super(Embedding, self).__init__(name, spec, space)
+        self.reduced = None
         rows, columns = self.cells = height_width(spec.cells)
         if space.height % rows or space.width % columns:
             raise MmfastError(

@@ -88,7 +88,7 @@ def fit(
         quiet = quiet or not here.first
         kept = Kept(config, data, files or {}, allow_changed_data, quiet)
         run = Run.start(out, config, kept.compare) if here.first else Run(Path(out))
-        trainer = Trainer(config, run, data, losses, here, model if taken is not None else None)
+        trainer = Trainer(config, run, data, losses, here, model)
         trainer.restore()
         if here.first:
             kept.write(run, trainer.done)

@@ -19,12 +19,31 @@ from mmfast.training.log import check_logs
 from mmfast.training.objective import Losses, losses
 from mmfast.trust import check_code
 
+# Training examples that modalities are fitted to, and how many are read at once.
+FITTED_TO, AT_ONCE = 4096, 256
+
 
 def check_batch(model: Model, batch: Batch) -> None:
     """Raise MmfastError for the first modality whose data (on the host) is not what its config says."""
     for name, x in batch.filled().items():
         if name in model.parts:
             model.part(name).check(x, f"data: {name}")
+
+
+def fitted(model: Model, data: Data) -> Model:
+    """The model, with what its modalities take of the training data (of so many examples, from all over)."""
+    names = [name for name, part in model.parts.items() if part.fits]
+    if names:
+        rows = range(0, len(data.train), -(-len(data.train) // FITTED_TO))
+        batches = [data.train.__getitems__(rows[i : i + AT_ONCE]) for i in range(0, len(rows), AT_ONCE)]
+        for batch in batches:
+            check_batch(model, batch)
+    for name in names:
+        x = torch.cat([b.data[name][b.present[name]] if name in b.present else b.data[name] for b in batches])
+        if not len(x):
+            raise MmfastError(f"data: no training example has {name}, whose components are found from them")
+        model.part(name).fit(x)
+    return model
 
 
 def rehearse(config: Config, data: Data, losses: Losses = losses, ranks: Ranks = ALONE) -> Model:
@@ -37,7 +56,7 @@ def rehearse(config: Config, data: Data, losses: Losses = losses, ranks: Ranks =
     if config.evaluate.samples:
         check_code("evaluate.features", config.evaluate.features)
     check_logs(config)
-    model = build_model(config)
+    model = fitted(build_model(config), data)
     for part in (data.train, data.test):
         batch = part.__getitems__(range(min(len(part), config.train.batch_size)))
         check_batch(model, batch)
