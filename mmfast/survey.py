@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -140,9 +141,8 @@ def survey(config: Config, quiet: bool = True) -> Survey:
         if data is None and len(listing.paths[config.anchor]) > 1:
             data = listing.data()  # for all that is wrong with the files, and not the first thing alone
     if data is not None:
-        skips = getattr(config.data, "on_error", "stop") == "skip"
-        # As they are, and not with others in their places.
-        reading, lines = (listing.data("stop"), found.unreadable) if skips and listing else (data, found.wrong)
+        skips = _skips(config) and (opened or listing is not None)
+        reading, lines = (_as_they_are(config, listing), found.unreadable) if skips else (data, found.wrong)
         for part in (reading.train, reading.test):
             _read(found, part, model, lines, quiet)
         found.train, found.test = len(data.train), len(data.test)
@@ -174,10 +174,24 @@ def brief(config: Config) -> list[str]:
             files = "file belongs" if left_out == 1 else "files belong"
             lines.append(f"{left_out:,} {files} to nothing; `mmfast check` tells more")
     model = build_model(config)
-    if listing is not None and not listing.problems and listing.spec.on_error == "skip":
-        lines += _unreadable(listing.data("stop"), model)
+    if _skips(config) and not (listing is not None and listing.problems):
+        lines += _unreadable(_as_they_are(config, listing), model)
     parameters = sum(p.numel() for p in model.parameters())
     return [*lines, f"{parameters:,} parameters, on {pick_device(config.train.device, 'train.device')}"]
+
+
+def _skips(config: Config) -> bool:
+    return getattr(config.data, "on_error", "stop") == "skip"
+
+
+def _as_they_are(config: Config, listing: Any) -> Data:
+    """The examples, and no others in the places of those that cannot be read."""
+    if listing is not None:
+        found: Data = listing.data("stop")
+        return found
+    options = dataclasses.replace(config.data, on_error="stop")
+    opened: Data = data_sets.kind(config.data.kind).open(options, stored(config), config.anchor)
+    return opened
 
 
 def _unreadable(data: Data, model: Model) -> list[str]:

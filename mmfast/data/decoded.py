@@ -7,25 +7,29 @@ where its checksum is right, so that a kill or a power cut costs no more than de
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from torch import Tensor
 
+from mmfast import modalities as kinds
 from mmfast.data.base import Batch, Examples, Layer
 from mmfast.data.cache import cache_folder
 from mmfast.data.rows import KEY, Layout, checksum, packings_of, there
 from mmfast.errors import MmfastError, notice
 from mmfast.files import write_atomically
+from mmfast.modalities import Spec as AnySpec
 
 VERSION = 1  # of the file, and of all that reads pictures
 # So many examples say in which types their modalities are kept.
@@ -110,6 +114,25 @@ class Decoded(Layer):
 def key_of(*parts: object) -> bytes:
     """What tells one example from another: a hash of what can be written as JSON."""
     return hashlib.sha256(json.dumps(parts).encode(errors="surrogateescape")).digest()[:KEY]
+
+
+def decoded_once(
+    examples: Examples,
+    specs: Mapping[str, Any],
+    keys: Callable[[], Sequence[bytes]],
+    about: Mapping[str, Any],
+    options: Any,
+) -> Examples:
+    """`decoded`, of the modalities with these specs, as the options cache and cache_gb of a data set say."""
+    about = {**about, "modalities": {name: _own_options(x) for name, x in specs.items()}, "pillow": PIL.__version__}
+    blanks = {name: kinds.kind(spec.kind).blank(spec) for name, spec in specs.items()}
+    return decoded(examples, blanks, keys() if options.cache_gb else [], about, options.cache, options.cache_gb)
+
+
+def _own_options(spec: Any) -> dict[str, Any]:
+    """The options of a modality that not every modality has: some of these say how its files are read."""
+    common = {f.name for f in dataclasses.fields(AnySpec)} - {"kind"}
+    return {name: value for name, value in dataclasses.asdict(spec).items() if name not in common}
 
 
 def decoded(

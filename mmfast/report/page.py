@@ -146,7 +146,7 @@ def _trained(config: Config | None) -> Markup:
         return Markup()
     parts = []
     for name, spec in config.modalities.items():
-        found = {key: x for key in DETAILS if (x := getattr(spec, key, ""))}
+        found: dict[str, Any] = {key: x for key in DETAILS if (x := getattr(spec, key, ""))}
         said = [spec.kind, *(DETAILS[key].format(named(x) if key in SIZES else x) for key, x in found.items())]
         if name == config.anchor:
             said.append("diffused itself: the anchor")
