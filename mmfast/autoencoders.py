@@ -6,6 +6,7 @@ of one's own. It is frozen: no part of the model's weights, and not written with
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ class AutoencoderSpec:
         None, "the latents are multiplied by it; null: by the network's scaling_factor, or 1", above=0
     )
     shift: float | None = option(None, "taken off them before; null: the network's shift_factor, or 0")
+    keep: bool = option(
+        True, "encode the training images once and keep their latents in the data set's cache, unless they are mirrored"
+    )
 
 
 class Autoencoder:
@@ -58,6 +62,7 @@ class Autoencoder:
                 "factor": getattr(settings, "scaling_factor", None),
                 "shift": getattr(settings, "shift_factor", None),
             }
+            self.keep = spec.keep
             self.factor = float(spec.factor or own["factor"] or 1.0)
             self.shift = float(spec.shift if spec.shift is not None else own["shift"] or 0.0)
             latents = self._try(name, "encode", torch.zeros(1, *pixels))
@@ -75,6 +80,16 @@ class Autoencoder:
                     f"{name} makes an image {list(found.shape[1:])} of latents {list(self.shape)}; it should be "
                     f"{list(pixels)}, as modality {key.split('.')[1]} is"
                 )
+
+    def digest(self) -> str | None:
+        """A hash of what the network is: its class and its weights. None of what is no torch module."""
+        if not isinstance(self.network, nn.Module):
+            return None
+        found = hashlib.sha256(f"{type(self.network).__module__}.{type(self.network).__qualname__}".encode())
+        for name, x in sorted(self.network.state_dict().items()):
+            content = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            found.update(f"{name} {x.dtype} {list(x.shape)}".encode() + content)
+        return found.hexdigest()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Autoencoder:
         return self  # frozen, so that copies of a model share it

@@ -236,7 +236,7 @@ class Model(nn.Module):
                 data[name] = part.derive(data[part.source], seed, numbers)
                 if part.source in present:
                     present[name] = present[part.source]
-        return Batch(data, present)
+        return Batch(data, present, batch.z0)
 
     def encode(self, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """E_i(x_i) of every modality in `data` but the anchor."""

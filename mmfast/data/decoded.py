@@ -142,12 +142,14 @@ def decoded(
     about: Mapping[str, Any],
     folder: str | Path,
     limit: float,
+    packings: Mapping[str, str] | None = None,
 ) -> Examples:
     """The examples, each kept in a file of the cache folder once it is decoded; as they are where that cannot be.
 
     blanks: a tensor of the shape and type of each modality. keys: of each example, `key_of` all that its numbers hang
     on beside `about`, which is the same for all. An earlier file of the same `about` gives the rows whose keys are
-    among these, and goes. limit: in gigabytes, of all such files together; the longest unused make room.
+    among these, and goes. limit: in gigabytes, of all such files together; the longest unused make room. packings: by
+    modality; None for those that fit a few examples.
     """
     if not limit or not len(examples):
         return examples
@@ -157,7 +159,10 @@ def decoded(
     if layout is None or layout.count != len(examples):
         earlier = [path for path in folder.glob(f"{name}-*.rows") if path != file]
         before = next((found for path in earlier if (found := Layout.read(path, blanks))), None)
-        packings = before.packings if before is not None else packings_of(blanks, _look(examples))
+        if before is not None:
+            packings = before.packings
+        elif packings is None:
+            packings = packings_of(blanks, _look(examples))
         layout = Layout.of(blanks, packings, len(examples))
         try:
             folder.mkdir(parents=True, exist_ok=True)

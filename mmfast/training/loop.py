@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mmfast.from_run import take_weights
 from mmfast.ranks import joined
 from mmfast.run import RECORD, Run
 from mmfast.training.examples import loader
+from mmfast.training.latents import with_latents
 from mmfast.training.log import Board
 from mmfast.training.objective import Losses, losses
 from mmfast.training.record import Record, changes, load, of_examples, of_files
@@ -90,6 +92,10 @@ def fit(
         run = Run.start(out, config, kept.compare) if here.first else Run(Path(out))
         trainer = Trainer(config, run, data, losses, here, model)
         trainer.restore()
+        if trainer.done < config.train.steps:
+            with here.in_turn():  # the first computes, the others find it
+                examples = with_latents(data.train, trainer.model, config, trainer.device, quiet)
+            trainer.data = dataclasses.replace(data, train=examples)
         if here.first:
             kept.write(run, trainer.done)
         if trainer.done and not quiet:

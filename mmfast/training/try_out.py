@@ -74,7 +74,8 @@ def try_out(model: Model, batch: Batch, config: Config, losses: Losses) -> None:
     """
     with torch.no_grad():
         try:
-            few = Batch(*({name: x[:2] for name, x in part.items()} for part in (batch.data, batch.present)))
+            data, present = ({name: x[:2] for name, x in part.items()} for part in (batch.data, batch.present))
+            few = Batch(data, present)
             losses(model, few, torch.arange(len(few)), config)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
