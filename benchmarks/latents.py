@@ -1,7 +1,7 @@
 """A training step on latents that were kept, against one that encodes its images: python -m benchmarks.latents
 
-The autoencoder is diffusers' AutoencoderKL, a quarter as wide as Stable Diffusion's, at random weights; the network is a
-small DiT. Steps of both kinds are taken in turn.
+The autoencoder is diffusers' AutoencoderKL, a quarter as wide as Stable Diffusion's, at random weights; the network is
+a small DiT. Steps of both kinds are taken in turn.
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ def main() -> None:
         widths = {"block_out_channels": [32, 64, 128, 128], "layers_per_block": 2, "latent_channels": 4}
         AutoencoderKL(**widths, **kinds, sample_size=args.size).save_pretrained(folder / "vae")
         made = config(folder, args.size, args.batch)
-        model, examples = build_model(made), build_data(made).train
+        model, data = build_model(made), build_data(made)
         start = time.perf_counter()
-        kept = with_latents(examples, model, made, torch.device("cpu"))
+        kept = with_latents(data, model, made, torch.device("cpu"))
         once = time.perf_counter() - start
         optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
 
         def endless(of: Examples) -> Iterator[Batch]:
             return itertools.chain.from_iterable(loader(made, of, 0) for _ in itertools.count())
 
-        sides = {"kept": endless(kept), "encoded": endless(examples)}
+        sides = {"kept": endless(kept.train), "encoded": endless(data.train)}
         times: dict[str, list[float]] = {side: [] for side in sides}
         for turn, (side, batches) in itertools.product(range(args.turns + 1), sides.items()):
             start = time.perf_counter()

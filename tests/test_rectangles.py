@@ -14,17 +14,20 @@ from safetensors.torch import load_file
 from mmfast import backbones, modalities, sizes
 from mmfast import config as configs
 from mmfast.backbones import dit
-from mmfast.build import build_data, build_model
+from mmfast.build import build_data, build_model, load_run
 from mmfast.cli import main
 from mmfast.data import folder
 from mmfast.data.items import x_of
 from mmfast.errors import MmfastError
+from mmfast.from_run import take_weights
 from mmfast.generate import generate
 from mmfast.guess import guess
+from mmfast.metrics.features import extractor
 from mmfast.modalities import SpaceShape
 from mmfast.pictures import sample_grid
 from mmfast.propose import options as proposed
 from mmfast.survey import survey
+from mmfast.training import train
 
 H, W = 8, 16
 FEW = {
@@ -189,7 +192,8 @@ def test_a_folder_is_read_so_and_kept_so(tmp_path):
 # Backbones.
 
 
-@pytest.mark.parametrize("kind", [*SMALL])
+# Importing diffusers takes most of its time.
+@pytest.mark.parametrize("kind", [x if x != "diffusers" else pytest.param(x, marks=pytest.mark.slow) for x in SMALL])
 def test_each_backbone_learns_a_picture_by_value(kind):
     if kind == "diffusers":
         pytest.importorskip("diffusers")
@@ -394,6 +398,27 @@ def test_halves_of_the_examples_are_mirrored_along_the_width(tmp_path):
         assert torch.equal(seen.data["mask"][k], batch.data["mask"][k].flip(1) if flipped else batch.data["mask"][k])
         kinds.add(flipped)
     assert kinds == {True, False}
+
+
+def test_another_run_goes_on_with_its_weights(tmp_path):
+    made = wide_run(tmp_path, "unet")
+    train(made, str(tmp_path / "run"), quiet=True)
+    more = config(parts() | {"class": {"kind": "label", "classes": 2}}, "unet", data={"kind": "digits"})
+    model, old = build_model(more), load_run(tmp_path / "run", "cpu")[2]
+    assert take_weights(model, more, tmp_path / "run").fresh == ("class",)
+    assert torch.equal(model.out.weight, old.out.weight)
+    x, given = torch.randn(2, model.channels, H, W), torch.zeros(2, 4)
+    with torch.no_grad():
+        theirs = old(x[:, : old.channels], old.times(torch.tensor([3, 7]), given[:, :3]), {}).anchor
+        ours = model.eval()(x, model.times(torch.tensor([3, 7]), given), {}).anchor
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_features_of_a_network_are_averaged_over_rectangles():
+    images = torch.rand(2, 3, H, W)
+    found = extractor("pixels").maps(images, [2, 4])
+    expected = images.reshape(2, 3, 2, H // 2, 4, W // 4).mean((3, 5))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
 # What check and init say.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmfast.autoencoders import Autoencoder
 from mmfast.config import Config
-from mmfast.data import Batch, Examples
+from mmfast.data import Batch, Data, Examples
 from mmfast.data.base import Layer
 from mmfast.data.decoded import decoded
 from mmfast.data.rows import KEY
@@ -25,21 +25,19 @@ AT_ONCE = 16
 NO_MATTER = ("cache", "cache_gb", "on_error")
 
 
-def with_latents(
-    examples: Examples, model: Model, config: Config, device: torch.device, quiet: bool = True
-) -> Examples:
-    """The examples with the latents of their images beside them (`Batch.z0`), in a memory-mapped file.
+def with_latents(data: Data, model: Model, config: Config, device: torch.device, quiet: bool = True) -> Data:
+    """The data, whose training examples have the latents of their images beside them (`Batch.z0`).
 
-    A latent is found by the content of its image, and by the autoencoder's weights. The examples as they are where
-    images are mirrored, where nobody knows the weights (of what is no torch module), where autoencoder.keep is false,
-    and where the data set has no cache, or one with no room.
+    They lie in a memory-mapped file, found by the content of an image and by the autoencoder's weights. The data as it
+    is where images are mirrored, where nobody knows the weights (of what is no torch module), where autoencoder.keep is
+    false, and where the data set has no cache, or one with no room.
     """
-    autoencoder, options = getattr(model.anchor, "autoencoder", None), config.data
-    if autoencoder is None or not autoencoder.keep or getattr(options, "flip", False):
-        return examples
+    autoencoder, options, examples = getattr(model.anchor, "autoencoder", None), config.data, data.train
+    if autoencoder is None or not autoencoder.keep or data.flip:
+        return data
     digest, limit = autoencoder.digest(), getattr(options, "cache_gb", 0.0)
-    if digest is None or not limit or not len(examples):
-        return examples
+    if digest is None or not limit:
+        return data
     about = {
         "latents": digest,
         "scale": [autoencoder.factor, autoencoder.shift],
@@ -55,12 +53,12 @@ def with_latents(
     blanks = {"z0": torch.zeros(autoencoder.shape)}
     kept = decoded(encoded, blanks, keys, about, options.cache, limit, {"z0": "whole"})
     if kept is encoded:
-        return examples
+        return data
     with Bar(len(examples), "encoding the images", "image", quiet=quiet) as bar:
         for rows in _chunks(len(examples)):
             kept.__getitems__(rows)
             bar.update(len(rows))
-    return Latent(examples, kept, keys, model.anchor_name)
+    return dataclasses.replace(data, train=Latent(examples, kept, keys, model.anchor_name))
 
 
 def key(image: Tensor) -> bytes:

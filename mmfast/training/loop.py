@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -94,8 +93,7 @@ def fit(
         trainer.restore()
         if trainer.done < config.train.steps:
             with here.in_turn():  # the first computes, the others find it
-                examples = with_latents(data.train, trainer.model, config, trainer.device, quiet)
-            trainer.data = dataclasses.replace(data, train=examples)
+                trainer.data = with_latents(data, trainer.model, config, trainer.device, quiet)
         if here.first:
             kept.write(run, trainer.done)
         if trainer.done and not quiet:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import torch
+from torch import Tensor
 
 from mmfast.build import build_model, pick_device
 from mmfast.config import Config
@@ -32,14 +33,15 @@ def check_batch(model: Model, batch: Batch) -> None:
 
 def fitted(model: Model, data: Data) -> Model:
     """The model, with what its modalities take of the training data (of so many examples, from all over)."""
-    names = [name for name, part in model.parts.items() if part.fits]
-    if names:
-        rows = range(0, len(data.train), -(-len(data.train) // FITTED_TO))
-        batches = [data.train.__getitems__(rows[i : i + AT_ONCE]) for i in range(0, len(rows), AT_ONCE)]
-        for batch in batches:
-            check_batch(model, batch)
-    for name in names:
-        x = torch.cat([b.data[name][b.present[name]] if name in b.present else b.data[name] for b in batches])
+    found: dict[str, list[Tensor]] = {name: [] for name in model.parts if model.part(name).fits}
+    rows = range(0, len(data.train), max(1, -(-len(data.train) // FITTED_TO)))
+    for i in range(0, len(rows), AT_ONCE) if found else ():
+        batch = data.train.__getitems__(rows[i : i + AT_ONCE])
+        check_batch(model, batch)
+        for name, seen in found.items():
+            seen.append(batch.data[name][batch.present[name]] if name in batch.present else batch.data[name])
+    for name, seen in found.items():
+        x = torch.cat(seen)
         if not len(x):
             raise MmfastError(f"data: no training example has {name}, whose components are found from them")
         model.part(name).fit(x)

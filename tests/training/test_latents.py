@@ -96,7 +96,7 @@ def config(root, network="net", keep=True, **data):
 
 def opened(made):
     model = build_model(made)
-    return model, with_latents(build_data(made).train, model, made, CPU)
+    return model, with_latents(build_data(made), model, made, CPU).train
 
 
 def whole(examples):
@@ -142,7 +142,7 @@ def test_other_weights_have_latents_of_their_own(root, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "net", lambda: other)
     changed = build_model(config(root))
     assert changed.anchor.autoencoder.digest() != model.anchor.autoencoder.digest()
-    found = with_latents(build_data(config(root)).train, changed, config(root), CPU)
+    found = with_latents(build_data(config(root)), changed, config(root), CPU).train
     torch.testing.assert_close(whole(found).z0, 2 * whole(examples).z0, atol=1e-5, rtol=1e-5)
 
 
