@@ -6,6 +6,7 @@ of one's own. It is frozen: no part of the model's weights, and not written with
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 from dataclasses import dataclass
@@ -32,13 +33,16 @@ class AutoencoderSpec:
         None, "the latents are multiplied by it; null: by the network's scaling_factor, or 1", above=0
     )
     shift: float | None = option(None, "taken off them before; null: the network's shift_factor, or 0")
+    keep: bool = option(
+        True, "encode the training images once and keep their latents in the data set's cache, unless they are mirrored"
+    )
 
 
 class Autoencoder:
-    """Pixels float [B, C, S, S] in -1 .. 1 <-> scaled latents float32 [B, *shape], without gradients.
+    """Pixels float [B, C, H, W] in -1 .. 1 <-> scaled latents float32 [B, *shape], without gradients.
 
     key: what errors call it; pixels: the shape of an image. Raises MmfastError for a network that cannot be had, or
-    that makes no square latents of such an image, or no such image of them.
+    that makes latents of another shape than such an image's (a square's are square), or no such image of them.
     """
 
     def __init__(self, key: str, spec: AutoencoderSpec, pixels: tuple[int, int, int]) -> None:
@@ -58,13 +62,16 @@ class Autoencoder:
                 "factor": getattr(settings, "scaling_factor", None),
                 "shift": getattr(settings, "shift_factor", None),
             }
+            self.keep = spec.keep
             self.factor = float(spec.factor or own["factor"] or 1.0)
             self.shift = float(spec.shift if spec.shift is not None else own["shift"] or 0.0)
             latents = self._try(name, "encode", torch.zeros(1, *pixels))
-            if latents.dim() != 4 or len(latents) != 1 or latents.shape[2] != latents.shape[3]:
+            _, height, width = pixels
+            if latents.dim() != 4 or len(latents) != 1 or latents.shape[2] * width != latents.shape[3] * height:
+                wanted = "side, side]" if height == width else "rows, columns], rows to columns as height to width"
                 raise MmfastError(
                     f"{name} makes latents {list(latents.shape)} of an image [1, {', '.join(map(str, pixels))}]; they "
-                    "should be [1, channels, side, side]"
+                    f"should be [1, channels, {wanted}"
                 )
             self.shape: tuple[int, int, int] = (latents.shape[1], latents.shape[2], latents.shape[3])
             found = self._try(name, "decode", latents)
@@ -73,6 +80,16 @@ class Autoencoder:
                     f"{name} makes an image {list(found.shape[1:])} of latents {list(self.shape)}; it should be "
                     f"{list(pixels)}, as modality {key.split('.')[1]} is"
                 )
+
+    def digest(self) -> str | None:
+        """A hash of what the network is: its class and its weights. None of what is no torch module."""
+        if not isinstance(self.network, nn.Module):
+            return None
+        found = hashlib.sha256(f"{type(self.network).__module__}.{type(self.network).__qualname__}".encode())
+        for name, x in sorted(self.network.state_dict().items()):
+            content = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            found.update(f"{name} {x.dtype} {list(x.shape)}".encode() + content)
+        return found.hexdigest()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Autoencoder:
         return self  # frozen, so that copies of a model share it

@@ -117,7 +117,8 @@ def build_data(config: Config) -> Data:
             raise unknown("modality", name, held)
     for name, spec in networks.items():
         cache, cells = getattr(config.data, "cache", ""), getattr(spec, "cells", 0)
-        found = with_embeddings(found, config.anchor, name, spec.network, spec.dim, cache, cells)
+        whole = bool(getattr(spec, "components", None))
+        found = with_embeddings(found, config.anchor, name, spec.network, spec.dim, cache, cells, whole)
     if config.modalities[config.anchor].labelled_fraction < 1:
         raise MmfastError(f"modalities.{config.anchor}.labelled_fraction is of the anchor, which every example has")
     few = {n: spec for n, spec in config.modalities.items() if spec.labelled_fraction < 1 or spec.labelled_only}

@@ -47,6 +47,11 @@ def to_diffusers(model: Model, config: Config, folder: str | os.PathLike[str], s
     net = _unet(model, config)
     scheduler = SCHEDULERS[sampler](diffusers, config, None if model.latent else config.sample.clamp)
     if model.latent:
+        if model.shape[1] != model.shape[2]:
+            raise MmfastError(
+                f"modalities.{model.anchor_name} has latents of {list(model.shape[1:])}, and diffusers' pipeline of "
+                "latents draws squares alone; export needs a square size"
+            )
         pipeline = diffusers.LDMPipeline(_vae(diffusers, model), net, scheduler)
     else:
         pipeline = (diffusers.DDIMPipeline if sampler == "ddim" else diffusers.DDPMPipeline)(net, scheduler)
@@ -85,12 +90,12 @@ def _check(model: Model, config: Config) -> None:
 def _unet(model: Model, config: Config) -> Any:
     """UNet2DModel that says of z_t what the model says of the anchor, all else unknown."""
     _check(model, config)
-    channels, size, _ = model.shape
+    channels, *size = model.shape
     own = {name: x.detach().cpu() for name, x in model.backbone.net.state_dict().items()}
     own["conv_in.weight"] = own["conv_in.weight"][:, :channels].contiguous()
     if model.names:
         device = model.schedule.alpha_bar.device
-        blank = torch.zeros(1, channels, size, size, device=device, dtype=model.out.weight.dtype)
+        blank = torch.zeros(1, channels, *size, device=device, dtype=model.out.weight.dtype)
         times = torch.full((1, 1 + len(model.names)), model.schedule.T, device=device)
         own["time_embedding.linear_2.bias"] = own["time_embedding.linear_2.bias"] + model._beside(blank, times)[0].cpu()
     assert isinstance(model.norm[0], torch.nn.GroupNorm)

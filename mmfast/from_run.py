@@ -20,6 +20,7 @@ from mmfast.config import Config
 from mmfast.errors import MmfastError
 from mmfast.model import Model
 from mmfast.run import Run
+from mmfast.sizes import plain
 
 # Options of a backbone that no weight hangs on.
 FREE = ("dropout",)
@@ -99,7 +100,7 @@ def _inputs(config: Config, model: Model) -> set[str]:
     """The backbone's weights that stand at its input: those whose shape another number of channels changes."""
     with torch.device("meta"):
         wider = backbones.kind(config.backbone.kind).Backbone(
-            config.backbone, len(model.seen_layout()) + 1, model.shape[1]
+            config.backbone, len(model.seen_layout()) + 1, plain(model.shape[1:])
         )
     now = model.backbone.state_dict()
     return {f"backbone.{name}" for name, x in wider.state_dict().items() if x.shape != now[name].shape}

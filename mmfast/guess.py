@@ -19,6 +19,7 @@ from mmfast.errors import MmfastError
 from mmfast.image_files import EXTENSIONS, class_numbers, load_picture, read_header, two_classes
 from mmfast.modalities.embedding import mapped
 from mmfast.modalities.label import read_text
+from mmfast.sizes import Size, height_width, plain
 
 T = TypeVar("T")
 
@@ -29,6 +30,9 @@ IMAGES = ("image", "photo", "picture", "img", "rgb", "jpegimages")
 # More values than this are no classes of a mask, nor so many texts those of a label.
 MOST_VALUES, MOST_CLASSES = 64, 1000
 IGNORED = 255
+# A rectangle is guessed where the logarithms of width / height of so many pictures lie so near the usual one, and that
+# lies so far from a square's, which would lose an eighth of each picture.
+NEARLY_ALL, ALIKE, CLEARLY = 0.95, 0.05, math.log(8 / 7)
 # The network with which data is looked at, where no config says one.
 DRAFT = {"backbone": {"kind": "mlp", "width": 16, "blocks": 1, "features": 4}}
 
@@ -67,10 +71,11 @@ class Candidate:
     paths: dict[str, Path]
 
 
-def guess(root: str | Path, most: int, size: int | None = None) -> Guess:
+def guess(root: str | Path, most: int, size: Size | None = None) -> Guess:
     """The modalities of a folder. Raises MmfastError where there are no pictures.
 
-    size: of images and masks in pixels; None for one near the pictures' own, at most `most`.
+    size: of images and masks in pixels; None for one near the pictures' own, at most `most`, or where nearly all have
+    one other shape for a rectangle of about as many pixels.
     """
     root = Path(root)
     if not root.is_dir():
@@ -176,14 +181,34 @@ def _some(things: list[Any], count: int) -> list[Any]:
     return [things[k * len(things) // count] for k in range(count)] if len(things) > count else things
 
 
-def _image(candidate: Candidate, most: int, size: int | None) -> dict[str, Any]:
+def _image(candidate: Candidate, most: int, size: Size | None) -> dict[str, Any]:
     paths = _some(list(candidate.paths.values()), 256)
     headers = [header for path in paths if (header := _or_none(read_header, path)) is not None]
     if size is None:
         side = sorted(min(header.size) for header in headers)[len(headers) // 2] if headers else most
-        size = min((x for x in SIZES if x <= max(most, SIZES[0])), key=lambda x: abs(math.log(x / side)))
+        square = min((x for x in SIZES if x <= max(most, SIZES[0])), key=lambda x: abs(math.log(x / side)))
+        size = _rectangle([header.size for header in headers], square)
     grey = all(header.mode[0] in "1LI" for header in headers) or all(_or_none(_is_grey, x) for x in _some(paths, 32))
-    return {"kind": "image", "channels": 1 if grey and headers else 3, "size": size}
+    return {"kind": "image", "channels": 1 if grey and headers else 3, "size": plain(size)}
+
+
+def _rectangle(sizes: Sequence[tuple[int, int]], side: int) -> Size:
+    """The size whose shape most pictures, (width, height) each, have: a square unless nearly all have another shape.
+
+    A rectangle has at most as many pixels as the square, and sides that the square's network can halve as often.
+    """
+    shapes = sorted(math.log(width / height) for width, height in sizes)
+    usual = shapes[len(shapes) // 2] if shapes else 0.0
+    alike = sum(abs(x - usual) < ALIKE for x in shapes)
+    if abs(usual) < CLEARLY or alike < NEARLY_ALL * len(shapes):
+        return side
+    sides = range(side // 4, 4 * side + 1, side // 4)
+
+    def off(size: tuple[int, int]) -> float:
+        height, width = size
+        return abs(math.log(width / height) - usual) + abs(math.log(width * height / side**2)) / 2
+
+    return min(((h, w) for h in sides for w in sides if h * w <= side**2), key=off)
 
 
 def _or_none(read: Callable[[Path], T], path: Path) -> T | None:
@@ -207,7 +232,7 @@ def _values(path: Path) -> set[int]:
     return {int(x) for x in np.unique(_numbers(path))}
 
 
-def _mask(candidate: Candidate, guessed: Guess, size: int) -> dict[str, Any] | None:
+def _mask(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:
     """Two classes, or as many as the greatest number says; 255 beside smaller ones counts nowhere."""
     every = set[int]().union(*(_or_none(_values, path) or () for path in candidate.paths.values()))
     options: dict[str, Any] = {"kind": "mask", "classes": 2, "size": size}
@@ -229,7 +254,7 @@ def _two(path: Path) -> bool:
     return two_classes(path, _numbers(path)).max() <= 1
 
 
-def _label(candidate: Candidate, guessed: Guess, size: int) -> dict[str, Any] | None:
+def _label(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:
     texts = {text for path in candidate.paths.values() if (text := _or_none(read_text, path)) is not None}
     options = _classes(texts, guessed.examples)
     if options is None:
@@ -256,14 +281,15 @@ def _class_folders(paths: dict[str, Path]) -> dict[str, Any] | None:
     return _classes({stem.split("/")[0] for stem in paths}, len(paths))
 
 
-def _embedding(candidate: Candidate, guessed: Guess, size: int) -> dict[str, Any] | None:
+def _embedding(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:
     shapes = (_or_none(_shape, path) for path in candidate.paths.values())
     shape = next((x for x in shapes if x and math.prod(x)), None)
     if shape is None:
         guessed.notes.append(f"{candidate.folder}: no file can be read as a vector or a map")
         return None
-    if len(shape) == 3 and 1 < shape[1] == shape[2] and size % shape[1] == 0:
-        return {"kind": "feature_map", "dim": shape[0], "cells": shape[1]}
+    height, width = height_width(size)
+    if len(shape) == 3 and min(shape[1:]) > 1 and shape[1] * width == shape[2] * height and height % shape[1] == 0:
+        return {"kind": "feature_map", "dim": shape[0], "cells": plain(shape[1:])}
     return {"kind": "embedding", "dim": math.prod(shape)}
 
 

@@ -15,6 +15,7 @@ from PIL import ImageColor, ImageOps, UnidentifiedImageError
 
 from mmfast.errors import MmfastError
 from mmfast.files import check_regular
+from mmfast.sizes import Size, height_width, middle
 
 # The endings of pictures in a data folder.
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -114,7 +115,7 @@ def check_shapes(paths: Sequence[Path]) -> None:
         if not _alike(first, size):
             raise MmfastError(
                 f"{path} is {size[0]} x {size[1]} and {paths[0]} is {first[0]} x {first[1]}: they differ in shape, so "
-                "that their middle squares are not the same part; crop or pad them alike"
+                "that their middles are not the same part; crop or pad them alike"
             )
 
 
@@ -122,11 +123,12 @@ def _alike(a: tuple[int, int], b: tuple[int, int]) -> bool:
     return abs(a[0] * b[1] - b[0] * a[1]) <= max(*a, *b)
 
 
-def middle_square(picture: PILImage.Image) -> tuple[int, int, int, int]:
-    """The middle square of a picture as (left, top, right, bottom), in pixels."""
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return left, top, left + side, top + side
+def middle_resized(picture: PILImage.Image, size: Size, how: PILImage.Resampling) -> PILImage.Image:
+    """The middle of a picture, as much of it as has the shape of `size`, resized to that."""
+    height, width = height_width(size)
+    if picture.size == (width, height):
+        return picture
+    return picture.resize((width, height), how, box=middle((picture.height, picture.width), size))
 
 
 def check_colour(name: str, colour: str) -> tuple[int, ...]:

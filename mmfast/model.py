@@ -17,6 +17,7 @@ from mmfast.modalities.image import Image
 from mmfast.ops import Block
 from mmfast.process import TARGETS
 from mmfast.schedule import Schedule
+from mmfast.sizes import height_width, plain
 
 SPACES = ("own", "shared")
 TIME_WIDTH = 128  # of the sinusoids of a modality's time
@@ -51,7 +52,8 @@ class Model(nn.Module):
         anchor: the name of the modality that is diffused itself: an image, or a vector, of one pixel.
         parts: every modality by name, the anchor too; `build_head` not yet called.
         schedule: with a weight for every modality but the anchor.
-        backbone: (in_channels, size) -> a module as mmfast.backbones describes.
+        backbone: (in_channels, size) -> a module as mmfast.backbones describes; the size is a number for a square, else
+            [height, width].
         space: "own" or "shared".
         target: what the network predicts of the anchor: "eps", "x0" or "v".
         told: whether the network is told what is given, or has z_t alone.
@@ -79,12 +81,13 @@ class Model(nn.Module):
         latent = getattr(first, "autoencoder", None) is not None
         grid = SpaceShape(*self.shape[1:])
         for name, part in parts.items():
-            size = grid.height if part is first else getattr(part.spec, "size", grid.height)
-            if size != grid.height:
+            size = self.shape[1:] if part is first else getattr(part.spec, "size", self.shape[1:])
+            if height_width(size) != self.shape[1:]:
                 pictures = "; of pictures and vectors the anchor should be a picture" if grid.height == 1 else ""
                 whose = "'s latents'" if latent else "'s"
                 raise MmfastError(
-                    f"modalities.{name}.size is {size}; it should be {anchor}{whose}, {grid.height}{pictures}"
+                    f"modalities.{name}.size is {plain(size)}; it should be {anchor}{whose}, "
+                    f"{plain(self.shape[1:])}{pictures}"
                 )
             source = parts.get(part.source)
             if part.derived and (not isinstance(source, Image) or source.spec.channels != part.spec.channels):
@@ -127,7 +130,7 @@ class Model(nn.Module):
             self.channels += self.part(name).channels if space == "own" else 0
         if not callable(backbone):
             raise MmfastError("backbone should be a function of (in_channels, size) that makes the network")
-        self.backbone = backbone(len(self.seen_layout()), self.shape[1])
+        self.backbone = backbone(len(self.seen_layout()), plain(self.shape[1:]))
         features, width = self.backbone.features, self.backbone.embedding_width
         own_norm = getattr(self.backbone, "out_norm", lambda: head_norm(features, grid.height * grid.width))
         self.norm, self.out = own_norm(), nn.Conv2d(features, self.shape[0], 3, padding=1)
@@ -251,7 +254,7 @@ class Model(nn.Module):
                 data[name] = part.derive(data[part.source], seed, numbers)
                 if part.source in present:
                     present[name] = present[part.source]
-        return Batch(data, present)
+        return Batch(data, present, batch.z0)
 
     def encode(self, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """E_i(x_i) of every modality in `data` but the anchor."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -25,13 +25,15 @@ def option(
     above: float | None = None,
     max: float | None = None,
     choices: Collection[Any] = (),
+    read: Callable[[str, Any], Any] | None = None,
 ) -> Any:
     """A dataclass field with a help text and the values that it takes (min <= value, value > above, value <= max).
 
-    choices: the values, or a registry by name: what is added to that later is a choice too.
+    choices: the values, or a registry by name: what is added to that later is a choice too. read: of the key and what
+    stands in a config, the value; for what Python's types do not say. Raises MmfastError.
     """
     choices = choices if isinstance(choices, Mapping) else tuple(choices)
-    metadata = {"help": help, "min": min, "above": above, "max": max, "choices": choices}
+    metadata = {"help": help, "min": min, "above": above, "max": max, "choices": choices, "read": read}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -43,7 +45,7 @@ _structured = functools.cache(OmegaConf.structured)  # takes milliseconds; `merg
 def typed(section: type, part: DictConfig, prefix: str) -> Any:
     """A dataclass with the options of a config's part, each of its type. Raises MmfastError naming the key at fault."""
     try:
-        return OmegaConf.to_object(OmegaConf.merge(_structured(section), part))
+        found: Any = OmegaConf.to_object(OmegaConf.merge(_structured(section), part))
     except TypeError as error:  # a list where keys belong, or the reverse: OmegaConf does not say which
         given, usual = dict(part.items()), section()
         wrong = {str(k): x for k, x in given.items() if OmegaConf.is_config(x)}
@@ -61,6 +63,10 @@ def typed(section: type, part: DictConfig, prefix: str) -> Any:
             hint = f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(names)}"
             raise MmfastError(f"{prefix}{last} is no option; {hint} (`mmfast train --help` lists all)") from None
         raise MmfastError(f"{key}: {one_line(error)}") from None
+    for field in dataclasses.fields(found):
+        if read := field.metadata.get("read"):
+            setattr(found, field.name, read(f"{prefix}{field.name}", getattr(found, field.name)))
+    return found
 
 
 def _is_list(value: Any) -> bool:

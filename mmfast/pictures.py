@@ -20,6 +20,13 @@ class Shown(Protocol):
     def show(self, x: Tensor, size: int) -> Image.Image: ...
 
 
+def fit(picture: Image.Image, size: int) -> Image.Image:
+    """A picture resized, pixels as squares, so that its longer side is `size`."""
+    longer = max(picture.size)
+    width, height = (max(1, round(side * size / longer)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.NEAREST)
+
+
 def text_tile(text: str, size: int) -> Image.Image:
     """A square with a word, or lines of them, in its middle, as large as fits."""
     tile = Image.new("RGB", (size, size), PAPER)
@@ -71,7 +78,8 @@ def sample_grid(
         for k, (name, values) in enumerate(data.items()):
             x = 2 * GAP + (i % columns) * cell + k * (tile + GAP)
             missing = name in there and not bool(there[name][i])
-            page.paste(text_tile("none", tile) if missing else modalities[name].show(values[i], tile), (x, y))
+            shown = text_tile("none", tile) if missing else modalities[name].show(values[i], tile)
+            page.paste(shown, (x + (tile - shown.width) // 2, y + (tile - shown.height) // 2))
             draw.rectangle((x - 1, y - 1, x + tile, y + tile), outline=FAINT)
     return page
 

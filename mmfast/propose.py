@@ -17,8 +17,9 @@ import yaml
 from mmfast import config as configs
 from mmfast.build import build_data, pick_device
 from mmfast.config import Config
-from mmfast.guess import Guess
+from mmfast.guess import SIZES, Guess
 from mmfast.run import Run
+from mmfast.sizes import Size, height_width
 from mmfast.training import Trainer
 from mmfast.training.examples import loader
 
@@ -124,10 +125,10 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
     parts = {guessed.anchor: specs[guessed.anchor] | anchor}
     parts |= {name: x | BESIDE[x["kind"]][1] for name, x in specs.items() if name != guessed.anchor}
     held_out = min(0.1, MOST_HELD_OUT / guessed.examples)
-    small = specs[guessed.anchor]["size"] < 16
+    side = _side(specs[guessed.anchor]["size"])
     train: dict[str, Any] = {
         "steps": 1,
-        "batch_size": 128 if small else batch_size,
+        "batch_size": 128 if side < 16 else batch_size,
         "learning_rate": 2.0e-3,
         "decay": "cosine",
         "ema_decay": 0.998,
@@ -140,12 +141,18 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
         "anchor": guessed.anchor,
         "data": guessed.data() | {"test_fraction": round(held_out, 4)},
         "modalities": parts,
-        "backbone": _backbone(specs[guessed.anchor]["size"], "embedding" in beside),
+        "backbone": _backbone(side, "embedding" in beside),
         "loss": {"target": "v" if beside == {"label"} else "x0"},
         "train": train,
         "sample": {"sampler": "dpmpp_2m", "steps": SAMPLE_STEPS, **({"first": labels} if labels else {})},
         "evaluate": {"samples": 0},
     }
+
+
+def _side(size: Size) -> int:
+    """The side of the square whose network a size has: of a rectangle the usual one with about as many pixels."""
+    height, width = height_width(size)
+    return height if height == width else min(SIZES, key=lambda side: abs(math.log(side**2 / (height * width))))
 
 
 def _backbone(size: int, mean: bool) -> dict[str, Any]:

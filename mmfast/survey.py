@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from mmfast.errors import MmfastError
 from mmfast.image_files import Header, read_header
 from mmfast.model import Model
 from mmfast.pictures import sample_grid
+from mmfast.sizes import height_width, middle, plain
 from mmfast.training.try_out import check_batch, rehearse
 
 AT_ONCE, SHOWN = 64, 16
@@ -39,8 +41,17 @@ GREY = ("1", "L", "I")  # the first letters of Pillow's grey modes
 ENDINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
 ODDITIES = (
     Oddity(PICTURES, "turned upright, as their EXIF data says", lambda h, p, s: h.orientation not in (0, 1)),
-    Oddity(PICTURES, "not square: the middle square is taken", lambda h, p, s: h.size[0] != h.size[1]),
-    Oddity(PICTURES, "smaller than the size in the config: enlarged", lambda h, p, s: min(h.size) < s.size),
+    Oddity(
+        PICTURES,
+        "not square: the middle square is taken",
+        lambda h, p, s: isinstance(plain(s.size), int) and h.size[0] != h.size[1],
+    ),
+    Oddity(
+        PICTURES,
+        "of another shape than the size in the config: the middle is taken",
+        lambda h, p, s: not isinstance(plain(s.size), int) and _middle(h, s) != (0, 0, *h.size),
+    ),
+    Oddity(PICTURES, "smaller than the size in the config: enlarged", lambda h, p, s: _enlarged(h, s)),
     Oddity(PICTURES, "of several frames: the first is taken", lambda h, p, s: h.frames > 1),
     Oddity(
         PICTURES,
@@ -53,6 +64,17 @@ ODDITIES = (
     Oddity(IMAGES, "grey: the same in all channels", lambda h, p, s: s.channels == 3 and h.mode[0] in GREY),
     Oddity(IMAGES, "of mode CMYK: made RGB", lambda h, p, s: h.mode == "CMYK"),
 )
+
+
+def _middle(header: Header, spec: Any) -> tuple[int, int, int, int]:
+    width, height = header.size
+    return middle((height, width), spec.size)
+
+
+def _enlarged(header: Header, spec: Any) -> bool:
+    left, top, right, bottom = _middle(header, spec)
+    height, width = height_width(spec.size)
+    return bottom - top < height or right - left < width
 
 
 def _misnamed(header: Header, path: Path) -> bool:
@@ -119,9 +141,8 @@ def survey(config: Config, quiet: bool = True) -> Survey:
         if data is None and len(listing.paths[config.anchor]) > 1:
             data = listing.data()  # for all that is wrong with the files, and not the first thing alone
     if data is not None:
-        skips = getattr(config.data, "on_error", "stop") == "skip"
-        # As they are, and not with others in their places.
-        reading, lines = (listing.data("stop"), found.unreadable) if skips and listing else (data, found.wrong)
+        skips = _skips(config) and (opened or listing is not None)
+        reading, lines = (_as_they_are(config, listing), found.unreadable) if skips else (data, found.wrong)
         for part in (reading.train, reading.test):
             _read(found, part, model, lines, quiet)
         found.train, found.test = len(data.train), len(data.test)
@@ -153,10 +174,24 @@ def brief(config: Config) -> list[str]:
             files = "file belongs" if left_out == 1 else "files belong"
             lines.append(f"{left_out:,} {files} to nothing; `mmfast check` tells more")
     model = build_model(config)
-    if listing is not None and not listing.problems and listing.spec.on_error == "skip":
-        lines += _unreadable(listing.data("stop"), model)
+    if _skips(config) and not (listing is not None and listing.problems):
+        lines += _unreadable(_as_they_are(config, listing), model)
     parameters = sum(p.numel() for p in model.parameters())
     return [*lines, f"{parameters:,} parameters, on {pick_device(config.train.device, 'train.device')}"]
+
+
+def _skips(config: Config) -> bool:
+    return getattr(config.data, "on_error", "stop") == "skip"
+
+
+def _as_they_are(config: Config, listing: Any) -> Data:
+    """The examples, and no others in the places of those that cannot be read."""
+    if listing is not None:
+        found: Data = listing.data("stop")
+        return found
+    options = dataclasses.replace(config.data, on_error="stop")
+    opened: Data = data_sets.kind(config.data.kind).open(options, stored(config), config.anchor)
+    return opened
 
 
 def _unreadable(data: Data, model: Model) -> list[str]:

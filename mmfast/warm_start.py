@@ -20,6 +20,7 @@ from mmfast.backbones.unet import Attention, GroupNorm
 from mmfast.errors import MmfastError
 from mmfast.files import check_regular
 from mmfast.model import Model
+from mmfast.sizes import Size
 
 # A layer's name in a checkpoint, and here.
 FIXED = {
@@ -45,12 +46,12 @@ SAME = "backbone.channels, multipliers, blocks, attention and classes should be 
 
 
 class Network(nn.Module):
-    """ADM itself: x [B, 3, size, size], t int64 [B] from 1, class y int64 [B] -> [B, 6, size, size].
+    """ADM itself: x [B, 3, H, W], t int64 [B] from 1, class y int64 [B] -> [B, 6, H, W].
 
     The first three channels are the noise; the rest say where in its range the logarithm of the variance lies.
     """
 
-    def __init__(self, spec: Spec, size: int, channels: int = 3, outputs: int = 6) -> None:
+    def __init__(self, spec: Spec, size: Size, channels: int = 3, outputs: int = 6) -> None:
         super().__init__()
         self.backbone = Backbone(spec, channels, size)
         features = self.backbone.features

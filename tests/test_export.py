@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-import mmfast
+import mmfast.loaded
+import mmfast.run
 from mmfast import config as configs
 from mmfast import ops
 from mmfast.build import build_model

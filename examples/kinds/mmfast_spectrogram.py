@@ -17,13 +17,14 @@ from mmfast import MmfastError
 from mmfast.modalities.embedding import read_array
 from mmfast.modalities.image import Image, ImageSpec, picture
 from mmfast.options import option
+from mmfast.sizes import height_width
 
 WINDOW = 512
 
 
 @dataclass
 class SpectrogramSpec(ImageSpec):
-    """float [B, 1, size, size] in -1 .. 1: decibels from `floor` to 0, of the loudest that there can be."""
+    """float [B, 1, height, width] in -1 .. 1: decibels from `floor` to 0, of the loudest that there can be."""
 
     kind: str = "spectrogram"
     channels: int = option(1, "one level a time and frequency", choices=(1,))
@@ -37,17 +38,17 @@ class Spectrogram(Image):
 
     @classmethod
     def read(cls, path: Path, spec: SpectrogramSpec) -> Tensor:
-        """A .wav file of 16 bits, or a .npy file of decibels [size, size] as `plain` has them."""
+        """A .wav file of 16 bits, or a .npy file of decibels [height, width] as `plain` has them."""
         if path.suffix == ".npy":
             level = read_array(path)
-            if tuple(level.shape) != (spec.size, spec.size):
-                raise MmfastError(f"{path} holds {list(level.shape)}; it should hold [{spec.size}, {spec.size}]")
+            if tuple(level.shape) != height_width(spec.size):
+                raise MmfastError(f"{path} holds {list(level.shape)}; it should hold {list(height_width(spec.size))}")
             return (1 - 2 * level.clamp(spec.floor, 0) / spec.floor)[None]
         sound = samples(path)
         window = torch.hann_window(WINDOW)
         power = torch.stft(sound, WINDOW, window=window, return_complex=True).abs().square()[1:]
         # A sine of full scale has the level 0.
-        power = F.interpolate(power[None, None] / (window.sum() / 2) ** 2, (spec.size, spec.size), mode="area")[0]
+        power = F.interpolate(power[None, None] / (window.sum() / 2) ** 2, height_width(spec.size), mode="area")[0]
         level = (10 * power.clamp(min=1e-20).log10()).clamp(spec.floor, 0)
         return 1 - 2 * level / spec.floor
 
@@ -56,7 +57,7 @@ class Spectrogram(Image):
         raise MmfastError(f"{where} is a picture; a spectrogram is made of a .wav file")
 
     def plain(self, x: Tensor) -> np.ndarray:
-        """Decibels, float32 [size, size], the lowest frequency first."""
+        """Decibels, float32 [height, width], the lowest frequency first."""
         return ((1 - x[0].clamp(-1, 1)) / 2 * self.spec.floor).cpu().numpy()
 
     def show(self, x: Tensor, size: int) -> PILImage.Image:

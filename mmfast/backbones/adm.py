@@ -15,6 +15,7 @@ from mmfast.backbones import unet
 from mmfast.backbones.features import Features, plus
 from mmfast.errors import MmfastError
 from mmfast.options import option
+from mmfast.sizes import Size
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Spec(unet.Spec):
 class Backbone(unet.Backbone):
     """The U-Net with ADM's numbers of heads and, if it has classes, their embedding."""
 
-    def __init__(self, spec: Spec, in_channels: int, size: int) -> None:
+    def __init__(self, spec: Spec, in_channels: int, size: Size) -> None:
         super().__init__(spec, in_channels, size)
         for layer in self.modules():
             if spec.heads and isinstance(layer, unet.Attention):

@@ -6,6 +6,7 @@ Its way down and its middle are the encoder, its way up the decoder. Step t here
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from mmfast.backbones.features import GRID, Features, averaged, kernels, plus
 from mmfast.errors import MmfastError, missing_extra
 from mmfast.options import one_line, option
+from mmfast.sizes import Size, divides, height_width, plain
 
 DOWN, UP = "DownBlock2D", "UpBlock2D"
 
@@ -48,7 +50,7 @@ class Spec:
     flip_sin_to_cos: bool = option(True, "cosines of the time before the sines")
 
 
-def unet(spec: Spec, in_channels: int, out_channels: int, size: int) -> Any:
+def unet(spec: Spec, in_channels: int, out_channels: int, size: Size) -> Any:
     """A new UNet2DModel. Raises MmfastError where diffusers is not installed or refuses the options."""
     try:
         from diffusers import UNet2DModel
@@ -63,12 +65,19 @@ def unet(spec: Spec, in_channels: int, out_channels: int, size: int) -> Any:
             f"backbone has {levels} block_out_channels, {len(spec.down_block_types)} down_block_types and "
             f"{len(spec.up_block_types)} up_block_types; it should have one of each for every level"
         )
-    if size % (1 << levels - 1):
+    if not divides(1 << levels - 1, size):
         raise MmfastError(
-            f"backbone.block_out_channels has {levels} levels; {size} pixels do not halve {levels - 1} times"
+            f"backbone.block_out_channels has {levels} levels; {plain(size)} pixels do not halve {levels - 1} times: "
+            f"the size should be a multiple of {1 << levels - 1}, or there should be fewer levels"
         )
+    height, width = height_width(size)
     try:
-        net = UNet2DModel(sample_size=size, in_channels=in_channels, out_channels=out_channels, **options)
+        net = UNet2DModel(
+            sample_size=height if height == width else (height, width),
+            in_channels=in_channels,
+            out_channels=out_channels,
+            **options,
+        )
     except (ValueError, TypeError) as error:
         raise MmfastError(f"backbone: diffusers' UNet2DModel refuses its options: {one_line(error)}") from None
     for block in (*net.down_blocks, *net.up_blocks):
@@ -80,20 +89,21 @@ def unet(spec: Spec, in_channels: int, out_channels: int, size: int) -> Any:
 
 
 class Backbone(nn.Module):
-    """[B, in_channels, size, size] and t [B] -> `Features`: [B, block_out_channels[0], size, size], and of the encoder.
+    """[B, in_channels, H, W] and t [B] -> `Features`: [B, block_out_channels[0], H, W], and of the encoder.
 
     `before` holds every level's end and the middle's, averaged over a grid of 2 x 2, as the U-Net's does.
     """
 
-    def __init__(self, spec: Spec, in_channels: int, size: int) -> None:
+    def __init__(self, spec: Spec, in_channels: int, size: Size) -> None:
         super().__init__()
         self.net = unet(spec, in_channels, 1, size)
         self.features, self.layers = spec.block_out_channels[0], spec.layers_per_block
         self.embedding_width = self.net.time_embedding.linear_2.out_features
         self.reads = GRID**2 * (sum(spec.block_out_channels) + spec.block_out_channels[-1])
         # Of the largest attention; the middle's is on the coarsest grid.
-        grids = [size >> k for k, block in enumerate(self.net.down_blocks) if hasattr(block, "attentions")]
-        self.tokens = max([*grids, size >> len(spec.block_out_channels) - 1]) ** 2
+        attends = [k for k, block in enumerate(self.net.down_blocks) if hasattr(block, "attentions")]
+        finest = min([*attends, len(spec.block_out_channels) - 1])
+        self.tokens = math.prod(side >> finest for side in height_width(size))
         # What comes after the features is the anchor's head, which the model makes (`out_norm`).
         self.groups, self.eps = spec.norm_num_groups, spec.norm_eps
         del self.net.conv_norm_out, self.net.conv_out

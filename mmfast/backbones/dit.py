@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmfast.backbones.features import GRID, Features, attend, averaged, plus, timestep_embedding
 from mmfast.errors import MmfastError
 from mmfast.options import option
+from mmfast.sizes import Size, divides, height_width, plain
 
 TIME_WIDTH = 256  # of the sinusoids of the time
 
@@ -26,22 +27,23 @@ class Spec:
     width: int = option(384, "width of a token: a multiple of 4 and of heads", min=4)
     blocks: int = option(12, "transformer blocks, the first half of them the encoder", min=2)
     heads: int = option(6, "heads of every attention", min=1)
-    patch: int = option(2, "pixels of a token's side; it should divide the image's", min=1)
+    patch: int = option(2, "pixels of a token's side; it should divide the image's sides", min=1)
     ratio: float = option(4.0, "width of the hidden layer of a block, in multiples of `width`", above=0)
     features: int = option(64, "feature channels a pixel", min=1)
     dropout: float = option(0.0, "dropout after each attention and each hidden layer", min=0, max=1)
 
 
-def positions(width: int, side: int) -> Tensor:
-    """Fixed codes of a side x side grid: float32 [side^2, width], half for the row, half for the column.
+def positions(width: int, size: Size) -> Tensor:
+    """Fixed codes of a grid's cells, row by row: float32 [N, width], half for the row, half for the column.
 
     Each half is sin and then cos of the place at frequencies 10000^(-k / (width / 4)), k = 0 .. width / 4 - 1.
     """
     host = torch.device("cpu")
     frequencies = 10_000 ** (-torch.arange(width // 4, dtype=torch.float64, device=host) / (width // 4))
-    angles = torch.arange(side, dtype=torch.float64, device=host)[:, None] * frequencies
+    height, width = height_width(size)
+    angles = torch.arange(max(height, width), dtype=torch.float64, device=host)[:, None] * frequencies
     line = torch.cat((angles.sin(), angles.cos()), 1)
-    rows, columns = line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)
+    rows, columns = line[:height, None].expand(-1, width, -1), line[None, :width].expand(height, -1, -1)
     return torch.cat((rows, columns), 2).flatten(0, 1).float()
 
 
@@ -81,26 +83,27 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """[B, in_channels, size, size] and t [B] -> `Features`: [B, features, size, size], and of the encoder.
+    """[B, in_channels, H, W] and t [B] -> `Features`: [B, features, H, W], and of the encoder.
 
     `before` holds the tokens halfway through the encoder and at its end, averaged over a grid of 2 x 2.
     """
 
-    def __init__(self, spec: Spec, in_channels: int, size: int) -> None:
+    def __init__(self, spec: Spec, in_channels: int, size: Size) -> None:
         super().__init__()
         width, patch = spec.width, spec.patch
-        if size % patch:
-            raise MmfastError(f"backbone.patch is {patch}; it should divide {size} pixels")
+        if not divides(patch, size):
+            raise MmfastError(f"backbone.patch is {patch}; it should divide {plain(size)} pixels")
         if width % 4 or width % spec.heads:
             raise MmfastError(f"backbone.width is {width}; it should be a multiple of 4 and of {spec.heads} heads")
-        self.patch, self.side, self.encoder = patch, size // patch, spec.blocks // 2
+        rows, columns = (side // patch for side in height_width(size))
+        self.patch, self.grid, self.encoder = patch, (rows, columns), spec.blocks // 2
         self.features, self.embedding_width = spec.features, width
         self.read_after = sorted({max(1, self.encoder // 2), self.encoder})
         self.reads = GRID**2 * width * len(self.read_after)
         self.time = nn.Sequential(nn.Linear(TIME_WIDTH, width), nn.SiLU(), nn.Linear(width, width))
         self.first = nn.Linear(in_channels * patch**2, width)
         self.positions: Tensor
-        self.register_buffer("positions", positions(width, self.side), persistent=False)
+        self.register_buffer("positions", positions(width, self.grid), persistent=False)
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.blocks))
         self.last_time = zero(nn.Linear(width, 2 * width))
         self.last = nn.Linear(width, self.features * patch**2)
@@ -109,7 +112,7 @@ class Backbone(nn.Module):
         nn.init.ones_(self.gate.bias)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """[B, in_channels, size, size] -> [B, N, width], with their positions."""
+        """[B, in_channels, H, W] -> [B, N, width], with their positions."""
         return self.first(F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)) + self.positions
 
     def forward(self, x: Tensor, t: Tensor, beside: Tensor | None = None, told: Tensor | None = None) -> Features:
@@ -126,5 +129,5 @@ class Backbone(nn.Module):
         return Features(pixels + self.gate(emb)[:, :, None, None] * self.past(x), torch.cat(seen, 1))
 
     def _laid_out(self, h: Tensor) -> Tensor:
-        """Tokens [B, N, C] as pixels [B, C, side, side]."""
-        return h.transpose(1, 2).unflatten(2, (self.side, self.side))
+        """Tokens [B, N, C] as pixels [B, C, rows, columns]."""
+        return h.transpose(1, 2).unflatten(2, self.grid)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmfast.backbones.features import Features, plus, timestep_embedding
 from mmfast.options import option
+from mmfast.sizes import Size, height_width
 
 
 @dataclass
@@ -38,17 +39,18 @@ class Residual(nn.Module):
 
 
 class Backbone(nn.Module):
-    """[B, in_channels, size, size], t [B] -> `Features`: [B, features, size, size], and [B, width] of the encoder."""
+    """[B, in_channels, H, W], t [B] -> `Features`: [B, features, H, W], and [B, width] of the encoder."""
 
-    def __init__(self, spec: Spec, in_channels: int, size: int) -> None:
+    def __init__(self, spec: Spec, in_channels: int, size: Size) -> None:
         super().__init__()
-        self.features, self.size, self.width = spec.features, size, spec.width
+        height, width = self.grid = height_width(size)
+        self.features, self.width = spec.features, spec.width
         self.reads = self.embedding_width = spec.width
         self.time = nn.Sequential(nn.Linear(spec.width, spec.width), nn.SiLU(), nn.Linear(spec.width, spec.width))
-        self.first = nn.Linear(in_channels * size * size, spec.width)
+        self.first = nn.Linear(in_channels * height * width, spec.width)
         self.blocks = nn.ModuleList(Residual(spec.width, spec.dropout) for _ in range(spec.blocks))
         self.norm = nn.LayerNorm(spec.width)
-        self.last = nn.Linear(spec.width, spec.features * size * size)
+        self.last = nn.Linear(spec.width, spec.features * height * width)
         # Each pixel's own input goes past the bottleneck: most of the noise in z_t is only to be copied.
         self.past = nn.Conv2d(in_channels, spec.features, 1)
 
@@ -61,6 +63,4 @@ class Backbone(nn.Module):
         before, emb = h, F.silu(plus(embedding, told))
         for block in self.blocks[half:]:
             h = block(h, emb)
-        return Features(
-            self.past(x) + self.last(self.norm(h)).unflatten(1, (self.features, self.size, self.size)), before
-        )
+        return Features(self.past(x) + self.last(self.norm(h)).unflatten(1, (self.features, *self.grid)), before)

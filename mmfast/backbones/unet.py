@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmfast.backbones.features import GRID, Features, attend, averaged, plus, timestep_embedding
 from mmfast.errors import MmfastError, unknown
 from mmfast.options import option
+from mmfast.sizes import Size, divides, height_width, plain
 
 
 class GroupNorm(nn.GroupNorm):
@@ -49,7 +50,7 @@ class Spec:
     channels: int = option(128, "channels of the finest level", min=1)
     multipliers: list[int] = option([1, 2, 3, 4], "channels of each level, in multiples; each halves the grid", min=1)
     blocks: int = option(3, "residual blocks a level", min=1)
-    attention: list[int] = option([32, 16, 8], "resolutions (in pixels) with self-attention")
+    attention: list[int] = option([32, 16, 8], "resolutions (height or width in pixels) with self-attention")
     head_channels: int = option(64, "channels of an attention head", min=1)
     patch: int = option(1, "pixels of a cell's side: the finest grid is that of the cells, as channels", min=1)
     mean: bool = option(False, "add the input's mean over the pixels to the time's embedding")
@@ -118,24 +119,26 @@ class Level(nn.ModuleList):
 
 
 class Backbone(nn.Module):
-    """[B, in_channels, size, size] and t [B] -> `Features`: [B, channels, size, size], and of the encoder.
+    """[B, in_channels, H, W] and t [B] -> `Features`: [B, channels, H, W], and of the encoder.
 
     The encoder is the way down and the middle. `before` holds every level's end and the middle's, averaged over a grid
     of 2 x 2: what tells classes apart lies there, and not in the last layers (Xiang et al., 2023).
     """
 
-    def __init__(self, spec: Spec, in_channels: int, size: int) -> None:
+    def __init__(self, spec: Spec, in_channels: int, size: Size) -> None:
         super().__init__()
         if not spec.multipliers:
             raise MmfastError("backbone.multipliers is empty; it should have a number for each level, as [1, 2]")
         halvings, patch = len(spec.multipliers) - 1, spec.patch
         if spec.norm not in NORMS:
             raise unknown("backbone.norm", spec.norm, NORMS)
-        if size % patch:
-            raise MmfastError(f"backbone.patch is {patch}; it should divide {size} pixels")
-        if size // patch % (1 << halvings):
+        if not divides(patch, size):
+            raise MmfastError(f"backbone.patch is {patch}; it should divide {plain(size)} pixels")
+        grid = [side // patch for side in height_width(size)]
+        if not divides(1 << halvings, grid):
             raise MmfastError(
-                f"backbone.multipliers has {halvings + 1} levels; {size // patch} pixels do not halve {halvings} times"
+                f"backbone.multipliers has {halvings + 1} levels; {plain(grid)} pixels do not halve {halvings} times: "
+                f"the size should be a multiple of {patch << halvings}, or there should be fewer levels"
             )
         self.patch, self.layout = patch, NORMS[spec.norm].layout
         width = self.features = spec.channels
@@ -146,26 +149,25 @@ class Backbone(nn.Module):
         # Where a label is the same at every pixel, its noised view is best read off the mean of all.
         self.mean = nn.Linear(in_channels, time, bias=False) if spec.mean else None
 
-        def level(inputs: int, outputs: int, resolution: int) -> Level:
+        def level(inputs: int, outputs: int, depth: int) -> Level:
             layers: list[nn.Module] = [Residual(inputs, outputs, time, spec)]
-            if resolution in spec.attention:
+            if any(side >> depth in spec.attention for side in grid):
                 layers.append(Attention(outputs, spec))
             return Level(layers)
 
         self.first = nn.Conv2d(in_channels * patch**2, width, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        kept, channels, resolution = [width], width, size // patch
+        kept, channels = [width], width
         self.ends: list[int] = []  # the last block of each level, on the way down
         for depth, multiplier in enumerate(spec.multipliers):
             for _ in range(spec.blocks):
-                self.down.append(level(channels, multiplier * width, resolution))
+                self.down.append(level(channels, multiplier * width, depth))
                 channels = multiplier * width
                 kept.append(channels)
             self.ends.append(len(self.down) - 1)
             if depth < halvings:
                 self.down.append(Level([Residual(channels, channels, time, spec, resample=0.5)]))
                 kept.append(channels)
-                resolution //= 2
         self.middle = Level(
             [
                 Residual(channels, channels, time, spec),
@@ -175,11 +177,10 @@ class Backbone(nn.Module):
         )
         for depth, multiplier in reversed(list(enumerate(spec.multipliers))):
             for i in range(spec.blocks + 1):
-                block = level(channels + kept.pop(), multiplier * width, resolution)
+                block = level(channels + kept.pop(), multiplier * width, depth)
                 channels = multiplier * width
                 if depth and i == spec.blocks:
                     block.append(Residual(channels, channels, time, spec, resample=2.0))
-                    resolution *= 2
                 self.up.append(block)
         if patch > 1:
             # Each pixel's own input goes past the cells, as much of it as the time says: z_t is nearly the image at

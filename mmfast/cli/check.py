@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mmfast import presets
 from mmfast.cli.shared import add_allow_code, check_ending, new_file, overrides, slug, write
 from mmfast.errors import MmfastError
+from mmfast.sizes import named
 
 if TYPE_CHECKING:
     from mmfast.config import Config
@@ -105,7 +106,7 @@ def _modality(spec: Any, seen: Seen | None, anchor: bool) -> list[str]:
     if spec.kind == "image":
         what += f", {'grey' if spec.channels == 1 else 'colour'}"
     if hasattr(spec, "size"):
-        what += f", {spec.size} x {spec.size}"
+        what += f", {named(spec.size)}"
     if hasattr(spec, "classes"):
         what += f", {spec.classes} classes"
     if hasattr(spec, "dim"):

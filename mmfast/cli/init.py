@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmfast.cli.shared import check_ending, write
 from mmfast.errors import MmfastError
+from mmfast.sizes import Size, height_width, read
 
 if TYPE_CHECKING:
     from mmfast.config import Config
@@ -27,9 +28,21 @@ def add(commands: Any) -> None:
     command.add_argument("--out", metavar="FILE.yaml", default="my.yaml", help="the config to write [my.yaml]")
     command.add_argument("--minutes", type=float, default=30, help="the time for training and its figures [30]")
     command.add_argument(
-        "--size", type=int, help="of images in pixels [near the pictures' own, at most 32; 64 on a GPU]"
+        "--size",
+        metavar="SIDE|HEIGHTxWIDTH",
+        help="of images in pixels [near the pictures' own and of their shape, at most as many as 32 x 32; 64 on a GPU]",
     )
     command.add_argument("--quiet", action="store_true", help="do not tell what is timed")
+
+
+def _size(text: str | None) -> Size | None:
+    """32 or 24x40 as a size. Raises MmfastError for another text, and for what is below 1."""
+    if text is None:
+        return None
+    size = read("--size", text.split("x") if "x" in text else text)
+    if min(height_width(size)) < 1:
+        raise MmfastError(f"--size is {text}; it should be at least 1")
+    return size
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -42,9 +55,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         raise MmfastError(f"--out {out} is there already; choose another name, or remove it")
     if not args.minutes > 0:
         raise MmfastError(f"--minutes is {args.minutes:g}; it should be more than 0")
-    if args.size is not None and args.size < 1:
-        raise MmfastError(f"--size is {args.size}; it should be at least 1")
-    guessed = guess(Path(args.data).resolve(), most_pixels(), args.size)
+    guessed = guess(Path(args.data).resolve(), most_pixels(), _size(args.size))
 
     def timer(config: Config) -> float:
         try:

@@ -12,10 +12,14 @@ from torch import Tensor
 
 @dataclass
 class Batch:
-    """Some examples: every modality [B, ...] by name, and for those that not all have, who has it (bool [B])."""
+    """Some examples: every modality [B, ...] by name, and for those that not all have, who has it (bool [B]).
+
+    z0: of the anchor, [B, C, H, W], where it was computed before, as an autoencoder's latents are.
+    """
 
     data: dict[str, Tensor]
     present: dict[str, Tensor] = field(default_factory=dict)
+    z0: Tensor | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.data.values())))
@@ -37,7 +41,7 @@ class Batch:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         data, present = ({name: change(x) for name, x in part.items()} for part in (self.data, self.present))
-        return Batch(data, present)
+        return Batch(data, present, None if self.z0 is None else change(self.z0))
 
 
 class Examples(Protocol):

@@ -7,25 +7,29 @@ where its checksum is right, so that a kill or a power cut costs no more than de
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from torch import Tensor
 
+from mmfast import modalities as kinds
 from mmfast.data.base import Batch, Examples, Layer
 from mmfast.data.cache import cache_folder
 from mmfast.data.rows import KEY, Layout, checksum, packings_of, there
 from mmfast.errors import MmfastError, notice
 from mmfast.files import write_atomically
+from mmfast.modalities import Spec as AnySpec
 
 VERSION = 1  # of the file, and of all that reads pictures
 # So many examples say in which types their modalities are kept.
@@ -112,6 +116,25 @@ def key_of(*parts: object) -> bytes:
     return hashlib.sha256(json.dumps(parts).encode(errors="surrogateescape")).digest()[:KEY]
 
 
+def decoded_once(
+    examples: Examples,
+    specs: Mapping[str, Any],
+    keys: Callable[[], Sequence[bytes]],
+    about: Mapping[str, Any],
+    options: Any,
+) -> Examples:
+    """`decoded`, of the modalities with these specs, as the options cache and cache_gb of a data set say."""
+    about = {**about, "modalities": {name: _own_options(x) for name, x in specs.items()}, "pillow": PIL.__version__}
+    blanks = {name: kinds.kind(spec.kind).blank(spec) for name, spec in specs.items()}
+    return decoded(examples, blanks, keys() if options.cache_gb else [], about, options.cache, options.cache_gb)
+
+
+def _own_options(spec: Any) -> dict[str, Any]:
+    """The options of a modality that not every modality has: some of these say how its files are read."""
+    common = {f.name for f in dataclasses.fields(AnySpec)} - {"kind"}
+    return {name: value for name, value in dataclasses.asdict(spec).items() if name not in common}
+
+
 def decoded(
     examples: Examples,
     blanks: Mapping[str, Tensor],
@@ -119,12 +142,14 @@ def decoded(
     about: Mapping[str, Any],
     folder: str | Path,
     limit: float,
+    packings: Mapping[str, str] | None = None,
 ) -> Examples:
     """The examples, each kept in a file of the cache folder once it is decoded; as they are where that cannot be.
 
     blanks: a tensor of the shape and type of each modality. keys: of each example, `key_of` all that its numbers hang
     on beside `about`, which is the same for all. An earlier file of the same `about` gives the rows whose keys are
-    among these, and goes. limit: in gigabytes, of all such files together; the longest unused make room.
+    among these, and goes. limit: in gigabytes, of all such files together; the longest unused make room. packings: by
+    modality; None for those that fit a few examples.
     """
     if not limit or not len(examples):
         return examples
@@ -134,7 +159,10 @@ def decoded(
     if layout is None or layout.count != len(examples):
         earlier = [path for path in folder.glob(f"{name}-*.rows") if path != file]
         before = next((found for path in earlier if (found := Layout.read(path, blanks))), None)
-        packings = before.packings if before is not None else packings_of(blanks, _look(examples))
+        if before is not None:
+            packings = before.packings
+        elif packings is None:
+            packings = packings_of(blanks, _look(examples))
         layout = Layout.of(blanks, packings, len(examples))
         try:
             folder.mkdir(parents=True, exist_ok=True)

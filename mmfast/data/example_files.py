@@ -60,7 +60,7 @@ class Files:
                 present[name] = there
             blank = kinds.kind(spec.kind).blank(spec)
             data[name] = torch.stack([blank if x is None else x for x in found])
-        # Of each the middle square is taken, which is the same part of both in pictures of one shape alone.
+        # Of each the middle is taken, which is the same part of both in pictures of one shape alone.
         kind_of = {name: kinds.kind(spec.kind) for name, spec in self.specs.items()}
         pictures = [self.paths[name] for name, kind in kind_of.items() if ".png" in kind.extensions]
         for i in indices:

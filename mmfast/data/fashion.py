@@ -24,6 +24,7 @@ from mmfast.data.cache import HELP
 from mmfast.data.judge import Classified, as_floats, classifier
 from mmfast.errors import MmfastError
 from mmfast.options import option
+from mmfast.sizes import plain
 
 NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 SIDE, SIZES = 28, (16, 28, 32)
@@ -108,8 +109,8 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
 
     The size is the anchor's: 16, 28 or 32. Raises MmfastError for another, and for files missing or damaged.
     """
-    size = modalities[anchor].size
-    if size not in SIZES:
+    size = plain(modalities[anchor].size)
+    if not isinstance(size, int) or size not in SIZES:
         raise MmfastError(f"modalities.{anchor}.size is {size}; for this data it should be one of 16, 28, 32")
 
     def part(name: str, count: int) -> Pictures:

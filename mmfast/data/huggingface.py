@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmfast.data import skipping
 from mmfast.data.base import FLIP, Data
+from mmfast.data.cache import HELP, LIMIT
 from mmfast.data.items import Items, check_known, named, names_of, split
 from mmfast.errors import MmfastError, missing_extra, unknown
 from mmfast.image_files import load_picture, picture_in
@@ -27,7 +29,10 @@ class Spec:
     test: str = option("", "the split that is held out; empty: hold out a share of the others")
     columns: dict[str, str] = option({}, "the column of a modality that has another name, as {image: img}")
     test_fraction: float = option(0.1, "share of the examples held out, where test is empty", above=0, max=0.9)
+    on_error: str = option("stop", skipping.ON_ERROR, choices=skipping.CHOICES)
     flip: bool = option(False, FLIP)
+    cache: str = option("", HELP)
+    cache_gb: float = option(10.0, LIMIT, min=0)
 
 
 @functools.lru_cache(maxsize=4)
@@ -87,14 +92,17 @@ def _items(spec: Spec, modalities: Mapping[str, Any], part: str) -> Items:
         row = chosen[index]
         return {name: _value(row[column], f"example {index} of {called}") for name, column in columns.items()}
 
-    return Items(len(found), get, modalities, called)
+    # Of what is in memory alone, as from a generator, nothing may say what it is.
+    fingerprint = getattr(found, "_fingerprint", None)
+    about = {"fingerprint": fingerprint, "columns": columns} if fingerprint else None
+    return Items(len(found), get, modalities, called, about)
 
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     """The examples of a data set of `datasets`. Raises MmfastError where it cannot be opened, and for other columns."""
     train = _items(spec, modalities, spec.train)
     test = _items(spec, modalities, spec.test) if spec.test else None
-    return split(train, test, spec.test_fraction, spec.flip)
+    return split(train, test, spec)
 
 
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:

@@ -15,20 +15,26 @@ from torch import Tensor
 
 from mmfast import modalities as kinds
 from mmfast.data.base import Batch, Data, Examples
+from mmfast.data.decoded import decoded_once, key_of
 from mmfast.data.labelled import Only
 from mmfast.data.listing import place
+from mmfast.data.skipping import Skipping
 from mmfast.errors import MmfastError, unknown
 from mmfast.image_files import upright
 
 
 @dataclass
 class Items:
-    """Examples by number: `get` gives a value for each modality, None for one that is missing."""
+    """Examples by number: `get` gives a value for each modality, None for one that is missing.
+
+    about: what all of their values hang on, as JSON, for them to be kept once decoded; None where nothing says it.
+    """
 
     count: int
     get: Callable[[int], Mapping[str, Any]]
     specs: Mapping[str, Any]
     called: str
+    about: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -83,15 +89,33 @@ def x_of(spec: Any, value: Any, where: str) -> Tensor | None:
         return torch.from_numpy(np.array(array, dtype=blank.numpy().dtype)).reshape(blank.shape)
 
 
-def split(train: Examples, test: Examples | None, fraction: float, flip: bool) -> Data:
-    """The data, of whose training examples a share is held out where there are no others: by their numbers."""
-    if test is not None:
-        return Data(train, test, flip=flip)
-    order = sorted(range(len(train)), key=lambda k: place(str(k)))
-    count = sum(place(str(k)) < fraction for k in order)
-    count = max(1, min(count, len(order) - 1))
-    held_out, rest = (torch.tensor(sorted(rows), dtype=torch.int64) for rows in (order[:count], order[count:]))
-    return Data(Only(train, rest), Only(train, held_out), flip=flip)
+def split(train: Items, test: Items | None, options: Any) -> Data:
+    """The data, of whose training examples a share is held out where there are no others: by their numbers.
+
+    options: a data set's test_fraction and flip, and its cache, cache_gb and on_error, which are as for folders.
+    """
+    kept = [None if items is None else _kept(items, options) for items in (train, test)]
+    parts = [x for x in kept if x is not None]
+    if test is None:
+        parts = [Only(parts[0], rows) for rows in _parted(len(train), options.test_fraction)]
+    # Each part by itself, so that no example that is held out stands for one to train on.
+    one, other = [Skipping(part) if options.on_error == "skip" else part for part in parts]
+    return Data(one, other, flip=options.flip)
+
+
+def _kept(items: Items, options: Any) -> Examples:
+    if items.about is None:
+        return items
+    keys = lambda: [key_of(items.about, index) for index in range(len(items))]  # noqa: E731
+    return decoded_once(items, items.specs, keys, {"called": items.called}, options)
+
+
+def _parted(count: int, fraction: float) -> list[Tensor]:
+    """The numbers to train on, and those that are held out."""
+    order = sorted(range(count), key=lambda k: place(str(k)))
+    share = sum(place(str(k)) < fraction for k in order)
+    share = max(1, min(share, len(order) - 1))
+    return [torch.tensor(sorted(rows), dtype=torch.int64) for rows in (order[share:], order[:share])]
 
 
 def named(classes: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:

@@ -9,17 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import PIL
-
 from mmfast import modalities as kinds
 from mmfast.data.base import Data, Examples
-from mmfast.data.decoded import decoded
+from mmfast.data.decoded import decoded_once
 from mmfast.data.example_files import Files
 from mmfast.data.found import find
 from mmfast.data.metadata import Table, find_table, match, no_column, read_table
 from mmfast.data.skipping import Skipping
 from mmfast.errors import MmfastError, unknown
-from mmfast.modalities import Spec as AnySpec
 
 
 @dataclass
@@ -67,23 +64,9 @@ class Listing:
         named = {name: dataclasses.replace(self.modalities[name], names=found) for name, found in self.classes.items()}
         specs = {**self.modalities, **named}
         files = Files(stems, self.paths, specs, self.texts)
-        about = {
-            "root": str(Path(self.spec.root).resolve()),
-            "folders": dict(self.spec.folders),
-            "part": part,
-            "modalities": {name: _own_options(spec) for name, spec in specs.items()},
-            "pillow": PIL.__version__,
-        }
-        blanks = {name: kinds.kind(spec.kind).blank(spec) for name, spec in specs.items()}
-        keys = [files.key(stem) for stem in stems] if self.spec.cache_gb else []
-        examples = decoded(files, blanks, keys, about, self.spec.cache, self.spec.cache_gb)
+        about = {"root": str(Path(self.spec.root).resolve()), "folders": dict(self.spec.folders), "part": part}
+        examples = decoded_once(files, specs, lambda: [files.key(stem) for stem in stems], about, self.spec)
         return Skipping(examples) if on_error == "skip" else examples
-
-
-def _own_options(spec: Any) -> dict[str, Any]:
-    """The options of a modality that not every modality has: some of these say how its files are read."""
-    common = {f.name for f in dataclasses.fields(AnySpec)} - {"kind"}
-    return {name: value for name, value in dataclasses.asdict(spec).items() if name not in common}
 
 
 def place(stem: str) -> float:

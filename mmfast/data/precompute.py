@@ -16,6 +16,8 @@ from mmfast.data.base import Batch, Data, Examples, Judge
 from mmfast.data.cache import kept
 from mmfast.errors import MmfastError
 from mmfast.metrics.features import Extractor, extractor
+from mmfast.modalities.components import principal_axes
+from mmfast.sizes import Size
 
 
 @dataclass
@@ -26,12 +28,12 @@ class Embedder:
     """
 
     network: Extractor
-    mean: Tensor  # [D], or [D, cells, cells]: of each cell its own
+    mean: Tensor  # [D], or [D, rows, columns]: of each cell its own
     axes: Tensor  # [D, dim]
-    cells: int = 0  # 0: vectors
+    cells: Size = 0  # 0: vectors
 
     def __call__(self, images: Tensor) -> Tensor:
-        """float [B, C, H, W] in -1 .. 1 -> float32 [B, dim], or [B, dim, cells, cells]."""
+        """float [B, C, H, W] in -1 .. 1 -> float32 [B, dim], or [B, dim, rows, columns]."""
         return self.project(features_of(self.network, images.float().clamp(-1, 1), self.cells))
 
     def project(self, features: Tensor) -> Tensor:
@@ -39,20 +41,9 @@ class Embedder:
         return torch.einsum("bd...,dk->bk...", features - self.mean, self.axes)
 
 
-def features_of(network: Extractor, images: Tensor, cells: int) -> Tensor:
-    """Vectors [B, D], or where `cells` is not 0 maps [B, D, cells, cells]."""
+def features_of(network: Extractor, images: Tensor, cells: Size) -> Tensor:
+    """Vectors [B, D], or where `cells` is not 0 maps [B, D, rows, columns]."""
     return network.maps(images, cells) if cells else network(images)
-
-
-def principal_axes(features: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The mean [D] and the first `dim` principal axes [D, dim] of features [n, D], in float64 inside."""
-    x = features.double()
-    mean = x.mean(0)
-    _, vectors = torch.linalg.eigh((x - mean).T @ (x - mean))
-    axes = vectors.flip(1)[:, :dim]
-    # An axis has no sign of its own: its largest number is made positive.
-    signs = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
-    return mean.float(), (axes * signs).float()
 
 
 @dataclass
@@ -72,17 +63,25 @@ class Embedded:
 
 
 def with_embeddings(
-    data: Data, anchor: str, name: str, network: str, dim: int, cache: str | Path = "", cells: int = 0
+    data: Data,
+    anchor: str,
+    name: str,
+    network: str,
+    dim: int,
+    cache: str | Path = "",
+    cells: Size = 0,
+    whole: bool = False,
 ) -> Data:
     """The data with embeddings of its images, and the network as their judge.
 
-    cells: 0 for one vector an image, [dim]; else a map [dim, cells, cells], with the same axes in every cell.
+    whole: the network's own vectors, of which `dim` should be the length, and no axes of them.
+    cells: 0 for one vector an image, [dim]; else a map [dim, rows, columns], with the same axes in every cell.
     Goes through the whole data set, which should be small enough for that; the features of the same images are found
     again in the folder `cache` (mmfast.data.cache). Raises MmfastError for a network with fewer than `dim` features,
     and for maps of a network that has none.
     """
     images = _Images(data, anchor, extractor(network), network, cache, cells)
-    embedder, parts = (_maps if cells else _vectors)(images, name, dim)
+    embedder, parts = _maps(images, name, dim) if cells else _vectors(images, name, dim, whole)
     train, test = (Embedded(part, name, x) for part, x in zip((data.train, data.test), parts, strict=True))
 
     def judges() -> dict[str, Judge]:
@@ -105,7 +104,7 @@ class _Images:
     features: Extractor
     network: str
     cache: str | Path
-    cells: int
+    cells: Size
 
     def seen(self, examples: Examples, rows: Sequence[int]) -> Iterator[Tensor]:
         """The features of some examples' images, a batch at a time."""
@@ -130,7 +129,7 @@ class _Images:
             )
 
 
-def _vectors(images: _Images, name: str, dim: int) -> tuple[Embedder, list[Tensor]]:
+def _vectors(images: _Images, name: str, dim: int, whole: bool) -> tuple[Embedder, list[Tensor]]:
     """The features themselves are kept: other numbers of axes are found from them."""
 
     def of(examples: Examples) -> Tensor:
@@ -141,6 +140,14 @@ def _vectors(images: _Images, name: str, dim: int) -> tuple[Embedder, list[Tenso
         return kept(images.cache, "features", key, make)["features"]
 
     found = [of(images.data.train), of(images.data.test)]
+    if whole:
+        length = found[0].shape[1]
+        if length != dim:
+            raise MmfastError(
+                f"modalities.{name}.dim is {dim}; with components it should be the length of the vectors of "
+                f"{images.network}, {length}"
+            )
+        return Embedder(images.features, torch.zeros(length), torch.eye(length)), found
     images.check(name, dim, found[0])
     embedder = Embedder(images.features, *principal_axes(found[0], dim))
     return embedder, [embedder.project(x) for x in found]

@@ -12,6 +12,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmfast.image_files import load_picture
+from mmfast.sizes import Size, height_width
 
 CLASSES = ("background", "shadow", "body", "team colour")
 # The middle of a picture that is read, by the size it is averaged down to: units stand in the middle of 72 x 72.
@@ -21,12 +22,20 @@ TRANSPARENT, OPAQUE = 8, 247  # alpha up to the one is background, from the othe
 NEIGHBOURS = ((54, 36), (54, -36), (-54, 36), (-54, -36), (0, 0))
 
 
-def middle(pixels: np.ndarray, side: int) -> np.ndarray:
-    """The middle [side, side, 4] of a picture [height, width, 4], with zeros around where it is smaller."""
-    missing = [max(0, side - size) for size in pixels.shape[:2]]
+def middle(pixels: np.ndarray, area: Size) -> np.ndarray:
+    """The middle [*area, 4] of a picture [height, width, 4], with zeros around where it is smaller."""
+    rows, columns = height_width(area)
+    missing = [max(0, side - size) for side, size in zip((rows, columns), pixels.shape[:2], strict=True)]
     padded = np.pad(pixels, [*((n // 2, n - n // 2) for n in missing), (0, 0)]) if any(missing) else pixels
-    top, left = ((size - side) // 2 for size in padded.shape[:2])
-    return padded[top : top + side, left : left + side]
+    top, left = (padded.shape[0] - rows) // 2, (padded.shape[1] - columns) // 2
+    return padded[top : top + rows, left : left + columns]
+
+
+def area_of(size: Size) -> tuple[tuple[int, int], int]:
+    """The middle that is read, (height, width), and by how much it is averaged down to a size."""
+    height, width = height_width(size)
+    factor = SIDES[max(height, width)] // max(height, width)
+    return (height * factor, width * factor), factor
 
 
 def pixel_classes(pixels: np.ndarray, palette: Sequence[int]) -> np.ndarray:
@@ -57,8 +66,8 @@ def visible(pixels: np.ndarray) -> int:
     return int((pixels[..., 3] > TRANSPARENT).sum())
 
 
-def hexagon(file: Path, size: int) -> Tensor | None:
-    """A terrain hexagon, its corners filled by neighbours alike, uint8 [3, size, size]; None for another picture."""
+def hexagon(file: Path, size: Size) -> Tensor | None:
+    """A terrain hexagon, its corners filled by neighbours alike, uint8 [3, H, W]; None for another picture."""
     picture = load_picture(file)
     if picture.size != (72, 72):
         return None
@@ -68,5 +77,6 @@ def hexagon(file: Path, size: int) -> Tensor | None:
         layer = PILImage.new("RGBA", tile.size)
         layer.paste(tile, offset)
         plane = PILImage.alpha_composite(plane, layer)
-    pixels = torch.from_numpy(middle(np.asarray(plane), SIDES[size]).copy()).permute(2, 0, 1)
-    return averaged(pixels[None], SIDES[size] // size)[0, :3] if bool((pixels[3] == 255).all()) else None
+    area, factor = area_of(size)
+    pixels = torch.from_numpy(middle(np.asarray(plane), area).copy()).permute(2, 0, 1)
+    return averaged(pixels[None], factor)[0, :3] if bool((pixels[3] == 255).all()) else None

@@ -24,6 +24,7 @@ from mmfast.data.cache import HELP, digest, kept
 from mmfast.data.sprite_pixels import (
     OPAQUE,
     SIDES,
+    area_of,
     averaged,
     hexagon,
     majority,
@@ -35,6 +36,7 @@ from mmfast.errors import MmfastError
 from mmfast.image_files import load_picture
 from mmfast.modalities.caption import vector
 from mmfast.options import option
+from mmfast.sizes import Size, height_width, plain
 from mmfast.streams import GROUND
 
 VERSION = 1  # of what is kept in the cache
@@ -102,16 +104,16 @@ def _install() -> str:
     )
 
 
-def _load(folder: Path, files: Sequence[str], palette: Sequence[int], size: int) -> dict[str, Tensor]:
-    """Premultiplied pixels [N, 4, size, size], masks [N, size, size] and file numbers [N] of the sprites worth keeping.
+def _load(folder: Path, files: Sequence[str], palette: Sequence[int], size: Size) -> dict[str, Tensor]:
+    """Premultiplied pixels [N, 4, H, W], masks [N, H, W] and file numbers [N] of the sprites worth keeping.
 
     Left out: effects with hardly a body (flames, halos), and what for the most part lies outside the middle.
     """
-    side = SIDES[size]
+    area, factor = area_of(size)
     kept_pixels, rows = [], []
     for row, file in enumerate(tqdm(files, desc="reading sprites", unit="file", leave=False)):
         whole = np.asarray(load_picture(folder / file).convert("RGBA"))
-        seen = middle(whole, side)
+        seen = middle(whole, area)
         if (seen[..., 3] >= OPAQUE).sum() >= BODY and visible(seen) >= SEEN * visible(whole):
             kept_pixels.append(seen)
             rows.append(row)
@@ -120,8 +122,8 @@ def _load(folder: Path, files: Sequence[str], palette: Sequence[int], size: int)
     pixels, masks = [], []
     for start in range(0, len(rows), 256):
         batch = np.stack(kept_pixels[start : start + 256])
-        pixels.append(averaged(torch.from_numpy(batch).permute(0, 3, 1, 2), side // size))
-        masks.append(majority(torch.from_numpy(pixel_classes(batch, palette)), side // size))
+        pixels.append(averaged(torch.from_numpy(batch).permute(0, 3, 1, 2), factor))
+        masks.append(majority(torch.from_numpy(pixel_classes(batch, palette)), factor))
     return {"pixels": torch.cat(pixels), "masks": torch.cat(masks), "files": torch.tensor(rows)}
 
 
@@ -130,8 +132,8 @@ def _terrain(root: Path) -> list[Path]:
     return sorted(file for part in TERRAIN for file in (folder / part).glob("*.png") if not NO_GROUND.search(file.stem))
 
 
-def grounds(files: Sequence[Path], size: int) -> dict[str, Tensor]:
-    """Terrain to stand on, "train" and "test", uint8 [G, 3, size, size] each.
+def grounds(files: Sequence[Path], size: Size) -> dict[str, Tensor]:
+    """Terrain to stand on, "train" and "test", uint8 [G, 3, H, W] each.
 
     They share no kind of terrain: a kind is a name without its number (grass/green3).
     """
@@ -212,17 +214,18 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
 
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
-    """Image (float [3, size, size] in -1 .. 1, of 256 levels), mask (CLASSES), label (the race) and captions, by unit.
+    """Image (float [3, H, W] in -1 .. 1, of 256 levels), mask (CLASSES), label (the race) and captions, by unit.
 
     A modality of kind caption has the unit's name, of nine sprites in ten.
 
-    The size is the anchor's: 16, 32, 36, 64 or 72. Raises MmfastError for another, for files missing, and for a label
-    of fewer classes than there are races.
+    The size is the anchor's: 16, 32, 36, 64 or 72, or a rectangle whose longer side is one of these, the middle of that
+    square. Raises MmfastError for another, for files missing, and for a label of fewer classes than there are races.
     """
-    size, root = modalities[anchor].size, Path(spec.root)
-    if size not in SIDES:
+    size, root = plain(modalities[anchor].size), Path(spec.root)
+    if max(height_width(size)) not in SIDES:
         raise MmfastError(
-            f"modalities.{anchor}.size is {size}; for this data it should be one of {', '.join(map(str, SIDES))}"
+            f"modalities.{anchor}.size is {size}; for this data it (of a rectangle the longer side) should be one of "
+            f"{', '.join(map(str, SIDES))}"
         )
     folder = root / "core" / "images" / "units"
     if not folder.is_dir():
@@ -246,8 +249,8 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
         test = torch.tensor([name in for_test for name in units])
         train &= ~test
 
-    plain = torch.full((1, 3, size, size), GREY, dtype=torch.uint8)
-    ground = {"train": plain, "test": plain}
+    grey = torch.full((1, 3, *height_width(size)), GREY, dtype=torch.uint8)
+    ground = {"train": grey, "test": grey}
     if spec.background == "terrain":
         terrain = _terrain(root)
         key = {"version": VERSION, "size": size, "files": _listing(root, terrain)}

@@ -49,7 +49,8 @@ class Rows:
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         index = torch.as_tensor(indices)
-        return Batch(*({name: x[index] for name, x in part.items()} for part in (self.tensors, self.present)))
+        data, present = ({name: x[index] for name, x in part.items()} for part in (self.tensors, self.present))
+        return Batch(data, present)
 
     def of(self, index: Sequence[int]) -> Rows:
         batch = self.__getitems__(index)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mmfast.data import skipping
 from mmfast.data.base import FLIP, Data
+from mmfast.data.cache import HELP, LIMIT
+from mmfast.data.decoded import key_of
 from mmfast.data.items import Items, check_known, named, names_of, split
 from mmfast.errors import MmfastError, missing_extra, unknown
 from mmfast.options import option
@@ -30,7 +35,10 @@ class Spec:
         {}, "the place of each modality in an example, tuples in it opened; empty: the anchor 0, the others in order"
     )
     test_fraction: float = option(0.1, "share of the examples held out, where test is empty", above=0, max=0.9)
+    on_error: str = option("stop", skipping.ON_ERROR, choices=skipping.CHOICES)
     flip: bool = option(False, FLIP)
+    cache: str = option("", HELP)
+    cache_gb: float = option(10.0, LIMIT, min=0)
 
 
 def _flat(example: Any) -> list[Any]:
@@ -93,14 +101,32 @@ def _items(spec: Spec, modalities: Mapping[str, Any], anchor: str, arguments: Ma
             )
         return {name: values[k] for name, k in fields.items()}
 
-    return Items(len(found), get, modalities, f"torchvision's {spec.name}")
+    about = {"arguments": dict(arguments), "fields": fields, "files": _files(spec.root), "torchvision": _version()}
+    return Items(len(found), get, modalities, f"torchvision's {spec.name}", about)
+
+
+def _files(root: str) -> str:
+    """A hash of the names, the sizes and the times of the files below root: what is read of them is theirs."""
+    found = []
+    for parent, _, names in os.walk(root, followlinks=True) if root else ():
+        for name in names:
+            with contextlib.suppress(OSError):
+                known = os.stat(os.path.join(parent, name))
+                found.append((parent, name, known.st_size, known.st_mtime_ns, known.st_ctime_ns))
+    return key_of(sorted(found)).hex()
+
+
+def _version() -> str:
+    import torchvision
+
+    return torchvision.__version__
 
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     """The examples of a torchvision data set. Raises MmfastError where it cannot be opened, and for other options."""
     train = _items(spec, modalities, anchor, spec.train)
     test = _items(spec, modalities, anchor, spec.test) if spec.test else None
-    return split(train, test, spec.test_fraction, spec.flip)
+    return split(train, test, spec)
 
 
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:

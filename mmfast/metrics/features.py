@@ -19,6 +19,7 @@ from mmfast.errors import MmfastError, missing_extra, unknown
 from mmfast.metrics.frechet import pixel_features
 from mmfast.metrics.lpips import LPIPS, rgb
 from mmfast.metrics.pretrained import package_folder, read_state
+from mmfast.sizes import Size, height_width
 
 # float [B, C, H, W] in -1 .. 1 -> [B, D].
 Network = Callable[[Tensor], Tensor]
@@ -59,8 +60,8 @@ class Extractor:
         return self._each(images, self.network, 2, "[{}, D]")
 
     @torch.no_grad()
-    def maps(self, images: Tensor, cells: int) -> Tensor:
-        """The same before they are averaged over space, in cells x cells means: float32 [B, D, cells, cells].
+    def maps(self, images: Tensor, cells: Size) -> Tensor:
+        """The same before they are averaged over space, in means over so many cells: float32 [B, D, rows, columns].
 
         Raises MmfastError for a network without a method `maps` (images -> [B, D, h, w]).
         """
@@ -70,8 +71,9 @@ class Extractor:
                 f"the features of {self.name} have no maps; use efficientnet-lite0, vgg16 or pixels, or give the "
                 "network a method `maps` of images -> [B, D, h, w]"
             )
-        pooled = lambda x: F.adaptive_avg_pool2d(network(x), cells)  # noqa: E731
-        return self._each(images, pooled, 4, f"[{{}}, D, {cells}, {cells}]")
+        grid = height_width(cells)
+        pooled = lambda x: F.adaptive_avg_pool2d(network(x), grid)  # noqa: E731
+        return self._each(images, pooled, 4, f"[{{}}, D, {grid[0]}, {grid[1]}]")
 
     def _each(self, images: Tensor, network: Network, dims: int, shape: str) -> Tensor:
         """What the network makes of the images, `batch_size` at a time."""

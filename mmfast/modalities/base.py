@@ -14,10 +14,12 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
-from mmfast.image_files import load_picture, middle_square
+from mmfast.image_files import load_picture, middle_resized
 from mmfast.modalities.heads import Pooled, Reader, head_norm, one_head, reads_option
 from mmfast.options import option
 from mmfast.schedule import KINDS as WEIGHTS
+from mmfast.sizes import Size
+from mmfast.sizes import read as read_size
 
 # What a kind's own file takes from here.
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "one_head",
     "pixels_known",
     "reads_option",
+    "size_option",
     "unit_rms",
 ]
 
@@ -176,6 +179,14 @@ class Modality(nn.Module):
         """The x whose encoding, by a fixed encoder, is the nearest: the inverse of `encode`."""
         return self.from_z0(encoding)
 
+    @property
+    def fits(self) -> bool:
+        """Whether it takes something of the training data before the first step (`fit`)."""
+        return False
+
+    def fit(self, x: Tensor) -> None:
+        """Take from training examples x [n, ...] what the encoder needs and no gradient finds."""
+
     def build_head(self, features: int) -> None:
         """Make the head for a backbone that returns this many channels (or numbers) of what it `reads`."""
         raise NotImplementedError
@@ -214,7 +225,7 @@ class Modality(nn.Module):
         """
         blank = self.blank(self.spec)
         if blank.dim() > 1:
-            white = pixels_known(Path(text), blank.shape[-1])
+            white = pixels_known(Path(text), blank.shape[-2:])
             return white.expand(blank.shape).clone()
         known = torch.zeros(blank.shape, dtype=torch.bool)
         for span in text.split(","):
@@ -277,7 +288,7 @@ class Modality(nn.Module):
         return self.decode(prediction.float() + self.spec.sigma * normal)
 
     def show(self, x: Tensor, size: int) -> PILImage.Image:
-        """One x (without the batch dimension) as an RGB picture of about size x size pixels."""
+        """One x (without the batch dimension) as an RGB picture, the longer side of which has about `size` pixels."""
         raise NotImplementedError
 
     def overview(self, x: Tensor, real: Tensor) -> PILImage.Image | None:
@@ -333,15 +344,19 @@ class Modality(nn.Module):
         return self.read(Path(text), self.spec)
 
 
+def size_option(default: int = 64, help: str = "height and width in pixels: a number, or [height, width]") -> Any:
+    """The option of a size: one whole number for a square, else two."""
+    return option(default, help, min=1, read=read_size)
+
+
 def unit_rms(x: Tensor) -> Tensor:
     """Each sample scaled to a root mean square of one."""
     return x * torch.rsqrt(x.square().flatten(1).mean(1) + 1e-8).reshape(-1, *[1] * (x.dim() - 1))
 
 
-def pixels_known(path: Path, size: int) -> Tensor:
-    """Where a picture, its middle square resized, is white: bool [size, size]. Raises MmfastError naming the file."""
-    picture = load_picture(path, "mask").convert("L")
-    picture = picture.resize((size, size), PILImage.Resampling.NEAREST, box=middle_square(picture))
+def pixels_known(path: Path, size: Size) -> Tensor:
+    """Where a picture, its middle resized, is white: bool [height, width]. Raises MmfastError naming the file."""
+    picture = middle_resized(load_picture(path, "mask").convert("L"), size, PILImage.Resampling.NEAREST)
     return torch.from_numpy(np.asarray(picture) > 127)
 
 

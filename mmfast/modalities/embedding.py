@@ -19,6 +19,7 @@ from mmfast.errors import MmfastError
 from mmfast.files import check_regular
 from mmfast.modalities import base
 from mmfast.modalities.base import Modality, SpaceShape
+from mmfast.modalities.components import Components
 from mmfast.options import option
 
 # Of a .npy file, in bytes: NumPy's own limit.
@@ -27,10 +28,16 @@ LONGEST_HEADER = 10_000
 
 @dataclass
 class EmbeddingSpec(base.Spec):
-    """float [B, dim]; only its direction counts."""
+    """float [B, dim]; only its direction counts, unless it has components."""
 
     kind: str = "embedding"
     dim: int = option(384, "length of the vector", min=1)
+    components: int | None = option(
+        None,
+        "diffuse so many principal components of the training vectors, length and all, and make vectors of them again; "
+        "null: the vector, of which the direction counts",
+        min=1,
+    )
     layout: str = option(
         "grid", "a fixed encoding puts each number in a cell of the grid, or in a channel", choices=("grid", "channels")
     )
@@ -43,6 +50,8 @@ class Embedding(Modality):
     kind = "embedding"
     Spec: ClassVar[type[base.Spec]] = EmbeddingSpec
     proj: nn.Module | None
+    # A vector's principal components, which then are what is encoded and predicted.
+    reduced: Components | None
     metric = joint_metric = "cosine"
     extensions = (".npy",)
 
@@ -50,39 +59,70 @@ class Embedding(Modality):
         super().__init__(name, spec, space)
         self.grid = (space.height, space.width)
         cells = space.height * space.width
+        self.reduced = self._components(name, spec)
+        # How many numbers stand for a vector in the diffusion space.
+        numbers = self.numbers = spec.components or spec.dim
         # Fixed: the vector is laid out over the grid, every number in a cell of its own, or over channels, the same at
         # every pixel. Learned: a projection, the same at every pixel (over the whole grid in shared channels).
         fixed = spec.encoder == "fixed"
         if fixed and spec.layout == "channels":
-            if space.channels not in (None, spec.dim):
+            if space.channels not in (None, numbers):
                 raise MmfastError(
-                    f"modalities.{name}.layout is channels, which has {spec.dim} of them; there are {space.channels} "
+                    f"modalities.{name}.layout is channels, which has {numbers} of them; there are {space.channels} "
                     "shared ones: use space=own, or layout=grid"
                 )
             self.grid, cells = (1, 1), 1
-        self.channels = space.channels or (-(-spec.dim // cells) if fixed else min(spec.dim, 32))
-        if fixed and self.channels * cells < spec.dim:
+        self.channels = space.channels or (-(-numbers // cells) if fixed else min(spec.dim, 32))
+        if fixed and self.channels * cells < numbers:
+            option = "components" if spec.components else "dim"
             raise MmfastError(
-                f"modalities.{name}.dim is {spec.dim}; {self.channels} channels of {space.height} x {space.width} hold "
-                f"{self.channels * cells}: use encoder=learned or space=own"
+                f"modalities.{name}.{option} is {numbers}; {self.channels} channels of {space.height} x {space.width} "
+                f"hold {self.channels * cells}: use encoder=learned or space=own"
             )
         if not fixed and space.channels is None:
             self.grid = (1, 1)
         self.uniform, self.reads = space.channels is None and self.grid == (1, 1), spec.reads
         self.proj = None if fixed else nn.Linear(spec.dim, self.channels * self.grid[0] * self.grid[1], bias=False)
 
+    @staticmethod
+    def _components(name: str, spec: Any) -> Components | None:
+        if spec.components is None:
+            return None
+        if spec.components > spec.dim or spec.encoder != "fixed":
+            raise MmfastError(
+                f"modalities.{name}.components is {spec.components}; it should be at most dim, {spec.dim}, with "
+                f"encoder=fixed, which is {spec.encoder}"
+            )
+        return Components(spec.dim, spec.components)
+
     @classmethod
     def anchor_space(cls, spec: Any) -> SpaceShape:
         return SpaceShape(1, 1)
 
+    @property
+    def fits(self) -> bool:
+        return self.reduced is not None
+
+    def fit(self, x: Tensor) -> None:
+        if self.reduced is not None:
+            self.reduced.fit(x)
+
+    def numbers_of(self, x: Tensor) -> Tensor:
+        """What stands for x [B, ...] in the diffusion space: it at unit RMS, or its components."""
+        return base.unit_rms(x) if self.reduced is None else self.reduced.project(x)
+
+    def of_numbers(self, y: Tensor) -> Tensor:
+        """The x for which y [B, ...] stands."""
+        return base.unit_rms(y) if self.reduced is None else self.reduced.unproject(y)
+
     def from_z0(self, z0: Tensor) -> Tensor:
         """The mean of the copies that `encode` lays out."""
         cells = z0.flatten(1)
-        copies = cells.shape[1] // self.spec.dim
-        return base.unit_rms(cells[:, : copies * self.spec.dim].unflatten(1, (copies, -1)).mean(1))
+        copies = cells.shape[1] // self.numbers
+        return self.of_numbers(cells[:, : copies * self.numbers].unflatten(1, (copies, -1)).mean(1))
 
     def build_head(self, features: int) -> None:
-        self.out = base.one_head(self.reads, features, self.spec.dim)
+        self.out = base.one_head(self.reads, features, self.numbers)
 
     def check(self, x: Tensor, where: str) -> None:
         base.check_floats(x, (self.spec.dim,), where)
@@ -90,14 +130,14 @@ class Embedding(Modality):
     def encode(self, x: Tensor) -> Tensor:
         if self.proj is not None:
             return base.unit_rms(self.proj(x)).unflatten(1, (self.channels, *self.grid))
-        return self._lay_out(base.unit_rms(x))
+        return self._lay_out(self.numbers_of(x))
 
     def _lay_out(self, x: Tensor) -> Tensor:
         """Whole copies of x side by side, zeros in what is left, scaled so that a unit RMS stays one."""
         cells = self.channels * self.grid[0] * self.grid[1]
-        copies = cells // self.spec.dim
-        scale = math.sqrt(cells / (copies * self.spec.dim))
-        laid = F.pad(x.repeat(1, copies) * scale, (0, cells - copies * self.spec.dim))
+        copies = cells // self.numbers
+        scale = math.sqrt(cells / (copies * self.numbers))
+        laid = F.pad(x.repeat(1, copies) * scale, (0, cells - copies * self.numbers))
         return laid.unflatten(1, (self.channels, *self.grid))
 
     def encode_part(self, x: Tensor) -> Tensor:
@@ -106,17 +146,19 @@ class Embedding(Modality):
 
     def known_in_space(self, known: Tensor) -> Tensor:
         self.check_encoder_keeps_parts()
+        if self.reduced is not None:
+            raise MmfastError(f"known has {self.name}, whose components mix its numbers; give all of it")
         return self._lay_out(known.float()) > 0
 
     def head(self, features: Tensor) -> Tensor:
         return self.out(features)
 
     def nll(self, prediction: Tensor, x: Tensor) -> Tensor:
-        squared = ((prediction - base.unit_rms(x)) / self.spec.sigma).square()
+        squared = ((prediction - self.numbers_of(x)) / self.spec.sigma).square()
         return (0.5 * squared + math.log(self.spec.sigma * math.sqrt(2 * math.pi))).flatten(1).sum(1)
 
     def loss(self, prediction: Tensor, x: Tensor) -> Tensor:
-        return (prediction - base.unit_rms(x)).square().flatten(1).mean(1)
+        return (prediction - self.numbers_of(x)).square().flatten(1).mean(1)
 
     def encode_prediction(self, prediction: Tensor) -> Tensor:
         # The head predicts the vector at unit RMS, so laying it out is the expected encoding: short where unsure.
@@ -124,7 +166,7 @@ class Embedding(Modality):
         return self.encode(prediction) if self.proj is not None else self._lay_out(prediction)
 
     def decode(self, prediction: Tensor) -> Tensor:
-        return base.unit_rms(prediction.float())
+        return self.of_numbers(prediction.float())
 
     def show(self, x: Tensor, size: int) -> PILImage.Image:
         """The vector as a square of coloured cells: blue below zero, red above."""

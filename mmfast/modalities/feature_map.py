@@ -17,15 +17,16 @@ from mmfast.modalities.base import SpaceShape
 from mmfast.modalities.embedding import Embedding, read_numbers
 from mmfast.modalities.image import picture
 from mmfast.options import option
+from mmfast.sizes import height_width
 
 
 @dataclass
 class FeatureMapSpec(base.Spec):
-    """float [B, dim, cells, cells]; only its direction, over all of the numbers, counts."""
+    """float [B, dim, rows, columns] of cells; only its direction, over all of the numbers, counts."""
 
     kind: str = "feature_map"
     dim: int = option(8, "numbers a cell", min=1)
-    cells: int = option(4, "cells along the height and along the width", min=1)
+    cells: Any = base.size_option(4, "cells along the height and the width: a number, or [height, width]")
     network: str = option("", "the network whose features of the anchor it is (mmfast.metrics.features); empty: data's")
     sigma: float = option(0.1, "standard deviation of the Gaussian head", above=0)
 
@@ -42,7 +43,9 @@ class FeatureMap(Embedding):
 
     def __init__(self, name: str, spec: Any, space: SpaceShape) -> None:
         super(Embedding, self).__init__(name, spec, space)
-        if space.height % spec.cells or space.width % spec.cells:
+        self.reduced = None
+        rows, columns = self.cells = height_width(spec.cells)
+        if space.height % rows or space.width % columns:
             raise MmfastError(
                 f"modalities.{name}.cells is {spec.cells}; it should divide the image's {space.height} x {space.width}"
             )
@@ -56,7 +59,7 @@ class FeatureMap(Embedding):
 
     @classmethod
     def anchor_space(cls, spec: Any) -> SpaceShape:
-        return SpaceShape(spec.cells, spec.cells)
+        return SpaceShape(*height_width(spec.cells))
 
     def from_z0(self, z0: Tensor) -> Tensor:
         return base.unit_rms(F.adaptive_avg_pool2d(z0, self.spec.cells))
@@ -66,7 +69,7 @@ class FeatureMap(Embedding):
         self.out = nn.Conv2d(features, self.spec.dim, 3, padding=1)
 
     def check(self, x: Tensor, where: str) -> None:
-        base.check_floats(x, (self.spec.dim, self.spec.cells, self.spec.cells), where)
+        base.check_floats(x, (self.spec.dim, *self.cells), where)
 
     def encode(self, x: Tensor) -> Tensor:
         x = base.unit_rms(x)
@@ -77,7 +80,7 @@ class FeatureMap(Embedding):
         return F.interpolate(x, self.grid, mode="nearest")
 
     def head(self, features: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(self.out(self.norm(features)), self.spec.cells)
+        return F.adaptive_avg_pool2d(self.out(self.norm(features)), self.cells)
 
     def show(self, x: Tensor, size: int) -> PILImage.Image:
         """The first three numbers of each cell as red, green and blue."""
@@ -86,8 +89,8 @@ class FeatureMap(Embedding):
 
     @classmethod
     def read(cls, path: Path, spec: Any) -> Tensor:
-        return read_numbers(path, (spec.dim, spec.cells, spec.cells))
+        return read_numbers(path, (spec.dim, *height_width(spec.cells)))
 
     @classmethod
     def blank(cls, spec: Any) -> Tensor:
-        return torch.zeros(spec.dim, spec.cells, spec.cells)
+        return torch.zeros(spec.dim, *height_width(spec.cells))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,21 +14,23 @@ from torch import Tensor, nn
 
 from mmfast.autoencoders import Autoencoder, AutoencoderSpec
 from mmfast.errors import MmfastError
-from mmfast.image_files import EXTENSIONS, check_colour, grey_or_colour, load_picture, middle_square
+from mmfast.image_files import EXTENSIONS, check_colour, grey_or_colour, load_picture, middle_resized
 from mmfast.modalities import base
 from mmfast.modalities.base import Modality, SpaceShape
 from mmfast.options import option
+from mmfast.pictures import fit
+from mmfast.sizes import Size, height_width
 
 FAR = 4.0  # no pixel of -1 .. 1, noisy ones too, but those of 0 .. 255
 
 
 @dataclass
 class ImageSpec(base.Spec):
-    """float [B, channels, size, size] in -1 .. 1."""
+    """float [B, channels, height, width] in -1 .. 1; size: a square's side, or [height, width]."""
 
     kind: str = "image"
     channels: int = option(3, "grey or colour", choices=(1, 3))
-    size: int = option(64, "height and width in pixels", min=1)
+    size: Any = base.size_option()
     levels: int = option(256, "how many values a pixel can take", min=2)
     rms: float = option(0.5, "root mean square of the pixels; a fixed encoding divides by it", above=0)
     sigma: float = option(0.1, "standard deviation of the Gaussian head", above=0)
@@ -48,7 +51,7 @@ class Image(Modality):
     def __init__(self, name: str, spec: ImageSpec, space: SpaceShape) -> None:
         super().__init__(name, spec, space)
         check_colour(f"modalities.{name}.background", spec.background)
-        self.pixels = (spec.channels, spec.size, spec.size)
+        self.pixels = (spec.channels, *height_width(spec.size))
         self.autoencoder = (
             Autoencoder(f"modalities.{name}.autoencoder", spec.autoencoder, self.pixels)
             if spec.autoencoder.network
@@ -65,7 +68,7 @@ class Image(Modality):
 
     @classmethod
     def anchor_space(cls, spec: ImageSpec) -> SpaceShape:
-        return SpaceShape(spec.size, spec.size)
+        return SpaceShape(*height_width(spec.size))
 
     @property
     def z0_shape(self) -> tuple[int, int, int]:
@@ -135,33 +138,32 @@ class Image(Modality):
 
     def plain(self, x: Tensor) -> PILImage.Image:
         """A picture of mode L or RGB, a pixel for a pixel."""
-        return picture(x, self.spec.size).convert("L" if self.spec.channels == 1 else "RGB")
+        return picture(x).convert("L" if self.spec.channels == 1 else "RGB")
 
     @classmethod
     def blank(cls, spec: ImageSpec) -> Tensor:
-        return torch.zeros(spec.channels, spec.size, spec.size)
+        return torch.zeros(spec.channels, *height_width(spec.size))
 
 
-def picture(x: Tensor, size: int) -> PILImage.Image:
-    """Pixels float [1 or 3, H, W] in -1 .. 1 as an RGB picture of size x size."""
+def picture(x: Tensor, size: int | None = None) -> PILImage.Image:
+    """Pixels float [1 or 3, H, W] in -1 .. 1 as an RGB picture, the longer side `size`; None: a pixel for a pixel."""
     pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
     array = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
-    return PILImage.fromarray(np.ascontiguousarray(array)).resize((size, size), PILImage.Resampling.NEAREST)
+    found = PILImage.fromarray(np.ascontiguousarray(array))
+    return found if size is None else fit(found, size)
 
 
-def read_image(path: Path, channels: int, size: int, background: str | None) -> Tensor:
-    """A picture file as float [channels, size, size] in -1 .. 1, its middle square resized.
+def read_image(path: Path, channels: int, size: Size, background: str | None) -> Tensor:
+    """A picture file as float [channels, height, width] in -1 .. 1, its middle resized.
 
     background: the colour behind transparent pixels; None to take colours as they are, whatever the alpha.
     """
     return pixels_of(load_picture(path), channels, size, background)
 
 
-def pixels_of(picture: PILImage.Image, channels: int, size: int, background: str | None) -> Tensor:
+def pixels_of(picture: PILImage.Image, channels: int, size: Size, background: str | None) -> Tensor:
     """A picture, upright, as `read_image` has a file's."""
-    picture = grey_or_colour(picture, channels, background)
-    if picture.size != (size, size):
-        picture = picture.resize((size, size), PILImage.Resampling.LANCZOS, box=middle_square(picture))
-    array = np.asarray(picture, dtype=np.float32).reshape(size, size, -1)
+    picture = middle_resized(grey_or_colour(picture, channels, background), size, PILImage.Resampling.LANCZOS)
+    array = np.asarray(picture, dtype=np.float32).reshape(*height_width(size), -1)
     pixels = torch.from_numpy(array.copy()).permute(2, 0, 1).clamp(0, 255)
     return pixels.expand(channels, -1, -1) / 127.5 - 1

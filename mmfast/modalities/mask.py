@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +14,13 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
-from mmfast.image_files import class_numbers, load_picture, middle_square, two_classes
+from mmfast.image_files import class_numbers, load_picture, middle_resized, two_classes
 from mmfast.metrics.similarity import mean_iou
 from mmfast.modalities import base
 from mmfast.modalities.base import Modality, SpaceShape
 from mmfast.options import option
+from mmfast.pictures import fit
+from mmfast.sizes import Size, height_width
 
 # The number in x of pixels whose class is not known.
 IGNORED = -1
@@ -25,11 +28,11 @@ IGNORED = -1
 
 @dataclass
 class MaskSpec(base.Spec):
-    """int64 [B, size, size] of class numbers, 0 being the background; -1 where a file holds `ignore`."""
+    """int64 [B, height, width] of class numbers, 0 being the background; -1 where a file holds `ignore`."""
 
     kind: str = "mask"
     classes: int = option(2, "how many classes, the background included", min=2)
-    size: int = option(64, "height and width in pixels", min=1)
+    size: Any = base.size_option()
     ignore: int | None = option(
         None, "the value, in a mask's file, of pixels that count nowhere, as 255; null: none", min=0
     )
@@ -54,7 +57,7 @@ class Mask(Modality):
 
     @classmethod
     def anchor_space(cls, spec: MaskSpec) -> SpaceShape:
-        return SpaceShape(spec.size, spec.size)
+        return SpaceShape(*height_width(spec.size))
 
     def from_z0(self, z0: Tensor) -> Tensor:
         return base.nearest(z0, self._codes())
@@ -65,7 +68,7 @@ class Mask(Modality):
 
     def check(self, x: Tensor, where: str) -> None:
         least = 0 if self.spec.ignore is None else IGNORED
-        base.check_classes(x, (self.spec.size, self.spec.size), self.spec.classes, where, least)
+        base.check_classes(x, height_width(self.spec.size), self.spec.classes, where, least)
 
     def _codes(self) -> Tensor:
         # Learned codes keep a unit RMS all together: one by one they could not be told apart in a single channel.
@@ -105,7 +108,7 @@ class Mask(Modality):
     def show(self, x: Tensor, size: int) -> PILImage.Image:
         colours = np.concatenate((palette(self.spec.classes), np.array([UNKNOWN], np.uint8)))
         array = colours[x.cpu().numpy()]  # the last, -1, for what is ignored
-        return PILImage.fromarray(array).resize((size, size), PILImage.Resampling.NEAREST)
+        return fit(PILImage.fromarray(array), size)
 
     def tally(self, x: Tensor) -> Tensor:
         return torch.bincount(x[x != IGNORED], minlength=self.spec.classes)
@@ -138,7 +141,7 @@ class Mask(Modality):
 
     @classmethod
     def blank(cls, spec: MaskSpec) -> Tensor:
-        return torch.zeros(spec.size, spec.size, dtype=torch.int64)
+        return torch.zeros(*height_width(spec.size), dtype=torch.int64)
 
 
 # The colour of pixels whose class is not known.
@@ -151,8 +154,8 @@ def palette(classes: int) -> np.ndarray:
     return (np.array([(0.08, 0.08, 0.12), *hues]) * 255).astype(np.uint8)
 
 
-def read_mask(path: Path, classes: int, size: int, ignore: int | None = None) -> Tensor:
-    """A picture file whose grey or palette values are class numbers, as int64 [size, size].
+def read_mask(path: Path, classes: int, size: Size, ignore: int | None = None) -> Tensor:
+    """A picture file whose grey or palette values are class numbers, as int64 [height, width].
 
     A two-class mask may also be black and white (any value above 127 is class 1). ignore: the value of pixels that
     count nowhere, which are -1; the class of that number is then no other pixel's.
@@ -160,7 +163,7 @@ def read_mask(path: Path, classes: int, size: int, ignore: int | None = None) ->
     return numbers_of(load_picture(path, "mask"), classes, size, ignore, path)
 
 
-def numbers_of(picture: PILImage.Image, classes: int, size: int, ignore: int | None, path: Path | str) -> Tensor:
+def numbers_of(picture: PILImage.Image, classes: int, size: Size, ignore: int | None, path: Path | str) -> Tensor:
     """A picture, upright, as `read_mask` has a file's; errors call it `path`."""
     picture = class_numbers(path, picture)
     whole = np.asarray(picture).astype(np.int32)
@@ -172,6 +175,5 @@ def numbers_of(picture: PILImage.Image, classes: int, size: int, ignore: int | N
         raise MmfastError(f"{path} holds class {values.max()}; the mask has classes 0 .. {classes - 1}")
     whole = np.full_like(whole, IGNORED)
     whole[known] = values
-    numbers = PILImage.fromarray(whole)
-    numbers = numbers.resize((size, size), PILImage.Resampling.NEAREST, box=middle_square(picture))
+    numbers = middle_resized(PILImage.fromarray(whole), size, PILImage.Resampling.NEAREST)
     return torch.from_numpy(np.asarray(numbers).astype(np.int64))

@@ -17,23 +17,24 @@ from torch import Tensor, nn
 
 from mmfast import ops
 from mmfast.errors import MmfastError
-from mmfast.image_files import load_picture, middle_square
+from mmfast.image_files import load_picture, middle_resized
 from mmfast.modalities import base
 from mmfast.modalities.base import Modality, SpaceShape, WeightSpec
 from mmfast.modalities.image import picture, pixels_of
 from mmfast.options import option
+from mmfast.sizes import Size, height_width
 from mmfast.streams import MASK, MASK_RATIO
 
 
 @dataclass
 class MaskedSpec(base.Spec):
-    """float [B, channels + 1, size, size]: the image in -1 .. 1 and, last, 1 where it is seen and 0 where hidden."""
+    """float [B, channels + 1, height, width]: the image in -1 .. 1 and, last, 1 where it is seen and 0 where hidden."""
 
     kind: str = "masked"
     weight: WeightSpec = field(default_factory=lambda: WeightSpec("none"))
     of: str = option("image", "the image that parts are hidden of")
     channels: int = option(3, "grey or colour", choices=(1, 3))
-    size: int = option(64, "height and width in pixels", min=1)
+    size: Any = base.size_option()
     block: int = option(8, "side of a hidden block in pixels", min=1)
     ratios: list[float] = option([0.1, 0.75], "least and greatest share of hidden blocks", min=0, max=1)
     rms: float = option(0.5, "root mean square of the pixels; the encoding divides by it", above=0)
@@ -55,7 +56,7 @@ class Masked(Modality):
             raise MmfastError(f"modalities.{name} is masked, which needs space=own and encoder=fixed")
         if len(spec.ratios) != 2 or spec.ratios[0] > spec.ratios[1]:
             raise MmfastError(f"modalities.{name}.ratios is {spec.ratios}; it should be two shares, the least first")
-        self.shape = (spec.channels + 1, spec.size, spec.size)
+        self.shape = (spec.channels + 1, *height_width(spec.size))
         self.channels = spec.channels + 1
 
     def derive(self, x: Tensor, seed: int, numbers: Tensor) -> Tensor:
@@ -119,8 +120,9 @@ class Masked(Modality):
 
     def show(self, x: Tensor, size: int) -> PILImage.Image:
         """What is seen, over a checkerboard of two greys."""
-        cells = torch.arange(self.spec.size, device=x.device) // max(1, self.spec.block // 4)
-        board = 0.15 * ((cells[:, None] + cells) % 2) - 0.4
+        step = max(1, self.spec.block // 4)
+        rows, columns = (torch.arange(side, device=x.device) // step for side in x.shape[-2:])
+        board = 0.15 * ((rows[:, None] + columns) % 2) - 0.4
         return picture(torch.where(x[-1:] > 0, x[:-1], board), size)
 
     def score(self, x: Tensor, truth: Tensor) -> float:
@@ -140,17 +142,16 @@ class Masked(Modality):
 
     def plain(self, x: Tensor) -> PILImage.Image:
         """A picture that is transparent where the image is hidden."""
-        image = picture(x[:-1] * (x[-1:] > 0), self.spec.size)
+        image = picture(x[:-1] * (x[-1:] > 0))
         image.putalpha(PILImage.fromarray(((x[-1] > 0).cpu().numpy() * 255).astype(np.uint8)))
         return image
 
     @classmethod
     def blank(cls, spec: MaskedSpec) -> Tensor:
-        return torch.zeros(spec.channels + 1, spec.size, spec.size)
+        return torch.zeros(spec.channels + 1, *height_width(spec.size))
 
 
-def _opaque(picture: PILImage.Image, size: int) -> Tensor:
-    """1 where a picture is opaque, 0 where it is transparent: [1, size, size]."""
-    alpha = picture.convert("RGBA").getchannel("A")
-    alpha = alpha.resize((size, size), PILImage.Resampling.NEAREST, box=middle_square(picture))
+def _opaque(picture: PILImage.Image, size: Size) -> Tensor:
+    """1 where a picture is opaque, 0 where it is transparent: [1, height, width]."""
+    alpha = middle_resized(picture.convert("RGBA").getchannel("A"), size, PILImage.Resampling.NEAREST)
     return torch.from_numpy((np.asarray(alpha) > 127).astype(np.float32))[None]

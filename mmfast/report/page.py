@@ -16,6 +16,7 @@ from mmfast.report.content import Content, Picture, Series
 from mmfast.report.elements import Markup, element, join
 from mmfast.report.figures import BOUND, ERROR, Figure, explained
 from mmfast.report.plot import curve, number, plot, running_mean
+from mmfast.sizes import named
 
 GENERATOR = "mmfast report"
 # Nothing is fetched and no script runs, whatever a file of the run says.
@@ -41,16 +42,17 @@ PARTS = {
 }
 # What is measured now and then: each value is shown, and no mean.
 SELDOM = ("learning_rate", "validation.")
-# How a modality's options are put into words.
+# How a modality's options are put into words; those that are sizes.
 DETAILS = {
     "classes": "{} classes",
     "channels": "channels: {}",
-    "size": "{0} x {0} pixels",
+    "size": "{} pixels",
     "dim": "vectors of {} numbers",
-    "cells": "{0} x {0} cells",
+    "cells": "{} cells",
     "of": "made from {}",
     "network": "features of {}",
 }
+SIZES = ("size", "cells")
 
 
 def page(content: Content, machine: Mapping[str, str]) -> str:
@@ -148,7 +150,8 @@ def _trained(config: Config | None) -> Markup:
         return Markup()
     parts = []
     for name, spec in config.modalities.items():
-        said = [spec.kind, *(words.format(x) for key, words in DETAILS.items() if (x := getattr(spec, key, "")))]
+        found: dict[str, Any] = {key: x for key in DETAILS if (x := getattr(spec, key, ""))}
+        said = [spec.kind, *(DETAILS[key].format(named(x) if key in SIZES else x) for key, x in found.items())]
         if name == config.anchor:
             said.append("diffused itself: the anchor")
         parts.append(element("li", element("b", name), f": {', '.join(said)}"))

@@ -17,6 +17,7 @@ from mmfast.grids import Gallery, sample_run
 from mmfast.ranks import joined
 from mmfast.run import RECORD, Run
 from mmfast.training.examples import loader
+from mmfast.training.latents import with_latents
 from mmfast.training.log import Board
 from mmfast.training.objective import Losses, losses
 from mmfast.training.record import Record, changes, load, of_examples, of_files
@@ -88,8 +89,11 @@ def fit(
         quiet = quiet or not here.first
         kept = Kept(config, data, files or {}, allow_changed_data, quiet)
         run = Run.start(out, config, kept.compare) if here.first else Run(Path(out))
-        trainer = Trainer(config, run, data, losses, here, model if taken is not None else None)
+        trainer = Trainer(config, run, data, losses, here, model)
         trainer.restore()
+        if trainer.done < config.train.steps:
+            with here.in_turn():  # the first computes, the others find it
+                trainer.data = with_latents(data, trainer.model, config, trainer.device, quiet)
         if here.first:
             kept.write(run, trainer.done)
         if trainer.done and not quiet:

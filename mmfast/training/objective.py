@@ -32,7 +32,7 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
     """
     batch = model.complete(batch, config.seed, numbers)
     data = batch.filled()
-    anchor = model.anchor.to_z0(data[model.anchor_name])
+    anchor = model.anchor.to_z0(data[model.anchor_name]) if batch.z0 is None else batch.z0
     present = _present(model, batch, numbers)
     drawn = _times(model, numbers, config, present)
     wanted = (1 - drawn.given) * present

@@ -35,7 +35,7 @@ from mmfast.training.examples import parts
 from mmfast.training.log import Board
 from mmfast.training.objective import Losses, losses
 from mmfast.training.stats import Stats
-from mmfast.training.try_out import check_batch
+from mmfast.training.try_out import check_batch, fitted
 from mmfast.training.validation import Validation
 
 
@@ -63,7 +63,7 @@ class Trainer:
         self.config, self.run, self.data, self.losses, self.ranks = config, run, data, losses, ranks
         self.device = pick_device(config.train.device, "train.device")
         self.sharded = config.train.shard and ranks.count > 1
-        self.model = build_model(config) if model is None else model
+        self.model = fitted(build_model(config), data) if model is None else model
         if not self.sharded:
             self.model.to(self.device)
         self.ema = EMA(self.model, config.train.ema_decay)

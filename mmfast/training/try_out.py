@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import torch
+from torch import Tensor
 
 from mmfast.build import build_model, pick_device
 from mmfast.config import Config
@@ -19,12 +20,32 @@ from mmfast.training.log import check_logs
 from mmfast.training.objective import Losses, losses
 from mmfast.trust import check_code
 
+# Training examples that modalities are fitted to, and how many are read at once.
+FITTED_TO, AT_ONCE = 4096, 256
+
 
 def check_batch(model: Model, batch: Batch) -> None:
     """Raise MmfastError for the first modality whose data (on the host) is not what its config says."""
     for name, x in batch.filled().items():
         if name in model.parts:
             model.part(name).check(x, f"data: {name}")
+
+
+def fitted(model: Model, data: Data) -> Model:
+    """The model, with what its modalities take of the training data (of so many examples, from all over)."""
+    found: dict[str, list[Tensor]] = {name: [] for name in model.parts if model.part(name).fits}
+    rows = range(0, len(data.train), max(1, -(-len(data.train) // FITTED_TO)))
+    for i in range(0, len(rows), AT_ONCE) if found else ():
+        batch = data.train.__getitems__(rows[i : i + AT_ONCE])
+        check_batch(model, batch)
+        for name, seen in found.items():
+            seen.append(batch.data[name][batch.present[name]] if name in batch.present else batch.data[name])
+    for name, seen in found.items():
+        x = torch.cat(seen)
+        if not len(x):
+            raise MmfastError(f"data: no training example has {name}, whose components are found from them")
+        model.part(name).fit(x)
+    return model
 
 
 def rehearse(config: Config, data: Data, losses: Losses = losses, ranks: Ranks = ALONE) -> Model:
@@ -37,7 +58,7 @@ def rehearse(config: Config, data: Data, losses: Losses = losses, ranks: Ranks =
     if config.evaluate.samples:
         check_code("evaluate.features", config.evaluate.features)
     check_logs(config)
-    model = build_model(config)
+    model = fitted(build_model(config), data)
     for part in (data.train, data.test):
         batch = part.__getitems__(range(min(len(part), config.train.batch_size)))
         check_batch(model, batch)
@@ -55,7 +76,8 @@ def try_out(model: Model, batch: Batch, config: Config, losses: Losses) -> None:
     """
     with torch.no_grad():
         try:
-            few = Batch(*({name: x[:2] for name, x in part.items()} for part in (batch.data, batch.present)))
+            data, present = ({name: x[:2] for name, x in part.items()} for part in (batch.data, batch.present))
+            few = Batch(data, present)
             losses(model, few, torch.arange(len(few)), config)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]

@@ -11,10 +11,10 @@ from PIL import Image
 from mmfast import config as configs
 from mmfast.build import build_data, with_found
 from mmfast.data import huggingface, torchvision
-from mmfast.data.items import x_of
+from mmfast.data.items import Items, x_of
 from mmfast.errors import MmfastError
 from mmfast.guess import DRAFT
-from mmfast.survey import survey
+from mmfast.survey import brief, survey
 from mmfast.training import train
 
 SIZE, COUNT = 4, 30
@@ -290,3 +290,77 @@ def test_the_package_itself(tmp_path):
         check_rows(build_data(chosen), pictures)
     with pytest.raises(MmfastError, match="the split is 'valid'; it should be one of train, test"):
         build_data(config(hub(path=str(tmp_path / "two"), test="valid")))
+
+
+def counted(monkeypatch):
+    """The numbers of the examples that are read, in order."""
+    found, read = [], Items._read
+
+    def seen(self, index):
+        found.append(index)
+        return read(self, index)
+
+    monkeypatch.setattr(Items, "_read", seen)
+    return found
+
+
+def everything(data):
+    return [part.__getitems__(range(len(part))).data for part in (data.train, data.test)]
+
+
+def same(a, b):
+    return all(torch.equal(x[name], y[name]) for x, y in zip(a, b, strict=True) for name in x)
+
+
+def test_torchvisions_examples_are_decoded_once(tmp_path, monkeypatch):
+    pytest.importorskip("torchvision")
+    pets(tmp_path / "data")
+    options = {"cache": str(tmp_path / "cache")}
+    plain = everything(build_data(pet_config(tmp_path / "data", cache_gb=0)))
+    first = everything(build_data(pet_config(tmp_path / "data", **options)))
+    read = counted(monkeypatch)
+    again = everything(build_data(pet_config(tmp_path / "data", **options)))
+    assert not read and same(plain, first) and same(plain, again)
+    picture = tmp_path / "data/oxford-iiit-pet/images/beagle_4.jpg"
+    Image.new("RGB", (SIZE, SIZE), "red").save(picture, format="PNG")
+    changed = everything(build_data(pet_config(tmp_path / "data", **options)))
+    assert {*read} == {*range(12)} and not same(plain, changed)
+
+
+def test_datasets_examples_are_decoded_once(stand_in, tmp_path, monkeypatch):
+    """By its fingerprint; of a table without one nothing is kept."""
+    plain = everything(build_data(config(hub(cache=str(tmp_path / "cache")))))
+    assert not (tmp_path / "cache").exists()
+    stand_in._fingerprint = "f1"
+    huggingface._load.cache_clear()
+    first = everything(build_data(config(hub(cache=str(tmp_path / "cache")))))
+    read = counted(monkeypatch)
+    assert same(plain, first) and same(plain, everything(build_data(config(hub(cache=str(tmp_path / "cache"))))))
+    assert not read
+    stand_in._fingerprint = "f2"
+    everything(build_data(config(hub(cache=str(tmp_path / "cache")))))
+    assert {*read} == {*range(12)}
+
+
+@pytest.mark.parametrize("cache_gb", [0, 1])
+def test_what_cannot_be_read_is_left_out(tmp_path, capsys, cache_gb):
+    """And no held-out example stands for one to train on."""
+    pytest.importorskip("torchvision")
+    truth = pets(tmp_path / "data")
+    for k in (1, 4):
+        (tmp_path / f"data/oxford-iiit-pet/images/beagle_{k}.jpg").write_bytes(b"no picture")
+    options = {"cache": str(tmp_path / "cache"), "cache_gb": cache_gb, "test_fraction": 0.4}
+    with pytest.raises(MmfastError, match=r"example [14] of torchvision's OxfordIIITPet"):
+        everything(build_data(pet_config(tmp_path / "data", **options, on_error="stop")))
+    chosen = pet_config(tmp_path / "data", **options, on_error="skip")
+    data = build_data(chosen)
+    for part in (data.train, data.test):
+        rows = part.rows.tolist()
+        images = part.__getitems__(range(len(part))).data["image"]
+        for k in range(len(rows)):
+            stands_in = next(x for x in rows[k:] + rows[:k] if x not in (1, 4))
+            torch.testing.assert_close(images[k], truth[stands_in][0], atol=1e-6, rtol=0)
+    assert "it is left out (data.on_error: skip)" in capsys.readouterr().err
+    found = survey(chosen)
+    assert not found.wrong and len(found.unreadable) == 2 and "OxfordIIITPet" in found.unreadable[0]
+    assert any("2 of the examples cannot be read" in line for line in brief(chosen))
