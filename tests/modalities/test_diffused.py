@@ -10,7 +10,7 @@ from mmfast.errors import MmfastError
 from mmfast.evaluate import likelihood
 from mmfast.generate import generate
 from mmfast.likelihood import bound
-from mmfast.modalities import SpaceShape, diffused_itself, kind
+from mmfast.modalities import Modality, SpaceShape, diffused_itself, kind
 from mmfast.modalities.base import WeightSpec
 from mmfast.modalities.image import Image, ImageSpec
 from mmfast.model import Model
@@ -92,6 +92,15 @@ def test_what_cannot_be_diffused_is_refused(name):
     spec = kind(which).Spec(**given)
     with pytest.raises(MmfastError, match=r"modalities\.x\.diffused is true"):
         diffused_itself(kind(which))("x", spec, SpaceShape(8, 8, channels))
+
+
+def test_a_kind_without_a_way_back_is_refused():
+    class OneWay(Modality):
+        kind = "one way"
+
+    spec = kind("label").Spec()
+    with pytest.raises(MmfastError, match=r"a one way has no way back from its encoding \(from_encoding\)"):
+        diffused_itself(OneWay)("x", spec, SpaceShape(8, 8))
 
 
 def test_the_anchor_is_refused():
