@@ -105,8 +105,8 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.balance", description=__doc__)
-    parser.add_argument("--steps", type=int, default=1500, help="optimiser steps of each model [1500]")
-    parser.add_argument("--samples", type=int, default=500, help="samples a direction [500]")
+    parser.add_argument("--steps", type=int, default=1000, help="optimiser steps of each model [1000]")
+    parser.add_argument("--samples", type=int, default=432, help="samples a direction [432]")
     parser.add_argument("--seeds", type=int, default=2, help="seeds an arm [2]")
     parser.add_argument("--work", type=Path, default=Path("runs/balance"), help="where models are kept [runs/balance]")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where balance.json goes [benchmarks/results]")

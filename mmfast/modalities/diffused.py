@@ -30,6 +30,8 @@ class Diffused(Modality):
             raise MmfastError(f"{where}, but a {self.kind} is made from another modality; leave it out")
         if space.channels is not None or spec.encoder != "fixed" or spec.weight.kind != "carried":
             raise MmfastError(f"{where}; it needs space=own, encoder=fixed and weight.kind=carried")
+        if (type(self).from_encoding, type(self).from_z0) == (Modality.from_encoding, Modality.from_z0):
+            raise MmfastError(f"{where}, but a {self.kind} has no way back from its encoding (from_encoding)")
         self.uniform, self.reads = False, "decoder"
 
     def build_head(self, features: int) -> None:

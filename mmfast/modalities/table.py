@@ -91,7 +91,7 @@ class Table(Modality):
         return self.standard(x)[:, :, None, None]
 
     def from_z0(self, z0: Tensor) -> Tensor:
-        return self.decode(z0.flatten(1))
+        return self._in_units(z0.flatten(1))
 
     def known_in_space(self, known: Tensor) -> Tensor:
         return known[:, :, None, None]
@@ -134,8 +134,11 @@ class Table(Modality):
         return prediction.float()[:, :, None, None]
 
     def decode(self, prediction: Tensor) -> Tensor:
+        return self._in_units(prediction)
+
+    def _in_units(self, standard: Tensor) -> Tensor:
         """In the columns' units."""
-        return (prediction.double() * self.scale + self.mean).float()
+        return (standard.double() * self.scale + self.mean).float()
 
     def show(self, x: Tensor, size: int) -> PILImage.Image:
         """A bar for each column: how many standard deviations it lies from the mean."""

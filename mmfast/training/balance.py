@@ -87,16 +87,17 @@ class Uncertainty(Balance):
         super().__init__(names)
         self.log_variance = nn.Parameter(torch.zeros(len(self.names)))
 
-    def _s(self) -> Tensor:
-        return self.log_variance.clamp(-LARGEST, LARGEST)
-
     def weights(self) -> dict[str, Tensor]:
-        return dict(zip(self.names, (-self._s().detach()).exp().unbind(), strict=True))
+        return dict(zip(self.names, (-self.log_variance.detach()).exp().unbind(), strict=True))
 
     def total(self, parts: Mapping[str, Tensor], features: Sequence[Features], share: float) -> Tensor:
-        each = dict(zip(self.names, self._s().unbind(), strict=True))
+        each = dict(zip(self.names, self.log_variance.unbind(), strict=True))
         weighed = self._weighed(parts, {name: (-s).exp() for name, s in each.items()})
         return weighed + torch.stack([each[name] for name in parts if name in each]).sum() / 2
+
+    @torch.no_grad()
+    def update(self, ranks: Ranks, skipped: Tensor) -> None:
+        self.log_variance.clamp_(-LARGEST, LARGEST)  # and a step of the optimiser beyond: it finds its way back
 
 
 class GradientNorm(Balance):

@@ -82,3 +82,28 @@ def test_a_smoke_run_writes_its_page(tmp_path):
                 assert task.condition(given, name) in conditions
     assert (tmp_path / "results" / "any_to_any.md").exists()
     assert list((tmp_path / "results").glob("any_to_any-matrix.png"))
+
+
+def test_unidiffuser_has_a_time_for_each_and_no_heads():
+    """By its config: nothing is given or at the anchor's time but hidden parts, and nothing is drawn in fewer steps."""
+    config = task.TASK.config(task.TASK.method("UniDiffuser"), 0, 32, {})
+    image, *others = config.modalities.values()
+    assert (image.given_probability, image.given_at_T, image.given_steps, image.diffused) == (0, None, None, False)
+    hidden = others.pop()
+    assert hidden.kind == "masked" and hidden.loss_weight == 0 and not hidden.diffused
+    for spec in others:
+        assert (
+            spec.diffused and spec.given_probability == 0 and spec.given_steps is None and spec.weight.kind == "carried"
+        )
+        assert spec.unknown_probability + spec.own_time_probability == 1
+    scales = {spec.kind: spec.weight.scale for spec in others}
+    assert scales == {"mask": 1, "label": 0.25, "feature_map": 1, "caption": 0.25}
+    ours = task.TASK.config(task.TASK.method(OURS), 0, 32, {})
+    assert config.backbone == ours.backbone and config.train == ours.train and config.sample == ours.sample
+
+
+def test_the_mixture_costs_what_the_joint_model_does():
+    single = [m for m in task.TASK.methods if m.name.endswith(" alone")]
+    shares = {m.name: m.share for m in task.TASK.methods}
+    assert len(single) == 8 and sum(shares[its_share(m.name)] for m in single) == pytest.approx(1)
+    assert all(m.share == 1 for m in single) and shares[TOTAL] == 8 and shares["UniDiffuser"] == shares[OURS] == 1

@@ -66,7 +66,10 @@ def test_a_loss_of_zero_leaves_its_variance_a_number():
     rule = Uncertainty(["a"])
     with torch.no_grad():
         rule.log_variance.fill_(-1000.0)
-    assert float(rule.total({"a": torch.tensor(0.0)}, [], 1.0).detach()) == -5.0
+    rule.update(ALONE, KEPT)
+    total = rule.total({"a": torch.tensor(0.0)}, [], 1.0)
+    total.backward()
+    assert float(total.detach()) == -5.0 and rule.log_variance.grad.tolist() == [0.5]  # it is free to come back
     assert float(rule.weights()["a"]) == pytest.approx(math.exp(10))
 
 

@@ -116,6 +116,10 @@ def by_design(model, config, batch, numbers):
                 totals[n] += counts * float(part.loss(said.heads[n], data[n][b : b + 1]))
                 continue
             untold = config.space == "own" and part.uniform and part.reads == "encoder"
+            if part.diffused and present[n][b] and roles[b][n] != "given":  # as the anchor: whatever its time is
+                x = part.counted(said.heads[n], data[n][b : b + 1]) - E[n].float()
+                totals[n] += part.spec.loss_weight * float(x.double().square().mean())
+                continue
             if not present[n][b] or (roles[b][n] == "given" and not untold):
                 continue
             readable = 1.0 if roles[b][anchor] == "given" else abar
@@ -148,6 +152,9 @@ CASES = {
     "given at T": {f"{LABEL}.given_at_T": 0.5, f"{MASK}.given_at_T": 0.9, "train.given_probability": 0.4},
     "hidden parts": {"modalities.hidden": "{kind: masked, channels: 1, size: 8, block: 2, loss_weight: 0.5}",
                      f"{IMAGE}.given_probability": 0.4},
+    "diffused themselves": {f"{LABEL}.diffused": "true", f"{MASK}.diffused": "true",
+                            f"{LABEL}.own_time_probability": 0.5, f"{MASK}.own_time_probability": 0.4,
+                            f"{MASK}.unknown_probability": 0.3},
     "own times": {f"{LABEL}.own_time_probability": 0.6, f"{MASK}.own_time_probability": 0.4,
                   f"{MASK}.unknown_probability": 0.2},
 }  # fmt: skip
