@@ -61,6 +61,12 @@ def test_identical_and_far_sets():
     assert precision_recall(x, x + 100) == (0, 0, 0, 0)
 
 
+def test_features_that_are_all_the_same():
+    """Every ball has radius 0 and holds every point: each of 7 fakes lies in 5 balls."""
+    found = precision_recall(torch.ones(5, 4), torch.ones(7, 4), k=3)
+    assert found == pytest.approx((1, 1, 5 / 3, 1))
+
+
 @pytest.mark.parametrize("block", [1, 5, 7, 1024])
 def test_repeated_points(block):
     """Balls of radius 0 hold their own points and not the next, at 1e-6 of the spread.
@@ -80,5 +86,13 @@ def test_repeated_points(block):
 def test_errors(shapes, k):
     with pytest.raises(MmfastError, match="it should be"):
         precision_recall(*(torch.zeros(shape) for shape in shapes), k=k)
-    with pytest.raises(MmfastError, match="fake holds"):
-        precision_recall(torch.zeros(5, 2), torch.full((5, 2), torch.nan))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_one_number_that_is_not_finite_is_refused(bad):
+    good, other = torch.zeros(5, 2), torch.zeros(5, 2)
+    other[3, 1] = bad
+    with pytest.raises(MmfastError, match="fake holds values that are not finite"):
+        precision_recall(good, other)
+    with pytest.raises(MmfastError, match="real holds values that are not finite"):
+        precision_recall(other, good)
