@@ -1,4 +1,4 @@
-"""Distances of rows: worked by hand, and what they are not measured of. Others are compared with scipy's in test_tables."""
+"""Distances of rows: worked by hand, and what they are not measured of. test_tables compares with scipy's."""
 
 import pytest
 import torch
