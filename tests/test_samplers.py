@@ -101,19 +101,23 @@ def test_rules_of_several_steps_begin_and_end_with_fewer():
     assert len(dpmpp_3m(abar, 2, 1, (3, 4), 0.0).of_past) == 2
 
 
-def test_heun_asks_at_both_ends():
-    """z_s in float64 from what the network said at z_t and where DDIM's step led; the last step is DDIM's."""
+@pytest.mark.parametrize("x", [None, torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)], ids=["joint", "given the image"])
+def test_heun_asks_at_both_ends(x):
+    """z_s in float64 from what the network said at z_t and where DDIM's step led; the last step is DDIM's.
+
+    An image that is given is z_0, whatever the network says of it.
+    """
     config = tiny(loss__target="x0")
-    model, asked = build_model(config), []
+    model, asked, given = build_model(config), [], {} if x is None else {"image": x}
     model.register_forward_hook(lambda module, args, said: asked.append((args[0].clone(), args[1].clone(), said)))
-    drawn = sample(model, 2, steps=3, sampler="heun", clamp=None, seed=3)
+    drawn = sample(model, 2, given, steps=3, sampler="heun", clamp=None, seed=3)
     grid, abar, W = [1000, 667, 333, 0], model.schedule.alpha_bar.tolist(), model.schedule.W.tolist()
-    assert [int(times[0, 0]) for _, times, _ in asked] == [1000, 667, 667, 333, 333]
+    assert [int(times[0, 2]) for _, times, _ in asked] == [1000, 667, 667, 333, 333]
 
     def split(z, said):
         """z0hat and the encodings, a block of channels each."""
         encodings = {n: model.part(n).encode_prediction(said.heads[n].float()) for n in model.traced}
-        blocks = [said.anchor.double()]
+        blocks = [said.anchor.double() if x is None else x.double().expand(len(z), -1, -1, -1)]
         return blocks + [encodings[n].double().expand(-1, -1, *z.shape[2:]) for n in model.traced]
 
     def weighted(blocks, of_z0, column):
@@ -131,7 +135,7 @@ def test_heun_asks_at_both_ends():
         for found, said in ((tried, first), (after, mean)):
             expected = of_y * (z.double() - weighted(said, 0, t)) + weighted(said, of_z0, s)
             torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(drawn["image"], asked[-1][2].anchor.float())
+    torch.testing.assert_close(drawn["image"], asked[-1][2].anchor.float() if x is None else x.expand(2, -1, -1, -1))
 
 
 @pytest.mark.parametrize("share", [1, -1, 1.0, 1.5, math.nan, math.inf, True, False, "0.2", None])
