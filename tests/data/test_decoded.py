@@ -290,7 +290,7 @@ def test_earlier_files_that_are_damaged_or_kept_in_other_types(root):
                 assert column.pack(batch.data[column.name][k].numpy(), row)
             other.put(file, k, row)
     part.file.with_name(f"{prefix}-2.rows").write_bytes(b"x" * 5000)
-    fill(root, seed=1, stems=range(50, 56))
+    fill(root, seed=1, stems=range(20, 60))
     plain, data = opened(root, gb=0), opened(root)
     for _ in range(2):
         same(whole(data.train), whole(plain.train))
