@@ -1,5 +1,6 @@
 """Logs beside stats.jsonl: what they are told, and that none of them ends a run, whatever happens to it."""
 
+import io
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from PIL import Image
 from small_run import PAIRS, make
 from test_trainer import OPTIONS, Known, data
 from tiny import flags, tiny
@@ -220,9 +222,14 @@ def test_what_is_flushed_can_be_read_and_what_was_before_is_put_back(tmp_path):
     before = threading.excepthook
     board = log.TensorBoard(tmp_path, tiny(), 0)
     assert threading.excepthook is not before
+    pixels = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
     board.add_scalar("loss", 1.0, 1)
+    board.add_image("joint", pixels, 1, dataformats="HWC")
     board.flush()
     assert steps_shown(tmp_path / "tensorboard") == [1]
+    event = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    (image,) = event.EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("joint")
+    assert np.array_equal(Image.open(io.BytesIO(image.encoded_image_string)), pixels)
     board.close()
     assert threading.excepthook is before
     board = log.TensorBoard(tmp_path, tiny(), 2)
