@@ -112,4 +112,4 @@ def _widened(weight: Tensor, like: Tensor, old: Model, new: Model) -> Tensor:
     columns = weight.unflatten(1, (len(before), -1))
     nothing = torch.zeros_like(columns[:, 0])
     found = [columns[:, before[place]] if place in before else nothing for place in new.seen_layout()]
-    return torch.stack(found, 1).flatten(1, 2).reshape(like.shape)
+    return torch.stack(found, 1).reshape(like.shape)

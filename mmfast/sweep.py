@@ -173,8 +173,10 @@ def picture(points: Sequence[Point], file: Path, x: str, y: str, title: str = ""
                 plot.annotate(point.options[along], place, (4, 4), textcoords="offset points", fontsize=8)
     if x == "evaluations":
         plot.set_xscale("log")
-        ticks = sorted({p.figures[x] for p in points})
-        shown = [tick for i, tick in enumerate(ticks) if i == 0 or tick / ticks[i - 1] > 1.2]
+        shown: list[float] = []
+        for tick in sorted({p.figures[x] for p in points}):
+            if not shown or tick / shown[-1] > 1.2:  # so that the next one has room
+                shown.append(tick)
         plot.set_xticks(shown, [f"{tick:g}" for tick in shown])
         plot.set_xticks([], minor=True)
     plot.set_xlabel("evaluations of the network a sample" if x == "evaluations" else x)

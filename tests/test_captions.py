@@ -127,3 +127,42 @@ def test_sprites_are_called_by_the_games_own_names(tmp_path):
     (units / "Troll.cfg").write_text('    name= _ "female^Troll"\n    image="units/elves/troll.png~RC(a>b)"\n')
     files = ["elves/archer.png", "elves/archer-bow-2.png", "elves/archery.png", "elves/troll+x.png", "elves/wolf.png"]
     assert captions(tmp_path, files) == ["an elvish archer", "an elvish archer", "", "a troll", ""]
+
+
+def test_a_file_holds_a_caption_or_is_not_there(tmp_path):
+    part = kind("caption")("caption", kind("caption").Spec(text_encoder="ngrams"), SpaceShape(8, 8))
+    (tmp_path / "x.txt").write_text(" a red square \n")
+    wanted = texts.encode("ngrams", ["a red square"], 384)[0]
+    assert torch.equal(part.parse(str(tmp_path / "x.txt")), wanted) and torch.equal(part.parse("a red square"), wanted)
+    assert part.values("a, b") == ["a, b"]
+    (tmp_path / "x.txt").write_text(" \n")
+    with pytest.raises(MmfastError, match=r"x\.txt is empty; it should hold a caption, or be removed"):
+        part.parse(str(tmp_path / "x.txt"))
+
+
+@pytest.mark.parametrize(
+    ("caption", "lines"),
+    [
+        ("ab " * 32 + "ab", ["ab ab ab ab ab"] * 5 + ["ab ab ab [...]"]),  # of 98 letters: 1.6 times their root is 15
+        ("abcdef gh", ["abcdef", "gh"]),  # six at least
+        ("a red square", ["a red", "square"]),
+    ],
+)
+def test_a_caption_is_shown_in_six_lines_about_as_wide_as_high(monkeypatch, caption, lines):
+    from mmfast.modalities import caption as module
+
+    asked = []
+    monkeypatch.setattr(module, "text_tile", lambda text, size: asked.append((text, size)))
+    part = kind("caption")("caption", kind("caption").Spec(text_encoder="ngrams", captions=[caption]), SpaceShape(8, 8))
+    part.show(torch.zeros(384), 64)
+    assert asked == [("\n".join(lines), 64)]
+
+
+def test_without_a_list_the_vector_is_shown():
+    """As an embedding's is, of the same numbers."""
+    x = texts.encode("ngrams", ["a red square"], 384)[0]
+    shown = [
+        kind(name)("x", kind(name).Spec(dim=384, **more), SpaceShape(8, 8)).show(x, 64)
+        for name, more in (("caption", {"text_encoder": "ngrams"}), ("embedding", {}))
+    ]
+    assert shown[0].tobytes() == shown[1].tobytes()

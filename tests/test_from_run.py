@@ -8,7 +8,8 @@ from tiny import TINY, flags, tiny
 from mmfast import MmfastError
 from mmfast.build import build_data, build_model, load_run
 from mmfast.cli import main
-from mmfast.files import load_tensors
+from mmfast.config import to_yaml
+from mmfast.files import load_tensors, save_tensors
 from mmfast.from_run import take_weights
 from mmfast.training import train
 
@@ -120,6 +121,64 @@ def test_what_differs_is_refused(first, change, message):
     config = of("image", "mask", **change)
     with pytest.raises(MmfastError, match=message):
         take_weights(build_model(config), config, folder)
+
+
+def untrained(folder, config):
+    """A run's folder with weights at random."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(config))
+    save_tensors(folder / "ema.safetensors", build_model(config).state_dict(), {})
+    return folder
+
+
+BRIDGES = {"modalities.mask.weight.kind": "bridge", "space": "shared"}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"schedule.T": "500"}, "its schedule is .*'T': 1000.*, and here it is .*'T': 500.* it should be the same"),
+        ({"schedule.kind": "linear"}, "its schedule is .*cosine"),
+        ({"told": "false"}, "its told is True, and here it is False"),
+        (BRIDGES, "its space is own, and here it is shared"),
+        ({"modalities.mask": "{kind: label, classes: 3}"}, r"its modalities\.mask\.kind is mask, and here it is label"),
+    ],
+)
+def test_weights_that_would_mean_another_thing_are_refused(tmp_path, change, message):
+    folder = untrained(tmp_path / "run", of("image", "mask"))
+    config = of("image", "mask", **change)
+    model = build_model(config)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    with pytest.raises(MmfastError, match=f"--from {folder}: {message}"):
+        take_weights(model, config, folder)
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+def test_in_shared_channels_all_have_to_be_there(tmp_path):
+    """Since each stands in the channels of all; the same ones are taken."""
+    config = of("image", "mask", **BRIDGES)
+    folder = untrained(tmp_path / "run", config)
+    model = build_model(config)
+    assert take_weights(model, config, folder).fresh == ()
+    ema, _ = load_tensors(folder / "ema.safetensors")
+    assert all(torch.equal(x, ema[name]) for name, x in model.state_dict().items())
+    more = of("image", "mask", "label", **BRIDGES, **{"modalities.label.weight.kind": "bridge"})
+    with pytest.raises(MmfastError, match=r"in shared channels the modalities should be the same, or use space=own"):
+        take_weights(build_model(more), more, folder)
+
+
+def test_what_no_weight_hangs_on_may_differ_and_an_encoder_of_ones_own_is_fresh(tmp_path):
+    """Dropout has no weights. A learned encoder, where the run had a fixed one, has some that the run has not."""
+    text = "{{kind: embedding, dim: 5, encoder: {}}}"
+    config = of("image", **{"modalities.text": text.format("learned"), "backbone.dropout": "0.3"})
+    folder = untrained(tmp_path / "run", of("image", **{"modalities.text": text.format("fixed")}))
+    model, (ema, _) = build_model(config), load_tensors(folder / "ema.safetensors")
+    fresh = {name: x.clone() for name, x in model.state_dict().items() if name not in ema}
+    take_weights(model, config, folder)
+    assert "parts.text.proj.weight" in fresh
+    for name, x in model.state_dict().items():
+        if name not in ("backbone.first.weight", "backbone.past.weight"):  # which see more channels of it
+            assert torch.equal(x, fresh[name] if name in fresh else ema[name]), name
 
 
 def test_where_there_is_no_run(tmp_path):

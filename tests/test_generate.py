@@ -137,6 +137,8 @@ def test_the_command_line_draws_in_turn(tmp_path, capsys):
     assert capsys.readouterr().out.strip().endswith(".png")
     assert title([], ["label", "mask"]) == "label, then mask first, the rest given it"
     assert title(["label=3"], ["label"]) == "given label=3: the rest generated"
+    assert title(iter(["label=3"]), ["label", "mask"]) == "given label=3: mask first, the rest given it"
+    assert title([], []) == "generated together, nothing given"
     assert main(["sample", run, "--first", "masks", "--n", "2", "--quiet"]) == 2
     assert "did you mean 'mask'" in capsys.readouterr().err
 

@@ -371,3 +371,20 @@ def test_shuffled_examples_are_all_of_them():
     examples = InMemory({"x": torch.arange(100)})
     one, other = (Shuffled(examples).__getitems__(range(100)).data["x"].tolist() for _ in range(2))
     assert one == other and sorted(one) == list(range(100)) and one != sorted(one)
+
+
+class Says(Fixed):
+    """z_0 is what is seen of it, so that the noise shows."""
+
+    def forward(self, z, times, told):
+        return Prediction(z[:, :1], {})
+
+
+def test_the_noise_is_that_of_seed_0_unless_another_is_named():
+    model, batch = Says(0.0, Schedule.cosine(20)), Batch({"image": images(3)})
+    for measure in (
+        lambda **how: fit(model, batch, times=2, **how)["fitted"].variance["image"],
+        lambda **how: x0_error(model, batch, [3, 17], **how),
+        lambda **how: torch.tensor([*bound(model, batch, steps=3, **how).values()]),
+    ):
+        assert torch.equal(measure(), measure(seed=0)) and not torch.equal(measure(), measure(seed=1))

@@ -15,6 +15,7 @@ from tiny import tiny
 from mmfast import MmfastError, Schedule
 from mmfast.build import build_data, build_model
 from mmfast.generate import generate
+from mmfast.inside import Inside
 from mmfast.modalities import kind
 from mmfast.modalities.base import SpaceShape
 from mmfast.model import Model, Prediction
@@ -143,6 +144,44 @@ def test_parts_of_an_embedding_keep_their_places():
         assert set((laid[where] / laid[where].min()).round().tolist()) == {1.0, 3.0}
         assert torch.equal(part.parse_known("0,2"), known[0])
     assert torch.equal(part.parse_known("1-3"), torch.tensor([False, True, True, True, False]))
+
+
+def test_what_is_put_into_the_space_is_x_as_its_block_has_it():
+    """An anchor's pixels are z_0; another image's are over its RMS; an embedding's are not scaled by what is known."""
+    model = build_model(
+        tiny(
+            modalities="{image: {kind: image, channels: 1, size: 8, rms: 0.5}, "
+            "other: {kind: image, channels: 1, size: 8, rms: 0.5}, text: {kind: embedding, dim: 4, layout: channels}}"
+        )
+    )
+    x, vector = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8), torch.tensor([[0.5, 0.0, 0.0, 0.0]])
+    for name, given, encoding in (("image", x, x), ("other", x, 2 * x), ("text", vector, vector[..., None, None])):
+        known = torch.arange(given.numel()).reshape(given.shape) % 2 == 0
+        part = Inside.of(model, name, given, known)
+        torch.testing.assert_close(part.encoding, encoding)
+        assert torch.equal(part.where.expand(encoding.shape), known.reshape(encoding.shape))
+        said = torch.full_like(encoding, 7.0)
+        torch.testing.assert_close(part.put_in(said), torch.where(part.where, encoding, said))
+
+
+def test_what_cannot_be_is_said_before_anything_is_shown(small, capsys):
+    _, model, data = small
+    with pytest.raises(MmfastError, match="a label, which has no parts"):
+        sample(model, 3, {"label": data["label"]}, known={"label": torch.tensor(True)}, steps=2, progress=True)
+    assert capsys.readouterr().err == ""
+
+
+def test_latents_and_what_leaves_no_trace_are_given_whole(monkeypatch):
+    """The mask, of weight none, has parts, but none in z_t."""
+    untraced = build_model(tiny(modalities__mask__weight="{kind: none}"))
+    mask, left = torch.zeros(1, 8, 8, dtype=torch.int64), torch.zeros(8, 8, dtype=torch.bool)
+    with pytest.raises(MmfastError, match=r"known has mask, which leaves no trace in z_t \(weight none\); give all"):
+        sample(untraced, 1, {"mask": mask}, known={"mask": left}, steps=2)
+    latent, image = build_model(tiny()), torch.zeros(1, 1, 8, 8)
+    monkeypatch.setattr(Model, "latent", True)
+    with pytest.raises(MmfastError, match="known has image, which is diffused as an autoencoder's latents; give all"):
+        sample(latent, 1, {"image": image}, known={"image": left.expand(1, 8, 8)}, steps=2)
+    assert sample(latent, 1, {"mask": mask}, known={"mask": left}, steps=2)["mask"].shape == (1, 8, 8)
 
 
 @pytest.mark.parametrize(

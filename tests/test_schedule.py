@@ -56,6 +56,14 @@ def test_weights(kind, scale):
             np.testing.assert_allclose(sched.W[:, 0].numpy(), truth.weight(kind, scale, table), rtol=1e-9, atol=1e-13)
 
 
+@far
+def test_a_scale_is_one_unless_it_is_given():
+    for kind in KINDS[1:]:
+        found = [Schedule.cosine(50, {"x": x}).W[:, 0].numpy() for x in (Weight(kind), getattr(mmfast, kind)())]
+        for W in found:
+            np.testing.assert_allclose(W, truth.weight(kind, 1.0, truth.cosine(50)), rtol=1e-9, atol=1e-13)
+
+
 def test_the_kinds_are_as_the_design_says():
     """bridge: zero at both ends with its peak s between; carried: from s, with w_t = 0 all along; shift: to s."""
     sched = Schedule.cosine(1000, {"b": mmfast.bridge(2.0), "c": mmfast.carried(0.5)})
@@ -149,6 +157,15 @@ def test_a_module_moves_the_tables():
     sched = Schedule.cosine(50).to("meta")
     assert {buffer.device.type for buffer in sched.buffers()} == {"meta"}
     assert sched.alpha_bar.dtype == torch.float64
+
+
+@far
+def test_tables_are_made_on_the_host_whatever_the_default_device():
+    """meta stands for a GPU: it has no numbers."""
+    with torch.device("meta"):
+        found = [Schedule.linear(50), Schedule.cosine(50), Schedule([1.0, 0.5, 0.001])]
+    for sched, table in zip(found, (truth.linear(50), truth.cosine(50), [1, 0.5, 0.001]), strict=True):
+        np.testing.assert_allclose(sched.alpha_bar.numpy(), table, rtol=1e-10)
 
 
 def test_checkpoints_hold_no_tables():

@@ -122,6 +122,59 @@ def test_the_picture_has_a_line_for_each_other_option(tmp_path, monkeypatch):
     assert axes.lines[1].get_xydata().tolist() == [[5, 1.2], [10, 1.1], [20, 1.05]]
 
 
+def drawn(tmp_path, monkeypatch, points, *axes):
+    """What matplotlib is asked for: the axes, and the format."""
+    figure = pytest.importorskip("matplotlib.figure")
+    asked = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, file, format: asked.append((self.axes[0], format)))
+    sweep.picture(points, tmp_path / "x", *axes)
+    return asked[0]
+
+
+def test_the_values_stand_beside_the_points(tmp_path, monkeypatch):
+    """Of the option with the most values; one line has no legend, and the axes are even."""
+    points = [
+        sweep.Point({"sampler": "ddim", "guidance_scale": g}, {"recall.x": 1 / (1 + k), "frechet.x": 3.0 + k})
+        for k, g in enumerate(("1", "2", "4"))
+    ]
+    axes, kind = drawn(tmp_path, monkeypatch, points, "recall.x", "frechet.x", "a title")
+    assert kind == "png" and axes.get_legend() is None and axes.get_xscale() == "linear"
+    assert [(text.get_text(), text.xy) for text in axes.texts] == [
+        ("1", (1, 3)), ("2", (1 / 2, 4)), ("4", (1 / 3, 5))
+    ]  # fmt: skip
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("recall.x", "frechet.x", "a title")
+    assert axes.xaxis.get_gridlines()[0].get_visible()
+
+
+def test_the_cost_is_on_a_logarithmic_axis_that_names_what_was_asked(tmp_path, monkeypatch):
+    """But for values within a fifth of the last that is named; two lines have a legend."""
+    points = [
+        sweep.Point({"sampler": name, "steps": str(s)}, {"evaluations": float(s), "frechet.x": 1.0 / s})
+        for name in ("ddim", "heun")
+        for s in (10, 11, 13, 14, 25)
+    ]
+    axes, _ = drawn(tmp_path, monkeypatch, points, "evaluations", "frechet.x")
+    assert axes.get_xscale() == "log" and not axes.texts
+    assert axes.get_xticks().tolist() == [10, 13, 25] and len(axes.get_xticks(minor=True)) == 0
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["10", "13", "25"]
+    assert axes.get_xlabel() == "evaluations of the network a sample"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["sampler ddim", "sampler heun"]
+
+
+def test_the_table_has_a_column_for_each_option_and_figure():
+    points = [sweep.Point({"steps": "5"}, {"evaluations": 5.0, "frechet.x": 1.23456}),
+              sweep.Point({"steps": "100"}, {"evaluations": 100.0, "frechet.x": 0.5})]  # fmt: skip
+    assert sweep.table(points) == (
+        "steps  evaluations  frechet.x\n"
+        "5      5            1.235\n"
+        "100    100          0.5"
+    )  # fmt: skip
+    assert json.loads(sweep.text(points)) == [
+        {"options": {"steps": "5"}, "evaluations": 5.0, "frechet.x": 1.23456},
+        {"options": {"steps": "100"}, "evaluations": 100.0, "frechet.x": 0.5},
+    ]
+
+
 def test_the_command(tmp_path, capsys):
     config = tmp_path / "tiny.yaml"
     from mmfast.config import to_yaml

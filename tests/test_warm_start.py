@@ -17,7 +17,7 @@ from mmfast.build import build_model
 from mmfast.errors import MmfastError
 from mmfast.modalities.base import head_norm
 from mmfast.schedule import Schedule
-from mmfast.warm_start import Network, load_adm
+from mmfast.warm_start import Network, _by_kind, load_adm
 
 # What openai/guided-diffusion's own network has, made from the flags of the released 64x64 and 128x128 models.
 PUBLISHED = {"imagenet64": 295_904_454, "imagenet128": 421_529_606}
@@ -356,3 +356,12 @@ def test_other_models_are_refused():
         adm.Backbone(replace(OF_64, classes=0), 3, SIZE)(x, t, y=y)
     with pytest.raises(MmfastError, match=r"int64 \[3\]"):
         adm.Backbone(OF_64, 3, SIZE)(x, t, y=y[:1])
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_rows_by_head_are_brought_into_the_order_by_kind(heads):
+    """Of five numbers a head: q, k and v of the first head, then of the second; q of all heads comes first here."""
+    x = torch.tensor([100 * head + 10 * kind + c for head in range(heads) for kind in range(3) for c in range(5)])
+    wanted = [100 * head + 10 * kind + c for kind in range(3) for head in range(heads) for c in range(5)]
+    assert _by_kind(x, heads).tolist() == wanted
+    assert _by_kind(x[:-1], heads).tolist() == x[:-1].tolist()  # to be refused for its shape

@@ -223,9 +223,11 @@ def read_lines(path: Path, most: int = LONGEST) -> list[list[str]]:
 
 
 def statistics(rows: np.ndarray) -> tuple[list[float], list[float]]:
-    """The mean and the standard deviation of each column of float [n, columns]; CONSTANT for one without any."""
-    scale = rows.std(0)
-    return rows.mean(0).tolist(), np.where(scale > 0, scale, CONSTANT).tolist()
+    """The mean and the standard deviation of each column of float64 [n, columns]; CONSTANT for one without any."""
+    # Of one number, 0.1 as an example, std may be 1e-17 by rounding: what counts is whether the float32 of x differ.
+    held = torch.from_numpy(rows).float()
+    varies = (held != held[:1]).any(0).numpy()
+    return rows.mean(0).tolist(), np.where(varies, rows.std(0), CONSTANT).tolist()
 
 
 def columns_of(spec: Any) -> Sequence[str]:

@@ -167,7 +167,7 @@ def _made(name: str, folder: Path, config: Config, done: int) -> Writer:
 class Board:
     """All logs of a run, from a step on. One that raises is left out from there on, and a line says so."""
 
-    def __init__(self, folder: Path, config: Config, done: int, silent: bool = False) -> None:
+    def __init__(self, folder: Path, config: Config, done: int, silent: bool) -> None:
         self.writers: dict[str, Writer] = {}
         if silent or done >= config.train.steps:
             return

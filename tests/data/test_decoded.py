@@ -13,7 +13,9 @@ from PIL import Image
 from mmfast import modalities
 from mmfast.config import changes, fixed
 from mmfast.config import load as load_config
+from mmfast.data import decoded as module
 from mmfast.data import example_files, folder
+from mmfast.data.rows import Layout
 from mmfast.errors import MmfastError
 from mmfast.training.examples import loader
 
@@ -261,3 +263,36 @@ def test_an_error_stays_one_and_the_rest_is_kept(root, decoded):
         with pytest.raises(MmfastError, match=path.name):
             part.__getitems__([0, 1, 2])
         assert len(part.__getitems__([0, 1])) == 2
+
+
+def test_a_row_is_compared_with_its_checksum_once_in_a_process(root, monkeypatch):
+    part = opened(root).train
+    expected, compared = whole(part), []
+    checksum = module.checksum
+    monkeypatch.setattr(module, "checksum", lambda row: compared.append(1) or checksum(row))
+    part = opened(root).train
+    for _ in range(3):
+        same(whole(part), expected)
+    assert len(compared) == len(part) and "trusted" not in repr(part)
+
+
+def test_earlier_files_that_are_damaged_or_kept_in_other_types(root):
+    """Rows of a damaged one do not count, and the bytes of a row stand only in a file of its own types."""
+    part = opened(root).train
+    batch, prefix = whole(part), part.file.stem.rpartition("-")[0]
+    other = Layout.of(part.blanks, {**part.layout.packings, "image": "whole"}, len(part))
+    with open(part.file.with_name(f"{prefix}-1.rows"), "wb+") as file:
+        other.write(file, [bytes(key) for key in part.layout.keys(np.memmap(part.file, np.uint8, "r"))])
+        for k in range(len(part)):
+            row = np.zeros(other.width, np.uint8)
+            for n, column in enumerate(other.columns):
+                row[n] = bool(batch.present[column.name][k]) if column.name in batch.present else 1
+                assert column.pack(batch.data[column.name][k].numpy(), row)
+            other.put(file, k, row)
+    part.file.with_name(f"{prefix}-2.rows").write_bytes(b"x" * 5000)
+    fill(root, seed=1, stems=range(20, 60))
+    plain, data = opened(root, gb=0), opened(root)
+    for _ in range(2):
+        same(whole(data.train), whole(plain.train))
+        data = opened(root)
+    assert [*root.parent.joinpath("cache").glob(f"{prefix}-*")] == [data.train.file]

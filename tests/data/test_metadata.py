@@ -115,6 +115,13 @@ def test_what_does_not_fit_is_an_error_with_its_line(root, name):
     assert "\n" not in str(error.value) and str(error.value) in survey(config(root, **label)).wrong
 
 
+def test_a_similar_name_is_looked_for_once(root):
+    """It takes seconds in a large folder, and most often all names are wrong in one way."""
+    table(root, [row.replace("/", "/1") for row in ROWS])
+    wrong = survey(config(root)).wrong
+    assert ["did you mean" in line for line in wrong] == [True] + [False] * 5
+
+
 @pytest.mark.parametrize(
     ("header", "words"),
     [

@@ -55,6 +55,8 @@ def test_degenerate_covariances():
     x = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
     # An eigenvalue that is 0 but for rounding enters as its square root: 1e-8 of the scale, 40 times.
     assert frechet_distance(x, x) == pytest.approx(0, abs=40 * 40 * 1e-7)
+    # Moved by 2 in each of 40 dimensions.
+    assert frechet_distance(x, x + 2) == pytest.approx(160, abs=40 * 40 * 1e-7)
     flat = torch.ones(3, 2)
     assert frechet_distance(flat, flat + 2) == pytest.approx(8, rel=1e-12)
 
@@ -72,10 +74,19 @@ def test_pixel_features_are_block_means():
     torch.testing.assert_close(pixel_features(x[..., :16]), tall)
 
 
-@pytest.mark.parametrize("shapes", [((5, 2), (5, 3)), ((5,), (5,)), ((1, 2), (5, 2)), ((5, 2), (0, 2))])
+@pytest.mark.parametrize(
+    "shapes", [((5, 2), (5, 3)), ((5,), (5,)), ((5, 2), (5,)), ((5, 2, 1),) * 2, ((1, 2), (5, 2)), ((5, 2), (0, 2))]
+)
 def test_errors(shapes):
-    with pytest.raises(MmfastError, match="features"):
+    with pytest.raises(MmfastError) as caught:
         frechet_distance(*(torch.zeros(shape) for shape in shapes))
+    a, b = map(list, shapes)
+    assert str(caught.value) == f"features are {a} and {b}; they should be [n, D] and [m, D], n, m > 1"
+
+
+def test_two_rows_are_enough():
+    """0 and 2, 5 and 5: means 1 and 5, variances 2 and 0."""
+    assert frechet_distance(torch.tensor([[0.0], [2.0]]), torch.tensor([[5.0], [5.0]])) == pytest.approx(16 + 2)
 
 
 def test_a_set_is_at_no_distance_from_itself_and_holds_numbers():

@@ -61,6 +61,24 @@ def test_identical_and_far_sets():
     assert precision_recall(x, x + 100) == (0, 0, 0, 0)
 
 
+def test_beyond_the_edge_by_a_millionth_is_out_however_many_there_are():
+    """The slack for rounding is of the size of one row's square, and does not grow with their number."""
+    many, few = (
+        torch.arange(1000.0, dtype=torch.float64)[:, None],
+        torch.tensor([[1000.0], [1100]], dtype=torch.float64),
+    )
+    at_edge, beyond = few, few + torch.tensor([[1e-6], [0]])
+    assert precision_recall(many, at_edge, k=1).precision == 1 / 2
+    assert precision_recall(many, beyond, k=1).precision == 0
+    assert precision_recall(beyond, many, k=1).recall == 0
+
+
+def test_features_that_are_all_the_same():
+    """Every ball has radius 0 and holds every point: each of 7 fakes lies in 5 balls."""
+    found = precision_recall(torch.ones(5, 4), torch.ones(7, 4), k=3)
+    assert found == pytest.approx((1, 1, 5 / 3, 1))
+
+
 @pytest.mark.parametrize("block", [1, 5, 7, 1024])
 def test_repeated_points(block):
     """Balls of radius 0 hold their own points and not the next, at 1e-6 of the spread.
@@ -80,5 +98,13 @@ def test_repeated_points(block):
 def test_errors(shapes, k):
     with pytest.raises(MmfastError, match="it should be"):
         precision_recall(*(torch.zeros(shape) for shape in shapes), k=k)
-    with pytest.raises(MmfastError, match="fake holds"):
-        precision_recall(torch.zeros(5, 2), torch.full((5, 2), torch.nan))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_one_number_that_is_not_finite_is_refused(bad):
+    good, other = torch.zeros(5, 2), torch.zeros(5, 2)
+    other[3, 1] = bad
+    with pytest.raises(MmfastError, match="fake holds values that are not finite"):
+        precision_recall(good, other)
+    with pytest.raises(MmfastError, match="real holds values that are not finite"):
+        precision_recall(other, good)

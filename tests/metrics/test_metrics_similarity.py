@@ -70,6 +70,7 @@ def test_iou_worked_by_hand():
     assert mean_iou(predicted, truth, 4, background=True) == pytest.approx((1 / 3 + 2 / 3 + 1 / 2) / 3)
     assert mean_iou(torch.zeros(4).long(), torch.zeros(4).long(), 3) == 1
     assert mean_iou(torch.zeros(4).long(), torch.ones(4).long(), 3) == 0
+    assert mean_iou(torch.zeros(0).long(), torch.zeros(0).long(), 3) == 1
 
 
 @pytest.mark.parametrize("measure", [mean_iou, mask_score])

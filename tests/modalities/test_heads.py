@@ -8,6 +8,7 @@ from mmfast import config as configs
 from mmfast.build import build_model
 from mmfast.errors import MmfastError
 from mmfast.modalities.base import draw_class
+from mmfast.modalities.heads import READS, head_norm, one_head
 from mmfast.sample import sample
 
 
@@ -46,3 +47,26 @@ def test_an_untold_network_sees_zeros_whatever_is_given():
     assert all(float(heard[name].abs().sum()) > 0 for name in ("image", "label"))
     assert all(float(unheard[name].abs().sum()) == 0 for name in ("image", "label"))
     assert {name: x.shape for name, x in heard.items()} == {name: x.shape for name, x in unheard.items()}
+
+
+GROUPS = {256: 32, 128: 32, 96: 16, 64: 16, 48: 8, 32: 8, 24: 4, 16: 4, 12: 2, 8: 2, 6: 1, 4: 1, 7: 1}
+
+
+def test_a_head_of_a_picture_has_groups_of_four_channels_at_least():
+    for features, groups in GROUPS.items():
+        norm, activation = head_norm(features)
+        assert (norm.num_groups, norm.num_channels) == (groups, features) and isinstance(activation, torch.nn.SiLU)
+        assert head_norm(features, pixels=1)[0].num_groups == 1
+
+
+def test_the_sizes_of_a_head_of_what_an_image_has_one_of():
+    """Checkpoints hold them: 128 numbers between, and of the last features a grid of 4 x 4."""
+    shapes = {reads: [list(p.shape) for p in one_head(reads, 10, 3).parameters()] for reads in READS}
+    ends = [[128], [3, 128], [3]]
+    assert shapes["encoder"] == [[10], [10], [128, 10], *ends]
+    assert shapes["decoder"] == [[160], [160], [128, 160], *ends]
+    pooled, x = one_head("decoder", 2, 3), torch.randn(5, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = x.reshape(5, 2, 4, 2, 4, 2).mean((3, 5)).flatten(1)
+    for layer in list(pooled)[2:]:
+        found = layer(found)
+    torch.testing.assert_close(pooled(x), found)

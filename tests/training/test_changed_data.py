@@ -200,6 +200,31 @@ def test_of_a_large_file_both_ends_count(tmp_path, monkeypatch):
     assert [digest == seen[0] for digest in seen] == [True, False, False, True, True, False, False]
 
 
+def test_files_that_are_not_too_large_in_all_count_whole(tmp_path):
+    """Of 2 GiB in all each of three has some 700 MB; a file in the middle changes."""
+    files = {name: tmp_path / name for name in "abc"}
+    for file in files.values():
+        file.write_bytes(bytes(30_000))
+    before = of_files(files)
+    assert before.portion == 2**31 // 3
+    files["b"].write_bytes(bytes(15_000) + b"x" + bytes(14_999))
+    after = of_files(files, before)
+    assert after.files["b"][2] == hashlib.sha256(files["b"].read_bytes()).hexdigest()[:32]
+    assert changes(before, after) == ["1 file altered (b)"]
+
+
+def test_a_bar_is_shown_for_many_files_alone(tmp_path, monkeypatch, capsys):
+    files = {name: tmp_path / name for name in "abc"}
+    for file in files.values():
+        file.write_bytes(b"x")
+    for few, quiet, said in (
+        (3, False, ""), (2, True, ""), (3, True, ""), (2, False, "looking at the data: 3 files\n"),
+    ):  # fmt: skip
+        monkeypatch.setattr(record, "FEW", few)
+        of_files(files, quiet=quiet)
+        assert capsys.readouterr().err == said
+
+
 def test_the_bytes_that_count_are_those_of_the_record_before(tmp_path, monkeypatch):
     files = {name: tmp_path / name for name in "ab"}
     for file in files.values():
@@ -233,3 +258,46 @@ def test_what_is_missing_and_what_is_computed_does_not_count():
     assert changes(of([1, 2, 3], [0, 0, 0]), of([1, 9, 3], [1, 1, 1])) == []
     assert changes(of([1, 2, 3], [0, 0, 0]), of([1, 2, 4], [0, 0, 0])) == [
         f"1 of 3 {part} examples looked at altered (number 2)" for part in ("training", "held-out")]  # fmt: skip
+
+
+def test_an_example_is_its_names_types_shapes_and_numbers():
+    """The same bytes as another thing are another example; so is one that is there, and one that is not."""
+    from mmfast.data import Batch
+
+    class One(InMemory):
+        def __getitems__(self, rows):
+            batch = super().__getitems__(rows)
+            return Batch(batch.data, {"x": torch.tensor([self.there] * len(rows))})
+
+    def of(x, y, there=True):
+        part = One({"x": x, "y": y})
+        part.there = there
+        return of_examples(Data(part, part), ["x", "y"]).examples["train"]
+
+    zeros, ones = torch.zeros(1, 4), torch.ones(1, 4)
+    found = [
+        of(zeros, ones), of(ones, zeros), of(zeros.int(), ones), of(zeros.reshape(1, 2, 2), ones),
+        of(zeros, ones, there=False), of(zeros, zeros), of(zeros, torch.tensor([[1.0, 1, 1, 2]])),
+    ]  # fmt: skip
+    assert all(a != b for k, a in enumerate(found) for b in found[:k])
+    assert of(ones, zeros, there=False) == of(zeros, zeros, there=False)  # what is missing may hold anything
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"portion": "1"}, "portion is a str"),
+        ({"files": {"a": [1, 2]}}, "a file is [1, 2]"),
+        ({"files": {"a": [1, 2.0, "x"]}}, "a file is [1, 2.0, 'x']"),
+        ({"files": {"a": "abc"}}, "a file is 'abc'"),
+        ({"more": 1}, "it should hold portion, files, counts, examples, allowed"),
+    ],
+)
+def test_a_record_of_another_form_is_refused_with_the_reason(tmp_path, capsys, change, says):
+    good = Record(10, {"a": [1, 2, "x"]})
+    assert Record.from_json(good.to_json()) == good
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps({**json.loads(good.to_json()), **change}))
+    assert record.load(file) is None
+    said = f"mmfast: {file} cannot be read ({says}), so changes of the data are not seen this time\n"
+    assert capsys.readouterr().err == said

@@ -1,16 +1,19 @@
 """Logs beside stats.jsonl: what they are told, and that none of them ends a run, whatever happens to it."""
 
+import io
 import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from typing import ClassVar
 
 import numpy as np
 import pytest
+from PIL import Image
 from small_run import PAIRS, make
 from test_trainer import OPTIONS, Known, data
 from tiny import flags, tiny
@@ -19,6 +22,7 @@ from mmfast.cli import main
 from mmfast.errors import MmfastError
 from mmfast.files import append_text, load_tensors
 from mmfast.run import Run
+from mmfast.training import log
 from mmfast.training.loop import fit
 from mmfast.training.trainer import Trainer
 from mmfast.trust import allow_code
@@ -211,6 +215,53 @@ def test_a_clock_that_is_set_back_loses_nothing_of_a_run_that_goes_on(tmp_path, 
                 day[0] += 1
     assert day[0] == 2 and len({*(tmp_path / "run" / "tensorboard").iterdir()}) == 3
     assert steps_shown(tmp_path / "run" / "tensorboard") == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_what_is_flushed_can_be_read_and_what_was_before_is_put_back(tmp_path):
+    pytest.importorskip("tensorboard")
+    before = threading.excepthook
+    board = log.TensorBoard(tmp_path, tiny(), 0)
+    assert threading.excepthook is not before
+    pixels = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+    board.add_scalar("loss", 1.0, 1)
+    board.add_image("joint", pixels, 1, dataformats="HWC")
+    board.flush()
+    assert steps_shown(tmp_path / "tensorboard") == [1]
+    event = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    (image,) = event.EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("joint")
+    assert np.array_equal(Image.open(io.BytesIO(image.encoded_image_string)), pixels)
+    board.close()
+    assert threading.excepthook is before
+    board = log.TensorBoard(tmp_path, tiny(), 2)
+    threading.excepthook = mine = lambda found: None  # another has come since: it stays
+    board.close()
+    assert threading.excepthook is mine
+    threading.excepthook = before
+
+
+NAMES = {  # the files there, the new one's time, and what their times are then
+    "later": ([100, 200], 150, [100, 149]),
+    "at the same time": ([150], 150, [149]),
+    "all later": ([300, 200, 160], 150, [149, 148, 147]),
+    "in between": ([148, 300, 149], 150, [147, 149, 148]),
+    "earlier": ([100, 120], 150, [100, 120]),
+}
+
+
+@pytest.mark.parametrize(("there", "new", "then"), NAMES.values(), ids=NAMES)
+def test_older_files_of_events_have_earlier_names_in_the_same_order(tmp_path, there, new, then):
+    files = [tmp_path / f"{log.PREFIX}{time:010d}.host.{k}" for k, time in enumerate(there)]
+    for k, file in enumerate(files):
+        file.write_text(str(k))
+    latest = tmp_path / f"{log.PREFIX}{new:010d}.host.new"
+    latest.write_text("new")
+    log._name_first({*files}, {*files, latest})
+    names = sorted(tmp_path.iterdir())
+    assert sorted(int(x.name.removeprefix(log.PREFIX)[:10]) for x in names[:-1]) == sorted(then)
+    order = [str(k) for _, k in sorted((file.name, k) for k, file in enumerate(files))]
+    assert [file.read_text() for file in names] == [*order, "new"]
+    log._name_first({*names}, {*names})  # nothing new
+    assert sorted(tmp_path.iterdir()) == names
 
 
 def can_mount():

@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 from small_run import PREVIOUS, STATE, again, assert_same
+from tiny import tiny
 
+from mmfast.errors import MmfastError
 from mmfast.files import load_tensors, save_tensors
 from mmfast.run import Run
 from mmfast.training import stats
@@ -126,3 +128,28 @@ def test_stats_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "stats.jsonl").mkdir()
     with pytest.raises(ValueError, match=r"stats\.jsonl cannot be read: Is a directory"):
         Run(tmp_path).heal_stats(3)
+
+
+def test_of_the_last_hundred_steps_those_left_out_count(tmp_path):
+    """At step 150 they are 51 .. 150; a step on, 52 .. 151. What is not exactly true was not left out."""
+    config = tiny(train__steps=200, train__max_skipped=1)
+    lines = [{"step": n, "loss": 1.0} for n in range(49, 151)]
+    for n, value in ((49, True), (50, True), (51, True), (60, False), (70, 1), (150, True)):
+        lines[n - 49]["skipped"] = value
+    found = stats.Stats(config, Run(tmp_path), writes=False)
+    found.taken_up(150, 7, "".join(json.dumps(line) + "\n" for line in lines))
+    assert (found.lately, found.skipped) == ([51, 150], 7)
+    with pytest.raises(MmfastError, match=r"^2 of the last 100 steps, up to step 150, were left out"):
+        found.check()
+    found.pending = [{"step": 151, "loss": torch.tensor(1.0), "skipped": torch.tensor(0.0)}]
+    assert found.flush() == [{"step": 151, "loss": 1.0}] and found.pending == [] == found.flush()
+    assert (found.lately, found.skipped) == ([150], 7)
+    found.check()
+    found.pending = [
+        {"step": 152, "loss": torch.tensor(torch.inf), "skipped": torch.tensor(1.0)},
+        {"step": 153, "loss": torch.tensor(2.0), "skipped": torch.tensor(0.0)},
+    ]
+    assert found.flush() == [{"step": 152, "loss": None, "skipped": True}, {"step": 153, "loss": 2.0}]
+    assert (found.lately, found.skipped) == ([150, 152], 8) and not (tmp_path / "stats.jsonl").exists()
+    with pytest.raises(MmfastError, match=r"^2 of the last 100 steps, up to step 152, were left out"):
+        found.check()

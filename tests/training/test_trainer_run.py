@@ -1,5 +1,6 @@
 """A run by what it leaves: what is written at which step, what a stop leaves, and what is refused or warned of."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -13,7 +14,9 @@ from mmfast.data import Batch, Data
 from mmfast.data.base import InMemory
 from mmfast.errors import MmfastError
 from mmfast.files import load_tensors
+from mmfast.ranks import Ranks
 from mmfast.run import Run
+from mmfast.training import log
 from mmfast.training import loop as module
 from mmfast.training.loop import fit, train
 from mmfast.training.trainer import Trainer
@@ -47,6 +50,64 @@ def test_what_happens_at_which_step(tmp_path, monkeypatch):
     (run.folder / "metrics.json").write_text("{}")
     train(config, str(tmp_path / "figures"), quiet=True)
     assert len(taken) == 1  # they are there
+
+
+def test_on_resuming_pictures_that_are_there_are_not_drawn_again(tmp_path, monkeypatch):
+    """Stopped after the checkpoint of step 4, whose pictures may be there; those of step 6 are of this part."""
+    drawn = []
+    monkeypatch.setattr(module, "sample_run", lambda *args, again=True, **how: drawn.append((args[4], again)))
+    options = {"train__steps": 7, "train__sample_every": 2, "train__checkpoint_every": 2}
+
+    class Stops(Known):
+        def __call__(self, model, batch, numbers, config):
+            if int(numbers[0]) == 64:
+                raise KeyError("stopped")
+            return super().__call__(model, batch, numbers, config)
+
+    with pytest.raises(KeyError, match="stopped"):
+        fit(tiny(**options), str(tmp_path / "run"), data(), Stops(), quiet=True)
+    assert drawn == [(2, True), (4, True)]
+    drawn.clear()
+    fit(tiny(**options), str(tmp_path / "run"), data(), Known(), quiet=True)
+    assert drawn == [(4, False), (6, True)]
+
+
+def test_training_in_python_speaks_and_refuses_other_data(tmp_path, monkeypatch, capsys):
+    """As the command does without --quiet and --allow-changed-data."""
+    monkeypatch.setattr(module, "build_data", lambda config: data())
+    out = str(tmp_path / "run")
+    train(tiny(train__steps=1), out)
+    said = capsys.readouterr()
+    assert "50 examples to train on, 50 held out\n" in said.out and "training: step 1 of 1" in said.err
+    other = {**data().train.tensors, "label": data().train.tensors["label"].flip(0)}
+    monkeypatch.setattr(module, "build_data", lambda config: Data(InMemory(other), InMemory(other)))
+    with pytest.raises(MmfastError, match="the data has changed since"):
+        train(tiny(train__steps=2), out)
+
+
+class Second(Ranks):
+    """What is not the first of its job, which has told it where they begin."""
+
+    first = False
+
+    def told(self, value):
+        return {"step": 0, "best": None, "stats": ""} if isinstance(value, dict) else value
+
+
+def test_a_rank_that_is_not_the_first_writes_and_says_nothing(tmp_path, monkeypatch, capsys):
+    """It takes the same steps: a log of one's own, which it would make, is made by the first alone."""
+    made = []
+    monkeypatch.setattr(log, "_made", lambda *args: made.append(args) or pytest.fail("a log was made"))
+    options = {"train__log_every": 1, "train__checkpoint_every": 1, "train__tensorboard": "true"}
+    begun = fit(tiny(train__steps=1), str(tmp_path / "run"), data(), Known(), quiet=True)
+    before = {x: x.read_bytes() for x in sorted((tmp_path / "run").rglob("*")) if x.is_file()}
+    capsys.readouterr()
+    monkeypatch.setattr(module, "joined", lambda: contextlib.nullcontext(Second()))
+    found = fit(tiny(train__steps=3, **options), str(tmp_path / "run"), data(), Known())
+    assert begun.done == 1 and found.done == 3 and not made
+    assert {x: x.read_bytes() for x in sorted((tmp_path / "run").rglob("*")) if x.is_file()} == before
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "")
 
 
 def test_encodings_of_another_size_are_warned_of(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import threading
 
 import pytest
 import torch
@@ -144,3 +145,29 @@ def test_a_network_is_compiled_and_captured_where_the_config_says_so(tmp_path, m
         assert len(compiled) == count
         if name == "compile":
             assert compiled[0] is found.model.backbone
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there are no hang-ups on Windows")
+@pytest.mark.parametrize(("before", "asked"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)], ids=["shell", "nohup"])
+def test_a_terminal_that_closes_asks_too_but_not_under_nohup(before, asked):
+    signal.signal(signal.SIGHUP, before)  # the fixture of this folder puts it back
+    with stop.Stop() as found:
+        if asked:  # else it may end this process
+            assert signal.getsignal(signal.SIGHUP) == found._ask
+        signal.raise_signal(signal.SIGHUP)
+        assert found.asked is asked
+    assert signal.getsignal(signal.SIGHUP) is before
+
+
+def test_in_another_thread_signals_are_left_alone():
+    """Python lets the main thread alone set handlers."""
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def trains():
+        with stop.Stop() as found:
+            seen.append((signal.getsignal(signal.SIGTERM), found.asked))
+
+    thread = threading.Thread(target=trains)
+    thread.start()
+    thread.join()
+    assert seen == [(before, False)] and signal.getsignal(signal.SIGTERM) is before
