@@ -140,10 +140,10 @@ def sections(task: Task, rows: list[Row]) -> list[Section]:
         claims = task.verdicts(renamed(rows, total), 0.0)
         found.append(Section("At equal total compute", text, list(total), [TOTAL], claims))
     if single:
-        shares = {OURS: OURS, **{its_share(name): name for name in single}}
-        text = f"Each single model sees one image for {len(single)} that ours sees."
-        claims = task.verdicts(renamed(rows, shares), 0.0)
         own = [its_share(name) for name in single]
+        shares = {OURS: OURS, **dict(zip(own, single, strict=True))}
+        text = f"Each single model sees one image for {round(1 / task.method(own[0]).share)} that ours sees."
+        claims = task.verdicts(renamed(rows, shares), 0.0)
         found.append(Section("At the joint model's share", text, list(shares), own, claims))
     return found
 
