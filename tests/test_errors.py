@@ -1,6 +1,7 @@
 """Bad input to the command line: one line that names the argument and the remedy, exit code 2, nothing lost."""
 
 import json
+import multiprocessing
 import os
 import shutil
 
@@ -280,6 +281,7 @@ def test_a_file_that_breaks_later_keeps_the_steps_before(capsys, folder, workers
         if main([*argv, "--train.batch_size", "1"]) == 2 and (run / "trainer.safetensors").exists():
             error = capsys.readouterr().err.strip().splitlines()[-1]
             assert error.startswith("mmfast: error: ") and file.name in error
+            assert not multiprocessing.active_children()  # which would keep the process from ending
             file.write_bytes(whole)
             assert main([*argv, "--train.batch_size", "1"]) == 2  # the data is another than the run began with
             assert file.name in capsys.readouterr().err

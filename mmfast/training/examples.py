@@ -151,12 +151,27 @@ class _Batches:
                 yield [order.index(n) for n in part]
 
 
-def loader(
-    config: Config, examples: Examples, done: int, pinned: bool = False, ranks: Ranks = ALONE
-) -> Iterator[Batch]:
+class Loading:
+    """The batches of a DataLoader, in order. `close` ends the processes that read them, which leave signals alone."""
+
+    def __init__(self, loader: DataLoader[Batch]) -> None:
+        self._batches = iter(loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def close(self) -> None:
+        # Private to torch; without it they end where nothing holds the batches any more, such as a kept traceback.
+        getattr(self._batches, "_shutdown_workers", lambda: None)()
+
+
+def loader(config: Config, examples: Examples, done: int, pinned: bool = False, ranks: Ranks = ALONE) -> Loading:
     """A rank's parts of the run from step `done` on; pinned: in memory that a GPU copies from unwaited for."""
     batches: Any = _Batches(config, len(examples), done, ranks)
-    return iter(
+    return Loading(
         DataLoader(
             examples,  # type: ignore[arg-type]
             batch_sampler=batches,

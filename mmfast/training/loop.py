@@ -143,7 +143,7 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
     trainer.board = board = Board(run.folder, config, trainer.done, silent=not ranks.first)
     watch = Watch(config, trainer.done, trainer.device, quiet)
     owed = False  # a checkpoint that was due where the weights may be wrong
-    with watch, contextlib.closing(board), Stop(at_once=ranks.count == 1) as stop:
+    with watch, contextlib.closing(batches), contextlib.closing(board), Stop(at_once=ranks.count == 1) as stop:
         while trainer.done < train.steps:
             if trainer.done and _every(train.sample_every, trainer.done):
                 # Before the first step: those that a kill left undrawn.
