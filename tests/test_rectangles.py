@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from mmfast import backbones, modalities, sizes
 from mmfast import config as configs
-from mmfast.backbones import dit
+from mmfast.backbones import dit, unet
 from mmfast.build import build_data, build_model, load_run
 from mmfast.cli import main
 from mmfast.data import folder
@@ -243,10 +243,19 @@ def test_a_size_that_does_not_divide_says_what_would(kind, size, says):
         build_model(config(parts(size), kind))
 
 
-def test_other_sizes_beside_the_anchors_are_refused():
-    other = parts() | {"mask": {"kind": "mask", "classes": 3, "size": [W, H]}}
-    with pytest.raises(MmfastError, match=r"modalities.mask.size is \[16, 8\]; it should be image's, \[8, 16\]"):
+@pytest.mark.parametrize(("size", "says"), [([W, H], r"\[16, 8\]"), (H, "8"), (W, "16")])
+def test_other_sizes_beside_the_anchors_are_refused(size, says):
+    other = parts() | {"mask": {"kind": "mask", "classes": 3, "size": size}}
+    with pytest.raises(MmfastError, match=rf"modalities.mask.size is {says}; it should be image's, \[8, 16\]"):
         build_model(config(other))
+
+
+@pytest.mark.parametrize(("attention", "levels"), [([W], [True, False]), ([H], [True, True]), ([4], [False, True])])
+def test_attention_stands_where_the_height_or_the_width_is_named(attention, levels):
+    """Of 8 x 16 and of 4 x 8 pixels."""
+    net = unet.Backbone(unet.Spec(channels=8, multipliers=[1, 2], blocks=1, attention=attention), 3, (H, W))
+    has = [any(isinstance(layer, unet.Attention) for layer in level) for level in net.down]
+    assert [has[0], has[2]] == levels
 
 
 @pytest.mark.parametrize("size", [8, [8, 8]])
@@ -321,7 +330,8 @@ def test_a_picture_of_a_picture_keeps_its_shape():
     assert masked.show(torch.zeros(4, 2, 4), 64).size == (64, 32)
     page = np.asarray(sample_grid({"image": image}, {"image": x[None]}, "x"))
     top = next(y for y in range(page.shape[0]) if (page[y, 20] == np.asarray(shown)[0, 12]).all())
-    assert (page[top : top + 32, 8 : 8 + 64] == np.asarray(shown)).all()  # in the middle of its place
+    assert (page[top : top + 32, 8 : 8 + 64] == np.asarray(shown)).all()
+    assert top == 46 + (64 - 32) // 2  # in the middle of its place
 
 
 def test_hidden_blocks_and_feature_maps():

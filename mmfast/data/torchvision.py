@@ -101,7 +101,9 @@ def _items(spec: Spec, modalities: Mapping[str, Any], anchor: str, arguments: Ma
             )
         return {name: values[k] for name, k in fields.items()}
 
-    about = {"arguments": dict(arguments), "fields": fields, "files": _files(spec.root), "torchvision": _version()}
+    about = None
+    if spec.cache_gb:
+        about = {"arguments": dict(arguments), "fields": fields, "files": _files(spec.root), "torchvision": _version()}
     return Items(len(found), get, modalities, f"torchvision's {spec.name}", about)
 
 

@@ -1,6 +1,7 @@
 """An embedding's principal components, and the way back, against numpy's own decompositions and least squares."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from mmfast.data.base import Data, InMemory
 from mmfast.errors import MmfastError
 from mmfast.modalities import SpaceShape
 from mmfast.modalities.components import Components
-from mmfast.training import train
+from mmfast.run import Run
+from mmfast.training import Trainer, train
 from mmfast.training.try_out import fitted
 
 DIM, COUNT, N = 12, 3, 200
@@ -136,6 +138,8 @@ def test_they_are_fitted_to_those_who_have_a_vector():
     examples = Half({"image": torch.zeros(N, 1, 4, 4), "vector": x})
     model = fitted(build_model(config()), Data(examples, examples))
     torch.testing.assert_close(model.part("vector").reduced.mean, x[there].mean(0), atol=1e-4, rtol=1e-4)
+    alone = Trainer(config(), Run(Path()), Data(examples, examples)).model  # as one that times its steps is made
+    assert torch.equal(alone.part("vector").reduced.mean, model.part("vector").reduced.mean)
     there[:] = False
     with pytest.raises(MmfastError, match="no training example has vector, whose components"):
         fitted(build_model(config()), Data(examples, examples))
