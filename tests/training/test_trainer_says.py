@@ -166,8 +166,9 @@ def test_in_another_thread_signals_are_left_alone():
     def trains():
         with stop.Stop() as found:
             seen.append((signal.getsignal(signal.SIGTERM), found.asked))
+        seen.append("left")
 
     thread = threading.Thread(target=trains)
     thread.start()
     thread.join()
-    assert seen == [(before, False)] and signal.getsignal(signal.SIGTERM) is before
+    assert seen == [(before, False), "left"] and signal.getsignal(signal.SIGTERM) is before
