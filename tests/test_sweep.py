@@ -132,7 +132,7 @@ def drawn(tmp_path, monkeypatch, points, *axes):
 
 
 def test_the_values_stand_beside_the_points(tmp_path, monkeypatch):
-    """Of the option with the most values; one line has no legend, and the axes are even."""
+    """Of the option with the most values, a mark's size up and right; one line has no legend, and the axes are even."""
     points = [
         sweep.Point({"sampler": "ddim", "guidance_scale": g}, {"recall.x": 1 / (1 + k), "frechet.x": 3.0 + k})
         for k, g in enumerate(("1", "2", "4"))
@@ -142,6 +142,7 @@ def test_the_values_stand_beside_the_points(tmp_path, monkeypatch):
     assert [(text.get_text(), text.xy) for text in axes.texts] == [
         ("1", (1, 3)), ("2", (1 / 2, 4)), ("4", (1 / 3, 5))
     ]  # fmt: skip
+    assert {text.xyann for text in axes.texts} == {(axes.lines[0].get_markersize(),) * 2}
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("recall.x", "frechet.x", "a title")
     assert axes.xaxis.get_gridlines()[0].get_visible()
 

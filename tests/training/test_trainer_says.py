@@ -10,7 +10,7 @@ import torch
 from test_trainer import Known, data
 from tiny import tiny
 
-from mmfast.data import Data
+from mmfast.data import Batch, Data
 from mmfast.data.base import InMemory
 from mmfast.errors import MmfastError
 from mmfast.training import stats, stop
@@ -166,8 +166,27 @@ def test_in_another_thread_signals_are_left_alone():
     def trains():
         with stop.Stop() as found:
             seen.append((signal.getsignal(signal.SIGTERM), found.asked))
+        seen.append("left")
 
     thread = threading.Thread(target=trains)
     thread.start()
     thread.join()
-    assert seen == [(before, False)] and signal.getsignal(signal.SIGTERM) is before
+    assert seen == [(before, False), "left"] and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_held_out_examples_without_all_modalities_are_found_before_there_is_a_run():
+    class Unlabelled(InMemory):
+        def __getitems__(self, rows):
+            return Batch(super().__getitems__(rows).data, {"label": torch.zeros(len(rows), dtype=torch.bool)})
+
+    both = Data(data().train, Unlabelled(data().test.tensors))
+    with pytest.raises(MmfastError, match="no held-out example has all of image, label, mask; raise"):
+        rehearse(tiny(), both, Known())
+
+
+def test_a_warning_of_the_rehearsal_is_its_callers():
+    config = tiny(modalities__other="{kind: image, channels: 1, size: 8, rms: 0.25}")
+    part = InMemory({**data().train.tensors, "other": torch.ones(50, 1, 8, 8)})
+    with pytest.warns(UserWarning, match=r"the encodings of 'other' have an RMS of 4\.00") as caught:
+        rehearse(config, Data(part, part), Known())
+    assert [warning.filename for warning in caught] == [__file__]

@@ -246,3 +246,14 @@ def test_it_is_in_the_page_of_the_run(tmp_path):
     assert (
         page.index(">Loss, of all modalities") < page.index(">Loss of held-out") < page.index(">Norm of the gradient")
     )
+
+
+def test_a_held_out_example_that_is_not_what_its_config_says_is_named(tmp_path):
+    """The look before there is a run sees 16 of them; this is a later one."""
+    label = data().train.tensors["label"].clone()
+    label[40] = 11
+    both = Data(data().train, InMemory({**data().train.tensors, "label": label}))
+    with pytest.raises(MmfastError, match=r"data: label runs from . to 11"):
+        fit(tiny(train__steps=3, train__validate_every=2, train__validate_examples=50), str(tmp_path / "run"), both,
+            Known(), quiet=True)  # fmt: skip
+    assert Run.open(tmp_path / "run").load_state()[1]["step"] == 2
