@@ -382,3 +382,14 @@ def test_simple_names_an_unknown_target():
     x = torch.zeros(1, 2)
     with pytest.raises(MmfastError, match="target"):
         loss.simple(x, x, x, torch.tensor([1]), schedule(), "epsilon")
+
+
+@pytest.mark.parametrize("variance", [None, 0.25])
+def test_L3_of_continuous_data_is_the_gaussians_density(variance):
+    """Against scipy; its variance is that of the first step unless another is given."""
+    sched, g = schedule(), torch.Generator().manual_seed(0)
+    z0, z0_hat = (torch.randn(3, 2, 4, generator=g) for _ in range(2))
+    sigma = math.sqrt(1 - float(sched.alpha_bar[1]) if variance is None else variance)
+    expected = -stats.norm(z0_hat.double(), sigma).logpdf(z0.double()).reshape(3, -1).sum(1)
+    given = None if variance is None else torch.tensor(variance, dtype=torch.float64)
+    np.testing.assert_allclose(loss.L3(sched, z0, z0_hat, None, given).numpy(), expected, rtol=1e-12)

@@ -10,7 +10,7 @@ import torch
 from small_run import PAIRS
 from tiny import flags, tiny
 
-from mmfast import memory
+from mmfast import memory, progress
 from mmfast.cli import main
 from mmfast.training.watch import Watch
 
@@ -74,3 +74,13 @@ def test_the_peak_of_the_hosts_memory_is_what_the_system_says():
     status = Path("/proc/self/status").read_text()
     kibibytes = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
     assert memory.peak(torch.device("cpu")) == pytest.approx(1024 * kibibytes, rel=0.05)
+
+
+def test_on_a_terminal_the_bar_begins_where_the_run_does_and_stays(monkeypatch):
+    shown = []
+    monkeypatch.setattr(progress, "on_terminal", lambda: True)
+    monkeypatch.setattr(progress, "_Terminal", lambda **how: shown.append(how))
+    Watch(tiny(train__steps=10), 3, torch.device("cpu"), quiet=False)
+    (how,) = shown
+    assert {key: how[key] for key in ("total", "initial", "desc", "unit", "leave")} == {
+        "total": 10, "initial": 3, "desc": "training", "unit": "step", "leave": True}  # fmt: skip
