@@ -26,6 +26,7 @@ HELPERS = (
     "precompute",
     "rows",
     "skipping",
+    "sprite_pixels",
 )
 KINDS = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in HELPERS]
 

@@ -34,8 +34,10 @@ def check_batch(model: Model, batch: Batch) -> None:
 def fitted(model: Model, data: Data) -> Model:
     """The model, with what its modalities take of the training data (of so many examples, from all over)."""
     found: dict[str, list[Tensor]] = {name: [] for name in model.parts if model.part(name).fits}
+    if not found:
+        return model
     rows = range(0, len(data.train), max(1, -(-len(data.train) // FITTED_TO)))
-    for i in range(0, len(rows), AT_ONCE) if found else ():
+    for i in range(0, len(rows), AT_ONCE):
         batch = data.train.__getitems__(rows[i : i + AT_ONCE])
         check_batch(model, batch)
         for name, seen in found.items():

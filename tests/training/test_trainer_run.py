@@ -55,7 +55,7 @@ def test_what_happens_at_which_step(tmp_path, monkeypatch):
 def test_on_resuming_pictures_that_are_there_are_not_drawn_again(tmp_path, monkeypatch):
     """Stopped after the checkpoint of step 4, whose pictures may be there; those of step 6 are of this part."""
     drawn = []
-    monkeypatch.setattr(module, "sample_run", lambda *args, again=True, **how: drawn.append((args[4], again)))
+    monkeypatch.setattr(module, "sample_run", lambda *args, again=True, **how: drawn.append((args[0].step, again)))
     options = {"train__steps": 7, "train__sample_every": 2, "train__checkpoint_every": 2}
 
     class Stops(Known):
