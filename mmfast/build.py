@@ -119,10 +119,11 @@ def build_data(config: Config) -> Data:
         cache, cells = getattr(config.data, "cache", ""), getattr(spec, "cells", 0)
         whole = bool(getattr(spec, "components", None))
         found = with_embeddings(found, config.anchor, name, spec.network, spec.dim, cache, cells, whole)
-    if config.modalities[config.anchor].labelled_fraction < 1:
-        raise MmfastError(f"modalities.{config.anchor}.labelled_fraction is of the anchor, which every example has")
-    few = {n: spec for n, spec in config.modalities.items() if spec.labelled_fraction < 1 or spec.labelled_only}
-    return with_few_labels(found, few) if few else found
+    anchor = config.modalities[config.anchor]
+    for key, asked in (("fraction", anchor.labelled_fraction < 1), ("share", anchor.labelled_share is not None)):
+        if asked:
+            raise MmfastError(f"modalities.{config.anchor}.labelled_{key} is of the anchor, which every example has")
+    return with_few_labels(found, config.modalities)
 
 
 def load_run(

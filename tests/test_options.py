@@ -40,7 +40,7 @@ EVERY = {
     "encoder": ("fixed", ANY), "weight.kind": ("carried", ANY), "weight.scale": (1.0, ANY),
     "loss_weight": (1.0, (0, NONE)), "given_probability": (NONE, (0, 1)), "unknown_probability": (0.0, (0, 1)),
     "own_time_probability": (0.0, (0, 1)), "given_at_T": (NONE, (0, 1)), "labelled_fraction": (1.0, ([0], 1)),
-    "labelled_only": (False, ANY), "given_steps": (NONE, (1, NONE)),
+    "labelled_only": (False, ANY), "labelled_share": (NONE, ([0], 0.99)), "given_steps": (NONE, (1, NONE)),
 }  # fmt: skip
 PIXELS = {"size": (64, (1, NONE)), "rms": (0.5, ([0], NONE)), "sigma": (0.1, ([0], NONE)), "channels": (3, ANY)}
 KINDS = {

@@ -1,4 +1,4 @@
-"""Few labels: training examples of which only a share keeps a modality, and the rest lacks it."""
+"""Few labels: a share of the training examples keeps a modality, and those that have it are seen more often."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Labelled:
 
 @dataclass
 class Only:
-    """Some of the examples, in their order."""
+    """Some of the examples, in the order of `rows`: some not at all, some several times."""
 
     examples: Examples
     rows: Tensor
@@ -54,28 +54,53 @@ class Only:
 def with_few_labels(data: Data, specs: Mapping[str, Any]) -> Data:
     """The data whose training examples have as much of each modality as its `labelled_fraction` says.
 
-    With `labelled_only` those that lack it are left out. Raises MmfastError where nothing is left.
+    With `labelled_only` those that lack it are left out, and with `labelled_share` those that have it are repeated.
+    Raises MmfastError where nothing is left, or there is nothing to repeat.
     """
     shares = {name: spec.labelled_fraction for name, spec in specs.items() if spec.labelled_fraction < 1}
     train: Examples = Labelled(data.train, shares) if shares else data.train
     needed = [name for name, spec in specs.items() if spec.labelled_only]
-    if needed:
+    more = {name: spec.labelled_share for name, spec in specs.items() if spec.labelled_share is not None}
+    if needed or more:
+        there = _has(train, [*needed, *more])
         rows = torch.arange(len(train))
         for name in needed:
-            rows = rows[_has(train, name, rows)]
+            rows = rows[there[name][rows]]
         if not len(rows):
             raise MmfastError(
                 f"modalities.{needed[-1]}.labelled_only is true, but no training example has {' and '.join(needed)}; "
                 "give labelled_fraction a larger share, or leave labelled_only out"
             )
+        for name, share in more.items():
+            if not bool(there[name][rows].any()):
+                raise MmfastError(
+                    f"modalities.{name}.labelled_share is {share:g}, but no training example has {name}; add some, or "
+                    "leave labelled_share out"
+                )
+            rows = repeated(rows, there[name][rows], share)
         train = Only(train, rows)
     return dataclasses.replace(data, train=train)
 
 
-def _has(examples: Examples, name: str, rows: Tensor) -> Tensor:
-    """Which of the examples have the modality, bool [B]; they are read for it, a batch at a time."""
-    found = []
-    for part in rows.split(256):
-        batch = examples.__getitems__(part.tolist())
-        found.append(batch.present.get(name, torch.ones(len(part), dtype=torch.bool)))
-    return torch.cat(found)
+def repeated(rows: Tensor, there: Tensor, share: float) -> Tensor:
+    """The rows, int64 [n], and those that are `there`, bool [n], again until they are `share` of all; sorted by row.
+
+    Each of them stands as often as any other, or once more: so is the share exact to one example.
+    """
+    having, lacking = rows[there], int((~there).sum())
+    wanted = max(len(having), round(share / (1 - share) * lacking))
+    again = torch.arange(wanted - len(having))
+    # Evenly from all over, where they do not fit a whole number of times.
+    whole = again[: len(again) // len(having) * len(having)] % len(having)
+    left = torch.arange(len(again) - len(whole)) * len(having) // max(1, len(again) - len(whole))
+    return torch.cat([rows, having[whole], having[left]]).sort().values
+
+
+def _has(examples: Examples, names: Sequence[str]) -> dict[str, Tensor]:
+    """Which of the examples have each modality, bool [N]; they are read for it once, a batch at a time."""
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    for part in torch.arange(len(examples)).split(256):
+        present = examples.__getitems__(part.tolist()).present
+        for name in found:
+            found[name].append(present.get(name, torch.ones(len(part), dtype=torch.bool)))
+    return {name: torch.cat(flags) for name, flags in found.items()}

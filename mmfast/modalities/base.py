@@ -85,6 +85,12 @@ class Spec:
         max=1,
     )
     labelled_only: bool = option(False, "leave out the training examples that lack it")
+    labelled_share: float | None = option(
+        None,
+        "repeat the training examples that have it until they are this share of all, where they are fewer; null: not",
+        above=0,
+        max=0.99,
+    )
     given_steps: int | None = option(
         None, "steps of sampling where it is given (of several the fewest); null: sample.steps", min=1
     )

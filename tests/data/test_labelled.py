@@ -1,13 +1,17 @@
 """Few labels: the share that keeps them, the same ones in every run, and what is left where only they count."""
 
+import collections
+
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given
 
 from mmfast import MmfastError, config
 from mmfast.build import build_data
 from mmfast.data import Batch, Data
 from mmfast.data.base import InMemory
-from mmfast.data.labelled import Labelled, Only, with_few_labels
+from mmfast.data.labelled import Labelled, Only, repeated, with_few_labels
 from mmfast.modalities.label import LabelSpec
 
 N = 2000
@@ -60,6 +64,38 @@ def test_only_what_has_all_that_is_needed_is_left():
     assert bool(batch.present["label"].all()) and bool(batch.present["mask"].all())
 
 
+@given(st.lists(st.booleans(), min_size=1, max_size=60).filter(any), st.floats(0.01, 0.99))
+def test_repeated_rows_are_the_share(flags, share):
+    """Worked by counting: nothing is lost, what lacks it stands once, what has it equally often or once more."""
+    there, rows = torch.tensor(flags), 10 + torch.arange(len(flags))
+    found = repeated(rows, there, share)
+    times = collections.Counter(found.tolist())
+    having, lacking = rows[there].tolist(), rows[~there].tolist()
+    assert found.tolist() == sorted(found.tolist()) and set(times) == set(rows.tolist())
+    assert all(times[row] == 1 for row in lacking)
+    often = [times[row] for row in having]
+    assert max(often) - min(often) <= 1
+    if len(having) >= share * len(rows):
+        assert max(often) == 1  # they are enough as they are
+    else:  # the number of them whose share is the nearest
+        assert abs(sum(often) - share / (1 - share) * len(lacking)) <= 0.5 + 1e-9
+
+
+def test_what_has_it_is_seen_more_often():
+    """Of 2,000 examples 5 per cent have a label, made half of what is trained on; and two thirds have a mask."""
+    specs = {"label": LabelSpec(labelled_fraction=0.05, labelled_share=0.5), "mask": LabelSpec(labelled_share=0.5)}
+    found = with_few_labels(Data(examples(), examples(), dict), specs).train
+    has = present(Labelled(examples(), {"label": 0.05}), "label")
+    flags = found.__getitems__(range(len(found))).present
+    assert set(found.rows.tolist()) == set(range(N)) and len(found) == 2 * int((~has).sum())
+    assert abs(float(flags["label"].float().mean()) - 0.5) < 1e-9
+    assert flags["mask"].tolist() == (found.rows % 3 > 0).tolist()  # enough as they are
+    both = {"label": specs["label"], "mask": LabelSpec(labelled_share=0.9)}
+    found = with_few_labels(Data(examples(), examples(), dict), both).train
+    flags = present(found, "mask", range(len(found)))
+    assert abs(float(flags.float().mean()) - 0.9) < 1e-3
+
+
 def test_a_config_says_how_many_and_nothing_left_is_an_error():
     pytest.importorskip("sklearn", reason="needs scikit-learn: pip install '.[test]'")
     found = build_data(config.load("digits", [("modalities.label.labelled_fraction", "0.1")]))
@@ -71,3 +107,8 @@ def test_a_config_says_how_many_and_nothing_left_is_an_error():
                                           ("modalities.label.labelled_only", "true")]))  # fmt: skip
     with pytest.raises(MmfastError, match=r"modalities.image.labelled_fraction is of the anchor"):
         build_data(config.load("digits", [("modalities.image.labelled_fraction", "0.5")]))
+    with pytest.raises(MmfastError, match=r"modalities.image.labelled_share is of the anchor"):
+        build_data(config.load("digits", [("modalities.image.labelled_share", "0.5")]))
+    with pytest.raises(MmfastError, match=r"modalities.label.labelled_share is 0.5, but no training example has label"):
+        build_data(config.load("digits", [("modalities.label.labelled_fraction", "1e-9"),
+                                          ("modalities.label.labelled_share", "0.5")]))  # fmt: skip
