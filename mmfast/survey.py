@@ -26,6 +26,7 @@ from mmfast.training.try_out import check_batch, rehearse
 
 AT_ONCE, SHOWN = 64, 16
 UNREADABLE_AT_MOST = 10  # lines that say why, at the start of training
+SELDOM = 0.25  # a modality that fewer of the examples have is worth a note
 
 
 class Oddity(NamedTuple):
@@ -132,6 +133,9 @@ def survey(config: Config, quiet: bool = True) -> Survey:
             found.wrong += listing.problems
         if not found.wrong:
             data, opened = build_data(config), True
+            once = {n: dataclasses.replace(spec, labelled_share=None) for n, spec in config.modalities.items()}
+            if once != config.modalities:  # to count what there is, and each once
+                data = build_data(dataclasses.replace(config, modalities=once))
     except MmfastError as error:
         found.wrong.append(str(error))
     if listing is not None:
@@ -146,7 +150,7 @@ def survey(config: Config, quiet: bool = True) -> Survey:
         for part in (reading.train, reading.test):
             _read(found, part, model, lines, quiet)
         found.train, found.test = len(data.train), len(data.test)
-        found.notes += _empty_classes(found)
+        found.notes += [*_empty_classes(found), *_seldom(found)]
         found.sheet = _sheet(found, data.train, model)
         try:
             if opened:
@@ -155,6 +159,19 @@ def survey(config: Config, quiet: bool = True) -> Survey:
             found.wrong.append(str(error))
     found.wrong = list(dict.fromkeys(found.wrong))
     return found
+
+
+def _seldom(found: Survey) -> list[str]:
+    """A line for each modality that few of the examples have, and that nothing shows more often."""
+    lines = []
+    for name, seen in found.seen.items():
+        share = seen.there / max(1, seen.there + seen.missing)
+        if 0 < share < SELDOM and found.config.modalities[name].labelled_share is None:
+            lines.append(
+                f"{name}: {100 * share:.2g} per cent of the examples have one, and training sees it as seldom; "
+                f"modalities.{name}.labelled_share: 0.5 would show it more often"
+            )
+    return lines
 
 
 def brief(config: Config) -> list[str]:

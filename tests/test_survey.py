@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mmfast import config as configs
-from mmfast.build import build_model
+from mmfast.build import build_data, build_model
 from mmfast.cli import main
 from mmfast.errors import MmfastError
 from mmfast.guess import DRAFT
@@ -65,6 +65,21 @@ def root(tmp_path):
 def config(root, **more):
     data = {"kind": "folder", "root": str(root)}
     return configs.from_plain({**DRAFT, **FEW, "data": data, "modalities": MODALITIES, **more}, "x")
+
+
+def test_a_modality_that_few_have_is_noted_and_what_is_repeated_counts_once(root):
+    """Two of the twelve keep their mask, one of them held out; the page counts each example once."""
+    for k in (1, *range(4, COUNT)):
+        (root / f"mask/x/{k:02}.png").unlink(missing_ok=True)
+    (line,) = (line for line in survey(config(root)).notes if line.startswith("mask"))
+    assert (
+        line.startswith("mask: 17 per cent of the examples have one") and "modalities.mask.labelled_share: 0.5" in line
+    )
+    parts = {**MODALITIES, "mask": {**MODALITIES["mask"], "labelled_share": 0.5}}
+    found = survey(config(root, modalities=parts))
+    assert not found.wrong and not any(line.startswith("mask") for line in found.notes)
+    assert (found.train, found.test, found.seen["mask"].there, found.seen["mask"].missing) == (11, 1, 2, 10)
+    assert len(build_data(config(root, modalities=parts)).train) == 20  # ten without, and the one ten times
 
 
 def test_the_counts(root):

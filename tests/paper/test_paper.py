@@ -258,11 +258,12 @@ def test_the_ablation_counts_differences_beyond_two_standard_errors():
 
 def test_few_labels_are_those_of_a_share_and_single_models_have_no_other_images():
     task = paper.load("few-labels")
-    assert len(task.methods) == 1 + 3 * 3
+    assert len(task.methods) == 1 + 3 * 4
     for method in task.methods[1:]:
         label = task.config(method, 0, 6400, {}).modalities["label"]
         share = float(method.name.rsplit(", ", 1)[1].split("%")[0]) / 100
         assert label.labelled_fraction == share and label.labelled_only == (not method.name.startswith(OURS))
+        assert label.labelled_share == (0.5 if "repeated" in method.name else None)
 
     def rows(name, accuracy, fd, agree):
         found = [("given the image", "accuracy", accuracy, True), ("given the label", "FD-Classifier", fd, False),
@@ -273,6 +274,9 @@ def test_few_labels_are_those_of_a_share_and_single_models_have_no_other_images(
              *rows("class-conditional DDPM, label dropped, 5% labelled", 0.0, 8.0, 0.5)]  # fmt: skip
     of = {v.claim: v.holds for v in task.verdicts(table, 1.0) if v.claim.endswith("with 5% labelled")}
     assert list(of.values()) == [True, False, True]
+    table += rows(f"{OURS}, labels repeated, 5% labelled", 0.6, 7.0, 0.4)  # where there are some, it is about those
+    of = {v.claim: v.holds for v in task.verdicts(table, 1.0) if v.claim.endswith("with 5% labelled")}
+    assert list(of.values()) == [False, True, False]
 
 
 @pytest.mark.slow
