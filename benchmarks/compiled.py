@@ -7,9 +7,9 @@ neighbours, compiled both ways; float32, two modalities. Writes benchmarks/resul
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
+from benchmarks import tables
 from benchmarks.timing import alternate, with_warm_allocator
 
 RESULTS = Path(__file__).parent / "results"
@@ -61,11 +61,7 @@ def main() -> None:
                     rows.append(
                         {"op": name, "around": around, "size": shape, "as": kind, "p50_us": round(t.p50 * 1e6, 2)}
                     )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with open(args.out, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    tables.write(rows, args.out)
     print(args.out)
 
 

@@ -9,12 +9,12 @@ eager torch takes for the same formula. All alternate in one run; medians, in mi
 from __future__ import annotations
 
 import argparse
-import csv
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks import tables
 from benchmarks.timing import alternate, with_warm_allocator
 
 RESULTS = Path(__file__).parent / "results"
@@ -48,11 +48,7 @@ def main() -> None:
             print(f"{case.op + ': ' + case.case:<58}" + "".join(f"{n} {t.p50 * 1e6:7.1f}   " for n, t in times.items()))
             for name, t in times.items():
                 rows.append({"op": case.op, "case": case.case, "as": name, "p50_us": round(t.p50 * 1e6, 2)})
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            with open(args.out, "w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0])
-                writer.writeheader()
-                writer.writerows(rows)
+            tables.write(rows, args.out)
     print(args.out)
 
 

@@ -6,10 +6,10 @@ Writes benchmarks/results/ops.csv and ops.png, and prints the same as a table. O
 from __future__ import annotations
 
 import argparse
-import csv
 import platform
 from pathlib import Path
 
+from benchmarks import tables
 from benchmarks.timing import ALLOCATOR, Times, alternate, peak_memory, with_warm_allocator
 
 RESULTS = Path(__file__).parent / "results"
@@ -45,7 +45,7 @@ def main() -> None:
         size = tuple(int(n) for n in name.split("x"))
         for case in selected(args.only):
             rows += measure(case, size, device, args.seconds)
-            write(rows, args.out)  # what was measured is kept, whatever comes after
+            tables.write(rows, args.out)  # what was measured is kept, whatever comes after
     from benchmarks.picture import draw
 
     draw(rows, args.out.with_suffix(".png"), f"mmfast {mmfast.__version__}, {title}")
@@ -93,14 +93,6 @@ def _ratio(times: dict[str, Times], name: str) -> str:
 
 def _against(best: Times | None, ours: Times) -> str:
     return f"{best.p50 / ours.p50:.2f} times as fast as the better torch.compile, " if best else ""
-
-
-def write(rows: list[dict[str, object]], out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

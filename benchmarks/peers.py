@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import importlib.util
 import os
 import statistics
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import tables
 from benchmarks.timing import with_warm_allocator
 
 RESULTS = Path(__file__).parent / "results"
@@ -72,16 +72,8 @@ def main() -> None:
         turns = alternate(jobs, rounds, warm=2 if what == "train" else 0)
         for pair in [*pairs, ours]:
             rows += list(compared(what, pair, turns, args))
-        write(args.out, rows)
+        tables.write(rows, args.out)
     print(args.out)
-
-
-def write(out: Path, rows: list[dict[str, object]]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 @dataclass(frozen=True)

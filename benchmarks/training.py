@@ -8,7 +8,6 @@ benchmarks/results/training.csv.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from benchmarks import tables
 from benchmarks.timing import with_warm_allocator
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,11 +41,7 @@ def main() -> None:
 
     device = pick_device(args.device)
     rows = [row for name, options in SETTINGS.items() for row in measure(name, options, args.seconds, device)]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with open(args.out, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    tables.write(rows, args.out)
     print(args.out)
 
 

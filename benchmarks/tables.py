@@ -1,0 +1,16 @@
+"""Results as CSV files: a line for each row, with the keys of the first as the columns."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+def write(rows: Sequence[Mapping[str, object]], out: Path) -> None:
+    """Write the rows, of which there is at least one, in place of what the file was; its folder is made."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
