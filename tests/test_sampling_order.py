@@ -184,7 +184,10 @@ def fine():
 
 
 @pytest.mark.parametrize(("sampler", "order"), ORDERS)
-@pytest.mark.parametrize(("share", "grid"), [(0.2, path_ahead), (-0.2, path_behind)], ids=["ahead", "behind"])
+@pytest.mark.parametrize(
+    ("share", "grid"),
+    [pytest.param(0.2, path_ahead, id="ahead"), pytest.param(-0.2, path_behind, id="behind", marks=pytest.mark.slow)],
+)
 def test_the_order_of_convergence_on_a_path(monkeypatch, fine, share, grid, sampler, order):
     """Against a fine path from the same noise, the median over the samples: a few lie where the labels part.
 

@@ -53,7 +53,8 @@ def with_gradients(function, *others):
     return [out, eps, *torch.autograd.grad(out, leaves, randn(*out.shape, seed=30))]
 
 
-@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+# Inductor compiles C++, which takes 20 seconds; it is given the same graph.
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_the_whole_path(traced_backend, compiler):
     """Forward and backward equal eager's, in one graph, compiled once for all times, subsets, seeds and ids.
 

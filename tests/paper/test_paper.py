@@ -26,9 +26,8 @@ def run(task, folder, *more):
     return paper.main([task, "--smoke", "--seeds", "1", "--work", str(folder), *more])
 
 
-@pytest.mark.parametrize(
-    "task", [t if t == "image-label" else pytest.param(t, marks=pytest.mark.slow) for t in paper.TASKS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("task", paper.TASKS)
 def test_a_task_trains_evaluates_and_writes_its_page(task, tmp_path):
     assert run(task, tmp_path, "--images", "128") == 0
     found = json.loads((tmp_path / "results" / f"{task}.json").read_text())

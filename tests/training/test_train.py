@@ -290,14 +290,8 @@ def test_workers_load_the_same_data(tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize(
-    ("precision", "moments"),
-    [
-        ("fp32", [25]),
-        pytest.param("fp32", [5, 25, 40], marks=pytest.mark.slow),
-        pytest.param("bf16", [25], marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "moments"), [("fp32", [25]), ("fp32", [5, 25, 40]), ("bf16", [25])])
 def test_killed_anywhere_it_ends_with_the_same_weights(tmp_path, precision, moments):
     """SIGKILL after so many steps (5: before the first checkpoint); the same command each time, at last in here."""
     pairs = [*TINY, ("train.steps", "60"), ("train.checkpoint_every", "7"), ("train.log_every", "3"),

@@ -383,6 +383,7 @@ def every_op(shape, dtype, select=slice(None)):
     return [*results, *backend.block_mask(terms[0], threshold, KEY, ids, 3, (2, 3))]
 
 
+@pytest.mark.slow
 def test_the_size_of_tiles_changes_no_bit():
     shape, results = [2, 3, 2, 13], []
     for run.BLOCK in (16, 64, 2048):  # two rows a tile or more, rows longer than a tile, a whole sample
@@ -407,6 +408,7 @@ def test_low_precision_is_float32_rounded():
         assert all(torch.equal(a, rounded(b)) for a, b in zip(low, high, strict=True))
 
 
+@pytest.mark.slow
 def test_sums_of_many_items_with_the_lanes_of_a_gpu():
     """ITEM and LANES as they are: 3 items and a tail a sample, and row sums of more items than one pass adds."""
     run.LANES, run.BLOCK = 1024, 2**15
