@@ -1,12 +1,14 @@
 """A run's weights to start another from: of what both have they are kept, and what is new is fresh.
 
 A modality that is new has an encoder, a head and embeddings of its own, which are fresh. What the network sees of it
-enters by weights of zero, so at first the others are predicted as they were.
+enters by weights of zero, so at first the others are predicted as they were. So does what is seen of one whose encoder
+is another, since its channels mean other things.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +62,11 @@ def take_weights(model: Model, config: Config, folder: str | Path) -> Kept:
         *(f"{of}.{n}." for n in both for of in ("parts", "time_of", "tell_decoder")),
     )
     inputs, found = _inputs(theirs, old), {}
+    seen = {name for name in both if theirs.modalities[name].encoder == config.modalities[name].encoder}
     for key, x in state.items():
         if not key.startswith(prefixes) or key not in had:
             continue
-        new = _widened(had[key], x, old, model) if key in inputs else had[key]
+        new = _widened(had[key], x, old, model, {"", *seen}) if key in inputs else had[key]
         if new.shape != x.shape:
             raise MmfastError(
                 f"--from {folder}: {key} is {list(new.shape)}; here it is {list(x.shape)}: the options of what both "
@@ -88,7 +91,10 @@ def _check(config: Config, theirs: Config, folder: Path) -> None:
     pairs["schedule"] = dataclasses.asdict(theirs.schedule), dataclasses.asdict(config.schedule)
     pairs["backbone"] = shape(theirs.backbone), shape(config.backbone)
     for name in config.modalities.keys() & theirs.modalities.keys():
-        pairs[f"modalities.{name}.kind"] = theirs.modalities[name].kind, config.modalities[name].kind
+        was, now = theirs.modalities[name], config.modalities[name]
+        pairs[f"modalities.{name}.kind"] = was.kind, now.kind
+        if getattr(was, "names", None) and getattr(now, "names", None):  # the order of its classes
+            pairs[f"modalities.{name}.names"] = was.names, now.names
     for key, (a, b) in pairs.items():
         if a != b:
             raise MmfastError(f"--from {folder}: its {key} is {a}, and here it is {b}; it should be the same")
@@ -106,10 +112,13 @@ def _inputs(config: Config, model: Model) -> set[str]:
     return {f"backbone.{name}" for name, x in wider.state_dict().items() if x.shape != now[name].shape}
 
 
-def _widened(weight: Tensor, like: Tensor, old: Model, new: Model) -> Tensor:
-    """An input's weight [out, channels k, ...] with its channels where the new model sees them; zero for new ones."""
-    before = {place: i for i, place in enumerate(old.seen_layout())}
-    columns = weight.unflatten(1, (len(before), -1))
+def _widened(weight: Tensor, like: Tensor, old: Model, new: Model, kept: Collection[str]) -> Tensor:
+    """An input's weight [out, channels k, ...] with its channels where the new model sees them; zero for new ones.
+
+    kept: of which modalities the channels mean what they meant ("": those of all together).
+    """
+    before = {place: i for i, place in enumerate(old.seen_layout()) if place[0] in kept}
+    columns = weight.unflatten(1, (len(old.seen_layout()), -1))
     nothing = torch.zeros_like(columns[:, 0])
     found = [columns[:, before[place]] if place in before else nothing for place in new.seen_layout()]
     return torch.stack(found, 1).reshape(like.shape)

@@ -142,11 +142,16 @@ BRIDGES = {"modalities.mask.weight.kind": "bridge", "space": "shared"}
         ({"told": "false"}, "its told is True, and here it is False"),
         (BRIDGES, "its space is own, and here it is shared"),
         ({"modalities.mask": "{kind: label, classes: 3}"}, r"its modalities\.mask\.kind is mask, and here it is label"),
+        (
+            {"modalities.label.names": "[b, a]"},
+            r"its modalities\.label\.names is \['a', 'b'\], and here it is \['b', 'a'\]",
+        ),
     ],
 )
 def test_weights_that_would_mean_another_thing_are_refused(tmp_path, change, message):
-    folder = untrained(tmp_path / "run", of("image", "mask"))
-    config = of("image", "mask", **change)
+    named = {"modalities.label": "{kind: label, classes: 2, names: [a, b]}"}
+    folder = untrained(tmp_path / "run", of("image", "mask", **named))
+    config = of("image", "mask", **named, **change)
     model = build_model(config)
     before = {name: x.clone() for name, x in model.state_dict().items()}
     with pytest.raises(MmfastError, match=f"--from {folder}: {message}"):
@@ -179,6 +184,12 @@ def test_what_no_weight_hangs_on_may_differ_and_an_encoder_of_ones_own_is_fresh(
     for name, x in model.state_dict().items():
         if name not in ("backbone.first.weight", "backbone.past.weight"):  # which see more channels of it
             assert torch.equal(x, fresh[name] if name in fresh else ema[name]), name
+    # What those channels meant was another encoder's: the image's are kept, and the text's are zero.
+    image, places = len(ema["backbone.first.weight"]), [of for of, _, _ in model.seen_layout()]
+    columns = model.state_dict()["backbone.first.weight"].unflatten(1, (len(places), -1))
+    kept = ema["backbone.first.weight"].unflatten(1, (-1, columns.shape[2]))
+    assert len(columns) == image and torch.equal(columns[:, 0], kept[:, 0]) and places[0] == "image"
+    assert all(bool((columns[:, i] == 0).all()) == (of == "text") for i, of in enumerate(places))
 
 
 def test_where_there_is_no_run(tmp_path):
