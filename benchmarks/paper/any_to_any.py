@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from PIL import Image as PILImage
-from torch import Tensor
 
 from benchmarks.paper import image_mask, matrix, measures, supervised
 from benchmarks.paper.core import (
@@ -101,11 +100,6 @@ def _scores(trained: Trained, given: tuple[str, ...]) -> list[Metric]:
         elif name in trained.judges:
             found.append(Metric(where, part.metric, part.score(trained.judges[name](drawn[anchor]), drawn[name]), True))
     return found
-
-
-def _seen(trained: Trained, where: str, name: str, read: Tensor, given: Tensor) -> Metric:
-    """How well what a judge reads off drawn images agrees with what was given."""
-    return Metric(where, f"{name} seen in it", trained.model.part(name).score(read, given), True)
 
 
 def _number(trained: Trained, given: tuple[str, ...]) -> int:

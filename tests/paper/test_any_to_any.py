@@ -1,15 +1,20 @@
 """Any to any: which sets are given, what counts as level, and a smoke run of all of it."""
 
+import dataclasses
 import json
 from itertools import combinations
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks.any_to_any import main
 from benchmarks.paper import any_to_any as task
-from benchmarks.paper import matrix
+from benchmarks.paper import cells, core, matrix
 from benchmarks.paper.core import OURS, TOTAL, its_share
 from benchmarks.paper.report import Row
+from mmfast.data import Batch
+from mmfast.held_out import held_out
 
 NAMES = ["image", "mask", "label", "embedding", "masked"]
 
@@ -107,3 +112,36 @@ def test_the_mixture_costs_what_the_joint_model_does():
     shares = {m.name: m.share for m in task.TASK.methods}
     assert len(single) == 8 and sum(shares[its_share(m.name)] for m in single) == pytest.approx(1)
     assert all(m.share == 1 for m in single) and shares[TOTAL] == 8 and shares["UniDiffuser"] == shares[OURS] == 1
+
+
+def test_every_method_is_evaluated_on_the_examples_that_have_all():
+    """A model of fewer modalities, on the data of ours: what lacks one that it does not know is no example for it."""
+    assert task.TASK.complete
+    image = SimpleNamespace(derived=False)
+    model = SimpleNamespace(parts={"image": image}, complete=lambda batch, seed, numbers: batch)
+
+    class Examples:
+        """Every other one has a caption."""
+
+        def __len__(self):
+            return 8
+
+        def __getitems__(self, indices):
+            rows = torch.as_tensor(list(indices))
+            return Batch({"image": rows.float()}, {"caption": rows % 2 == 0})
+
+    assert held_out(Examples(), 6, model).data["image"].tolist() == [0, 2, 4, 6, 0, 2]
+    asked = SimpleNamespace(data=SimpleNamespace(kind="of ours"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core, "build_data", lambda config: config)
+        trained = core.Trained(model, "its own", 0, 8, True, "pixels", lambda: model, asked)
+        assert trained.data is asked and dataclasses.replace(trained, examples=None).data == "its own"
+
+
+def test_the_config_of_a_cell_has_what_its_data_says(tmp_path):
+    """A run's has, with which it is compared: else no cell with captions, or of a table, would ever be taken."""
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install '.[test]'")
+    method = core.Method(OURS, lambda trained: {})
+    table = dataclasses.replace(task.TASK, methods=[method], preset="table")
+    found = cells.Plan(table, 640, 8, tmp_path, {}, True).config(method, 0)
+    assert "mean radius" in found.modalities["row"].columns and len(found.modalities["label"].names) == 2
