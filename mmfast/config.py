@@ -93,7 +93,7 @@ class TrainSpec:
 class SampleSpec:
     sampler: str = option("ddpm", "the sampler", choices=SAMPLERS)
     steps: int = option(50, "network evaluations a sample", min=1)
-    eta: float = option(0.0, "noise of the DDIM sampler", min=0, max=1)
+    eta: float = option(0.0, "noise of ddim, dpmpp_2m and dpmpp_3m: 0 for none, 1 for as much as ddpm's", min=0, max=1)
     guidance_scale: Any = option(1.0, "guidance by what is given: 1 for none, or by name, as {label: 2}", min=0)
     clamp: float | None = option(1.0, "hold the predicted image within -clamp .. clamp; null: not", above=0)
     batch_size: int = option(250, "samples at a time", min=1)

@@ -57,8 +57,10 @@ def sample(
             unit RMS.
         resample: where something is given in part, how often each step is taken, z_t being made of z_s again in
             between (Lugmayr et al., 2022): the bias falls, and `resample` times as many evaluations are made.
-        steps, sampler, eta: how many steps of "ddpm", "ddim" (with eta), "heun", "dpmpp_2m", "dpmpp_3m" or another of
-            SAMPLERS. A step evaluates the network once, heun's but the last twice.
+        steps, sampler: how many steps of "ddpm", "ddim", "heun", "dpmpp_2m", "dpmpp_3m" or another of SAMPLERS. A step
+            evaluates the network once, heun's but the last twice.
+        eta: the noise that a step of "ddim", "dpmpp_2m" or "dpmpp_3m" adds: 0 for none, 1 for the ancestral step's.
+            dpmpp_2m is then SDE-DPM-Solver++(2M).
         guidance_scale: 1 for none; one for all that is given, or by name. Each guided modality adds
             (scale - 1) (prediction - prediction without it).
         clamp: hold the predicted z_0 of an image within -clamp .. clamp; None not to. Other anchors and latents have no

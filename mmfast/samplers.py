@@ -65,13 +65,16 @@ def heun(abar: AlphaBar, t: int, s: int, past: tuple[int, ...], eta: float) -> S
 
 
 def dpmpp_2m(abar: AlphaBar, t: int, s: int, past: tuple[int, ...], eta: float) -> StepCoefficients:
-    """DPM-Solver++(2M) (Lu et al., 2022): second order from the last step's z0hat; the ends are first order."""
-    first = ddim(abar, t, s, past, eta=0.0)
+    """DPM-Solver++(2M) (Lu et al., 2022): second order from the last step's z0hat; the ends are first order.
+
+    Deterministic for eta = 0; with the ancestral step's noise for eta = 1, SDE-DPM-Solver++(2M).
+    """
+    first = ddim(abar, t, s, past, eta)
     if len(steps := _log_snr_steps(abar, (s, t, *past[:1]))) < 2:
         return first
     # z0hat extrapolated along lambda: (1 + 1/2r) z0hat - (1/2r) z0hat', r the ratio of the steps.
     half = steps[0] / steps[1] / 2
-    return StepCoefficients(first.of_z0 * (1 + half), first.of_y, of_past=(-first.of_z0 * half,))
+    return StepCoefficients(first.of_z0 * (1 + half), first.of_y, first.sigma, of_past=(-first.of_z0 * half,))
 
 
 def dpmpp_3m(abar: AlphaBar, t: int, s: int, past: tuple[int, ...], eta: float) -> StepCoefficients:
@@ -79,19 +82,21 @@ def dpmpp_3m(abar: AlphaBar, t: int, s: int, past: tuple[int, ...], eta: float) 
 
     The published code, which diffusers follows, takes the parabola's curvature once where its integral counts it twice,
     and is of the second order; so steps differ from theirs. What is not carried with sqrt(abar) is of the second order
-    here too, since it is integrated by z0hat's weights.
+    here too, since it is integrated by z0hat's weights. eta as in dpmpp_2m.
     """
+    first = ddim(abar, t, s, past, eta)
     if len(steps := _log_snr_steps(abar, (s, t, *past[:2]))) < 3:
         return dpmpp_2m(abar, t, s, past, eta)
-    h, r0, r1 = steps[0], steps[1] / steps[0], steps[2] / steps[0]
-    decay, signal = math.exp(-h), math.sqrt(abar(s))
+    r0, r1, signal = steps[1] / steps[0], steps[2] / steps[0], math.sqrt(abar(s))
+    h = -math.log1p(-first.of_z0 / signal)  # the step of lambda; with noise y_t decays as over a longer one
+    decay = math.exp(-h)
     # z0hat as a parabola in lambda: its value, slope and half of its curvature, each times its integral over the step.
     value, slope = signal * -math.expm1(-h), signal * ((decay - 1) / h + 1)
     curve = signal * (1 - 2 * (decay - 1 + h) / h**2)
     by_r0 = slope * (1 + r0 / (r0 + r1)) + curve / (r0 + r1)  # of (z0hat - z0hat')/r0
     by_r1 = -slope * r0 / (r0 + r1) - curve / (r0 + r1)  # of (z0hat' - z0hat'')/r1
-    of_y = ddim(abar, t, s, past, eta=0.0).of_y
-    return StepCoefficients(value + by_r0 / r0, of_y, of_past=(by_r1 / r1 - by_r0 / r0, -by_r1 / r1))
+    past_weights = (by_r1 / r1 - by_r0 / r0, -by_r1 / r1)
+    return StepCoefficients(value + by_r0 / r0, first.of_y, first.sigma, of_past=past_weights)
 
 
 def _log_snr_steps(abar: AlphaBar, times: tuple[int, ...]) -> list[float]:

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from benchmarks import balance
+from benchmarks import arms, balance
 from mmfast.build import build_data
 
 
 def test_a_tenth_of_the_training_set_is_held_out_and_the_test_set_is_not_seen():
     pytest.importorskip("sklearn")
-    config = balance.arm("uncertainty", 8, 20, 3)
+    config = balance.STUDY.config("uncertainty", 8, 20, 3)
     whole, found = build_data(config), balance.validation(config)
     images = [whole.train.__getitems__(range(len(whole.train))).data["image"]]
     images += [part.__getitems__(range(len(part))).data["image"] for part in (found.train, found.test)]
@@ -23,7 +23,7 @@ def test_a_tenth_of_the_training_set_is_held_out_and_the_test_set_is_not_seen():
 
 def test_the_arms():
     """One has the preset's weights; the others start from 1, and two of them find their own."""
-    configs = [balance.arm(name, 8, 20, 3) for name in balance.ARMS]
+    configs = [balance.STUDY.config(name, 8, 20, 3) for name in balance.ARMS]
     assert [c.loss.balance for c in configs] == ["none", "none", "uncertainty", "gradient_norm"]
     weights = [[c.modalities[name].loss_weight for name in ("label", "mask")] for c in configs]
     assert weights[0] != [1, 1] and weights[1:] == [[1, 1]] * 3
@@ -31,9 +31,9 @@ def test_the_arms():
 
 
 def test_the_table_has_means_and_ranges():
-    one = dict.fromkeys(balance.FIGURES, 0.5) | {"milliseconds": 10.0}
-    two = dict.fromkeys(balance.FIGURES, 0.75) | {"milliseconds": 30.0}
-    lines = balance.table({"a": [one, two], "b": [two, two]}).splitlines()
+    one = dict.fromkeys(arms.FIGURES, 0.5) | {"milliseconds": 10.0}
+    two = dict.fromkeys(arms.FIGURES, 0.75) | {"milliseconds": 30.0}
+    lines = arms.table({"a": [one, two], "b": [two, two]}).splitlines()
     assert lines[0] == "| | a | b |" and lines[-1] == "| CPU milliseconds a step | 20 | 30 |"
     assert lines[2].endswith("| 0.625 (0.5 .. 0.75) | 0.75 (0.75 .. 0.75) |")
 

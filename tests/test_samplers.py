@@ -61,17 +61,19 @@ def test_with_an_offset_each_has_the_steps_in_which_it_moved(monkeypatch):
 # --- the multistep and two-stage rules, from the integral they approximate -------------------------------------------
 
 
-def by_quadrature(alpha_bar, t, s, past, signal):
-    """y_s of y_t = 0: sigma_s times the integral of e^lambda z0hat(lambda) over the step, z0hat a polynomial.
+def by_quadrature(alpha_bar, t, s, past, signal, rate=1.0):
+    """y_s of y_t = 0 and no noise: the integral over the step of d(sqrt(abar) z0hat), which decays on its way to s.
 
-    The polynomial goes through `signal` at t and at the times `past`, by numpy; the integral by Gauss and Legendre.
+    It is sqrt(abar_s) rate e^{rate (lambda - lambda_s)} z0hat(lambda) d lambda: without noise rate is 1, and the
+    reverse SDE's is 2, since it moves y_t twice as fast towards z0hat. z0hat is the polynomial through `signal` at t
+    and at the times `past`, by numpy; the integral is by Gauss and Legendre.
     """
     lam = [0.5 * math.log(alpha_bar(u) / (1 - alpha_bar(u))) for u in (s, t, *past)]
     curve = np.polynomial.Polynomial.fit(lam[1:], signal, len(past)) if past else lambda x: signal[0] + 0 * x
     nodes, weights = np.polynomial.legendre.leggauss(40)
     half = (lam[0] - lam[1]) / 2
     x = lam[1] + half * (nodes + 1)
-    return math.sqrt(1 - alpha_bar(s)) * half * float((weights * np.exp(x) * curve(x)).sum())
+    return math.sqrt(alpha_bar(s)) * rate * half * float((weights * np.exp(rate * (x - lam[0])) * curve(x)).sum())
 
 
 TIMES = [(900, 700, (950, 990)), (500, 480, (600, 610)), (40, 3, (41, 90)), (700, 500, ())]
@@ -79,14 +81,21 @@ TIMES = [(900, 700, (950, 990)), (500, 480, (600, 610)), (40, 3, (41, 90)), (700
 
 @pytest.mark.parametrize(("t", "s", "past"), TIMES)
 @pytest.mark.parametrize("make", [Schedule.cosine, Schedule.linear])
-def test_3m_integrates_the_parabola_through_three_predictions(make, t, s, past):
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_3m_integrates_the_parabola_through_three_predictions(make, t, s, past, eta):
     alpha_bar = make(1000).alpha_bar.tolist().__getitem__
-    step = dpmpp_3m(alpha_bar, t, s, past, 0.0)
+    step = dpmpp_3m(alpha_bar, t, s, past, eta)
+    a, noise = alpha_bar(t) / alpha_bar(s), 1 - alpha_bar(s)
+    sigma = eta * math.sqrt((1 - a) * noise / (1 - alpha_bar(t)))
+    of_y = math.sqrt((noise - sigma**2) / (1 - alpha_bar(t)))
+    # y_t decays as e^{-rate h} times the ratio of the signals.
+    h = 0.5 * math.log(1 / a * (1 - alpha_bar(t)) / noise)
+    rate = math.log(1 / math.sqrt(a) / of_y) / h
+    assert rate == pytest.approx({0.0: 1, 1.0: 2}.get(eta, rate))
     for signal in np.eye(1 + len(past)):
         found = np.dot([step.of_z0, *step.of_past], signal)
-        assert found == pytest.approx(by_quadrature(alpha_bar, t, s, past, signal), rel=1e-6, abs=1e-9)
-    assert step.of_y == pytest.approx(math.sqrt((1 - alpha_bar(s)) / (1 - alpha_bar(t))), rel=1e-12)
-    assert step.sigma == 0
+        assert found == pytest.approx(by_quadrature(alpha_bar, t, s, past, signal, rate), rel=1e-6, abs=1e-9)
+    assert (step.of_y, step.sigma) == pytest.approx((of_y, sigma), rel=1e-12)
 
 
 def test_rules_of_several_steps_begin_and_end_with_fewer():

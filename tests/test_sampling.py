@@ -167,10 +167,11 @@ def test_a_schedule_that_ends_in_pure_noise(sampler, target):
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])
-def test_ddim_with_noise(eta):
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "dpmpp_3m"])
+def test_samplers_with_noise(sampler, eta):
     """Every eta has the same marginals: the spread is right with noise too."""
     result = sample(
-        Oracle(), 4500, {"label": torch.tensor([0])}, steps=100, sampler="ddim", eta=eta, clamp=None, batch_size=4500
+        Oracle(), 4500, {"label": torch.tensor([0])}, steps=100, sampler=sampler, eta=eta, clamp=None, batch_size=4500
     )
     normal(result["image"], float(MEANS[0]), SPREAD)
 

@@ -116,12 +116,12 @@ GRIDS = {
 }
 
 
-def multistep(theirs, grid):
+def multistep(theirs, grid, kind="dpmsolver++"):
     """DPMSolverMultistepScheduler on this grid, with its sigmas in float64: it rounds those of float64 tables."""
     scheduler = diffusers.DPMSolverMultistepScheduler(
         T,
         beta_schedule=theirs,
-        algorithm_type="dpmsolver++",
+        algorithm_type=kind,
         solver_order=2,
         solver_type="midpoint",
         prediction_type="sample",
@@ -150,6 +150,19 @@ def test_dpmpp_2m_is_theirs(name, schedule, clamp, monkeypatch):
         monkeypatch,
         sampler="dpmpp_2m",
     )
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", GRIDS)
+def test_dpmpp_2m_with_eta_one_is_their_sde_solver(name, schedule, monkeypatch):
+    """The noise is ours."""
+    make, theirs = SCHEDULES[schedule]
+    scheduler = multistep(theirs, GRIDS[name], "sde-dpmsolver++")
+
+    def step(x0, t, s, z):
+        return scheduler.step(x0, t - 1, z, variance_noise=noise(s)).prev_sample
+
+    compare(Known("x0", make), GRIDS[name], step, 1.0, monkeypatch, sampler="dpmpp_2m", eta=1.0)
 
 
 @pytest.mark.parametrize("target", ["eps", "v"])

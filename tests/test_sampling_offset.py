@@ -118,9 +118,9 @@ def of_rule(sampler, eta, t, s, last):
     if sampler == "ddpm":
         sigma = math.sqrt((1 - a) * (1 - as_) / (1 - at))
         return math.sqrt(a) * (1 - as_) / (1 - at), math.sqrt(as_) * (1 - a) / (1 - at), sigma, 0.0
+    sigma = eta * math.sqrt((1 - a) * (1 - as_) / (1 - at))
+    of_y = math.sqrt(1 - as_ - sigma**2) / math.sqrt(1 - at)
     if sampler == "ddim":
-        sigma = eta * math.sqrt((1 - a) * (1 - as_) / (1 - at))
-        of_y = math.sqrt(1 - as_ - sigma**2) / math.sqrt(1 - at)
         return of_y, math.sqrt(as_) - of_y * math.sqrt(at), sigma, 0.0
     if s == 0:
         return 0.0, 1.0, 0.0, 0.0
@@ -130,7 +130,13 @@ def of_rule(sampler, eta, t, s, last):
 
     h = log_snr(s) - log_snr(t)
     share = 0.0 if last is None else 1 / (2 * (log_snr(t) - log_snr(last)) / h)
-    return math.sqrt((1 - as_) / (1 - at)), -math.sqrt(as_) * math.expm1(-h), 0.0, share
+    assert eta in (0, 1)
+    return (
+        math.sqrt((1 - as_) / (1 - at)) * math.exp(-eta * h),
+        -math.sqrt(as_) * math.expm1(-(1 + eta) * h),
+        sigma,
+        share,
+    )
 
 
 def by_hand(model, offset, steps, how, given=None, scale=1.0, clamp=None):
@@ -209,6 +215,7 @@ HOWS = {
     "ddim": ("ddim", 0.0),
     "ddim 0.6": ("ddim", 0.6),
     "dpmpp_2m": ("dpmpp_2m", 0.0),
+    "dpmpp_2m 1": ("dpmpp_2m", 1.0),
 }
 
 

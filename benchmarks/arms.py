@@ -1,0 +1,120 @@
+"""A config in several arms, each trained with several seeds, and what `mmfast eval` measures of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmfast import config as configs
+from mmfast.config import Config
+from mmfast.data import Data
+from mmfast.evaluate import evaluate
+from mmfast.training import fit
+
+RESULTS = Path(__file__).resolve().parent / "results"
+# By name in metrics.json: its title, and whether more is better.
+FIGURES = {
+    "label.joint_agreement": ("drawn together: the label is the image's", True),
+    "mask.joint_iou": ("drawn together: IoU of mask and ink", True),
+    "label.conditional_accuracy": ("given a label: the image shows it", True),
+    "mask.conditional_iou": ("given a mask: IoU of the image's ink", True),
+    "label.recovered_accuracy": ("read off an image: accuracy of the label", True),
+    "mask.recovered_iou": ("read off an image: IoU of the mask", True),
+    "frechet.samples": ("Frechet distance of the images, pixels", False),
+}
+Figures = dict[str, Any]
+Found = dict[str, list[Figures]]  # by arm, the figures of each seed
+
+
+@dataclass(frozen=True)
+class Study:
+    """arms: by name, what each puts over `base`, a preset or a file; data: what is trained on and measured on."""
+
+    name: str
+    base: str
+    arms: Mapping[str, Mapping[str, str]]
+    data: Callable[[Config], Data]
+
+    def config(self, arm: str, steps: int, samples: int, seed: int) -> Config:
+        """An arm's config: the base, and what a benchmark decides."""
+        decided = {
+            "seed": seed,
+            "train.steps": steps,
+            "train.warmup": min(100, steps // 4),
+            "train.sample_every": 0,
+            "train.validate_every": 0,
+            "train.tensorboard": "false",
+            "train.device": "cpu",
+            "evaluate.samples": samples,
+        }
+        changes = [(key, str(value)) for key, value in decided.items()]
+        return configs.load(self.base, [*changes, *self.arms[arm].items()])
+
+    def cell(self, arm: str, steps: int, samples: int, seed: int, work: Path) -> Figures:
+        """An arm's figures with one seed; what is there is not done again."""
+        config = self.config(arm, steps, samples, seed)
+        folder = work / f"{steps}-steps" / f"{arm.replace(' ', '-')}-{seed}"
+        file = folder / "figures.json"
+        if file.exists():
+            kept: Figures = json.loads(file.read_text())
+            return kept
+        data, begun = self.data(config), time.process_time()
+        trainer = fit(config, str(folder), data, quiet=True)
+        seconds = time.process_time() - begun
+        last = json.loads(trainer.stats.recent.splitlines()[-1])
+        measured = evaluate(trainer.ema.model, config, data, quiet=True)
+        found: Figures = {key: measured[key] for key in FIGURES if key in measured}
+        found["milliseconds"] = 1000 * seconds / steps
+        found["weights"] = {key: value for key, value in last.items() if key.startswith("balance.")}
+        file.write_text(json.dumps(found, indent=1))
+        return found
+
+    def run(self, args: argparse.Namespace) -> Found:
+        """Every arm with every seed, written to `args.out`/NAME.json."""
+        found: Found = {arm: [] for arm in self.arms}
+        for seed in range(args.seeds):
+            for arm, each in found.items():
+                each.append(self.cell(arm, args.steps, args.samples, seed, args.work))
+                print(f"{arm}, seed {seed}: {json.dumps(each[-1])}", flush=True)
+        where = {"device": platform.processor() or platform.machine(), "torch": torch.__version__}
+        args.out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({**where, "steps": args.steps, "samples": args.samples, "arms": found}, indent=1)
+        (args.out / f"{self.name}.json").write_text(text + "\n")
+        return found
+
+
+def parser(name: str, description: str | None, steps: int, samples: int, seeds: int) -> argparse.ArgumentParser:
+    """The options that every study has."""
+    found = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=description)
+    found.add_argument("--steps", type=int, default=steps, help=f"optimiser steps of each model [{steps}]")
+    found.add_argument("--samples", type=int, default=samples, help=f"samples a direction [{samples}]")
+    found.add_argument("--seeds", type=int, default=seeds, help=f"seeds an arm [{seeds}]")
+    work = Path("runs") / name
+    found.add_argument("--work", type=Path, default=work, help=f"where models are kept [{work}]")
+    found.add_argument("--out", type=Path, default=RESULTS, help=f"where {name}.json goes [benchmarks/results]")
+    return found
+
+
+def measured(found: Found) -> list[str]:
+    """The figures that every cell has, in the order of FIGURES."""
+    return [key for key in FIGURES if all(key in one for each in found.values() for one in each)]
+
+
+def table(found: Found) -> str:
+    """Means over the seeds in Markdown, each with the range."""
+    lines = ["| | " + " | ".join(found) + " |", "|---" * (1 + len(found)) + "|"]
+    for key in measured(found):
+        columns = [[one[key] for one in each] for each in found.values()]
+        cells = [f"{statistics.mean(x):.3g} ({min(x):.3g} .. {max(x):.3g})" for x in columns]
+        lines.append(f"| {FIGURES[key][0]} | " + " | ".join(cells) + " |")
+    times = [statistics.mean(one["milliseconds"] for one in each) for each in found.values()]
+    return "\n".join([*lines, "| CPU milliseconds a step | " + " | ".join(f"{x:.3g}" for x in times) + " |"])

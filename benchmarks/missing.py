@@ -1,0 +1,77 @@
+"""Examples that lack a modality, beside leaving them out: what either costs, in every figure of the evaluation.
+
+    python -m benchmarks.missing                # digits; or a preset or config file of your own
+    python -m benchmarks.missing emoji.yaml --steps 3000 --name missing-emoji
+
+trains one arm with everything, one for each modality but the anchor, which half of the training examples then lack, and
+one without those examples, always the same half. All are measured on the same test set by the same judges. The cost of
+an arm is the rise of its errors over the first arm's: the error of a share is what it lacks of 1, that of a distance is
+the distance, and the rises of the figures are averaged as ratios. It goes on where it stopped, and writes
+benchmarks/results/missing.json.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from benchmarks import arms
+from mmfast import config as configs
+from mmfast.build import build_data
+
+ALL, LEFT_OUT = "all examples, whole", "half of the examples"
+LEAST_ERROR = 1e-4  # of a figure that is perfect, so that a ratio to it is finite
+
+
+def lacking(name: str) -> str:
+    return f"half without {name}"
+
+
+def study(base: str, name: str = "missing") -> arms.Study:
+    """The arms of a config. The anchor is what every example has, so no arm lacks it."""
+    config = configs.load(base)
+    names = [modality for modality in config.modalities if modality != config.anchor]
+    half = {modality: {f"modalities.{modality}.labelled_fraction": "0.5"} for modality in names}
+    left_out = {**half[names[0]], f"modalities.{names[0]}.labelled_only": "true"}
+    lack = {lacking(modality): change for modality, change in half.items()}
+    return arms.Study(name, base, {ALL: {}, **lack, LEFT_OUT: left_out}, build_data)
+
+
+def cost(found: arms.Found, arm: str, keys: Sequence[str]) -> float:
+    """How much larger an arm's errors are than those of all examples, whole: the geometric mean over the figures, - 1.
+
+    A figure's error is that of its mean over the seeds.
+    """
+    return math.exp(statistics.mean(math.log(error(found[arm], key) / error(found[ALL], key)) for key in keys)) - 1
+
+
+def error(each: Sequence[arms.Figures], key: str) -> float:
+    value = statistics.mean(one[key] for one in each)
+    return max(LEAST_ERROR, 1 - value if arms.FIGURES[key][1] else value)
+
+
+def verdicts(found: arms.Found) -> list[str]:
+    """What it costs that half of the examples lack each modality, and whether that is under half of the last arm's."""
+    keys, without = arms.measured(found), cost(found, LEFT_OUT, arms.measured(found))
+    lines = [f"- {LEFT_OUT}: errors {without:+.1%}"]
+    for arm in found:
+        if arm not in (ALL, LEFT_OUT):
+            lost = cost(found, arm, keys)
+            word = "under half of that" if lost < without / 2 else "**not under half of that**"
+            lines.append(f"- {arm}: errors {lost:+.1%}, {word}")
+    return lines
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = arms.parser("missing", __doc__, steps=3500, samples=1000, seeds=3)
+    options.add_argument("base", nargs="?", default="digits", help="a preset or a config file [digits]")
+    options.add_argument("--name", default="missing", help="of the file of results, without .json [missing]")
+    args = options.parse_args(argv)
+    found = study(args.base, args.name).run(args)
+    print(arms.table(found), *verdicts(found), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
