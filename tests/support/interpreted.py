@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import os
 import sys
+from unittest import mock
 
 import numpy as np
 import torch
@@ -40,6 +41,26 @@ def load(*names):
         for name in set(vars(package)) - set(attributes):
             delattr(package, name)
         vars(package).update(attributes)
+
+
+@contextlib.contextmanager
+def mended():
+    """Triton's interpreter, in this block, with what a GPU does where it does another thing, or with NumPy nothing."""
+    from triton.runtime import interpreter
+
+    of_tensor = interpreter._patch_lang_tensor
+
+    def patched(tensor, *scope):
+        """Up to 3.6 it takes an array of one element for a number, which NumPy has refused since 2.4."""
+        of_tensor(tensor, *scope)
+        (scope[0].set_attr if scope else setattr)(tensor, "__index__", lambda x: int(x.handle.data.item()))
+
+    with (
+        mock.patch.object(interpreter.InterpreterBuilder, "create_fma", fma),
+        mock.patch.object(interpreter.ReduceOps, "generic_reduce", add_up),
+        mock.patch.object(interpreter, "_patch_lang_tensor", patched),
+    ):
+        yield
 
 
 def fma(self, x, y, z):

@@ -47,16 +47,14 @@ class Runs:
 def _interpreted():
     """Triton's kernels, with a fma that rounds once and guards around the results."""
     pytest.importorskip("triton")
-    from interpreted import add_up, fma, guarded, load
-    from triton.runtime.interpreter import InterpreterBuilder, ReduceOps
+    from interpreted import guarded, load, mended
 
     module, launch = load("mmfast.ops.backends.triton", "mmfast.ops.backends.triton.launch")
     backend = Flat(module)
 
     def run(call):
         with (
-            mock.patch.object(InterpreterBuilder, "create_fma", fma),
-            mock.patch.object(ReduceOps, "generic_reduce", add_up),
+            mended(),
             # A program takes longer than its elements; lanes of 2 bytes are twice as many, and within an item.
             mock.patch.multiple(launch, BLOCK=8192, LANES=4096),
             guarded(backend),

@@ -15,9 +15,8 @@ from hypothesis import given
 pytest.importorskip("triton")
 from flat import Flat, reference
 from flat import call_of as flat_call
-from interpreted import add_up, fma, guarded, load
+from interpreted import guarded, load, mended
 from problems import few
-from triton.runtime.interpreter import InterpreterBuilder, ReduceOps
 
 from mmfast.ops.call import Tables
 
@@ -30,10 +29,10 @@ BLOCKS = [128, 1024, 8192]
 
 @pytest.fixture(autouse=True)
 def interpreter(monkeypatch):
-    monkeypatch.setattr(InterpreterBuilder, "create_fma", fma)
-    monkeypatch.setattr(ReduceOps, "generic_reduce", add_up)
     monkeypatch.setattr(run, "LANES", 2**13)  # a program takes longer than its elements
     monkeypatch.setattr(run, "BLOCK", 2**13)
+    with mended():
+        yield
 
 
 def real(dtype):
