@@ -11,11 +11,19 @@ import sys
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 
 
 def load(*names):
-    """Fresh copies of these modules, in which Triton's functions are interpreted; nothing else sees them."""
+    """Fresh copies of these modules, in which Triton's functions are interpreted; nothing else sees them.
+
+    Skips the module or test where Triton is too old: the interpreter of 3.0 takes no constexpr for one, in tl.arange.
+    3.6 and 3.8 were seen to do.
+    """
+    version = importlib.import_module("triton").__version__
+    if tuple(int(part) for part in version.split(".")[:2]) < (3, 6):
+        pytest.skip(f"the interpreter of Triton {version} does not run these kernels", allow_module_level=True)
 
     def of_triton(name):
         return name in names or name.startswith("mmfast.ops.backends.triton")
