@@ -170,7 +170,8 @@ class Loaded:
         for turn in turns(self.model, given, options.get("first", self.config.sample.first)):
             steps.append(options.get("steps", settings(self.config, known)["steps"]))
             known = [*known, turn] if turn else known
-        how = {name: options.get(name, getattr(self.config.sample, name)) for name in ("sampler", "guidance_scale")}
+        names = ("sampler", "eta", "guidance_scale")
+        how = {name: options.get(name, getattr(self.config.sample, name)) for name in names}
         return {"steps": steps[0] if len({*steps}) == 1 else steps, **how}
 
 

@@ -36,6 +36,7 @@ def add(commands: Any) -> None:
     sample.add_argument("--n", type=int, help="how many samples [16], or of each of several values [4]")
     sample.add_argument("--steps", type=int, help="steps of the sampler [the config's]")
     sample.add_argument("--sampler", help="ddpm, ddim, heun, dpmpp_2m or dpmpp_3m [the config's]")
+    sample.add_argument("--eta", type=float, help="noise of ddim, dpmpp_2m and dpmpp_3m, 0 to 1 [the config's]")
     sample.add_argument(
         "--guidance_scale",
         nargs="+",
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if args.save:
         check_free("--save", Path(args.save))
     given = _given(args.given)
-    names = ("steps", "sampler", "first", "seed", "ranks")
+    names = ("steps", "sampler", "eta", "first", "seed", "ranks")
     options: dict[str, Any] = {name: getattr(args, name) for name in names}
     if args.offset is not None:
         options["offset"] = dict(_number("offset", pair, "NAME=SHARE, as mask=0.2") for pair in args.offset)
