@@ -3,11 +3,12 @@
     python -m benchmarks.missing                # digits; or a preset or config file of your own
     python -m benchmarks.missing emoji.yaml --steps 3000 --name missing-emoji
 
-trains one arm with everything, one for each modality but the anchor, which half of the training examples then lack, and
-one without those examples, always the same half. All are measured on the same test set by the same judges. The cost of
-an arm is the rise of its errors over the first arm's: the error of a share is what it lacks of 1, that of a distance is
-the distance, and the rises of the figures are averaged as ratios. It goes on where it stopped, and writes
-benchmarks/results/missing.json.
+trains one arm with everything, two for each modality but the anchor, which half of the training examples then lack, and
+one without those examples, always the same half. In the second arm of a modality the examples that have it are repeated
+until they are three quarters of what training sees (`labelled_share`). All are measured on the same test set by the same
+judges. The cost of an arm is the rise of its errors over the first arm's: the error of a share is what it lacks of 1,
+that of a distance is the distance, and the rises of the figures are averaged as ratios. It goes on where it stopped, and
+writes benchmarks/results/missing.json.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ ALL, LEFT_OUT = "all examples, whole", "half of the examples"
 LEAST_ERROR = 1e-4  # of a figure that is perfect, so that a ratio to it is finite
 
 
-def lacking(name: str) -> str:
-    return f"half without {name}"
+SHARE = 0.75  # of the examples that have the modality, where they are repeated
+
+
+def lacking(name: str, repeated: bool = False) -> str:
+    return f"half without {name}" + ", the others repeated" * repeated
 
 
 def study(base: str, name: str = "missing") -> arms.Study:
@@ -34,7 +38,10 @@ def study(base: str, name: str = "missing") -> arms.Study:
     names = [modality for modality in config.modalities if modality != config.anchor]
     half = {modality: {f"modalities.{modality}.labelled_fraction": "0.5"} for modality in names}
     left_out = {**half[names[0]], f"modalities.{names[0]}.labelled_only": "true"}
-    lack = {lacking(modality): change for modality, change in half.items()}
+    lack = {}
+    for modality, change in half.items():
+        lack[lacking(modality)] = change
+        lack[lacking(modality, repeated=True)] = {**change, f"modalities.{modality}.labelled_share": str(SHARE)}
     return arms.Study(name, base, {ALL: {}, **lack, LEFT_OUT: left_out}, build_data)
 
 

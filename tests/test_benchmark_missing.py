@@ -13,8 +13,13 @@ def test_the_arms_lack_a_modality_or_the_same_examples():
     pytest.importorskip("sklearn")
     study = missing.study("digits")
     assert list(study.arms) == [
-        "all examples, whole", "half without label", "half without mask", "half of the examples",
-    ]  # fmt: skip
+        "all examples, whole",
+        "half without label",
+        "half without label, the others repeated",
+        "half without mask",
+        "half without mask, the others repeated",
+        "half of the examples",
+    ]
     data = {arm: study.data(study.config(arm, 8, 20, 3)).train for arm in study.arms}
     every = data[missing.ALL].__getitems__(range(len(data[missing.ALL])))
     assert not every.present
@@ -24,6 +29,10 @@ def test_the_arms_lack_a_modality_or_the_same_examples():
         assert list(batch.present) == [name]
         has[name] = batch.present[name]
         assert torch.equal(batch.data["image"], every.data["image"])
+        repeated = data[f"half without {name}, the others repeated"]
+        present = repeated.__getitems__(range(len(repeated))).present[name]
+        assert float(present.double().mean()) == pytest.approx(0.75, abs=0.001)
+        assert int((~present).sum()) == int((~has[name]).sum())
     assert torch.equal(has["label"], has["mask"]) and 0.45 < float(has["mask"].double().mean()) < 0.55
     left = data[missing.LEFT_OUT]
     assert torch.equal(left.__getitems__(range(len(left))).data["image"], every.data["image"][has["mask"]])
@@ -68,7 +77,7 @@ def test_it_goes_on_where_it_stopped(tmp_path, capsys):
     assert missing.main([*argv, "--name", "mine"]) == 0
     said = capsys.readouterr().out
     times = {f: f.stat().st_mtime_ns for f in (tmp_path / "w").rglob("figures.json")}
-    assert len(times) == 4 and missing.main([*argv, "--name", "mine"]) == 0
+    assert len(times) == 6 and missing.main([*argv, "--name", "mine"]) == 0
     assert times == {f: f.stat().st_mtime_ns for f in (tmp_path / "w").rglob("figures.json")}
     found = json.loads((tmp_path / "mine.json").read_text())
     assert found["steps"] == 3 and said.endswith(capsys.readouterr().out)
