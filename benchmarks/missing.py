@@ -3,12 +3,12 @@
     python -m benchmarks.missing                # digits; or a preset or config file of your own
     python -m benchmarks.missing emoji.yaml --steps 3000 --name missing-emoji
 
-trains one arm with everything, two for each modality but the anchor, which half of the training examples then lack, and
-one without those examples, always the same half. In the second arm of a modality the examples that have it are repeated
-until they are three quarters of what training sees (`labelled_share`). All are measured on the same test set by the same
-judges. The cost of an arm is the rise of its errors over the first arm's: the error of a share is what it lacks of 1,
-that of a distance is the distance, and the rises of the figures are averaged as ratios. It goes on where it stopped, and
-writes benchmarks/results/missing.json.
+trains one arm with everything, two for each modality but the anchor, which half of the training examples then lack,
+and one without those examples, always the same half. In the second arm of a modality the examples that have it are
+repeated until they are three quarters of what training sees (`labelled_share`). All are measured on the same test set
+by the same judges. The cost of an arm is the rise of its errors over the first arm's: the error of a share is what it
+lacks of 1, that of a distance is the distance, and the rises of the figures are averaged as ratios. It goes on where
+it stopped, and writes benchmarks/results/missing.json.
 """
 
 from __future__ import annotations
