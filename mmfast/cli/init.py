@@ -30,9 +30,9 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--size",
         metavar="SIDE|HEIGHTxWIDTH",
-        help="image size in pixels [near the pictures' own and of their shape, at most as many as 32 x 32; 64 on a GPU]",
+        help="of images in pixels [near the pictures' own and of their shape, at most as many as 32 x 32; 64 on a GPU]",
     )
-    command.add_argument("--quiet", action="store_true", help="do not say what is timed")
+    command.add_argument("--quiet", action="store_true", help="do not tell what is timed")
 
 
 def _size(text: str | None) -> Size | None:
