@@ -22,7 +22,7 @@ from mmfast.sizes import Size
 class Spec(unet.Spec):
     kind: str = "adm"
     channels: int = option(192, "channels of the finest level", min=1)
-    heads: int = option(0, "heads of every attention, whatever its channels; 0: as head_channels says", min=0)
+    heads: int = option(0, "heads of every attention layer, whatever its channels; 0: as head_channels says", min=0)
     classes: int = option(
         0, "classes that `forward` takes beside z_t; 0: none, since a label modality tells the network its class", min=0
     )

@@ -26,10 +26,10 @@ class Spec:
     kind: str = "dit"
     width: int = option(384, "width of a token: a multiple of 4 and of heads", min=4)
     blocks: int = option(12, "transformer blocks, the first half of them the encoder", min=2)
-    heads: int = option(6, "heads of every attention", min=1)
-    patch: int = option(2, "pixels of a token's side; it should divide the image's sides", min=1)
+    heads: int = option(6, "heads of every attention layer", min=1)
+    patch: int = option(2, "side of a token in pixels; it should divide the image's sides", min=1)
     ratio: float = option(4.0, "width of the hidden layer of a block, in multiples of `width`", above=0)
-    features: int = option(64, "feature channels a pixel", min=1)
+    features: int = option(64, "feature channels of a pixel", min=1)
     dropout: float = option(0.0, "dropout after each attention and each hidden layer", min=0, max=1)
 
 

@@ -17,7 +17,7 @@ class Spec:
     kind: str = "mlp"
     width: int = option(512, "width of the hidden layers", min=1)
     blocks: int = option(4, "residual blocks, the first half of them the encoder", min=1)
-    features: int = option(32, "feature channels a pixel", min=1)
+    features: int = option(32, "feature channels of a pixel", min=1)
     dropout: float = option(0.0, "dropout in the residual blocks", min=0, max=1)
 
 

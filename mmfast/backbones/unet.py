@@ -49,13 +49,13 @@ class Spec:
     kind: str = "unet"
     channels: int = option(128, "channels of the finest level", min=1)
     multipliers: list[int] = option([1, 2, 3, 4], "channels of each level, in multiples; each halves the grid", min=1)
-    blocks: int = option(3, "residual blocks a level", min=1)
+    blocks: int = option(3, "residual blocks in each level", min=1)
     attention: list[int] = option([32, 16, 8], "resolutions (height or width in pixels) with self-attention")
     head_channels: int = option(64, "channels of an attention head", min=1)
-    patch: int = option(1, "pixels of a cell's side: the finest grid is that of the cells, as channels", min=1)
+    patch: int = option(1, "side of a cell in pixels: the finest grid has a cell's pixels as channels", min=1)
     mean: bool = option(False, "add the input's mean over the pixels to the time's embedding")
     norm: str = option(
-        "group", "normalisation; layer, over a pixel's channels, is faster on CPUs", choices=tuple(NORMS)
+        "group", "normalisation; layer (over a pixel's channels) is faster on CPUs", choices=tuple(NORMS)
     )
     dropout: float = option(0.0, "dropout in the residual blocks", min=0, max=1)
 

@@ -37,7 +37,7 @@ examples:
   mmfast presets                                   the presets, and what data they want
   mmfast check my/data                             what the data holds, and what is wrong with it
   mmfast init my/data --out my.yaml --minutes 30   a config for it that trains in that time
-  mmfast train digits --out runs/digits            train the preset, or go on with the run that is there
+  mmfast train digits --out runs/digits            train the preset, or continue the run that is there
   mmfast sample runs/digits --given label=3 --n 64 images and masks of the digit 3
   mmfast eval runs/digits                          the figures of a run
   mmfast sweep runs/digits --given label --over guidance_scale=1,2,4    what guidance trades

@@ -24,13 +24,13 @@ WRONG_AT_MOST = 20
 def add(commands: Any) -> None:
     command = commands.add_parser(
         "check",
-        help="look at data before training on it",
-        description="Read all the data of a folder or a config as training will, and tell of it in one page; exit "
-        "status 2 where training would stop. Options of the config (--key value) go with a config.",
+        help="check data before training on it",
+        description="Read all the data of a folder or a config as training will, and report on it in one page. The "
+        "exit status is 2 if training would stop. With a config, its options can be set (--key value).",
         allow_abbrev=False,
     )
     command.add_argument("data", metavar="DIR|CONFIG.yaml|PRESET", help="a folder of data, or a config")
-    command.add_argument("--sheet", metavar="FILE.png", help="the contact sheet [a new file here]")
+    command.add_argument("--sheet", metavar="FILE.png", help="file for the contact sheet [a new file here]")
     add_allow_code(command)
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 

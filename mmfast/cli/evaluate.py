@@ -14,18 +14,18 @@ from mmfast.trust import allow_named_in
 
 
 def add(commands: Any) -> None:
-    evaluate = commands.add_parser("eval", help="the figures of a run", allow_abbrev=False)
+    evaluate = commands.add_parser("eval", help="evaluate a run", allow_abbrev=False)
     evaluate.add_argument("run", metavar="RUN", help="the folder of a run")
-    evaluate.add_argument("--samples", type=int, help="samples a direction [the config's]")
+    evaluate.add_argument("--samples", type=int, help="samples for each direction [the config's]")
     evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     evaluate.add_argument(
         "--features",
-        help="pixels, efficientnet-lite0, vgg16 (vgg16@64: at 64 x 64 pixels) or module:function [the config's]",
+        help="features for distances: pixels, efficientnet-lite0, vgg16, vgg16@64 or module:function [the config's]",
     )
-    evaluate.add_argument("--features-weights", metavar="FILE", help="that network's weights [the package's]")
+    evaluate.add_argument("--features-weights", metavar="FILE", help="weights of that network [the package's]")
     evaluate.add_argument("--lpips", choices=("alex", "vgg"), help="also LPIPS of restored images [the config's]")
-    evaluate.add_argument("--lpips-weights", metavar="FILE", help="that network's weights [the package's]")
-    evaluate.add_argument("--json", metavar="FILE", help="also write them to a file")
+    evaluate.add_argument("--lpips-weights", metavar="FILE", help="weights of that network [the package's]")
+    evaluate.add_argument("--json", metavar="FILE", help="also write the figures to a file")
     add_weights(evaluate)
     add_allow_code(evaluate)
     evaluate.add_argument("--quiet", action="store_true", help="no progress bars")

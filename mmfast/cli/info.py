@@ -16,8 +16,8 @@ from mmfast.errors import MmfastError
 
 
 def add(commands: Any) -> None:
-    info = commands.add_parser("info", help="backends, devices, versions")
-    info.add_argument("--json", action="store_true", help="as JSON")
+    info = commands.add_parser("info", help="show backends, devices and versions")
+    info.add_argument("--json", action="store_true", help="print JSON")
 
 
 def machine() -> dict[str, Any]:

@@ -20,13 +20,13 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "init",
         help="write a config for a folder of data",
-        description="Write a config for a folder of images with masks, labels or embeddings: the kinds, classes and "
-        "sizes of its files, the presets' options, and a network and steps that fit the time on this machine.",
+        description="Write a config for a folder of images with masks, labels or embeddings. It has the kinds, classes "
+        "and sizes of the files, the presets' options, and a network and steps that fit the time on this machine.",
         allow_abbrev=False,
     )
     command.add_argument("data", metavar="DIR", help="a folder of data")
     command.add_argument("--out", metavar="FILE.yaml", default="my.yaml", help="the config to write [my.yaml]")
-    command.add_argument("--minutes", type=float, default=30, help="the time for training and its figures [30]")
+    command.add_argument("--minutes", type=float, default=30, help="minutes for training and evaluation [30]")
     command.add_argument(
         "--size",
         metavar="SIDE|HEIGHTxWIDTH",

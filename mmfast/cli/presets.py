@@ -13,7 +13,7 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "presets",
         help="list the presets, or print one to copy",
-        description="List the presets with what they train and their data; with a name, print that preset's YAML.",
+        description="List the presets with what they train and their data. With a name, print the YAML of that preset.",
         allow_abbrev=False,
     )
     command.add_argument("name", metavar="NAME", nargs="?", help="the preset to print")

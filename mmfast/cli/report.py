@@ -15,13 +15,13 @@ from mmfast.errors import MmfastError
 def add(commands: Any) -> None:
     command = commands.add_parser(
         "report",
-        help="a page of a run, to look at and to pass on",
+        help="write an HTML page of a run",
         description="Write one HTML file of a run that needs nothing else: curves, samples, figures with their "
-        "meaning, the config. A run that is unfinished or damaged has one, too, which says so.",
+        "meaning, the config. It also works for a run that is unfinished or damaged, and says so.",
         allow_abbrev=False,
     )
     command.add_argument("run", metavar="RUN", help="the folder of a run")
-    command.add_argument("--out", metavar="FILE.html", help="the page [RUN/report.html]")
+    command.add_argument("--out", metavar="FILE.html", help="the file to write [RUN/report.html]")
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:

@@ -21,8 +21,8 @@ def add(commands: Any) -> None:
         metavar="NAME=VALUE",
         action="extend",
         help="modalities that are given: label=3, image=file.png, mask=file.png, embedding=file.npy, caption='a text', "
-        "row=COLUMN=NUMBER,COLUMN=NUMBER, NAME=data for held-out examples of the run's data; a row for each of several "
-        "values: label=cats,dogs, or label=all",
+        "row=COLUMN=NUMBER,COLUMN=NUMBER, NAME=data for held-out examples of the run's data; several values get a row "
+        "each: label=cats,dogs, or label=all",
     )
     sample.add_argument(
         "--known",
@@ -30,36 +30,36 @@ def add(commands: Any) -> None:
         default=[],
         metavar="NAME=PART",
         action="extend",
-        help="what is known of what is given, the rest of which is drawn: image=white.png (white where it is known), "
+        help="the known part of a given modality, whose rest is drawn: image=white.png (white where it is known), "
         "embedding=0-31 (places), row=COLUMN,COLUMN",
     )
-    sample.add_argument("--n", type=int, help="how many samples [16], or of each of several values [4]")
+    sample.add_argument("--n", type=int, help="number of samples [16], or of each of several values [4]")
     sample.add_argument("--steps", type=int, help="steps of the sampler [the config's]")
     sample.add_argument("--sampler", help="ddpm, ddim, heun, dpmpp_2m or dpmpp_3m [the config's]")
-    sample.add_argument("--eta", type=float, help="noise of ddim, dpmpp_2m and dpmpp_3m, 0 to 1 [the config's]")
+    sample.add_argument("--eta", type=float, help="noise added by ddim, dpmpp_2m and dpmpp_3m, 0 to 1 [the config's]")
     sample.add_argument(
         "--guidance_scale",
         nargs="+",
         metavar="SCALE",
-        help="guidance by what is given: 1 for none, or by name, label=2 mask=1.5 [the config's]",
+        help="scale of the guidance: 1 for none; for each modality: label=2 mask=1.5 [the config's]",
     )
     sample.add_argument(
         "--first",
         nargs="*",
         metavar="NAME",
-        help="modalities drawn first, one after another, the rest given them; no name: all together [the config's]",
+        help="modalities to draw first, one after another, the rest given them; no name: all together [the config's]",
     )
     sample.add_argument(
         "--offset",
         nargs="*",
         metavar="NAME=SHARE",
-        help="by how much of T a modality's time is ahead of the anchor's, mask=0.2, or behind it, mask=-0.2; no name: "
+        help="lead of a modality's time over the anchor's as a share of T: mask=0.2 (a lag: mask=-0.2); no name: "
         "all at one time [the config's]",
     )
     sample.add_argument("--seed", type=int, default=0, help="seed of the noise [0]")
     sample.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    sample.add_argument("--out", metavar="FILE.png", help="the picture [a new file in RUN/samples]")
-    sample.add_argument("--save", metavar="DIR", help="also save each sample as files of its own, in a new folder")
+    sample.add_argument("--out", metavar="FILE.png", help="file for the picture [a new file in RUN/samples]")
+    sample.add_argument("--save", metavar="DIR", help="also save each sample as files, in a new folder")
     sample.add_argument("--npz", metavar="FILE.npz", help="also save the samples as arrays")
     add_weights(sample)
     add_allow_code(sample)

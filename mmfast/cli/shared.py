@@ -32,7 +32,7 @@ def add_allow_code(command: Any) -> None:
         action="append",
         default=[],
         metavar="module:function",
-        help="run this code of yours where the config names it; may be repeated",
+        help="allow a config to run this function of yours; may be repeated",
     )
 
 
@@ -41,7 +41,7 @@ def add_weights(command: Any) -> None:
         "--weights",
         default="last",
         metavar="last|best",
-        help="the averaged weights: the last, or those that were the best on held-out examples [last]",
+        help="which averaged weights: the last, or the best on held-out examples [last]",
     )
 
 

@@ -15,7 +15,7 @@ from mmfast.trust import allow_named_in
 def add(commands: Any) -> None:
     command = commands.add_parser(
         "sweep",
-        help="what guidance, steps and samplers trade, as a curve",
+        help="measure sampling options and draw a curve of what they trade",
         description="Draw samples of a run with every combination of some sampling options, measure them, and draw the "
         "figures as a curve: quality against steps for several samplers, or agreement against recall over guidance.",
         allow_abbrev=False,
@@ -28,13 +28,13 @@ def add(commands: Any) -> None:
         action="extend",
         metavar="KEY=V,V",
         help="options of sampling and their values: guidance_scale=1,1.5,2,4, guidance_scale.label=1,2 for one "
-        "modality's, steps=5,10,20,50, sampler=ddim,dpmpp_2m",
+        "modality, steps=5,10,20,50, sampler=ddim,dpmpp_2m",
     )
     command.add_argument(
-        "--given", nargs="+", default=[], metavar="NAME", help="modalities given, of held-out examples"
+        "--given", nargs="+", default=[], metavar="NAME", help="modalities to give, taken from held-out examples"
     )
-    command.add_argument("--samples", type=int, help="samples a point [the config's]")
-    command.add_argument("--features", help="what distances are measured over, as in `mmfast eval` [the config's]")
+    command.add_argument("--samples", type=int, help="samples for each point [the config's]")
+    command.add_argument("--features", help="features for distances, as in `mmfast eval` [the config's]")
     command.add_argument("--x", metavar="FIGURE", help="the picture's horizontal axis [evaluations, or recall]")
     command.add_argument("--y", metavar="FIGURE", help="its vertical axis [the Frechet distance, or agreement]")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")

@@ -16,24 +16,24 @@ from mmfast.errors import MmfastError
 def add(commands: Any) -> None:
     train = commands.add_parser(
         "train",
-        help="train a preset or a config, or go on with a run",
-        description="Train CONFIG into the folder OUT. The same command again goes on where the run stopped.",
+        help="train a preset or a config, or continue a run",
+        description="Train a preset or a config into the folder RUN. The same command continues a run that stopped.",
         allow_abbrev=False,
         add_help=False,
     )
-    help = "show this help and every option of the config, with the values of PRESET or CONFIG where that is given"
+    help = "show this help and every option of the config, with the values of PRESET or CONFIG if one is given"
     train.add_argument("-h", "--help", action="store_true", help=help)
     train.add_argument("config", metavar="PRESET|CONFIG.yaml", nargs="?", help="a preset or a YAML file")
-    train.add_argument("--out", metavar="RUN", help="the run's folder, new or to go on with")
+    train.add_argument("--out", metavar="RUN", help="the run's folder: a new one, or that of a run to continue")
     train.add_argument(
         "--from",
         dest="start",
         metavar="RUN",
-        help="begin with the weights of this run: kept for what both have, fresh for what is new; RUN is only read",
+        help="begin with the weights of this run: kept for what both have, fresh for what is new; it is only read",
     )
     add_allow_code(train)
     train.add_argument(
-        "--allow-changed-data", action="store_true", help="go on with a run though its data has changed since"
+        "--allow-changed-data", action="store_true", help="continue a run although its data has changed since"
     )
     train.add_argument("--quiet", action="store_true", help="no progress bars")
 

@@ -82,7 +82,7 @@ class InMemory:
 
 
 # What the option `validation` of a data set's spec is for.
-VALIDATION = "hold out a part of the training data in the test data's place: to choose options by"
+VALIDATION = "hold out a part of the training data instead of the test data, to choose options by"
 
 # What the option `flip` of a data set's spec is for.
 FLIP = "mirror half of the training examples, left to right, at random: image, mask and feature maps together"

@@ -15,8 +15,8 @@ from torch import Tensor
 from mmfast.errors import MmfastError
 from mmfast.files import load_tensors, save_tensors
 
-HELP = "folder for what is made once and kept; empty: mmfast in the user's cache folder"
-LIMIT = "gigabytes that decoded examples may take there, so that none is decoded twice; 0: none are kept"
+HELP = "folder for data that is computed once and kept; empty: mmfast in the user's cache folder"
+LIMIT = "gigabytes of decoded examples to keep there, so that none is decoded twice; 0: none are kept"
 
 
 def cache_folder(folder: str | Path = "") -> Path:

@@ -31,11 +31,11 @@ class Spec:
     kind: str = "folder"
     root: str = option("", "the folder that holds a folder for each modality")
     folders: dict[str, str] = option(
-        {}, "the folder below root of a modality that has another name, as {image: photos}; . for root itself"
+        {}, "folders below root of modalities with another name, as in {image: photos}; . for root itself"
     )
     outside: bool = option(False, "folders may lead out of root, by .. or an absolute path")
     test_fraction: float = option(
-        0.1, "share of the examples held out for the evaluation, about, by their names", above=0, max=0.9
+        0.1, "approximate share of the examples held out for the evaluation, by their names", above=0, max=0.9
     )
     on_error: str = option("stop", skipping.ON_ERROR, choices=skipping.CHOICES)
     flip: bool = option(False, FLIP)

@@ -11,7 +11,7 @@ from torch import Tensor
 from mmfast.data.base import Batch, Layer
 from mmfast.errors import MmfastError, notice
 
-ON_ERROR = "an example that cannot be read stops training, or is left out, another in its place"
+ON_ERROR = "an example that cannot be read stops training, or is left out and another takes its place"
 CHOICES = ("stop", "skip")
 
 

@@ -26,15 +26,15 @@ FOLDERS = ("ImageFolder", "DatasetFolder")
 @dataclass
 class Spec:
     kind: str = "torchvision"
-    name: str = option("", "the class in torchvision.datasets, as CIFAR10 or OxfordIIITPet")
+    name: str = option("", "the class in torchvision.datasets, such as CIFAR10 or OxfordIIITPet")
     root: str = option("", "the folder in which torchvision keeps the data")
-    download: bool = option(False, "let torchvision download it, where it can")
-    train: dict[str, Any] = option({}, "arguments of the class for the training examples, as {train: true}")
-    test: dict[str, Any] = option({}, "and for those that are held out; empty: hold out a share of the others")
+    download: bool = option(False, "let torchvision download the data, if it can")
+    train: dict[str, Any] = option({}, "arguments of the class for the training examples, as in {train: true}")
+    test: dict[str, Any] = option({}, "its arguments for the held-out examples; empty: hold out a share of the others")
     fields: dict[str, int] = option(
-        {}, "the place of each modality in an example, tuples in it opened; empty: the anchor 0, the others in order"
+        {}, "the place of each modality in a flattened example; empty: the anchor 0, the others in order"
     )
-    test_fraction: float = option(0.1, "share of the examples held out, where test is empty", above=0, max=0.9)
+    test_fraction: float = option(0.1, "share of the examples held out if test is empty", above=0, max=0.9)
     on_error: str = option("stop", skipping.ON_ERROR, choices=skipping.CHOICES)
     flip: bool = option(False, FLIP)
     cache: str = option("", HELP)
