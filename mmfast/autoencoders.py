@@ -7,7 +7,6 @@ of one's own. It is frozen: no part of the model's weights, and not written with
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from mmfast.errors import MmfastError, missing_extra
 from mmfast.files import read_text
 from mmfast.options import one_line, option
-from mmfast.trust import check_code
+from mmfast.trust import imported
 
 
 @dataclass
@@ -128,14 +127,13 @@ def _first(found: Any, *names: str) -> Any:
 
 
 def _imported(key: str, name: str) -> Any:
-    check_code(key, name)
-    module, _, function = name.partition(":")
+    make = imported(key, name)
     try:
-        return getattr(importlib.import_module(module), function)()
+        return make()
     except (ImportError, AttributeError, ValueError, TypeError) as error:
+        reason = one_line(error) if str(error) else type(error).__name__
         raise MmfastError(
-            f"{key} is {name!r}, which cannot be had: {one_line(error) if str(error) else type(error).__name__}; it "
-            "should be module:function, the module importable and the function without arguments"
+            f"{key} is {name!r}, which fails: {reason}; it should be module:function, the function without arguments"
         ) from None
 
 

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,12 +16,14 @@ from torch import nn
 
 from mmfast import backbones, data, modalities
 from mmfast.config_source import overridden, read
+from mmfast.data.cache import is_cache
 from mmfast.errors import MmfastError, unknown
 from mmfast.options import PRECISIONS, check, option, typed
 from mmfast.plain_yaml import load_yaml
 from mmfast.process import TARGETS
 from mmfast.samplers import HEADS, SAMPLERS, check_share
 from mmfast.schedule import MOST_STEPS
+from mmfast.trust import is_word
 
 # The rules of mmfast.training.balance.
 BALANCES = ("none", "uncertainty", "gradient_norm")
@@ -153,9 +156,31 @@ SECTIONS = {
 def load(source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
     """A preset's name or a YAML file, with overrides ("train.steps", "100") put over it.
 
-    Raises MmfastError, naming the key, for anything unknown, of the wrong type or out of bounds.
+    Raises MmfastError, naming the key, for anything unknown, of the wrong type or out of bounds; and for a cache that is
+    the config's own choice (`has_own_cache`).
     """
-    return from_plain(load_yaml(read(source), source), source, overrides)
+    config = from_plain(load_yaml(read(source), source), source, overrides)
+    if has_own_cache(config):
+        folder = config.data.cache
+        raise MmfastError(
+            f"data.cache is {folder!r}, which {source} names and which is no cache of mmfast's yet; where you want it "
+            f"there, add --data.cache {folder} once, else leave it out: the user's cache folder is taken then"
+        )
+    return config
+
+
+def load_again(file: str) -> Config:
+    """The config of a run, as it was resolved; a cache that is the config's own choice is left out."""
+    config = from_plain(load_yaml(read(file), file), file)
+    if has_own_cache(config):
+        config.data.cache = ""
+    return config
+
+
+def has_own_cache(config: Config) -> bool:
+    """Whether a config names a folder to write to that neither the user has given nor mmfast has made a cache of."""
+    folder = getattr(config.data, "cache", "")
+    return bool(folder) and not is_word("data.cache", folder) and not is_cache(Path(folder))
 
 
 def from_plain(found: Any, source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
@@ -294,7 +319,7 @@ def to_yaml(config: Config) -> str:
 FREE = re.compile(
     r"train\.(steps|accumulation|device|shard|compile|cuda_graphs|workers|max_skipped|tensorboard|log_to"
     r"|(log|sample|checkpoint|keep|validate)_every)"
-    r"|(sample|evaluate)\..*|modalities\.[^.]*\.given_steps|data\.(cache|cache_gb|on_error)"
+    r"|(sample|evaluate)\..*|modalities\.[^.]*\.given_steps|data\.(cache|cache_gb|on_error|outside)"
 )
 
 

@@ -65,9 +65,10 @@ def _config(data: str, rest: Sequence[str]) -> tuple[Config, list[str]]:
         )
     if is_config:
         return configs.load(data, overrides(rest)), []
-    guessed = guess(data, most_pixels())
+    options = overrides(rest)
+    guessed = guess(data, most_pixels(), outside=("data.outside", "true") in options)
     raw = {"anchor": guessed.anchor, "data": guessed.data(), "modalities": guessed.modalities, **DRAFT}
-    return configs.from_plain(raw, data, overrides(rest)), [f"{line}; left out" for line in guessed.notes]
+    return configs.from_plain(raw, data, options), [f"{line}; left out" for line in guessed.notes]
 
 
 def page(found: Survey, name: str) -> list[str]:

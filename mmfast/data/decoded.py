@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mmfast import modalities as kinds
 from mmfast.data.base import Batch, Examples, Layer
-from mmfast.data.cache import cache_folder
+from mmfast.data.cache import cache_folder, made
 from mmfast.data.rows import KEY, Layout, checksum, packings_of, there
 from mmfast.errors import MmfastError, notice
 from mmfast.files import write_atomically
@@ -165,7 +165,7 @@ def decoded(
             packings = packings_of(blanks, _look(examples))
         layout = Layout.of(blanks, packings, len(examples))
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            made(folder)
             if not _make_room(folder, layout.size, limit * GB, earlier):
                 size = f"{layout.size / GB:.1f} gigabytes, and there is room for {limit:g} (data.cache_gb) or less"
                 notice(f"{len(examples):,} decoded examples need {size}; they are decoded again each time")

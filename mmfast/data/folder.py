@@ -33,7 +33,7 @@ class Spec:
     folders: dict[str, str] = option(
         {}, "the folder below root of a modality that has another name, as {image: photos}; . for root itself"
     )
-    outside: bool = option(False, "folders may lead out of root, by .. or an absolute path")
+    outside: bool = option(False, "folders may lead out of root, by .., an absolute path or a link")
     test_fraction: float = option(
         0.1, "share of the examples held out for the evaluation, about, by their names", above=0, max=0.9
     )

@@ -6,15 +6,16 @@ import contextlib
 import functools
 import inspect
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mmfast.data import skipping
 from mmfast.data.base import FLIP, Data
 from mmfast.data.cache import HELP, LIMIT
 from mmfast.data.decoded import key_of
+from mmfast.data.found import walk
 from mmfast.data.items import Items, check_known, named, names_of, split
 from mmfast.errors import MmfastError, missing_extra, unknown
 from mmfast.options import option
@@ -110,11 +111,10 @@ def _items(spec: Spec, modalities: Mapping[str, Any], anchor: str, arguments: Ma
 def _files(root: str) -> str:
     """A hash of the names, the sizes and the times of the files below root: what is read of them is theirs."""
     found = []
-    for parent, _, names in os.walk(root, followlinks=True) if root else ():
-        for name in names:
-            with contextlib.suppress(OSError):
-                known = os.stat(os.path.join(parent, name))
-                found.append((parent, name, known.st_size, known.st_mtime_ns, known.st_ctime_ns))
+    for path in walk(Path(root)) if root else ():
+        with contextlib.suppress(OSError):
+            known = path.stat()
+            found.append((str(path), known.st_size, known.st_mtime_ns, known.st_ctime_ns))
     return key_of(sorted(found)).hex()
 
 
