@@ -156,8 +156,8 @@ SECTIONS = {
 def load(source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
     """A preset's name or a YAML file, with overrides ("train.steps", "100") put over it.
 
-    Raises MmfastError, naming the key, for anything unknown, of the wrong type or out of bounds; and for a cache that is
-    the config's own choice (`has_own_cache`).
+    Raises MmfastError, naming the key, for anything unknown, of the wrong type or out of bounds; and for a cache
+    that is the config's own choice (`has_own_cache`).
     """
     config = from_plain(load_yaml(read(source), source), source, overrides)
     if has_own_cache(config):

@@ -76,8 +76,8 @@ class Candidate:
 def guess(root: str | Path, most: int, size: Size | None = None, outside: bool = False) -> Guess:
     """The modalities of a folder. Raises MmfastError where there are no pictures.
 
-    outside: links may lead out of the folder. size: of images and masks in pixels; None for one near the pictures' own, at most `most`, or where nearly all have
-    one other shape for a rectangle of about as many pixels.
+    size: of images and masks in pixels; None for one near the pictures' own, at most `most`, or where nearly all have
+    one other shape for a rectangle of about as many pixels. outside: links may lead out of the folder.
     """
     root = Path(root)
     if not root.is_dir():

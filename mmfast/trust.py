@@ -1,4 +1,4 @@
-"""The user's own word: a config may come from anywhere, so code that it names is run, and a folder written to, on that alone.
+"""The user's own word: a config may come from anywhere, and what it names is run, or written to, on that word alone.
 
 A word is for the option that it was given for: the last part of its key.
 """

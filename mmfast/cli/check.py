@@ -36,16 +36,26 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    from mmfast.build import check_beside_data
     from mmfast.survey import survey
 
     check_ending("--sheet", args.sheet, (".png", ".jpg", ".jpeg"))
     config, notes = _config(args.data, rest)
+    file = Path(args.sheet) if args.sheet else new_file(Path(), f"check-{slug(Path(args.data).stem) or 'data'}")
+    nowhere = ""
+    try:
+        check_beside_data(config, "--sheet", file)
+    except MmfastError as error:
+        if args.sheet:
+            raise
+        nowhere = str(error)
     found = survey(config, quiet=args.quiet)
     found.notes[:0] = notes
     lines = page(found, args.data)
-    if found.sheet is not None:
+    if nowhere:
+        lines += ["", f"no contact sheet: {nowhere}"]
+    elif found.sheet is not None:
         sheet = found.sheet
-        file = Path(args.sheet) if args.sheet else new_file(Path(), f"check-{slug(Path(args.data).stem) or 'data'}")
         write(file, lambda temporary: sheet.save(temporary))
         lines += ["", f"contact sheet: {file}"]
     encoding = sys.stdout.encoding or "utf-8"  # names of files may have bytes that are no text

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mmfast.data import skipping
@@ -51,6 +52,11 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     return listing.data()
 
 
+def folders(spec: Spec, modalities: Mapping[str, Any]) -> list[Path]:
+    """The folders whose files are examples."""
+    return [Path(spec.root) / spec.folders.get(name, name) for name in modalities]
+
+
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
     """What the folders say of the modalities' options: the classes' names, of folders or a table; captions."""
     listing = look(spec, modalities, anchor)
@@ -63,4 +69,4 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
     return options
 
 
-__all__ = ["Listing", "Spec", "found", "look", "open"]
+__all__ = ["Listing", "Spec", "folders", "found", "look", "open"]

@@ -96,8 +96,8 @@ def led_out(paths: Sequence[Path]) -> str:
     """The problem with links to folders that lead out of a data folder."""
     more = f" (and {len(paths) - 1:,} more)" if len(paths) > 1 else ""
     return (
-        f"{paths[0]} is a link out of data.root, to {os.path.realpath(paths[0])}{more}; put that folder in its place, or "
-        "let links lead out by --data.outside true"
+        f"{paths[0]} is a link out of data.root, to {os.path.realpath(paths[0])}{more}; put that folder in its place, "
+        "or let links lead out by --data.outside true"
     )
 
 
