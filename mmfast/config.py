@@ -185,7 +185,8 @@ def has_own_cache(config: Config) -> bool:
 
 def from_plain(found: Any, source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
     """What YAML holds, as `load` takes it; source: what errors call it."""
-    return resolve(overridden(found, source, overrides), source)
+    overrides = list(overrides)
+    return resolve(overridden(found, source, overrides), source, dict(overrides))
 
 
 def check_name(name: str) -> None:
@@ -197,23 +198,26 @@ def check_name(name: str) -> None:
         )
 
 
-def resolve(raw: DictConfig, source: str = "config") -> Config:
-    """Give every part of a plain config the types and defaults of its kind, and check the bounds."""
+def resolve(raw: DictConfig, source: str = "config", texts: Mapping[str, str] | None = None) -> Config:
+    """Give every part of a plain config the types and defaults of its kind, and check the bounds.
+
+    texts: by key, what the command line says of it as it stands there.
+    """
     known = [f.name for f in dataclasses.fields(Config)]
     for key in raw:
         if key not in known:
             raise unknown(f"{source}: key", key, known)
-    config: Config = typed(Config, OmegaConf.create({name: raw[name] for name in PLAIN if name in raw}), "")
+    config: Config = typed(Config, OmegaConf.create({name: raw[name] for name in PLAIN if name in raw}), "", texts)
     for name, section in SECTIONS.items():
-        setattr(config, name, typed(section, _section(raw, name), f"{name}."))  # type: ignore[arg-type]
-    config.data = _of_kind(raw, "data", lambda kind: data.kind(kind).Spec, "digits", data.KINDS)
-    config.backbone = _of_kind(raw, "backbone", lambda kind: backbones.kind(kind).Spec, "unet", backbones.KINDS)
+        setattr(config, name, typed(section, _section(raw, name), f"{name}.", texts))  # type: ignore[arg-type]
+    config.data = _of_kind(raw, "data", lambda kind: data.kind(kind).Spec, "digits", data.KINDS, texts)
+    config.backbone = _of_kind(raw, "backbone", lambda kind: backbones.kind(kind).Spec, "unet", backbones.KINDS, texts)
     modalities.add_installed()
     for part in map(str, _section(raw, "modalities")):
         key = f"modalities.{part}"
         check_name(part)
         config.modalities[part] = _of_kind(
-            raw, key, lambda kind: modalities.kind(kind).Spec, None, [*modalities.KINDS, *modalities.FAILED]
+            raw, key, lambda kind: modalities.kind(kind).Spec, None, [*modalities.KINDS, *modalities.FAILED], texts
         )
     if not config.modalities:
         raise MmfastError(f"{source} has no modalities; it should name at least the anchor, {config.anchor!r}")
@@ -299,14 +303,21 @@ def _section(raw: DictConfig, key: str) -> DictConfig:
     return part
 
 
-def _of_kind(raw: DictConfig, key: str, spec: Any, default: str | None, kinds: Sequence[str]) -> Any:
+def _of_kind(
+    raw: DictConfig,
+    key: str,
+    spec: Any,
+    default: str | None,
+    kinds: Sequence[str],
+    texts: Mapping[str, str] | None,
+) -> Any:
     part = _section(raw, key)
     kind = part.get("kind", default)
     if kind is None:
         raise MmfastError(f"{key}.kind is missing; it should be one of {', '.join(kinds)}")
     if kind not in kinds:
         raise unknown(f"{key}.kind", kind, kinds)
-    return typed(spec(kind), part, f"{key}.")
+    return typed(spec(kind), part, f"{key}.", texts)
 
 
 def to_yaml(config: Config) -> str:

@@ -52,7 +52,8 @@ def _override(raw: DictConfig, key: str, value: str) -> None:
     if not all(key.split(".")):
         raise MmfastError(f"--{key} is no option's name; it should be words with dots between them, as --train.steps")
     new = load_value(value, f"--{key} {value}")
-    note_word(key, new)
+    for given in (new, value):
+        note_word(key, given)
     try:
         parent, _, last = key.rpartition(".")
         if last == "kind" and parent and new != OmegaConf.select(raw, key):
