@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,8 +57,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         sheet = found.sheet
         write(file, lambda temporary: sheet.save(temporary))
         lines += ["", f"contact sheet: {file}"]
-    encoding = sys.stdout.encoding or "utf-8"  # names of files may have bytes that are no text
-    print("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding))
+    print("\n".join(lines))
     return 2 if found.wrong else 0
 
 

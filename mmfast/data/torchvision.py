@@ -105,7 +105,7 @@ def _items(spec: Spec, modalities: Mapping[str, Any], anchor: str, arguments: Ma
     about = None
     if spec.cache_gb:
         about = {"arguments": dict(arguments), "fields": fields, "files": _files(spec.root), "torchvision": _version()}
-    return Items(len(found), get, modalities, f"torchvision's {spec.name}", about)
+    return Items(len(found), get, modalities, f"torchvision's {spec.name}", anchor, about)
 
 
 def _files(root: str) -> str:

@@ -14,7 +14,7 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
-from mmfast.image_files import load_picture, middle_resized
+from mmfast.image_files import grey_or_colour, load_picture, middle_resized
 from mmfast.modalities.heads import Pooled, Reader, head_norm, one_head, reads_option
 from mmfast.options import option
 from mmfast.schedule import KINDS as WEIGHTS
@@ -362,7 +362,7 @@ def unit_rms(x: Tensor) -> Tensor:
 
 def pixels_known(path: Path, size: Size) -> Tensor:
     """Where a picture, its middle resized, is white: bool [height, width]. Raises MmfastError naming the file."""
-    picture = middle_resized(load_picture(path, "mask").convert("L"), size, PILImage.Resampling.NEAREST)
+    picture = middle_resized(grey_or_colour(load_picture(path, "mask"), 1, None), size, PILImage.Resampling.NEAREST)
     return torch.from_numpy(np.asarray(picture) > 127)
 
 

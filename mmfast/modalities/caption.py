@@ -73,6 +73,12 @@ class Caption(Embedding):
             raise MmfastError(f"{path} is empty; it should hold a caption, or be removed, for it to be missing")
         return vector(spec.text_encoder, text, spec.dim)
 
+    @classmethod
+    def from_text(cls, text: str, spec: Any, where: str) -> Tensor:
+        if not text:
+            raise MmfastError(f"{where} is empty; it should hold a caption")
+        return vector(spec.text_encoder, text, spec.dim)
+
     def values(self, text: str) -> list[str]:
         """A caption has commas of its own, so there is one."""
         return [text]

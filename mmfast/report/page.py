@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from mmfast.config import Config
-from mmfast.report.content import Content, Picture, Series
+from mmfast.generate import guidance_text
+from mmfast.report.content import Content, Picture, Series, finite
 from mmfast.report.elements import Markup, element, join
 from mmfast.report.figures import BOUND, ERROR, Figure, explained
 from mmfast.report.plot import curve, number, plot, running_mean
@@ -172,7 +173,10 @@ def _trained(config: Config | None) -> Markup:
                 f"{train.steps:,} steps of {train.batch_size:,} examples ({train.steps * train.batch_size:,} in all), "
                 f"{rate}, average of the weights with decay {train.ema_decay:g}, {train.precision}, seed {config.seed}",
             ),
-            ("Sampling", f"{sample.sampler}, {sample.steps} steps, guidance {sample.guidance_scale:g}{turns}"),
+            (
+                "Sampling",
+                f"{sample.sampler}, {sample.steps} steps, guidance {guidance_text(sample.guidance_scale)}{turns}",
+            ),
         ]
     )
 
@@ -227,7 +231,7 @@ def _figures(content: Content) -> Markup:
 def _error(metrics: Mapping[str, float], figures: Sequence[Figure]) -> Markup:
     """The error of the predicted image against t, the times as far apart as they were chosen: evenly in log SNR."""
     found = {int(figure.name.partition(".")[2]): metrics[figure.name] for figure in figures}
-    points = sorted((t, x) for t, x in found.items() if np.isfinite(x))
+    points = sorted((t, x) for t, x in found.items() if finite(x))
     if not points:
         return Markup()
     times, errors = zip(*points, strict=True)

@@ -15,6 +15,7 @@ from mmfast.data.items import Items, x_of
 from mmfast.errors import MmfastError
 from mmfast.guess import DRAFT
 from mmfast.survey import brief, survey
+from mmfast.texts import ngrams
 from mmfast.training import train
 
 SIZE, COUNT = 4, 30
@@ -172,6 +173,101 @@ def test_values_of_other_packages():
     ):  # fmt: skip
         with pytest.raises(MmfastError, match=words):
             x_of(kinds[name], value, "x")
+
+
+def parts(**modalities):
+    return config({"kind": "digits"}, {"image": {**IMAGE, "size": 2}, **modalities}).modalities
+
+
+def test_arrays_of_class_numbers_are_read_as_a_file_s_are():
+    kinds = parts(mask={"kind": "mask", "classes": 3, "size": 2, "ignore": 255}, two={"kind": "mask", "size": 2})
+    numbers = [[0, 255], [2, 1]]
+    for value in (
+        numbers,
+        np.array(numbers),
+        torch.tensor(numbers),
+        np.array(numbers, np.uint16),
+        np.array(numbers, "u1"),
+    ):
+        assert x_of(kinds["mask"], value, "x").tolist() == [[0, -1], [2, 1]]
+    assert x_of(kinds["two"], np.array([[0, 255], [255, 0]]), "x").tolist() == [[0, 1], [1, 0]]
+    larger = np.kron(np.array(numbers), np.ones((3, 3), int))
+    assert x_of(kinds["mask"], larger, "x").tolist() == [[0, -1], [2, 1]]
+    for value, words in (
+        (np.array([[0, -1], [0, 0]]), "holds class -1; the mask has classes 0 .. 2"),
+        (np.array([[0, 3], [0, 0]]), "holds class 3"), (np.array([[0, 2**40], [0, 0]]), "should be class numbers"),
+        (np.zeros((2, 2)), "of which no mask"), (np.zeros((3, 5, 5), np.uint8), r"a picture is \[H, W\]"),
+        (Image.fromarray(np.array([[0, -1], [0, 0]], np.int32)), "holds class -1"),
+        (Image.fromarray(np.zeros((2, 2), np.float32)), "x is a picture of floats"),
+    ):  # fmt: skip
+        with pytest.raises(MmfastError, match=words):
+            x_of(kinds["mask"], value, "x")
+
+
+def test_pictures_of_other_depths_are_read_in_their_range_or_refused():
+    image = parts()["image"]
+    grey = Image.fromarray(np.array([[0, 65535], [13107, 0]], np.int32))
+    expected = torch.tensor([[-1, 1], [2 * 0.2 - 1, -1]]).expand(3, 2, 2)
+    torch.testing.assert_close(x_of(image, grey, "x"), expected, atol=1e-6, rtol=0)
+    for value, words in (
+        (Image.fromarray(np.array([[0, 70000], [0, 0]], np.int32)), r"x runs from 0 to 70000; .* in 0 \.\. 65535"),
+        (Image.fromarray(np.full((2, 2), 0.5, np.float32)), "x is a picture of floats"),
+        (np.zeros((3, 5, 5), np.uint8), r"x is ndarray \[3, 5, 5\]; a picture is"),
+    ):
+        with pytest.raises(MmfastError, match=words):
+            x_of(image, value, "x")
+
+
+def test_pictures_of_one_example_have_one_shape():
+    """What Items gives of each, as folders have it: of each the middle is taken, so another shape is another part."""
+    kinds = parts(mask={"kind": "mask", "size": 2})
+    sizes = [((8, 4), (4, 2)), ((8, 4), (4, 4)), ((8, 4), (8, 4))]
+
+    def get(index):
+        (width, height), mask = sizes[index]
+        return {"image": Image.new("RGB", (width, height)), "mask": Image.new("L", mask)}
+
+    items = Items(3, get, kinds, "pets", "image")
+    assert len(items.__getitems__([0, 2])) == 2
+    with pytest.raises(
+        MmfastError, match=r"example 1 of pets, mask is 4 x 4 and .*, image is 8 x 4: they differ in shape"
+    ):
+        items.__getitems__([0, 1])
+
+
+def test_an_example_without_its_anchor_is_none(stand_in, capsys):
+    stand_in[3]["img"] = None
+    [line] = survey(config(hub())).wrong
+    assert line.startswith("example 3 of pets, split train has no image, the anchor, which every example needs")
+    left = build_data(config(hub(on_error="skip", test="test"))).train
+    assert "image" not in left.__getitems__(range(len(left))).present and left.unreadable.tolist().count(True) == 1
+
+
+def test_classes_that_are_called_by_other_numbers_keep_their_names(stand_in):
+    names = stand_in.features["label"].names
+    for own, found in ((["1", "2", "3"], ["1", "2", "3"]), (["0", "1", "2"], []), (["00", "", "2"], [])):
+        names[:] = own
+        assert with_found(config(hub())).modalities["label"].names == found
+
+
+def test_classes_in_another_order_are_refused(stand_in, monkeypatch):
+    label = {**LABEL, "names": ["bee", "ape", "cow"]}
+    with pytest.raises(MmfastError, match=r"label\.names is bee, ape, cow; the data's order is ape, bee, cow"):
+        with_found(config(hub(), {"image": IMAGE, "label": label}))
+    renamed = with_found(config(hub(), {"image": IMAGE, "label": {**LABEL, "names": ["Affe", "Biene", "Kuh"]}}))
+    assert renamed.modalities["label"].names == ["Affe", "Biene", "Kuh"]
+    other = Table(stand_in)
+    other.features = {**stand_in.features, "label": types.SimpleNamespace(names=["cow", "bee", "ape"])}
+    load = lambda path, name, split: other if split == "test" else stand_in  # noqa: E731
+    monkeypatch.setattr(sys.modules["datasets"], "load_dataset", load)
+    with pytest.raises(MmfastError, match=r"the classes of split 'test' are .*cow.*others than those of 'train'"):
+        build_data(config(hub(test="test")))
+
+
+def test_captions_are_texts_of_a_column(stand_in):
+    caption = {"kind": "caption", "text_encoder": "ngrams"}
+    data = build_data(config(hub(columns={"image": "img", "caption": "more"}), {"image": IMAGE, "caption": caption}))
+    assert torch.equal(data.train.__getitems__([0]).data["caption"][0], ngrams(["x"])[0])
 
 
 class Table(list):
