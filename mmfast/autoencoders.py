@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mmfast.errors import MmfastError, missing_extra
 from mmfast.files import read_text
 from mmfast.options import one_line, option
-from mmfast.trust import imported
+from mmfast.trust import imported, source_digest
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Autoencoder:
                 "factor": getattr(settings, "scaling_factor", None),
                 "shift": getattr(settings, "shift_factor", None),
             }
-            self.keep = spec.keep
+            self.keep, self.named = spec.keep, spec.network
             self.factor = float(spec.factor or own["factor"] or 1.0)
             self.shift = float(spec.shift if spec.shift is not None else own["shift"] or 0.0)
             latents = self._try(name, "encode", torch.zeros(1, *pixels))
@@ -81,10 +81,12 @@ class Autoencoder:
                 )
 
     def digest(self) -> str | None:
-        """A hash of what the network is: its class and its weights. None of what is no torch module."""
+        """A hash of what the network is: its class, of one's own its code, and its weights. None of no torch module."""
         if not isinstance(self.network, nn.Module):
             return None
         found = hashlib.sha256(f"{type(self.network).__module__}.{type(self.network).__qualname__}".encode())
+        module, colon, _ = self.named.partition(":")
+        found.update(source_digest(module).encode() if colon else b"")
         for name, x in sorted(self.network.state_dict().items()):
             content = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             found.update(f"{name} {x.dtype} {list(x.shape)}".encode() + content)

@@ -5,7 +5,11 @@ A word is for the option that it was given for: the last part of its key.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
+import sys
+from pathlib import Path
 from typing import Any
 
 from mmfast.errors import MmfastError
@@ -67,3 +71,17 @@ def imported(key: str, name: str) -> Any:
         raise MmfastError(
             f"{key} is {name!r}, which cannot be had: {reason}; it should be module:function, the module importable"
         ) from None
+
+
+def source_digest(module: str) -> str:
+    """A hash of a module's file: what is kept of what its code has made is another's when that changes.
+
+    Empty for a module without a file. Of a module within a package that is not imported yet, the package is imported.
+    """
+    loaded = sys.modules.get(module)
+    try:
+        found = loaded.__spec__ if loaded is not None else importlib.util.find_spec(module)
+        file = getattr(loaded, "__file__", None) or (found.origin if found is not None else None)
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    except (ImportError, AttributeError, ValueError, OSError):
+        return ""

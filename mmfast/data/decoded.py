@@ -125,6 +125,8 @@ def decoded_once(
 ) -> Examples:
     """`decoded`, of the modalities with these specs, as the options cache and cache_gb of a data set say."""
     about = {**about, "modalities": {name: _own_options(x) for name, x in specs.items()}, "pillow": PIL.__version__}
+    code = {name: digest for name, spec in specs.items() if (digest := kinds.kind(spec.kind).read_by(spec))}
+    about |= {"code": code} if code else {}
     blanks = {name: kinds.kind(spec.kind).blank(spec) for name, spec in specs.items()}
     return decoded(examples, blanks, keys() if options.cache_gb else [], about, options.cache, options.cache_gb)
 

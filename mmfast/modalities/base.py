@@ -20,6 +20,7 @@ from mmfast.options import option
 from mmfast.schedule import KINDS as WEIGHTS
 from mmfast.sizes import Size
 from mmfast.sizes import read as read_size
+from mmfast.trust import source_digest
 
 # What a kind's own file takes from here.
 __all__ = [
@@ -321,6 +322,11 @@ class Modality(nn.Module):
     def read(cls, path: Path, spec: Any) -> Tensor:
         """One x from a file. Raises MmfastError naming it."""
         raise NotImplementedError
+
+    @classmethod
+    def read_by(cls, spec: Any) -> str:
+        """A hash of the code from elsewhere by which `read` reads; empty where all of it is this package's."""
+        return "" if cls.__module__.startswith("mmfast.") else source_digest(cls.__module__)
 
     @classmethod
     def from_text(cls, text: str, spec: Any, where: str) -> Tensor:
