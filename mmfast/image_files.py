@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import EpsImagePlugin, ImageColor, ImageOps, UnidentifiedImageError
 from PIL import Image as PILImage
-from PIL import ImageColor, ImageOps, UnidentifiedImageError
 
 from mmfast.errors import MmfastError
 from mmfast.files import check_regular
@@ -84,6 +84,17 @@ def upright(picture: PILImage.Image, where: Path | str, what: str = "picture") -
         turned = picture.copy()
     assert turned is not None
     return turned
+
+
+@contextlib.contextmanager
+def no_programs() -> Iterator[None]:
+    """Pillow runs no program meanwhile: where another package opens pictures, they may be of any format it knows."""
+    before = EpsImagePlugin.gs_binary
+    EpsImagePlugin.gs_binary = False
+    try:
+        yield
+    finally:
+        EpsImagePlugin.gs_binary = before
 
 
 class Header(NamedTuple):

@@ -18,6 +18,7 @@ from mmfast.data.decoded import key_of
 from mmfast.data.found import walk
 from mmfast.data.items import Items, check_known, named, names_of, split
 from mmfast.errors import MmfastError, missing_extra, unknown
+from mmfast.image_files import no_programs
 from mmfast.options import option
 
 # They open whatever Pillow knows, and kind: folder reads folders.
@@ -67,7 +68,8 @@ def _load(name: str, root: str, download: bool, arguments: str) -> Any:
     given |= {"root": root} if "root" in takes else {}
     given |= {"download": True} if download and "download" in takes else {}
     try:
-        return make(**given)
+        with no_programs():
+            return make(**given)
     except MmfastError:
         raise
     except Exception as error:  # anything that torchvision raises
@@ -94,7 +96,8 @@ def _items(spec: Spec, modalities: Mapping[str, Any], anchor: str, arguments: Ma
         raise MmfastError(f"data.fields has no {missing[0]}; it should have a place for each modality that is read")
 
     def get(index: int) -> dict[str, Any]:
-        values = _flat(found[index])
+        with no_programs():
+            values = _flat(found[index])
         if max(fields.values()) >= len(values) or min(fields.values()) < 0:
             raise MmfastError(
                 f"data.fields is {fields}; an example of {spec.name} has {len(values)} parts, from 0 on: "

@@ -1,12 +1,13 @@
 """Data sets of torchvision and of Hugging Face, by value: beside what the other package itself gives."""
 
+import os
 import sys
 import types
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from mmfast import config as configs
 from mmfast.build import build_data, with_found
@@ -117,6 +118,31 @@ def test_pictures_masks_and_names_of_classes(tmp_path):
     broken.write_bytes(broken.read_bytes()[:70])
     [line] = survey(pet_config(tmp_path)).wrong
     assert line.startswith("example 4 of torchvision's OxfordIIITPet") and "\n" not in line
+
+
+def test_torchvision_runs_no_program_on_a_picture(tmp_path, monkeypatch):
+    pytest.importorskip("torchvision")
+    pets(tmp_path / "data")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\necho 10.0\n")
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # it has not been looked for yet
+    Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "data/oxford-iiit-pet/images/beagle_4.jpg", format="EPS")
+    [line] = survey(pet_config(tmp_path / "data", cache_gb=0)).wrong
+    assert line.startswith("example 4 of torchvision's OxfordIIITPet") and not (tmp_path / "ran").exists()
+    assert EpsImagePlugin.gs_binary is None
+
+
+def test_files_in_circles_of_links_are_looked_at_once(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "x").write_text("1")
+    before = torchvision._files(str(tmp_path))
+    for name in ("one", "two"):
+        (tmp_path / "a" / "b" / name).symlink_to(tmp_path)  # two, whose ways double at every turn
+    assert torchvision._files(str(tmp_path)) == before
+    (tmp_path / "a" / "x").write_text("22")
+    assert torchvision._files(str(tmp_path)) != before
 
 
 @pytest.mark.parametrize(
