@@ -91,8 +91,8 @@ def files_of(config: Config) -> dict[str, Path]:
 
 def check_beside_data(config: Config, what: str, place: Path) -> None:
     """Raise MmfastError, which calls it `what`, for a place whose pictures would be examples of a config's data."""
-    folders = getattr(data.kind(config.data.kind), "folders", lambda *_: [])
-    for folder in folders(config.data, stored(config)):
+    folders = getattr(data.kind(config.data.kind), "folders", None)
+    for folder in folders(config.data, stored(config)) if folders is not None else ():
         inside = os.path.relpath(os.path.realpath(place), os.path.realpath(folder))
         if not any(part.startswith(".") for part in Path(inside).parts):  # nor "..", nor what is hidden
             raise MmfastError(

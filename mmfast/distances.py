@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mmfast.config import EvaluateSpec
+from mmfast.config_sections import EvaluateSpec
 from mmfast.data import Data, Examples
 from mmfast.metrics.features import Extractor, extractor
 from mmfast.metrics.frechet import frechet_distance

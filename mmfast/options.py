@@ -50,17 +50,15 @@ def typed(section: type, part: DictConfig, prefix: str, texts: Mapping[str, str]
 
     texts: by key, what the command line says of it as it stands there: the value of an option that is a text.
     """
-    part, kinds = (
-        part.copy(),
-        {field.name: str(field.type).removesuffix(" | None") for field in dataclasses.fields(section)},
-    )
-    for name, kind in kinds.items():
-        if kind in _CONVERTED and name in part:
-            key, value = f"{prefix}{name}", _plain(part[name])
-            said = (texts or {}).get(key, "")
-            if kind == "str" and said[:1] not in ("'", '"') and said and load_value(said, key) == value:
+    part = part.copy()
+    for field in dataclasses.fields(section):
+        convert = _CONVERTED.get(str(field.type).removesuffix(" | None"))
+        if convert is not None and field.name in part:
+            option = f"{prefix}{field.name}"
+            value, said = _plain(part[field.name]), (texts or {}).get(option, "")
+            if field.type == "str" and said and said[0] not in ("'", '"') and load_value(said, option) == value:
                 value = said
-            part[name] = _CONVERTED[kind](key, value)
+            part[field.name] = convert(option, value)
     try:
         found: Any = OmegaConf.to_object(OmegaConf.merge(_structured(section), part))
     except TypeError as error:  # a list where keys belong, or the reverse: OmegaConf does not say which
