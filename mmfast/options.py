@@ -50,15 +50,7 @@ def typed(section: type, part: DictConfig, prefix: str, texts: Mapping[str, str]
 
     texts: by key, what the command line says of it as it stands there: the value of an option that is a text.
     """
-    part = part.copy()
-    for field in dataclasses.fields(section):
-        convert = _CONVERTED.get(str(field.type).removesuffix(" | None"))
-        if convert is not None and field.name in part:
-            option = f"{prefix}{field.name}"
-            value, said = _plain(part[field.name]), (texts or {}).get(option, "")
-            if field.type == "str" and said and said[0] not in ("'", '"') and load_value(said, option) == value:
-                value = said
-            part[field.name] = convert(option, value)
+    part = _of_their_types(section(), part.copy(), prefix, texts or {})
     try:
         found: Any = OmegaConf.to_object(OmegaConf.merge(_structured(section), part))
     except TypeError as error:  # a list where keys belong, or the reverse: OmegaConf does not say which
@@ -82,6 +74,23 @@ def typed(section: type, part: DictConfig, prefix: str, texts: Mapping[str, str]
         if read := field.metadata.get("read"):
             setattr(found, field.name, read(f"{prefix}{field.name}", getattr(found, field.name)))
     return found
+
+
+def _of_their_types(usual: Any, part: DictConfig, prefix: str, texts: Mapping[str, str]) -> DictConfig:
+    """The part, with what OmegaConf would take for another value than was meant; `usual`: a dataclass of defaults."""
+    for field in dataclasses.fields(usual):
+        key, default = f"{prefix}{field.name}", getattr(usual, field.name)
+        convert = _CONVERTED.get(str(field.type).removesuffix(" | None"))
+        if field.name not in part:
+            continue
+        if dataclasses.is_dataclass(default) and isinstance(part[field.name], DictConfig):
+            part[field.name] = _of_their_types(default, part[field.name], f"{key}.", texts)
+        elif convert is not None:
+            value, said = _plain(part[field.name]), texts.get(key, "")
+            if field.type == "str" and said and said[0] not in ("'", '"') and load_value(said, key) == value:
+                value = said
+            part[field.name] = convert(key, value)
+    return part
 
 
 def _plain(value: Any) -> Any:

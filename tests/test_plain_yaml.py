@@ -88,6 +88,8 @@ PLAIN = {"data": {"kind": "folder"}, "modalities": {"image": {"kind": "image"}}}
 def test_a_text_of_the_command_line_is_as_it_stands_there(name):
     assert configs.from_plain(PLAIN, "x", [("data.root", name)]).data.root == name
     assert configs.from_plain(PLAIN, "x", [("data.root", f"'{name}'")]).data.root == name
+    key = "modalities.image.autoencoder.network"
+    assert configs.from_plain(PLAIN, "x", [(key, name)]).modalities["image"].autoencoder.network == name
     later = [("data.root", name), ("data", "{kind: folder, root: other}")]
     assert configs.from_plain(PLAIN, "x", later).data.root == "other"
 
@@ -123,6 +125,7 @@ def test_no_digit_of_a_seed_is_lost():
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
+        ("modalities.image.autoencoder.keep", "2", "autoencoder.keep is 2; it should be true or false"),
         ("train.steps", "1.5", "could not be converted to Integer"),
         ("told", "2", "told is 2; it should be true or false"),
         ("modalities.image.weight.scale", ".nan", "weight.scale is NaN; it should be a number"),

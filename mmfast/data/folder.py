@@ -8,7 +8,6 @@ root/labels.csv, or the first folder of the anchor's path (cats). A folder of an
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,11 @@ from typing import Any
 from mmfast.data import skipping
 from mmfast.data.base import FLIP, Data
 from mmfast.data.cache import HELP, LIMIT
-from mmfast.data.items import named
+from mmfast.data.items import captions, named
 from mmfast.data.listing import Listing, look
 from mmfast.errors import MmfastError
 from mmfast.modalities.label import read_text
 from mmfast.options import option
-
-# The files that a list of captions is made of, the first of them.
-MOST_CAPTIONS = 1000
 
 
 @dataclass
@@ -63,9 +59,9 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
     options = named(listing.classes)
     for name, part in modalities.items():
         if part.kind == "caption" and not part.captions:
-            stems = listing.paths[anchor]
-            read = (read_text(path) for stem, path in listing.paths.get(name, {}).items() if stem in stems)
-            options[name] = {"captions": sorted(set(itertools.islice(filter(None, read), MOST_CAPTIONS)))}
+            stems, cells = listing.paths[anchor], listing.texts.get(name)
+            files = (read_text(path) for stem, path in listing.paths.get(name, {}).items() if stem in stems)
+            options[name] = {"captions": captions(files if cells is None else cells.values())}
     return options
 
 

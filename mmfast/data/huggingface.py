@@ -11,7 +11,7 @@ from typing import Any
 from mmfast.data import skipping
 from mmfast.data.base import FLIP, Data
 from mmfast.data.cache import HELP, LIMIT
-from mmfast.data.items import Items, check_known, named, names_of, split
+from mmfast.data.items import MOST_CAPTIONS, Items, captions, check_known, named, names_of, split
 from mmfast.errors import MmfastError, missing_extra, unknown
 from mmfast.image_files import load_picture, picture_in
 from mmfast.options import option
@@ -111,8 +111,16 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
 
 
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
-    """The names of classes in the features of columns that are labels."""
-    return named(names_of(modalities, _names(spec, modalities, spec.train)))
+    """The names of classes in the features of columns that are labels; captions."""
+    options = named(names_of(modalities, _names(spec, modalities, spec.train)))
+    for name, part in modalities.items():
+        if part.kind == "caption" and not part.captions:
+            data = _load(spec.path, spec.name, spec.train)
+            column = _columns(spec, modalities, data.features)[name]
+            texts = data.select_columns([column])
+            rows = (texts[k][column] for k in range(min(len(texts), MOST_CAPTIONS)))
+            options[name] = {"captions": captions(str(x).strip() if x is not None else None for x in rows)}
+    return options
 
 
 def _names(spec: Spec, modalities: Mapping[str, Any], part: str) -> dict[str, list[str]]:

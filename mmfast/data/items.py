@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,10 @@ from mmfast.data.listing import place
 from mmfast.data.skipping import Skipping
 from mmfast.errors import MmfastError, unknown
 from mmfast.image_files import check_sizes, upright
+
+
+# The texts that a list of captions is made of, the first of them.
+MOST_CAPTIONS = 1000
 
 
 @dataclass
@@ -165,6 +170,11 @@ def named(classes: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
         for label, names in classes.items()
         if not all(is_number(name, k) for k, name in enumerate(names))
     }
+
+
+def captions(texts: Iterable[str | None]) -> list[str]:
+    """The list of captions that a generated one is the nearest of: those among the first texts that are any."""
+    return sorted(set(itertools.islice(filter(None, texts), MOST_CAPTIONS)))
 
 
 def names_of(specs: Mapping[str, Any], classes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

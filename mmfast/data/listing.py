@@ -86,7 +86,8 @@ def look(spec: Any, modalities: Mapping[str, Any], anchor: str) -> Listing:
     """
     root = Path(spec.root)
     if not spec.root or not root.is_dir():
-        raise MmfastError(f"data.root is {spec.root!r}, no folder; it should hold a folder for each modality")
+        here = f" in {Path.cwd()}" if spec.root and not root.is_absolute() else ""
+        raise MmfastError(f"data.root is {spec.root!r}, no folder{here}; it should hold a folder for each modality")
     for name in spec.folders:
         if name not in modalities:
             raise unknown("data.folders' modality", name, modalities)
@@ -205,7 +206,7 @@ def _wrong_cells(table: Table, cells: Mapping[int, str], part: Any) -> list[str]
 
 def _problem(cell: str, part: Any, where: str) -> str:
     try:
-        kinds.kind(part.kind).from_text(cell, part, where)
+        kinds.kind(part.kind).check_text(cell, part, where)
     except MmfastError as error:
         return str(error)
     return ""

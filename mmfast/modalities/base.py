@@ -280,6 +280,11 @@ class Modality(nn.Module):
         raise MmfastError(f"{where}: {text!r} is a cell of a table, of which no {cls.kind} can be made")
 
     @classmethod
+    def check_text(cls, text: str, spec: Any, where: str) -> None:
+        """Raise MmfastError, which calls it `where`, for a text of which `from_text` makes no x."""
+        cls.from_text(text, spec, where)
+
+    @classmethod
     def blank(cls, spec: Any) -> Tensor:
         """What stands for one x that is missing."""
         raise NotImplementedError

@@ -83,9 +83,14 @@ class Caption(Embedding):
 
     @classmethod
     def from_text(cls, text: str, spec: Any, where: str) -> Tensor:
+        cls.check_text(text, spec, where)
+        return vector(spec.text_encoder, text, spec.dim)
+
+    @classmethod
+    def check_text(cls, text: str, spec: Any, where: str) -> None:
+        """Any text will do, and none needs to be encoded to know it."""
         if not text:
             raise MmfastError(f"{where} is empty; it should hold a caption")
-        return vector(spec.text_encoder, text, spec.dim)
 
     def values(self, text: str) -> list[str]:
         """A caption has commas of its own, so there is one."""

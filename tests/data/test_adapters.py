@@ -291,9 +291,13 @@ def test_classes_in_another_order_are_refused(stand_in, monkeypatch):
 
 
 def test_captions_are_texts_of_a_column(stand_in):
+    stand_in[4]["more"], stand_in[5]["more"] = " a cat ", None
     caption = {"kind": "caption", "text_encoder": "ngrams"}
-    data = build_data(config(hub(columns={"image": "img", "caption": "more"}), {"image": IMAGE, "caption": caption}))
-    assert torch.equal(data.train.__getitems__([0]).data["caption"][0], ngrams(["x"])[0])
+    chosen = config(hub(columns={"image": "img", "caption": "more"}, test="test"), {"image": IMAGE, "caption": caption})
+    assert with_found(chosen).modalities["caption"].captions == ["a cat", "x"]
+    batch = build_data(chosen).train.__getitems__([0, 4, 5])
+    assert torch.equal(batch.data["caption"][:2], ngrams(["x", "a cat"]))
+    assert batch.present["caption"].tolist() == [True, True, False]
 
 
 class Table(list):
