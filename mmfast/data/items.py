@@ -23,7 +23,6 @@ from mmfast.data.skipping import Skipping
 from mmfast.errors import MmfastError, unknown
 from mmfast.image_files import check_sizes, upright
 
-
 # The texts that a list of captions is made of, the first of them.
 MOST_CAPTIONS = 1000
 
