@@ -74,7 +74,7 @@ def _config(data: str, rest: Sequence[str]) -> tuple[Config, list[str]]:
     if is_config:
         return configs.load(data, overrides(rest)), []
     options = overrides(rest)
-    guessed = guess(data, most_pixels(), outside=("data.outside", "true") in options)
+    guessed = guess(data, most_pixels(), outside=dict(options).get("data.outside", "").lower() == "true")
     raw = {"anchor": guessed.anchor, "data": guessed.data(), "modalities": guessed.modalities, **DRAFT}
     return configs.from_plain(raw, data, options), [f"{line}; left out" for line in guessed.notes]
 

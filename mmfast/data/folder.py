@@ -60,7 +60,7 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
     for name, part in modalities.items():
         if part.kind == "caption" and not part.captions:
             stems, cells = listing.paths[anchor], listing.texts.get(name)
-            files = (read_text(path) for stem, path in listing.paths.get(name, {}).items() if stem in stems)
+            files = (read_text(path, "caption") for stem, path in listing.paths.get(name, {}).items() if stem in stems)
             options[name] = {"captions": captions(files if cells is None else cells.values())}
     return options
 

@@ -79,9 +79,11 @@ def walk(
         except OSError as error:
             problems.append(f"{folder} cannot be looked at: {error.strerror}; permit it, or remove it")
             continue
-        folders = [entry.name for entry in entries if _is_folder(entry)]
-        todo += [(folder / name, above | {real}) for name in reversed(folders)]
-        yield from (folder / entry.name for entry in entries if entry.name not in {*folders})
+        folders, files = [], []
+        for entry in entries:
+            (folders if _is_folder(entry) else files).append(folder / entry.name)
+        todo += [(path, above | {real}) for path in reversed(folders)]
+        yield from files
 
 
 def leads_out(path: Path, within: Path | None) -> bool:

@@ -68,7 +68,7 @@ class Caption(Embedding):
 
     @classmethod
     def read(cls, path: Path, spec: Any) -> Tensor:
-        text = read_text(path)
+        text = read_text(path, "caption")
         if not text:
             raise MmfastError(f"{path} is empty; it should hold a caption, or be removed, for it to be missing")
         return vector(spec.text_encoder, text, spec.dim)
