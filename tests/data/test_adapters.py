@@ -1,5 +1,6 @@
 """Data sets of torchvision and of Hugging Face, by value: beside what the other package itself gives."""
 
+import multiprocessing
 import os
 import sys
 import types
@@ -18,6 +19,7 @@ from mmfast.guess import DRAFT
 from mmfast.survey import brief, survey
 from mmfast.texts import ngrams
 from mmfast.training import train
+from mmfast.training.examples import loader
 
 SIZE, COUNT = 4, 30
 FEW = {
@@ -132,6 +134,24 @@ def test_torchvision_runs_no_program_on_a_picture(tmp_path, monkeypatch):
     [line] = survey(pet_config(tmp_path / "data", cache_gb=0)).wrong
     assert line.startswith("example 4 of torchvision's OxfordIIITPet") and not (tmp_path / "ran").exists()
     assert EpsImagePlugin.gs_binary is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere data sets of other packages go without workers")
+def test_workers_read_what_cannot_be_sent_to_them(monkeypatch):
+    """Where Python would begin them anew, as it does from 3.14 on, they would not know the user's word either."""
+    pytest.importorskip("torchvision")
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        chosen = config(fake(cache_gb=0))
+        chosen.train.workers, chosen.train.steps = 1, 2
+        data = build_data(chosen).train
+        [first, second] = loader(chosen, data, 0)
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
+    chosen.train.workers = 0
+    for batch, expected in zip((first, second), loader(chosen, data, 0), strict=True):
+        assert torch.equal(batch.data["image"], expected.data["image"])
 
 
 def test_files_in_circles_of_links_are_looked_at_once(tmp_path):
