@@ -79,7 +79,7 @@ def walk(
         except OSError as error:
             problems.append(f"{folder} cannot be looked at: {error.strerror}; permit it, or remove it")
             continue
-        folders, files = [], []
+        folders, files = list[Path](), list[Path]()
         for entry in entries:
             (folders if _is_folder(entry) else files).append(folder / entry.name)
         todo += [(path, above | {real}) for path in reversed(folders)]
