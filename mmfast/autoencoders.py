@@ -7,7 +7,6 @@ of one's own. It is frozen: no part of the model's weights, and not written with
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from mmfast.errors import MmfastError, missing_extra
 from mmfast.files import read_text
 from mmfast.options import one_line, option
-from mmfast.trust import check_code
+from mmfast.trust import imported, source_digest
 
 
 @dataclass
@@ -62,7 +61,7 @@ class Autoencoder:
                 "factor": getattr(settings, "scaling_factor", None),
                 "shift": getattr(settings, "shift_factor", None),
             }
-            self.keep = spec.keep
+            self.keep, self.named = spec.keep, spec.network
             self.factor = float(spec.factor or own["factor"] or 1.0)
             self.shift = float(spec.shift if spec.shift is not None else own["shift"] or 0.0)
             latents = self._try(name, "encode", torch.zeros(1, *pixels))
@@ -82,10 +81,12 @@ class Autoencoder:
                 )
 
     def digest(self) -> str | None:
-        """A hash of what the network is: its class and its weights. None of what is no torch module."""
+        """A hash of what the network is: its class, of one's own its code, and its weights. None of no torch module."""
         if not isinstance(self.network, nn.Module):
             return None
         found = hashlib.sha256(f"{type(self.network).__module__}.{type(self.network).__qualname__}".encode())
+        module, colon, _ = self.named.partition(":")
+        found.update(source_digest(module).encode() if colon else b"")
         for name, x in sorted(self.network.state_dict().items()):
             content = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             found.update(f"{name} {x.dtype} {list(x.shape)}".encode() + content)
@@ -128,14 +129,13 @@ def _first(found: Any, *names: str) -> Any:
 
 
 def _imported(key: str, name: str) -> Any:
-    check_code(key, name)
-    module, _, function = name.partition(":")
+    make = imported(key, name)
     try:
-        return getattr(importlib.import_module(module), function)()
+        return make()
     except (ImportError, AttributeError, ValueError, TypeError) as error:
+        reason = one_line(error) if str(error) else type(error).__name__
         raise MmfastError(
-            f"{key} is {name!r}, which cannot be had: {one_line(error) if str(error) else type(error).__name__}; it "
-            "should be module:function, the module importable and the function without arguments"
+            f"{key} is {name!r}, which fails: {reason}; it should be module:function, the function without arguments"
         ) from None
 
 

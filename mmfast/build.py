@@ -89,6 +89,18 @@ def files_of(config: Config) -> dict[str, Path]:
     }
 
 
+def check_beside_data(config: Config, what: str, place: Path) -> None:
+    """Raise MmfastError, which calls it `what`, for a place whose pictures would be examples of a config's data."""
+    folders = getattr(data.kind(config.data.kind), "folders", None)
+    for folder in folders(config.data, stored(config)) if folders is not None else ():
+        inside = os.path.relpath(os.path.realpath(place), os.path.realpath(folder))
+        if not any(part.startswith(".") for part in Path(inside).parts):  # nor "..", nor what is hidden
+            raise MmfastError(
+                f"{what} is {place}, which lies among the data in {folder}, so that its pictures would be examples; "
+                "choose another place"
+            )
+
+
 def with_found(config: Config) -> Config:
     """The config with what its data alone can say, where it says nothing of its own: class names, columns, scales.
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,153 +14,50 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from mmfast import backbones, data, modalities
+from mmfast.config_sections import PLAIN, SECTIONS, Config
 from mmfast.config_source import overridden, read
+from mmfast.data.cache import is_cache
 from mmfast.errors import MmfastError, unknown
-from mmfast.options import PRECISIONS, check, option, typed
+from mmfast.options import check, typed
 from mmfast.plain_yaml import load_yaml
-from mmfast.process import TARGETS
-from mmfast.samplers import HEADS, SAMPLERS, check_share
-from mmfast.schedule import MOST_STEPS
-
-# The rules of mmfast.training.balance.
-BALANCES = ("none", "uncertainty", "gradient_norm")
-
-
-@dataclass
-class ScheduleSpec:
-    kind: str = option("cosine", "the shape of alpha_bar(t)", choices=("cosine", "linear"))
-    T: int = option(1000, "steps of the diffusion process", min=2, max=MOST_STEPS)
-
-
-@dataclass
-class LossSpec:
-    target: str = option("eps", "what the network predicts of the anchor", choices=tuple(TARGETS))
-    min_snr_gamma: float | None = option(None, "gamma of min-SNR-gamma weighting of the steps; null: none", above=0)
-    balance: str = option(
-        "none",
-        "rule that finds weights of the modalities' losses: none, learnt variances or the norms of gradients",
-        choices=BALANCES,
-    )
-
-
-@dataclass
-class LowNoiseSpec:
-    """Training examples at little noise, where the other modalities are read off the anchor."""
-
-    share: float = option(0.0, "share at little noise of the examples where only the anchor is seen", min=0, max=1)
-    until: float = option(0.1, "their times are uniform up to this share of T", above=0, max=1)
-    weight: float = option(1.0, "weight of the anchor's loss in these examples", min=0)
-
-
-@dataclass
-class TrainSpec:
-    steps: int = option(100_000, "optimiser steps", min=1)
-    batch_size: int = option(128, "examples a step", min=1)
-    accumulation: int = option(1, "parts in which a step's batch is computed", min=1)
-    learning_rate: float = option(1e-4, "learning rate after the warm-up", above=0)
-    warmup: int = option(100, "steps over which the learning rate rises from zero", min=0)
-    decay: str = option("constant", "course of the learning rate after the warm-up", choices=("constant", "cosine"))
-    weight_decay: float = option(0.0, "AdamW's weight decay", min=0)
-    grad_clip: float = option(1.0, "largest norm of the gradient", above=0)
-    ema_decay: float = option(0.9999, "decay of the averaged weights", min=0, max=1)
-    given_probability: float = option(
-        0.25, "how often each modality is given (told to the network) in training; never all at once", min=0, max=1
-    )
-    low_noise: LowNoiseSpec = field(default_factory=LowNoiseSpec)
-    precision: str = option("fp32", "arithmetic of the network", choices=PRECISIONS)
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    compile: bool = option(False, "compile the network with torch.compile")
-    cuda_graphs: bool = option(False, "on a GPU, replay the network's kernels as CUDA graphs (for small networks)")
-    shard: bool = option(False, "with several ranks, a shard of the network's weights on each (for large networks)")
-    workers: int = option(0, "processes that load data", min=0)
-    log_every: int = option(50, "steps between two writes of stats.jsonl and TensorBoard", min=1)
-    sample_every: int = option(5000, "steps between two sample grids; 0 for none", min=0)
-    checkpoint_every: int = option(1000, "steps between two checkpoints", min=1)
-    keep_every: int = option(0, "steps between two states that are kept for good; 0 for none", min=0)
-    validate_every: int = option(
-        1000, "steps between two losses of the averaged weights on held-out examples; 0 for none", min=0
-    )
-    validate_examples: int = option(512, "held-out examples for this loss, always the same ones", min=1)
-    skip_above: float | None = option(
-        None, "leave out steps whose gradient has this norm or more; null: only if it is not finite", above=0
-    )
-    max_skipped: int = option(20, "steps of the last 100 that may be left out before training stops", min=0, max=100)
-    tensorboard: bool = option(True, "write TensorBoard's files, if it is installed")
-    log_to: list[str] = option([], "further logs: wandb, or module:callable that returns an object like SummaryWriter")
-
-
-@dataclass
-class SampleSpec:
-    sampler: str = option("ddpm", "the sampler", choices=SAMPLERS)
-    steps: int = option(50, "network evaluations a sample", min=1)
-    eta: float = option(0.0, "noise of ddim, dpmpp_2m and dpmpp_3m: 0 for none, 1 for as much as ddpm's", min=0, max=1)
-    guidance_scale: Any = option(1.0, "scale of the guidance: 1 for none; for each modality: {label: 2}", min=0)
-    clamp: float | None = option(1.0, "limit the predicted image to -clamp .. clamp; null: no limit", above=0)
-    batch_size: int = option(250, "samples drawn at a time", min=1)
-    precision: str = option("fp32", "arithmetic of the network", choices=PRECISIONS)
-    heads: str = option(
-        "soft", "modalities not given enter a step as their expected encodings, or as those of a draw", choices=HEADS
-    )
-    resample: int = option(
-        5,
-        "times that each step is taken if a modality is given in part: more make the drawn part fit better",
-        min=1,
-    )
-    first: list[str] = option([], "modalities to draw first, one after another; the rest is drawn given them")
-    offset: dict[str, float] = option({}, "lead of a modality's time over the anchor's, as a share of T: {mask: 0.2}")
-    count: int = option(16, "samples in a grid", min=1)
-
-
-@dataclass
-class EvaluateSpec:
-    samples: int = option(1000, "samples for each direction; 0 for no evaluation after training", min=0)
-    bound_steps: int = option(8, "timesteps a held-out example in the bound's Monte Carlo sums; 0: all of them", min=0)
-    features: str = option(
-        "pixels",
-        "image features for distances: pixels, efficientnet-lite0, vgg16 (vgg16@64: at 64 x 64) or module:function",
-    )
-    features_weights: str = option("", "file with that network's weights; empty: the installed package's")
-    lpips: str = option("", "also measure LPIPS of restored images, with this network", choices=("", "alex", "vgg"))
-    lpips_weights: str = option("", "file with that network's weights; empty: the installed package's")
-
-
-@dataclass
-class Config:
-    """Everything that a run depends on. `data`, `backbone` and each modality have the options of their kind."""
-
-    anchor: str = option("image", "the modality that the diffusion process runs on")
-    space: str = option("own", "channels of the modalities in the diffusion space", choices=("own", "shared"))
-    told: bool = option(True, "tell the network what is given; false: it sees z_t alone")
-    seed: int = option(0, "seed of weights, order, timesteps and noise", min=0, max=2**63 - 1)
-    data: Any = None
-    modalities: dict[str, Any] = field(default_factory=dict)
-    schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
-    backbone: Any = None
-    loss: LossSpec = field(default_factory=LossSpec)
-    train: TrainSpec = field(default_factory=TrainSpec)
-    sample: SampleSpec = field(default_factory=SampleSpec)
-    evaluate: EvaluateSpec = field(default_factory=EvaluateSpec)
-
-
-PLAIN = ("anchor", "space", "told", "seed")
-SECTIONS = {
-    f.name: f.default_factory
-    for f in dataclasses.fields(Config)
-    if f.name in ("schedule", "loss", "train", "sample", "evaluate")
-}
+from mmfast.samplers import check_share
+from mmfast.trust import is_word
 
 
 def load(source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
     """A preset's name or a YAML file, with overrides ("train.steps", "100") put over it.
 
-    Raises MmfastError, naming the key, for anything unknown, of the wrong type or out of bounds.
+    Raises MmfastError, naming the key, for anything unknown, of the wrong type or out of bounds; and for a cache
+    that is the config's own choice (`has_own_cache`).
     """
-    return from_plain(load_yaml(read(source), source), source, overrides)
+    config = from_plain(load_yaml(read(source), source), source, overrides)
+    if has_own_cache(config):
+        folder = config.data.cache
+        raise MmfastError(
+            f"data.cache is {folder!r}, which {source} names and which is no cache of mmfast's yet; where you want it "
+            f"there, add --data.cache {folder} once, else leave it out: the user's cache folder is taken then"
+        )
+    return config
+
+
+def load_again(file: str) -> Config:
+    """The config of a run, as it was resolved; a cache that is the config's own choice is left out."""
+    config = from_plain(load_yaml(read(file), file), file)
+    if has_own_cache(config):
+        config.data.cache = ""
+    return config
+
+
+def has_own_cache(config: Config) -> bool:
+    """Whether a config names a folder to write to that neither the user has given nor mmfast has made a cache of."""
+    folder = getattr(config.data, "cache", "")
+    return bool(folder) and not is_word("data.cache", folder) and not is_cache(Path(folder))
 
 
 def from_plain(found: Any, source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
     """What YAML holds, as `load` takes it; source: what errors call it."""
-    return resolve(overridden(found, source, overrides), source)
+    overrides = list(overrides)
+    return resolve(overridden(found, source, overrides), source, dict(overrides))
 
 
 def check_name(name: str) -> None:
@@ -172,23 +69,26 @@ def check_name(name: str) -> None:
         )
 
 
-def resolve(raw: DictConfig, source: str = "config") -> Config:
-    """Give every part of a plain config the types and defaults of its kind, and check the bounds."""
+def resolve(raw: DictConfig, source: str = "config", texts: Mapping[str, str] | None = None) -> Config:
+    """Give every part of a plain config the types and defaults of its kind, and check the bounds.
+
+    texts: by key, what the command line says of it as it stands there.
+    """
     known = [f.name for f in dataclasses.fields(Config)]
     for key in raw:
         if key not in known:
             raise unknown(f"{source}: key", key, known)
-    config: Config = typed(Config, OmegaConf.create({name: raw[name] for name in PLAIN if name in raw}), "")
+    config: Config = typed(Config, OmegaConf.create({name: raw[name] for name in PLAIN if name in raw}), "", texts)
     for name, section in SECTIONS.items():
-        setattr(config, name, typed(section, _section(raw, name), f"{name}."))  # type: ignore[arg-type]
-    config.data = _of_kind(raw, "data", lambda kind: data.kind(kind).Spec, "digits", data.KINDS)
-    config.backbone = _of_kind(raw, "backbone", lambda kind: backbones.kind(kind).Spec, "unet", backbones.KINDS)
+        setattr(config, name, typed(section, _section(raw, name), f"{name}.", texts))  # type: ignore[arg-type]
+    config.data = _of_kind(raw, "data", lambda kind: data.kind(kind).Spec, "digits", data.KINDS, texts)
+    config.backbone = _of_kind(raw, "backbone", lambda kind: backbones.kind(kind).Spec, "unet", backbones.KINDS, texts)
     modalities.add_installed()
     for part in map(str, _section(raw, "modalities")):
         key = f"modalities.{part}"
         check_name(part)
         config.modalities[part] = _of_kind(
-            raw, key, lambda kind: modalities.kind(kind).Spec, None, [*modalities.KINDS, *modalities.FAILED]
+            raw, key, lambda kind: modalities.kind(kind).Spec, None, [*modalities.KINDS, *modalities.FAILED], texts
         )
     if not config.modalities:
         raise MmfastError(f"{source} has no modalities; it should name at least the anchor, {config.anchor!r}")
@@ -274,14 +174,21 @@ def _section(raw: DictConfig, key: str) -> DictConfig:
     return part
 
 
-def _of_kind(raw: DictConfig, key: str, spec: Any, default: str | None, kinds: Sequence[str]) -> Any:
+def _of_kind(
+    raw: DictConfig,
+    key: str,
+    spec: Any,
+    default: str | None,
+    kinds: Sequence[str],
+    texts: Mapping[str, str] | None,
+) -> Any:
     part = _section(raw, key)
     kind = part.get("kind", default)
     if kind is None:
         raise MmfastError(f"{key}.kind is missing; it should be one of {', '.join(kinds)}")
     if kind not in kinds:
         raise unknown(f"{key}.kind", kind, kinds)
-    return typed(spec(kind), part, f"{key}.")
+    return typed(spec(kind), part, f"{key}.", texts)
 
 
 def to_yaml(config: Config) -> str:
@@ -294,7 +201,7 @@ def to_yaml(config: Config) -> str:
 FREE = re.compile(
     r"train\.(steps|accumulation|device|shard|compile|cuda_graphs|workers|max_skipped|tensorboard|log_to"
     r"|(log|sample|checkpoint|keep|validate)_every)"
-    r"|(sample|evaluate)\..*|modalities\.[^.]*\.given_steps|data\.(cache|cache_gb|on_error)"
+    r"|(sample|evaluate)\..*|modalities\.[^.]*\.given_steps|data\.(cache|cache_gb|on_error|outside)"
 )
 
 

@@ -14,7 +14,7 @@ from mmfast.errors import MmfastError, unknown
 from mmfast.files import read_text
 from mmfast.options import one_line
 from mmfast.plain_yaml import load_value
-from mmfast.trust import allow_named_in
+from mmfast.trust import note_word
 
 # In bytes: the names of some hundred thousand classes.
 LONGEST = 2**22
@@ -52,7 +52,8 @@ def _override(raw: DictConfig, key: str, value: str) -> None:
     if not all(key.split(".")):
         raise MmfastError(f"--{key} is no option's name; it should be words with dots between them, as --train.steps")
     new = load_value(value, f"--{key} {value}")
-    allow_named_in(new)
+    for given in (new, value):
+        note_word(key, given)
     try:
         parent, _, last = key.rpartition(".")
         if last == "kind" and parent and new != OmegaConf.select(raw, key):

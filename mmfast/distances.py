@@ -7,18 +7,26 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mmfast.config_sections import EvaluateSpec
 from mmfast.data import Data, Examples
-from mmfast.metrics.features import Extractor
+from mmfast.metrics.features import Extractor, extractor
 from mmfast.metrics.frechet import frechet_distance
 from mmfast.metrics.precision_recall import precision_recall
 from mmfast.modalities import Modality
 from mmfast.model import Model
 from mmfast.ranks import ALONE, Ranks
+from mmfast.trust import check_code
 
 # Of precision and recall, as their authors chose it.
 NEIGHBOURS = 3
 # Anchors x [B, ...] -> features [B, d].
 Features = Callable[[Tensor], Tensor]
+
+
+def chosen_features(spec: EvaluateSpec) -> Extractor:
+    """What distances are measured over. Raises MmfastError for code that a config names and the user has not."""
+    check_code("evaluate.features", spec.features)
+    return extractor(spec.features, spec.features_weights or None)
 
 
 def row_distances(part: Modality, name: str, x: Tensor, data: Data, most: int = 10_000) -> dict[str, float]:

@@ -10,19 +10,17 @@ from torch import Tensor
 
 from mmfast.config import Config
 from mmfast.data import Batch, Data
-from mmfast.distances import distances, row_distances, to_z0
+from mmfast.distances import chosen_features, distances, row_distances, to_z0
 from mmfast.errors import MmfastError
 from mmfast.files import write_text
 from mmfast.generate import generate
 from mmfast.held_out import Shuffled, held_out
 from mmfast.likelihood import bound
-from mmfast.metrics.features import extractor
 from mmfast.metrics.lpips import LPIPS
 from mmfast.model import Model
 from mmfast.ranks import ALONE, Ranks
 from mmfast.reverse import fit, times_by_snr, x0_error
 from mmfast.run import Run
-from mmfast.trust import check_code
 
 # How many training examples the reverse variances are fitted to, and timesteps the error of z_0 is measured at.
 FITTED_TO, CURVE = 256, 12
@@ -41,8 +39,7 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
     """
     anchor, count, spec = model.anchor_name, config.evaluate.samples, config.evaluate
     # First what may be missing: nothing is drawn in vain.
-    check_code("evaluate.features", spec.features)
-    features = extractor(spec.features, spec.features_weights or None)
+    features = chosen_features(spec)
     if features.name != "pixels" and not model.anchor.bounded:
         raise MmfastError(
             f"evaluate.features is {spec.features!r}, a network that sees images; the anchor is a {model.anchor.kind}, "

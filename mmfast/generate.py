@@ -61,6 +61,13 @@ def title(given: Iterable[str], first: Iterable[str]) -> str:
     return how if turns else "generated together, nothing given"
 
 
+def guidance_text(scale: float | Mapping[str, float]) -> str:
+    """A guidance scale as people read it: 1.5, or label=2 mask=1."""
+    if isinstance(scale, Mapping):
+        return " ".join(f"{name}={x:g}" for name, x in scale.items())
+    return f"{scale:g}"
+
+
 def turns(model: Model, given: Iterable[str], first: str | Iterable[str]) -> list[str | None]:
     """What `generate` draws in turn: those of `first` that are not given, and None for all that is left, together."""
     first, known = [first] if isinstance(first, str) else first, {*given}

@@ -13,7 +13,7 @@ import torch
 
 from mmfast import modalities as kinds
 from mmfast.config import check_name
-from mmfast.data.found import find
+from mmfast.data.found import find, leads_out, led_out
 from mmfast.data.metadata import find_table, read_table
 from mmfast.errors import MmfastError
 from mmfast.image_files import EXTENSIONS, class_numbers, load_picture, read_header, two_classes
@@ -46,7 +46,7 @@ def most_pixels() -> int:
 class Guess:
     """What lies in a folder: a dict of options for each modality, as a config has them, and what was left out and why.
 
-    folders: those of modalities with another name than their folder's.
+    folders: those of modalities with another name than their folder's. outside: whether links may lead out of root.
     """
 
     root: Path
@@ -55,11 +55,13 @@ class Guess:
     folders: dict[str, str] = field(default_factory=dict)
     examples: int = 0
     notes: list[str] = field(default_factory=list)
+    outside: bool = False
 
     def data(self) -> dict[str, Any]:
         """The options `data` of a config."""
         folders = {"folders": self.folders} if self.folders else {}
-        return {"kind": "folder", "root": str(self.root), **folders}
+        outside = {"outside": True} if self.outside else {}
+        return {"kind": "folder", "root": str(self.root), **folders, **outside}
 
 
 @dataclass
@@ -71,25 +73,28 @@ class Candidate:
     paths: dict[str, Path]
 
 
-def guess(root: str | Path, most: int, size: Size | None = None) -> Guess:
+def guess(root: str | Path, most: int, size: Size | None = None, outside: bool = False) -> Guess:
     """The modalities of a folder. Raises MmfastError where there are no pictures.
 
     size: of images and masks in pixels; None for one near the pictures' own, at most `most`, or where nearly all have
-    one other shape for a rectangle of about as many pixels.
+    one other shape for a rectangle of about as many pixels. outside: links may lead out of the folder.
     """
     root = Path(root)
     if not root.is_dir():
         raise MmfastError(f"{root} is no folder; it should hold pictures, in folders such as image, mask and label")
-    found = [x for x in (_candidate(root, path) for path in sorted(root.iterdir())) if x is not None]
+    within = None if outside else root
+    if out := [path for path in sorted(root.iterdir()) if path.is_dir() and leads_out(path, within)]:
+        raise MmfastError(led_out(out))
+    found = [x for x in (_candidate(path, within) for path in sorted(root.iterdir())) if x is not None]
     if _is_one(found):
-        found = [Candidate(".", "image", find(root, EXTENSIONS).paths)]
+        found = [Candidate(".", "image", find(root, EXTENSIONS, within).paths)]
     images = [x for x in found if x.kind == "image" and x.paths]
     if not images:
         raise MmfastError(
             f"{root} holds no pictures ({', '.join(EXTENSIONS)}); they should lie there or in its folders"
         )
     anchor = max(images, key=lambda x: (len(x.paths), x.folder.lower().startswith(IMAGES)))
-    guessed = Guess(root, "", {}, examples=len(anchor.paths))
+    guessed = Guess(root, "", {}, examples=len(anchor.paths), outside=outside)
     guessed.anchor = _add(guessed, anchor, _image(anchor, most, size))
     size = guessed.modalities[guessed.anchor]["size"]
     for candidate in found:
@@ -128,14 +133,14 @@ def _add_columns(guessed: Guess) -> None:
             guessed.modalities[name] = options
 
 
-def _candidate(root: Path, path: Path) -> Candidate | None:
-    """The files of a folder below root, of the kind that most of them are; None for what is no folder of such files."""
+def _candidate(path: Path, within: Path | None) -> Candidate | None:
+    """The files of a folder, of the kind that most of them are; None for what is no folder of such files."""
     if path.name.startswith(".") or not path.is_dir():
         return None
-    found = {ending: find(path, endings).paths for ending, endings in ENDINGS.items()}
+    found = {ending: find(path, endings, within).paths for ending, endings in ENDINGS.items()}
     kind, paths = max(found.items(), key=lambda item: len(item[1]))
     if kind == "image" and _are_masks(path.name, paths):
-        kind, paths = "mask", find(path, kinds.kind("mask").extensions).paths
+        kind, paths = "mask", find(path, kinds.kind("mask").extensions, within).paths
     return Candidate(path.name, kind, paths) if paths else None
 
 
@@ -255,7 +260,7 @@ def _two(path: Path) -> bool:
 
 
 def _label(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:
-    texts = {text for path in candidate.paths.values() if (text := _or_none(read_text, path)) is not None}
+    texts = {text for path in candidate.paths.values() if (text := _or_none(read_text, path))}  # an empty one is none
     options = _classes(texts, guessed.examples)
     if options is None:
         guessed.notes.append(f"{candidate.folder}: {len(texts)} different texts, which are no classes")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import EpsImagePlugin, ImageColor, ImageOps, UnidentifiedImageError
 from PIL import Image as PILImage
-from PIL import ImageColor, ImageOps, UnidentifiedImageError
 
 from mmfast.errors import MmfastError
 from mmfast.files import check_regular
@@ -21,6 +21,8 @@ from mmfast.sizes import Size, height_width, middle
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # Of the many formats that Pillow knows, some run programs on what they read (PostScript: Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+# The greatest number of 16 bits.
+MOST_16 = 2**16 - 1
 # What Pillow raises for damaged files, beside OSError.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, PILImage.DecompressionBombError)
 
@@ -70,6 +72,10 @@ def upright(picture: PILImage.Image, where: Path | str, what: str = "picture") -
 
     EXIF data that cannot be read says nothing, as viewers have it.
     """
+    if picture.mode == "F":
+        raise MmfastError(
+            f"{where} is a picture of floats, which have no range of their own; it should have 8 or 16 bits"
+        )
     with _named(where, what):
         picture.load()
     try:
@@ -78,6 +84,17 @@ def upright(picture: PILImage.Image, where: Path | str, what: str = "picture") -
         turned = picture.copy()
     assert turned is not None
     return turned
+
+
+@contextlib.contextmanager
+def no_programs() -> Iterator[None]:
+    """Pillow runs no program meanwhile: where another package opens pictures, they may be of any format it knows."""
+    before = EpsImagePlugin.gs_binary
+    EpsImagePlugin.gs_binary = False
+    try:
+        yield
+    finally:
+        EpsImagePlugin.gs_binary = before
 
 
 class Header(NamedTuple):
@@ -104,17 +121,24 @@ def read_header(path: Path) -> Header:
 
 
 def check_shapes(paths: Sequence[Path]) -> None:
-    """Raise MmfastError unless the pictures of one example have one shape, to a pixel, whatever their sizes."""
+    """`check_sizes` of the pictures in files."""
     if len(paths) < 2:
         return
     first, *others = [read_header(path).size for path in paths]
-    if all(_alike(first, size) for size in others):
-        return
-    first, *others = [load_picture(path).size for path in paths]  # EXIF data may come after the pixels
-    for path, size in zip(paths[1:], others, strict=True):
+    if not all(_alike(first, size) for size in others):
+        check_sizes({str(path): load_picture(path).size for path in paths})  # EXIF data may come after the pixels
+
+
+def check_sizes(sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Raise MmfastError unless the pictures of one example have one shape, to a pixel, whatever their sizes.
+
+    sizes: (width, height) of each, by what errors call it.
+    """
+    (name, first), *others = sizes.items()
+    for other, size in others:
         if not _alike(first, size):
             raise MmfastError(
-                f"{path} is {size[0]} x {size[1]} and {paths[0]} is {first[0]} x {first[1]}: they differ in shape, so "
+                f"{other} is {size[0]} x {size[1]} and {name} is {first[0]} x {first[1]}: they differ in shape, so "
                 "that their middles are not the same part; crop or pad them alike"
             )
 
@@ -139,13 +163,21 @@ def check_colour(name: str, colour: str) -> tuple[int, ...]:
         raise MmfastError(f"{name} is {colour!r}; it should be a colour such as white or #808080") from None
 
 
-def grey_or_colour(picture: PILImage.Image, channels: int, background: str | None) -> PILImage.Image:
+def grey_or_colour(
+    picture: PILImage.Image, channels: int, background: str | None, where: Path | str = "picture"
+) -> PILImage.Image:
     """A picture of mode L or RGB, or F in 0 .. 255 of one with 16 bits a pixel.
 
-    background: the colour behind transparent pixels; None to take colours as they are, whatever the alpha.
+    background: the colour behind transparent pixels; None to take colours as they are, whatever the alpha. Raises
+    MmfastError, which calls it `where`, for numbers that 16 bits do not hold.
     """
     if picture.mode.startswith("I"):  # of a PNG with 16 bits
-        return PILImage.fromarray(np.asarray(picture).astype(np.float32) / 257)
+        values = np.asarray(picture)
+        if not 0 <= int(values.min()) <= int(values.max()) <= MOST_16:
+            raise MmfastError(
+                f"{where} runs from {values.min()} to {values.max()}; a picture of 16 bits should lie in 0 .. {MOST_16}"
+            )
+        return PILImage.fromarray(values.astype(np.float32) / 257)
     if background is not None and picture.has_transparency_data:
         behind = PILImage.new("RGBA", picture.size, (*check_colour("background", background), 255))
         picture = PILImage.alpha_composite(behind, picture.convert("RGBA"))

@@ -18,7 +18,7 @@ from mmfast.config import Config
 from mmfast.data import Data
 from mmfast.errors import MmfastError, unknown
 from mmfast.export import EXPORTS
-from mmfast.generate import generate, settings, title, turns
+from mmfast.generate import generate, guidance_text, settings, title, turns
 from mmfast.given import known_part, taken
 from mmfast.held_out import held_out
 from mmfast.model import Model
@@ -206,8 +206,7 @@ def _how_many(rows: Mapping[str, list[Tensor]], n: int | None) -> tuple[int, int
 
 def _told(how: Mapping[str, Any]) -> str:
     """seed 0, 25 steps, guidance 1.5"""
-    scale, steps = how["guidance_scale"], how["steps"]
-    guidance = " ".join(f"{n}={s:g}" for n, s in scale.items()) if isinstance(scale, Mapping) else f"{scale:g}"
+    guidance, steps = guidance_text(how["guidance_scale"]), how["steps"]
     counts = " then ".join(map(str, steps)) if isinstance(steps, list) else steps
     return f"seed {how['seed']}, {counts} step{'s' * (counts != 1)}, guidance {guidance}"
 

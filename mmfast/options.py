@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -12,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmfast.errors import MmfastError, unknown
+from mmfast.plain_yaml import load_value
 
 # The arithmetic of a network, in training and in sampling.
 PRECISIONS = ("fp32", "bf16")
@@ -42,8 +45,12 @@ def option(
 _structured = functools.cache(OmegaConf.structured)  # takes milliseconds; `merge` copies it
 
 
-def typed(section: type, part: DictConfig, prefix: str) -> Any:
-    """A dataclass with the options of a config's part, each of its type. Raises MmfastError naming the key at fault."""
+def typed(section: type, part: DictConfig, prefix: str, texts: Mapping[str, str] | None = None) -> Any:
+    """A dataclass with the options of a config's part, each of its type. Raises MmfastError naming the key at fault.
+
+    texts: by key, what the command line says of it as it stands there: the value of an option that is a text.
+    """
+    part = _of_their_types(section(), part.copy(), prefix, texts or {})
     try:
         found: Any = OmegaConf.to_object(OmegaConf.merge(_structured(section), part))
     except TypeError as error:  # a list where keys belong, or the reverse: OmegaConf does not say which
@@ -67,6 +74,63 @@ def typed(section: type, part: DictConfig, prefix: str) -> Any:
         if read := field.metadata.get("read"):
             setattr(found, field.name, read(f"{prefix}{field.name}", getattr(found, field.name)))
     return found
+
+
+def _of_their_types(usual: Any, part: DictConfig, prefix: str, texts: Mapping[str, str]) -> DictConfig:
+    """The part, with what OmegaConf would take for another value than was meant; `usual`: a dataclass of defaults."""
+    for field in dataclasses.fields(usual):
+        key, default = f"{prefix}{field.name}", getattr(usual, field.name)
+        convert = _CONVERTED.get(str(field.type).removesuffix(" | None"))
+        if field.name not in part:
+            continue
+        if dataclasses.is_dataclass(default) and isinstance(part[field.name], DictConfig):
+            part[field.name] = _of_their_types(default, part[field.name], f"{key}.", texts)
+        elif convert is not None:
+            value, said = _plain(part[field.name]), texts.get(key, "")
+            if field.type == "str" and said and said[0] not in ("'", '"') and load_value(said, key) == value:
+                value = said
+            part[field.name] = convert(key, value)
+    return part
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _text(key: str, value: Any) -> Any:
+    """Texts as they are. Raises MmfastError for what YAML has read as something else, and cannot be given back."""
+    if isinstance(value, (list, dict)):
+        for x in value if isinstance(value, list) else [*value, *value.values()]:
+            _text(key, x)
+    elif isinstance(value, (bool, float)):
+        shown = str(value).lower() if isinstance(value, bool) else value
+        raise MmfastError(f"{key} is {shown}, which YAML reads as no text; put it in quotes, as it should be")
+    return value
+
+
+def _whole(key: str, value: Any) -> Any:
+    """1e5, as text or as a number with nothing after the point, as the whole number that it is."""
+    if isinstance(value, float) or (isinstance(value, str) and not value.strip().lstrip("+-").isdecimal()):
+        with contextlib.suppress(ValueError, OverflowError):
+            if (number := float(value)) == int(number):
+                return int(number)
+    return value
+
+
+def _truth(key: str, value: Any) -> Any:
+    if isinstance(value, (int, float)) and value not in (0, 1):
+        raise MmfastError(f"{key} is {value}; it should be true or false")
+    return value
+
+
+# What OmegaConf would take, or make, of values that are not of an option's type.
+_CONVERTED: dict[str, Callable[[str, Any], Any]] = {
+    "str": _text,
+    "list[str]": _text,
+    "dict[str, str]": _text,
+    "int": _whole,
+    "bool": _truth,
+}
 
 
 def _is_list(value: Any) -> bool:
@@ -94,6 +158,8 @@ def check(section: Any, prefix: str) -> None:
 
 def _check_number(key: str, value: float, bounds: Any) -> None:
     low, above, high = bounds.get("min"), bounds.get("above"), bounds.get("max")
+    if math.isnan(value):
+        raise MmfastError(f"{key} is NaN; it should be a number")
     if low is not None and not value >= low:
         raise MmfastError(f"{key} is {value}; it should be at least {low}")
     if above is not None and not value > above:

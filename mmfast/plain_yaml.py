@@ -15,7 +15,7 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, in which only null, true, false and decimal numbers are anything but text.
 
     YAML 1.1, which PyYAML reads, makes 83 of 0123, False of no, 750 of 12:30 and a date of 2024-01-01. Aliases are
-    refused: a few hundred bytes of them can stand for gigabytes.
+    refused: a few hundred bytes of them can stand for gigabytes. So is a key that stands twice in one place.
     """
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
@@ -27,6 +27,17 @@ class _Loader(yaml.SafeLoader):
                 None, None, "aliases (*name) are not read here; write the value out", mark
             )
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, Any] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (before := seen.setdefault(key.value, key)) is not key:
+                line = before.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice, first in line {line}; remove one", key.start_mark
+                )
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
 
 
 # By tag, and by the characters that such a value begins with. Floats are YAML 1.1's, with a dot and a signed exponent,

@@ -167,8 +167,8 @@ class Run:
         return run
 
     def config(self) -> Config:
-        """The run's config, as it was resolved when the run began."""
-        return configs.load(str(self.config_file))
+        """The run's config, as it was resolved when the run began (`mmfast.config.load_again`)."""
+        return configs.load_again(str(self.config_file))
 
     def guard(self, write: Callable[[], object]) -> None:
         """Do a write, and turn the system's refusal into an error that says what to do."""

@@ -13,11 +13,10 @@ from typing import Any
 
 from mmfast.config import Config, from_plain
 from mmfast.data import Data
-from mmfast.distances import against, real_features, to_z0
+from mmfast.distances import against, chosen_features, real_features, to_z0
 from mmfast.errors import MmfastError, unknown
 from mmfast.generate import generate
 from mmfast.held_out import held_out
-from mmfast.metrics.features import extractor
 from mmfast.model import Model
 
 # What is no option of one draw.
@@ -80,7 +79,7 @@ def sweep(
         raise MmfastError(f"given has {model.anchor_name}, the anchor; the figures are those of drawn images")
     chosen = configs(config, over)
     count = config.evaluate.samples
-    features = extractor(config.evaluate.features, config.evaluate.features_weights or None)
+    features = chosen_features(config.evaluate)
     z0 = to_z0(model)
     measured = lambda x: features(z0(x))  # noqa: E731
     judges, real = data.judges(), real_features(data, model.anchor_name, measured)

@@ -1,38 +1,59 @@
-"""Code that a config names is run on the user's own word alone: a config may come from anywhere."""
+"""The user's own word: a config may come from anywhere, and what it names is run, or written to, on that word alone.
+
+A word is for the option that it was given for: the last part of its key.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
+import sys
+from pathlib import Path
 from typing import Any
 
 from mmfast.errors import MmfastError
 
-_allowed: set[str] = set()
+# (option, value); of code that may be named by any option, ("", name).
+_allowed: set[tuple[str, str]] = set()
 
 
 def allow_code(*names: str) -> None:
     """Let configs name this code of yours, each "module:function", in this process.
 
-    The command line does so with --allow-code, and with every value of an option that names some.
+    The command line does so with --allow-code, and with a value of the very option that names some.
     """
     for name in names:
         module, _, function = name.partition(":")
         if not module or not function:
             raise MmfastError(f"--allow-code is {name!r}; it should be module:function, as the config has it")
-    _allowed.update(names)
+        _allowed.add(("", name))
 
 
-def allow_named_in(value: Any) -> None:
-    """Let configs name the code in a value that the user gave."""
-    if isinstance(value, str) and all(value.partition(":")):
-        _allowed.add(value)
-    for x in [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []:
-        allow_named_in(x)
+def note_word(key: str, value: Any) -> None:
+    """Note what the user himself gave for an option, or for each of those in a dict."""
+    if isinstance(value, dict):
+        for name, x in value.items():
+            note_word(f"{key}.{name}", x)
+    elif isinstance(value, list):
+        for x in value:
+            note_word(key, x)
+    else:
+        _allowed.add((_option(key), str(value)))
+
+
+def is_word(key: str, value: str) -> bool:
+    """Whether the user himself gave an option, by whatever key, this value."""
+    return (_option(key), value) in _allowed
+
+
+def _option(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def check_code(key: str, name: str) -> None:
     """Raise MmfastError where a config's `key` names code, module:function, that the user has not."""
-    if ":" in name and name not in _allowed:
+    if ":" in name and ("", name) not in _allowed and not is_word(key, name):
         raise MmfastError(
             f"{key} is {name!r}, code that a config names; where you trust it, add --allow-code {name} "
             f"(in Python: mmfast.trust.allow_code({name!r}))"
@@ -47,4 +68,20 @@ def imported(key: str, name: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise MmfastError(f"{key} is {name!r}, which cannot be had: {reason}; it should be module:function") from None
+        raise MmfastError(
+            f"{key} is {name!r}, which cannot be had: {reason}; it should be module:function, the module importable"
+        ) from None
+
+
+def source_digest(module: str) -> str:
+    """A hash of a module's file: what is kept of what its code has made is another's when that changes.
+
+    Empty for a module without a file. Of a module within a package that is not imported yet, the package is imported.
+    """
+    loaded = sys.modules.get(module)
+    try:
+        found = loaded.__spec__ if loaded is not None else importlib.util.find_spec(module)
+        file = getattr(loaded, "__file__", None) or (found.origin if found is not None else None)
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    except (ImportError, AttributeError, ValueError, OSError):
+        return ""

@@ -54,7 +54,7 @@ OWN = {"network": f"{ME}:cells", "factor": 0.25, "shift": 1.0}
 
 @pytest.fixture(autouse=True)
 def allowed(monkeypatch):
-    monkeypatch.setattr(trust, "_allowed", {f"{ME}:{name}" for name in ("cells", "half", "no_decoder", "absent")})
+    monkeypatch.setattr(trust, "_allowed", {("", f"{ME}:{name}") for name in ("cells", "half", "no_decoder", "absent")})
 
 
 def made(autoencoder=OWN, more=(), **beside):
@@ -262,7 +262,7 @@ def test_a_small_one_trained_here_carries_digits(tmp_path, monkeypatch):
         loss = (module.decode(z) - x).square().mean() + 1e-3 * z.square().mean()
         loss.backward(), optimizer.step(), optimizer.zero_grad()
     factor = float(1 / module.encode(images).std().detach())
-    monkeypatch.setattr(trust, "_allowed", {f"{ME}:trained"})
+    monkeypatch.setattr(trust, "_allowed", {("", f"{ME}:trained")})
     monkeypatch.setitem(globals(), "trained", lambda: module)
     # Of eps the first steps would divide the network's error by sqrt(abar), and no clamp holds latents.
     options = [("backbone", "{kind: mlp, width: 192, blocks: 4, features: 16}"), ("loss.target", "v"),

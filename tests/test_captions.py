@@ -166,3 +166,9 @@ def test_without_a_list_the_vector_is_shown():
         for name, more in (("caption", {"text_encoder": "ngrams"}), ("embedding", {}))
     ]
     assert shown[0].tobytes() == shown[1].tobytes()
+
+
+def test_a_file_that_is_no_text_is_called_a_caption(tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(MmfastError, match=r"x\.txt cannot be read as a caption"):
+        kind("caption").read(tmp_path / "x.txt", kind("caption").Spec(text_encoder="ngrams"))

@@ -196,7 +196,7 @@ def test_of_an_image_alone_there_is_its_quality(monkeypatch):
 def test_features_and_weights_are_those_of_the_config(monkeypatch):
     asked = []
     network = SimpleNamespace(name="pixels")
-    monkeypatch.setattr(module, "extractor", lambda *args: asked.append(args) or network)
+    monkeypatch.setattr("mmfast.distances.extractor", lambda *args: asked.append(args) or network)
     for weights in ("", "file.pth"):
         world = World(monkeypatch, evaluate__features="vgg16", evaluate__features_weights=weights or "''")
         evaluate(world.model, world.config, world.data, quiet=True)
@@ -244,7 +244,7 @@ def test_lpips_without_hidden_parts_is_refused_before_anything_is_drawn(monkeypa
 
 def test_features_of_code_that_nobody_allowed_are_refused_before_anything_is_drawn(monkeypatch):
     world = World(monkeypatch)
-    monkeypatch.setattr(module, "extractor", lambda *args: pytest.fail("it was imported"))
+    monkeypatch.setattr("mmfast.distances.extractor", lambda *args: pytest.fail("it was imported"))
     world.config.evaluate.features = "theirs:network"
     with pytest.raises(MmfastError, match=r"evaluate\.features is 'theirs:network', code that a config names"):
         evaluate(world.model, world.config, world.data, quiet=True)

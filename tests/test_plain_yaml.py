@@ -67,3 +67,71 @@ def test_aliases_tags_and_interpolation_are_refused(monkeypatch):
         assert "\n" not in str(error.value) and "s3cret" not in str(error.value)
     with pytest.raises(MmfastError, match="write the value itself"):
         configs.load("digits", [("data.cache", "${oc.env:SECRET}")])
+
+
+@pytest.mark.parametrize("text", ["seed: 1\ntrain: {}\nseed: 2", "train: {steps: 1, 'steps': 2}", "[{a: 1, a: 1}]"])
+def test_a_key_that_stands_twice_is_refused(text):
+    with pytest.raises(
+        MmfastError, match=r"x is no valid YAML: the key '(seed|steps|a)' stands twice, first in line 1"
+    ):
+        load_yaml(text, "x")
+    assert load_yaml("a: {b: 1}\nc: {b: 2}", "x") == {"a": {"b": 1}, "c": {"b": 2}}
+
+
+PLAIN = {"data": {"kind": "folder"}, "modalities": {"image": {"kind": "image"}}}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["0123", "2024-01-01", "yes", "1_000", "12:30", "a #b", "#x", "null", "~", "true", "TRUE", "1.50", "+5", "[a]"],
+)
+def test_a_text_of_the_command_line_is_as_it_stands_there(name):
+    assert configs.from_plain(PLAIN, "x", [("data.root", name)]).data.root == name
+    assert configs.from_plain(PLAIN, "x", [("data.root", f"'{name}'")]).data.root == name
+    key = "modalities.image.autoencoder.network"
+    assert configs.from_plain(PLAIN, "x", [(key, name)]).modalities["image"].autoencoder.network == name
+    later = [("data.root", name), ("data", "{kind: folder, root: other}")]
+    assert configs.from_plain(PLAIN, "x", later).data.root == "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("data: {kind: folder, root: 1.50}", "data.root"),
+        ("data: {kind: folder, folders: {image: true}}", "data.folders"),
+        (
+            "modalities: {image: {kind: image}, label: {kind: label, classes: 2, names: [yes, true]}}",
+            "modalities.label.names",
+        ),
+    ],
+)
+def test_a_file_has_quotes_where_a_text_is_wanted_that_is_none(text, key):
+    with pytest.raises(MmfastError, match=rf"{key} is (1\.5|true), which YAML reads as no text; put it in quotes"):
+        configs.from_plain({**PLAIN, **load_yaml(text, "x")}, "x")
+
+
+@pytest.mark.parametrize("text", ["1e5", "1.0e5", "100000", "+100000", "1E+5"])
+def test_whole_numbers_may_have_an_exponent(text):
+    assert configs.from_plain(PLAIN, "x", [("train.steps", text)]).train.steps == 100_000
+    assert configs.from_plain({**PLAIN, **load_yaml(f"train: {{steps: {text}}}", "x")}, "x").train.steps == 100_000
+
+
+def test_no_digit_of_a_seed_is_lost():
+    most = 2**63 - 1
+    assert configs.from_plain(PLAIN, "x", [("seed", str(most))]).seed == most
+    assert configs.from_plain({**PLAIN, "seed": str(most)}, "x").seed == most
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("modalities.image.autoencoder.keep", "2", "autoencoder.keep is 2; it should be true or false"),
+        ("train.steps", "1.5", "could not be converted to Integer"),
+        ("told", "2", "told is 2; it should be true or false"),
+        ("modalities.image.weight.scale", ".nan", "weight.scale is NaN; it should be a number"),
+        ("train.skip_above", "nan", "train.skip_above is NaN"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(key, value, said):
+    with pytest.raises(MmfastError, match=said):
+        configs.from_plain(PLAIN, "x", [(key, value)])

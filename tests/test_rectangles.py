@@ -368,7 +368,7 @@ def test_latents_have_the_images_shape(tmp_path, monkeypatch):
         "    def decode(self, z): return F.pixel_shuffle(z.transpose(2, 3), 2)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr("mmfast.autoencoders.check_code", lambda *_: None)
+    monkeypatch.setattr("mmfast.trust.check_code", lambda *_: None)
     image = {"kind": "image", "channels": 3, "size": [H, W], "autoencoder": {"network": "halves:Net"}}
     made = config({"image": image}, "unet")
     model = build_model(made)

@@ -14,6 +14,7 @@ from mmfast import MmfastError, modalities
 from mmfast import config as configs
 from mmfast.build import build_data, build_model, with_found
 from mmfast.cli import main
+from mmfast.data import table
 from mmfast.data.base import Data, InMemory
 from mmfast.generate import generate
 from mmfast.metrics.rows import energy_distance, ks_distances
@@ -226,3 +227,11 @@ def test_the_page_of_a_run_explains_a_tables_figures():
     assert figure.reference == "row.ks.real_halves" and "row" in figure.meaning and figure.better == "lower is better"
     names = ("row.energy.samples", "row.energy.real_halves", "label.logistic_regression_accuracy")
     assert all(explain(name).group != "Other figures" for name in names)
+
+
+def test_a_row_without_the_label_that_is_the_anchor_is_refused(tmp_path):
+    file = tmp_path / "t.csv"
+    file.write_text("x,kind\n" + "".join(f"{k},{'' if k == 7 else 'ab'[k % 2]}\n" for k in range(20)))
+    specs = {"kind": modalities.kind("label").Spec(classes=2, names=["a", "b"])}
+    with pytest.raises(MmfastError, match="row 8, column 'kind' is empty; every row needs kind, the anchor"):
+        table.open(table.Spec(source=str(file)), specs, "kind")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,20 +35,29 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    from mmfast.build import check_beside_data
     from mmfast.survey import survey
 
     check_ending("--sheet", args.sheet, (".png", ".jpg", ".jpeg"))
     config, notes = _config(args.data, rest)
+    file = Path(args.sheet) if args.sheet else new_file(Path(), f"check-{slug(Path(args.data).stem) or 'data'}")
+    nowhere = ""
+    try:
+        check_beside_data(config, "--sheet", file)
+    except MmfastError as error:
+        if args.sheet:
+            raise
+        nowhere = str(error)
     found = survey(config, quiet=args.quiet)
     found.notes[:0] = notes
     lines = page(found, args.data)
-    if found.sheet is not None:
+    if nowhere:
+        lines += ["", f"no contact sheet: {nowhere}"]
+    elif found.sheet is not None:
         sheet = found.sheet
-        file = Path(args.sheet) if args.sheet else new_file(Path(), f"check-{slug(Path(args.data).stem) or 'data'}")
         write(file, lambda temporary: sheet.save(temporary))
         lines += ["", f"contact sheet: {file}"]
-    encoding = sys.stdout.encoding or "utf-8"  # names of files may have bytes that are no text
-    print("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding))
+    print("\n".join(lines))
     return 2 if found.wrong else 0
 
 
@@ -65,9 +73,10 @@ def _config(data: str, rest: Sequence[str]) -> tuple[Config, list[str]]:
         )
     if is_config:
         return configs.load(data, overrides(rest)), []
-    guessed = guess(data, most_pixels())
+    options = overrides(rest)
+    guessed = guess(data, most_pixels(), outside=dict(options).get("data.outside", "").lower() == "true")
     raw = {"anchor": guessed.anchor, "data": guessed.data(), "modalities": guessed.modalities, **DRAFT}
-    return configs.from_plain(raw, data, overrides(rest)), [f"{line}; left out" for line in guessed.notes]
+    return configs.from_plain(raw, data, options), [f"{line}; left out" for line in guessed.notes]
 
 
 def page(found: Survey, name: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmfast import backbones, data, modalities
-from mmfast.config import SECTIONS, Config
+from mmfast.config_sections import SECTIONS, Config
 from mmfast.options import listed
 
 

@@ -32,6 +32,7 @@ def add(commands: Any) -> None:
         metavar="SIDE|HEIGHTxWIDTH",
         help="of images in pixels [near the pictures' own and of their shape, at most as many as 32 x 32; 64 on a GPU]",
     )
+    command.add_argument("--outside", action="store_true", help="links may lead out of DIR (data.outside)")
     command.add_argument("--quiet", action="store_true", help="do not tell what is timed")
 
 
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         raise MmfastError(f"--out {out} is there already; choose another name, or remove it")
     if not args.minutes > 0:
         raise MmfastError(f"--minutes is {args.minutes:g}; it should be more than 0")
-    guessed = guess(Path(args.data).resolve(), most_pixels(), _size(args.size))
+    guessed = guess(Path(args.data).resolve(), most_pixels(), _size(args.size), args.outside)
 
     def timer(config: Config) -> float:
         try:
@@ -68,7 +69,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         return step
 
     size = f" --size {args.size}" if args.size is not None else ""
-    command = f" {args.data} --minutes {args.minutes:g}{size}".replace("\n", " ")
+    outside = " --outside" if args.outside else ""
+    command = f" {args.data} --minutes {args.minutes:g}{size}{outside}".replace("\n", " ")
     proposal = propose(guessed, args.minutes, timer, usual_batch(), command)
     config = proposal.config
     write(out, lambda temporary: temporary.write_text(proposal.text, encoding="utf-8"))

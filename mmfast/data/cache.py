@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from mmfast.errors import MmfastError
-from mmfast.files import load_tensors, save_tensors
+from mmfast.files import beginning, load_tensors, save_tensors, write_text
 
 HELP = "folder for data that is computed once and kept; empty: mmfast in the user's cache folder"
 LIMIT = "gigabytes of decoded examples to keep there, so that none is decoded twice; 0: none are kept"
@@ -25,6 +25,25 @@ def cache_folder(folder: str | Path = "") -> Path:
         return Path(folder)
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "mmfast"
+
+
+# The file that marks a cache: those who make backups know its first line (bford.info/cachedir).
+TAG, SIGNATURE = "CACHEDIR.TAG", "Signature: 8a477f597d28d172789f06886806bc55\n# Made by mmfast, and safe to remove.\n"
+
+
+def made(folder: Path) -> None:
+    """Make a cache folder, and mark it as one. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / TAG).exists():
+        write_text(folder / TAG, SIGNATURE)
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether it is a folder that mmfast has made a cache of."""
+    try:
+        return beginning(folder / TAG, len(SIGNATURE)) == SIGNATURE.encode()
+    except OSError:
+        return False
 
 
 def digest(text: str) -> str:
@@ -50,7 +69,7 @@ def kept(
         pass  # missing or damaged
     tensors = make()
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        made(file.parent)
         save_tensors(file, tensors, key)
     except OSError as error:
         warnings.warn(f"{file} cannot be kept ({error.strerror}); it will be made again next time", stacklevel=2)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mmfast import modalities as kinds
 from mmfast.data.base import Batch, Examples, Layer
-from mmfast.data.cache import cache_folder
+from mmfast.data.cache import cache_folder, made
 from mmfast.data.rows import KEY, Layout, checksum, packings_of, there
 from mmfast.errors import MmfastError, notice
 from mmfast.files import write_atomically
@@ -125,6 +125,8 @@ def decoded_once(
 ) -> Examples:
     """`decoded`, of the modalities with these specs, as the options cache and cache_gb of a data set say."""
     about = {**about, "modalities": {name: _own_options(x) for name, x in specs.items()}, "pillow": PIL.__version__}
+    code = {name: digest for name, spec in specs.items() if (digest := kinds.kind(spec.kind).read_by(spec))}
+    about |= {"code": code} if code else {}
     blanks = {name: kinds.kind(spec.kind).blank(spec) for name, spec in specs.items()}
     return decoded(examples, blanks, keys() if options.cache_gb else [], about, options.cache, options.cache_gb)
 
@@ -165,7 +167,7 @@ def decoded(
             packings = packings_of(blanks, _look(examples))
         layout = Layout.of(blanks, packings, len(examples))
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            made(folder)
             if not _make_room(folder, layout.size, limit * GB, earlier):
                 size = f"{layout.size / GB:.1f} gigabytes, and there is room for {limit:g} (data.cache_gb) or less"
                 notice(f"{len(examples):,} decoded examples need {size}; they are decoded again each time")

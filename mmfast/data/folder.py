@@ -8,22 +8,19 @@ root/labels.csv, or the first folder of the anchor's path (cats). A folder of an
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mmfast.data import skipping
 from mmfast.data.base import FLIP, Data
 from mmfast.data.cache import HELP, LIMIT
-from mmfast.data.items import named
+from mmfast.data.items import captions, named
 from mmfast.data.listing import Listing, look
 from mmfast.errors import MmfastError
 from mmfast.modalities.label import read_text
 from mmfast.options import option
-
-# The files that a list of captions is made of, the first of them.
-MOST_CAPTIONS = 1000
 
 
 @dataclass
@@ -33,7 +30,7 @@ class Spec:
     folders: dict[str, str] = option(
         {}, "folders below root of modalities with another name, as in {image: photos}; . for root itself"
     )
-    outside: bool = option(False, "folders may lead out of root, by .. or an absolute path")
+    outside: bool = option(False, "folders may lead out of root, by .., an absolute path or a link")
     test_fraction: float = option(
         0.1, "approximate share of the examples held out for the evaluation, by their names", above=0, max=0.9
     )
@@ -51,16 +48,21 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     return listing.data()
 
 
+def folders(spec: Spec, modalities: Mapping[str, Any]) -> list[Path]:
+    """The folders whose files are examples."""
+    return [Path(spec.root) / spec.folders.get(name, name) for name in modalities]
+
+
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
     """What the folders say of the modalities' options: the classes' names, of folders or a table; captions."""
     listing = look(spec, modalities, anchor)
     options = named(listing.classes)
     for name, part in modalities.items():
         if part.kind == "caption" and not part.captions:
-            stems = listing.paths[anchor]
-            read = (read_text(path) for stem, path in listing.paths.get(name, {}).items() if stem in stems)
-            options[name] = {"captions": sorted(set(itertools.islice(filter(None, read), MOST_CAPTIONS)))}
+            stems, cells = listing.paths[anchor], listing.texts.get(name)
+            files = (read_text(path, "caption") for stem, path in listing.paths.get(name, {}).items() if stem in stems)
+            options[name] = {"captions": captions(files if cells is None else cells.values())}
     return options
 
 
-__all__ = ["Listing", "Spec", "found", "look", "open"]
+__all__ = ["Listing", "Spec", "folders", "found", "look", "open"]

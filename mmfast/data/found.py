@@ -5,42 +5,109 @@ from __future__ import annotations
 import os
 import stat
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+# In so many ways links may lead to one folder. Some links between folders are as many ways as there are orders of them.
+MOST_WAYS = 100
 
 
 @dataclass
 class Found:
-    """The files below one folder by their path without the ending; beside them pairs of one stem, and other files."""
+    """The files below one folder by their path without the ending; beside them pairs of one stem, and other files.
+
+    problems: what could not be looked at, a line each.
+    """
 
     paths: dict[str, Path] = field(default_factory=dict)
     doubles: list[tuple[Path, Path]] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
-def find(folder: Path, extensions: Sequence[str]) -> Found:
+def find(folder: Path, extensions: Sequence[str], within: Path | None = None) -> Found:
     """The files of these endings below a folder, sorted; none whose path has a hidden part. Linked folders are entered.
 
-    Stems are in Unicode's composed form (NFC): other systems may have written the same name in another.
+    within: the folder out of which no link to a folder may lead, while one to a file is read; None: they may lead
+    anywhere. Stems are in Unicode's composed form
+    (NFC): other systems may have written the same name in another.
     """
-    found = Found()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        above = {os.path.realpath(x) for x in Path(parent).parents}
-        if os.path.realpath(parent) in above:  # a link back, which would go on for ever
-            folders[:] = []
+    found, out = Found(), list[Path]()
+    for path in walk(folder, within, out, found.problems):
+        if path.suffix.lower() not in extensions or _is_special(path):
+            found.others.append(path)
             continue
-        folders[:] = sorted(x for x in folders if not x.startswith("."))
-        for path in sorted(Path(parent) / x for x in files if not x.startswith(".")):
-            if path.suffix.lower() not in extensions or _is_special(path):
-                found.others.append(path)
-                continue
-            stem = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
-            if stem in found.paths:
-                found.doubles.append((found.paths[stem], path))
-            else:
-                found.paths[stem] = path
+        stem = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
+        if stem in found.paths:
+            found.doubles.append((found.paths[stem], path))
+        else:
+            found.paths[stem] = path
+    if out:
+        found.problems.append(led_out(out))
     return found
+
+
+def walk(
+    folder: Path, within: Path | None = None, out: list[Path] | None = None, problems: list[str] | None = None
+) -> Iterator[Path]:
+    """The files below a folder, those of each folder sorted; none whose path below it has a hidden part.
+
+    Linked folders are entered, but for a link back, which would go on for ever. out: takes the folders that lead out of
+    `within`, which are not entered; problems: a line for each that cannot be looked at.
+    """
+    problems, ways = [] if problems is None else problems, Counter[str]()
+    todo = [(folder, frozenset(map(str, Path(os.path.realpath(folder)).parents)))]
+    while todo:
+        folder, above = todo.pop()
+        if out is not None and leads_out(folder, within):
+            out.append(folder)
+            continue
+        real = os.path.realpath(folder)
+        if real in above:
+            continue
+        ways[real] += 1
+        if ways[real] > MOST_WAYS:
+            problems.append(f"{folder} is one of more than {MOST_WAYS} ways in which links lead to {real}; remove some")
+            return
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted((x for x in found if not x.name.startswith(".")), key=lambda x: x.name)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            problems.append(f"{folder} cannot be looked at: {error.strerror}; permit it, or remove it")
+            continue
+        folders, files = list[Path](), list[Path]()
+        for entry in entries:
+            (folders if _is_folder(entry) else files).append(folder / entry.name)
+        todo += [(path, above | {real}) for path in reversed(folders)]
+        yield from files
+
+
+def leads_out(path: Path, within: Path | None) -> bool:
+    """Whether a path leads out of a folder, by links."""
+    if within is None:
+        return False
+    real, root = os.path.realpath(path), os.path.realpath(within)
+    return real != root and not real.startswith(root.rstrip(os.sep) + os.sep)
+
+
+def led_out(paths: Sequence[Path]) -> str:
+    """The problem with links to folders that lead out of a data folder."""
+    more = f" (and {len(paths) - 1:,} more)" if len(paths) > 1 else ""
+    return (
+        f"{paths[0]} is a link out of data.root, to {os.path.realpath(paths[0])}{more}; put that folder in its place, "
+        "or let links lead out by --data.outside true"
+    )
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle: to be told of when it is read
+        return False
 
 
 def _is_special(path: Path) -> bool:

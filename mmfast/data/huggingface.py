@@ -11,7 +11,7 @@ from typing import Any
 from mmfast.data import skipping
 from mmfast.data.base import FLIP, Data
 from mmfast.data.cache import HELP, LIMIT
-from mmfast.data.items import Items, check_known, named, names_of, split
+from mmfast.data.items import MOST_CAPTIONS, Items, captions, check_known, named, names_of, split
 from mmfast.errors import MmfastError, missing_extra, unknown
 from mmfast.image_files import load_picture, picture_in
 from mmfast.options import option
@@ -82,7 +82,7 @@ def _value(x: Any, where: str) -> Any:
     return picture_in(x["bytes"], where) if x["bytes"] else load_picture(Path(x["path"]))
 
 
-def _items(spec: Spec, modalities: Mapping[str, Any], part: str) -> Items:
+def _items(spec: Spec, modalities: Mapping[str, Any], anchor: str, part: str) -> Items:
     found = _load(spec.path, spec.name, part)
     columns = _columns(spec, modalities, found.features)
     chosen = found.select_columns([*{*columns.values()}])
@@ -95,20 +95,38 @@ def _items(spec: Spec, modalities: Mapping[str, Any], part: str) -> Items:
     # Of what is in memory alone, as from a generator, nothing may say what it is.
     fingerprint = getattr(found, "_fingerprint", None)
     about = {"fingerprint": fingerprint, "columns": columns} if fingerprint else None
-    return Items(len(found), get, modalities, called, about)
+    return Items(len(found), get, modalities, called, anchor, about)
 
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     """The examples of a data set of `datasets`. Raises MmfastError where it cannot be opened, and for other columns."""
-    train = _items(spec, modalities, spec.train)
-    test = _items(spec, modalities, spec.test) if spec.test else None
+    train = _items(spec, modalities, anchor, spec.train)
+    test = _items(spec, modalities, anchor, spec.test) if spec.test else None
+    if spec.test and _names(spec, modalities, spec.train) != (others := _names(spec, modalities, spec.test)):
+        raise MmfastError(
+            f"data.test: the classes of split {spec.test!r} are {others}, others than those of {spec.train!r}, so that "
+            "their numbers mean others; cast the column to the same features"
+        )
     return split(train, test, spec)
 
 
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
-    """The names of classes in the features of columns that are labels."""
-    features = _load(spec.path, spec.name, spec.train).features
+    """The names of classes in the features of columns that are labels; captions."""
+    options = named(names_of(modalities, _names(spec, modalities, spec.train)))
+    for name, part in modalities.items():
+        if part.kind == "caption" and not part.captions:
+            data = _load(spec.path, spec.name, spec.train)
+            column = _columns(spec, modalities, data.features)[name]
+            texts = data.select_columns([column])
+            rows = (texts[k][column] for k in range(min(len(texts), MOST_CAPTIONS)))
+            options[name] = {"captions": captions(str(x).strip() if x is not None else None for x in rows)}
+    return options
+
+
+def _names(spec: Spec, modalities: Mapping[str, Any], part: str) -> dict[str, list[str]]:
+    """The names of the classes of each label, as a split's features have them; none of one that has no names."""
+    features = _load(spec.path, spec.name, part).features
     columns = _columns(spec, modalities, features)
     labels = {name: column for name, column in columns.items() if modalities[name].kind == "label"}
     by_label = {name: getattr(features[column], "names", None) for name, column in labels.items()}
-    return named(names_of(modalities, {name: x for name, x in by_label.items() if x}))
+    return {name: [*names] for name, names in by_label.items() if names}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,20 +21,25 @@ from mmfast.data.labelled import Only
 from mmfast.data.listing import place
 from mmfast.data.skipping import Skipping
 from mmfast.errors import MmfastError, unknown
-from mmfast.image_files import upright
+from mmfast.image_files import check_sizes, upright
+
+# The texts that a list of captions is made of, the first of them.
+MOST_CAPTIONS = 1000
 
 
 @dataclass
 class Items:
     """Examples by number: `get` gives a value for each modality, None for one that is missing.
 
-    about: what all of their values hang on, as JSON, for them to be kept once decoded; None where nothing says it.
+    anchor: what no example may lack. about: what all of their values hang on, as JSON, for them to be kept once
+    decoded; None where nothing says it.
     """
 
     count: int
     get: Callable[[int], Mapping[str, Any]]
     specs: Mapping[str, Any]
     called: str
+    anchor: str
     about: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
@@ -59,19 +65,53 @@ class Items:
         except Exception as error:  # of another package, which may raise anything
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise MmfastError(f"{where} cannot be read: {reason}") from None
-        return {name: x_of(spec, values[name], f"{where}, {name}") for name, spec in self.specs.items()}
+        if values[self.anchor] is None:
+            raise MmfastError(f"{where} has no {self.anchor}, the anchor, which every example needs; mend or remove it")
+        pictures = {name: picture_of(spec, values[name], f"{where}, {name}") for name, spec in self.specs.items()}
+        sizes = {f"{where}, {name}": picture.size for name, picture in pictures.items() if picture is not None}
+        if sizes:
+            check_sizes(sizes)
+        return {name: x_of(spec, values[name], f"{where}, {name}", pictures[name]) for name, spec in self.specs.items()}
 
 
-def x_of(spec: Any, value: Any, where: str) -> Tensor | None:
-    """One x of a picture, a text, a whole number or an array; None of None. Raises MmfastError for any other value."""
+def picture_of(spec: Any, value: Any, where: str) -> PILImage.Image | None:
+    """A picture, upright, of one or of an array of pixels: uint8, or the class numbers of a mask. None of others."""
+    if isinstance(value, PILImage.Image):
+        return upright(value, where)
+    if not hasattr(spec, "size") or value is None or isinstance(value, str):
+        return None
+    numbers = not kinds.kind(spec.kind).blank(spec).is_floating_point()
+    if not (isinstance(value, np.ndarray) and value.dtype == np.uint8) and not numbers:
+        return None
+    try:
+        array = np.asarray(value)
+        if array.dtype != np.uint8:
+            if array.ndim != 2 or array.dtype.kind not in "iub" or not array.size:
+                return None
+            if not -(2**31) <= int(array.min()) <= int(array.max()) < 2**31:
+                raise MmfastError(f"{where} runs from {array.min()} to {array.max()}; it should be class numbers")
+            array = array.astype(np.int32)
+        return PILImage.fromarray(array)
+    except MmfastError:
+        raise
+    except (TypeError, ValueError, RuntimeError):
+        raise MmfastError(
+            f"{where} is {type(value).__name__} {list(np.shape(value))}; a picture is [H, W] or [H, W, 3]"
+        ) from None
+
+
+def x_of(spec: Any, value: Any, where: str, picture: PILImage.Image | None = None) -> Tensor | None:
+    """One x of a picture, a text, a whole number or an array; None of None. Raises MmfastError for any other value.
+
+    picture: what `picture_of` gives of it, where it is known.
+    """
     kind = kinds.kind(spec.kind)
     blank = kind.blank(spec)
     if value is None:
         return None
-    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3) and hasattr(spec, "size"):
-        value = PILImage.fromarray(value)
-    if isinstance(value, PILImage.Image):
-        return kind.from_picture(upright(value, where), spec, where)
+    picture = picture_of(spec, value, where) if picture is None else picture
+    if picture is not None:
+        return kind.from_picture(picture, spec, where)
     if isinstance(value, str):
         return kind.from_text(value.strip(), spec, where)
     try:
@@ -119,17 +159,34 @@ def _parted(count: int, fraction: float) -> list[Tensor]:
 
 
 def named(classes: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
-    """The options of labels whose classes have these names; numbers are called as they are."""
-    return {n: {"names": [*names]} for n, names in classes.items() if not all(x.isdecimal() or not x for x in names)}
+    """The options of labels whose classes have these names; those called by their own numbers need none."""
+
+    def is_number(name: str, k: int) -> bool:
+        return not name or (name.isdecimal() and len(name) <= 9 and int(name) == k)
+
+    return {
+        label: {"names": [*names]}
+        for label, names in classes.items()
+        if not all(is_number(name, k) for k, name in enumerate(names))
+    }
+
+
+def captions(texts: Iterable[str | None]) -> list[str]:
+    """The list of captions that a generated one is the nearest of: those among the first texts that are any."""
+    return sorted(set(itertools.islice(filter(None, texts), MOST_CAPTIONS)))
 
 
 def names_of(specs: Mapping[str, Any], classes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """The names of the classes of labels that have as many, and no names of their own."""
-    return {
-        name: [re.sub(r"\s+", " ", str(x)) for x in found]
-        for name, found in classes.items()
-        if not specs[name].names and specs[name].classes == len(found)
-    }
+    """The names of the classes of labels that have as many, and no names of their own.
+
+    Raises MmfastError for a label whose own names are these in another order: its numbers would mean others.
+    """
+    plain = {name: [re.sub(r"\s+", " ", str(x)) for x in found] for name, found in classes.items()}
+    for name, found in plain.items():
+        names = list(specs[name].names)
+        if names != found and sorted(names) == sorted(found):
+            raise MmfastError(f"modalities.{name}.names is {', '.join(names)}; the data's order is {', '.join(found)}")
+    return {n: found for n, found in plain.items() if not specs[n].names and specs[n].classes == len(found)}
 
 
 def check_known(option: str, names: Mapping[str, Any], modalities: Mapping[str, Any]) -> None:

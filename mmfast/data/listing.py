@@ -40,6 +40,11 @@ class Listing:
         """Where the files of a modality lie."""
         return Path(self.spec.root) / self.spec.folders.get(name, name)
 
+    @property
+    def within(self) -> Path | None:
+        """The folder out of which no link to a folder may lead; None where they may."""
+        return None if self.spec.outside else Path(self.spec.root)
+
     def leave_out(self, why: str, paths: list[Path]) -> None:
         if paths:
             self.left_out.setdefault(why, []).extend(paths)
@@ -81,7 +86,8 @@ def look(spec: Any, modalities: Mapping[str, Any], anchor: str) -> Listing:
     """
     root = Path(spec.root)
     if not spec.root or not root.is_dir():
-        raise MmfastError(f"data.root is {spec.root!r}, no folder; it should hold a folder for each modality")
+        here = f" in {Path.cwd()}" if spec.root and not root.is_absolute() else ""
+        raise MmfastError(f"data.root is {spec.root!r}, no folder{here}; it should hold a folder for each modality")
     for name in spec.folders:
         if name not in modalities:
             raise unknown("data.folders' modality", name, modalities)
@@ -102,8 +108,8 @@ def look(spec: Any, modalities: Mapping[str, Any], anchor: str) -> Listing:
         table = None
     for name in modalities:
         if name != anchor:
-            _take_files(listing, name)
-            if name not in listing.texts:
+            seen = _take_files(listing, name)
+            if seen and name not in listing.texts:
                 _check_found(listing, name)
     if len(listing.paths[anchor]) < 2:
         listing.problems.append(
@@ -117,16 +123,18 @@ def look(spec: Any, modalities: Mapping[str, Any], anchor: str) -> Listing:
     return listing
 
 
-def _take_files(listing: Listing, name: str) -> None:
-    """The files of one modality."""
+def _take_files(listing: Listing, name: str) -> bool:
+    """The files of one modality; whether all there is could be looked at."""
     part = listing.modalities[name]
     endings = kinds.kind(part.kind).extensions
-    found = find(listing.folder(name), endings)
+    found = find(listing.folder(name), endings, listing.within)
     listing.paths[name] = found.paths
+    listing.problems += [f"data.root: {problem}" for problem in found.problems]
     listing.problems += [f"data.root holds {a} and {b}, two files of one example; remove one" for a, b in found.doubles]
     listing.leave_out(f"no {part.kind} file ({', '.join(endings)})", found.others)
-    if name == listing.anchor and not found.paths:
+    if name == listing.anchor and not found.paths and not found.problems:
         listing.problems.append(f"data.root: {listing.folder(name)} holds no {part.kind} files ({', '.join(endings)})")
+    return not found.problems
 
 
 def _check_found(listing: Listing, name: str) -> None:
@@ -170,7 +178,7 @@ def _take_table(listing: Listing) -> Table | None:
         listing.notes.append(f"{path}: the columns {', '.join(others)} are no modalities, and are left out")
     for name in columns:
         part, cells = listing.modalities[name], table.columns[name]
-        if find(listing.folder(name), kinds.kind(part.kind).extensions).paths:
+        if find(listing.folder(name), kinds.kind(part.kind).extensions, listing.within).paths:
             listing.problems.append(f"{path} has a column {name}, and {listing.folder(name)} its files; remove one")
         if not cells:
             listing.problems.append(f"{path}: the column {name} is empty")
@@ -198,7 +206,7 @@ def _wrong_cells(table: Table, cells: Mapping[int, str], part: Any) -> list[str]
 
 def _problem(cell: str, part: Any, where: str) -> str:
     try:
-        kinds.kind(part.kind).from_text(cell, part, where)
+        kinds.kind(part.kind).check_text(cell, part, where)
     except MmfastError as error:
         return str(error)
     return ""

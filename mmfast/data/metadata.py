@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class Table:
 
 def find_table(root: Path) -> Path | None:
     """The table in a data folder. Raises MmfastError where there are two."""
-    found = [root / name for name in NAMES if (root / name).exists()]
+    found = [root / name for name in NAMES if os.path.lexists(root / name)]
     if len(found) > 1:
         raise MmfastError(f"{root} holds {' and '.join(NAMES)}; remove one, or put its columns into the other")
     return found[0] if found else None

@@ -18,6 +18,7 @@ from mmfast.errors import MmfastError
 from mmfast.metrics.features import Extractor, extractor
 from mmfast.modalities.components import principal_axes
 from mmfast.sizes import Size
+from mmfast.trust import source_digest
 
 
 @dataclass
@@ -106,6 +107,11 @@ class _Images:
     cache: str | Path
     cells: Size
 
+    def made_by(self) -> dict[str, str]:
+        """What the features hang on beside the images: the network's name, and of one's own its code."""
+        module, colon, _ = self.network.partition(":")
+        return {"network": self.network, **({"code": source_digest(module)} if colon else {})}
+
     def seen(self, examples: Examples, rows: Sequence[int]) -> Iterator[Tensor]:
         """The features of some examples' images, a batch at a time."""
         batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
@@ -136,7 +142,7 @@ def _vectors(images: _Images, name: str, dim: int, whole: bool) -> tuple[Embedde
         def make() -> dict[str, Tensor]:
             return {"features": torch.cat(list(images.seen(examples, range(len(examples)))))}
 
-        key = {"network": images.network, "images": images.digest(examples, images.network.encode())}
+        key = {**images.made_by(), "images": images.digest(examples, images.network.encode())}
         return kept(images.cache, "features", key, make)["features"]
 
     found = [of(images.data.train), of(images.data.test)]
@@ -171,6 +177,6 @@ def _maps(images: _Images, name: str, dim: int) -> tuple[Embedder, list[Tensor]]
         return {"mean": mean, "axes": embedder.axes, **projected}
 
     digests = {key: images.digest(part) for key, part in parts.items()}
-    key = {"network": images.network, "dim": dim, "cells": cells, "images": digests, "fitted": FITTED}
+    key = {**images.made_by(), "dim": dim, "cells": cells, "images": digests, "fitted": FITTED}
     found = kept(images.cache, "maps", key, make)
     return Embedder(features, found["mean"], found["axes"], cells), [found[part] for part in parts]

@@ -173,6 +173,11 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
         column = spec.columns.get(name, name)
         numbers = [class_number(x, part, f"data.source: column {column!r}") if x else torch.tensor(0) for x in texts]
         tensors[name] = torch.stack(numbers)
+        if not all(texts) and name == anchor:
+            raise MmfastError(
+                f"data.source: row {texts.index('') + 1}, column {column!r} is empty; every row needs {anchor}, the "
+                "anchor: fill it in, or remove the row"
+            )
         if not all(texts):
             present[name] = torch.tensor([bool(x) for x in texts])
     rows, (train, test) = Rows(tensors, present), _split(spec, table)

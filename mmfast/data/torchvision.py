@@ -6,17 +6,19 @@ import contextlib
 import functools
 import inspect
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mmfast.data import skipping
 from mmfast.data.base import FLIP, Data
 from mmfast.data.cache import HELP, LIMIT
 from mmfast.data.decoded import key_of
+from mmfast.data.found import walk
 from mmfast.data.items import Items, check_known, named, names_of, split
 from mmfast.errors import MmfastError, missing_extra, unknown
+from mmfast.image_files import no_programs
 from mmfast.options import option
 
 # They open whatever Pillow knows, and kind: folder reads folders.
@@ -66,7 +68,8 @@ def _load(name: str, root: str, download: bool, arguments: str) -> Any:
     given |= {"root": root} if "root" in takes else {}
     given |= {"download": True} if download and "download" in takes else {}
     try:
-        return make(**given)
+        with no_programs():
+            return make(**given)
     except MmfastError:
         raise
     except Exception as error:  # anything that torchvision raises
@@ -93,7 +96,8 @@ def _items(spec: Spec, modalities: Mapping[str, Any], anchor: str, arguments: Ma
         raise MmfastError(f"data.fields has no {missing[0]}; it should have a place for each modality that is read")
 
     def get(index: int) -> dict[str, Any]:
-        values = _flat(found[index])
+        with no_programs():
+            values = _flat(found[index])
         if max(fields.values()) >= len(values) or min(fields.values()) < 0:
             raise MmfastError(
                 f"data.fields is {fields}; an example of {spec.name} has {len(values)} parts, from 0 on: "
@@ -104,17 +108,16 @@ def _items(spec: Spec, modalities: Mapping[str, Any], anchor: str, arguments: Ma
     about = None
     if spec.cache_gb:
         about = {"arguments": dict(arguments), "fields": fields, "files": _files(spec.root), "torchvision": _version()}
-    return Items(len(found), get, modalities, f"torchvision's {spec.name}", about)
+    return Items(len(found), get, modalities, f"torchvision's {spec.name}", anchor, about)
 
 
 def _files(root: str) -> str:
     """A hash of the names, the sizes and the times of the files below root: what is read of them is theirs."""
     found = []
-    for parent, _, names in os.walk(root, followlinks=True) if root else ():
-        for name in names:
-            with contextlib.suppress(OSError):
-                known = os.stat(os.path.join(parent, name))
-                found.append((parent, name, known.st_size, known.st_mtime_ns, known.st_ctime_ns))
+    for path in walk(Path(root)) if root else ():
+        with contextlib.suppress(OSError):
+            known = path.stat()
+            found.append((str(path), known.st_size, known.st_mtime_ns, known.st_ctime_ns))
     return key_of(sorted(found)).hex()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,12 +14,12 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
-from mmfast.image_files import load_picture, middle_resized
+from mmfast.image_files import grey_or_colour, load_picture, middle_resized
+from mmfast.modalities.codes import code, draw_class, nearest, unit_rms
 from mmfast.modalities.heads import Pooled, Reader, head_norm, one_head, reads_option
-from mmfast.options import option
-from mmfast.schedule import KINDS as WEIGHTS
+from mmfast.modalities.spec import Spec, WeightSpec, size_option
 from mmfast.sizes import Size
-from mmfast.sizes import read as read_size
+from mmfast.trust import source_digest
 
 # What a kind's own file takes from here.
 __all__ = [
@@ -41,59 +41,6 @@ __all__ = [
     "size_option",
     "unit_rms",
 ]
-
-
-@dataclass
-class WeightSpec:
-    """The cumulative weight W of a modality."""
-
-    kind: str = option("carried", "the shape of W(t)", choices=tuple(WEIGHTS))
-    scale: float = option(1.0, "scale s of W, for encodings of unit RMS")
-
-
-@dataclass
-class Spec:
-    """The options that every modality has."""
-
-    kind: str = ""
-    encoder: str = option("fixed", "how x enters the diffusion space", choices=("fixed", "learned"))
-    weight: WeightSpec = field(default_factory=WeightSpec)
-    loss_weight: float = option(1.0, "lambda of this modality's part of the loss", min=0)
-    given_probability: float | None = option(
-        None, "how often it is given (at time 0) in training; null: train.given_probability", min=0, max=1
-    )
-    unknown_probability: float = option(
-        0.0, "how often it is unknown (at time T) in training, and read off the rest", min=0, max=1
-    )
-    own_time_probability: float = option(
-        0.0, "how often it has a time of its own in training; else it has the anchor's", min=0, max=1
-    )
-    diffused: bool = option(
-        False, "diffuse it as the anchor is, by a prediction of its encoding and not by a head of its kind"
-    )
-    given_at_T: float | None = option(
-        None,
-        "of the training examples it is given in, the share at t = T, where sampling begins (of several modalities "
-        "given the largest counts); null: none",
-        min=0,
-        max=1,
-    )
-    labelled_fraction: float = option(
-        1.0,
-        "the share of the training examples that keep it, as where few are labelled; the rest lacks it",
-        above=0,
-        max=1,
-    )
-    labelled_only: bool = option(False, "leave out the training examples that lack it")
-    labelled_share: float | None = option(
-        None,
-        "repeat the training examples that have it until they are this share of all, where they are fewer; null: not",
-        above=0,
-        max=0.99,
-    )
-    given_steps: int | None = option(
-        None, "steps of sampling where it is given (of several the fewest); null: sample.steps", min=1
-    )
 
 
 @dataclass(frozen=True)
@@ -323,9 +270,19 @@ class Modality(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def read_by(cls, spec: Any) -> str:
+        """A hash of the code from elsewhere by which `read` reads; empty where all of it is this package's."""
+        return "" if cls.__module__.startswith("mmfast.") else source_digest(cls.__module__)
+
+    @classmethod
     def from_text(cls, text: str, spec: Any, where: str) -> Tensor:
         """One x from a cell of a table, without spaces around it. Raises MmfastError, which calls it `where`."""
         raise MmfastError(f"{where}: {text!r} is a cell of a table, of which no {cls.kind} can be made")
+
+    @classmethod
+    def check_text(cls, text: str, spec: Any, where: str) -> None:
+        """Raise MmfastError, which calls it `where`, for a text of which `from_text` makes no x."""
+        cls.from_text(text, spec, where)
 
     @classmethod
     def blank(cls, spec: Any) -> Tensor:
@@ -350,26 +307,10 @@ class Modality(nn.Module):
         return self.read(Path(text), self.spec)
 
 
-def size_option(default: int = 64, help: str = "height and width in pixels: a number, or [height, width]") -> Any:
-    """The option of a size: one whole number for a square, else two."""
-    return option(default, help, min=1, read=read_size)
-
-
-def unit_rms(x: Tensor) -> Tensor:
-    """Each sample scaled to a root mean square of one."""
-    return x * torch.rsqrt(x.square().flatten(1).mean(1) + 1e-8).reshape(-1, *[1] * (x.dim() - 1))
-
-
 def pixels_known(path: Path, size: Size) -> Tensor:
     """Where a picture, its middle resized, is white: bool [height, width]. Raises MmfastError naming the file."""
-    picture = middle_resized(load_picture(path, "mask").convert("L"), size, PILImage.Resampling.NEAREST)
+    picture = middle_resized(grey_or_colour(load_picture(path, "mask"), 1, None), size, PILImage.Resampling.NEAREST)
     return torch.from_numpy(np.asarray(picture) > 127)
-
-
-def nearest(z0: Tensor, codes: Tensor) -> Tensor:
-    """The class whose code is the nearest: z0 [B, C, H, W], codes [K, C] -> int64 [B, H, W]."""
-    distance = codes.square().sum(1)[None, :, None, None] - 2 * torch.einsum("bchw,kc->bkhw", z0, codes)
-    return distance.argmin(1)
 
 
 def check_floats(x: Tensor, shape: tuple[int, ...], where: str) -> None:
@@ -390,30 +331,3 @@ def check_classes(x: Tensor, shape: tuple[int, ...], classes: int, where: str, l
         raise MmfastError(
             f"{where} runs from {int(x.min())} to {int(x.max())}; it should lie in {least} .. {classes - 1}"
         )
-
-
-def code(classes: int, width: int) -> Tensor:
-    """Fixed encodings of `classes` classes: float32 [classes, width], of unit RMS, as far apart as can be.
-
-    The corners of a regular simplex, turned at random (always the same way) into `width` dimensions; fewer
-    dimensions than classes - 1 take its projection. They are made on the host, so that all devices have the same.
-    """
-    host = torch.device("cpu")
-    if classes == 1:
-        return torch.ones(1, width, device=host)
-    if width == 1:
-        line = torch.linspace(-1, 1, classes, device=host)[:, None]
-        return line if classes == 2 else line / line.square().mean().sqrt()
-    generator = torch.Generator(host).manual_seed(classes * 100_003 + width)
-    # The corners of the simplex in a basis of the classes - 1 dimensions that they span.
-    corners = torch.linalg.qr((torch.eye(classes, device=host) - 1 / classes)[:, :-1])[0]
-    random = torch.randn(max(width, classes - 1), min(width, classes - 1), generator=generator, device=host)
-    turn = torch.linalg.qr(random)[0]
-    turned = corners @ (turn.T if width >= classes - 1 else turn)
-    return turned / turned.square().mean(1, keepdim=True).sqrt()
-
-
-def draw_class(logits: Tensor, normal: Tensor) -> Tensor:
-    """A class drawn from the softmax of logits [B, K, ...], by adding Gumbel noise made of standard normals."""
-    log_uniform = torch.special.log_ndtr(normal)
-    return (logits.float() - torch.log(-log_uniform)).argmax(1)

@@ -20,7 +20,7 @@ from mmfast.modalities.embedding import Embedding, EmbeddingSpec
 from mmfast.modalities.label import read_text
 from mmfast.options import option
 from mmfast.pictures import text_tile
-from mmfast.trust import check_code
+from mmfast.trust import check_code, source_digest
 
 
 @dataclass
@@ -68,10 +68,29 @@ class Caption(Embedding):
 
     @classmethod
     def read(cls, path: Path, spec: Any) -> Tensor:
-        text = read_text(path)
+        text = read_text(path, "caption")
         if not text:
             raise MmfastError(f"{path} is empty; it should hold a caption, or be removed, for it to be missing")
         return vector(spec.text_encoder, text, spec.dim)
+
+    @classmethod
+    def read_by(cls, spec: Any) -> str:
+        module, colon, _ = spec.text_encoder.partition(":")
+        if not colon:
+            return ""
+        check_code("modalities.NAME.text_encoder", spec.text_encoder)
+        return source_digest(module)
+
+    @classmethod
+    def from_text(cls, text: str, spec: Any, where: str) -> Tensor:
+        cls.check_text(text, spec, where)
+        return vector(spec.text_encoder, text, spec.dim)
+
+    @classmethod
+    def check_text(cls, text: str, spec: Any, where: str) -> None:
+        """Any text will do, and none needs to be encoded to know it."""
+        if not text:
+            raise MmfastError(f"{where} is empty; it should hold a caption")
 
     def values(self, text: str) -> list[str]:
         """A caption has commas of its own, so there is one."""

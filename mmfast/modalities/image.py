@@ -134,7 +134,7 @@ class Image(Modality):
 
     @classmethod
     def from_picture(cls, picture: PILImage.Image, spec: ImageSpec, where: str) -> Tensor:
-        return pixels_of(picture, spec.channels, spec.size, spec.background)
+        return pixels_of(picture, spec.channels, spec.size, spec.background, where)
 
     def plain(self, x: Tensor) -> PILImage.Image:
         """A picture of mode L or RGB, a pixel for a pixel."""
@@ -158,12 +158,14 @@ def read_image(path: Path, channels: int, size: Size, background: str | None) ->
 
     background: the colour behind transparent pixels; None to take colours as they are, whatever the alpha.
     """
-    return pixels_of(load_picture(path), channels, size, background)
+    return pixels_of(load_picture(path), channels, size, background, path)
 
 
-def pixels_of(picture: PILImage.Image, channels: int, size: Size, background: str | None) -> Tensor:
-    """A picture, upright, as `read_image` has a file's."""
-    picture = middle_resized(grey_or_colour(picture, channels, background), size, PILImage.Resampling.LANCZOS)
+def pixels_of(
+    picture: PILImage.Image, channels: int, size: Size, background: str | None, where: Path | str = "picture"
+) -> Tensor:
+    """A picture, upright, as `read_image` has a file's; errors call it `where`."""
+    picture = middle_resized(grey_or_colour(picture, channels, background, where), size, PILImage.Resampling.LANCZOS)
     array = np.asarray(picture, dtype=np.float32).reshape(*height_width(size), -1)
     pixels = torch.from_numpy(array.copy()).permute(2, 0, 1).clamp(0, 255)
     return pixels.expand(channels, -1, -1) / 127.5 - 1

@@ -132,12 +132,12 @@ class Label(Modality):
 LONGEST = 2**20
 
 
-def read_text(path: Path) -> str:
-    """The text of a label's file. Raises MmfastError naming it."""
+def read_text(path: Path, what: str = "label") -> str:
+    """The text of a file, which should be a label or `what` it is called. Raises MmfastError naming it."""
     try:
         return files.read_text(path, LONGEST).removeprefix("\ufeff").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise MmfastError(f"{path} cannot be read as a label: {error}") from None
+        raise MmfastError(f"{path} cannot be read as a {what}: {error}") from None
 
 
 def number(text: str, spec: LabelSpec, where: str) -> Tensor:

@@ -171,6 +171,8 @@ def numbers_of(picture: PILImage.Image, classes: int, size: Size, ignore: int | 
     values = whole[known]
     if classes == 2 and values.size:
         values = two_classes(path, values)
+    if values.size and values.min() < 0:
+        raise MmfastError(f"{path} holds class {values.min()}; the mask has classes 0 .. {classes - 1}")
     if values.size and values.max() >= classes:
         raise MmfastError(f"{path} holds class {values.max()}; the mask has classes 0 .. {classes - 1}")
     whole = np.full_like(whole, IGNORED)

@@ -138,7 +138,7 @@ class Masked(Modality):
 
     @classmethod
     def from_picture(cls, picture: PILImage.Image, spec: MaskedSpec, where: str) -> Tensor:
-        return torch.cat((pixels_of(picture, spec.channels, spec.size, None), _opaque(picture, spec.size)))
+        return torch.cat((pixels_of(picture, spec.channels, spec.size, None, where), _opaque(picture, spec.size)))
 
     def plain(self, x: Tensor) -> PILImage.Image:
         """A picture that is transparent where the image is hidden."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from mmfast.config import Config
 from mmfast.errors import MmfastError
 from mmfast.files import read_bytes
 from mmfast.generate import title
-from mmfast.image_files import load_picture, read_header
+from mmfast.image_files import picture_in, read_header
 from mmfast.run import Run
 from mmfast.stats_lines import LONGEST_STATS, stats_lines
 
@@ -65,7 +66,7 @@ class Content:
 def gather(run: Run) -> Content:
     """What the folder of a run holds. Raises nothing for what is missing or damaged in it: `notes` tells."""
     content = Content(run.folder)
-    content.config_text = (_bytes(run.config_file, content.notes) or b"").decode("utf-8-sig", "replace")
+    content.config_text = (_bytes(run.config_file, content) or b"").decode("utf-8-sig", "replace")
     try:
         content.config = run.config()
     except MmfastError as error:
@@ -77,8 +78,15 @@ def gather(run: Run) -> Content:
     return content
 
 
-def _bytes(file: Path, notes: list[str]) -> bytes | None:
-    """A file's content; None where it is not there, or cannot be read, which is noted."""
+def _bytes(file: Path, content: Content) -> bytes | None:
+    """A file's content; None where it is not there, or cannot be read, which is noted.
+
+    So is a link out of the run's folder: the page is passed on, and a run from elsewhere could name any file.
+    """
+    notes, root = content.notes, os.path.realpath(content.folder)
+    if os.path.commonpath((os.path.realpath(file), root)) != root:
+        notes.append(f"{file.name} is a link out of the run's folder, and is left out of this page.")
+        return None
     try:
         return read_bytes(file, LONGEST_STATS)
     except FileNotFoundError:
@@ -94,7 +102,7 @@ def finite(value: Any) -> bool:
 
 
 def _stats(run: Run, content: Content) -> None:
-    text = _bytes(run.stats_file, content.notes) or b""
+    text = _bytes(run.stats_file, content) or b""
     written = sum(1 for line in text.split(b"\n") if line.strip())
     whole, lines = 0, dict[int, dict[str, Any]]()
     for step, line in stats_lines(text):
@@ -158,7 +166,7 @@ def _progress(content: Content) -> None:
 
 
 def _metrics(run: Run, content: Content) -> None:
-    text = _bytes(run.metrics_file, content.notes)
+    text = _bytes(run.metrics_file, content)
     if text is None:
         none = content.config is not None and not content.config.evaluate.samples
         why = "its config has evaluate.samples 0" if none else "they are written when training ends"
@@ -200,30 +208,30 @@ def _pictures(run: Run, content: Content) -> None:
     for given in sorted(directions, key=lambda name: (name != "", known.index(name) if name in known else len(known))):
         how = title([given] if given else [], first)
         drawn = sorted(directions[given], reverse=True)
-        grids = _whole(((file, f"{how}; step {step:,}") for step, file in drawn), 1, content.notes)
+        grids = _whole(((file, f"{how}; step {step:,}") for step, file in drawn), 1, content)
         content.grids += grids
     others = ((file, file.stem) for file in newest if not GRID.fullmatch(file.name))
-    content.others = _whole(others, OTHERS, content.notes)
+    content.others = _whole(others, OTHERS, content)
     if not content.grids:
         content.notes.append("There are no sample grids yet (samples/step-*.png).")
 
 
-def _whole(files: Iterable[tuple[Path, str]], count: int, notes: list[str]) -> list[Picture]:
+def _whole(files: Iterable[tuple[Path, str]], count: int, content: Content) -> list[Picture]:
     """The first `count` pictures that are whole, of files with their captions; a note for each that is not."""
     found: list[Picture] = []
     for file, caption in files:
         if len(found) == count:
             break
-        content = _bytes(file, notes)
-        if content is None:
+        data = _bytes(file, content)
+        if data is None:
             continue
-        if len(content) > LARGEST:
-            notes.append(f"samples/{file.name} has {len(content) / 2**20:.0f} MB and is left out of this page.")
+        if len(data) > LARGEST:
+            content.notes.append(f"samples/{file.name} has {len(data) / 2**20:.0f} MB and is left out of this page.")
             continue
         try:
-            picture, header = load_picture(file), read_header(file)
+            picture, header = picture_in(data, str(file)), read_header(file)
         except MmfastError as error:
-            notes.append(f"{error}.")
+            content.notes.append(f"{error}.")
             continue
-        found.append(Picture(file.name, caption, header.format, picture.size, content))
+        found.append(Picture(file.name, caption, header.format, picture.size, data))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from html import escape
 
 
@@ -23,3 +24,27 @@ def element(tag: str, *content: object, **attributes: object) -> Markup:
 def join(*content: object) -> Markup:
     """One after the other, text escaped."""
     return Markup("".join(x if isinstance(x, Markup) else escape(str(x)) for x in content))
+
+
+def folded(summary: str, *inside: object) -> Markup:
+    """What is shown when its summary is chosen."""
+    return element("details", element("summary", summary), *inside)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
+    """Rows under heads; the first cell of a row is its name. On a phone a row is a card."""
+    top = element("tr", *(element("th", head, scope="col") for head in heads))
+    body = [
+        element(
+            "tr",
+            element("th", row[0], scope="row"),
+            *(element("td", cell, data_head=head) for head, cell in zip(heads[1:], row[1:], strict=True)),
+        )
+        for row in rows
+    ]
+    return element("table", element("thead", top), element("tbody", *body))
+
+
+def terms(pairs: Iterable[tuple[str, object]]) -> Markup:
+    """Names with what is said of each."""
+    return element("dl", *(join(element("dt", name), element("dd", text)) for name, text in pairs))

@@ -154,7 +154,7 @@ RULES = (
         LOWER,
     ),
     Rule(
-        r"x0_error\.(?P<t>\d+)",
+        r"x0_error\.(?P<t>[0-9]{1,9})",
         ERROR,
         "Mean squared error of the image predicted from z_t at t = {t}, nothing given; pixels lie in -1 to 1.",
         LOWER,

@@ -5,15 +5,16 @@ from __future__ import annotations
 import base64
 import dataclasses
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 import numpy as np
 
 from mmfast.config import Config
-from mmfast.report.content import Content, Picture, Series
-from mmfast.report.elements import Markup, element, join
+from mmfast.generate import guidance_text
+from mmfast.report.content import Content, Picture, Series, finite
+from mmfast.report.elements import Markup, element, folded, join, table, terms
 from mmfast.report.figures import BOUND, ERROR, Figure, explained
 from mmfast.report.plot import curve, number, plot, running_mean
 from mmfast.sizes import named
@@ -65,7 +66,7 @@ def page(content: Content, machine: Mapping[str, str]) -> str:
         ("curves", "Training", _curves(content.series)),
         ("classes", "Classes", _classes(content.config)),
         ("commands", "What to do with it", _commands(content)),
-        ("config", "Config", _folded("config.yaml", element("pre", element("code", content.config_text)))),
+        ("config", "Config", folded("config.yaml", element("pre", element("code", content.config_text)))),
         ("machine", "Machine", _machine(machine)),
     ]
     shown = [section for section in sections if section[2]]
@@ -94,31 +95,9 @@ def page(content: Content, machine: Mapping[str, str]) -> str:
     return "<!DOCTYPE html>\n" + element("html", head, element("body", body), lang="en") + "\n"
 
 
-def _folded(summary: str, *inside: object) -> Markup:
-    return element("details", element("summary", summary), *inside)
-
-
 def _value(x: float | None) -> Markup:
     """A number as people read it, with all its digits in the markup."""
     return Markup(NONE) if x is None else element("data", number(x), value=repr(x))
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
-    """Rows under heads; the first cell of a row is its name. On a phone a row is a card."""
-    top = element("tr", *(element("th", head, scope="col") for head in heads))
-    body = [
-        element(
-            "tr",
-            element("th", row[0], scope="row"),
-            *(element("td", cell, data_head=head) for head, cell in zip(heads[1:], row[1:], strict=True)),
-        )
-        for row in rows
-    ]
-    return element("table", element("thead", top), element("tbody", *body))
-
-
-def _terms(pairs: Iterable[tuple[str, object]]) -> Markup:
-    return element("dl", *(join(element("dt", name), element("dd", text)) for name, text in pairs))
 
 
 def _progress(content: Content) -> Markup:
@@ -158,7 +137,7 @@ def _trained(config: Config | None) -> Markup:
     train, sample = config.train, config.sample
     rate = f"learning rate {train.learning_rate:g}, {train.decay} after {train.warmup:,} steps of warm-up"
     turns = f", {', then '.join(sample.first)} first" if sample.first else ""
-    return _terms(
+    return terms(
         [
             ("Modalities", element("ul", *parts)),
             ("Data", _options(config.data)),
@@ -172,7 +151,10 @@ def _trained(config: Config | None) -> Markup:
                 f"{train.steps:,} steps of {train.batch_size:,} examples ({train.steps * train.batch_size:,} in all), "
                 f"{rate}, average of the weights with decay {train.ema_decay:g}, {train.precision}, seed {config.seed}",
             ),
-            ("Sampling", f"{sample.sampler}, {sample.steps} steps, guidance {sample.guidance_scale:g}{turns}"),
+            (
+                "Sampling",
+                f"{sample.sampler}, {sample.steps} steps, guidance {guidance_text(sample.guidance_scale)}{turns}",
+            ),
         ]
     )
 
@@ -214,20 +196,20 @@ def _figures(content: Content) -> Markup:
         columns = {head: cells for head, of in between.items() if set(cells := [of(x) for x in figures]) != {NONE}}
         names, values = [x.name for x in figures], [_value(metrics[x.name]) for x in figures]
         rows = zip(names, values, *columns.values(), [x.meaning for x in figures], strict=True)
-        table = _table(["Figure", "Value", *columns, "Meaning"], rows)
+        listed = table(["Figure", "Value", *columns, "Meaning"], rows)
         if group == ERROR:
-            parts += [element("h3", group), _error(metrics, figures), _folded("The numbers", table)]
+            parts += [element("h3", group), _error(metrics, figures), folded("The numbers", listed)]
         elif group == BOUND:
-            parts += [element("h3", group), _folded(f"{len(figures)} figures", table)]
+            parts += [element("h3", group), folded(f"{len(figures)} figures", listed)]
         else:
-            parts += [element("h3", group), table]
+            parts += [element("h3", group), listed]
     return join(*parts)
 
 
 def _error(metrics: Mapping[str, float], figures: Sequence[Figure]) -> Markup:
     """The error of the predicted image against t, the times as far apart as they were chosen: evenly in log SNR."""
     found = {int(figure.name.partition(".")[2]): metrics[figure.name] for figure in figures}
-    points = sorted((t, x) for t, x in found.items() if np.isfinite(x))
+    points = sorted((t, x) for t, x in found.items() if finite(x))
     if not points:
         return Markup()
     times, errors = zip(*points, strict=True)
@@ -267,7 +249,7 @@ def _curves(series: Sequence[Series]) -> Markup:
         rows.append([one.name, *map(_value, (one.values[0], one.values[-1], mean)), f"{window:,}"])
     heads = ["Quantity", "First", "Last", "Mean at the end", "Steps in that mean"]
     text = "The line is a running mean; the band behind it spans all values."
-    return join(element("p", text), element("div", *plots, class_="plots"), _folded("The numbers", _table(heads, rows)))
+    return join(element("p", text), element("div", *plots, class_="plots"), folded("The numbers", table(heads, rows)))
 
 
 def _classes(config: Config | None) -> Markup:
@@ -277,7 +259,7 @@ def _classes(config: Config | None) -> Markup:
         names = getattr(spec, "names", [])
         if names:
             listed = element("ol", *(element("li", called) for called in names), start=0, class_="classes")
-            inside = _folded(f"{len(names):,} classes", listed) if len(names) > MANY else listed
+            inside = folded(f"{len(names):,} classes", listed) if len(names) > MANY else listed
             parts.append(join(element("h3", name), inside))
         elif count:
             background = ", 0 the background" if spec.kind == "mask" else ""
@@ -303,9 +285,9 @@ def _commands(content: Content) -> Markup:
         ("Measure the figures again", f"mmfast eval {run}"),
         ("Write this page again", f"mmfast report {run}"),
     ]
-    return _terms([(said, element("pre", element("code", command))) for said, command in found])
+    return terms([(said, element("pre", element("code", command))) for said, command in found])
 
 
 def _machine(machine: Mapping[str, str]) -> Markup:
     said = "Of the machine that wrote this page. A run does not record the one that trained it."
-    return join(element("p", said), _terms(machine.items()))
+    return join(element("p", said), terms(machine.items()))

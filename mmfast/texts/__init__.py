@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from mmfast.errors import MmfastError, unknown
 from mmfast.texts.minilm import load as _minilm
-from mmfast.trust import check_code
+from mmfast.trust import imported
 
 Encoder = Callable[[list[str]], Tensor]
 DIM = 384
@@ -47,15 +46,7 @@ def encoder(name: str, key: str = "text_encoder") -> Encoder:
         if name not in ENCODERS:
             raise unknown(key, name, [*ENCODERS, "module:function"])
         return ENCODERS[name]()
-    check_code(key, name)
-    module, _, function = name.partition(":")
-    try:
-        found: Encoder = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise MmfastError(
-            f"{key} is {name!r}, which cannot be had: {reason}; it should be module:function, the module importable"
-        ) from None
+    found: Encoder = imported(key, name)
     if not callable(found):
         raise MmfastError(f"{key} {name!r} is a {type(found).__name__}; it should be a function of a list of texts")
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,10 @@ from mmfast.streams import GIVEN, ORDER, TIMESTEP
 
 # A terminal that closes; not on Windows.
 HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+
+
+# Processes that load data are copies of this one, with its data sets and the user's word; elsewhere as is usual there.
+START = "fork" if sys.platform == "linux" else None
 
 
 def _words(seed: int, numbers: Tensor, stream: int, count: int, draw: int = 0) -> Tensor:
@@ -176,6 +181,7 @@ def loader(config: Config, examples: Examples, done: int, pinned: bool = False, 
             examples,  # type: ignore[arg-type]
             batch_sampler=batches,
             num_workers=config.train.workers,
+            multiprocessing_context=START if config.train.workers else None,
             worker_init_fn=_leave_signals,
             collate_fn=_as_it_is,  # type: ignore[arg-type]
             pin_memory=pinned,

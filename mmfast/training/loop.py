@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from mmfast.build import build_data, files_of, stored, with_found
+from mmfast.build import build_data, check_beside_data, files_of, stored, with_found
 from mmfast.config import Config, to_yaml
 from mmfast.data import Data
 from mmfast.errors import MmfastError, notice, say
@@ -112,6 +112,7 @@ def train(
 
     Returns the run. Raises MmfastError for bad input, before anything is changed.
     """
+    check_beside_data(config, "--out", Path(out))
     with joined() as here:
         with here.in_turn():
             config = with_found(config)

@@ -1,12 +1,14 @@
 """Data sets of torchvision and of Hugging Face, by value: beside what the other package itself gives."""
 
+import multiprocessing
+import os
 import sys
 import types
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from mmfast import config as configs
 from mmfast.build import build_data, with_found
@@ -15,7 +17,9 @@ from mmfast.data.items import Items, x_of
 from mmfast.errors import MmfastError
 from mmfast.guess import DRAFT
 from mmfast.survey import brief, survey
+from mmfast.texts import ngrams
 from mmfast.training import train
+from mmfast.training.examples import loader
 
 SIZE, COUNT = 4, 30
 FEW = {
@@ -118,6 +122,49 @@ def test_pictures_masks_and_names_of_classes(tmp_path):
     assert line.startswith("example 4 of torchvision's OxfordIIITPet") and "\n" not in line
 
 
+def test_torchvision_runs_no_program_on_a_picture(tmp_path, monkeypatch):
+    pytest.importorskip("torchvision")
+    pets(tmp_path / "data")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\necho 10.0\n")
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # it has not been looked for yet
+    Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "data/oxford-iiit-pet/images/beagle_4.jpg", format="EPS")
+    [line] = survey(pet_config(tmp_path / "data", cache_gb=0)).wrong
+    assert line.startswith("example 4 of torchvision's OxfordIIITPet") and not (tmp_path / "ran").exists()
+    assert EpsImagePlugin.gs_binary is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere data sets of other packages go without workers")
+def test_workers_read_what_cannot_be_sent_to_them(monkeypatch):
+    """Where Python would begin them anew, as it does from 3.14 on, they would not know the user's word either."""
+    pytest.importorskip("torchvision")
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        chosen = config(fake(cache_gb=0))
+        chosen.train.workers, chosen.train.steps = 1, 2
+        data = build_data(chosen).train
+        [first, second] = loader(chosen, data, 0)
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
+    chosen.train.workers = 0
+    for batch, expected in zip((first, second), loader(chosen, data, 0), strict=True):
+        assert torch.equal(batch.data["image"], expected.data["image"])
+
+
+def test_files_in_circles_of_links_are_looked_at_once(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "x").write_text("1")
+    before = torchvision._files(str(tmp_path))
+    for name in ("one", "two"):
+        (tmp_path / "a" / "b" / name).symlink_to(tmp_path)  # two, whose ways double at every turn
+    assert torchvision._files(str(tmp_path)) == before
+    (tmp_path / "a" / "x").write_text("22")
+    assert torchvision._files(str(tmp_path)) != before
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -172,6 +219,105 @@ def test_values_of_other_packages():
     ):  # fmt: skip
         with pytest.raises(MmfastError, match=words):
             x_of(kinds[name], value, "x")
+
+
+def parts(**modalities):
+    return config({"kind": "digits"}, {"image": {**IMAGE, "size": 2}, **modalities}).modalities
+
+
+def test_arrays_of_class_numbers_are_read_as_a_file_s_are():
+    kinds = parts(mask={"kind": "mask", "classes": 3, "size": 2, "ignore": 255}, two={"kind": "mask", "size": 2})
+    numbers = [[0, 255], [2, 1]]
+    for value in (
+        numbers,
+        np.array(numbers),
+        torch.tensor(numbers),
+        np.array(numbers, np.uint16),
+        np.array(numbers, "u1"),
+    ):
+        assert x_of(kinds["mask"], value, "x").tolist() == [[0, -1], [2, 1]]
+    assert x_of(kinds["two"], np.array([[0, 255], [255, 0]]), "x").tolist() == [[0, 1], [1, 0]]
+    larger = np.kron(np.array(numbers), np.ones((3, 3), int))
+    assert x_of(kinds["mask"], larger, "x").tolist() == [[0, -1], [2, 1]]
+    for value, words in (
+        (np.array([[0, -1], [0, 0]]), "holds class -1; the mask has classes 0 .. 2"),
+        (np.array([[0, 3], [0, 0]]), "holds class 3"), (np.array([[0, 2**40], [0, 0]]), "should be class numbers"),
+        (np.zeros((2, 2)), "of which no mask"), (np.zeros((3, 5, 5), np.uint8), r"a picture is \[H, W\]"),
+        (Image.fromarray(np.array([[0, -1], [0, 0]], np.int32)), "holds class -1"),
+        (Image.fromarray(np.zeros((2, 2), np.float32)), "x is a picture of floats"),
+    ):  # fmt: skip
+        with pytest.raises(MmfastError, match=words):
+            x_of(kinds["mask"], value, "x")
+
+
+def test_pictures_of_other_depths_are_read_in_their_range_or_refused():
+    image = parts()["image"]
+    grey = Image.fromarray(np.array([[0, 65535], [13107, 0]], np.int32))
+    expected = torch.tensor([[-1, 1], [2 * 0.2 - 1, -1]]).expand(3, 2, 2)
+    torch.testing.assert_close(x_of(image, grey, "x"), expected, atol=1e-6, rtol=0)
+    for value, words in (
+        (Image.fromarray(np.array([[0, 70000], [0, 0]], np.int32)), r"x runs from 0 to 70000; .* in 0 \.\. 65535"),
+        (Image.fromarray(np.full((2, 2), 0.5, np.float32)), "x is a picture of floats"),
+        (np.zeros((3, 5, 5), np.uint8), r"x is ndarray \[3, 5, 5\]; a picture is"),
+    ):
+        with pytest.raises(MmfastError, match=words):
+            x_of(image, value, "x")
+
+
+def test_pictures_of_one_example_have_one_shape():
+    """What Items gives of each, as folders have it: of each the middle is taken, so another shape is another part."""
+    kinds = parts(mask={"kind": "mask", "size": 2})
+    sizes = [((8, 4), (4, 2)), ((8, 4), (4, 4)), ((8, 4), (8, 4))]
+
+    def get(index):
+        (width, height), mask = sizes[index]
+        return {"image": Image.new("RGB", (width, height)), "mask": Image.new("L", mask)}
+
+    items = Items(3, get, kinds, "pets", "image")
+    assert len(items.__getitems__([0, 2])) == 2
+    with pytest.raises(
+        MmfastError, match=r"example 1 of pets, mask is 4 x 4 and .*, image is 8 x 4: they differ in shape"
+    ):
+        items.__getitems__([0, 1])
+
+
+def test_an_example_without_its_anchor_is_none(stand_in, capsys):
+    stand_in[3]["img"] = None
+    [line] = survey(config(hub())).wrong
+    assert line.startswith("example 3 of pets, split train has no image, the anchor, which every example needs")
+    left = build_data(config(hub(on_error="skip", test="test"))).train
+    assert "image" not in left.__getitems__(range(len(left))).present and left.unreadable.tolist().count(True) == 1
+
+
+def test_classes_that_are_called_by_other_numbers_keep_their_names(stand_in):
+    names = stand_in.features["label"].names
+    for own, found in ((["1", "2", "3"], ["1", "2", "3"]), (["0", "1", "2"], []), (["00", "", "2"], [])):
+        names[:] = own
+        assert with_found(config(hub())).modalities["label"].names == found
+
+
+def test_classes_in_another_order_are_refused(stand_in, monkeypatch):
+    label = {**LABEL, "names": ["bee", "ape", "cow"]}
+    with pytest.raises(MmfastError, match=r"label\.names is bee, ape, cow; the data's order is ape, bee, cow"):
+        with_found(config(hub(), {"image": IMAGE, "label": label}))
+    renamed = with_found(config(hub(), {"image": IMAGE, "label": {**LABEL, "names": ["Affe", "Biene", "Kuh"]}}))
+    assert renamed.modalities["label"].names == ["Affe", "Biene", "Kuh"]
+    other = Table(stand_in)
+    other.features = {**stand_in.features, "label": types.SimpleNamespace(names=["cow", "bee", "ape"])}
+    load = lambda path, name, split: other if split == "test" else stand_in  # noqa: E731
+    monkeypatch.setattr(sys.modules["datasets"], "load_dataset", load)
+    with pytest.raises(MmfastError, match=r"the classes of split 'test' are .*cow.*others than those of 'train'"):
+        build_data(config(hub(test="test")))
+
+
+def test_captions_are_texts_of_a_column(stand_in):
+    stand_in[4]["more"], stand_in[5]["more"] = " a cat ", None
+    caption = {"kind": "caption", "text_encoder": "ngrams"}
+    chosen = config(hub(columns={"image": "img", "caption": "more"}, test="test"), {"image": IMAGE, "caption": caption})
+    assert with_found(chosen).modalities["caption"].captions == ["a cat", "x"]
+    batch = build_data(chosen).train.__getitems__([0, 4, 5])
+    assert torch.equal(batch.data["caption"][:2], ngrams(["x", "a cat"]))
+    assert batch.present["caption"].tolist() == [True, True, False]
 
 
 class Table(list):

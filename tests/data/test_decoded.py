@@ -100,7 +100,7 @@ def test_what_is_kept_is_what_was_decoded(root, decoded, sixteen):
             same(part.__getitems__(rows), some)
         assert len(decoded) == (0 if turn else COUNT)
         data = opened(root) if turn else data
-    assert len([*(root.parent / "cache").iterdir()]) == 2
+    assert len([*(root.parent / "cache").glob("*.rows")]) == 2
 
 
 def test_pixels_take_a_byte_and_classes_two(root):
@@ -127,7 +127,7 @@ def test_a_changed_file_is_decoded_and_no_other(root, decoded):
     assert sorted(decoded) == [stem, "50"]
     row = data.train.stems.index(stem)
     assert torch.equal(data.train.__getitems__([row]).data["image"], torch.full((1, 3, SIZE, SIZE), 7 / 127.5 - 1))
-    names = [file.name.split("-")[1] for file in (root.parent / "cache").iterdir()]
+    names = [file.name.split("-")[1] for file in (root.parent / "cache").glob("*.rows")]
     assert len(names) == len(set(names)) == 2  # the earlier files are gone
 
 
@@ -156,7 +156,7 @@ def test_other_options_read_anew(root):
     other = opened(root, more={"image": {"channels": 1}})
     assert other.train.__getitems__([0]).data["image"].shape == (1, 1, SIZE, SIZE)
     assert opened(root, more={"image": {"loss_weight": 3.0}}).train.file == data.train.file
-    assert len([*(root.parent / "cache").iterdir()]) == 4
+    assert len([*(root.parent / "cache").glob("*.rows")]) == 4
 
 
 @pytest.mark.parametrize("harm", ["bit", "cut", "header", "gone", "empty"])
@@ -202,13 +202,13 @@ def test_a_full_disk_stops_the_keeping_and_nothing_else(root, capsys, monkeypatc
 def test_the_longest_unused_make_room_and_too_much_is_not_kept(root, tmp_path, capsys):
     size = sum(part.file.stat().st_size for part in (opened(root).train, opened(root).test)) / 1e9
     cache = root.parent / "cache"
-    for file in cache.iterdir():
+    for file in cache.glob("*.rows"):
         os.utime(file, (1, 1))
     fill(tmp_path / "more", seed=3)
     spec = folder.Spec(root=str(tmp_path / "more"), cache=str(cache), cache_gb=1.5 * size, test_fraction=0.3)
     data = folder.open(spec, specs(), "image")
     files = {data.train.file, data.test.file}
-    assert files <= {*cache.iterdir()} and len([*cache.iterdir()]) < 4
+    assert files <= {*cache.glob("*.rows")} and len([*cache.glob("*.rows")]) < 4
     assert not capsys.readouterr().err
     assert not hasattr(opened(root, gb=size / 100).train, "file")
     assert "decoded examples need 0.0 gigabytes, and there is room for" in capsys.readouterr().err

@@ -2,15 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mmfast import config as configs
 from mmfast import modalities
-from mmfast.build import with_found
+from mmfast.build import build_data, with_found
 from mmfast.data import folder
 from mmfast.errors import MmfastError
 from mmfast.guess import DRAFT, guess
 from mmfast.survey import brief, survey
+from mmfast.texts import ngrams
 
 LABELS = {"a/0": "bee", "a/1": "ape", "b/2": "cow", "b/3": "bee", "b/4": "ape", "b/5": "bee"}
 
@@ -184,3 +186,26 @@ def test_a_table_is_seen_where_there_is_no_config(root):
 def modalities_of_a_label():
     assert "label" in modalities.KINDS
     return {"kind": "label", "classes": 3, "names": ["ape", "bee", "cow"]}
+
+
+def test_captions_may_be_a_column(tmp_path):
+    for k in range(8):
+        (tmp_path / "image").mkdir(exist_ok=True)
+        Image.new("L", (4, 4), k).save(tmp_path / "image" / f"{k}.png")
+    rows = [f'{k},"a cat, or {k % 2}"\n' for k in range(7)]
+    (tmp_path / "metadata.csv").write_text("file_name,caption\n" + "".join(rows) + "7,\n")
+    parts = {
+        "image": {"kind": "image", "channels": 1, "size": 4},
+        "caption": {"kind": "caption", "text_encoder": "ngrams"},
+    }
+    data = {"kind": "folder", "root": str(tmp_path), "cache_gb": 0}
+    chosen = with_found(configs.from_plain({**DRAFT, "data": data, "modalities": parts}, "x"))
+    assert chosen.modalities["caption"].captions == ["a cat, or 0", "a cat, or 1"]
+    opened = build_data(chosen)
+    for part in (opened.train, opened.test):
+        batch = part.__getitems__(range(len(part)))
+        for k, stem in enumerate(part.stems):
+            there = "caption" not in batch.present or bool(batch.present["caption"][k])
+            assert there == (stem != "7")
+            if there:
+                assert torch.equal(batch.data["caption"][k], ngrams([f"a cat, or {int(stem) % 2}"])[0])

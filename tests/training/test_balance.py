@@ -13,7 +13,7 @@ from tiny import tiny
 from mmfast import config as configs
 from mmfast.backbones.features import Features
 from mmfast.build import build_data, build_model
-from mmfast.config import BALANCES
+from mmfast.config_sections import BALANCES
 from mmfast.errors import MmfastError
 from mmfast.files import load_tensors
 from mmfast.ranks import ALONE

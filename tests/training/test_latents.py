@@ -60,7 +60,7 @@ def plain():
 
 @pytest.fixture(autouse=True)
 def allowed(monkeypatch):
-    monkeypatch.setattr(trust, "_allowed", {f"{__name__}:{name}" for name in ("net", "plain")})
+    monkeypatch.setattr(trust, "_allowed", {("", f"{__name__}:{name}") for name in ("net", "plain")})
     Net.seen = 0
 
 

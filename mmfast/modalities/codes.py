@@ -1,0 +1,44 @@
+"""Encodings of unit RMS: of vectors, and codes of classes, as far apart as can be."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def unit_rms(x: Tensor) -> Tensor:
+    """Each sample scaled to a root mean square of one."""
+    return x * torch.rsqrt(x.square().flatten(1).mean(1) + 1e-8).reshape(-1, *[1] * (x.dim() - 1))
+
+
+def nearest(z0: Tensor, codes: Tensor) -> Tensor:
+    """The class whose code is the nearest: z0 [B, C, H, W], codes [K, C] -> int64 [B, H, W]."""
+    distance = codes.square().sum(1)[None, :, None, None] - 2 * torch.einsum("bchw,kc->bkhw", z0, codes)
+    return distance.argmin(1)
+
+
+def code(classes: int, width: int) -> Tensor:
+    """Fixed encodings of `classes` classes: float32 [classes, width], of unit RMS, as far apart as can be.
+
+    The corners of a regular simplex, turned at random (always the same way) into `width` dimensions; fewer
+    dimensions than classes - 1 take its projection. They are made on the host, so that all devices have the same.
+    """
+    host = torch.device("cpu")
+    if classes == 1:
+        return torch.ones(1, width, device=host)
+    if width == 1:
+        line = torch.linspace(-1, 1, classes, device=host)[:, None]
+        return line if classes == 2 else line / line.square().mean().sqrt()
+    generator = torch.Generator(host).manual_seed(classes * 100_003 + width)
+    # The corners of the simplex in a basis of the classes - 1 dimensions that they span.
+    corners = torch.linalg.qr((torch.eye(classes, device=host) - 1 / classes)[:, :-1])[0]
+    random = torch.randn(max(width, classes - 1), min(width, classes - 1), generator=generator, device=host)
+    turn = torch.linalg.qr(random)[0]
+    turned = corners @ (turn.T if width >= classes - 1 else turn)
+    return turned / turned.square().mean(1, keepdim=True).sqrt()
+
+
+def draw_class(logits: Tensor, normal: Tensor) -> Tensor:
+    """A class drawn from the softmax of logits [B, K, ...], by adding Gumbel noise made of standard normals."""
+    log_uniform = torch.special.log_ndtr(normal)
+    return (logits.float() - torch.log(-log_uniform)).argmax(1)
