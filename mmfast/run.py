@@ -179,31 +179,28 @@ class Run:
                 f"{self.folder} cannot be written to: {error.strerror}; make room or permit it, then repeat the command"
             ) from None
 
-    def save_state(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-        """Keep the trainer's state, and the one before it; one that was found to be damaged takes no whole one's place.
+    def save_state(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], keep: int | None = None) -> None:
+        """Save the trainer's state, and keep the one before it; a damaged one never takes the place of a whole one.
 
-        The stats are on the disk before the state that follows them.
+        The stats are on the disk before the state that follows them. keep: the state's step, to keep it for good too,
+        as states/step-0001000.safetensors. That file comes first: a run that is killed between the two goes on from the
+        state before and writes both again.
         """
-        current = self.folder / STATE
+        current, kept = self.folder / STATE, self.folder / STATES / f"step-{keep or 0:07d}.safetensors"
 
         def write() -> None:
             if self.stats_file.exists():
                 sync(self.stats_file)
+            if keep is not None:
+                kept.parent.mkdir(exist_ok=True)
+                save_tensors(kept, tensors, metadata)
             if current.exists():
                 os.replace(current, self.folder / (DAMAGED if self.damaged else PREVIOUS))
             self.damaged = False
-            save_tensors(current, tensors, metadata)
-
-        self.guard(write)
-
-    def keep_state(self, step: int) -> None:
-        """Keep the newest state for good, as states/step-0001000.safetensors."""
-        kept = self.folder / STATES / f"step-{step:07d}.safetensors"
-
-        def write() -> None:
-            kept.parent.mkdir(exist_ok=True)
-            # No link: whoever puts a kept state in the newest one's place may write into that file.
-            write_atomically(kept, lambda temporary: shutil.copyfile(self.folder / STATE, temporary))
+            if keep is None:
+                save_tensors(current, tensors, metadata)
+            else:  # no link: whoever puts a kept state in the newest one's place may write into that file
+                write_atomically(current, lambda temporary: shutil.copyfile(kept, temporary))
 
         self.guard(write)
 

@@ -126,14 +126,14 @@ class Trainer:
         self.flush()
         if not anyway and self.done in self.stats.lately:
             return False
-        state, keep = self.state(), self.config.train.keep_every
+        state, every = self.state(), self.config.train.keep_every
         if self.ranks.first:
             self.stats.insist()
             metadata = {"step": self.done, "stats": self.stats.recent}
             more = {"skipped": self.stats.skipped, "best": self.best}
-            self.run.save_state(state, metadata | {name: x for name, x in more.items() if x})
-            if keep and self.done // keep > self.saved // keep:
-                self.run.keep_state(self.done)
+            metadata |= {name: x for name, x in more.items() if x}
+            kept = every > 0 and self.done // every > self.saved // every
+            self.run.save_state(state, metadata, self.done if kept else None)
         self.saved = self.done
         self.export()
         self.ranks.any(True)  # no rank leaves before it is written
