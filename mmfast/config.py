@@ -22,6 +22,8 @@ from mmfast.process import TARGETS
 from mmfast.samplers import HEADS, SAMPLERS, check_share
 from mmfast.schedule import MOST_STEPS
 
+# How often a step of sampling may be taken: the noise of each time has a number (mmfast/sample_loop.py).
+MOST_TIMES = 256
 # The rules of mmfast.training.balance.
 BALANCES = ("none", "uncertainty", "gradient_norm")
 
@@ -105,6 +107,7 @@ class SampleSpec:
         5,
         "how often each step is taken where something is given in part: more, and what is drawn fits it better",
         min=1,
+        max=MOST_TIMES,
     )
     first: list[str] = option([], "modalities drawn first, one after another; the rest is drawn given them")
     offset: dict[str, float] = option({}, "by how much of T a modality's time is ahead of the anchor's, as {mask: 0.2}")
