@@ -80,6 +80,11 @@ class Run:
     def samples(self) -> Path:
         return self.folder / "samples"
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has a state to go on from."""
+        return any((self.folder / name).exists() for name in (STATE, PREVIOUS))
+
     @classmethod
     def start(cls, folder: str | Path, config: Config, accept: Callable[[Run], object] = lambda run: None) -> Run:
         """Make a run's folder, or take up the run in it where nothing of its config has changed that is learnt from.
