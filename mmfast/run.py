@@ -13,6 +13,7 @@ RUN/data.json            what the data was
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ LOCK, TENSORBOARD = ".lock", "tensorboard"
 LAST, BEST = "ema.safetensors", "ema.best.safetensors"
 # What sampling and evaluation may load, by the name of the option.
 WEIGHTS = {"last": LAST, "best": BEST}
+# What the figures of metrics.json hang on beside the weights.
+MEASURED = re.compile(r"evaluate\.|sample\.(?!count|batch_size)|modalities\.[^.]*\.given_steps")
 STATES, RECORD = "states", "data.json"
 STATE, PREVIOUS, DAMAGED = "trainer.safetensors", "trainer.previous.safetensors", "trainer.damaged.safetensors"
 
@@ -131,6 +134,11 @@ class Run:
             if "train.steps" in changed and run.metrics_file.exists():
                 kept = run.folder / f"metrics.step-{before.train.steps:07d}.json"
                 run.guard(lambda: os.replace(run.metrics_file, kept))
+            elif any(map(MEASURED.match, changed)) and run.metrics_file.exists():
+                notice(
+                    f"{run.metrics_file} is there, with the figures of the options before; for others use `mmfast eval "
+                    f"{folder}`, or remove it and repeat the command"
+                )
         if changed or not run.config_file.exists():
             run.guard(lambda: write_text(run.config_file, configs.to_yaml(config)))
         run.guard(lambda: run.samples.mkdir(exist_ok=True))

@@ -157,7 +157,7 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
             try:
                 trainer.step(batches, network)
                 if _every(train.validate_every, trainer.done):
-                    trainer.validate()
+                    watch.measured(trainer.validate())
             except MmfastError:  # an example that cannot be read: what was learnt before it is kept
                 trainer.checkpoint()
                 raise
