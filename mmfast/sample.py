@@ -59,8 +59,7 @@ def sample(
             known part than it should (docs/reading-and-telling.md). An embedding's numbers are those of a vector of
             unit RMS.
         resample: where something is given in part, how often each step is taken, z_t being made of z_s again in
-            between (Lugmayr et al., 2022): the bias falls, and `resample` times as many evaluations are made. 256 at
-            most.
+            between (Lugmayr et al., 2022): the bias falls, and `resample` times as many evaluations are made.
         steps, sampler, eta: how many steps of "ddpm", "ddim" (with eta), "heun", "dpmpp_2m", "dpmpp_3m" or another of
             SAMPLERS. A step evaluates the network once, heun's but the last twice.
         guidance_scale: 1 for none; one for all that is given, or by name. Each guided modality adds

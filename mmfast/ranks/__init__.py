@@ -207,7 +207,7 @@ def _join() -> tuple[Ranks, Watch]:
         group = dist.PrefixStore("group", store)
         dist.init_process_group(backend, store=group, rank=index, world_size=count, timeout=STEP)
         own = dist.PrefixStore("mmfast", store)
-        here = Ranks(index, count, local, os.environ.get("GROUP_RANK", "0"), own)
+        here = Ranks(index, count, local, os.environ.get("GROUP_RANK", platform.node()), own)
         return here, Watch(index, here.all(name))
 
 
