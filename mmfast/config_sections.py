@@ -11,6 +11,8 @@ from mmfast.process import TARGETS
 from mmfast.samplers import HEADS, SAMPLERS
 from mmfast.schedule import MOST_STEPS
 
+# How often a step of sampling may be taken: the noise of each time has a number (mmfast/sample_loop.py).
+MOST_TIMES = 256
 # The rules of mmfast.training.balance.
 BALANCES = ("none", "uncertainty", "gradient_norm")
 
@@ -94,6 +96,7 @@ class SampleSpec:
         5,
         "times that each step is taken if a modality is given in part: more make the drawn part fit better",
         min=1,
+        max=MOST_TIMES,
     )
     first: list[str] = option([], "modalities to draw first, one after another; the rest is drawn given them")
     offset: dict[str, float] = option({}, "lead of a modality's time over the anchor's, as a share of T: {mask: 0.2}")

@@ -14,13 +14,15 @@ from mmfast.distances import chosen_features, distances, row_distances, to_z0
 from mmfast.errors import MmfastError
 from mmfast.files import write_text
 from mmfast.generate import generate
-from mmfast.held_out import Shuffled, held_out
+from mmfast.held_out import NoExamples, Shuffled, held_out
 from mmfast.likelihood import bound
+from mmfast.metrics.features import Extractor
 from mmfast.metrics.lpips import LPIPS
 from mmfast.model import Model
 from mmfast.ranks import ALONE, Ranks
 from mmfast.reverse import fit, times_by_snr, x0_error
 from mmfast.run import Run
+from mmfast.trust import imported
 
 # How many training examples the reverse variances are fitted to, and timesteps the error of z_0 is measured at.
 FITTED_TO, CURVE = 256, 12
@@ -38,16 +40,7 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
     the bound; all have the figures.
     """
     anchor, count, spec = model.anchor_name, config.evaluate.samples, config.evaluate
-    # First what may be missing: nothing is drawn in vain.
-    features = chosen_features(spec)
-    if features.name != "pixels" and not model.anchor.bounded:
-        raise MmfastError(
-            f"evaluate.features is {spec.features!r}, a network that sees images; the anchor is a {model.anchor.kind}, "
-            "so it should be pixels"
-        )
-    lpips = LPIPS(spec.lpips, spec.lpips_weights or None) if spec.lpips else None
-    if lpips is not None and not any(part.derived for part in model.parts.values()):
-        raise MmfastError(f"evaluate.lpips is {spec.lpips!r}, but no modality hides parts of an image; leave it out")
+    features, lpips = measures(model, config)  # first what may be missing: nothing is drawn in vain
     with ranks.in_turn():
         judges = data.judges()
     truth = held_out(data.test, count, model)
@@ -88,6 +81,39 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
     return metrics | likelihood(model, config, data, batch, ranks)
 
 
+def measures(model: Model, config: Config) -> tuple[Extractor, LPIPS | None]:
+    """What images are compared by: their features and, where the config names a network for it, LPIPS.
+
+    Raises MmfastError for what is not there, and for what these images, or this model, cannot be compared by.
+    """
+    _check_measures(model, config)
+    spec = config.evaluate
+    return chosen_features(spec), LPIPS(spec.lpips, spec.lpips_weights or None) if spec.lpips else None
+
+
+def check_measures(model: Model, config: Config) -> None:
+    """Raise MmfastError where `measures` would: before training, so that nothing is missing after it.
+
+    Code of the user's is imported and not called: a network of theirs may be large.
+    """
+    if ":" in config.evaluate.features:
+        _check_measures(model, config)
+        imported("evaluate.features", config.evaluate.features)
+    else:
+        measures(model, config)
+
+
+def _check_measures(model: Model, config: Config) -> None:
+    spec = config.evaluate
+    if spec.features != "pixels" and not model.anchor.bounded:
+        raise MmfastError(
+            f"evaluate.features is {spec.features!r}, a network that sees images; the anchor is a {model.anchor.kind}, "
+            "so it should be pixels"
+        )
+    if spec.lpips and not any(part.derived for part in model.parts.values()):
+        raise MmfastError(f"evaluate.lpips is {spec.lpips!r}, but no modality hides parts of an image; leave it out")
+
+
 def likelihood(model: Model, config: Config, data: Data, batch: Batch, ranks: Ranks = ALONE) -> dict[str, float]:
     """The bound on a held-out batch, its reverse variances fitted to training data; and x0_error against t.
 
@@ -101,7 +127,7 @@ def likelihood(model: Model, config: Config, data: Data, batch: Batch, ranks: Ra
         return errors
     try:
         seen = held_out(Shuffled(data.train), min(FITTED_TO, len(data.train)), model)
-    except MmfastError:
+    except NoExamples:
         reverses = {}
     else:
         reverses = fit(model, seen, seed=seed, batch_size=size, ranks=ranks)

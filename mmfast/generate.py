@@ -13,7 +13,8 @@ from mmfast.errors import MmfastError, unknown
 from mmfast.model import Model
 from mmfast.path import check_offset
 from mmfast.ranks import ALONE, Ranks
-from mmfast.sample import how_many, sample
+from mmfast.sample import as_given, how_many, sample, takes_eta
+from mmfast.samplers import SAMPLERS
 
 
 def settings(config: Config, given: Iterable[str] = ()) -> dict[str, Any]:
@@ -43,6 +44,8 @@ def check_sample(model: Model, config: Config) -> None:
 
 def check_first(model: Model, first: Iterable[str]) -> None:
     """Raise MmfastError for a name that is no modality of the model, or one that is made from another."""
+    if not isinstance(first, Iterable):
+        raise MmfastError(f"first is a {type(first).__name__}; it should be a modality's name, or a list of them")
     for name in first:
         if name not in model.parts:
             raise unknown("sample.first's modality", name, model.parts)
@@ -99,16 +102,13 @@ def generate(
 
     Raises MmfastError for a name in `first` that is no modality of the model, or that follows from another.
     """
+    given, inside = as_given(model, given, known)
     if ranks.count > 1:
-        return _by_all(ranks, model, config, count, dict(given or {}), {**options, "first": first, "known": known})
+        return _by_all(ranks, model, config, count, given, inside, {**options, "first": first})
     first = config.sample.first if first is None else [first] if isinstance(first, str) else first
     check_first(model, first)
-    inside = {**(known or {})}
-    for name in inside:
-        if name not in (given or {}):
-            raise unknown("known's modality", name, given or {})
-    in_part = {name: x for name, x in (given or {}).items() if name in inside}
-    whole = {name: x for name, x in (given or {}).items() if name not in inside}
+    in_part = {name: x for name, x in given.items() if name in inside}
+    whole = {name: x for name, x in given.items() if name not in inside}
     guidance, seed = (options.pop(k, getattr(o, k)) for k, o in (("guidance_scale", config.sample), ("seed", config)))
     asked = guidance is not config.sample.guidance_scale  # the config's is for whatever is given
     for name in guidance if isinstance(guidance, Mapping) and asked else ():
@@ -116,6 +116,8 @@ def generate(
             raise unknown("guidance_scale's modality", name, [*whole, *first])
     for turn, target in enumerate(turns(model, whole, first)):
         how = {**settings(config, whole), **options, "seed": seed ^ turn << 40, "guidance_scale": guidance}
+        if "eta" not in options and how["sampler"] in SAMPLERS and not takes_eta(how["sampler"]):
+            how["eta"] = 0.0  # the config's is for the samplers that take one
         if isinstance(guidance, Mapping):
             how["guidance_scale"] = {n: scale for n, scale in guidance.items() if n in whole}
         if target is not None and model.told:
@@ -129,17 +131,22 @@ def generate(
 
 
 def _by_all(
-    ranks: Ranks, model: Model, config: Config, count: int | None, given: dict[str, Tensor], options: dict[str, Any]
+    ranks: Ranks,
+    model: Model,
+    config: Config,
+    count: int | None,
+    given: dict[str, Tensor],
+    known: dict[str, Tensor],
+    options: dict[str, Any],
 ) -> dict[str, Tensor]:
-    """`generate` with the samples shared out."""
+    """`generate` with the samples shared out; given and known: of `as_given`."""
     count = how_many(model, count, given)
     ids = options.pop("sample_ids", torch.arange(count))
-    known: dict[str, Tensor] = options.pop("known") or {}
     options["progress"] = options.get("progress", False) if ranks.first else False
 
     def draw(rows: Tensor) -> dict[str, Tensor]:
         own = {name: x if len(x) == 1 else x[rows.to(x.device)] for name, x in given.items()}
-        inside = {n: x if x.shape == given[n].shape[1:] or len(x) == 1 else x[rows] for n, x in known.items()}
+        inside = {name: x if len(x) == 1 else x[rows] for name, x in known.items()}
         drawn = generate(model, config, len(rows), own, sample_ids=ids[rows], known=inside, **options)
         return {name: x.cpu() for name, x in drawn.items()}
 

@@ -69,9 +69,9 @@ def sample_run(
         drawn = generate(model, config, count, what, progress=False if quiet else text, ranks=ranks)
         if not ranks.first:
             continue
-        picture = sample_grid(parts, drawn, f"{title(what, config.sample.first)} (step {step})", [given])
-        gallery.hang(picture, name)
         for part, x in drawn.items():
             overview = parts[part].overview(x.cpu(), examples.data[part])
             if overview is not None:
                 gallery.hang(overview, f"{name}-{part}", "scatter")
+        # Last, since it says that all of them are there.
+        gallery.hang(sample_grid(parts, drawn, f"{title(what, config.sample.first)} (step {step})", [given]), name)

@@ -12,10 +12,15 @@ from mmfast.errors import MmfastError
 from mmfast.model import Model
 
 
+class NoExamples(MmfastError):
+    """No example has all modalities that are to be compared."""
+
+
 def held_out(examples: Examples, count: int, model: Model) -> Batch:
     """`count` examples that lack no modality of the data's, again from the first when they run out.
 
     What is made from other modalities is made from each example once: the same hidden parts in every evaluation.
+    Raises NoExamples where there is none, and MmfastError for one that cannot be read.
     """
     names = [name for name, part in model.parts.items() if not part.derived]
     found: list[dict[str, Tensor]] = []
@@ -30,7 +35,7 @@ def held_out(examples: Examples, count: int, model: Model) -> Batch:
     data = {name: torch.cat([part[name] for part in found]) for name in names}
     available = len(data[names[0]])
     if not available:
-        raise MmfastError(f"data: no held-out example has all of {', '.join(names)}; raise data.test_fraction")
+        raise NoExamples(f"data: no held-out example has all of {', '.join(names)}; raise data.test_fraction")
     data = model.complete(Batch(data), 0, torch.arange(available)).data
     index = torch.arange(count) % available
     return Batch({name: x[index] for name, x in data.items()})

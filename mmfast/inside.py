@@ -46,13 +46,14 @@ def check_known(model: Model, given: Mapping[str, Tensor], known: Mapping[str, T
         if name not in given:
             raise unknown("known's modality", name, given)
         shape = given[name].shape
-        if not isinstance(there, Tensor) or there.dtype != torch.bool or there.shape not in (shape, shape[1:]):
+        shapes = (shape, shape[1:], (1, *shape[1:]))
+        if not isinstance(there, Tensor) or there.dtype != torch.bool or there.shape not in shapes:
             what = f"{there.dtype} {list(there.shape)}" if isinstance(there, Tensor) else f"a {type(there).__name__}"
             raise MmfastError(f"known[{name!r}] is {what}; it should be bool {list(shape)}, as what is given")
         if name == model.anchor_name and model.latent:
             raise MmfastError(f"known has {name}, which is diffused as an autoencoder's latents; give all of it")
         if name in model.names and name not in model.traced:
             raise MmfastError(f"known has {name}, which leaves no trace in z_t (weight none); give all of it")
-        found[name] = there if there.shape == shape else there[None]
+        found[name] = there if there.dim() == len(shape) else there[None]
         model.part(name).known_in_space(found[name][:1])
     return found

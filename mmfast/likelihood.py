@@ -60,6 +60,8 @@ def bound(
     """
     if model.without_bound:
         raise MmfastError(f"{model.without_bound}; leave the bound out")
+    if steps < 0:
+        raise MmfastError(f"steps is {steps}; it should be at least 1, or 0 for all of them")
     processes = {PLAIN: posterior(model), **(reverses or {})}
     for name, reverse in (reverses or {}).items():
         _check(model, name, reverse, processes[PLAIN])

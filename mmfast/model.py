@@ -76,31 +76,8 @@ class Model(nn.Module):
             raise unknown("space", space, SPACES)
         if anchor not in parts:
             raise unknown("anchor", anchor, parts)
-        first = parts[anchor]
-        self.shape: tuple[int, int, int] = first.z0_shape
-        latent = getattr(first, "autoencoder", None) is not None
-        grid = SpaceShape(*self.shape[1:])
-        for name, part in parts.items():
-            size = self.shape[1:] if part is first else getattr(part.spec, "size", self.shape[1:])
-            if height_width(size) != self.shape[1:]:
-                pictures = "; of pictures and vectors the anchor should be a picture" if grid.height == 1 else ""
-                whose = "'s latents'" if latent else "'s"
-                raise MmfastError(
-                    f"modalities.{name}.size is {plain(size)}; it should be {anchor}{whose}, "
-                    f"{plain(self.shape[1:])}{pictures}"
-                )
-            source = parts.get(part.source)
-            if part.derived and (not isinstance(source, Image) or source.spec.channels != part.spec.channels):
-                raise MmfastError(
-                    f"modalities.{name}.of is {part.source!r}; it should be an image with {part.spec.channels} channels"
-                )
-            if latent and (part.derived or (isinstance(part, Image) and part is not first)):
-                raise MmfastError(
-                    f"modalities.{name} is a {part.kind}, which has no place among the latents of {anchor}; leave it "
-                    f"out, or modalities.{anchor}.autoencoder"
-                )
-            if part is not first and getattr(part, "autoencoder", None) is not None:
-                raise MmfastError(f"modalities.{name}.autoencoder is of an image that is not the anchor; leave it out")
+        _check_parts(anchor, parts)
+        self.shape: tuple[int, int, int] = parts[anchor].z0_shape
         self.anchor_name, self.space, self.target, self.told = anchor, space, target, told
         self.parts = nn.ModuleDict(parts)
         self.names = tuple(name for name in parts if name != anchor)
@@ -132,7 +109,8 @@ class Model(nn.Module):
             raise MmfastError("backbone should be a function of (in_channels, size) that makes the network")
         self.backbone = backbone(len(self.seen_layout()), plain(self.shape[1:]))
         features, width = self.backbone.features, self.backbone.embedding_width
-        own_norm = getattr(self.backbone, "out_norm", lambda: head_norm(features, grid.height * grid.width))
+        pixels = self.shape[1] * self.shape[2]
+        own_norm = getattr(self.backbone, "out_norm", lambda: head_norm(features, pixels))
         self.norm, self.out = own_norm(), nn.Conv2d(features, self.shape[0], 3, padding=1)
         nn.init.zeros_(self.out.weight)
         for name in self.names:
@@ -367,3 +345,30 @@ class Model(nn.Module):
                 code = torch.cat((told[name][:, :, 0, 0], given[:, k, None].to(told[name].dtype)), 1)
                 total = total + self.tell_decoder[name](code)
         return total
+
+
+def _check_parts(anchor: str, parts: Mapping[str, Modality]) -> None:
+    """Raise MmfastError for a modality that has no place beside this anchor."""
+    first = parts[anchor]
+    grid = first.z0_shape[1:]
+    latent = getattr(first, "autoencoder", None) is not None
+    for name, part in parts.items():
+        size = grid if part is first else getattr(part.spec, "size", grid)
+        if height_width(size) != grid:
+            pictures = "; of pictures and vectors the anchor should be a picture" if grid[0] == 1 else ""
+            whose = "'s latents'" if latent else "'s"
+            raise MmfastError(
+                f"modalities.{name}.size is {plain(size)}; it should be {anchor}{whose}, {plain(grid)}{pictures}"
+            )
+        source = parts.get(part.source)
+        if part.derived and (not isinstance(source, Image) or source.spec.channels != part.spec.channels):
+            raise MmfastError(
+                f"modalities.{name}.of is {part.source!r}; it should be an image with {part.spec.channels} channels"
+            )
+        if latent and (part.derived or (isinstance(part, Image) and part is not first)):
+            raise MmfastError(
+                f"modalities.{name} is a {part.kind}, which has no place among the latents of {anchor}; leave it out, "
+                f"or modalities.{anchor}.autoencoder"
+            )
+        if part is not first and getattr(part, "autoencoder", None) is not None:
+            raise MmfastError(f"modalities.{name}.autoencoder is of an image that is not the anchor; leave it out")

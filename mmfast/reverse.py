@@ -36,6 +36,8 @@ def rows(batch: Batch, batch_size: int, ranks: Ranks = ALONE) -> list[Tensor]:
     """The numbers of a batch's examples, at most `batch_size` at a time. Raises MmfastError where it holds none."""
     if not len(batch):
         raise MmfastError("batch holds 0 examples; it should hold at least one")
+    if batch_size < 1:
+        raise MmfastError(f"batch_size is {batch_size}; it should be at least 1")
     return list(torch.arange(len(batch)).split(ranks.at_most(batch_size, len(batch))))
 
 

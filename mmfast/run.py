@@ -13,6 +13,7 @@ RUN/data.json            what the data was
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ LOCK, TENSORBOARD = ".lock", "tensorboard"
 LAST, BEST = "ema.safetensors", "ema.best.safetensors"
 # What sampling and evaluation may load, by the name of the option.
 WEIGHTS = {"last": LAST, "best": BEST}
+# What the figures of metrics.json hang on beside the weights.
+MEASURED = re.compile(r"evaluate\.|sample\.(?!count|batch_size)|modalities\.[^.]*\.given_steps")
 STATES, RECORD = "states", "data.json"
 STATE, PREVIOUS, DAMAGED = "trainer.safetensors", "trainer.previous.safetensors", "trainer.damaged.safetensors"
 
@@ -79,6 +82,11 @@ class Run:
     @property
     def samples(self) -> Path:
         return self.folder / "samples"
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has a state to go on from."""
+        return any((self.folder / name).exists() for name in (STATE, PREVIOUS))
 
     @classmethod
     def start(cls, folder: str | Path, config: Config, accept: Callable[[Run], object] = lambda run: None) -> Run:
@@ -126,6 +134,11 @@ class Run:
             if "train.steps" in changed and run.metrics_file.exists():
                 kept = run.folder / f"metrics.step-{before.train.steps:07d}.json"
                 run.guard(lambda: os.replace(run.metrics_file, kept))
+            elif any(map(MEASURED.match, changed)) and run.metrics_file.exists():
+                notice(
+                    f"{run.metrics_file} is there, with the figures of the options before; for others use `mmfast eval "
+                    f"{folder}`, or remove it and repeat the command"
+                )
         if changed or not run.config_file.exists():
             run.guard(lambda: write_text(run.config_file, configs.to_yaml(config)))
         run.guard(lambda: run.samples.mkdir(exist_ok=True))
@@ -179,31 +192,28 @@ class Run:
                 f"{self.folder} cannot be written to: {error.strerror}; make room or permit it, then repeat the command"
             ) from None
 
-    def save_state(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-        """Keep the trainer's state, and the one before it; one that was found to be damaged takes no whole one's place.
+    def save_state(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], keep: int | None = None) -> None:
+        """Save the trainer's state, and keep the one before it; a damaged one never takes the place of a whole one.
 
-        The stats are on the disk before the state that follows them.
+        The stats are on the disk before the state that follows them. keep: the state's step, to keep it for good too,
+        as states/step-0001000.safetensors. That file comes first: a run that is killed between the two goes on from the
+        state before and writes both again.
         """
-        current = self.folder / STATE
+        current, kept = self.folder / STATE, self.folder / STATES / f"step-{keep or 0:07d}.safetensors"
 
         def write() -> None:
             if self.stats_file.exists():
                 sync(self.stats_file)
+            if keep is not None:
+                kept.parent.mkdir(exist_ok=True)
+                save_tensors(kept, tensors, metadata)
             if current.exists():
                 os.replace(current, self.folder / (DAMAGED if self.damaged else PREVIOUS))
             self.damaged = False
-            save_tensors(current, tensors, metadata)
-
-        self.guard(write)
-
-    def keep_state(self, step: int) -> None:
-        """Keep the newest state for good, as states/step-0001000.safetensors."""
-        kept = self.folder / STATES / f"step-{step:07d}.safetensors"
-
-        def write() -> None:
-            kept.parent.mkdir(exist_ok=True)
-            # No link: whoever puts a kept state in the newest one's place may write into that file.
-            write_atomically(kept, lambda temporary: shutil.copyfile(self.folder / STATE, temporary))
+            if keep is None:
+                save_tensors(current, tensors, metadata)
+            else:  # no link: whoever puts a kept state in the newest one's place may write into that file
+                write_atomically(current, lambda temporary: shutil.copyfile(kept, temporary))
 
         self.guard(write)
 

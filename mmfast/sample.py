@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmfast import path
+from mmfast.config_sections import MOST_TIMES
 from mmfast.errors import MmfastError
 from mmfast.errors import unknown as unknown_name
 from mmfast.inside import check_known
@@ -17,6 +19,7 @@ from mmfast.options import PRECISIONS
 from mmfast.progress import Bar
 from mmfast.sample_loop import Loop, Settings
 from mmfast.samplers import HEADS, SAMPLERS, timesteps
+from mmfast.samples import whole as whole_number
 
 
 @torch.no_grad()
@@ -80,29 +83,36 @@ def sample(
 
     Returns every modality by name, [count, ...], on the model's device. Raises MmfastError naming the argument.
     """
-    given = {name: x.float() if x.is_floating_point() else x for name, x in (given or {}).items()}
-    inside = check_known(model, given, known or {})
-    for name, known_there in inside.items():  # where it is not known it may be anything
-        given[name] = torch.where(known_there.to(given[name].device), given[name], 0)
+    given, inside = as_given(model, given, known)
     whole = {name: x for name, x in given.items() if name not in inside}
     count = how_many(model, count, given)
-    if sampler not in SAMPLERS:
-        raise unknown_name("sampler", sampler, SAMPLERS)
+    for name, value, choices in (
+        ("sampler", sampler, SAMPLERS),
+        ("precision", precision, PRECISIONS),
+        ("heads", heads, HEADS),
+    ):
+        if not isinstance(value, str) or value not in choices:
+            raise unknown_name(name, value, choices)
     device = model.schedule.alpha_bar.device
     ids = torch.arange(count) if sample_ids is None else sample_ids
     if not isinstance(ids, Tensor) or ids.shape != (count,) or ids.dtype != torch.int64:
         raise MmfastError(f"sample_ids is no int64 tensor [{count}]; it should be, with a number for each sample")
-    if batch_size < 1:
-        raise MmfastError(f"batch_size is {batch_size}; it should be at least 1")
-    if clamp is not None and not clamp > 0:
-        raise MmfastError(f"clamp is {clamp}; it should be above 0, or None")
-    if not 0 <= eta <= 1:
-        raise MmfastError(f"eta is {eta}; it should lie in 0 .. 1")
-    if precision not in PRECISIONS:
-        raise unknown_name("precision", precision, PRECISIONS)
-    if heads not in HEADS:
-        raise unknown_name("heads", heads, HEADS)
+    whole_number("batch_size", batch_size, 1)
+    whole_number("resample", resample, 1)
+    if resample > MOST_TIMES:
+        raise MmfastError(f"resample is {resample}; it should be at most {MOST_TIMES}")
+    if clamp is not None and not (_is_number(clamp) and clamp > 0):
+        raise MmfastError(f"clamp is {clamp!r}; it should be above 0, or None")
+    if not (_is_number(eta) and 0 <= eta <= 1):
+        raise MmfastError(f"eta is {eta!r}; it should lie in 0 .. 1")
+    if eta and not takes_eta(sampler):
+        takers = ", ".join(filter(takes_eta, SAMPLERS))
+        raise MmfastError(f"eta is {eta}, and {sampler} takes none; leave it out, or use a sampler that does: {takers}")
+    if seed is None:
+        raise MmfastError("seed is None; it should be a number, by which samples can be drawn again")
     unknown = [unknown] if isinstance(unknown, str) else unknown
+    if not isinstance(unknown, Collection):
+        raise MmfastError(f"unknown is a {type(unknown).__name__}; it should be a modality's name, or a list of them")
     if unknown and (model.space == "shared" or not model.told):
         raise MmfastError("unknown is given, but the network sees all of z_t; it needs a model with space=own and told")
     for name in unknown:
@@ -110,8 +120,6 @@ def sample(
             raise unknown_name("unknown's modality", name, [n for n in model.names if n not in given])
     path.check_offset(model, offset or {})
     ahead = path.leads(model, offset or {}, {*whole, *unknown})
-    if resample < 1:
-        raise MmfastError(f"resample is {resample}; it should be at least 1")
     if inside and resample > 1 and any(ahead.values()):
         raise MmfastError("known is given with an offset, of which z_t has several times; it needs resample=1")
     grid, scales = timesteps(model.schedule.T + max(ahead.values()), steps), _scales(guidance_scale, whole)
@@ -143,6 +151,44 @@ def sample(
     return {name: torch.cat([r[name] for r in results]) for name in results[0]}
 
 
+def takes_eta(sampler: str) -> bool:
+    """Whether this sampler's steps depend on eta."""
+    rule, alpha_bar = SAMPLERS[sampler], (1.0, 0.7, 0.3).__getitem__
+    return rule(alpha_bar, 2, 1, (), 0.0) != rule(alpha_bar, 2, 1, (), 1.0)
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+
+def _by_name(what: str, value: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What is asked for by modality; None for nothing. Raises MmfastError for what is no dict."""
+    if not isinstance(value, (Mapping, type(None))):
+        raise MmfastError(f"{what} is a {type(value).__name__}; it should be a dict from modality to tensor")
+    return value or {}
+
+
+def as_given(
+    model: Model, given: Mapping[str, Tensor] | None, known: Mapping[str, Tensor] | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What is given, its floats as float32, and what is known of what is given in part (`check_known`).
+
+    Zeros stand where it is not known: anything may. Raises MmfastError for what is no tensor by name.
+    """
+    found = {}
+    for name, x in _by_name("given", given).items():
+        if not isinstance(x, Tensor):
+            raise MmfastError(
+                f"given[{name!r}] is a {type(x).__name__}; it should be a tensor [count, ...] (mmfast.load(RUN).sample "
+                "takes numbers, names and files)"
+            )
+        found[name] = x.float() if x.is_floating_point() else x
+    inside = check_known(model, found, _by_name("known", known))
+    for name, there in inside.items():
+        found[name] = torch.where(there.to(found[name].device), found[name], 0)
+    return found, inside
+
+
 def how_many(model: Model, count: int | None, given: Mapping[str, Tensor]) -> int:
     """`count`, or as many as are given. Raises MmfastError where the two do not fit, or what is given is not right."""
     for name, x in given.items():
@@ -154,18 +200,15 @@ def how_many(model: Model, count: int | None, given: Mapping[str, Tensor]) -> in
     sizes = {len(x) for x in given.values() if len(x) != 1}
     if len(sizes) > 1:
         raise MmfastError(f"given modalities hold {sorted(sizes)} examples; they should hold one number of them")
-    count = count if count is not None else max(sizes, default=1)
-    if count < 1:
-        raise MmfastError(f"count is {count}; it should be at least 1")
-    return count
+    return whole_number("count", count if count is not None else max(sizes, default=1), 1)
 
 
 def _scales(guidance_scale: float | Mapping[str, float], given: Mapping[str, Tensor]) -> dict[str, float]:
-    if not isinstance(guidance_scale, Mapping):
-        guidance_scale = {name: float(guidance_scale) for name in given}
-    for name, scale in guidance_scale.items():
+    by_name = guidance_scale if isinstance(guidance_scale, Mapping) else dict.fromkeys(given, guidance_scale)
+    for scale in by_name.values() if isinstance(guidance_scale, Mapping) else [guidance_scale]:
+        if not (_is_number(scale) and math.isfinite(scale)):
+            raise MmfastError(f"guidance_scale is {scale!r}; it should be a finite number")
+    for name in by_name:
         if name not in given:
             raise unknown_name("guidance_scale's modality", name, given)
-        if not isinstance(scale, (int, float)) or not math.isfinite(scale):
-            raise MmfastError(f"guidance_scale is {scale!r}; it should be a finite number")
-    return {name: scale for name, scale in guidance_scale.items() if scale != 1}
+    return {name: scale for name, scale in by_name.items() if scale != 1}

@@ -124,27 +124,29 @@ class Loop:
         """z_s and z0hat of evaluation i, in one pass: the anchor is the truth where it is given, else predicted.
 
         z: where the network was asked; start: z_t, the same unless the evaluation corrects a step; past: what was said
-        in the steps before, the last first.
+        in the steps before, the last first. The terms are in the order of the plan's tables.
         """
-        model, plan, part = self.model, self.plan, self.inside.get(self.model.anchor_name)
+        model, plan = self.model, self.plan
         noise = {**self._noise(draw), "levels": plan.levels or None}
         past = [*past, *[said] * plan.depth][: plan.depth]  # what is not there yet counts nothing
-        encodings = [term for each in (said, *past) for term in model.terms(each.E).values()]
-        blocks = [*self._blocks(z), *(self._blocks(start) if plan.corrects else [])]
+        of_z = [*self._blocks(z), *(self._blocks(start) if plan.corrects else [])]
+        of_E = [term for each in (said, *past) for term in model.terms(each.E).values()]
 
         def around(truth: Tensor) -> Tensor:
-            term = model.anchor_in_space(truth)
-            terms = [*blocks, *encodings, *[term] * plan.depth, term]
+            """z_s with this for z_0, now and in the steps before."""
+            of_z0 = [model.anchor_in_space(truth)] * (plan.depth + 1)
             assert plan.tables.sigma is not None
-            return ops.combine(terms, plan.with_truth(i, len(said.anchors)), plan.tables.sigma[i : i + 1], **noise)
+            coefs, sigma = plan.with_truth(i, len(said.anchors)), plan.tables.sigma[i : i + 1]
+            return ops.combine([*of_z, *of_E, *of_z0], coefs, sigma, **noise)
 
         if self.anchor is not None:
             return around(self.anchor), self.anchor
-        before = [model.anchor_in_space(said.anchors[0] if each.z0 is None else each.z0) for each in past]
         predictions = [model.anchor_in_space(x) for x in said.anchors]
-        terms = [*blocks, *predictions, *encodings, *before]
+        of_past = [model.anchor_in_space(said.anchors[0] if each.z0 is None else each.z0) for each in past]
         channels = (0, model.shape[0]) if isinstance(predictions[0], ops.Block) else None
-        z_s, z0 = ops.step_by_table(terms, plan.tables, i, clamp=self.settings.clamp, channels=channels, **noise)
+        how = {"clamp": self.settings.clamp, "channels": channels, **noise}
+        z_s, z0 = ops.step_by_table([*of_z, *predictions, *of_E, *of_past], plan.tables, i, **how)
+        part = self.inside.get(model.anchor_name)
         if part is None:
             return z_s, z0
         # The same step, with the same noise, around the truth: taken where that is known.

@@ -18,6 +18,7 @@ from mmfast.errors import MmfastError, unknown
 from mmfast.generate import generate
 from mmfast.held_out import held_out
 from mmfast.model import Model
+from mmfast.sample import takes_eta
 
 # What is no option of one draw.
 NOT_SWEPT = ("count", "batch_size")
@@ -50,7 +51,13 @@ def configs(config: Config, over: Mapping[str, Sequence[str]]) -> list[tuple[dic
         whole = [key for key in options if "." in key and not isinstance(plain["sample"][key.split(".")[0]], Mapping)]
         emptied = [(f"sample.{key.split('.')[0]}", "{}") for key in whole]  # a number for all makes way for one by name
         written = [(f"sample.{key}", value) for key, value in options.items()]
-        found.append((options, from_plain(plain, "config", [*emptied, *written])))
+        made = from_plain(plain, "config", [*emptied, *written])
+        if "eta" in over and made.sample.eta and not takes_eta(made.sample.sampler):
+            raise MmfastError(
+                f"over['eta'] has {options['eta']}, and {made.sample.sampler} takes none; sweep it with a sampler that "
+                "does, as sampler=ddim"
+            )
+        found.append((options, made))
     return found
 
 
@@ -82,7 +89,8 @@ def sweep(
     features = chosen_features(config.evaluate)
     z0 = to_z0(model)
     measured = lambda x: features(z0(x))  # noqa: E731
-    judges, real = data.judges(), real_features(data, model.anchor_name, measured)
+    judges = {name: judge for name, judge in data.judges().items() if name in model.parts}
+    real = real_features(data, model.anchor_name, measured)
     whole = held_out(data.test, count, model)
     known = {name: whole.data[name] for name in given}
     points: list[Point] = []

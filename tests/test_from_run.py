@@ -102,6 +102,12 @@ def test_the_command_trains_from_it_and_leaves_it_alone(first, tmp_path, capsys)
     # Repeated, it goes on where it is.
     assert main([*command, *more, "--train.steps", "3"]) == 0
     assert "weights of" not in capsys.readouterr().out
+    # Even where what it began from is gone, and though another run could not be begun from that.
+    gone = [str(tmp_path / "gone") if word == str(folder) else word for word in command]
+    assert main([*gone, *more, "--train.steps", "4"]) == 0
+    elsewhere = [str(tmp_path / "other") if word == str(tmp_path / "new") else word for word in gone]
+    assert main([*elsewhere, *more]) == 2 and not (tmp_path / "other").exists()
+    assert "gone holds no run" in capsys.readouterr().err
     assert main([*command[:-3], "--from", str(tmp_path / "new"), *more]) == 2
     assert "is the run itself" in capsys.readouterr().err
 

@@ -39,6 +39,19 @@ def test_one_after_another_has_the_joint_distribution(first):
         normal(result["image"][result["label"] == k], float(MEANS[k]), SPREAD, bias=0.03)
 
 
+def test_eta_is_for_the_samplers_that_take_one(small):
+    """The config's is left out for others; one that is asked for is not."""
+    model, usual = small
+    pairs = [*SMALL, ("sample.sampler", "ddim"), ("sample.eta", "0.5")]
+    chosen = config.load("digits", pairs)
+    a, b = generate(model, chosen, 5, sampler="heun", steps=3), generate(model, usual, 5, sampler="heun", steps=3)
+    assert all(torch.equal(a[name], b[name]) for name in model.parts)
+    a, b = (generate(model, c, 5, sampler="ddim", steps=3) for c in (chosen, usual))
+    assert not torch.equal(a["image"], b["image"])
+    with pytest.raises(MmfastError, match=r"eta is 0\.5, and heun takes none"):
+        generate(model, usual, 5, sampler="heun", steps=3, eta=0.5)
+
+
 def test_together_it_is_sample(small):
     model, usual = small
     a, b = generate(model, usual, 5), sample(model, 5, **settings(usual))
@@ -163,6 +176,19 @@ def test_ranks_draw_what_one_process_does(small, given):
         assert list(alone) == list(shared)
         for name, x in alone.items():
             torch.testing.assert_close(shared[name], x, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("of_each", [False, True])
+def test_ranks_draw_around_what_is_known_whatever_stands_in_the_rest(small, of_each):
+    model, usual = small
+    image = torch.linspace(-1, 1, 5 * 64).reshape(5, 1, 8, 8)
+    there = torch.rand(5 if of_each else 1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.5
+    image[~there.expand_as(image)] = torch.nan
+    known = {"image": there if of_each else there[0]}
+    alone, shared = (generate(model, usual, None, {"image": image}, known=known, ranks=r) for r in (ALONE, Both()))
+    for name, x in alone.items():
+        torch.testing.assert_close(shared[name], x, atol=1e-5, rtol=0)
+    assert torch.equal(shared["image"][there.expand_as(image)], image[there.expand_as(image)])
 
 
 def test_the_first_rank_alone_shows_a_bar(small, monkeypatch):

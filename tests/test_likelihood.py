@@ -330,6 +330,10 @@ def test_timesteps_by_snr():
 def test_reverses_of_another_model_are_refused():
     batch = Batch({"image": images(2)})
     reverses = fit(Fixed(0.3, Schedule.cosine(20)), batch)
+    with pytest.raises(MmfastError, match="steps is -1; it should be at least 1, or 0 for all"):
+        bound(Fixed(0.3, Schedule.cosine(20)), batch, -1)
+    with pytest.raises(MmfastError, match="batch_size is 0; it should be at least 1"):
+        bound(Fixed(0.3, Schedule.cosine(20)), batch, batch_size=0)
     with pytest.raises(MmfastError, match=r"reverses\['fitted'\] has blocks \['image'\] over 20 timesteps; it should"):
         bound(Fixed(0.3, Schedule.cosine(30)), batch, reverses=reverses)
 
@@ -362,6 +366,13 @@ def test_the_evaluation_fits_to_training_data():
     assert {name: found[name] for name in want} == pytest.approx(want, rel=1e-5)
     assert float(reverse["fitted"].variance["image"][1]) == pytest.approx(float(squares.mean()), rel=1e-6)
     assert found["x0_error.60"] == pytest.approx(float((images(1).double() - 0.3).square().mean()), rel=1e-6)
+
+    class Damaged(Train):
+        def __getitems__(self, rows):
+            raise MmfastError("a.png is damaged")
+
+    with pytest.raises(MmfastError, match=r"a\.png is damaged"):  # which is another thing
+        likelihood(model, config, Data(Damaged(whole), nobody), held)
     without = likelihood(model, config, Data(nobody, Train(whole)), held)
     assert set(without) == {name for name in found if "fitted" not in name and "nearer" not in name}
 

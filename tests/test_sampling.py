@@ -294,7 +294,7 @@ def test_no_noise_is_used_twice(model, monkeypatch, sampler):
     monkeypatch.setattr(backends, "LOOKING", backends.looking([]))  # every call is checked, and comes by the backend
     for name in ("combine", "step"):
         monkeypatch.setattr(backend, name, spied(getattr(backend, name)))
-    sample(model, 2, steps=9, sampler=sampler, eta=1.0, seed=77)
+    sample(model, 2, steps=9, sampler=sampler, eta=float(sampler == "ddim"), seed=77)
     assert len(drawn) == len(set(drawn)) == 10
     assert {(seed, stream) for seed, _, stream in drawn} == {(77, SAMPLE)}
 

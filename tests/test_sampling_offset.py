@@ -294,10 +294,11 @@ def test_no_offset_is_the_diagonal(sampler, monkeypatch):
     """Bit for bit, with z_t as one term: none, zero, and one that is less than half a timestep."""
     model, plans, plan = Known(), [], sample_module.path.plan
     monkeypatch.setattr(sample_module.path, "plan", lambda *args: plans.append(plan(*args)) or plans[-1])
-    plain = draw(model, None, 7, (sampler, 0.5))
+    how = sampler, 0.5 * sample_module.takes_eta(sampler)
+    plain = draw(model, None, 7, how)
     asked = list(model.asked)
     for offset in ({}, {"mask": 0.0}, {"mask": 0, "label": -0.0}, {"mask": 0.0004}):
-        drawn = draw(model, offset, 7, (sampler, 0.5))
+        drawn = draw(model, offset, 7, how)
         assert all(torch.equal(drawn[name], plain[name]) for name in NAMES)
         assert all(torch.equal(a, b) and t == u for (a, t), (b, u) in zip(asked, model.asked, strict=True))
     assert len(plans) == 5 and all(plan.levels == () and plan.tables.sigma.shape == (len(asked),) for plan in plans)

@@ -1,5 +1,6 @@
 """Sweeps over sampling options: the configs of every combination, the figures of each by value, the files."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from tiny import tiny
 
 from mmfast import MmfastError, sweep
+from mmfast import config as configs
 from mmfast.build import build_data, build_model
 from mmfast.cli import main
 from mmfast.distances import against, real_features
@@ -48,6 +50,7 @@ def test_every_combination_the_last_key_fastest(settings):
         ({"sampler": ["dim"]}, r"sample\.sampler is 'dim'"),
         ({"guidance_scale": ["x"]}, r"guidance_scale is 'x'; it should be a number"),
         ({"guidance_scale.labl": ["1"]}, r"sample\.guidance_scale is 'labl'"),
+        ({"eta": ["0", "0.5"]}, r"over\['eta'\] has 0\.5, and ddpm takes none; sweep it with a sampler that does"),
     ],
 )
 def test_wrong_options_are_said_before_anything_is_drawn(settings, over, says):
@@ -73,6 +76,15 @@ def test_figures_are_those_of_the_samples(settings, trained):
     assert points[0].figures["evaluations"] == settings.sample.steps
     read = data.judges()["label"](drawn["image"])
     assert points[1].figures["label.agreement"] == pytest.approx(float((read == label).float().mean()))
+
+
+def test_judges_are_asked_of_what_the_model_has(settings, trained):
+    """The digits have a judge of masks too."""
+    plain = dataclasses.asdict(settings)
+    del plain["modalities"]["mask"]
+    config = configs.from_plain(plain, "without masks")
+    (point,) = sweep.sweep(build_model(config), config, build_data(config), {"steps": ["2"]}, ["label"], False)
+    assert "mask" in trained[1].judges() and [n for n in point.figures if "agreement" in n] == ["label.agreement"]
 
 
 def test_steps_are_swept_where_what_is_given_has_its_own(settings, trained):

@@ -1,8 +1,7 @@
 """The backbones: one file a kind.
 
-A backbone is a module made by `Backbone(spec, in_channels, size)`; the size is a square's side or (height, width).
-It has two halves, an encoder that sees z_t and a
-decoder that is also told what is given:
+A backbone is a module made by `Backbone(spec, in_channels, size)`; the size is a square's side or (height, width). It
+has two halves, an encoder that sees z_t and a decoder that is also told what is given:
 
     forward(x [B, in_channels, H, W], t int64 [B], beside [B, embedding_width], told [B, embedding_width]) -> Features
 

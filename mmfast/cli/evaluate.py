@@ -45,6 +45,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     for name in ("features", "features_weights", "lpips", "lpips_weights"):
         if getattr(args, name) is not None:
             setattr(config.evaluate, name, getattr(args, name))
+    if args.lpips_weights is not None and not config.evaluate.lpips:
+        raise MmfastError("--lpips-weights is given, but no --lpips, which says whose weights they are")
     with args.ranks.in_turn():
         data = build_data(config)
     metrics = evaluate(model, config, data, quiet=args.quiet or not args.ranks.first, ranks=args.ranks)

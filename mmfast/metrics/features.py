@@ -109,8 +109,14 @@ def extractor(
     weights that are not there.
     """
     device, path = _device(device), None if weights is None else Path(weights)
+    if not isinstance(name, str):
+        raise unknown("feature extractor", name, [*EXTRACTORS, "module:function"])
+    if path is not None and ":" in name:
+        raise MmfastError(f"weights is {str(weights)!r}; the function of {name} takes none: leave it out")
     if path is not None and not path.is_file():
         raise MmfastError(f"weights is {str(weights)!r}; it should be a file")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise MmfastError(f"batch_size is {batch_size!r}; it should be at least 1")
     if ":" in name:
         shown, network = _importable(name)
     else:
@@ -134,7 +140,10 @@ def _sized(name: str) -> tuple[str, int | None]:
 def _device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise MmfastError(f"device is {device!r}; it should be auto, cpu, cuda or cuda:N") from None
 
 
 def _importable(name: str) -> tuple[str, Network]:

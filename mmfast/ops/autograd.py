@@ -126,10 +126,9 @@ def combine_backward(
 
     d/d term_k = coefs[b, k] grad, summed over what the term was broadcast along; d/d coefs[b, k] = <grad[b],
     term_k[b]>; d/d sigma[b] = <grad[b], eps[b]> with eps made again from its identity, over a level's channels for
-    each d/d sigma[b, l]. Sums are taken in float64, in
-    an order that is a function of the shapes and types alone. Where a coefficient is zero its term was not read and
-    its gradient is zero; the coefficient's own gradient is the true one. The terms themselves are needed for that
-    alone; places: their shapes, and first channels (-1: no block).
+    each d/d sigma[b, l]. Sums are taken in float64, in an order that is a function of the shapes and types alone. Where
+    a coefficient is zero its term was not read and its gradient is zero; the coefficient's own gradient is the true
+    one. The terms themselves are needed for that alone; places: their shapes, and first channels (-1: no block).
     """
     of_coefs, of_sigma = needs[-2:]
     grad, coefs, whole = grad.contiguous(), call.tables.coefs, grad.shape

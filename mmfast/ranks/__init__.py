@@ -7,6 +7,7 @@ for which every method is the plain thing without any communication.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import platform
@@ -22,15 +23,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mmfast.errors import MmfastError
-from mmfast.ranks.watch import BYE, FAILED, STOPPED, Watch
+from mmfast.ranks.arrival import Arrival, client
+from mmfast.ranks.watch import BYE, EXPLAINED, FAILED, STOPPED, Watch
 
 T = TypeVar("T")
 Item = TypeVar("Item")
 
 # How long a rank waits for another in a step, and how long for the first one to make what all need.
 STEP, PATIENCE = timedelta(minutes=30), timedelta(days=30)
-# Seconds that a failure of another rank, which shows here as a failed transfer, is given to explain itself.
-EXPLAINED = 10.0
 
 
 class Elsewhere(MmfastError):
@@ -199,12 +199,16 @@ def _join() -> tuple[Ranks, Watch]:
     store, _, _ = next(dist.rendezvous("env://"))
     store.set_timeout(STEP)
     # What an earlier attempt has left there, where torchrun starts all anew, is not for this one.
-    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store, name = dist.PrefixStore(attempt, store), f"{platform.node()}, process {os.getpid()}"
     backend = "cpu:gloo,cuda:nccl" if local < gpus else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=index, world_size=count, timeout=STEP)
-    own = dist.PrefixStore("mmfast", store)
-    here = Ranks(index, count, local, os.environ.get("GROUP_RANK", "0"), own)
-    return here, Watch(index, here.all(f"{platform.node()}, process {os.getpid()}"))
+    where = os.environ["MASTER_ADDR"], _number("MASTER_PORT"), f"{attempt}/arrival"
+    with Arrival(index, count, name, functools.partial(client, *where)):
+        group = dist.PrefixStore("group", store)
+        dist.init_process_group(backend, store=group, rank=index, world_size=count, timeout=STEP)
+        own = dist.PrefixStore("mmfast", store)
+        here = Ranks(index, count, local, os.environ.get("GROUP_RANK", platform.node()), own)
+        return here, Watch(index, here.all(name))
 
 
 @contextlib.contextmanager

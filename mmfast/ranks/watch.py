@@ -26,6 +26,8 @@ LENGTH = 4096
 FOREVER = timedelta(days=3650)
 # Seconds: for torchrun to see which process ended first, for this one to end by itself, for others to end too.
 SEEN, BY_ITSELF = 2.0, 1.0
+# Seconds that a failure of another rank, which shows here as a failed transfer, is given to explain itself.
+EXPLAINED = 10.0
 
 
 class Watch:
@@ -88,11 +90,11 @@ class Watch:
         if how == DIED:
             self.lost.set()
             if self.index == 1:
-                self._say(f"mmfast: {self._died(0)}")
+                say(f"mmfast: {self._died(0)}")
         if self.index == 0:
             self._end_all(peer, how, bytes(rest).rstrip(b"\0").decode(errors="replace"))
         elif not self.leaving.wait(BY_ITSELF):
-            _exit(status)
+            end(status)
 
     def _end_all(self, peer: int, how: int, text: str) -> None:
         """On the first rank: say why, once, and end the others and this process."""
@@ -105,29 +107,37 @@ class Watch:
         if how == DIED:
             if not cause:  # one that has ended for another's sake
                 return
-            self._say(f"mmfast: {self._died(peer)}")
+            say(f"mmfast: {self._died(peer)}")
         elif how == FAILED and new:
-            self._say(f"mmfast: error: rank {peer}: {text}")
+            say(f"mmfast: error: rank {peer}: {text}")
         elif how == STOPPED and not by_itself:
-            self._say(f"mmfast: rank {peer} was stopped, and the others with it")
+            say(f"mmfast: rank {peer} was stopped, and the others with it")
         if by_itself:
             return
         self._tell_all(how)
         time.sleep(SEEN if how == DIED else 0.0)
-        _exit(STATUS[how])
+        end(STATUS[how])
 
     def _died(self, peer: int) -> str:
-        return (
-            f"rank {peer} of {len(self.names)} ({self.names[peer]}) has died, so all ranks end; what it said is above, "
-            "the last checkpoint is kept, and the same command goes on from it"
-        )
-
-    def _say(self, line: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            print(line, file=sys.stderr, flush=True)
+        return died(peer, len(self.names), self.names[peer])
 
 
-def _exit(status: int) -> NoReturn:
+def died(peer: int, count: int, name: str) -> str:
+    """What is said of a rank that has died; name: its machine and its process, "" where they are not known."""
+    which = f"rank {peer} of {count}" + (f" ({name})" if name else "")
+    return (
+        f"{which} has died, so all ranks end; what it said is above, the last checkpoint is "
+        "kept, and the same command goes on from it"
+    )
+
+
+def say(line: str) -> None:
+    """A line on stderr, if somebody reads it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def end(status: int) -> NoReturn:
     """End at once: the main thread may wait for what never comes."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

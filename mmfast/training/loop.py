@@ -25,6 +25,7 @@ from mmfast.training.stop import Stop
 from mmfast.training.trainer import Trainer
 from mmfast.training.try_out import rehearse
 from mmfast.training.watch import Watch
+from mmfast.training.without_effect import without_effect
 
 
 class Kept:
@@ -84,8 +85,11 @@ def fit(
         model = rehearse(config, data, losses, here)  # what does not work should not leave a folder behind
         if start is not None and Path(start).resolve() == Path(out).resolve():
             raise MmfastError(f"--from {start} is the run itself, which goes on by the command that made it")
-        taken = take_weights(model, config, start) if start is not None else None
+        goes_on = here.told(Run(Path(out)).begun)  # then `start` has done its part, and may be gone
+        taken = take_weights(model, config, start) if start is not None and not goes_on else None
         here.check_same(the_config=to_yaml(config), the_number_of_examples=(len(data.train), len(data.test)))
+        for line in without_effect(model, config) if here.first else ():
+            notice(line)
         quiet = quiet or not here.first
         kept = Kept(config, data, files or {}, allow_changed_data, quiet)
         run = Run.start(out, config, kept.compare) if here.first else Run(Path(out))
@@ -98,7 +102,7 @@ def fit(
             kept.write(run, trainer.done)
         if trainer.done and not quiet:
             print(f"{out}: going on after step {trainer.done} of {config.train.steps}", flush=True)
-        elif taken is not None and not trainer.done and here.first:
+        elif taken is not None and here.first:
             print(taken, flush=True)
         _steps(trainer, quiet)
         trainer.export()  # a kill may have come between the last checkpoint and its export
@@ -154,7 +158,7 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
             try:
                 trainer.step(batches, network)
                 if _every(train.validate_every, trainer.done):
-                    trainer.validate()
+                    watch.measured(trainer.validate())
             except MmfastError:  # an example that cannot be read: what was learnt before it is kept
                 trainer.checkpoint()
                 raise

@@ -25,9 +25,9 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
 
     An example has a time t, uniform but for the shares that `given_at_T` and `train.low_noise` move, and every modality
     a time of its own: 0 if it is given, T if it is unknown, else t or one of its own (`roles`). What is missing never
-    counts. What is given counts only for a head that has not been told it, or that restores more than is given. What is
-    unknown, or leaves no trace, is read off the anchor, so its part is weighted by the anchor's alpha_bar: what cannot
-    be read there is not to drown what can.
+    counts. What is given counts only for a head that has not been told it, or that restores more than is given. Nothing
+    is given to a network that is not told (told=false). What is unknown, or leaves no trace, is read off the anchor, so
+    its part is weighted by the anchor's alpha_bar: what cannot be read there is not to drown what can.
     batch: on the model's device; numbers: int64 [B], the examples' numbers in the run.
     """
     batch = model.complete(batch, config.seed, numbers)
@@ -117,11 +117,12 @@ def _times(model: Model, numbers: Tensor, config: Config, present: Tensor) -> Dr
     specs = [model.part(name).spec for name in (model.anchor_name, *model.names)]
     usual, low, T = config.train.given_probability, config.train.low_noise, model.schedule.T
     given = [usual if spec.given_probability is None else spec.given_probability for spec in specs]
+    if not model.told:  # it has z_t alone: nothing is given
+        given = [0.0] * len(given)
     shares = [(p, spec.unknown_probability, spec.own_time_probability) for p, spec in zip(given, specs, strict=True)]
     drawn = roles(config.seed, numbers, shares, present, T)
     at_T = (drawn.given * constants(tuple(spec.given_at_T or 0.0 for spec in specs), numbers.device)).amax(1)
-    # A network that is not told would have nothing at T.
-    t = timesteps(config.seed, numbers, T, at_T if model.told else None)
+    t = timesteps(config.seed, numbers, T, at_T)
     weight = torch.ones_like(present[:, 0])
     if low.share:
         # Where nothing but the anchor is seen, as when something is to be read off it.

@@ -126,14 +126,14 @@ class Trainer:
         self.flush()
         if not anyway and self.done in self.stats.lately:
             return False
-        state, keep = self.state(), self.config.train.keep_every
+        state, every = self.state(), self.config.train.keep_every
         if self.ranks.first:
             self.stats.insist()
             metadata = {"step": self.done, "stats": self.stats.recent}
             more = {"skipped": self.stats.skipped, "best": self.best}
-            self.run.save_state(state, metadata | {name: x for name, x in more.items() if x})
-            if keep and self.done // keep > self.saved // keep:
-                self.run.keep_state(self.done)
+            metadata |= {name: x for name, x in more.items() if x}
+            kept = every > 0 and self.done // every > self.saved // every
+            self.run.save_state(state, metadata, self.done if kept else None)
         self.saved = self.done
         self.export()
         self.ranks.any(True)  # no rank leaves before it is written
@@ -148,13 +148,14 @@ class Trainer:
         if self.ranks.first:
             self.run.guard(lambda: save_tensors(self.run.folder / file, tensors, metadata))
 
-    def validate(self) -> None:
-        """Add the average's loss on held-out examples to the last step's line; keep an average that is the best."""
+    def validate(self) -> float:
+        """The average's loss on held-out examples, for the last step's line too; keeps an average that is the best."""
         found = self.validation(self.ema.model)
         self.stats.pending[-1] |= {f"validation.{name}": value for name, value in found.items()}
         if found["loss"] < (self.best or {"loss": math.inf})["loss"]:
             self.best = {"step": self.done, "loss": found["loss"]}
             self._export(BEST, "ema", {"step": self.done, "validation": found})
+        return found["loss"]
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         """The examples of this rank's next part. Raises MmfastError on all ranks where one cannot have its own."""

@@ -11,6 +11,7 @@ from mmfast.build import build_model, pick_device
 from mmfast.config import Config
 from mmfast.data import Batch, Data
 from mmfast.errors import MmfastError
+from mmfast.evaluate import check_measures
 from mmfast.generate import check_sample
 from mmfast.held_out import held_out
 from mmfast.model import Model
@@ -18,7 +19,6 @@ from mmfast.ranks import ALONE, Ranks
 from mmfast.training.examples import parts
 from mmfast.training.log import check_logs
 from mmfast.training.objective import Losses, losses
-from mmfast.trust import check_code
 
 # Training examples that modalities are fitted to, and how many are read at once.
 FITTED_TO, AT_ONCE = 4096, 256
@@ -57,10 +57,10 @@ def rehearse(config: Config, data: Data, losses: Losses = losses, ranks: Ranks =
     """
     pick_device(config.train.device, "train.device")
     parts(config, ranks, 0)
-    if config.evaluate.samples:
-        check_code("evaluate.features", config.evaluate.features)
     check_logs(config)
     model = fitted(build_model(config), data)
+    if config.evaluate.samples:
+        check_measures(model, config)
     for part in (data.train, data.test):
         batch = part.__getitems__(range(min(len(part), config.train.batch_size)))
         check_batch(model, batch)

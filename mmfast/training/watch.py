@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -47,13 +48,15 @@ class Watch(Bar):
         used = "" if peak is None else f"; {peak / 2**30:.2g} GiB of {kind} at the peak so far"
         say(f"{seconds:.3g} s a step: about {duration(left * seconds)} for the {left:,} steps left{used}")
 
+    def measured(self, loss: float) -> None:
+        """The loss on held-out examples, to be shown from here on."""
+        self.validated = _short(loss)
+
     def figures(self, line: Mapping[str, Any]) -> None:
         """Show a line of the stats: the losses, and the last that was measured on held-out examples."""
-        if "validation.loss" in line:
-            self.validated = _short(line["validation.loss"])
         parts = {name.removeprefix("loss."): _short(x) for name, x in line.items() if name.startswith("loss")}
         self.show({**parts, **({"validation": self.validated} if self.validated else {})})
 
 
 def _short(x: float | None) -> str:
-    return "not finite" if x is None else f"{x:.3f}"
+    return "not finite" if x is None or not math.isfinite(x) else f"{x:.3f}"

@@ -163,6 +163,14 @@ def test_errors(tmp_path):
     for name in EXTRACTORS:
         with pytest.raises(MmfastError, match="should be a file"):
             extractor(name, weights=tmp_path / "nothing")
+    for how, says in (
+        ({"name": None}, "feature extractor is None; it should be one of pixels"),
+        ({"name": "os:getcwd", "weights": __file__}, "the function of os:getcwd takes none: leave it out"),
+        ({"device": "gpu"}, "device is 'gpu'; it should be auto, cpu, cuda or cuda:N"),
+        ({"batch_size": 0}, "batch_size is 0; it should be at least 1"),
+    ):
+        with pytest.raises(MmfastError, match=says):
+            extractor(**{"name": "pixels", **how})
     pixels = extractor("pixels")
     for wrong in (images(3, 8, 8), images(0, 3, 8, 8), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)):
         with pytest.raises(MmfastError, match="images are"):

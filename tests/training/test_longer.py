@@ -52,6 +52,19 @@ def test_continued_it_is_the_longer_run_bit_for_bit(tmp_path, capsys):
     assert "going on with" not in capsys.readouterr().err
 
 
+def test_figures_that_other_options_were_asked_for_are_told_of(tmp_path, capsys):
+    """They stay as they are; a sample's number in a grid is not what they hang on."""
+    run, asked = tmp_path / "run", {"train.steps": "1", "evaluate.samples": "4", "evaluate.bound_steps": "1"}
+    train(options(**asked), str(run), quiet=True)
+    before = (run / "metrics.json").read_bytes()
+    for more, told in (({"sample.count": "2"}, False), ({"evaluate.samples": "6"}, True), ({}, True)):
+        capsys.readouterr()
+        train(options(**{**asked, "sample.count": "2", **more}), str(run), quiet=True)
+        said = capsys.readouterr().err
+        assert ("metrics.json is there, with the figures of the options before; for others use" in said) is told
+        assert (run / "metrics.json").read_bytes() == before
+
+
 def test_a_cosine_is_that_of_the_longer_run_from_there_on(tmp_path):
     rates = {}
     for name, lengths in (("a", (4, 8)), ("b", (8,))):

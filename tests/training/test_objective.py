@@ -31,6 +31,7 @@ def roles_of(model, config, numbers, present):
         for k, name in enumerate(names):
             spec = config.modalities[name]
             given = config.train.given_probability if spec.given_probability is None else spec.given_probability
+            given = given if config.told else 0.0
             unknown, own = (spec.unknown_probability, spec.own_time_probability) if k else (0.0, 0.0)
             bounds = {"given": given, "unknown": given + unknown, "own": given + unknown + own, "diagonal": math.inf}
             roles[name] = next(role for role, bound in bounds.items() if u[b][k] < bound)
@@ -99,7 +100,7 @@ def by_design(model, config, batch, numbers):
                 block *= math.sqrt(1 - here) / math.sqrt(1 - abar)
             if present[n][b]:
                 block += W * E[n]
-        told = torch.tensor([times])
+        told = torch.tensor([times if config.told else [t] * len(times)])
         said = model(z.float(), told, model.tell(x.float(), {n: e.float() for n, e in E.items()}, told))
         noise = eps[:, : model.shape[0]]
         sigma, signal = math.sqrt(1 - abar), math.sqrt(abar)
@@ -137,6 +138,9 @@ CASES = {
     "eps, min-SNR": {"loss.min_snr_gamma": 0.5},
     "shared, v": {"space": "shared", "loss.target": "v", f"{LABEL}.weight": "{kind: bridge}",
                   f"{MASK}.weight": "{kind: bridge}"},
+    "shared, not told": {"space": "shared", "told": "false", f"{LABEL}.weight": "{kind: bridge}",
+                         f"{MASK}.weight": "{kind: bridge}", "train.given_probability": 0.6},
+    "not told": {"told": "false", "train.given_probability": 0.6, f"{MASK}.unknown_probability": 0.3},
     "unknown, low noise": {f"{LABEL}.unknown_probability": 0.4, f"{MASK}.unknown_probability": 0.6,
                            f"{IMAGE}.given_probability": 0, "train.given_probability": 0.2,
                            "train.low_noise": "{share: 0.7, until: 0.03, weight: 0.25}"},

@@ -8,12 +8,14 @@ import sys
 import time
 
 import pytest
+import torch.distributed as dist
 from processes import Job
 from rank_runs import assert_one_curve, command, killed, stats, stopping
 
 from mmfast.cli import main
 from mmfast.errors import MmfastError
 from mmfast.files import load_tensors
+from mmfast.ranks import arrival
 
 
 def test_a_signal_to_one_rank_stops_all_after_the_step_in_hand(tmp_path):
@@ -35,6 +37,74 @@ def test_a_rank_that_dies_ends_all_and_is_named(tmp_path, rank):
     (line,) = [line for line in said if line.startswith("mmfast: ")]
     assert line.startswith(f"mmfast: rank {rank} of 2 (") and f"{name}) has died" in line
     assert load_tensors(run / "trainer.safetensors")[1]["step"] == 6
+
+
+def dying(rank, before, argv):
+    """The command, of which a rank dies while all meet: before it calls this function of torch.distributed."""
+    import torch.distributed as dist
+
+    function, arrival.LATE = getattr(dist, before), 1.5
+
+    def dies(*args, **options):
+        if os.environ["RANK"] == str(rank):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **options)
+
+    setattr(dist, before, dies)
+    return main(argv)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", ["init_process_group", "all_gather_object", "new_group"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_dies_while_they_meet_ends_all_and_is_named(tmp_path, rank, before):
+    run = tmp_path / "run"
+    job = Job(3, tmp_path, dying, rank, before, command(run, 3))
+    status = job.wait(60)
+    assert status.pop(rank) == -signal.SIGKILL and status == [1, 1]
+    said = [line for text in job.said() for line in text.splitlines() if line.startswith("mmfast: ")]
+    assert len(said) == 1 and said[0].startswith(f"mmfast: rank {rank} of 3 ") and " has died, so all ranks" in said[0]
+    # What the first is called they may not have heard yet.
+    assert rank == 0 or f"process {job.processes[rank].pid}) has died" in said[0]
+    assert not run.exists()
+
+
+class Ended(BaseException):
+    """In the place of the end of the process."""
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_who_has_said_nothing_for_too_long_is_dead(index, monkeypatch, capsys):
+    """One that speaks, has met all, or has not come yet is not."""
+    now, store, beats = [0.0], dist.HashStore(), iter(range(100))
+    monkeypatch.setattr(arrival.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(arrival.time, "sleep", lambda seconds: None)
+
+    def ends(status):
+        assert status == 1
+        raise Ended
+
+    monkeypatch.setattr(arrival, "end", ends)
+    here = arrival.Arrival(index, 5, "this machine, process 5", lambda: store)
+    dead = 3 if index == 0 else 0
+    store.set(str(dead), "0 that machine, process 7")
+    if index == 0:
+        store.set("2", arrival.MET)
+    here.store = store
+
+    def pause(seconds):
+        now[0] += seconds
+        if index == 0:
+            store.set("1", f"{next(beats)} another machine")
+        return False
+
+    monkeypatch.setattr(here.left, "wait", pause)
+    with pytest.raises(Ended):
+        here._watch()
+    assert now[0] == pytest.approx(arrival.LATE + 2 * arrival.BEAT)  # the first word, and the first that is too late
+    said = capsys.readouterr().err
+    assert said.startswith(f"mmfast: rank {dead} of 5 (that machine, process 7) has died, so all ranks end;")
+    assert store.check([arrival.OVER]) is (index == 0)
 
 
 def test_ranks_that_cannot_meet_are_told_so_in_one_line(tmp_path, monkeypatch, capsys):

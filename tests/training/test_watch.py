@@ -1,5 +1,6 @@
 """What training says to a person: what it is about to do, how long it will take, and how it goes."""
 
+import json
 import re
 import sys
 import time
@@ -62,11 +63,27 @@ def test_how_long_it_will_take_is_of_the_steps_after_the_first(monkeypatch, caps
     )
 
 
+def test_the_last_loss_on_held_out_examples_is_shown_whenever_it_was_measured(tmp_path, capfd):
+    """Of step 3, between the lines of steps 2 and 4; and of step 6, whose line a checkpoint writes before that of 8."""
+    few = [*PAIRS, ("train.steps", "8"), ("train.log_every", "2"), ("train.validate_every", "3"),
+           ("train.validate_examples", "8"), ("train.checkpoint_every", "3"), ("train.sample_every", "0")]  # fmt: skip
+    assert main(["train", "digits", "--out", str(tmp_path / "run"), *flags(few)]) == 0
+    stats = [json.loads(line) for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()]
+    three, six = (f"validation {stats[k - 1]['validation.loss']:.3f}" for k in (3, 6))
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("training: step")]
+    shown = [re.search(r"validation \S+(?=,)", line) for line in lines]
+    assert [found and found[0] for found in shown] == [None, three, six, six]
+
+
 def test_what_is_not_finite_is_said_so(capsys):
     watch = Watch(tiny(train__steps=10), 0, torch.device("cpu"), quiet=False)
     watch.update()
     watch.figures({"step": 1, "loss": None, "loss.image": 0.25, "grad_norm": None})
     assert "step 1 of 10, loss not finite, image 0.250, " in capsys.readouterr().err
+    watch.measured(float("nan"))
+    watch.update()
+    watch.figures({"step": 2, "loss": 1.0})
+    assert "step 2 of 10, loss 1.000, validation not finite, " in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -1,0 +1,101 @@
+"""What is said before the first step: options without effect, and what would be missing after the last."""
+
+import pytest
+from tiny import TINY, flags
+
+from mmfast import config as configs
+from mmfast.build import build_model
+from mmfast.cli import main
+from mmfast.training.without_effect import without_effect
+
+MLP = ("backbone", "{kind: mlp, width: 16, blocks: 1, features: 4}")
+LABEL, MASK = "modalities.label", "modalities.mask"
+LOW = ("train.low_noise.share", "0.25")
+
+
+def said(*pairs, preset="digits"):
+    config = configs.load(preset, [MLP, *pairs])
+    return list(without_effect(build_model(config), config))
+
+
+CASES = {
+    "low noise where the mask is always seen": (
+        [LOW, (f"{LABEL}.unknown_probability", "0.3")],
+        "train.low_noise is of the examples in which image alone is seen, and those that have mask are none of these: "
+        "give them an unknown_probability, or leave it out",
+    ),
+    "a time of nothing": (
+        [(f"{LABEL}.weight", "{kind: none}"), (f"{LABEL}.own_time_probability", "0.3")],
+        "modalities.label.own_time_probability is 0.3, but label leaves no trace in z_t (weight none) that could have "
+        "a time of its own",
+    ),
+    "at T, and never given": (
+        [("modalities.image.given_probability", "0")],
+        "modalities.image.given_at_T is 0.5, but image is given in no training example",
+    ),
+    "not told": (
+        [("told", "false")],
+        "told is false, so nothing is given in training; without effect: modalities.image.given_at_T 0.5, "
+        "modalities.label.given_probability 0.4",
+    ),
+    "eta": ([("sample.eta", "0.5")], "sample.eta is 0.5, and the sampler ddpm takes none"),
+    "weights of no network": (
+        [("evaluate.lpips_weights", "x.ckpt")],
+        "evaluate.lpips_weights is given, but no evaluate.lpips, which says whose weights they are",
+    ),
+}
+
+
+@pytest.mark.parametrize(("pairs", "line"), CASES.values(), ids=CASES)
+def test_what_has_no_effect_is_said(pairs, line):
+    assert said(*pairs) == [line]
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [],
+        [LOW, (f"{LABEL}.unknown_probability", "0.3"), (f"{MASK}.unknown_probability", "0.3")],
+        [LOW, (f"{MASK}.unknown_probability", "0.3"), (f"{LABEL}.weight", "{kind: none}")],
+        [("sample.eta", "0.5"), ("sample.sampler", "ddim")],
+        [(f"{MASK}.own_time_probability", "0.3")],
+    ],
+    ids=["the preset", "all unknown", "a label that leaves no trace", "ddim", "a time of its own"],
+)
+def test_of_what_has_one_nothing_is_said(pairs):
+    assert said(*pairs) == []
+
+
+@pytest.mark.parametrize("preset", ["image-label", "image-mask", "masked-image", "any-to-any"])
+def test_the_presets_have_none(preset):
+    assert said(preset=preset) == []
+
+
+def test_it_is_said_once_and_training_goes_on(tmp_path, capsys):
+    words = ["train", "digits", "--quiet", "--out", str(tmp_path / "run"), *flags([*TINY, ("train.steps", "1")])]
+    assert main([*words, "--sample.eta", "0.5"]) == 0
+    assert capsys.readouterr().err == "mmfast: sample.eta is 0.5, and the sampler ddpm takes none\n"
+
+
+MISSING = {
+    "misspelt features": ({"features": "vgg61"}, "feature extractor is 'vgg61'; it should be one of pixels, "),
+    "a file that is not there": (
+        {"features": "vgg16", "features_weights": "no.ckpt"},
+        "weights is 'no.ckpt'; it should be a file",
+    ),
+    "weights of pixels": ({"features_weights": __file__}, f"weights is '{__file__}'; pixels have none: leave it out"),
+    "LPIPS of nothing": ({"lpips": "alex"}, "evaluate.lpips is 'alex', but no modality hides parts of an image"),
+    "code that is not there": (
+        {"features": "no_such_module:net"},
+        "evaluate.features is 'no_such_module:net', which cannot be had: No module named",
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "says"), MISSING.values(), ids=MISSING)
+def test_what_the_evaluation_lacks_is_said_before_there_is_a_run(tmp_path, capsys, options, says):
+    pairs = [*TINY, ("train.steps", "1"), ("evaluate.samples", "4")]
+    pairs += [(f"evaluate.{name}", x) for name, x in options.items()]
+    words = ["train", "digits", "--quiet", "--out", str(tmp_path / "run"), *flags(pairs)]
+    assert main([*words, "--allow-code", "no_such_module:net"]) == 2
+    assert capsys.readouterr().err.startswith(f"mmfast: error: {says}") and not (tmp_path / "run").exists()
