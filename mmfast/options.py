@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import functools
+import typing
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -39,13 +41,19 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-_structured = functools.cache(OmegaConf.structured)  # takes milliseconds; `merge` copies it
+@functools.cache
+def _structured(section: type, given: frozenset[str]) -> Any:
+    """A dataclass as OmegaConf knows it, with the fields that are given alone: `merge` copies them, in milliseconds."""
+    hints = typing.get_type_hints(section)
+    fields = [(f.name, hints[f.name], copy.copy(f)) for f in dataclasses.fields(section) if f.name in given]
+    return OmegaConf.structured(dataclasses.make_dataclass(section.__name__, fields))
 
 
 def typed(section: type, part: DictConfig, prefix: str) -> Any:
     """A dataclass with the options of a config's part, each of its type. Raises MmfastError naming the key at fault."""
     try:
-        found: Any = OmegaConf.to_object(OmegaConf.merge(_structured(section), part))
+        of_these = _structured(section, frozenset(map(str, part)))
+        found: Any = section(**vars(OmegaConf.to_object(OmegaConf.merge(of_these, part))))
     except TypeError as error:  # a list where keys belong, or the reverse: OmegaConf does not say which
         given, usual = dict(part.items()), section()
         wrong = {str(k): x for k, x in given.items() if OmegaConf.is_config(x)}
