@@ -3,13 +3,10 @@
 import gc
 import os
 
-# What is imported and collected stays to the end: to look through it for cycles again and again is a third of its time.
-gc.disable()
-
 # Of numpy's and scikit-learn's sums, and of the processes that tests start: threads that wait for each other cost many
 # times as much as one. The digits' judge is fitted in 0.1 s by one thread, and in 5 s by two that share a core.
-for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -26,8 +23,13 @@ settings.register_profile("thorough", settings.get_profile("mmfast"), max_exampl
 settings.load_profile("mmfast")
 
 
+def pytest_collection(session):
+    """What is imported and collected stays: to look through it for cycles again and again is a third of its time."""
+    gc.disable()
+
+
 def pytest_collection_finish(session):
-    gc.freeze()  # nor do the tests look through it
+    gc.freeze()
     gc.enable()
 
 
