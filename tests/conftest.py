@@ -53,7 +53,8 @@ def cache_of_its_own(tmp_path_factory):
 def pytest_generate_tests(metafunc):
     """A test that takes `each_backend` runs with every backend of the CPU that can run here, forced.
 
-    With `traced_backend` all but the first are slow: graphs, schemas and second derivatives are the same for all.
+    With `traced_backend` all but the first are slow: graphs, schemas and derivatives are the same for all, and
+    tests/ops/test_ops_autograd.py takes first derivatives by each.
     """
     names = [n for n in backends.MODULES if backends.load(n)[1] is None and "cpu" in backends.load(n)[0].devices]
     if "each_backend" in metafunc.fixturenames:

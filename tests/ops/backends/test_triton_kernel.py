@@ -71,8 +71,13 @@ def randn(shape, key=KEY, ids=None, stream=0, dtype=torch.float32):
 # The noise
 
 
-@pytest.mark.parametrize("key", [KEY, (KEY[0].item(), 5), (2**63 - 1, 2**32 - 1), torch.tensor([0, 0]), (1, 1)])
-@pytest.mark.parametrize("ids", [None, torch.tensor([0, 1, 2**32 - 1, 2**40 + 17, 2**48 - 1])])
+IDS = torch.tensor([0, 1, 2**32 - 1, 2**40 + 17, 2**48 - 1])
+
+
+@pytest.mark.parametrize(
+    ("key", "ids"),
+    [(KEY, IDS), ((KEY[0].item(), 5), None), ((2**63 - 1, 2**32 - 1), IDS), (torch.tensor([0, 0]), None)],
+)
 def test_words_bit_for_bit(key, ids):
     for stream, blocks in [(0, 1), (3, 30), (65535, 1030)]:
         with guarded(backend):
@@ -393,9 +398,11 @@ def test_the_size_of_tiles_changes_no_bit():
 
 
 def test_samples_do_not_depend_on_each_other():
-    whole = every_op([3, 3, 61, 67], torch.float32)
+    """Of two tiles each and a part of one."""
+    run.BLOCK = run.LANES = 2**10
+    whole = every_op([3, 3, 29, 27], torch.float32)
     for b in (0, 2):
-        alone = every_op([3, 3, 61, 67], torch.float32, slice(b, b + 1))
+        alone = every_op([3, 3, 29, 27], torch.float32, slice(b, b + 1))
         assert all(identical(one[0], all_of_them[b]) for one, all_of_them in zip(alone, whole, strict=True))
 
 
