@@ -324,6 +324,7 @@ def test_every_target_and_space_trains(tmp_path, space, target):
     from mmfast.training.objective import losses
 
     pairs = [("space", space), ("loss.target", target), ("loss.min_snr_gamma", "5"), ("backbone.width", "32")]
+    pairs += [("backbone.blocks", "2")]
     if space == "shared":
         pairs += [(f"modalities.{name}.weight.kind", "bridge") for name in ("label", "mask")]
     pairs += [(f"modalities.{name}.encoder", "learned") for name in ("label", "mask")]

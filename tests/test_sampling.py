@@ -241,7 +241,11 @@ SUBSETS = [(), ("label",), ("mask",), ("label", "mask"), ("image",), ("image", "
 
 
 @pytest.mark.parametrize("names", SUBSETS, ids=lambda n: "+".join(n) or "joint")
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    ("model", "sampler"),
+    [*(("own", sampler) for sampler in SAMPLERS), ("shared", "ddpm"), ("shared", "heun")],
+    indirect=["model"],
+)
 def test_any_subset_given(model, names, sampler):
     """Every modality of the right shape and range, those that are given as they were."""
     given = {name: data(model, 3)[name] for name in names}
