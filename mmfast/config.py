@@ -83,10 +83,11 @@ def resolve(raw: DictConfig, source: str = "config", texts: Mapping[str, str] | 
         setattr(config, name, typed(section, _section(raw, name), f"{name}.", texts))  # type: ignore[arg-type]
     config.data = _of_kind(raw, "data", lambda kind: data.kind(kind).Spec, "digits", data.KINDS, texts)
     config.backbone = _of_kind(raw, "backbone", lambda kind: backbones.kind(kind).Spec, "unet", backbones.KINDS, texts)
-    modalities.add_installed()
     for part in map(str, _section(raw, "modalities")):
         key = f"modalities.{part}"
         check_name(part)
+        if _section(raw, key).get("kind") not in [*modalities.KINDS]:  # to look takes milliseconds
+            modalities.add_installed()
         config.modalities[part] = _of_kind(
             raw, key, lambda kind: modalities.kind(kind).Spec, None, [*modalities.KINDS, *modalities.FAILED], texts
         )

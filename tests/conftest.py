@@ -1,9 +1,12 @@
 """What the tests share: the backends that can run here, quick settings, and nothing else."""
 
+import gc
 import os
 
-# Of numpy's and scikit-learn's sums: threads that wait for each other cost four times as much as one.
+# Of numpy's and scikit-learn's sums, and of the processes that tests start: threads that wait for each other cost many
+# times as much as one. The digits' judge is fitted in 0.1 s by one thread, and in 5 s by two that share a core.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -18,6 +21,16 @@ torch.set_num_threads(1)
 settings.register_profile("mmfast", deadline=None, max_examples=25, derandomize=True)
 settings.register_profile("thorough", settings.get_profile("mmfast"), max_examples=200)  # --hypothesis-profile=thorough
 settings.load_profile("mmfast")
+
+
+def pytest_collection(session):
+    """What is imported and collected stays: to look through it for cycles again and again is a third of its time."""
+    gc.disable()
+
+
+def pytest_collection_finish(session):
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +53,8 @@ def cache_of_its_own(tmp_path_factory):
 def pytest_generate_tests(metafunc):
     """A test that takes `each_backend` runs with every backend of the CPU that can run here, forced.
 
-    With `traced_backend` all but the first are slow: graphs, schemas and second derivatives are the same for all.
+    With `traced_backend` all but the first are slow: graphs, schemas and derivatives are the same for all, and
+    tests/ops/test_ops_autograd.py takes first derivatives by each.
     """
     names = [n for n in backends.MODULES if backends.load(n)[1] is None and "cpu" in backends.load(n)[0].devices]
     if "each_backend" in metafunc.fixturenames:

@@ -2,12 +2,12 @@
 
 import gc
 import os
-import subprocess
 import sys
 import threading
 import warnings
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 from tiny import tiny
@@ -187,7 +187,8 @@ print(*sorted(set(sys.modules) - before))
 
 def test_mmfast_imports_little_beyond_torch():
     """By what takes the time, the modules: those of the ops, and none of training, of data or of the command line."""
-    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
+    done = fresh.run(IMPORTS)
+    assert done.returncode == 0, done.stderr
     others = [name for name in done.stdout.split() if not name.startswith("mmfast")]
     assert others in ([], ["_mmfast_cpu"], ["_mmfast_cpu", "_mmfast_cuda"])
     assert len(done.stdout.split()) < 45

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import wave
 from pathlib import Path
@@ -11,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import Job
 from tiny import TINY, flags
 
 from mmfast import MmfastError, modalities
 from mmfast import config as configs
+from mmfast.cli import main
 from mmfast.modalities.base import SpaceShape
 
 try:
@@ -60,28 +61,22 @@ def fill(root):
             file.writeframes((random.normal(size=4000) * 3000).astype("<i2").tobytes())
 
 
-# The command lines, one after another, in one process.
-COMMANDS = "import json, sys; from mmfast.cli import main; sys.exit(any(main(x) for x in json.loads(sys.argv[1])))"
-
-
-def mmfast(folder, path, *lines):
-    paths = os.pathsep.join([str(p) for p in path] + [str(ROOT)])
-    return subprocess.run(
-        [sys.executable, "-c", COMMANDS, json.dumps(lines)], cwd=folder, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+def commands(folder, path, *lines):
+    """The command lines, one after another, where the packages on the path are installed; in a process of its own."""
+    os.chdir(folder)
+    sys.path[:0] = path
+    return max(main(line) for line in lines)
 
 
 def test_two_kinds_from_a_package_train_and_are_sampled(tmp_path):
     """With no word about code, since their user has installed them."""
     fill(tmp_path / "data")
     (tmp_path / "c.yaml").write_text(CONFIG)
-    path = [install(tmp_path / "site", points()), KINDS]
+    path = [str(install(tmp_path / "site", points())), str(KINDS)]
     more = flags([*TINY, ("train.steps", "2"), ("train.batch_size", "4")])
     train = ["train", "c.yaml", "--out", "run", "--quiet", *more]
     sample = ["sample", "run", "--given", "depth=data/depth/0.npy", "--n", "2", "--save", "s", "--quiet"]
-    done = mmfast(tmp_path, path, train, sample)
-    assert done.returncode == 0, done.stderr
+    Job(1, tmp_path / "logs", commands, tmp_path, path, train, sample).done()
     metres, level = np.load(tmp_path / "s/depth/000.npy"), np.load(tmp_path / "s/sound/000.npy")
     assert metres.shape == level.shape == (8, 8) and metres.min() >= 0.999 and metres.max() <= 16.001
     assert level.min() >= -80 and level.max() <= 0

@@ -146,7 +146,7 @@ def test_the_fitted_variances_of_a_fixed_guess(times, steps):
 
     Fitted to other images, whose error is f: 1/2 D [(1 + r e)/(1 + r f) - 1 + ln(1 + r f)], r the fall of SNR.
     """
-    x, schedule = images(3), Schedule.cosine(60)
+    x, schedule = images(3), Schedule.cosine(30)
     model = Fixed(0.3, schedule)
     e, f = (float((y.double() - 0.3).square().mean()) for y in (x, x / 2))
     near, rough = ({"rel": 1e-4}, {"rel": 0.1})
@@ -171,7 +171,7 @@ def test_a_variance_is_a_fit_of_the_error_at_its_own_timestep():
     So v = u SNR(t - 1)/SNR(t), terms are 1/2 D ln(SNR(t - 1)/SNR(t)), which add up to 1/2 D ln(SNR(1)/SNR(T)); and
     between the timesteps of a coarse fit that is interpolated exactly.
     """
-    schedule = Schedule.cosine(60)
+    schedule = Schedule.cosine(30)
     model, batch = Fixed(0.0, schedule, target="eps"), Batch({"image": images(4000)})
     reverse = fit(model, batch, times=6)["fitted"]
     a, abar = schedule.alpha_bar[1:] / schedule.alpha_bar[:-1], schedule.alpha_bar
@@ -179,11 +179,11 @@ def test_a_variance_is_a_fit_of_the_error_at_its_own_timestep():
     # Of 16,000 squares of normals: a standard error of 0.011.
     torch.testing.assert_close(reverse.variance["image"][1:], want, rtol=0.05, atol=0)
     found = bound(model, batch, steps=0, reverses={"fitted": reverse})
-    exact = PIXELS / 2 * math.log(snr(schedule, 1) / snr(schedule, 60))
+    exact = PIXELS / 2 * math.log(snr(schedule, 1) / snr(schedule, 30))
     assert found["bound.fitted.L1"] == pytest.approx(exact, rel=0.01)
     torch.testing.assert_close(
-        x0_error(model, batch, [1, 20, 60]),
-        torch.tensor([1 / snr(schedule, t) for t in (1, 20, 60)], dtype=torch.float64),
+        x0_error(model, batch, [1, 10, 30]),
+        torch.tensor([1 / snr(schedule, t) for t in (1, 10, 30)], dtype=torch.float64),
         rtol=0.05,
         atol=0,
     )
@@ -191,13 +191,13 @@ def test_a_variance_is_a_fit_of_the_error_at_its_own_timestep():
 
 def test_the_nearer_of_network_and_z_t():
     """Of a fixed guess with the error e the error is min(e, 1/SNR(t)): z_t at small t, the network at large ones."""
-    x, schedule = images(2000), Schedule.cosine(60)
+    x, schedule = images(2000), Schedule.cosine(30)
     model, batch = Fixed(0.3, schedule), Batch({"image": images(2000)})
     reverse = fit(model, Batch({"image": x[:3]}))["nearer"]
     e = float((x[0].double() - 0.3).square().mean())
-    least = [min(e, 1 / snr(schedule, t)) for t in range(1, 61)]
-    assert reverse.from_z.tolist() == [False, *(1 / snr(schedule, t) < e for t in range(1, 61))]
-    assert 5 < int(reverse.from_z.sum()) < 55
+    least = [min(e, 1 / snr(schedule, t)) for t in range(1, 31)]
+    assert reverse.from_z.tolist() == [False, *(1 / snr(schedule, t) < e for t in range(1, 31))]
+    assert 3 < int(reverse.from_z.sum()) < 27
     found = bound(model, batch, steps=0, reverses={"nearer": reverse})
     exact = sum(PIXELS / 2 * math.log(1 + r * g) for r, g in zip(falls(schedule), least[1:], strict=True))
     assert found["bound.nearer.L1"] == pytest.approx(exact, rel=0.01)

@@ -193,7 +193,9 @@ def test_the_presets_have_the_published_number_of_parameters(name):
     assert all(p.is_meta for p in model.parameters())
 
 
-@pytest.mark.parametrize(("name", "at_full_speed"), [("imagenet64", 182.3), ("imagenet128", 65.2)])
+@pytest.mark.parametrize(
+    ("name", "at_full_speed"), [("imagenet128", 65.2), pytest.param("imagenet64", 182.3, marks=pytest.mark.slow)]
+)
 def test_the_estimate_counts_the_operations_that_adms_authors_count(name, at_full_speed):
     """Their table 7: images a second if a V100 did 120 TFLOP/s, three forward passes' worth for an image trained on."""
     flop = scale.check(name)["forward_gflop"] * 1e9

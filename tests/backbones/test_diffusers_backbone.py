@@ -2,9 +2,8 @@
 
 import dataclasses
 import inspect
-import subprocess
-import sys
 
+import fresh
 import pytest
 import torch
 from torch import nn
@@ -125,7 +124,7 @@ def test_without_diffusers_it_says_what_to_install():
         "from mmfast.backbones.diffusers import Backbone, Spec\n"
         "Backbone(Spec(), 3, 8)"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr.splitlines()[-1]
+    found = fresh.run(code).stderr.splitlines()[-1]
     assert found.endswith(
         "backbone.kind=diffusers needs diffusers, which is not installed: pip install 'mmfast[diffusers]'"
     )

@@ -11,10 +11,10 @@ import inspect
 import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
+import fresh
 import torch
 from docs_pages import ROOT
 
@@ -93,7 +93,8 @@ def _mmfast(rest, folder, inline, given):
     if inline:
         return
     if given:
-        subprocess.run([sys.executable, "-m", "mmfast", *rest], env=environment(given), check=True, timeout=60)
+        done = fresh.run("import sys; from mmfast.cli import main; sys.exit(main())", *rest, **given)
+        assert done.returncode == 0, done.stderr
         return
     assert cli.main(rest) == 0
 
@@ -114,10 +115,10 @@ def _srun(rest, folder, inline, given):
     _torchrun(rest[1:], folder, inline, given)
 
 
-def environment(more: dict[str, str] | None = None) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Of a process that is to find this checkout."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(more or {})}
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def _python(rest, folder, inline, given):

@@ -5,10 +5,13 @@ far as docs_shell.py says. A page has a folder of its own, with a run in runs/di
 """
 
 import json
+import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import traceback
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from docs_pages import BLOCKS, READ, ROOT, commands, inline, take_apart
 from docs_shell import TRAIN, environment
 from docs_shell import run as run_command
 from PIL import Image
+from processes import Job
 
 from mmfast import cli, config, propose
 
@@ -146,26 +150,25 @@ def test_a_command_that_does_not_work_is_an_error(words, tmp_path):
 
 WITH_PYTHON = [page for page, found in BLOCKS.items() if any(b.language == "python" and not b.title for b in found)]
 
-# Runs each (folder, page, script) in a namespace and a folder of its own; prints the traceback of each, as JSON.
-RUNNER = """
-import contextlib, io, json, os, runpy, sys, traceback
-errors = {}
-for folder, page, script in json.loads(sys.argv[1]):
-    os.chdir(folder)
-    sys.path.insert(0, folder)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
+
+def run_scripts(jobs, file):
+    """Run each (folder, page, script) in a namespace and a folder of its own; into the file goes the traceback of each,
+    as JSON."""
+    errors = {}
+    for folder, page, script in jobs:
+        os.chdir(folder)
+        sys.path.insert(0, folder)
+        try:
             runpy.run_path(script)
-        errors[page] = ""
-    except BaseException:
-        errors[page] = traceback.format_exc()
-    sys.path.remove(folder)
-print(json.dumps(errors))
-"""
+            errors[page] = ""
+        except BaseException:
+            errors[page] = traceback.format_exc()
+        sys.path.remove(folder)
+    file.write_text(json.dumps(errors))
 
 
 @pytest.fixture(scope="session")
-def errors(folders):
+def errors(folders, tmp_path_factory):
     """Page -> the traceback of its Python, "" for none. One process for all pages: imports take most of the time."""
     jobs = []
     for page in WITH_PYTHON:
@@ -177,10 +180,9 @@ def errors(folders):
         script = folder / f"{page.replace('/', '_')}.py"
         script.write_text("\n".join(source) + "\n")
         jobs.append((str(folder), page, str(script)))
-    command = [sys.executable, "-c", RUNNER, json.dumps(jobs)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    logs = tmp_path_factory.mktemp("pages")
+    Job(1, logs, run_scripts, jobs, logs / "errors.json").done()
+    return json.loads((logs / "errors.json").read_text())
 
 
 @pytest.fixture(autouse=True)

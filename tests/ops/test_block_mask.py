@@ -205,10 +205,10 @@ def test_ratios_of_each_sample_by_chance():
     assert ((share - ratio).abs() <= 5 * (ratio * (1 - ratio) / 200**2).sqrt()).all()
 
 
-def test_gradients(each_backend):
+def test_gradients(traced_backend):
     """Where it is visible the gradient passes, elsewhere it is zero, whatever comes from above; the mask has none."""
     x = torch.randn(2, 2, 4, 5, dtype=torch.float64, requires_grad=True)
-    with ops.backend(each_backend):
+    with ops.backend(traced_backend):
         assert torch.autograd.gradcheck(lambda x: ops.block_mask(x, 0.5, (2, 3), seed=1)[0], x, fast_mode=True)
         assert torch.autograd.gradgradcheck(
             lambda x: ops.block_mask(x, 0.5, (2, 3), seed=1)[0].square(), x, fast_mode=True

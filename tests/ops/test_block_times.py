@@ -151,11 +151,11 @@ def test_the_loss_makes_the_anchors_noise_again():
     torch.testing.assert_close(v.double(), want, rtol=1e-5, atol=0)
 
 
-def test_gradients(each_backend):
+def test_gradients(traced_backend):
     """Against finite differences, through the short way, the checked one and the noise handed in."""
     space = Space(2, batch=2, names=("b", "a"), dtype=torch.float64)
     leaves = [space.x[name].requires_grad_() for name in ("z0", "b", "a")]
-    with ops.backend(each_backend):
+    with ops.backend(traced_backend):
         assert gradcheck(lambda *_: space.q_sample(seed=1)[0], leaves, fast_mode=True)
         noise = space.eps.requires_grad_()
         assert gradcheck(lambda *_: space.q_sample(noise=noise)[0], [*leaves, noise], fast_mode=True)

@@ -78,7 +78,7 @@ def test_at_zero(each_backend, target):
 
 
 @TARGETS
-def test_gradients(each_backend, target):
+def test_gradients(traced_backend, target):
     """Against finite differences: the prediction's in one pass; and all of them, taken apart, first and second."""
     p, z0, eps = (randn(2, 2, 3, 1, seed=i).requires_grad_() for i in range(3))
     weight = torch.tensor([0.5, 2.0], dtype=torch.float64, requires_grad=True)
@@ -96,7 +96,7 @@ def test_gradients(each_backend, target):
     def twice(p):
         return ops.diffusion_loss(p, z0.detach(), t, SCHED, seed=1, **options, fused=False)
 
-    with ops.backend(each_backend):
+    with ops.backend(traced_backend):
         assert torch.autograd.gradcheck(one_pass, p, fast_mode=True)
         for function, leaves in ((apart, (p, z0, weight)), (given, (p, z0, eps, weight)), (twice, (p,))):
             assert torch.autograd.gradcheck(function, leaves, fast_mode=True)

@@ -9,6 +9,16 @@ B, C, H, W = SHAPE = [3, 4, 5, 2]
 KINDS = ["plain", "noise", "broadcast", "blocks", "rows", "bfloat16", "float64", "channels last", "needs grad"]
 
 
+# With and without what may be asked for beside; without it the kinds whose graphs differ, and the others are slow.
+ASKED = [
+    pytest.param(
+        kind, wanted, marks=[pytest.mark.slow] * (not wanted and kind not in ("plain", "blocks", "needs grad"))
+    )
+    for wanted in (True, False)
+    for kind in KINDS
+]
+
+
 def randn(*shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
@@ -38,8 +48,7 @@ def arguments(kind):
     return terms, starts, table, table(seed=10) if noisy else None, rows, identity, dtype
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize(("kind", "wanted"), ASKED)
 def test_opcheck_step(traced_backend, kind, wanted):
     """Schema, fake, autograd registration and AOT dispatch; x0 of all channels, or of two. Gradients are made of
     `combine`'s, so the op itself is not differentiated."""
@@ -52,8 +61,7 @@ def test_opcheck_step(traced_backend, kind, wanted):
         torch.library.opcheck(torch.ops.mmfast.step.default, (*args, wanted))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize(("kind", "wanted"), ASKED)
 def test_opcheck_squared_error(traced_backend, kind, wanted):
     """The same, differentiated in its first term where the gradient is not asked for as a result."""
     terms, starts, table, sigma, rows, identity, dtype = arguments(kind)

@@ -66,7 +66,7 @@ def test_step_by_table(each_backend, row):
     torch.testing.assert_close(out, plain + scaled(sigma[own], eps), rtol=1e-12, atol=1e-12)
 
 
-def test_gradients(each_backend):
+def test_gradients(traced_backend):
     """First and second, in the terms, the coefficients and every level's sigma."""
     leaves = [
         randn(2, 3, 2).requires_grad_(),
@@ -81,7 +81,7 @@ def test_gradients(each_backend):
     def by_rows(x, block, coefs, sigma):
         return ops.combine([x, Block(block, 1, 3)], coefs, sigma, rows=torch.tensor([1, 1]), levels=[0, 2], seed=1)
 
-    with ops.backend(each_backend):
+    with ops.backend(traced_backend):
         for function in (run, by_rows):
             assert gradcheck(function, leaves, fast_mode=True) and gradgradcheck(function, leaves, fast_mode=True)
         together = torch.autograd.grad(run(*leaves).square().sum(), leaves)

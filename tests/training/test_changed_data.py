@@ -149,20 +149,32 @@ def test_times_alone_change_nothing_and_what_is_as_it_was_is_not_read(folder, tm
     assert main(command(tmp_path, 6)) == 0 and len(read) == 25
 
 
+@pytest.fixture(scope="module")
+def one_step(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one_step") / "run"
+    fit(tiny(train__steps=1), str(folder), data(), Known(), quiet=True)
+    return folder
+
+
 @pytest.mark.parametrize("junk", [b"", b"\xff", b"[" * 100_000, b"[]", b'{"files": {}}', b"half",
                                   b'{"portion": 1, "files": {"a": 3}, "counts": {}, "examples": {}, "allowed": []}'],
                          ids=range(7))  # fmt: skip
-def test_a_record_that_is_damaged_is_said_and_made_anew(tmp_path, capsys, junk):
-    options = {"train__steps": 1}
-    fit(tiny(**options), str(tmp_path / "run"), data(), Known(), quiet=True)
+def test_a_record_that_is_damaged_is_said_and_made_anew(one_step, tmp_path, capsys, junk):
+    shutil.copytree(one_step, tmp_path / "run")
     good = (tmp_path / "run" / "data.json").read_bytes()
     (tmp_path / "run" / "data.json").write_bytes(junk)
-    fit(tiny(**options), str(tmp_path / "run"), data(), Known(), quiet=True)
+    fit(tiny(train__steps=1), str(tmp_path / "run"), data(), Known(), quiet=True)
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(f"mmfast: {tmp_path}/run/data.json cannot be read (") and said.endswith("not seen this time")
     assert (tmp_path / "run" / "data.json").read_bytes() == good
-    (tmp_path / "run" / "data.json").unlink()  # as of an earlier version
-    fit(tiny(**options), str(tmp_path / "run"), data(), Known(), quiet=True)
+
+
+def test_a_record_that_is_missing_is_made(one_step, tmp_path, capsys):
+    """As of an earlier version."""
+    shutil.copytree(one_step, tmp_path / "run")
+    good = (tmp_path / "run" / "data.json").read_bytes()
+    (tmp_path / "run" / "data.json").unlink()
+    fit(tiny(train__steps=1), str(tmp_path / "run"), data(), Known(), quiet=True)
     assert (tmp_path / "run" / "data.json").read_bytes() == good and not capsys.readouterr().err
 
 

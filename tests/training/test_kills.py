@@ -40,7 +40,8 @@ def kill_before(monkeypatch, picture):
     return written
 
 
-@pytest.mark.parametrize("picture", [0, 2, 4, 7, 8, 11])
+# Before the first, within, at the end: the slow ones are such places of other steps.
+@pytest.mark.parametrize("picture", [0, 4, 7, 11, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 8))])
 def test_pictures_that_a_kill_left_undrawn_are_drawn(tmp_path, straight, monkeypatch, capsys, picture):
     """Checkpoints and pictures are of steps 2, 4 and 6: one comes after the other."""
     run = tmp_path / "run"

@@ -85,14 +85,20 @@ def test_figures_of_fewer_steps_are_kept(tmp_path):
     assert (tmp_path / "a/metrics.json").read_bytes() != first
 
 
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two_steps") / "run"
+    train(options(**{"train.steps": "2"}), str(folder), quiet=True)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("train.learning_rate", "0.5"), ("train.batch_size", "16"), ("seed", "1"), ("loss.target", "v"),
      ("modalities.label.loss_weight", "0.5"), ("schedule.T", "500"), ("train.ema_decay", "0.5")],
 )  # fmt: skip
-def test_what_is_learnt_from_may_not_change(key, value, tmp_path):
-    folder = tmp_path / "a"
-    train(options(**{"train.steps": "2"}), str(folder), quiet=True)
+def test_what_is_learnt_from_may_not_change(key, value, two_steps):
+    folder = two_steps
     before = (folder / "config.yaml").read_bytes()
     with pytest.raises(MmfastError, match=rf"another config \({key} .* -> .*\); nothing was changed"):
         train(options(**{"train.steps": "4", "sample.steps": "3", key: value}), str(folder), quiet=True)

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from processes import Job
 from tiny import TINY, flags, tiny
 
 from mmfast import config as configs
@@ -256,9 +257,10 @@ def test_asked_to_stop_it_keeps_the_steps_done(tmp_path, numbers):
 
 def test_two_processes_do_not_train_one_run(tmp_path):
     run = Run.start(tmp_path / "run", tiny())
-    words = ["train", "digits", "--out", str(run.folder), "--quiet", *flags(TINY)]
-    second = subprocess.run([sys.executable, "-m", "mmfast", *words], capture_output=True, text=True, timeout=120)
-    assert second.returncode == 2 and "another process" in second.stderr and "Traceback" not in second.stderr
+    second = Job(1, tmp_path / "second", main, ["train", "digits", "--out", str(run.folder), "--quiet", *flags(TINY)])
+    assert second.wait() == [2]
+    (said,) = second.said()
+    assert "another process" in said and "Traceback" not in said
     Run.start(tmp_path / "run", tiny())  # the same process may: a notebook after Ctrl-C
 
 

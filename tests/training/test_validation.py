@@ -149,11 +149,15 @@ REAL = {"train__steps": 9, "train__validate_every": 2, "train__validate_examples
         "train__log_every": 1, "train__ema_decay": 0.5, "train__learning_rate": 0.02}  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    return fit(tiny(**REAL), str(tmp_path_factory.mktemp("straight") / "run"), build_data(tiny()), quiet=True).run
+
+
 @pytest.mark.parametrize("killed_before", [3, 5, 9])
-def test_resumed_it_has_the_same_lines_and_the_same_best(tmp_path, monkeypatch, killed_before):
+def test_resumed_it_has_the_same_lines_and_the_same_best(tmp_path, straight, monkeypatch, killed_before):
     """Before step 5 the validation of step 4 is behind the checkpoint of step 3, and made again."""
     found = build_data(tiny())
-    straight = fit(tiny(**REAL), str(tmp_path / "straight"), found, quiet=True).run
     step = Trainer.step
 
     def killed(self, *args):
