@@ -116,7 +116,7 @@ def generate(
             raise unknown("guidance_scale's modality", name, [*whole, *first])
     for turn, target in enumerate(turns(model, whole, first)):
         how = {**settings(config, whole), **options, "seed": seed ^ turn << 40, "guidance_scale": guidance}
-        if "eta" not in options and how["sampler"] in SAMPLERS and not takes_eta(how["sampler"]):
+        if "eta" not in options and how["eta"] and how["sampler"] in SAMPLERS and not takes_eta(how["sampler"]):
             how["eta"] = 0.0  # the config's is for the samplers that take one
         if isinstance(guidance, Mapping):
             how["guidance_scale"] = {n: scale for n, scale in guidance.items() if n in whole}

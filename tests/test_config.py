@@ -16,7 +16,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     file.write_text("modalities: {image: {kind: image, size: 16}}\ntrain: {steps: 7, learning_rate: 0.5}\n")
     config = configs.load(str(file), overrides(["--train.steps", "9", "--seed=4", "--modalities.image.channels", "1"]))
     assert (config.train.steps, config.train.learning_rate, config.seed) == (9, 0.5, 4)
-    assert config.train.batch_size == configs.TrainSpec().batch_size
+    assert config.train.batch_size == configs.Config().train.batch_size
     assert (config.modalities["image"].size, config.modalities["image"].channels) == (16, 1)
 
 

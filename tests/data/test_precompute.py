@@ -71,7 +71,7 @@ def test_of_more_than_one_batch_each_image_has_its_own(tmp_path):
 
 def test_features_are_computed_once(tmp_path, monkeypatch):
     first = with_embeddings(data(), "image", "embedding", "pixels", 5, tmp_path)
-    files = sorted(tmp_path.iterdir())
+    files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) == 2  # of the training images and the test images
     calls = []
     real = precompute.extractor
@@ -84,7 +84,7 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(precompute, "extractor", counted)
     second = with_embeddings(data(), "image", "embedding", "pixels", 5, tmp_path)
-    assert not calls and sorted(tmp_path.iterdir()) == files
+    assert not calls and sorted(tmp_path.glob("*.safetensors")) == files
     rows = range(20)
     assert torch.equal(
         first.test.__getitems__(rows).data["embedding"], second.test.__getitems__(rows).data["embedding"]
@@ -121,7 +121,7 @@ def test_maps_are_computed_once_and_their_axes_from_some_of_the_images(tmp_path,
     first = with_embeddings(data(), "image", "map", "pixels", 1, tmp_path, cells=2)
     assert asked == [20, 60, 20]  # every third for the axes, then all
     again = with_embeddings(data(), "image", "map", "pixels", 1, tmp_path, cells=2)
-    assert len(asked) == 3 and len(list(tmp_path.iterdir())) == 1
+    assert len(asked) == 3 and len(list(tmp_path.glob("*.safetensors"))) == 1
     rows = range(60)
     assert torch.equal(first.train.__getitems__(rows).data["map"], again.train.__getitems__(rows).data["map"])
     with pytest.raises(MmfastError, match=r"modalities.map.dim is 2; 80 vectors of 1 features"):
