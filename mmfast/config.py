@@ -21,7 +21,7 @@ from mmfast.errors import MmfastError, unknown
 from mmfast.options import check, typed
 from mmfast.plain_yaml import load_yaml
 from mmfast.samplers import check_share
-from mmfast.trust import is_word
+from mmfast.trust import permitted
 
 
 def load(source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
@@ -51,7 +51,7 @@ def load_again(file: str) -> Config:
 def has_own_cache(config: Config) -> bool:
     """Whether a config names a folder to write to that neither the user has given nor mmfast has made a cache of."""
     folder = getattr(config.data, "cache", "")
-    return bool(folder) and not is_word("data.cache", folder) and not is_cache(Path(folder))
+    return bool(folder) and not permitted("data.cache", folder) and not is_cache(Path(folder))
 
 
 def from_plain(found: Any, source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:

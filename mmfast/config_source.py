@@ -14,7 +14,7 @@ from mmfast.errors import MmfastError, unknown
 from mmfast.files import read_text
 from mmfast.options import one_line
 from mmfast.plain_yaml import load_value
-from mmfast.trust import note_word
+from mmfast.trust import permit
 
 # In bytes: the names of some hundred thousand classes.
 LONGEST = 2**22
@@ -53,7 +53,7 @@ def _override(raw: DictConfig, key: str, value: str) -> None:
         raise MmfastError(f"--{key} is no option's name; it should be words with dots between them, as --train.steps")
     new = load_value(value, f"--{key} {value}")
     for given in (new, value):
-        note_word(key, given)
+        permit(key, given)
     try:
         parent, _, last = key.rpartition(".")
         if last == "kind" and parent and new != OmegaConf.select(raw, key):

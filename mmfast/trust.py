@@ -1,6 +1,6 @@
-"""The user's own word: a config may come from anywhere, and what it names is run, or written to, on that word alone.
+"""The user's permission: without it no code that a config names is run, and no folder written to that it names.
 
-A word is for the option that it was given for: the last part of its key.
+A config may come from anywhere. The user permits a value by giving it, for that option alone: the last part of its key.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ def allow_code(*names: str) -> None:
         _allowed.add(("", name))
 
 
-def note_word(key: str, value: Any) -> None:
-    """Note what the user himself gave for an option, or for each of those in a dict."""
+def permit(key: str, value: Any) -> None:
+    """Permit what the user himself gave for an option, or for each of those in a dict."""
     if isinstance(value, dict):
         for name, x in value.items():
-            note_word(f"{key}.{name}", x)
+            permit(f"{key}.{name}", x)
     elif isinstance(value, list):
         for x in value:
-            note_word(key, x)
+            permit(key, x)
     else:
         _allowed.add((_option(key), str(value)))
 
 
-def is_word(key: str, value: str) -> bool:
-    """Whether the user himself gave an option, by whatever key, this value."""
+def permitted(key: str, value: str) -> bool:
+    """Whether the user himself gave an option of this name, in whatever section, this value."""
     return (_option(key), value) in _allowed
 
 
@@ -53,7 +53,7 @@ def _option(key: str) -> str:
 
 def check_code(key: str, name: str) -> None:
     """Raise MmfastError where a config's `key` names code, module:function, that the user has not."""
-    if ":" in name and ("", name) not in _allowed and not is_word(key, name):
+    if ":" in name and ("", name) not in _allowed and not permitted(key, name):
         raise MmfastError(
             f"{key} is {name!r}, code that a config names; where you trust it, add --allow-code {name} "
             f"(in Python: mmfast.trust.allow_code({name!r}))"

@@ -1,4 +1,4 @@
-"""The user's own word is for the option that it was given for, and for that alone."""
+"""The user's permission is for the option that it was given for, and for that alone."""
 
 import json
 import shutil

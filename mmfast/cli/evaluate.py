@@ -10,7 +10,7 @@ from typing import Any
 
 from mmfast.cli.shared import add_allow_code, add_weights, write
 from mmfast.errors import MmfastError
-from mmfast.trust import note_word
+from mmfast.trust import permit
 
 
 def add(commands: Any) -> None:
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
             raise MmfastError(f"--samples is {args.samples}; it should be at least 2")
         config.evaluate.samples = args.samples
     config.evaluate.samples = config.evaluate.samples or 1000
-    note_word("evaluate.features", args.features)
+    permit("evaluate.features", args.features)
     for name in ("features", "features_weights", "lpips", "lpips_weights"):
         if getattr(args, name) is not None:
             setattr(config.evaluate, name, getattr(args, name))

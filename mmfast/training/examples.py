@@ -29,7 +29,7 @@ from mmfast.streams import GIVEN, ORDER, TIMESTEP
 HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
 
 
-# Processes that load data are copies of this one, with its data sets and the user's word; elsewhere as is usual there.
+# On Linux the processes that load data are forked, so that they have the data sets, and what the user has permitted.
 START = "fork" if sys.platform == "linux" else None
 
 

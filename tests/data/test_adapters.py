@@ -138,7 +138,7 @@ def test_torchvision_runs_no_program_on_a_picture(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere data sets of other packages go without workers")
 def test_workers_read_what_cannot_be_sent_to_them(monkeypatch):
-    """Where Python would begin them anew, as it does from 3.14 on, they would not know the user's word either."""
+    """Where Python would begin them anew, as it does from 3.14 on, they would not know what is permitted either."""
     pytest.importorskip("torchvision")
     usual = multiprocessing.get_start_method()
     multiprocessing.set_start_method("forkserver", force=True)

@@ -1,4 +1,4 @@
-"""Links in a data folder: followed within it, and out of it on the user's word alone; none is walked for ever."""
+"""Links in a data folder: followed within it, and out of it with permission alone; none is walked for ever."""
 
 import os
 

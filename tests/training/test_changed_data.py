@@ -1,4 +1,4 @@
-"""Data that has changed since a run began: what of it is said, and nothing is done without the user's word."""
+"""Data that has changed since a run began: what of it is said, and nothing is done without the user's permission."""
 
 import hashlib
 import json

@@ -114,7 +114,7 @@ def test_one_that_raises_is_left_out_and_said_once(writer, breaks, unlogged, tmp
 def test_what_cannot_be_had_is_said_before_there_is_a_run(tmp_path, monkeypatch):
     def refused(name, words):
         config = tiny(train__steps=1)
-        config.train.log_to = [name]  # as from a file, and not on the user's word
+        config.train.log_to = [name]  # as from a file, and not by the user
         with pytest.raises(MmfastError, match=words):
             fit(config, str(tmp_path / "run"), data(), Known(), quiet=True)
         assert not (tmp_path / "run").exists()
