@@ -47,6 +47,7 @@ class Guess:
     """What lies in a folder: a dict of options for each modality, as a config has them, and what was left out and why.
 
     folders: those of modalities with another name than their folder's. outside: whether links may lead out of root.
+    shares: of the examples that have a modality, where it has files or cells of its own.
     """
 
     root: Path
@@ -56,6 +57,7 @@ class Guess:
     examples: int = 0
     notes: list[str] = field(default_factory=list)
     outside: bool = False
+    shares: dict[str, float] = field(default_factory=dict)
 
     def data(self) -> dict[str, Any]:
         """The options `data` of a config."""
@@ -108,7 +110,7 @@ def guess(root: str | Path, most: int, size: Size | None = None, outside: bool =
         else:
             options = OPTIONS[candidate.kind](Candidate(candidate.folder, candidate.kind, shared), guessed, size)
             if options is not None:
-                _add(guessed, candidate, options)
+                guessed.shares[_add(guessed, candidate, options)] = len(shared) / guessed.examples
     _add_columns(guessed)
     if not any(x["kind"] == "label" for x in guessed.modalities.values()):
         classes = _class_folders(anchor.paths)
@@ -131,6 +133,7 @@ def _add_columns(guessed: Guess) -> None:
             guessed.notes.append(f"{path}: the column {name}, whose {len({*cells.values()})} texts are no classes")
         else:
             guessed.modalities[name] = options
+            guessed.shares[name] = min(1.0, len(cells) / guessed.examples)
 
 
 def _candidate(path: Path, within: Path | None) -> Candidate | None:

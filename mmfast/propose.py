@@ -31,6 +31,8 @@ WIDTHS, USUAL, FOR_WIDER, FOR_NARROWER = (16, 32, 48, 64, 96, 128), 32, 96_000, 
 TRAINING, FIGURES = 0.8, 0.15
 SAMPLE_STEPS = 25
 MOST_STEPS, MOST_HELD_OUT = 200_000, 2_000
+# A modality that fewer of the examples have is shown more often (docs/results.md, on digits that lack one).
+OFTEN = 0.75
 # The presets' options for each kind beside the anchor, and why.
 BESIDE: dict[str, tuple[str, dict[str, Any]]] = {
     "mask": (
@@ -124,6 +126,9 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
         anchor |= {"given_probability": 0.0}
     parts = {guessed.anchor: specs[guessed.anchor] | anchor}
     parts |= {name: x | BESIDE[x["kind"]][1] for name, x in specs.items() if name != guessed.anchor}
+    for name, share in guessed.shares.items():
+        if share < OFTEN:
+            parts[name]["labelled_share"] = round((1 + share) / 2, 2)
     held_out = min(0.1, MOST_HELD_OUT / guessed.examples)
     side = _side(specs[guessed.anchor]["size"])
     train: dict[str, Any] = {
@@ -205,6 +210,10 @@ def _lines(plain: Mapping[str, Any]) -> list[str]:
             lines.append("  # The anchor, which is diffused itself. The others are read off a given one in one step.")
         elif name != plain["anchor"]:
             lines.append(f"  # {BESIDE[spec['kind']][0]}")
+            if "labelled_share" in spec:
+                lines.append(
+                    "  # Many examples lack it. Those that have it are repeated until they are labelled_share of all."
+                )
         lines += _entry(name, spec, "  ")
     for name in ("backbone", "loss", "train", "sample", "evaluate"):
         lines += _entry(name, plain[name], "")

@@ -81,6 +81,18 @@ def test_the_modalities(tmp_path, more, found):
     assert not guessed.notes and not guessed.folders and guessed.examples == 8
 
 
+def test_how_many_have_each_modality(tmp_path):
+    """Of the anchor's examples: files that belong to none do not count. Folders that are classes are in all."""
+    files(tmp_path, {**IMAGE, "mask/STEM.png": lambda k: mask(0, 1)})
+    for k in (1, 2, 5):
+        (tmp_path / f"mask/{'cat' if k % 2 else 'dog'}/{k}.png").unlink()
+    save(tmp_path, "mask/cat/stray.png", mask(0, 1))
+    save(tmp_path, "labels.csv", "file_name,age\ndog/0.png,old\ncat/1.png,\ndog/2.png,new\n")
+    guessed = guess(tmp_path, 32)
+    assert guessed.shares == {"mask": 5 / 8, "age": 2 / 8}
+    assert list(guessed.modalities) == ["image", "mask", "age"]
+
+
 def test_the_size_is_near_the_pictures_and_at_most_what_is_said(tmp_path):
     for side, most, size in ((20, 32, 16), (28, 32, 32), (500, 32, 32), (500, 64, 64), (500, 8, 8), (5, 64, 8)):
         save(tmp_path / str(side), "image/0.png", colour(side))

@@ -50,6 +50,18 @@ def test_the_options_are_the_presets(preset, beside):
     assert made["train"]["steps"] == 6000 == truth["train"]["steps"]
 
 
+def test_what_many_examples_lack_is_repeated():
+    """Half way between its share and all, from three quarters on not at all; the anchor and the others stay."""
+    found = guessed(mask=MASK, label=LABEL, embedding=MAP)
+    found.shares |= {"mask": 0.5, "label": 0.05, "embedding": 0.75}
+    text = propose(found, 30, timer(0.25)).text
+    made = yaml.safe_load(text)["modalities"]
+    assert {name: x.get("labelled_share") for name, x in made.items()} == {
+        "image": None, "mask": 0.75, "label": 0.53, "embedding": None,
+    }  # fmt: skip
+    assert text.count("repeated until they are labelled_share of all") == 2
+
+
 def test_the_three_together():
     made = yaml.safe_load(propose(guessed(mask=MASK, label=LABEL), 30, timer(0.25)).text)
     image, mask, label = made["modalities"].values()
