@@ -6,6 +6,11 @@
 
 writes emoji/image/GROUP/NAME.png, with transparency, and emoji/mask/GROUP/NAME.png, black and white. GROUP is the part
 of Unicode that the emoji's first character is from, flags apart. docs/tutorial.md goes on from here.
+
+    python examples/emoji.py pictures --emoji 400 --digits 100
+
+writes 400 of the emoji and 100 of scikit-learn's handwritten digits, grey and of 8 x 8 pixels, as a group of their own:
+a small folder of pictures that are not alike.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from __future__ import annotations
 import argparse
 import bisect
 import io
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,10 +91,25 @@ def pictures(file: str) -> dict[str, tuple[str, Image.Image]]:
     return found
 
 
+def digits(count: int) -> dict[str, tuple[str, Image.Image]]:
+    """The first of scikit-learn's digits, as `pictures` has the emoji: grey, white where the ink is."""
+    from sklearn.datasets import load_digits
+
+    shades = (load_digits().images[:count] * (255 / 16)).round().astype("uint8")  # of 0 .. 16
+    return {f"digit-{i:04}": ("digits", Image.fromarray(ink)) for i, ink in enumerate(shades)}
+
+
+def mask_of(picture: Image.Image) -> Image.Image:
+    """White where the emoji or the ink is, else black."""
+    return picture.getchannel(picture.getbands()[-1]).point(lambda seen: 255 * (seen >= SEEN))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the folder, new")
     parser.add_argument("--font", default=FONT, help=f"the font's file [{FONT}]")
+    parser.add_argument("--emoji", type=int, metavar="N", help="so many of them, drawn by chance [all]")
+    parser.add_argument("--digits", type=int, metavar="N", default=0, help="and so many of scikit-learn's digits [0]")
     args = parser.parse_args()
     if args.out.exists():
         print(f"{args.out} is there already; choose a new folder", file=sys.stderr)
@@ -97,13 +118,15 @@ def main() -> int:
         print(f"{args.font} is no file; apt-get install fonts-noto-color-emoji brings it", file=sys.stderr)
         return 2
     found = pictures(args.font)
+    if args.emoji is not None:
+        found = dict(sorted(random.Random(0).sample(sorted(found.items()), min(args.emoji, len(found)))))
+    found |= digits(args.digits)
     for name, (of, picture) in found.items():
-        mask = picture.getchannel("A").point(lambda alpha: 255 * (alpha >= SEEN))
-        for kind, shown in (("image", picture), ("mask", mask)):
+        for kind, shown in (("image", picture), ("mask", mask_of(picture))):
             file = args.out / kind / of / f"{name}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             shown.save(file)
-    print(f"{len(found)} emoji in {args.out}")
+    print(f"{len(found)} pictures in {args.out}")
     return 0
 
 

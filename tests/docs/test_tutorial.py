@@ -53,30 +53,72 @@ def test_characters_of_glyphs_follow_ligatures():
     assert found == {"a": (1,), "b": (2,), "c": (3,), "ab": (1, 2), "abc": (1, 2, 3)}
 
 
-def shapes(folder):
-    """Discs and squares in the place of emoji, in the groups and with the names that the tutorial asks for."""
-    random = np.random.default_rng(0)
+def shapes(count):
+    """Discs in the place of emoji, `count` a group, in the groups and with the names that the tutorial asks for."""
+    random, found = np.random.default_rng(0), {}
     for group, names in {"food": ["1f34e"], "animals": ["1f407"], "faces": []}.items():
-        for name in [*names, *(f"{k:02}" for k in range(12))]:
+        for name in [*names, *(f"{group}-{k:03}" for k in range(count - len(names)))]:
             y, x = np.mgrid[:32, :32] - 15.5
             seen = np.hypot(x, y) < random.uniform(6, 14)
             colour = np.broadcast_to(random.integers(0, 255, 3), (32, 32, 3))
-            picture = np.dstack((colour, 255 * seen)).astype(np.uint8)
-            for kind, shown in (("image", picture), ("mask", (255 * seen).astype(np.uint8))):
-                file = folder / kind / group / f"{name}.png"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(shown).save(file)
+            found[name] = group, Image.fromarray(np.dstack((colour, 255 * seen)).astype(np.uint8))
+    return found
+
+
+def installed():
+    return Path(EMOJI["FONT"]).exists() and importlib.util.find_spec("fontTools") is not None
+
+
+def write(monkeypatch, folder, *options, font=None):
+    """The script with these options; with `shapes` where the font is not installed, or `font` says so."""
+    if not installed() or font == "shapes":
+        monkeypatch.setitem(EMOJI["main"].__globals__, "pictures", lambda file: shapes(13))
+        options = [*options, "--font", __file__]  # some file that is there
+    monkeypatch.setattr(sys, "argv", ["emoji.py", str(folder), *options])
+    assert EMOJI["main"]() == 0
+
+
+def test_emoji_and_digits_in_one_folder(tmp_path, monkeypatch):
+    """As many as asked for, the same at each call, and a mask where the alpha or the ink is at least half."""
+    digits = pytest.importorskip("sklearn.datasets").load_digits().images
+    for folder in ("a", "b"):
+        write(monkeypatch, tmp_path / folder, "--emoji", "20", "--digits", "5", font="shapes")
+    files = [sorted(x.relative_to(tmp_path / f) for x in (tmp_path / f).rglob("*.png")) for f in ("a", "b")]
+    assert files[0] == files[1] and len(files[0]) == 2 * 25
+    for i in range(5):
+        shown, mask = (
+            np.asarray(Image.open(tmp_path / "a" / kind / "digits" / f"digit-{i:04}.png")) for kind in ("image", "mask")
+        )
+        np.testing.assert_allclose(shown, digits[i] / 16 * 255, atol=0.5)
+        np.testing.assert_array_equal(mask, np.where(digits[i] >= 8, 255, 0))
+    file = next((tmp_path / "a" / "mask" / "food").glob("*.png"))
+    alpha = np.asarray(Image.open(tmp_path / "a" / "image" / "food" / file.name))[..., 3]
+    np.testing.assert_array_equal(np.asarray(Image.open(file)), alpha)
+
+
+@pytest.mark.slow
+def test_three_commands_on_a_folder_of_pictures_that_are_not_alike(tmp_path, monkeypatch):
+    """Of 500 pictures, check, train (init before it) and report; every part of the report is there."""
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: True)
+    write(monkeypatch, tmp_path / "pictures", *(["--emoji", "400"] if installed() else []), "--digits", "100")
+    assert cli.main(["check", "pictures", "--quiet"]) == 0
+    assert cli.main(["init", "pictures", "--out", "my.yaml", "--minutes", "1", "--quiet"]) == 0
+    assert cli.main(["train", "my.yaml", "--out", "run", *TRAIN]) == 0
+    assert cli.main(["report", "run"]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "digits" in page and "mask" in page and page.count("data:image/png;base64") >= 3
 
 
 @pytest.mark.slow
 def test_every_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "keep_freed_memory", lambda: True)
-    if Path(EMOJI["FONT"]).exists() and importlib.util.find_spec("fontTools") is not None:
-        monkeypatch.setattr(sys, "argv", ["emoji.py", "all"])
-        assert EMOJI["main"]() == 0
+    if installed():
+        write(monkeypatch, tmp_path / "all")
         assert len(list((tmp_path / "all" / "image").rglob("*.png"))) > 3600
-    shapes(tmp_path / "emoji")
+    write(monkeypatch, tmp_path / "emoji", font="shapes")
     run = []
     for block in BLOCKS["docs/tutorial.md"]:
         for words in commands(block.text) if block.language == "bash" else []:
