@@ -31,6 +31,21 @@ def test_a_rule_of_the_users_own(monkeypatch):
     torch.testing.assert_close(drawn["image"], generate(build_model(usual), usual, 2)["image"], rtol=0, atol=0)
 
 
+def test_a_rule_of_the_users_own_may_look_at_any_time(monkeypatch):
+    """And take eta, or none, which is found out before the first step."""
+
+    def mine(alpha_bar, t, s, past, eta):
+        return ddim(alpha_bar, t, s, past, eta * alpha_bar(0) * (1 - alpha_bar(1000)))
+
+    monkeypatch.setitem(SAMPLERS, "mine", mine)
+    monkeypatch.setitem(SAMPLERS, "plain", lambda *moved: ddim(*moved[:-1], 0.0))
+    model = build_model(tiny())
+    noise = [sample(model, 2, sampler="mine", steps=2, eta=eta)["image"] for eta in (0.0, 1.0)]
+    assert not torch.equal(*noise)
+    with pytest.raises(MmfastError, match="eta is 1.0, and plain takes none"):
+        sample(model, 2, sampler="plain", steps=2, eta=1.0)
+
+
 def asked_of_a_rule(monkeypatch, **how):
     """The times t, s and those of the steps before that a rule is asked about, of the digits' modalities."""
     seen = []
