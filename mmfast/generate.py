@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmfast import ops
 from mmfast.config import Config
 from mmfast.errors import MmfastError, unknown
+from mmfast.modalities.base import Modality
 from mmfast.model import Model
 from mmfast.path import check_offset
 from mmfast.ranks import ALONE, Ranks
 from mmfast.sample import as_given, how_many, sample, takes_eta
 from mmfast.samplers import SAMPLERS
+from mmfast.streams import HEAD_NOISE
 
 
 def settings(config: Config, given: Iterable[str] = ()) -> dict[str, Any]:
@@ -78,6 +81,12 @@ def turns(model: Model, given: Iterable[str], first: str | Iterable[str]) -> lis
     return [*found, None] if not found or known | set(found) < model.parts.keys() else found
 
 
+def drawn_by_prior(model: Model, given: Collection[str], order: Sequence[str | None]) -> str | None:
+    """The first of `turns`, where nothing is given and it has a prior, so that it is drawn without the network."""
+    first = order[0] if len(order) > 1 and not given else None
+    return first if first is not None and model.part(first).prior() is not None else None
+
+
 def generate(
     model: Model,
     config: Config,
@@ -93,12 +102,13 @@ def generate(
 
     first: modalities that are drawn one after another before the rest, each given those before it, since
     p(x, y) = p(x) p(y | x); None for config.sample.first, empty for all together. Each turn is a whole run of the
-    sampler, with noise of its own, and is guided by what was drawn before it as by what was given. What comes later is
-    unknown meanwhile, where training has shown that (`unknown_probability`), else it is drawn along. Within a turn the
-    times keep to the offsets (`config.sample.offset`) of what is drawn in it. known: what is known of what is given in
-    part, as `sample` has it; what is in `first` too is drawn around it. ranks: each draws an even share, and all have
-    the whole; a sample is the same whoever draws it, but for rounding. options: arguments of `sample` in place of the
-    config's.
+    sampler, with noise of its own, and is guided by what was drawn before it as by what was given. Only a label that is
+    drawn before all else comes from its prior, the share of each class in the training data (`class_counts`), where
+    that is known. What comes later is unknown meanwhile, where training has shown that (`unknown_probability`), else it
+    is drawn along. Within a turn the times keep to the offsets (`config.sample.offset`) of what is drawn in it. known:
+    what is known of what is given in part, as `sample` has it; what is in `first` too is drawn around it. ranks: each
+    draws an even share, and all have the whole; a sample is the same whoever draws it, but for rounding. options:
+    arguments of `sample` in place of the config's.
 
     Raises MmfastError for a name in `first` that is no modality of the model, or that follows from another.
     """
@@ -114,7 +124,14 @@ def generate(
     for name in guidance if isinstance(guidance, Mapping) and asked else ():
         if name not in {*whole, *first}:
             raise unknown("guidance_scale's modality", name, [*whole, *first])
-    for turn, target in enumerate(turns(model, whole, first)):
+    order = turns(model, whole, first)
+    if alone := drawn_by_prior(model, given, order):
+        count = how_many(model, count, {})
+        ids = options.get("sample_ids")
+        whole[alone] = _of_prior(model.part(alone), torch.arange(count) if ids is None else ids, seed)
+    for turn, target in enumerate(order):
+        if target in whole:
+            continue
         how = {**settings(config, whole), **options, "seed": seed ^ turn << 40, "guidance_scale": guidance}
         if "eta" not in options and how["eta"] and how["sampler"] in SAMPLERS and not takes_eta(how["sampler"]):
             how["eta"] = 0.0  # the config's is for the samplers that take one
@@ -128,6 +145,14 @@ def generate(
         if target is not None:
             whole[target] = drawn[target]
     return drawn
+
+
+def _of_prior(part: Modality, ids: Tensor, seed: int) -> Tensor:
+    """x [len(ids), ...] drawn of a modality's prior, each with noise of its own."""
+    prior = part.prior()
+    assert prior is not None
+    noise = ops.randn([len(ids), *prior.shape[1:]], seed=seed, sample_ids=ids, stream=HEAD_NOISE)
+    return part.draw(prior.expand(len(ids), *prior.shape[1:]), noise)
 
 
 def _by_all(

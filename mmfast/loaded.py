@@ -18,7 +18,7 @@ from mmfast.config import Config
 from mmfast.data import Data
 from mmfast.errors import MmfastError, unknown
 from mmfast.export import EXPORTS
-from mmfast.generate import generate, guidance_text, settings, title, turns
+from mmfast.generate import drawn_by_prior, generate, guidance_text, settings, title, turns
 from mmfast.given import known_part, taken
 from mmfast.held_out import held_out
 from mmfast.model import Model
@@ -167,7 +167,12 @@ class Loaded:
     def _how(self, given: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
         """What a line of samples.jsonl and a title say of how they were drawn."""
         steps, known = [], given
-        for turn in turns(self.model, given, options.get("first", self.config.sample.first)):
+        order = turns(self.model, given, options.get("first", self.config.sample.first))
+        alone = drawn_by_prior(self.model, given, order)
+        for turn in order:
+            if turn is not None and turn == alone:
+                known = [turn]
+                continue
             steps.append(options.get("steps", settings(self.config, known)["steps"]))
             known = [*known, turn] if turn else known
         names = ("sampler", "eta", "guidance_scale")

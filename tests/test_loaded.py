@@ -227,6 +227,8 @@ def test_what_samples_say_and_show(run):
         "label first, the rest given it; seed 0, 2 steps, guidance 1"
     )
     run.config.modalities["label"].given_steps = 1
+    assert run.sample(1, first=["label"]).title.endswith("seed 0, 1 step, guidance 1")  # no step draws the label
+    run.model.part("label").spec.class_counts = []
     assert run.sample(1, first=["label"]).title.endswith("seed 0, 2 then 1 steps, guidance 1")
     run.config.modalities["label"].given_steps = None
     assert isinstance(drawn, Samples) and "photo, mask" in repr(run)

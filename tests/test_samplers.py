@@ -42,7 +42,7 @@ def test_a_rule_of_the_users_own_may_look_at_any_time(monkeypatch):
     model = build_model(tiny())
     noise = [sample(model, 2, sampler="mine", steps=2, eta=eta)["image"] for eta in (0.0, 1.0)]
     assert not torch.equal(*noise)
-    with pytest.raises(MmfastError, match="eta is 1.0, and plain takes none"):
+    with pytest.raises(MmfastError, match=r"eta is 1\.0, and plain takes none"):
         sample(model, 2, sampler="plain", steps=2, eta=1.0)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmfast.data.base import Data, InMemory, Judge
 from mmfast.errors import missing_extra
+from mmfast.modalities.label import counted
 from mmfast.options import option
 
 LEVELS = 17
@@ -68,13 +69,24 @@ def _classifier() -> Judge:
     return judge
 
 
+def _split(spec: Spec, count: int) -> tuple[Tensor, Tensor]:
+    """The numbers of the digits to train on, and of those that are held out."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    held_out = round(count * spec.test_fraction)
+    return order[held_out:], order[:held_out]
+
+
+def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
+    """How often each digit occurs."""
+    labels = torch.from_numpy(_load().target)
+    train = labels[_split(spec, len(labels))[0]].tolist()
+    return {name: counted(part, train) for name, part in modalities.items() if part.kind == "label"}
+
+
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     """The digits as image (float [1, 8, 8] in -1 .. 1), label and mask, split the same way every time."""
     tensors = _tensors()
-    count = len(tensors["label"])
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    held_out = round(count * spec.test_fraction)
-    test, train = order[:held_out], order[held_out:]
+    train, test = _split(spec, len(tensors["label"]))
 
     def part(index: Tensor) -> InMemory:
         return InMemory({name: x[index] for name, x in tensors.items()})

@@ -23,12 +23,14 @@ from mmfast.data.base import VALIDATION, Batch, Data, Judge
 from mmfast.data.cache import HELP
 from mmfast.data.judge import Classified, as_floats, classifier
 from mmfast.errors import MmfastError
+from mmfast.modalities.label import counted
 from mmfast.options import option
 from mmfast.sizes import plain
 
 NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 SIDE, SIZES = 28, (16, 28, 32)
 PACKAGE = "dataset-fashion-mnist"
+TRAIN = 50_000  # where the other training images are for validation
 
 
 @dataclass
@@ -104,6 +106,12 @@ def _judges(train: Pictures, cache: str) -> dict[str, Judge]:
     return {"label": label, "mask": outline}
 
 
+def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
+    """How often each class occurs."""
+    labels = _read(Path(spec.root), "train-labels", 60_000)[: TRAIN if spec.validation else None].tolist()
+    return {name: counted(part, labels) for name, part in modalities.items() if part.kind == "label"}
+
+
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     """Image (float [1, size, size] in -1 .. 1, all of its 256 levels), label and mask; the split is the authors'.
 
@@ -119,6 +127,6 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
 
     train, test = part("train", 60_000), part("t10k", 10_000)
     if spec.validation:
-        test = Pictures(train.images[50_000:], train.labels[50_000:])
-        train = Pictures(train.images[:50_000], train.labels[:50_000])
+        test = Pictures(train.images[TRAIN:], train.labels[TRAIN:])
+        train = Pictures(train.images[:TRAIN], train.labels[:TRAIN])
     return Data(train, test, partial(_judges, train, spec.cache))

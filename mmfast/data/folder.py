@@ -8,6 +8,7 @@ root/labels.csv, or the first folder of the anchor's path (cats). A folder of an
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from mmfast.data.cache import HELP, LIMIT
 from mmfast.data.items import captions, named
 from mmfast.data.listing import Listing, look
 from mmfast.errors import MmfastError
-from mmfast.modalities.label import read_text
+from mmfast.modalities.label import counted, read_text
 from mmfast.options import option
 
 
@@ -54,9 +55,16 @@ def folders(spec: Spec, modalities: Mapping[str, Any]) -> list[Path]:
 
 
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
-    """What the folders say of the modalities' options: the classes' names, of folders or a table; captions."""
+    """What the folders say of the modalities' options: the classes' names, of folders or a table, and how many examples
+    each has (no file is opened for it); captions."""
     listing = look(spec, modalities, anchor)
     options = named(listing.classes)
+    train = listing.split()["train"] if listing.paths[anchor] else []
+    for name, part in modalities.items():
+        texts = listing.texts.get(name, {})
+        if part.kind == "label" and texts:
+            part = dataclasses.replace(part, names=listing.classes.get(name, part.names))
+            options[name] = {**options.get(name, {}), **counted(part, (texts[x] for x in train if x in texts))}
     for name, part in modalities.items():
         if part.kind == "caption" and not part.captions:
             stems, cells = listing.paths[anchor], listing.texts.get(name)

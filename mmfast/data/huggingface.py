@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mmfast.data import skipping
 from mmfast.data.base import FLIP, Data
 from mmfast.data.cache import HELP, LIMIT
-from mmfast.data.items import MOST_CAPTIONS, Items, captions, check_known, named, names_of, split
+from mmfast.data.items import MOST_CAPTIONS, Items, captions, check_known, named, names_of, parted, split
 from mmfast.errors import MmfastError, missing_extra, unknown
 from mmfast.image_files import load_picture, picture_in
+from mmfast.modalities.label import counted
 from mmfast.options import option
 
 # What a folder that save_to_disk wrote holds: of several splits, of one.
@@ -111,9 +115,17 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
 
 
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
-    """The names of classes in the features of columns that are labels; captions."""
+    """The names of classes in the features of columns that are labels, and how often each occurs; captions."""
     options = named(names_of(modalities, _names(spec, modalities, spec.train)))
     for name, part in modalities.items():
+        if part.kind == "label":
+            data = _load(spec.path, spec.name, spec.train)
+            column = _columns(spec, modalities, data.features)[name]
+            values = [row[column] for row in data.select_columns([column])]
+            train = torch.arange(len(values)) if spec.test else parted(len(values), spec.test_fraction)[0]
+            part = dataclasses.replace(part, **options.get(name, {}))
+            seen = counted(part, (x for k in train.tolist() if (x := values[k]) is not None))
+            options[name] = {**options.get(name, {}), **seen}
         if part.kind == "caption" and not part.captions:
             data = _load(spec.path, spec.name, spec.train)
             column = _columns(spec, modalities, data.features)[name]

@@ -137,7 +137,7 @@ def split(train: Items, test: Items | None, options: Any) -> Data:
     kept = [None if items is None else _kept(items, options) for items in (train, test)]
     parts = [x for x in kept if x is not None]
     if test is None:
-        parts = [Only(parts[0], rows) for rows in _parted(len(train), options.test_fraction)]
+        parts = [Only(parts[0], rows) for rows in parted(len(train), options.test_fraction)]
     # Each part by itself, so that no example that is held out stands for one to train on.
     one, other = [Skipping(part) if options.on_error == "skip" else part for part in parts]
     return Data(one, other, flip=options.flip)
@@ -150,7 +150,7 @@ def _kept(items: Items, options: Any) -> Examples:
     return decoded_once(items, items.specs, keys, {"called": items.called}, options)
 
 
-def _parted(count: int, fraction: float) -> list[Tensor]:
+def parted(count: int, fraction: float) -> list[Tensor]:
     """The numbers to train on, and those that are held out."""
     order = sorted(range(count), key=lambda k: place(str(k)))
     share = sum(place(str(k)) < fraction for k in order)

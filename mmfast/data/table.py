@@ -19,6 +19,7 @@ from torch import Tensor
 from mmfast.data.base import VALIDATION, Batch, Data, Judge
 from mmfast.data.listing import place
 from mmfast.errors import MmfastError, missing_extra, unknown
+from mmfast.modalities.label import counted
 from mmfast.modalities.label import number as class_number
 from mmfast.modalities.table import columns_of, number, read_lines, statistics
 from mmfast.options import option
@@ -107,9 +108,13 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
     train = _split(spec, table)[0]
     for name, part in modalities.items():
         if part.kind == "label":
-            names = sorted({x for x in _column(spec, name, table) if x})
+            column = _column(spec, name, table)
+            names = sorted({x for x in column if x})
             if not part.names and not all(x.isdecimal() for x in names):
                 options[name] = {"names": names, "classes": len(names)}
+                part = dataclasses.replace(part, **options[name])
+            seen = [column[k] for k in train if column[k]]
+            options[name] = {**options.get(name, {}), **counted(part, seen)}
         elif part.kind == "table":
             columns = list(part.columns) or [x for x in table if x not in taken]
             rows = _numbers(name, columns, table)[train]

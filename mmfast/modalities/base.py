@@ -240,6 +240,10 @@ class Modality(nn.Module):
         """x drawn from the head's distribution, a Gaussian; normal: standard normals of the prediction's shape."""
         return self.decode(prediction.float() + self.spec.sigma * normal)
 
+    def prior(self) -> Tensor | None:
+        """What the head should predict if nothing is known of an example, [1, ...]; None: only the network can say."""
+        return None
+
     def show(self, x: Tensor, size: int) -> PILImage.Image:
         """One x (without the batch dimension) as an RGB picture, the longer side of which has about `size` pixels."""
         raise NotImplementedError

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +28,9 @@ class LabelSpec(base.Spec):
     kind: str = "label"
     classes: int = option(10, "how many classes", min=1)
     names: list[str] = option([], "the classes' names, for pictures")
+    class_counts: list[int] = option(
+        [], "training examples of each class, by which `first` draws a label if nothing is given; empty: counted"
+    )
     reads: str = base.reads_option()
 
 
@@ -41,6 +47,7 @@ class Label(Modality):
             raise MmfastError(
                 f"modalities.{name}.names has {len(spec.names)} names; it should have {spec.classes}, one a class"
             )
+        check_counts(spec, f"modalities.{name}.class_counts")
         # In channels of its own a label is a point of a simplex, the same at every pixel. Shared channels are too
         # few for that, so there it is a pattern over the whole grid.
         self.channels = space.channels or max(1, min(spec.classes - 1, 16))
@@ -90,6 +97,9 @@ class Label(Modality):
     def draw(self, prediction: Tensor, normal: Tensor) -> Tensor:
         return base.draw_class(prediction, normal)
 
+    def prior(self) -> Tensor | None:
+        return torch.tensor([self.spec.class_counts]).float().log() if self.spec.class_counts else None
+
     def show(self, x: Tensor, size: int) -> PILImage.Image:
         return text_tile(self.class_name(int(x)), size)
 
@@ -130,6 +140,31 @@ class Label(Modality):
 
 # Of a label's file, in bytes.
 LONGEST = 2**20
+
+
+def check_counts(spec: LabelSpec, where: str) -> None:
+    """Raise MmfastError, which calls them `where`, for counts that are not of the classes, or of no example."""
+    counts = spec.class_counts
+    if counts and (len(counts) != spec.classes or min(counts) < 0 or not any(counts)):
+        shown = f"[{', '.join(map(str, counts[:5]))}{', ...' if len(counts) > 5 else ''}]"
+        raise MmfastError(
+            f"{where} is {shown}, of length {len(counts)}; it should have {spec.classes} numbers from 0, one a class, "
+            "one of them above 0"
+        )
+
+
+def counted(spec: LabelSpec, classes: Iterable[int | str]) -> dict[str, Any]:
+    """The option `class_counts` of a label whose training examples are of these classes, numbers or texts.
+
+    {} where the label has the option, where there are none, and where one is no class: it is told of when it is read.
+    """
+    counts = [0] * spec.classes
+    try:
+        for value, count in ({} if spec.class_counts else Counter(classes)).items():
+            counts[int(number(str(value), spec, "class_counts"))] += count
+    except MmfastError:
+        return {}
+    return {"class_counts": counts} if any(counts) else {}
 
 
 def read_text(path: Path, what: str = "label") -> str:

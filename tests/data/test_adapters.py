@@ -308,6 +308,9 @@ def test_rows_of_a_data_set_of_hugging_face(stand_in, tmp_path):
     assert chosen.modalities["label"].names == ["ape", "bee", "cow"]
     check_rows(build_data(chosen), pictures)
     check_rows(build_data(config(hub(test="test"))), pictures)
+    counts = chosen.modalities["label"].class_counts
+    assert counts == build_data(chosen).train.rows.remainder(3).bincount().tolist()
+    assert sum(with_found(config(hub(test="test"))).modalities["label"].class_counts) == len(pictures)
     train(chosen, str(tmp_path / "run"), quiet=True)
     stand_in[3]["label"] = None
     batch = build_data(config(hub(test="test"))).train.__getitems__([2, 3])

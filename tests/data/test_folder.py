@@ -1,7 +1,9 @@
 """Aligned folders by value: every pixel, class and number is that of the file of the same path and name."""
 
+import dataclasses
 import hashlib
 import os
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 
 from mmfast import config as configs
 from mmfast import modalities
-from mmfast.build import with_found
+from mmfast.build import build_data, with_found
 from mmfast.data import folder
 from mmfast.errors import MmfastError
 
@@ -172,7 +174,10 @@ def test_folders_that_are_numbers_keep_them(tmp_path):
     numbers(20)
     parts = {"image": {"kind": "image", "size": SIZE}, "label": {"kind": "label", "classes": 12}}
     config = configs.from_plain({"data": {"kind": "folder", "root": str(tmp_path)}, "modalities": parts}, "x")
-    assert with_found(config) == config
+    found = with_found(config).modalities["label"]
+    counts = Counter(int(stem.split("/")[0]) for stem in build_data(config).train.stems)
+    assert found.class_counts == [counts[k] for k in range(12)] and sum(counts.values()) in range(5, 10)
+    assert dataclasses.replace(found, class_counts=[]) == config.modalities["label"]
     for classes in (5, 11):
         with pytest.raises(MmfastError, match=f"classes is {classes}; the folders are the numbers 0, 1, 10, 11, 2"):
             numbers(classes)
