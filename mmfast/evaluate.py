@@ -19,6 +19,7 @@ from mmfast.likelihood import bound
 from mmfast.metrics.features import Extractor
 from mmfast.metrics.lpips import LPIPS
 from mmfast.model import Model
+from mmfast.progress import silenced
 from mmfast.ranks import ALONE, Ranks
 from mmfast.reverse import fit, times_by_snr, x0_error
 from mmfast.run import Run
@@ -41,7 +42,7 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
     """
     anchor, count, spec = model.anchor_name, config.evaluate.samples, config.evaluate
     features, lpips = measures(model, config)  # first what may be missing: nothing is drawn in vain
-    with ranks.in_turn():
+    with ranks.in_turn(), silenced(quiet):
         judges = data.judges()
     truth = held_out(data.test, count, model)
     metrics: dict[str, float] = {"samples": float(count)}

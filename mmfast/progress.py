@@ -5,8 +5,11 @@ Times are by a clock that never goes back, whatever is done to the machine's own
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 from tqdm import tqdm
@@ -15,6 +18,19 @@ from mmfast.errors import say
 
 # Plain lines: at most so many for the steps of one work, and without any figures one in so many seconds.
 MOST_LINES, PAUSE = 1000, 60.0
+
+
+_SILENT = ContextVar("_SILENT", default=False)
+
+
+@contextlib.contextmanager
+def silenced(quiet: bool = True) -> Iterator[None]:
+    """No bars and no lines of theirs inside, however deep; if `quiet` is false, as outside."""
+    token = _SILENT.set(quiet or _SILENT.get())
+    try:
+        yield
+    finally:
+        _SILENT.reset(token)
 
 
 class Bar:
@@ -38,8 +54,8 @@ class Bar:
         self.total, self.text, self.unit, self.done, self.examples = total, text, unit, done, examples
         self.begun_at, self.shown_at = done, done
         self.begun = self.said = time.monotonic()
-        self.quiet, self.bar = quiet, None
-        if quiet:
+        self.quiet, self.bar = quiet or _SILENT.get(), None
+        if self.quiet:
             return
         if on_terminal():
             how = {"total": total, "initial": done, "desc": text, "unit": unit, "leave": leave, "smoothing": 0.05}

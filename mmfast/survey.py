@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from PIL import Image as PILImage
-from tqdm import tqdm
 
 from mmfast import data as data_sets
 from mmfast.build import build_data, build_model, pick_device, stored, with_found
@@ -22,6 +21,7 @@ from mmfast.image_files import read_header
 from mmfast.model import Model
 from mmfast.oddities import ODDITIES, PICTURES
 from mmfast.pictures import sample_grid
+from mmfast.progress import Bar, on_terminal
 from mmfast.training.try_out import check_batch, rehearse
 
 AT_ONCE, SHOWN = 64, 16
@@ -161,7 +161,7 @@ def _as_they_are(config: Config, listing: Any) -> Data:
 def _unreadable(data: Data, model: Model) -> list[str]:
     """What is left out, named; all is read for it."""
     reasons: list[str] = []
-    with tqdm(total=len(data.train) + len(data.test), desc="reading", unit="example", disable=None, leave=False) as bar:
+    with _bar(len(data.train) + len(data.test)) as bar:
         for part in (data.train, data.test):
             for batch in _batches(part, model, reasons):
                 bar.update(len(batch))
@@ -187,17 +187,21 @@ def _headers(found: Survey, name: str, spec: Any, paths: Mapping[str, Path], anc
 
 
 def _read(found: Survey, examples: Examples, model: Model, wrong: list[str], quiet: bool) -> None:
-    bar = tqdm(total=len(examples), desc="reading", unit="example", disable=quiet or None, leave=False)
-    for batch in _batches(examples, model, wrong):
-        bar.update(len(batch))
-        for name, x in batch.data.items():
-            seen = found.seen.setdefault(name, Seen())
-            there = batch.present.get(name, torch.ones(len(batch), dtype=torch.bool))
-            seen.there, seen.missing = seen.there + int(there.sum()), seen.missing + int((~there).sum())
-            tally = model.part(name).tally(x[there]) if name in model.parts else None
-            for k, count in enumerate([] if tally is None else tally.tolist()):
-                seen.classes[model.part(name).class_name(k)] += count
-    bar.close()
+    with _bar(len(examples), quiet) as bar:
+        for batch in _batches(examples, model, wrong):
+            bar.update(len(batch))
+            for name, x in batch.data.items():
+                seen = found.seen.setdefault(name, Seen())
+                there = batch.present.get(name, torch.ones(len(batch), dtype=torch.bool))
+                seen.there, seen.missing = seen.there + int(there.sum()), seen.missing + int((~there).sum())
+                tally = model.part(name).tally(x[there]) if name in model.parts else None
+                for k, count in enumerate([] if tally is None else tally.tolist()):
+                    seen.classes[model.part(name).class_name(k)] += count
+
+
+def _bar(examples: int, quiet: bool = False) -> Bar:
+    """On a terminal alone: the page that follows says as much as its lines would."""
+    return Bar(examples, "reading", "example", quiet=quiet or not on_terminal())
 
 
 def _batches(examples: Examples, model: Model, wrong: list[str]) -> Iterator[Batch]:

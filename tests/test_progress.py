@@ -9,10 +9,12 @@ import termios
 import time
 
 import pytest
+import torch
 import tqdm.std
 
 from mmfast import errors, progress
-from mmfast.progress import Bar, duration
+from mmfast.data.judge import Classified, classifier
+from mmfast.progress import Bar, duration, silenced
 
 
 @pytest.fixture
@@ -138,3 +140,27 @@ def test_no_stderr_at_all(monkeypatch):
         bar.update(2)
         bar.show({"loss": "1"})
     errors.notice("nobody hears it")
+
+
+def test_silence_reaches_the_bars_inside(capsys):
+    """What a command calls may have a bar of its own, as a judge's training has."""
+    with silenced():
+        with silenced(False):
+            for _ in range(3):
+                Bar(10, "deep").update()
+        Bar(10, "quiet").show({"loss": "1"})
+    assert capsys.readouterr().err == ""
+    with silenced(False):
+        Bar(10, "said")
+    assert capsys.readouterr().err == "said: 10 steps\n"
+
+
+def test_quiet_commands_train_no_judge_aloud(tmp_path, capsys):
+    """And a judge that is not quiet says so in lines where there is no terminal, without a terminal's codes."""
+    images = torch.randint(256, (300, 1, 8, 8), dtype=torch.uint8)
+    real = Classified(images, torch.arange(300) % 2, 2)
+    with silenced():
+        classifier(real, key={}, cache=tmp_path / "a", epochs=1, width=8)
+    assert capsys.readouterr().err == ""
+    classifier(real, key={}, cache=tmp_path / "b", epochs=1, width=8)
+    assert capsys.readouterr().err == "training the judge: 2 steps\n"

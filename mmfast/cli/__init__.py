@@ -14,6 +14,7 @@ from mmfast.cli.output import kept_going
 from mmfast.cli.shared import overrides
 from mmfast.errors import MmfastError
 from mmfast.memory import keep_freed_memory
+from mmfast.progress import silenced
 from mmfast.ranks import joined
 from mmfast.trust import allow_code
 
@@ -87,10 +88,11 @@ def _main(argv: Sequence[str] | None) -> int:
         allow_code(*getattr(args, "allow_code", ()))
         if args.command not in ("info", "presets", "report"):
             keep_freed_memory()
-        if args.command not in TOGETHER:
-            return COMMANDS[args.command].run(args, rest)
-        with joined() as args.ranks:
-            return COMMANDS[args.command].run(args, rest)
+        with silenced(getattr(args, "quiet", False)):
+            if args.command not in TOGETHER:
+                return COMMANDS[args.command].run(args, rest)
+            with joined() as args.ranks:
+                return COMMANDS[args.command].run(args, rest)
     except MmfastError as error:
         print(f"mmfast: error: {error}", file=sys.stderr)
         return 2

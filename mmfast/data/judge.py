@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mmfast.data.cache import kept
 from mmfast.errors import MmfastError
+from mmfast.progress import Bar
 
 VERSION = 2  # of the network and its training: another one is another file in the cache
 EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY, SMOOTHING, DROPOUT = 8, 256, 4e-3, 0.05, 0.05, 0.25
@@ -142,7 +142,7 @@ def _train(judge: Classifier, real: Classified, epochs: int, quiet: bool) -> Non
     steps = epochs * -(-len(images) // BATCH)
     optimizer = torch.optim.AdamW(judge.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.2)
-    with tqdm(total=steps, desc="training the judge", unit="step", disable=quiet, leave=False) as bar:
+    with Bar(steps, "training the judge", quiet=quiet) as bar:
         for _ in range(epochs):
             for rows in torch.randperm(len(images)).split(BATCH):
                 x = as_floats(images[rows])

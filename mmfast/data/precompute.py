@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mmfast.data.base import Batch, Data, Examples, Judge
 from mmfast.data.cache import kept
 from mmfast.errors import MmfastError
 from mmfast.metrics.features import Extractor, extractor
 from mmfast.modalities.components import principal_axes
+from mmfast.progress import Bar
 from mmfast.sizes import Size
 from mmfast.trust import source_digest
 
@@ -115,8 +115,10 @@ class _Images:
     def seen(self, examples: Examples, rows: Sequence[int]) -> Iterator[Tensor]:
         """The features of some examples' images, a batch at a time."""
         batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
-        for batch in tqdm(batches, desc=f"features of {len(rows)} images by {self.features.name}", unit="batch"):
-            yield features_of(self.features, examples.__getitems__(batch).data[self.anchor], self.cells)
+        with Bar(len(batches), f"features of {len(rows):,} images by {self.features.name}", "batch") as bar:
+            for batch in batches:
+                yield features_of(self.features, examples.__getitems__(batch).data[self.anchor], self.cells)
+                bar.update()
 
     def digest(self, examples: Examples, start: bytes = b"") -> str:
         """A hash of every example's image."""

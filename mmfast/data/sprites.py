@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mmfast import ops
 from mmfast.data.base import VALIDATION, Batch, Data
@@ -36,6 +35,7 @@ from mmfast.errors import MmfastError
 from mmfast.image_files import load_picture
 from mmfast.modalities.caption import vector
 from mmfast.options import option
+from mmfast.progress import Bar
 from mmfast.sizes import Size, height_width, plain
 from mmfast.streams import GROUND
 
@@ -111,12 +111,14 @@ def _load(folder: Path, files: Sequence[str], palette: Sequence[int], size: Size
     """
     area, factor = area_of(size)
     kept_pixels, rows = [], []
-    for row, file in enumerate(tqdm(files, desc="reading sprites", unit="file", leave=False)):
-        whole = np.asarray(load_picture(folder / file).convert("RGBA"))
-        seen = middle(whole, area)
-        if (seen[..., 3] >= OPAQUE).sum() >= BODY and visible(seen) >= SEEN * visible(whole):
-            kept_pixels.append(seen)
-            rows.append(row)
+    with Bar(len(files), "reading sprites", "file") as bar:
+        for row, file in enumerate(files):
+            whole = np.asarray(load_picture(folder / file).convert("RGBA"))
+            seen = middle(whole, area)
+            if (seen[..., 3] >= OPAQUE).sum() >= BODY and visible(seen) >= SEEN * visible(whole):
+                kept_pixels.append(seen)
+                rows.append(row)
+            bar.update()
     if not rows:
         raise MmfastError(f"data.root: {folder} holds no sprites RACE/NAME.png; {_install()}")
     pixels, masks = [], []

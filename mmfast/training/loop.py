@@ -14,6 +14,7 @@ from mmfast.evaluate import evaluate_run
 from mmfast.files import write_text
 from mmfast.from_run import take_weights
 from mmfast.grids import Gallery, sample_run
+from mmfast.progress import silenced
 from mmfast.ranks import joined
 from mmfast.run import RECORD, Run
 from mmfast.training.examples import loader
@@ -117,7 +118,7 @@ def train(
     Returns the run. Raises MmfastError for bad input, before anything is changed.
     """
     check_beside_data(config, "--out", Path(out))
-    with joined() as here:
+    with silenced(quiet), joined() as here:
         with here.in_turn():
             config = with_found(config)
             data = build_data(config)
