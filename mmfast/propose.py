@@ -128,7 +128,9 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
     parts |= {name: x | BESIDE[x["kind"]][1] for name, x in specs.items() if name != guessed.anchor}
     for name, share in guessed.shares.items():
         if share < OFTEN:
-            parts[name]["labelled_share"] = round((1 + share) / 2, 2)
+            often = round((1 + share) / 2, 2)
+            weight = parts[name].get("loss_weight", 1.0) / often  # its loss counts in that share of the examples alone
+            parts[name] |= {"labelled_share": often, "loss_weight": round(weight, 3)}
     held_out = min(0.1, MOST_HELD_OUT / guessed.examples)
     side = _side(specs[guessed.anchor]["size"])
     train: dict[str, Any] = {
@@ -212,8 +214,9 @@ def _lines(plain: Mapping[str, Any]) -> list[str]:
             lines.append(f"  # {BESIDE[spec['kind']][0]}")
             if "labelled_share" in spec:
                 lines.append(
-                    "  # Many examples lack it. Those that have it are repeated until they are labelled_share of all."
+                    "  # Many examples lack it. Those that have it are repeated until they are labelled_share of all,"
                 )
+                lines.append("  # and its loss weighs as much more.")
         lines += _entry(name, spec, "  ")
     for name in ("backbone", "loss", "train", "sample", "evaluate"):
         lines += _entry(name, plain[name], "")

@@ -7,6 +7,7 @@ import torch
 
 from benchmarks import arms, missing
 from mmfast.build import build_data
+from mmfast.errors import MmfastError
 
 
 def test_the_arms_lack_a_modality_or_the_same_examples():
@@ -15,9 +16,9 @@ def test_the_arms_lack_a_modality_or_the_same_examples():
     assert list(study.arms) == [
         "all examples, whole",
         "half without label",
-        "half without label, the others repeated",
+        "half without label, the others repeated and weighted",
         "half without mask",
-        "half without mask, the others repeated",
+        "half without mask, the others repeated and weighted",
         "half of the examples",
     ]
     data = {arm: study.data(study.config(arm, 8, 20, 3)).train for arm in study.arms}
@@ -29,14 +30,25 @@ def test_the_arms_lack_a_modality_or_the_same_examples():
         assert list(batch.present) == [name]
         has[name] = batch.present[name]
         assert torch.equal(batch.data["image"], every.data["image"])
-        repeated = data[f"half without {name}, the others repeated"]
+        repeated = data[f"half without {name}, the others repeated and weighted"]
         present = repeated.__getitems__(range(len(repeated))).present[name]
         assert float(present.double().mean()) == pytest.approx(0.75, abs=0.001)
         assert int((~present).sum()) == int((~has[name]).sum())
+        for arm in study.arms:
+            weight = {"label": 0.2, "mask": 0.5}[name] / (0.75 if arm == missing.lacking(name, repeated=True) else 1)
+            assert study.config(arm, 8, 20, 3).modalities[name].loss_weight == pytest.approx(weight, abs=1e-3)
     assert torch.equal(has["label"], has["mask"]) and 0.45 < float(has["mask"].double().mean()) < 0.55
     left = data[missing.LEFT_OUT]
     assert torch.equal(left.__getitems__(range(len(left))).data["image"], every.data["image"][has["mask"]])
     assert len({len(build_data(study.config(arm, 8, 20, 3)).test) for arm in study.arms}) == 1
+
+
+def test_some_modalities_alone_have_arms():
+    pytest.importorskip("sklearn")
+    names = [missing.ALL, missing.lacking("mask"), missing.lacking("mask", repeated=True), missing.LEFT_OUT]
+    assert [*missing.study("digits", only=["mask"]).arms] == names
+    with pytest.raises(MmfastError, match="--only is 'masks'; it should be one of label, mask"):
+        missing.study("digits", only=["masks"])
 
 
 def figures(agreement, distance):
