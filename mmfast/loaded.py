@@ -103,11 +103,14 @@ class Loaded:
         n, several = _how_many(rows, n)
         for name in [name for name, value in values.items() if _is_data(value)]:
             rows[name] = [held_out(self.data.test, n, self.model).data[name]]
-        these = {
-            name: torch.cat([x.expand(n, *x.shape[1:]) for x in (found if len(found) > 1 else found * several)])
-            for name, found in rows.items()
-        }
-        ids = torch.arange(n).repeat(several)
+        try:
+            these = {
+                name: torch.cat([x.expand(n, *x.shape[1:]) for x in (found if len(found) > 1 else found * several)])
+                for name, found in rows.items()
+            }
+            ids = torch.arange(n).repeat(several)
+        except (RuntimeError, MemoryError):
+            raise MmfastError(f"n is {n}; so many samples do not fit into memory, draw fewer at a time") from None
         how: dict[str, Any] = {"known": {name: there for name, (_, there) in inside.items()}, **options}
         drawn = generate(self.model, self.config, len(ids), these, sample_ids=ids, seed=seed, ranks=ranks, **how)
         how = self._how([name for name in these if name not in inside], options)

@@ -175,7 +175,7 @@ class Run:
     def open(cls, folder: str | Path) -> Run:
         """A run that exists. Raises MmfastError where there is none."""
         run = cls(Path(folder))
-        if not run.config_file.exists():
+        if not os.path.exists(run.config_file):  # unlike Path's, false for a name that is too long
             raise MmfastError(f"{folder} holds no run (no config.yaml); `mmfast train PRESET --out {folder}` makes one")
         return run
 

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 from small_run import make
+from tiny import tiny
 
 import mmfast
 from mmfast import MmfastError, Schedule, ops
 from mmfast import config as configs
 from mmfast.build import build_model
 from mmfast.cli import main
+from mmfast.loaded import load
 from mmfast.modalities.embedding import read_numbers
+from mmfast.training import train
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 fuzz = pytest.importorskip("tests.fuzz.kinds") if sys.platform == "linux" else None
@@ -212,3 +215,38 @@ def test_odd_names_of_options(key):
     with pytest.raises(MmfastError) as found:
         configs.load("digits", [(key, "3")])
     assert f"--{key}" in str(found.value) or "no option" in str(found.value) or "should be one of" in str(found.value)
+
+
+LONG = "a" * 400  # longer than a file's name can be
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sample", LONG],
+        ["eval", LONG],
+        ["report", LONG],
+        ["sweep", LONG, "--over", "steps=1,2"],
+        ["check", LONG],
+        ["init", LONG],
+        ["train", f"{LONG}.yaml", "--out", "run"],
+        ["train", "digits", "--out", LONG],
+        ["train", "digits", "--out", "run", "--from", LONG],
+        ["train", "digits", "--out", "run", "--data", f"{{kind: folder, root: {LONG}}}"],
+    ],
+    ids=lambda words: " ".join(words).replace(LONG, "LONG"),
+)
+def test_a_name_too_long_for_a_file_is_one_line(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("mmfast: error: ") and said.count("\n") == 1 and LONG in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_samples_than_memory_holds_is_one_line(tmp_path):
+    run = train(tiny(train__steps=1), str(tmp_path / "run"), quiet=True)
+    with pytest.raises(MmfastError, match=f"n is {2**50}; so many samples do not fit into memory"):
+        load(run.folder).sample(2**50)
+    with pytest.raises(MmfastError, match="holds no run"):
+        load(LONG)

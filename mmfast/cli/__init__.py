@@ -96,6 +96,11 @@ def _main(argv: Sequence[str] | None) -> int:
     except MmfastError as error:
         print(f"mmfast: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"mmfast: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):  # the terminal has closed
             print("mmfast: stopped; `mmfast train`, repeated, goes on where it stopped", file=sys.stderr)

@@ -8,6 +8,7 @@ from pathlib import Path
 from mmfast.data.cache import cache_folder
 
 CACHE = os.path.abspath(cache_folder())
+os.makedirs(CACHE, exist_ok=True)  # for an input to change nothing above it
 # A module of this name, on Python's path, is what inputs name as code: nothing may import it.
 CANARY = "canary_of_the_fuzzer"
 RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen")
