@@ -25,7 +25,7 @@ class ScheduleSpec:
 
 @dataclass
 class LossSpec:
-    target: str = option("eps", "what the network predicts of the anchor", choices=tuple(TARGETS))
+    target: str = option("x0", "what the network predicts of the anchor", choices=tuple(TARGETS))
     min_snr_gamma: float | None = option(None, "gamma of min-SNR-gamma weighting of the steps; null: none", above=0)
     balance: str = option(
         "none",
@@ -48,12 +48,12 @@ class TrainSpec:
     steps: int = option(100_000, "optimiser steps", min=1)
     batch_size: int = option(128, "examples a step", min=1)
     accumulation: int = option(1, "parts in which a step's batch is computed", min=1)
-    learning_rate: float = option(1e-4, "learning rate after the warm-up", above=0)
+    learning_rate: float = option(2e-3, "learning rate after the warm-up", above=0)
     warmup: int = option(100, "steps over which the learning rate rises from zero", min=0)
-    decay: str = option("constant", "course of the learning rate after the warm-up", choices=("constant", "cosine"))
+    decay: str = option("cosine", "course of the learning rate after the warm-up", choices=("constant", "cosine"))
     weight_decay: float = option(0.0, "AdamW's weight decay", min=0)
     grad_clip: float = option(1.0, "largest norm of the gradient", above=0)
-    ema_decay: float = option(0.9999, "decay of the averaged weights", min=0, max=1)
+    ema_decay: float = option(0.998, "decay of the averaged weights", min=0, max=1)
     given_probability: float = option(
         0.25, "how often each modality is given (told to the network) in training; never all at once", min=0, max=1
     )
@@ -82,8 +82,8 @@ class TrainSpec:
 
 @dataclass
 class SampleSpec:
-    sampler: str = option("ddpm", "the sampler", choices=SAMPLERS)
-    steps: int = option(50, "network evaluations a sample", min=1)
+    sampler: str = option("dpmpp_2m", "the sampler", choices=SAMPLERS)
+    steps: int = option(25, "network evaluations a sample", min=1)
     eta: float = option(0.0, "noise of ddim, dpmpp_2m and dpmpp_3m: 0 for none, 1 for as much as ddpm's", min=0, max=1)
     guidance_scale: Any = option(1.0, "scale of the guidance: 1 for none; for each modality: {label: 2}", min=0)
     clamp: float | None = option(1.0, "limit the predicted image to -clamp .. clamp; null: no limit", above=0)

@@ -1,14 +1,18 @@
 """What an input may not do while it is tried: run code, write outside its folder, leave files open."""
 
 import contextlib
+import getpass
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from mmfast.data.cache import cache_folder
 
 CACHE = os.path.abspath(cache_folder())
-os.makedirs(CACHE, exist_ok=True)  # for an input to change nothing above it
+COMPILED = f"torchinductor_{getpass.getuser()}"  # torch's own folder of what it compiles
+for folder in (CACHE, os.path.join(tempfile.gettempdir(), COMPILED)):  # for an input to change nothing above them
+    os.makedirs(folder, exist_ok=True)
 # A module of this name, on Python's path, is what inputs name as code: nothing may import it.
 CANARY = "canary_of_the_fuzzer"
 RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen")

@@ -14,7 +14,7 @@ from tiny import TINY, flags, tiny
 
 from mmfast import config as configs
 from mmfast import files
-from mmfast.build import build_data, build_model
+from mmfast.build import build_data, build_model, with_found
 from mmfast.cli import main
 from mmfast.data import Batch
 from mmfast.errors import MmfastError
@@ -201,7 +201,7 @@ def test_a_run_learns_and_leaves_everything(tmp_path):
     assert {f"bound.L{k}" for k in range(4)} | {"x0_error.1", "x0_error.1000"} <= set(metrics)
     # The fit is worth it: nothing but the training split is known to it.
     assert metrics["bound.fitted.pixels"] < metrics["bound.pixels"]
-    assert Run.open(run.folder).config() == config
+    assert Run.open(run.folder).config() == with_found(config)
 
 
 def test_accumulation_sees_the_same_examples(tmp_path):
