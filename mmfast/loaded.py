@@ -18,9 +18,9 @@ from mmfast.config import Config
 from mmfast.data import Data
 from mmfast.errors import MmfastError, unknown
 from mmfast.export import EXPORTS
-from mmfast.generate import generate, guidance_text, settings, title, turns
+from mmfast.generate import generate, how_drawn, how_text, title
 from mmfast.given import known_part, taken
-from mmfast.held_out import held_out
+from mmfast.held_out import Shuffled, held_out, true_values
 from mmfast.model import Model
 from mmfast.ranks import ALONE, Ranks
 from mmfast.run import Run
@@ -101,8 +101,9 @@ class Loaded:
         inside = self._inside(values, known or {})
         rows = self._rows({name: inside[name][0] if name in inside else value for name, value in values.items()})
         n, several = _how_many(rows, n)
-        for name in [name for name, value in values.items() if _is_data(value)]:
-            rows[name] = [held_out(self.data.test, n, self.model).data[name]]
+        of_data = [name for name, value in values.items() if _is_data(value)]
+        real = held_out(Shuffled(self.data.test), n, self.model).data if of_data else {}
+        rows |= {name: [real[name]] for name in of_data}
         these = {
             name: torch.cat([x.expand(n, *x.shape[1:]) for x in (found if len(found) > 1 else found * several)])
             for name, found in rows.items()
@@ -110,7 +111,8 @@ class Loaded:
         ids = torch.arange(n).repeat(several)
         how: dict[str, Any] = {"known": {name: there for name, (_, there) in inside.items()}, **options}
         drawn = generate(self.model, self.config, len(ids), these, sample_ids=ids, seed=seed, ranks=ranks, **how)
-        how = self._how([name for name in these if name not in inside], options)
+        known_whole = [name for name in these if name not in inside]
+        how = {"seed": seed, **how_drawn(self.model, self.config, known_whole, options)}
         first = options.get("first", self.config.sample.first)
         what = [f"{name}={value}" if isinstance(value, (str, int)) else name for name, value in values.items()]
         what = [f"{text} in part" if text.partition("=")[0] in inside else text for text in what]
@@ -119,10 +121,11 @@ class Loaded:
             {name: self.model.part(name) for name in drawn},
             self.model.anchor_name,
             tuple(these),
-            {"seed": seed, **how},
-            f"{title(what, [first] if isinstance(first, str) else first)}; {_told({'seed': seed, **how})}",
+            how,
+            f"{title(what, [first] if isinstance(first, str) else first)}; {how_text(how)}",
             ids.tolist(),
-            n if several > 1 else COUNT // 4,
+            n if several > 1 else None,
+            {name: torch.cat([x] * several) for name, x in true_values(self.model, real, known_whole).items()},
         )
 
     def export(self, kind: str, folder: str | os.PathLike[str] | None = None, **options: Any) -> Path:
@@ -164,16 +167,6 @@ class Loaded:
             rows[name] = [taken(part, text, name) for text in texts] or [taken(part, value, name)]
         return rows
 
-    def _how(self, given: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
-        """What a line of samples.jsonl and a title say of how they were drawn."""
-        steps, known = [], given
-        for turn in turns(self.model, given, options.get("first", self.config.sample.first)):
-            steps.append(options.get("steps", settings(self.config, known)["steps"]))
-            known = [*known, turn] if turn else known
-        names = ("sampler", "eta", "guidance_scale")
-        how = {name: options.get(name, getattr(self.config.sample, name)) for name in names}
-        return {"steps": steps[0] if len({*steps}) == 1 else steps, **how}
-
 
 def load(folder: str | os.PathLike[str], device: str = "auto", weights: str = "last") -> Loaded:
     """A run, ready to sample. Raises MmfastError where the folder holds none, or no such device is there.
@@ -202,13 +195,6 @@ def _how_many(rows: Mapping[str, list[Tensor]], n: int | None) -> tuple[int, int
         if size != n:
             raise MmfastError(f"{name} has {size} values; it should have one, or {n}, as many as there are samples")
     return n, several
-
-
-def _told(how: Mapping[str, Any]) -> str:
-    """seed 0, 25 steps, guidance 1.5"""
-    guidance, steps = guidance_text(how["guidance_scale"]), how["steps"]
-    counts = " then ".join(map(str, steps)) if isinstance(steps, list) else steps
-    return f"seed {how['seed']}, {counts} step{'s' * (counts != 1)}, guidance {guidance}"
 
 
 def _option(name: str, value: Any) -> Any:
