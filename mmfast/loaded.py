@@ -21,6 +21,7 @@ from mmfast.export import EXPORTS
 from mmfast.generate import generate, how_drawn, how_text, title
 from mmfast.given import known_part, taken
 from mmfast.held_out import Shuffled, held_out, true_values
+from mmfast.modalities import Modality
 from mmfast.model import Model
 from mmfast.ranks import ALONE, Ranks
 from mmfast.run import Run
@@ -101,7 +102,7 @@ class Loaded:
         inside = self._inside(values, known or {})
         rows = self._rows({name: inside[name][0] if name in inside else value for name, value in values.items()})
         n, several = _how_many(rows, n)
-        of_data = [name for name, value in values.items() if _is_data(value)]
+        of_data = [name for name, value in values.items() if name not in rows]
         real = held_out(Shuffled(self.data.test), n, self.model).data if of_data else {}
         rows |= {name: [real[name]] for name in of_data}
         these = {
@@ -160,9 +161,9 @@ class Loaded:
         for name, value in values.items():
             if name not in self.model.parts:
                 raise unknown("given's modality", name, self.model.parts)
-            if _is_data(value):
-                continue
             part = self.model.part(name)
+            if _is_data(part, value):
+                continue
             texts = part.values(value) if isinstance(value, str) else []
             rows[name] = [taken(part, text, name) for text in texts] or [taken(part, value, name)]
         return rows
@@ -178,8 +179,9 @@ def load(folder: str | os.PathLike[str], device: str = "auto", weights: str = "l
     return Loaded(*load_run(Path(folder), device, "device", weights))
 
 
-def _is_data(value: Any) -> bool:
-    return isinstance(value, str) and value == "data"
+def _is_data(part: Modality, value: Any) -> bool:
+    """Whether a text stands for held-out examples; a class of this name is that class."""
+    return isinstance(value, str) and value == "data" and value not in getattr(part.spec, "names", ())
 
 
 def _how_many(rows: Mapping[str, list[Tensor]], n: int | None) -> tuple[int, int]:

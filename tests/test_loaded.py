@@ -155,6 +155,13 @@ def test_held_out_examples_are_of_all_classes(run):
     assert {*labels[0]} == {*NAMES} and labels[0] == labels[1]
 
 
+def test_a_class_called_data_is_that_class(run, monkeypatch):
+    part = run.model.part("label")
+    monkeypatch.setattr(part, "spec", dataclasses.replace(part.spec, names=["cats", "data", "owls"]))
+    drawn = run.sample(2, label="data", steps=1)
+    assert drawn.data["label"].tolist() == [1, 1] and not drawn.truth
+
+
 def test_beside_what_is_drawn_stands_what_the_examples_have(run, place):
     """A mask and a photo of one name belong together; several values repeat them. Of a file nothing is known."""
     photos, masks = ([*(place / "data" / kind).rglob("*.png")] for kind in ("photo", "mask"))
