@@ -44,7 +44,7 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
     features, lpips = measures(model, config)  # first what may be missing: nothing is drawn in vain
     with ranks.in_turn(), silenced(quiet):
         judges = data.judges()
-    truth = held_out(data.test, count, model)
+    truth = held_out(Shuffled(data.test), count, model)
     metrics: dict[str, float] = {"samples": float(count)}
 
     def draw(given: str, seed: int) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
     for name in model.parts:
         metrics |= row_distances(model.part(name), name, joint[name], data)
     metrics |= data.baselines()
-    batch = held_out(data.test, min(count, len(data.test)), model)
+    batch = held_out(Shuffled(data.test), min(count, len(data.test)), model)
     return metrics | likelihood(model, config, data, batch, ranks)
 
 

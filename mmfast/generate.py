@@ -67,6 +67,29 @@ def title(given: Iterable[str], first: Iterable[str]) -> str:
     return how if turns else "generated together, nothing given"
 
 
+def how_drawn(model: Model, config: Config, given: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The steps (of each turn, where they differ), sampler, eta and guidance of `generate` with these options."""
+    steps, known = [], list(given)
+    order = turns(model, known, options.get("first", config.sample.first))
+    alone = drawn_by_prior(model, known, order)
+    for turn in order:
+        if turn is not None and turn == alone:
+            known = [turn]
+            continue
+        steps.append(options.get("steps", settings(config, known)["steps"]))
+        known = [*known, turn] if turn else known
+    names = ("sampler", "eta", "guidance_scale")
+    how = {name: options.get(name, getattr(config.sample, name)) for name in names}
+    return {"steps": steps[0] if len({*steps}) == 1 else steps, **how}
+
+
+def how_text(how: Mapping[str, Any]) -> str:
+    """seed 0, 25 steps, guidance 1.5; how: that of `how_drawn`, and the seed."""
+    guidance, steps = guidance_text(how["guidance_scale"]), how["steps"]
+    counts = " then ".join(map(str, steps)) if isinstance(steps, list) else steps
+    return f"seed {how['seed']}, {counts} step{'s' * (counts != 1)}, guidance {guidance}"
+
+
 def guidance_text(scale: float | Mapping[str, float]) -> str:
     """A guidance scale as people read it: 1.5, or label=2 mask=1."""
     if isinstance(scale, Mapping):

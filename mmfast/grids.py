@@ -11,8 +11,8 @@ from PIL import Image as PILImage
 from mmfast.config import Config
 from mmfast.data import Data
 from mmfast.files import write_atomically
-from mmfast.generate import generate, title
-from mmfast.held_out import held_out
+from mmfast.generate import generate, how_drawn, how_text, title
+from mmfast.held_out import Shuffled, held_out, true_values
 from mmfast.model import Model
 from mmfast.pictures import sample_grid
 from mmfast.ranks import ALONE, Ranks
@@ -58,7 +58,7 @@ def sample_run(
     again: also those whose files are there. ranks: all draw, the first writes.
     """
     names, count, step = tuple(model.parts), config.sample.count, gallery.step
-    examples = held_out(data.test, count, model)
+    examples = held_out(Shuffled(data.test), count, model)
     parts = {name: model.part(name) for name in names}
     for given in ["", *(name for name in names if len(names) > 1)]:
         name = f"given-{given}" if given else "joint"
@@ -74,4 +74,7 @@ def sample_run(
             if overview is not None:
                 gallery.hang(overview, f"{name}-{part}", "scatter")
         # Last, since it says that all of them are there.
-        gallery.hang(sample_grid(parts, drawn, f"{title(what, config.sample.first)} (step {step})", [given]), name)
+        how = how_text({"seed": config.seed, **how_drawn(model, config, what, {})})
+        text = f"{title(what, config.sample.first)}; step {step:,}; {how}"
+        truth = true_values(model, examples.data, [given]) if given else {}
+        gallery.hang(sample_grid(parts, drawn, text, [given], truth=truth), name)

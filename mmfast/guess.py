@@ -30,6 +30,8 @@ IMAGES = ("image", "photo", "picture", "img", "rgb", "jpegimages")
 # More values than this are no classes of a mask, nor so many texts those of a label.
 MOST_VALUES, MOST_CLASSES = 64, 1000
 IGNORED = 255
+# A longer text is no class's name, but of another kind.
+LONGEST_NAME = 100
 # A rectangle is guessed where the logarithms of width / height of so many pictures lie so near the usual one, and that
 # lies so far from a square's, which would lose an eighth of each picture.
 NEARLY_ALL, ALIKE, CLEARLY = 0.95, 0.05, math.log(8 / 7)
@@ -263,7 +265,8 @@ def _two(path: Path) -> bool:
 
 
 def _label(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:
-    texts = {text for path in candidate.paths.values() if (text := _or_none(read_text, path))}  # an empty one is none
+    found = {text for path in candidate.paths.values() if (text := _or_none(read_text, path))}  # an empty one is none
+    texts = {text for text in found if len(text) <= LONGEST_NAME}  # a longer one is told of when it is read
     options = _classes(texts, guessed.examples)
     if options is None:
         guessed.notes.append(f"{candidate.folder}: {len(texts)} different texts, which are no classes")

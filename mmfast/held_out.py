@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +39,11 @@ def held_out(examples: Examples, count: int, model: Model) -> Batch:
     data = model.complete(Batch(data), 0, torch.arange(available)).data
     index = torch.arange(count) % available
     return Batch({name: x[index] for name, x in data.items()})
+
+
+def true_values(model: Model, data: Mapping[str, Tensor], given: Sequence[str]) -> dict[str, Tensor]:
+    """What examples have in the place of what was drawn given a part of them; not what follows from another."""
+    return {name: x for name, x in data.items() if name not in given and not model.part(name).derived}
 
 
 class Shuffled:

@@ -178,6 +178,8 @@ def grey_or_colour(
                 f"{where} runs from {values.min()} to {values.max()}; a picture of 16 bits should lie in 0 .. {MOST_16}"
             )
         return PILImage.fromarray(values.astype(np.float32) / 257)
+    if picture.mode == "La":  # which Pillow converts to nothing else
+        picture = picture.convert("LA")
     if background is not None and picture.has_transparency_data:
         behind = PILImage.new("RGBA", picture.size, (*check_colour("background", background), 255))
         picture = PILImage.alpha_composite(behind, picture.convert("RGBA"))

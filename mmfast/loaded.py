@@ -18,9 +18,10 @@ from mmfast.config import Config
 from mmfast.data import Data
 from mmfast.errors import MmfastError, unknown
 from mmfast.export import EXPORTS
-from mmfast.generate import drawn_by_prior, generate, guidance_text, settings, title, turns
+from mmfast.generate import generate, how_drawn, how_text, title
 from mmfast.given import known_part, taken
-from mmfast.held_out import held_out
+from mmfast.held_out import Shuffled, held_out, true_values
+from mmfast.modalities import Modality
 from mmfast.model import Model
 from mmfast.ranks import ALONE, Ranks
 from mmfast.run import Run
@@ -101,8 +102,9 @@ class Loaded:
         inside = self._inside(values, known or {})
         rows = self._rows({name: inside[name][0] if name in inside else value for name, value in values.items()})
         n, several = _how_many(rows, n)
-        for name in [name for name, value in values.items() if _is_data(value)]:
-            rows[name] = [held_out(self.data.test, n, self.model).data[name]]
+        of_data = [name for name, value in values.items() if name not in rows]
+        real = held_out(Shuffled(self.data.test), n, self.model).data if of_data else {}
+        rows |= {name: [real[name]] for name in of_data}
         try:
             these = {
                 name: torch.cat([x.expand(n, *x.shape[1:]) for x in (found if len(found) > 1 else found * several)])
@@ -113,7 +115,8 @@ class Loaded:
             raise MmfastError(f"n is {n}; so many samples do not fit into memory, draw fewer at a time") from None
         how: dict[str, Any] = {"known": {name: there for name, (_, there) in inside.items()}, **options}
         drawn = generate(self.model, self.config, len(ids), these, sample_ids=ids, seed=seed, ranks=ranks, **how)
-        how = self._how([name for name in these if name not in inside], options)
+        known_whole = [name for name in these if name not in inside]
+        how = {"seed": seed, **how_drawn(self.model, self.config, known_whole, options)}
         first = options.get("first", self.config.sample.first)
         what = [f"{name}={value}" if isinstance(value, (str, int)) else name for name, value in values.items()]
         what = [f"{text} in part" if text.partition("=")[0] in inside else text for text in what]
@@ -122,10 +125,11 @@ class Loaded:
             {name: self.model.part(name) for name in drawn},
             self.model.anchor_name,
             tuple(these),
-            {"seed": seed, **how},
-            f"{title(what, [first] if isinstance(first, str) else first)}; {_told({'seed': seed, **how})}",
+            how,
+            f"{title(what, [first] if isinstance(first, str) else first)}; {how_text(how)}",
             ids.tolist(),
-            n if several > 1 else COUNT // 4,
+            n if several > 1 else None,
+            {name: torch.cat([x] * several) for name, x in true_values(self.model, real, known_whole).items()},
         )
 
     def export(self, kind: str, folder: str | os.PathLike[str] | None = None, **options: Any) -> Path:
@@ -160,27 +164,12 @@ class Loaded:
         for name, value in values.items():
             if name not in self.model.parts:
                 raise unknown("given's modality", name, self.model.parts)
-            if _is_data(value):
-                continue
             part = self.model.part(name)
+            if _is_data(part, value):
+                continue
             texts = part.values(value) if isinstance(value, str) else []
             rows[name] = [taken(part, text, name) for text in texts] or [taken(part, value, name)]
         return rows
-
-    def _how(self, given: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
-        """What a line of samples.jsonl and a title say of how they were drawn."""
-        steps, known = [], given
-        order = turns(self.model, given, options.get("first", self.config.sample.first))
-        alone = drawn_by_prior(self.model, given, order)
-        for turn in order:
-            if turn is not None and turn == alone:
-                known = [turn]
-                continue
-            steps.append(options.get("steps", settings(self.config, known)["steps"]))
-            known = [*known, turn] if turn else known
-        names = ("sampler", "eta", "guidance_scale")
-        how = {name: options.get(name, getattr(self.config.sample, name)) for name in names}
-        return {"steps": steps[0] if len({*steps}) == 1 else steps, **how}
 
 
 def load(folder: str | os.PathLike[str], device: str = "auto", weights: str = "last") -> Loaded:
@@ -193,8 +182,9 @@ def load(folder: str | os.PathLike[str], device: str = "auto", weights: str = "l
     return Loaded(*load_run(Path(folder), device, "device", weights))
 
 
-def _is_data(value: Any) -> bool:
-    return isinstance(value, str) and value == "data"
+def _is_data(part: Modality, value: Any) -> bool:
+    """Whether a text stands for held-out examples; a class of this name is that class."""
+    return isinstance(value, str) and value == "data" and value not in getattr(part.spec, "names", ())
 
 
 def _how_many(rows: Mapping[str, list[Tensor]], n: int | None) -> tuple[int, int]:
@@ -210,13 +200,6 @@ def _how_many(rows: Mapping[str, list[Tensor]], n: int | None) -> tuple[int, int
         if size != n:
             raise MmfastError(f"{name} has {size} values; it should have one, or {n}, as many as there are samples")
     return n, several
-
-
-def _told(how: Mapping[str, Any]) -> str:
-    """seed 0, 25 steps, guidance 1.5"""
-    guidance, steps = guidance_text(how["guidance_scale"]), how["steps"]
-    counts = " then ".join(map(str, steps)) if isinstance(steps, list) else steps
-    return f"seed {how['seed']}, {counts} step{'s' * (counts != 1)}, guidance {guidance}"
 
 
 def _option(name: str, value: Any) -> Any:

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -65,11 +66,11 @@ def typed(section: type, part: DictConfig, prefix: str, texts: Mapping[str, str]
         key = f"{prefix}{getattr(error, 'full_key', None) or getattr(error, 'key', '')}"
         names = [f.name for f in dataclasses.fields(section)]
         last = key.removeprefix(prefix)
-        if last and last.split(".")[0] not in names:
+        if last and re.split(r"[.[]", last)[0] not in names:
             near = difflib.get_close_matches(last, names, n=1)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(names)}"
             raise MmfastError(f"{prefix}{last} is no option; {hint} (`mmfast train --help` lists all)") from None
-        raise MmfastError(f"{key}: {one_line(error)}") from None
+        raise MmfastError(_of_another_type(section(), part, last, prefix) or f"{key}: {one_line(error)}") from None
     for field in dataclasses.fields(found):
         if read := field.metadata.get("read"):
             setattr(found, field.name, read(f"{prefix}{field.name}", getattr(found, field.name)))
@@ -80,9 +81,11 @@ def _of_their_types(usual: Any, part: DictConfig, prefix: str, texts: Mapping[st
     """The part, with what OmegaConf would take for another value than was meant; `usual`: a dataclass of defaults."""
     for field in dataclasses.fields(usual):
         key, default = f"{prefix}{field.name}", getattr(usual, field.name)
-        convert = _CONVERTED.get(str(field.type).removesuffix(" | None"))
+        convert = _CONVERTED.get(_type_of(field))
         if field.name not in part:
             continue
+        if isinstance(default, list):
+            part[field.name] = _listed(part[field.name], texts.get(key, ""))
         if dataclasses.is_dataclass(default) and isinstance(part[field.name], DictConfig):
             part[field.name] = _of_their_types(default, part[field.name], f"{key}.", texts)
         elif convert is not None:
@@ -91,6 +94,18 @@ def _of_their_types(usual: Any, part: DictConfig, prefix: str, texts: Mapping[st
                 value = said
             part[field.name] = convert(key, value)
     return part
+
+
+def _type_of(field: Any) -> str:
+    return str(field.type).removesuffix(" | None")
+
+
+def _listed(value: Any, said: str) -> Any:
+    """One value as the list of it; said: on the command line, where commas part several, as in 1,2,4."""
+    if isinstance(value, (str, bool, int, float)):
+        quoted = not said or said.strip()[0] in ("'", '"')
+        return [value] if quoted else [x.strip() for x in said.split(",")]
+    return value
 
 
 def _plain(value: Any) -> Any:
@@ -131,6 +146,31 @@ _CONVERTED: dict[str, Callable[[str, Any], Any]] = {
     "int": _whole,
     "bool": _truth,
 }
+
+
+# What an option of a type takes, in words.
+_WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "list[int]": "a list of whole numbers, as [1, 2]",
+    "list[float]": "a list of numbers, as [0.5, 1]",
+    "list[str]": "a list of texts, as [a, b]",
+    "dict[str, float]": "a number for each name, as {a: 0.2}",
+}
+
+
+def _of_another_type(usual: Any, part: DictConfig, path: str, prefix: str) -> str:
+    """What an error says of the value at a path, if its option is of a type that has words."""
+    name, _, rest = path.partition(".")
+    name = name.partition("[")[0]
+    field = next((f for f in dataclasses.fields(usual) if f.name == name and name in part), None)
+    if field is None:
+        return ""
+    if dataclasses.is_dataclass(within := getattr(usual, name)) and isinstance(part[name], DictConfig):
+        return _of_another_type(within, part[name], rest, f"{prefix}{name}.")
+    wanted = _WANTED.get(_type_of(field))
+    return f"{prefix}{name} is {_plain(part[name])!r}; it should be {wanted}" if wanted else ""
 
 
 def _is_list(value: Any) -> bool:

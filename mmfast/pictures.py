@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -12,6 +12,8 @@ from torch import Tensor
 INK, PAPER, FAINT = (25, 25, 35), (250, 250, 248), (150, 150, 160)
 BELOW, ABOVE = (60, 110, 190), (200, 70, 60)
 GAP = 4
+# Sides of a square with one modality of an example, and the greatest width of a page, in pixels.
+SMALLEST, LARGEST, WIDEST = 64, 256, 1100
 
 
 class Shown(Protocol):
@@ -21,10 +23,19 @@ class Shown(Protocol):
 
 
 def fit(picture: Image.Image, size: int) -> Image.Image:
-    """A picture resized, pixels as squares, so that its longer side is `size`."""
+    """A picture resized so that its longer side is `size`: enlarged, pixels as squares; reduced, their means."""
     longer = max(picture.size)
     width, height = (max(1, round(side * size / longer)) for side in picture.size)
-    return picture.resize((width, height), Image.Resampling.NEAREST)
+    return picture.resize((width, height), Image.Resampling.NEAREST if longer <= size else Image.Resampling.BOX)
+
+
+def tile_size(data: Iterable[Tensor]) -> int:
+    """The side of a square in which each pixel of the largest picture is as large as any other, 64 .. 256.
+
+    data: tensors [B, ...], those of pictures and masks [B, ..., H, W].
+    """
+    longest = max((max(x.shape[-2:]) for x in data if x.dim() > 2), default=SMALLEST)
+    return min(longest * -(-SMALLEST // longest), LARGEST)
 
 
 def text_tile(text: str, size: int) -> Image.Image:
@@ -50,38 +61,55 @@ def sample_grid(
     data: Mapping[str, Tensor],
     title: str,
     given: Sequence[str] = (),
-    columns: int = 4,
-    tile: int = 64,
+    columns: int | None = None,
+    tile: int | None = None,
     present: Mapping[str, Tensor] | None = None,
+    truth: Mapping[str, Tensor] | None = None,
 ) -> Image.Image:
     """Examples in a grid, each one's modalities side by side under their names; `given` ones are marked.
 
-    present: bool [B] for the modalities that not all have, as in a `Batch`.
+    columns: None for four, or as many as a page holds. tile: the side of each picture; None for `tile_size`. present:
+    bool [B] for the modalities that not all have, as in a `Batch`. truth: of some modalities what the examples have
+    themselves, [B, ...], which stands beside them.
     """
-    there = present or {}
+    there, tile = present or {}, tile_size(data.values()) if tile is None else tile
+    shown: list[tuple[str, str, Tensor]] = []
+    for name, values in data.items():
+        shown.append((name, "given" if name in given else "", values))
+        if truth is not None and name in truth:
+            shown.append((name, "true", truth[name]))
     count = len(next(iter(data.values())))
-    columns = min(columns, count)
-    rows = -(-count // columns)
     font, small = ImageFont.load_default(15), ImageFont.load_default(11)
-    cell = len(data) * (tile + GAP) + 3 * GAP
-    top = 46
+    cell = len(shown) * (tile + GAP) + 3 * GAP
+    columns = min(max(1, min(4, WIDEST // cell)) if columns is None else columns, count)
+    rows = -(-count // columns)
+    top = 46 + (12 if any(mark for _, mark, _ in shown) else 0)
     width = max(columns * cell + 2 * GAP, int(font.getlength(title)) + 4 * GAP)
     page = Image.new("RGB", (width, top + rows * (tile + 2 * GAP) + GAP), PAPER)
     draw = ImageDraw.Draw(page)
     draw.text((2 * GAP, GAP), title, INK, font)
     for column in range(columns):
-        for k, name in enumerate(data):
+        for k, (name, mark, _) in enumerate(shown):
             x = 2 * GAP + column * cell + k * (tile + GAP)
-            draw.text((x, top - 18), name + (" (given)" if name in given else ""), FAINT, small)
+            draw.text((x, 28), shortened(name, tile, small), FAINT, small)
+            draw.text((x, 40), mark, FAINT, small)
     for i in range(count):
         y = top + (i // columns) * (tile + 2 * GAP)
-        for k, (name, values) in enumerate(data.items()):
+        for k, (name, mark, values) in enumerate(shown):
             x = 2 * GAP + (i % columns) * cell + k * (tile + GAP)
-            missing = name in there and not bool(there[name][i])
-            shown = text_tile("none", tile) if missing else modalities[name].show(values[i], tile)
-            page.paste(shown, (x + (tile - shown.width) // 2, y + (tile - shown.height) // 2))
+            missing = mark != "true" and name in there and not bool(there[name][i])
+            picture = text_tile("none", tile) if missing else modalities[name].show(values[i], tile)
+            page.paste(picture, (x + (tile - picture.width) // 2, y + (tile - picture.height) // 2))
             draw.rectangle((x - 1, y - 1, x + tile, y + tile), outline=FAINT)
     return page
+
+
+def shortened(text: str, width: float, font: Any) -> str:
+    """The text, or as much of its beginning as `width` pixels hold, and an ellipsis."""
+    short = text
+    while short and font.getlength(short + ("..." if short != text else "")) > width:
+        short = short[:-1]
+    return short if short == text else f"{short}..."
 
 
 def bars(values: Sequence[float], size: int, most: float = 3.0) -> Image.Image:

@@ -61,7 +61,8 @@ def load_yaml(text: str, what: str) -> Any:
         found = yaml.load(text, _Loader)
         filled_in = next((x for x in _strings(found) if "${" in x), None)
     except yaml.YAMLError as error:
-        raise MmfastError(f"{what} is no valid YAML: {' '.join(str(error).split())}") from None
+        said = str(error).replace('"<unicode string>", ', "")
+        raise MmfastError(f"{what} is no valid YAML: {' '.join(said.split())}") from None
     except (RecursionError, ValueError) as error:  # nested too deep; a number of thousands of digits
         raise MmfastError(f"{what} is no YAML that can be read: {error}") from None
     if filled_in is not None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,6 @@ class Run:
     """The folder of one run."""
 
     folder: Path
-    lock: Any = field(default=None, compare=False, repr=False)
     damaged: bool = field(default=False, compare=False, repr=False)  # the newest state, as load_state found it
 
     @property
@@ -156,14 +156,14 @@ class Run:
                 )
 
     def _take_lock(self) -> None:
-        """Keep other processes out of the folder until this one ends, however it ends."""
+        """Keep other processes out of the folder until this object or this process ends, however it ends."""
         if fcntl is None:
             return
         handle = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
-        self.lock = os.fdopen(handle, "rb+", buffering=0)
+        weakref.finalize(self, os.close, handle)
         try:
             # A record lock: it ends with this process, and processes that load data do not inherit it.
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise MmfastError(
                 f"--out {self.folder} is being trained by another process; wait for it, or stop it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ class Samples:
     """Samples, each with every modality.
 
     data: tensors [len, ...] by name, on the host. how: the seed, steps, sampler and guidance. ids: the number of each
-    sample's noise. In a notebook they show themselves as their grid.
+    sample's noise. truth: what held-out examples that something was given of have in the place of what was drawn. In a
+    notebook they show themselves as their grid, the truth beside them.
     """
 
     data: dict[str, Tensor]
@@ -35,7 +36,8 @@ class Samples:
     how: dict[str, Any]
     title: str
     ids: list[int]
-    columns: int
+    columns: int | None = None
+    truth: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -71,8 +73,8 @@ class Samples:
 
     def grid(self, columns: int | None = None) -> PILImage.Image:
         """All of them in one picture, each one's modalities side by side; a row for each of several given values."""
-        columns = whole("columns", self.columns if columns is None else columns, 1)
-        return sample_grid(self.parts, self.data, self.title, list(self.given), columns)
+        columns = self.columns if columns is None else whole("columns", columns, 1)
+        return sample_grid(self.parts, self.data, self.title, list(self.given), columns, truth=self.truth)
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()

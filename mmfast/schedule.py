@@ -112,6 +112,9 @@ class Schedule(nn.Module):
         names: the modalities' names.
         T: the number of steps.
 
+    With alpha_bar[T] = 0 (zero terminal SNR) z_T says nothing of z_0, and a prediction of eps leaves z_0 open there:
+    the ops' steps from T are NaN. Predict v or x0, as `mmfast.Model` asks.
+
     The tables are not to be changed in place: the ops keep what they derive from them.
 
     Warns, with L0 in nats a dimension, where z_T is far from N(0, I) for encodings of unit RMS.

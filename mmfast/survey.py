@@ -128,7 +128,7 @@ def brief(config: Config) -> list[str]:
     if look is not None:
         listing = look(config.data, stored(config), config.anchor)
         anchors = listing.paths[config.anchor]
-        there = {**listing.paths, **{n: x for n, x in listing.texts.items() if len(x) < len(anchors)}}
+        there = {**listing.paths, **listing.texts}
         counts = {n: sum(stem in anchors for stem in x) for n, x in there.items() if x}
         parts = [f"{name} {n:,}" for name, n in counts.items() if name != config.anchor]
         held_out = f", {len(listing.split()['test']):,} of them held out" if len(anchors) > 1 else ""

@@ -16,7 +16,7 @@ from mmfast.data import Data
 from mmfast.distances import against, chosen_features, real_features, to_z0
 from mmfast.errors import MmfastError, unknown
 from mmfast.generate import generate
-from mmfast.held_out import held_out
+from mmfast.held_out import Shuffled, held_out
 from mmfast.model import Model
 from mmfast.sample import takes_eta
 
@@ -91,7 +91,7 @@ def sweep(
     measured = lambda x: features(z0(x))  # noqa: E731
     judges = {name: judge for name, judge in data.judges().items() if name in model.parts}
     real = real_features(data, model.anchor_name, measured)
-    whole = held_out(data.test, count, model)
+    whole = held_out(Shuffled(data.test), count, model)
     known = {name: whole.data[name] for name in given}
     points: list[Point] = []
     for number, (options, settings) in enumerate(chosen):

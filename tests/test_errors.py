@@ -88,6 +88,8 @@ def test_bad_options(capsys, tmp_path, extra, words):
         (["train", "digits"], ["--out"]),
         (["train", "digit", "--out", "x"], ["digit", "digits"]),
         (["train", "none.yaml", "--out", "x"], ["none.yaml"]),
+        (["train", "--train.steps", "5", "none.yaml", "--out", "x"], ["the config comes first"]),
+        (["train", "--train.steps", "5", "digits", "--out", "x"], ["the config comes first"]),
         (["sample", "nowhere"], ["nowhere", "train"]),
         (["eval", "nowhere"], ["nowhere", "train"]),
         (["sample"], ["RUN", "--help"]),

@@ -57,9 +57,11 @@ class World:
         )
         self.model = build_model(self.config)
         self.data = Data(InMemory(examples(5, 1)), InMemory(examples(count + 4, 2)), lambda: dict(JUDGES))
+        order = torch.randperm(count + 4, generator=torch.Generator().manual_seed(0))  # of chance, always the same
+        self.truth = {name: x[order] for name, x in self.data.test.tensors.items()}
         self.drawn = {given: examples(count, 10 + k) for k, given in enumerate(GIVENS)}
         # Labels agree in three examples with their image, for an image in five and for a label in six with the truth.
-        truth, number = self.data.test.tensors["label"][:count], torch.arange(count)
+        truth, number = self.truth["label"][:count], torch.arange(count)
         joint, of_image, of_label = (self.drawn[given] for given in ("", "image", "label"))
         joint["label"] = (label_of(joint["image"]) + (number >= 3)) % 10
         of_image["label"] = (truth + (number >= 5)) % 10
@@ -82,7 +84,7 @@ class World:
         return self
 
     def is_held_out(self, model, batch, seed, size):
-        truth = self.data.test.tensors["image"][: len(batch)]
+        truth = self.truth["image"][: len(batch)]
         assert (
             model is self.model
             and torch.equal(batch.data["image"], truth)
@@ -133,7 +135,7 @@ def test_every_figure_compares_what_it_says(monkeypatch):
     with what was given; recovered: what was drawn for the image with the image's own."""
     world = World(monkeypatch)
     found = evaluate(world.model, world.config, world.data, quiet=True)
-    truth, drawn = {name: x[:COUNT] for name, x in world.data.test.tensors.items()}, world.drawn
+    truth, drawn = {name: x[:COUNT] for name, x in world.truth.items()}, world.drawn
     expected = {"samples": 8.0, "frechet.of": 5.0, "bound.of": 7.0, "x0_error.1": 0.25, "x0_error.9": 2.25}
     names = {"label": ("agreement", "accuracy", accuracy), "mask": ("iou", "iou", iou),
              "vector": ("cosine", "cosine", cosine)}  # fmt: skip
@@ -162,7 +164,7 @@ def test_everything_is_drawn_once_and_with_noise_of_its_own(monkeypatch):
         for count, given, how in drawings:
             assert count == COUNT and how["progress"] is False
             for name in given.keys() - {"hidden"}:
-                assert torch.equal(given[name], world.data.test.tensors[name][:COUNT])
+                assert torch.equal(given[name], world.truth[name][:COUNT])
         assert torch.equal(measured[0], world.drawn[""]["image"]) and measured[1:3] == (world.data, "image")
         seeds.append({"".join(given): how["seed"] for _, given, how in drawings})
     assert len({*seeds[0].values(), *seeds[1].values()}) == 2 * len(GIVENS)
@@ -274,15 +276,16 @@ class Wall:
 
 
 def test_grids_in_every_direction(monkeypatch, tmp_path):
-    """Each drawn from the first held-out examples, in a file of its own and on the board."""
-    world = World(monkeypatch, count=2, evaluate__samples=9)
+    """Each drawn from the first held-out examples, beside the truth, in a file of its own and on the board."""
+    how = {"seed": 3, "sample__steps": 4, "sample__guidance_scale": 1.5}
+    world = World(monkeypatch, count=2, evaluate__samples=9, **how)
     run, wall, grids = Run.start(tmp_path / "run", world.config), Wall(), []
     real = grids_module.sample_grid
 
-    def grid(parts, drawn, title, given):
-        grids.append((drawn, title, given))
+    def grid(parts, drawn, title, given, truth):
+        grids.append((drawn, title, given, truth))
         assert {name: part is world.model.part(name) for name, part in parts.items()} == dict.fromkeys(parts, True)
-        return real(parts, drawn, title, given)
+        return real(parts, drawn, title, given, truth=truth)
 
     monkeypatch.setattr(grids_module, "sample_grid", grid)
     sample_run(Gallery(run, 70, wall), world.model, world.config, world.data, quiet=True)
@@ -290,18 +293,23 @@ def test_grids_in_every_direction(monkeypatch, tmp_path):
     order = ["", "image", "label", "mask", "vector", "hidden"]
     assert [(name, step) for name, _, step in wall.shown] == [(name, 70) for name in names]
     assert sorted(file.name for file in run.samples.iterdir()) == sorted(f"step-0000070-{name}.png" for name in names)
-    for (given, (drawn, title, marked)), (name, picture, _) in zip(
+    for (given, (drawn, title, marked, truth)), (name, picture, _) in zip(
         zip(order, grids, strict=True), wall.shown, strict=True
     ):
         assert all(torch.equal(drawn[part], world.drawn[given][part]) for part in drawn) and marked == [given]
         told = f"given {given}: the rest generated" if given else "generated together, nothing given"
-        assert title == f"{told} (step 70)"
+        steps = "1 step" if given == "image" else "4 steps"  # the config's given_steps
+        assert title == f"{told}; step 70; seed 3, {steps}, guidance 1.5"
+        beside = (
+            {"image", "label", "mask", "vector"} - {given} if given else set()
+        )  # hidden parts follow from the image
+        assert truth.keys() == beside and all(torch.equal(x, world.truth[part][:2]) for part, x in truth.items())
         with Image.open(run.samples / f"step-0000070-{name}.png") as file:
             assert np.array_equal(np.asarray(file), np.asarray(picture))
     for count, given, how in world.calls:
         assert count == 2 and how == {"progress": False}
         for name in given.keys() - {"hidden"}:
-            assert torch.equal(given[name], world.data.test.tensors[name][:2])
+            assert torch.equal(given[name], world.truth[name][:2])
 
 
 def test_grids_without_a_board_and_with_bars(monkeypatch, tmp_path):

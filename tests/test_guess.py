@@ -81,6 +81,12 @@ def test_the_modalities(tmp_path, more, found):
     assert not guessed.notes and not guessed.folders and guessed.examples == 8
 
 
+def test_a_long_text_is_no_name_of_a_class(tmp_path):
+    """It is told of where the file is read, as no label."""
+    files(tmp_path, {**IMAGE, "race/STEM.txt": lambda k: "7" * 5000 if k == 3 else ["elf", "orc", "x" * 100][k % 3]})
+    assert guess(tmp_path, 32).modalities["race"] == {"kind": "label", "classes": 3, "names": ["elf", "orc", "x" * 100]}
+
+
 def test_how_many_have_each_modality(tmp_path):
     """Of the anchor's examples: files that belong to none do not count. Folders that are classes are in all."""
     files(tmp_path, {**IMAGE, "mask/STEM.png": lambda k: mask(0, 1)})

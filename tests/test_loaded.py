@@ -1,5 +1,6 @@
 """A run in Python: values of every kind become x, samples are what generate draws, and files hold what was drawn."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -12,7 +13,9 @@ from PIL import Image
 import mmfast
 from mmfast import MmfastError, config
 from mmfast.cli import main
+from mmfast.data import Data
 from mmfast.data import folder as folders
+from mmfast.data.base import InMemory
 from mmfast.generate import generate
 from mmfast.samples import Samples
 
@@ -141,6 +144,41 @@ def test_held_out_examples_are_given(run, place):
     files = (place / "data/photo").rglob("*.png")
     truth = [torch.tensor(np.asarray(Image.open(file)).copy()).permute(2, 0, 1) / 127.5 - 1 for file in files]
     assert any(torch.allclose(drawn.data["photo"][0], x, atol=1e-6) for x in truth)
+
+
+def test_held_out_examples_are_of_all_classes(run):
+    """Of 60 in the order of their classes the first nine are of all three, and are the same each time."""
+    tensors = {name: torch.stack([x] * 60) for name, x in X.items()} | {"label": torch.arange(60) // 20}
+    other = dataclasses.replace(run)
+    other.data = Data(InMemory(tensors), InMemory(tensors))
+    labels = [other.sample(9, label="data", steps=1).labels for _ in range(2)]
+    assert {*labels[0]} == {*NAMES} and labels[0] == labels[1]
+
+
+def test_a_class_called_data_is_that_class(run, monkeypatch):
+    part = run.model.part("label")
+    monkeypatch.setattr(part, "spec", dataclasses.replace(part.spec, names=["cats", "data", "owls"]))
+    drawn = run.sample(2, label="data", steps=1)
+    assert drawn.data["label"].tolist() == [1, 1] and not drawn.truth
+
+
+def test_beside_what_is_drawn_stands_what_the_examples_have(run, place):
+    """A mask and a photo of one name belong together; several values repeat them. Of a file nothing is known."""
+    photos, masks = ([*(place / "data" / kind).rglob("*.png")] for kind in ("photo", "mask"))
+    by_name = {path.stem: torch.tensor(np.asarray(Image.open(path)).astype(np.int64)) for path in masks}
+    pixels = {path.stem: np.asarray(Image.open(path)) for path in photos}
+    drawn = run.sample(2, photo="data", label="cats,owls", steps=1)
+    assert drawn.truth.keys() == {"mask", "embedding"}  # hidden parts follow from the photo
+    for k, x in enumerate(drawn.data["photo"]):
+        shown = ((x.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
+        name = next(name for name, found in pixels.items() if (found == shown).all())
+        mask = by_name[name]
+        assert torch.equal(drawn.truth["mask"][k], mask.masked_fill(mask == 255, -1))
+    assert drawn.grid().width > run.sample(2, photo=place / "photo.png", label="cats,owls", steps=1).grid().width
+    assert not run.sample(1, photo=place / "photo.png", steps=1).truth and not run.sample(1, steps=1).truth
+    # What is given in part is drawn around what is known, and so has a truth.
+    half = np.zeros((SIZE, SIZE), bool)
+    assert "photo" in run.sample(1, photo="data", known={"photo": half}, steps=1).truth
 
 
 def test_the_command_line_draws_and_saves_the_same(run, place, tmp_path, capsys):

@@ -116,6 +116,36 @@ def test_whole_numbers_may_have_an_exponent(text):
     assert configs.from_plain({**PLAIN, **load_yaml(f"train: {{steps: {text}}}", "x")}, "x").train.steps == 100_000
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("ape", ["ape"]),
+        ("ape, bee,0123", ["ape", "bee", "0123"]),
+        ("1.50,true,null", ["1.50", "true", "null"]),
+        ("[ape, 'b,c']", ["ape", "b,c"]),
+        ("'b,c'", ["b,c"]),
+        ("[]", []),
+    ],
+)
+def test_lists_need_no_brackets_on_the_command_line(text, names):
+    assert configs.from_plain(PLAIN, "x", [("train.log_to", text)]).train.log_to == names
+
+
+def test_a_list_of_one_may_be_the_one():
+    """In a file a comma is a part of the text."""
+    for text, found in (("first: image", ["image"]), ("first: [image]", ["image"])):
+        assert configs.from_plain({**PLAIN, "sample": load_yaml(f"{{{text}}}", "x")}, "x").sample.first == found
+    raw = {**PLAIN, "train": {"log_to": "a,b"}, "backbone": {"kind": "unet", "multipliers": 4}}
+    found = configs.from_plain(raw, "x")
+    assert found.train.log_to == ["a,b"] and found.backbone.multipliers == [4]
+    assert configs.from_plain(PLAIN, "x", [("backbone.multipliers", "1,2,4")]).backbone.multipliers == [1, 2, 4]
+
+
+def test_what_is_no_yaml_is_named_by_its_file_and_line():
+    with pytest.raises(MmfastError, match=r"^my.yaml is no valid YAML: the key 'a' .* in line 2, column 1: a: 2 \^$"):
+        load_yaml("a: 1\na: 2\n", "my.yaml")
+
+
 def test_no_digit_of_a_seed_is_lost():
     most = 2**63 - 1
     assert configs.from_plain(PLAIN, "x", [("seed", str(most))]).seed == most
@@ -126,7 +156,14 @@ def test_no_digit_of_a_seed_is_lost():
     ("key", "value", "said"),
     [
         ("modalities.image.autoencoder.keep", "2", "autoencoder.keep is 2; it should be true or false"),
-        ("train.steps", "1.5", "could not be converted to Integer"),
+        ("train.steps", "1.5", r"train.steps is 1.5; it should be a whole number"),
+        ("train.steps", "ten", r"train.steps is 'ten'; it should be a whole number"),
+        ("train.learning_rate", "fast", r"train.learning_rate is 'fast'; it should be a number"),
+        ("train.low_noise.share", "x", r"train.low_noise.share is 'x'; it should be a number"),
+        ("train.compile", "maybe", r"train.compile is 'maybe'; it should be true or false"),
+        ("backbone.multipliers", "1,x", r"backbone.multipliers is \['1', 'x'\]; it should be a list of whole numbers"),
+        ("backbone.multipliers", "[1,x]", r"backbone.multipliers is \[1, 'x'\]; it should be a list of whole numbers"),
+        ("sample.offset", "{mask: x}", r"sample.offset is {'mask': 'x'}; it should be a number for each name"),
         ("told", "2", "told is 2; it should be true or false"),
         ("modalities.image.weight.scale", ".nan", "weight.scale is NaN; it should be a number"),
         ("train.skip_above", "nan", "train.skip_above is NaN"),

@@ -13,7 +13,7 @@ from mmfast.build import build_data, build_model
 from mmfast.cli import main
 from mmfast.distances import against, real_features
 from mmfast.generate import generate
-from mmfast.held_out import held_out
+from mmfast.held_out import Shuffled, held_out
 from mmfast.metrics.features import extractor
 
 
@@ -65,7 +65,7 @@ def test_figures_are_those_of_the_samples(settings, trained):
     over = {"guidance_scale": ["1", "3"]}
     points = sweep.sweep(model, settings, data, over, ["label"], False, lambda points: seen.append(len(points)))
     assert seen == [1, 2] and [p.options for p in points] == [{"guidance_scale": "1"}, {"guidance_scale": "3"}]
-    label = held_out(data.test, 20, model).data["label"]
+    label = held_out(Shuffled(data.test), 20, model).data["label"]
     drawn = generate(model, settings, 20, {"label": label}, guidance_scale=3.0)
     features = extractor("pixels", None)
     expected = against(real_features(data, "image", features), drawn["image"], features, "pixels")

@@ -77,6 +77,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     for note in guessed.notes:
         print(f"left out: {note}")
     print(f"{out}: {', '.join(guessed.modalities)} of {guessed.examples:,} examples, {config.train.steps:,} steps")
-    print(f"about {proposal.training:.0f} minutes of training, {proposal.total:.0f} with the figures at the end")
+    unit = "minute" if round(proposal.training) == 1 else "minutes"
+    print(f"about {proposal.training:.0f} {unit} of training, {proposal.total:.0f} with the figures at the end")
     print(f"next: mmfast check {out} && mmfast train {out} --out runs/{out.stem}")
     return 0

@@ -61,6 +61,9 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         raise MmfastError(f"no config given; name a YAML file or a preset: {', '.join(presets.names())}")
     if args.out is None:
         raise MmfastError("no --out RUN given; it should be the run's folder, new or to go on with")
+    known = [args.config in presets.names(), args.config.endswith((".yaml", ".yml"))]
+    if not any(known) and any(word in presets.names() or word.endswith((".yaml", ".yml")) for word in rest):
+        raise MmfastError("the config comes first: mmfast train PRESET|CONFIG.yaml --out RUN [--key value ...]")
     config = with_found(configs.load(args.config, overrides(rest)))
     if not args.quiet and args.ranks.first:
         print("\n".join(brief(config)), flush=True)

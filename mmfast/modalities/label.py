@@ -27,7 +27,7 @@ class LabelSpec(base.Spec):
 
     kind: str = "label"
     classes: int = option(10, "how many classes", min=1)
-    names: list[str] = option([], "the classes' names, for pictures")
+    names: list[str] = option([], "the classes' names, shown in pictures and taken by --given")
     class_counts: list[int] = option(
         [], "training examples of each class, by which `first` draws a label if nothing is given; empty: counted"
     )
@@ -140,6 +140,8 @@ class Label(Modality):
 
 # Of a label's file, in bytes.
 LONGEST = 2**20
+# Of the names, in an error.
+SHOWN = 20
 
 
 def check_counts(spec: LabelSpec, where: str) -> None:
@@ -176,11 +178,17 @@ def read_text(path: Path, what: str = "label") -> str:
 
 
 def number(text: str, spec: LabelSpec, where: str) -> Tensor:
-    """A class given by number or by name. Raises MmfastError for what is neither."""
+    """A class given by number or by name. Raises MmfastError for what is neither, and for a name of several classes."""
     if text in spec.names:
+        if spec.names.count(text) > 1:
+            numbers = [str(k) for k, name in enumerate(spec.names) if name == text]
+            raise MmfastError(
+                f"{where}: {text!r} is the name of the classes {', '.join(numbers)}; it should be a number"
+            )
         return torch.tensor(spec.names.index(text))
     if text.isdecimal() and len(text) <= 9 and int(text) < spec.classes:
         return torch.tensor(int(text))
-    names = f" or one of {', '.join(spec.names)}" if spec.names else ""
+    names = f" or one of {', '.join(spec.names[:SHOWN])}{', ...' if len(spec.names) > SHOWN else ''}"
+    names = names if spec.names else ""
     text = text if len(text) <= 40 else f"{text[:40]}..."
     raise MmfastError(f"{where}: {text!r} is no label; it should lie in 0 .. {spec.classes - 1}{names}")

@@ -280,7 +280,8 @@ def within_channels(levels: tuple[int, ...], shape: Sequence[int]) -> None:
 
 def _ids(sample_ids: object, batch: int, device: torch.device) -> Tensor:
     if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64 or sample_ids.shape != (batch,):
-        kind = list(sample_ids.shape) if isinstance(sample_ids, Tensor) else type(sample_ids).__name__
+        of = isinstance(sample_ids, Tensor)
+        kind = f"{sample_ids.dtype} {list(sample_ids.shape)}" if of else type(sample_ids).__name__  # type: ignore[attr-defined]
         raise MmfastError(f"sample_ids is {kind}; it should be an int64 tensor [{batch}], one a sample")
     if sample_ids.device != device:
         raise MmfastError(f"sample_ids is on {sample_ids.device}; it should be on {device} with the rest")

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from mmfast.build import build_data, check_beside_data, files_of, stored, with_found
 from mmfast.config import Config, to_yaml
 from mmfast.data import Data
@@ -105,7 +107,8 @@ def fit(
             print(f"{out}: going on after step {trainer.done} of {config.train.steps}", flush=True)
         elif taken is not None and here.first:
             print(taken, flush=True)
-        _steps(trainer, quiet)
+        with torch.random.fork_rng([trainer.device] if trainer.device.type == "cuda" else []):  # which steps seed
+            _steps(trainer, quiet)
         trainer.export()  # a kill may have come between the last checkpoint and its export
         return trainer
 

@@ -72,6 +72,10 @@ def test_pictures_of_other_depths_are_read_in_their_range_or_refused():
     grey = Image.fromarray(np.array([[0, 65535], [13107, 0]], np.int32))
     expected = torch.tensor([[-1, 1], [2 * 0.2 - 1, -1]]).expand(3, 2, 2)
     torch.testing.assert_close(x_of(image, grey, "x"), expected, atol=1e-6, rtol=0)
+    for mode in ("La", "LA"):  # of Pillow's modes the first can become nothing but the second
+        half = Image.fromarray(np.full((2, 2, 2), (100, 128), np.uint8), "LA").convert(mode)
+        behind = 2 * (100 * 128 + 255 * 127) / 255**2 - 1
+        assert (x_of(image, half, "x") - behind).abs().max() < 2 / 127
     for value, words in (
         (Image.fromarray(np.array([[0, 70000], [0, 0]], np.int32)), r"x runs from 0 to 70000; .* in 0 \.\. 65535"),
         (Image.fromarray(np.full((2, 2), 0.5, np.float32)), "x is a picture of floats"),

@@ -100,6 +100,24 @@ def test_labels_by_number_and_by_name(tmp_path):
             read("label", tmp_path / "x.txt", **spec)
 
 
+def test_a_name_of_two_classes_says_neither(tmp_path):
+    """As a crane is a bird, and a machine."""
+    spec = {"classes": 4, "names": ["crane", "ape", "crane", "bee"]}
+    for text, expected in (("ape", 1), ("0", 0), ("2", 2)):
+        (tmp_path / "x.txt").write_text(text)
+        assert int(read("label", tmp_path / "x.txt", **spec)) == expected
+    (tmp_path / "x.txt").write_text("crane")
+    with pytest.raises(MmfastError, match=r"x.txt: 'crane' is the name of the classes 0, 2; it should be a number$"):
+        read("label", tmp_path / "x.txt", **spec)
+
+
+def test_an_error_names_some_of_many_classes(tmp_path):
+    (tmp_path / "x.txt").write_text("ape")
+    for count, end in ((20, "c19$"), (1000, r"c19, \.\.\.$")):
+        with pytest.raises(MmfastError, match=rf"it should lie in 0 \.\. {count - 1} or one of c0, c1, .*{end}"):
+            read("label", tmp_path / "x.txt", classes=count, names=[f"c{k}" for k in range(count)])
+
+
 def test_a_label_may_begin_with_a_byte_order_mark_and_is_no_long_number(tmp_path):
     (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbf2\r\n")
     assert int(read("label", tmp_path / "x.txt", classes=3, names=[])) == 2

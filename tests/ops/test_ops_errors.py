@@ -125,7 +125,10 @@ TIMES = {
 }
 IDENTITIES = {
     "sample_ids for another batch": (lambda: q(sample_ids=torch.arange(3)), "sample_ids"),
-    "sample_ids of int32": (lambda: q(sample_ids=torch.arange(2, dtype=torch.int32)), "sample_ids"),
+    "sample_ids of int32": (
+        lambda: q(sample_ids=torch.arange(2, dtype=torch.int32)),
+        "sample_ids is torch.int32 [2]; it should be an int64 tensor [2]",
+    ),
     "sample_ids of floats": (lambda: combine([X], ONE, torch.ones(2), sample_ids=torch.ones(2)), "sample_ids"),
     "sample_ids a list": (lambda: ops.randn((2, 3), sample_ids=[0, 1]), "sample_ids"),
     "sample_ids a matrix": (lambda: ops.randn((2, 3), sample_ids=torch.zeros(2, 1, dtype=torch.int64)), "sample_ids"),

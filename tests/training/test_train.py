@@ -1,11 +1,14 @@
 """Training: what an example is depends on (seed, its number) alone, and no kill loses or repeats anything."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -253,6 +256,23 @@ def test_asked_to_stop_it_keeps_the_steps_done(tmp_path, numbers):
         _steps(trainer, quiet=True)
     assert load_tensors(run.folder / "trainer.safetensors")[1]["step"] == 8
     assert all(signal.getsignal(number) not in (None, trainer) for number in numbers)
+
+
+def test_training_leaves_torchs_generator_and_no_open_lock(tmp_path):
+    """What the caller draws next does not hang on it, and the lock is closed with the run."""
+    config = tiny(train__steps=2)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", ResourceWarning)
+        train(config, str(tmp_path / "run"), quiet=True)
+        gc.collect()
+    assert torch.equal(torch.rand(3), expected)
+    assert not [x for x in seen if issubclass(x.category, ResourceWarning)]
+    if Path("/proc/self/fd").exists():
+        opened = [os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir()]
+        assert str((tmp_path / "run" / ".lock").resolve()) not in opened
 
 
 def test_two_processes_do_not_train_one_run(tmp_path):

@@ -1,0 +1,99 @@
+"""Grids of samples, pixel by pixel: what stands where, the truth beside it, and sizes at which it can be read."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFont
+
+from mmfast.pictures import FAINT, PAPER, fit, sample_grid, shortened, tile_size
+
+SMALL = ImageFont.load_default(11)
+
+
+class Flat:
+    """Shows an example as a square of one colour, its own number."""
+
+    def show(self, x, size):
+        return Image.new("RGB", (size, size), (int(x), 0, 0))
+
+
+def tiles(page, tile, columns, each, top):
+    """The colour in the middle of each place, row by row."""
+    pixels, cell = np.asarray(page), each * (tile + 4) + 12
+    rows = (page.height - top - 4) // (tile + 8)
+    return [
+        [
+            int(pixels[top + r * (tile + 8) + tile // 2, 8 + c * cell + k * (tile + 4) + tile // 2, 0])
+            for k in range(each)
+        ]
+        for r in range(rows)
+        for c in range(columns)
+    ]
+
+
+def test_the_truth_stands_beside_what_was_drawn():
+    data = {name: torch.arange(3) + start for name, start in (("image", 10), ("mask", 20), ("label", 30))}
+    truth = {"mask": torch.arange(3) + 120, "label": torch.arange(3) + 130}
+    page = sample_grid({name: Flat() for name in data}, data, "x", ["image"], 2, 64, truth=truth)
+    assert tiles(page, 64, 2, 5, 58)[:3] == [[10 + k, 20 + k, 120 + k, 30 + k, 130 + k] for k in range(3)]
+    plain = sample_grid({name: Flat() for name in data}, data, "x", columns=2, tile=64)
+    assert tiles(plain, 64, 2, 3, 46)[:3] == [[10 + k, 20 + k, 30 + k] for k in range(3)]
+    # What an example lacks is not what its sample lacks.
+    missing = {"mask": torch.tensor([False, True, True])}
+    page = sample_grid({name: Flat() for name in data}, data, "x", ["image"], 2, 64, missing, truth)
+    assert tiles(page, 64, 2, 5, 58)[0][2] == 120 and np.asarray(page)[58, 8 + 2 * 68 + 10].tolist() != [20, 0, 0]
+
+
+def test_names_stay_over_their_pictures():
+    """A header of any length leaves the gap before the next tile free."""
+    data = {name: torch.zeros(1) for name in ("a" * 40, "image", "w" * 9)}
+    page = sample_grid({name: Flat() for name in data}, data, "", list(data), 1, 64)
+    header = np.asarray(page)[25:56]
+    for k in range(3):
+        gap, over = header[:, 8 + k * 68 + 64 : 8 + (k + 1) * 68], header[:, 8 + k * 68 : 8 + k * 68 + 64]
+        assert (gap == PAPER).all() and (over != PAPER).any()
+
+
+@pytest.mark.parametrize("text, width", [("image", 64), ("segmentation of the photo", 64), ("w" * 9, 64), ("image", 5)])
+def test_a_text_is_shortened_to_its_width(text, width):
+    short = shortened(text, width, SMALL)
+    if SMALL.getlength(text) <= width:
+        assert short == text
+    else:
+        kept = short.removesuffix("...")
+        assert text.startswith(kept) and short.endswith("...") and len(kept) < len(text)
+        assert not kept or SMALL.getlength(short) <= width < SMALL.getlength(f"{text[: len(kept) + 1]}...")
+
+
+@pytest.mark.parametrize(
+    "shapes, tile",
+    [
+        ([(2,)], 64),
+        ([(2, 7)], 64),
+        ([(2, 3, 8, 8), (2,)], 64),
+        ([(2, 3, 28, 28)], 84),
+        ([(2, 3, 48, 24)], 96),
+        ([(2, 33, 33)], 66),
+        ([(2, 3, 32, 32), (2, 128, 128)], 128),
+        ([(2, 3, 300, 20)], 256),
+    ],
+)
+def test_each_pixel_of_the_largest_picture_is_as_large_as_any_other(shapes, tile):
+    assert tile_size([torch.zeros(shape) for shape in shapes]) == tile
+
+
+def test_a_picture_is_enlarged_by_squares_and_reduced_to_means():
+    pixels = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
+    picture = Image.fromarray(pixels)
+    assert (np.asarray(fit(picture, 8)) == pixels.repeat(2, 0).repeat(2, 1)).all()
+    assert (np.asarray(fit(picture, 2)) == pixels.reshape(2, 2, 2, 2).mean((1, 3))).all()
+
+
+def test_a_page_is_no_wider_than_can_be_read():
+    """Of four modalities of 256 pixels one example, of one of 64 four; as many as are asked for."""
+    images = {name: torch.zeros(9, 3, 256, 256) for name in "abcd"}
+    flat = type("Blank", (), {"show": lambda self, x, size: Image.new("RGB", (size, size), FAINT)})()
+    assert sample_grid({name: flat for name in images}, images, "").width == 4 * 260 + 12 + 8
+    one = {"a": torch.zeros(9)}
+    assert sample_grid({"a": Flat()}, one, "").width == 4 * (68 + 12) + 8
+    assert sample_grid({"a": Flat()}, one, "", columns=9).width == 9 * (68 + 12) + 8
