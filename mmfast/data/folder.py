@@ -26,7 +26,7 @@ from mmfast.options import option
 @dataclass
 class Spec:
     kind: str = "folder"
-    root: str = option("", "the folder that holds a folder for each modality")
+    root: str = option("", "the folder that holds a folder for each modality", path=True)
     folders: dict[str, str] = option(
         {}, "folders below root of modalities with another name, as in {image: photos}; . for root itself"
     )
@@ -36,7 +36,7 @@ class Spec:
     )
     on_error: str = option("stop", skipping.ON_ERROR, choices=skipping.CHOICES)
     flip: bool = option(False, FLIP)
-    cache: str = option("", HELP)
+    cache: str = option("", HELP, path=True)
     cache_gb: float = option(10.0, LIMIT, min=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,15 @@ from mmfast.options import option
 SAVED = ("dataset_dict.json", "dataset_info.json")
 
 
+def _is_folder(text: str, full: str) -> bool:
+    """Whether a path is meant, and no name: `datasets` itself would take a folder in the current one."""
+    return Path(full).exists() or Path(text).exists() or text.startswith((".", os.sep))
+
+
 @dataclass
 class Spec:
     kind: str = "huggingface"
-    path: str = option("", "the data set's name on the Hub, or a folder of it")
+    path: str = option("", "the data set's name on the Hub, or a folder of it", path=_is_folder)
     name: str = option("", "which configuration of the data set; empty: the only one")
     train: str = option("train", "the split of the training examples")
     test: str = option("", "the split that is held out; empty: hold out a share of the others")
@@ -31,7 +37,7 @@ class Spec:
     test_fraction: float = option(0.1, "share of the examples held out if test is empty", above=0, max=0.9)
     on_error: str = option("stop", skipping.ON_ERROR, choices=skipping.CHOICES)
     flip: bool = option(False, FLIP)
-    cache: str = option("", HELP)
+    cache: str = option("", HELP, path=True)
     cache_gb: float = option(10.0, LIMIT, min=0)
 
 

@@ -86,8 +86,11 @@ def look(spec: Any, modalities: Mapping[str, Any], anchor: str) -> Listing:
     """
     root = Path(spec.root)
     if not spec.root or not root.is_dir():
-        here = f" in {Path.cwd()}" if spec.root and not root.is_absolute() else ""
-        raise MmfastError(f"data.root is {spec.root!r}, no folder{here}; it should hold a folder for each modality")
+        here = f" in {Path.cwd()}, the current one" if spec.root and not root.is_absolute() else ""
+        raise MmfastError(
+            f"data.root is {spec.root!r}, no folder{here}; it should be one that holds a folder for each modality, as "
+            "--data.root DIR"
+        )
     for name in spec.folders:
         if name not in modalities:
             raise unknown("data.folders' modality", name, modalities)

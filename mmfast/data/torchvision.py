@@ -29,7 +29,7 @@ FOLDERS = ("ImageFolder", "DatasetFolder")
 class Spec:
     kind: str = "torchvision"
     name: str = option("", "the class in torchvision.datasets, such as CIFAR10 or OxfordIIITPet")
-    root: str = option("", "the folder in which torchvision keeps the data")
+    root: str = option("", "the folder in which torchvision keeps the data", path=True)
     download: bool = option(False, "let torchvision download the data, if it can")
     train: dict[str, Any] = option({}, "arguments of the class for the training examples, as in {train: true}")
     test: dict[str, Any] = option({}, "its arguments for the held-out examples; empty: hold out a share of the others")
@@ -39,7 +39,7 @@ class Spec:
     test_fraction: float = option(0.1, "share of the examples held out if test is empty", above=0, max=0.9)
     on_error: str = option("stop", skipping.ON_ERROR, choices=skipping.CHOICES)
     flip: bool = option(False, FLIP)
-    cache: str = option("", HELP)
+    cache: str = option("", HELP, path=True)
     cache_gb: float = option(10.0, LIMIT, min=0)
 
 
