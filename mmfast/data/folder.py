@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmfast.data import skipping
+from mmfast.data import codings, skipping
 from mmfast.data.base import FLIP, Data
 from mmfast.data.cache import HELP, LIMIT
 from mmfast.data.items import captions, named
@@ -54,9 +54,9 @@ def folders(spec: Spec, modalities: Mapping[str, Any]) -> list[Path]:
 
 
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
-    """What the folders say of the modalities' options: the classes' names, of folders or a table; captions."""
+    """What the files say of the modalities' options: names of classes, captions, codings of masks."""
     listing = look(spec, modalities, anchor)
-    options = named(listing.classes)
+    options = named(listing.classes) | codings.options_of(listing.codings)
     for name, part in modalities.items():
         if part.kind == "caption" and not part.captions:
             stems, cells = listing.paths[anchor], listing.texts.get(name)

@@ -12,7 +12,7 @@ from typing import Any
 from mmfast.data import skipping
 from mmfast.data.base import FLIP, Data
 from mmfast.data.cache import HELP, LIMIT
-from mmfast.data.items import MOST_CAPTIONS, Items, captions, check_known, named, names_of, split
+from mmfast.data.items import MOST_CAPTIONS, Items, captions, check_known, mask_values, named, names_of, split
 from mmfast.errors import MmfastError, missing_extra, unknown
 from mmfast.image_files import load_picture, picture_in
 from mmfast.options import option
@@ -106,8 +106,7 @@ def _items(spec: Spec, modalities: Mapping[str, Any], anchor: str, part: str) ->
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     """The examples of a data set of `datasets`. Raises MmfastError where it cannot be opened, and for other columns."""
-    train = _items(spec, modalities, anchor, spec.train)
-    test = _items(spec, modalities, anchor, spec.test) if spec.test else None
+    train, test = _parts(spec, modalities, anchor)
     if spec.test and _names(spec, modalities, spec.train) != (others := _names(spec, modalities, spec.test)):
         raise MmfastError(
             f"data.test: the classes of split {spec.test!r} are {others}, others than those of {spec.train!r}, so that "
@@ -116,9 +115,15 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     return split(train, test, spec)
 
 
+def _parts(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> tuple[Items, Items | None]:
+    train = _items(spec, modalities, anchor, spec.train)
+    return train, _items(spec, modalities, anchor, spec.test) if spec.test else None
+
+
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
-    """The names of classes in the features of columns that are labels; captions."""
+    """The names of classes in the features of columns that are labels; captions; what masks of two classes hold."""
     options = named(names_of(modalities, _names(spec, modalities, spec.train)))
+    options |= mask_values(*_parts(spec, modalities, anchor))
     for name, part in modalities.items():
         if part.kind == "caption" and not part.captions:
             data = _load(spec.path, spec.name, spec.train)

@@ -16,7 +16,7 @@ from mmfast.data.base import FLIP, Data
 from mmfast.data.cache import HELP, LIMIT
 from mmfast.data.decoded import key_of
 from mmfast.data.found import walk
-from mmfast.data.items import Items, check_known, named, names_of, split
+from mmfast.data.items import Items, check_known, mask_values, named, names_of, split
 from mmfast.errors import MmfastError, missing_extra, unknown
 from mmfast.image_files import no_programs
 from mmfast.options import option
@@ -129,13 +129,16 @@ def _version() -> str:
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     """The examples of a torchvision data set. Raises MmfastError where it cannot be opened, and for other options."""
+    return split(*_parts(spec, modalities, anchor), spec)
+
+
+def _parts(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> tuple[Items, Items | None]:
     train = _items(spec, modalities, anchor, spec.train)
-    test = _items(spec, modalities, anchor, spec.test) if spec.test else None
-    return split(train, test, spec)
+    return train, _items(spec, modalities, anchor, spec.test) if spec.test else None
 
 
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
-    """The data set's own names of its classes, for its labels."""
+    """The data set's own names of its classes, for its labels; what its masks of two classes hold."""
     names = getattr(_dataset(spec, spec.train), "classes", None)
     labels = {name: names for name, part in modalities.items() if part.kind == "label" and names}
-    return named(names_of(modalities, labels))
+    return named(names_of(modalities, labels)) | mask_values(*_parts(spec, modalities, anchor))
