@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mmfast.errors import MmfastError, missing_extra
 from mmfast.files import read_text
 from mmfast.options import one_line, option
-from mmfast.trust import imported, source_digest
+from mmfast.trust import imported, names_code, source_digest
 
 
 @dataclass
@@ -26,7 +26,9 @@ class AutoencoderSpec:
     """Which, and how its latents are scaled: factor x (latents - shift), which should have a variance of about one."""
 
     network: str = option(
-        "", "whose latents are diffused: the folder of an autoencoder of diffusers, or module:function; empty: none"
+        "",
+        "whose latents are diffused: the folder of an autoencoder of diffusers, or module:function; empty: none",
+        path=lambda text, full: not names_code(text),
     )
     factor: float | None = option(
         None, "the latents are multiplied by it; null: by the network's scaling_factor, or 1", above=0
@@ -47,7 +49,7 @@ class Autoencoder:
     def __init__(self, key: str, spec: AutoencoderSpec, pixels: tuple[int, int, int]) -> None:
         name = f"{key}.network"
         with torch.random.fork_rng(devices=[]):  # it takes nothing of the draws that the model's weights are
-            self.network = _imported(name, spec.network) if ":" in spec.network else _stored(name, spec.network)
+            self.network = _imported(name, spec.network) if names_code(spec.network) else _stored(name, spec.network)
             for method in ("encode", "decode"):
                 if not callable(getattr(self.network, method, None)):
                     raise MmfastError(
@@ -85,8 +87,8 @@ class Autoencoder:
         if not isinstance(self.network, nn.Module):
             return None
         found = hashlib.sha256(f"{type(self.network).__module__}.{type(self.network).__qualname__}".encode())
-        module, colon, _ = self.named.partition(":")
-        found.update(source_digest(module).encode() if colon else b"")
+        module = self.named.partition(":")[0] if names_code(self.named) else ""
+        found.update(source_digest(module).encode() if module else b"")
         for name, x in sorted(self.network.state_dict().items()):
             content = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             found.update(f"{name} {x.dtype} {list(x.shape)}".encode() + content)

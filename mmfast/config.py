@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from torch import nn
 
 from mmfast import backbones, data, modalities
 from mmfast.config_sections import PLAIN, SECTIONS, Config
-from mmfast.config_source import overridden, read
+from mmfast.config_source import folder_of, origin_of, overridden, read
 from mmfast.data.cache import is_cache
 from mmfast.errors import MmfastError, unknown
-from mmfast.options import check, typed
+from mmfast.options import Origin, check, leads_to, paths, typed
 from mmfast.plain_yaml import load_yaml
 from mmfast.samplers import check_share
 from mmfast.trust import permitted
@@ -27,10 +27,13 @@ from mmfast.trust import permitted
 def load(source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
     """A preset's name or a YAML file, with overrides ("train.steps", "100") put over it.
 
+    Relative paths in a file are relative to the folder that it is in; those of overrides and presets, to the current
+    folder. The config has absolute ones.
+
     Raises MmfastError, naming the key, for anything unknown, of the wrong type or out of bounds; and for a cache
     that is the config's own choice (`has_own_cache`).
     """
-    config = from_plain(load_yaml(read(source), source), source, overrides)
+    config = from_plain(load_yaml(read(source), source), source, overrides, folder_of(source))
     if has_own_cache(config):
         folder = config.data.cache
         raise MmfastError(
@@ -41,8 +44,11 @@ def load(source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
 
 
 def load_again(file: str) -> Config:
-    """The config of a run, as it was resolved; a cache that is the config's own choice is left out."""
-    config = from_plain(load_yaml(read(file), file), file)
+    """The config of a run, as it was resolved; a cache that is the config's own choice is left out.
+
+    Its paths are absolute. Those of a run of an earlier version may be relative, to the folder that it was made from.
+    """
+    config = from_plain(load_yaml(read(file), file), file, folder=None)
     if has_own_cache(config):
         config.data.cache = ""
     return config
@@ -54,10 +60,10 @@ def has_own_cache(config: Config) -> bool:
     return bool(folder) and not permitted("data.cache", folder) and not is_cache(Path(folder))
 
 
-def from_plain(found: Any, source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
-    """What YAML holds, as `load` takes it; source: what errors call it."""
+def from_plain(found: Any, source: str, overrides: Iterable[tuple[str, str]] = (), folder: str | None = "") -> Config:
+    """What YAML holds, as `load` takes it; source: what errors call it; folder: as `Origin` has it."""
     overrides = list(overrides)
-    return resolve(overridden(found, source, overrides), source, dict(overrides))
+    return resolve(overridden(found, source, overrides), source, origin_of(folder, overrides))
 
 
 def check_name(name: str) -> None:
@@ -69,27 +75,25 @@ def check_name(name: str) -> None:
         )
 
 
-def resolve(raw: DictConfig, source: str = "config", texts: Mapping[str, str] | None = None) -> Config:
-    """Give every part of a plain config the types and defaults of its kind, and check the bounds.
-
-    texts: by key, what the command line says of it as it stands there.
-    """
+def resolve(raw: DictConfig, source: str = "config", origin: Origin | None = None) -> Config:
+    """Give every part of a plain config the types and defaults of its kind, make paths absolute, check the bounds."""
+    origin = origin or Origin()
     known = [f.name for f in dataclasses.fields(Config)]
     for key in raw:
         if key not in known:
             raise unknown(f"{source}: key", key, known)
-    config: Config = typed(Config, OmegaConf.create({name: raw[name] for name in PLAIN if name in raw}), "", texts)
+    config: Config = typed(Config, OmegaConf.create({name: raw[name] for name in PLAIN if name in raw}), "", origin)
     for name, section in SECTIONS.items():
-        setattr(config, name, typed(section, _section(raw, name), f"{name}.", texts))  # type: ignore[arg-type]
-    config.data = _of_kind(raw, "data", lambda kind: data.kind(kind).Spec, "digits", data.KINDS, texts)
-    config.backbone = _of_kind(raw, "backbone", lambda kind: backbones.kind(kind).Spec, "unet", backbones.KINDS, texts)
+        setattr(config, name, typed(section, _section(raw, name), f"{name}.", origin))  # type: ignore[arg-type]
+    config.data = _of_kind(raw, "data", lambda kind: data.kind(kind).Spec, "digits", data.KINDS, origin)
+    config.backbone = _of_kind(raw, "backbone", lambda kind: backbones.kind(kind).Spec, "unet", backbones.KINDS, origin)
     for part in map(str, _section(raw, "modalities")):
         key = f"modalities.{part}"
         check_name(part)
         if _section(raw, key).get("kind") not in [*modalities.KINDS]:  # to look takes milliseconds
             modalities.add_installed()
         config.modalities[part] = _of_kind(
-            raw, key, lambda kind: modalities.kind(kind).Spec, None, [*modalities.KINDS, *modalities.FAILED], texts
+            raw, key, lambda kind: modalities.kind(kind).Spec, None, [*modalities.KINDS, *modalities.FAILED], origin
         )
     if not config.modalities:
         raise MmfastError(f"{source} has no modalities; it should name at least the anchor, {config.anchor!r}")
@@ -181,7 +185,7 @@ def _of_kind(
     spec: Any,
     default: str | None,
     kinds: Sequence[str],
-    texts: Mapping[str, str] | None,
+    origin: Origin,
 ) -> Any:
     part = _section(raw, key)
     kind = part.get("kind", default)
@@ -189,7 +193,7 @@ def _of_kind(
         raise MmfastError(f"{key}.kind is missing; it should be one of {', '.join(kinds)}")
     if kind not in kinds:
         raise unknown(f"{key}.kind", kind, kinds)
-    return typed(spec(kind), part, f"{key}.", texts)
+    return typed(spec(kind), part, f"{key}.", origin)
 
 
 def to_yaml(config: Config) -> str:
@@ -202,22 +206,36 @@ def to_yaml(config: Config) -> str:
 FREE = re.compile(
     r"train\.(steps|accumulation|device|shard|compile|cuda_graphs|workers|max_skipped|tensorboard|log_to"
     r"|(log|sample|checkpoint|keep|validate)_every)"
-    r"|(sample|evaluate)\..*|modalities\.[^.]*\.(given_steps|class_counts)|data\.(cache|cache_gb|on_error|outside)"
+    r"|(sample|evaluate)\..*|modalities\.[^.]*\.(given_steps|class_counts|values)"
+    r"|data\.(cache|cache_gb|on_error|outside)"
 )
 
 
-def fixed(changed: Mapping[str, Any]) -> list[str]:
-    """Those of the keys (of `changes`) that no run may change."""
-    return [key for key in changed if not FREE.fullmatch(key)]
+def fixed(changed: Mapping[str, Any], places: Collection[str] = ()) -> list[str]:
+    """Those of the keys (of `changes`) that no run may change; places: of its data, if a record tells of it."""
+    return [key for key in changed if not FREE.fullmatch(key) and key not in places]
+
+
+def places(config: Config) -> set[str]:
+    """The keys that say where the data lies."""
+    return {key for key, *_ in paths(config.data, "data.")}
 
 
 def changes(old: Config, new: Config) -> dict[str, str]:
-    """The keys in which two configs differ, each with both values as "old -> new"."""
+    """The keys in which two configs differ, each with both values as "old -> new".
+
+    Two paths that lead to the same place do not.
+    """
 
     def flat(value: Any, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             return {k: v for key, part in value.items() for k, v in flat(part, f"{prefix}{key}.").items()}
         return {prefix[:-1]: value}
 
+    def led(config: Config) -> dict[str, str]:
+        parts = [paths(config, ""), *(paths(spec, f"modalities.{name}.") for name, spec in config.modalities.items())]
+        return {key: leads_to(getattr(owner, name)) for part in parts for key, owner, name, _ in part}
+
     a, b = flat(dataclasses.asdict(old)), flat(dataclasses.asdict(new))
-    return {key: f"{a.get(key)!r} -> {b.get(key)!r}" for key in {**a, **b} if a.get(key) != b.get(key)}
+    x, y = a | led(old), b | led(new)
+    return {key: f"{a.get(key)!r} -> {b.get(key)!r}" for key in {**a, **b} if x.get(key) != y.get(key)}

@@ -111,9 +111,9 @@ class EvaluateSpec:
         "pixels",
         "image features for distances: pixels, efficientnet-lite0, vgg16 (vgg16@64: at 64 x 64) or module:function",
     )
-    features_weights: str = option("", "file with that network's weights; empty: the installed package's")
+    features_weights: str = option("", "file with that network's weights; empty: the installed package's", path=True)
     lpips: str = option("", "also measure LPIPS of restored images, with this network", choices=("", "alex", "vgg"))
-    lpips_weights: str = option("", "file with that network's weights; empty: the installed package's")
+    lpips_weights: str = option("", "file with that network's weights; empty: the installed package's", path=True)
 
 
 @dataclass

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mmfast import presets
 from mmfast.errors import MmfastError, unknown
 from mmfast.files import read_text
-from mmfast.options import one_line
+from mmfast.options import Origin, one_line
 from mmfast.plain_yaml import load_value
 from mmfast.trust import permit
 
@@ -46,6 +47,29 @@ def overridden(found: Any, source: str, overrides: Iterable[tuple[str, str]]) ->
     for key, value in overrides:
         _override(raw, key, value)
     return raw
+
+
+def folder_of(source: str) -> str:
+    """What relative paths in a config are relative to: the folder that its file is in; of a preset the current one, "".
+
+    A link to a file means what the file does.
+    """
+    return "" if source in presets.names() else os.path.dirname(os.path.realpath(source))
+
+
+def origin_of(folder: str | None, overrides: Sequence[tuple[str, str]]) -> Origin:
+    """Where the values come from that `overridden` puts together."""
+    said = {name for key, value in overrides for name in _keys(key, load_value(value, f"--{key} {value}"))}
+    return Origin(folder, dict(overrides), frozenset(said))
+
+
+def _keys(key: str, value: Any) -> Iterator[str]:
+    """The keys that an override gives a value."""
+    if isinstance(value, dict):
+        for name, x in value.items():
+            yield from _keys(f"{key}.{name}", x)
+    else:
+        yield key
 
 
 def _override(raw: DictConfig, key: str, value: str) -> None:

@@ -243,14 +243,18 @@ def _values(path: Path) -> set[int]:
 
 
 def _mask(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:
-    """Two classes, or as many as the greatest number says; 255 beside smaller ones counts nowhere."""
-    every = set[int]().union(*(_or_none(_values, path) or () for path in candidate.paths.values()))
+    """Two classes, or as many as the greatest number says; 255 beside smaller ones counts nowhere.
+
+    Where some files hold 0 and 1, and others 0 and 255, it is one of the two that are wrong.
+    """
+    values = [_or_none(_values, path) or set[int]() for path in candidate.paths.values()]
+    every, both = set[int]().union(*values), any({1, IGNORED} <= x for x in values)
     options: dict[str, Any] = {"kind": "mask", "classes": 2, "size": size}
     numbers = every - {IGNORED}
     few = not numbers or max(numbers) < MOST_VALUES
     # Of black and white with edges between them the values lie all over; class numbers are small, or dense.
     edges = not few and all(_or_none(_two, path) for path in candidate.paths.values())
-    if every <= {0, 1} or every == {0, IGNORED} or edges:
+    if every <= {0, 1} or every == {0, IGNORED} or (every == {0, 1, IGNORED} and not both) or edges:
         return options
     if (not few and max(numbers) >= 4 * len(numbers)) or not numbers:
         guessed.notes.append(f"{candidate.folder}: masks with values up to {max(every)}, which are no class numbers")

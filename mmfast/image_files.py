@@ -206,18 +206,40 @@ def class_numbers(path: Path | str, picture: PILImage.Image) -> PILImage.Image:
 NEARLY, BETWEEN = 7, 0.25
 
 
-def two_classes(path: Path | str, values: np.ndarray) -> np.ndarray:
+# The codings of a mask of two classes: by class numbers, or black and white.
+CODINGS = ("0/1", "0/255")
+
+
+def two_classes(path: Path | str, values: np.ndarray, coding: str = "") -> np.ndarray:
     """The whole of a two-class mask's values as 0 and 1: they are 0 and 1 already, or black and white, split at 127.
 
-    Raises MmfastError for any other, with the values found.
+    coding: the one of CODINGS that they have to have; empty for either. Raises MmfastError for any other, with the
+    values found.
     """
-    if values.max() <= 1:
-        return values
+    found = coding_of(path, values)
+    if coding and found not in ("", coding):
+        usual = coding.replace("/", " and ")
+        raise MmfastError(
+            f"{path} holds the values {_shown(values)}; most masks of this data hold {usual}: save it as they are, or "
+            "remove it"
+        )
+    return (values > 127).astype(values.dtype) if found == CODINGS[1] else values
+
+
+def coding_of(path: Path | str, values: np.ndarray) -> str:
+    """The one of CODINGS that a two-class mask's values have; empty for zeros alone. Raises MmfastError for others."""
+    if values.min() >= 0 and values.max() <= 1:
+        return CODINGS[0] if values.max() else ""
     white, grey = values >= 255 - NEARLY, (values > NEARLY) & (values < 255 - NEARLY)
     # With 0, 1 and 255 in one file, 255 may be white or "ignore".
     unclear = bool((values == 1).mean() > 0.01 and not ((values > 1) & (values <= NEARLY)).any())
     if values.max() > 255 or not white.any() or grey.mean() > BETWEEN or unclear:
-        found = np.unique(values)
-        shown = ", ".join(map(str, found[:8])) + (", ..." if len(found) > 8 else "")
-        raise MmfastError(f"{path} holds the values {shown}; a mask of two classes should hold 0 and 1, or 0 and 255")
-    return (values > 127).astype(values.dtype)
+        raise MmfastError(
+            f"{path} holds the values {_shown(values)}; a mask of two classes should hold 0 and 1, or 0 and 255"
+        )
+    return CODINGS[1]
+
+
+def _shown(values: np.ndarray) -> str:
+    found = np.unique(values)
+    return ", ".join(map(str, found[:8])) + (", ..." if len(found) > 8 else "")

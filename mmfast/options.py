@@ -7,8 +7,9 @@ import dataclasses
 import difflib
 import functools
 import math
+import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -16,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mmfast.errors import MmfastError, unknown
 from mmfast.plain_yaml import load_value
+from mmfast.trust import permit
 
 # The arithmetic of a network, in training and in sampling.
 PRECISIONS = ("fp32", "bf16")
@@ -30,28 +32,67 @@ def option(
     max: float | None = None,
     choices: Collection[Any] = (),
     read: Callable[[str, Any], Any] | None = None,
+    path: bool | Callable[[str, str], bool] = False,
 ) -> Any:
     """A dataclass field with a help text and the values that it takes (min <= value, value > above, value <= max).
 
     choices: the values, or a registry by name: what is added to that later is a choice too. read: of the key and what
-    stands in a config, the value; for what Python's types do not say. Raises MmfastError.
+    stands in a config, the value; for what Python's types do not say. Raises MmfastError. path: whether the text is the
+    path of a file or a folder; or a function of the text, and of the path that it would be, where some are no paths.
     """
     choices = choices if isinstance(choices, Mapping) else tuple(choices)
-    metadata = {"help": help, "min": min, "above": above, "max": max, "choices": choices, "read": read}
+    metadata = {"help": help, "min": min, "above": above, "max": max, "choices": choices, "read": read, "path": path}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where the values of a config come from: a file, with options of the command line put over it.
+
+    folder: what relative paths of the file are relative to; "" is the current folder, and with None they stay as they
+    are. texts: by key, what the command line says of it as it stands there. said: the keys that have their value from
+    there. Their paths are relative to the current folder.
+    """
+
+    folder: str | None = ""
+    texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    said: frozenset[str] = frozenset()
+
+    def path(self, key: str, text: str) -> str | None:
+        """The absolute path that a text is, as the value of an option; None where it stays as it is."""
+        folder = "" if key in self.said else self.folder
+        return None if folder is None else absolute(key, folder, text)
+
+
+def absolute(key: str, folder: str, text: str) -> str:
+    """A path below a folder ("" is the current one) as an absolute one, without `..`. Raises MmfastError naming key."""
+    try:
+        full = text if os.path.isabs(text) else os.path.join(os.path.abspath(folder), text)
+        plain, real = os.path.normpath(full), os.path.realpath(full)
+        return plain if os.path.realpath(plain) == real else real  # after a link, `..` leads elsewhere than it reads
+    except (OSError, ValueError) as error:  # a current folder that is gone; a null byte
+        raise MmfastError(f"{key} is {text!r}, no path: {getattr(error, 'strerror', None) or error}") from None
+
+
+def leads_to(path: str) -> str:
+    """The same text for all paths to one place."""
+    try:
+        return os.path.realpath(path) if path else ""
+    except (OSError, ValueError):
+        return path
+
+
 _structured = functools.cache(OmegaConf.structured)  # takes milliseconds; `merge` copies it
 
 
-def typed(section: type, part: DictConfig, prefix: str, texts: Mapping[str, str] | None = None) -> Any:
+def typed(section: type, part: DictConfig, prefix: str, origin: Origin) -> Any:
     """A dataclass with the options of a config's part, each of its type. Raises MmfastError naming the key at fault.
 
-    texts: by key, what the command line says of it as it stands there: the value of an option that is a text.
+    Of an option that is a text the value is what the command line says, as it stands there; paths are absolute.
     """
-    part = _of_their_types(section(), part.copy(), prefix, texts or {})
+    part = _of_their_types(section(), part.copy(), prefix, origin.texts)
     try:
         found: Any = OmegaConf.to_object(OmegaConf.merge(_structured(section), part))
     except TypeError as error:  # a list where keys belong, or the reverse: OmegaConf does not say which
@@ -74,7 +115,24 @@ def typed(section: type, part: DictConfig, prefix: str, texts: Mapping[str, str]
     for field in dataclasses.fields(found):
         if read := field.metadata.get("read"):
             setattr(found, field.name, read(f"{prefix}{field.name}", getattr(found, field.name)))
+    for key, owner, name, is_path in paths(found, prefix):
+        text = getattr(owner, name)
+        full = origin.path(key, text) if text else None
+        if full is not None and (is_path is True or is_path(text, full)):
+            setattr(owner, name, full)
+            if key in origin.said:
+                permit(key, full)
     return found
+
+
+def paths(section: Any, prefix: str) -> Iterator[tuple[str, Any, str, Any]]:
+    """The options of a dataclass, and of those within it, that are paths: key, owner, name, and which texts are."""
+    for field in dataclasses.fields(section):
+        value, key = getattr(section, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from paths(value, f"{key}.")
+        elif isinstance(value, str) and (is_path := field.metadata.get("path")):
+            yield key, section, field.name, is_path
 
 
 def _of_their_types(usual: Any, part: DictConfig, prefix: str, texts: Mapping[str, str]) -> DictConfig:

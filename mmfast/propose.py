@@ -67,11 +67,14 @@ class Proposal:
     total: float
 
 
-def propose(guessed: Guess, minutes: float, timer: Timer, batch_size: int = 16, command: str = "") -> Proposal:
+def propose(
+    guessed: Guess, minutes: float, timer: Timer, batch_size: int = 16, command: str = "", folder: Path | None = None
+) -> Proposal:
     """The config for a folder that trains in about so many minutes, figures included.
 
     The presets' network, or a wider one of which the time holds as many images as they train on, or a narrower one
-    where it does not hold the few that they need; and steps to fill the time.
+    where it does not hold the few that they need; and steps to fill the time. folder: where the text is for; data below
+    it is named from there, so that both can be moved together.
     """
     plain = options(guessed, batch_size)
     train, backbone, seconds = plain["train"], plain["backbone"], 60 * minutes * TRAINING
@@ -108,6 +111,8 @@ def propose(guessed: Guess, minutes: float, timer: Timer, batch_size: int = 16, 
         f"# Written by `mmfast init{command}`, for {guessed.examples:,} examples.",
         f"# {one:.3g} s a step on this machine: about {training:.0f} minutes, {total:.0f} with the figures.",
     ]
+    if folder is not None and (root := guessed.root.resolve()).is_relative_to(folder.resolve()):
+        plain["data"]["root"] = str(root.relative_to(folder.resolve()))
     return Proposal("\n".join([*head, *_lines(plain)]) + "\n", config, one, training, total)
 
 

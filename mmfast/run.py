@@ -104,11 +104,12 @@ class Run:
             raise MmfastError(f"--out {folder} cannot be made: {error.strerror}; choose another folder") from None
         if not os.access(run.folder, os.W_OK | os.X_OK):
             raise MmfastError(f"--out {folder} cannot be written to; choose another folder")
-        changed: dict[str, str] = {}
+        changed, before = dict[str, str](), None
         if run.config_file.exists():
             before = run.config()
             changed = configs.changes(before, config)
-            fixed = [f"{key} {changed[key]}" for key in configs.fixed(changed)]
+            places = configs.places(config) if (run.folder / RECORD).exists() else ()  # for `accept` to compare
+            fixed = [f"{key} {changed[key]}" for key in configs.fixed(changed, places)]
             if fixed:
                 raise MmfastError(
                     f"--out {folder} holds a run with another config ({'; '.join(fixed[:4])}"
@@ -131,7 +132,7 @@ class Run:
         accept(run)
         if changed:
             notice(f"{folder}: going on with {', '.join(f'{key} {values}' for key, values in changed.items())}")
-            if "train.steps" in changed and run.metrics_file.exists():
+            if before is not None and "train.steps" in changed and run.metrics_file.exists():
                 kept = run.folder / f"metrics.step-{before.train.steps:07d}.json"
                 run.guard(lambda: os.replace(run.metrics_file, kept))
             elif any(map(MEASURED.match, changed)) and run.metrics_file.exists():
@@ -139,7 +140,7 @@ class Run:
                     f"{run.metrics_file} is there, with the figures of the options before; for others use `mmfast eval "
                     f"{folder}`, or remove it and repeat the command"
                 )
-        if changed or not run.config_file.exists():
+        if before != config:  # which a path in another form makes too
             run.guard(lambda: write_text(run.config_file, configs.to_yaml(config)))
         run.guard(lambda: run.samples.mkdir(exist_ok=True))
         for folder in (run.folder, run.samples):  # half-written when a process was killed

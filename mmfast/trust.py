@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,14 @@ def _option(key: str) -> str:
     return key.rpartition(".")[2]
 
 
+def names_code(name: str) -> bool:
+    """Whether it is module:function, and no path of a file or a folder whose name has a colon."""
+    return ":" in name and not os.path.isabs(name)
+
+
 def check_code(key: str, name: str) -> None:
     """Raise MmfastError where a config's `key` names code, module:function, that the user has not."""
-    if ":" in name and ("", name) not in _allowed and not permitted(key, name):
+    if names_code(name) and ("", name) not in _allowed and not permitted(key, name):
         raise MmfastError(
             f"{key} is {name!r}, code that a config names; where you trust it, add --allow-code {name} "
             f"(in Python: mmfast.trust.allow_code({name!r}))"

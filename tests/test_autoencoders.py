@@ -198,7 +198,7 @@ def test_figures_are_of_pixels_and_there_is_no_bound():
     [
         (
             {"network": "nowhere"},
-            "modalities.image.autoencoder.network is 'nowhere', where no config.json names a class",
+            "modalities.image.autoencoder.network is '.*/nowhere', where no config.json names a class",
         ),
         (
             {"network": f"{ME}:absent"},

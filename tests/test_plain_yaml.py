@@ -1,5 +1,7 @@
 """Configs read as they are written: against a table, and PyYAML where the two should agree."""
 
+import os
+
 import pytest
 import yaml
 
@@ -86,12 +88,13 @@ PLAIN = {"data": {"kind": "folder"}, "modalities": {"image": {"kind": "image"}}}
     ["0123", "2024-01-01", "yes", "1_000", "12:30", "a #b", "#x", "null", "~", "true", "TRUE", "1.50", "+5", "[a]"],
 )
 def test_a_text_of_the_command_line_is_as_it_stands_there(name):
-    assert configs.from_plain(PLAIN, "x", [("data.root", name)]).data.root == name
-    assert configs.from_plain(PLAIN, "x", [("data.root", f"'{name}'")]).data.root == name
-    key = "modalities.image.autoencoder.network"
-    assert configs.from_plain(PLAIN, "x", [(key, name)]).modalities["image"].autoencoder.network == name
+    path = f"{os.getcwd()}/{name}"
+    assert configs.from_plain(PLAIN, "x", [("data.root", name)]).data.root == path
+    assert configs.from_plain(PLAIN, "x", [("data.root", f"'{name}'")]).data.root == path
+    key, wanted = "modalities.image.autoencoder.network", name if ":" in name else path
+    assert configs.from_plain(PLAIN, "x", [(key, name)]).modalities["image"].autoencoder.network == wanted
     later = [("data.root", name), ("data", "{kind: folder, root: other}")]
-    assert configs.from_plain(PLAIN, "x", later).data.root == "other"
+    assert configs.from_plain(PLAIN, "x", later).data.root == f"{os.getcwd()}/other"
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,7 @@ def test_three_commands(data, capsys, monkeypatch):
     assert "image, mask, label of 16 examples" in said.out and "channels, bf16" in said.err
     config = configs.load("my.yaml")
     assert config.modalities["label"].names == ["ape", "bee"] and config.data.root == str(data)
+    assert "root: data," in (data.parent / "my.yaml").read_text()
     assert sorted(x.name for x in data.parent.iterdir()) == ["data", "my.yaml"]
     assert main(["check", "my.yaml", "--quiet"]) == 0
     assert main(["train", "my.yaml", "--out", "run", "--quiet", *flags(FEW)]) == 0

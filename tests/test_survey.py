@@ -277,7 +277,7 @@ def test_the_exit_status_is_2_where_training_would_stop(here, capsys):
     WRONG["cut"][0](here)
     assert main(["check", "my.yaml", "--sheet", "s.png", "--quiet"]) == 2
     shown = capsys.readouterr().out
-    assert "wrong: training would stop\n  data/image/x/03.png cannot be read" in shown
+    assert f"wrong: training would stop\n  {here}/image/x/03.png cannot be read" in shown
     assert (here.parent / "s.png").exists() and "nothing is wrong" not in shown
     assert main(["check", "my.yaml", "--sheet", "s.gif"]) == 2
     assert main(["check", "nothing"]) == 2

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     size = f" --size {args.size}" if args.size is not None else ""
     outside = " --outside" if args.outside else ""
     command = f" {args.data} --minutes {args.minutes:g}{size}{outside}".replace("\n", " ")
-    proposal = propose(guessed, args.minutes, timer, usual_batch(), command)
+    proposal = propose(guessed, args.minutes, timer, usual_batch(), command, out.parent)
     config = proposal.config
     write(out, lambda temporary: temporary.write_text(proposal.text, encoding="utf-8"))
     for note in guessed.notes:

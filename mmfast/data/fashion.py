@@ -37,10 +37,12 @@ TRAIN = 50_000  # where the other training images are for validation
 class Spec:
     kind: str = "fashion"
     root: str = option(
-        f"/usr/share/datasets/{PACKAGE.removeprefix('dataset-')}", f"folder of the idx files of Debian's {PACKAGE}"
+        f"/usr/share/datasets/{PACKAGE.removeprefix('dataset-')}",
+        f"folder of the idx files of Debian's {PACKAGE}",
+        path=True,
     )
     validation: bool = option(False, VALIDATION)
-    cache: str = option("", HELP)
+    cache: str = option("", HELP, path=True)
 
 
 def _read(root: Path, name: str, *shape: int) -> Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmfast.data import skipping
+from mmfast.data import codings, skipping
 from mmfast.data.base import FLIP, Data
 from mmfast.data.cache import HELP, LIMIT
 from mmfast.data.items import captions, named
@@ -27,7 +27,7 @@ from mmfast.options import option
 @dataclass
 class Spec:
     kind: str = "folder"
-    root: str = option("", "the folder that holds a folder for each modality")
+    root: str = option("", "the folder that holds a folder for each modality", path=True)
     folders: dict[str, str] = option(
         {}, "folders below root of modalities with another name, as in {image: photos}; . for root itself"
     )
@@ -37,7 +37,7 @@ class Spec:
     )
     on_error: str = option("stop", skipping.ON_ERROR, choices=skipping.CHOICES)
     flip: bool = option(False, FLIP)
-    cache: str = option("", HELP)
+    cache: str = option("", HELP, path=True)
     cache_gb: float = option(10.0, LIMIT, min=0)
 
 
@@ -56,9 +56,9 @@ def folders(spec: Spec, modalities: Mapping[str, Any]) -> list[Path]:
 
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
     """What the folders say of the modalities' options: the classes' names, of folders or a table, and how many examples
-    each has (no file is opened for it); captions."""
+    each has (no file is opened for it); captions; codings of masks."""
     listing = look(spec, modalities, anchor)
-    options = named(listing.classes)
+    options = named(listing.classes) | codings.options_of(listing.codings)
     train = listing.split()["train"] if listing.paths[anchor] else []
     for name, part in modalities.items():
         texts = listing.texts.get(name, {})

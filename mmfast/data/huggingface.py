@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from mmfast.data import skipping
 from mmfast.data.base import FLIP, Data
 from mmfast.data.cache import HELP, LIMIT
-from mmfast.data.items import MOST_CAPTIONS, Items, captions, check_known, named, names_of, parted, split
+from mmfast.data.items import MOST_CAPTIONS, Items, captions, check_known, mask_values, named, names_of, parted, split
 from mmfast.errors import MmfastError, missing_extra, unknown
 from mmfast.image_files import load_picture, picture_in
 from mmfast.modalities.label import counted
@@ -24,10 +25,15 @@ from mmfast.options import option
 SAVED = ("dataset_dict.json", "dataset_info.json")
 
 
+def _is_folder(text: str, full: str) -> bool:
+    """Whether a path is meant, and no name: `datasets` itself would take a folder in the current one."""
+    return Path(full).exists() or Path(text).exists() or text.startswith((".", os.sep))
+
+
 @dataclass
 class Spec:
     kind: str = "huggingface"
-    path: str = option("", "the data set's name on the Hub, or a folder of it")
+    path: str = option("", "the data set's name on the Hub, or a folder of it", path=_is_folder)
     name: str = option("", "which configuration of the data set; empty: the only one")
     train: str = option("train", "the split of the training examples")
     test: str = option("", "the split that is held out; empty: hold out a share of the others")
@@ -35,7 +41,7 @@ class Spec:
     test_fraction: float = option(0.1, "share of the examples held out if test is empty", above=0, max=0.9)
     on_error: str = option("stop", skipping.ON_ERROR, choices=skipping.CHOICES)
     flip: bool = option(False, FLIP)
-    cache: str = option("", HELP)
+    cache: str = option("", HELP, path=True)
     cache_gb: float = option(10.0, LIMIT, min=0)
 
 
@@ -104,8 +110,7 @@ def _items(spec: Spec, modalities: Mapping[str, Any], anchor: str, part: str) ->
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     """The examples of a data set of `datasets`. Raises MmfastError where it cannot be opened, and for other columns."""
-    train = _items(spec, modalities, anchor, spec.train)
-    test = _items(spec, modalities, anchor, spec.test) if spec.test else None
+    train, test = _parts(spec, modalities, anchor)
     if spec.test and _names(spec, modalities, spec.train) != (others := _names(spec, modalities, spec.test)):
         raise MmfastError(
             f"data.test: the classes of split {spec.test!r} are {others}, others than those of {spec.train!r}, so that "
@@ -114,9 +119,16 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     return split(train, test, spec)
 
 
+def _parts(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> tuple[Items, Items | None]:
+    train = _items(spec, modalities, anchor, spec.train)
+    return train, _items(spec, modalities, anchor, spec.test) if spec.test else None
+
+
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
-    """The names of classes in the features of columns that are labels, and how often each occurs; captions."""
+    """The names of classes in the features of columns that are labels, and how often each occurs; captions; what masks
+    of two classes hold."""
     options = named(names_of(modalities, _names(spec, modalities, spec.train)))
+    options |= mask_values(*_parts(spec, modalities, anchor))
     for name, part in modalities.items():
         if part.kind == "label":
             data = _load(spec.path, spec.name, spec.train)

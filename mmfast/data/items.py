@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from mmfast import modalities as kinds
 from mmfast.data.base import Batch, Data, Examples
+from mmfast.data.codings import decided, options_of, undecided, with_values
 from mmfast.data.decoded import decoded_once, key_of
 from mmfast.data.labelled import Only
 from mmfast.data.listing import place
@@ -56,15 +58,18 @@ class Items:
             data[name] = torch.stack([blank if x is None else x for x in column])
         return Batch(data, present)
 
-    def _read(self, index: int) -> dict[str, Tensor | None]:
-        where = f"example {index} of {self.called}"
+    def values(self, index: int) -> Mapping[str, Any]:
+        """What `get` gives. Raises MmfastError for whatever goes wrong there."""
         try:
-            values = self.get(index)
+            return self.get(index)
         except MmfastError:
             raise
         except Exception as error:  # of another package, which may raise anything
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise MmfastError(f"{where} cannot be read: {reason}") from None
+            raise MmfastError(f"example {index} of {self.called} cannot be read: {reason}") from None
+
+    def _read(self, index: int) -> dict[str, Tensor | None]:
+        where, values = f"example {index} of {self.called}", self.values(index)
         if values[self.anchor] is None:
             raise MmfastError(f"{where} has no {self.anchor}, the anchor, which every example needs; mend or remove it")
         pictures = {name: picture_of(spec, values[name], f"{where}, {name}") for name, spec in self.specs.items()}
@@ -129,12 +134,34 @@ def x_of(spec: Any, value: Any, where: str, picture: PILImage.Image | None = Non
         return torch.from_numpy(np.array(array, dtype=blank.numpy().dtype)).reshape(blank.shape)
 
 
+def codings(train: Items, test: Items | None) -> dict[str, str]:
+    """What the masks of two classes hold (`mmfast.data.codings`), by modality; empty where none tells."""
+    found = {}
+    for name in undecided(train.specs):
+
+        def mask(at: tuple[Items, int], name: str = name) -> PILImage.Image | None:
+            items, index = at
+            return picture_of(items.specs[name], items.values(index)[name], "")
+
+        parts = [(items, k) for items in (train, test) if items is not None for k in range(len(items))]
+        order = sorted(parts, key=lambda at: place(str(at[1])))
+        found[name] = decided(order, mask, train.specs[name])
+    return found
+
+
+def mask_values(train: Items, test: Items | None) -> dict[str, dict[str, Any]]:
+    """These as options of the modalities, for a run to keep."""
+    return options_of(codings(train, test))
+
+
 def split(train: Items, test: Items | None, options: Any) -> Data:
     """The data, of whose training examples a share is held out where there are no others: by their numbers.
 
     options: a data set's test_fraction and flip, and its cache, cache_gb and on_error, which are as for folders.
     """
-    kept = [None if items is None else _kept(items, options) for items in (train, test)]
+    found = codings(train, test)
+    coded = [x and dataclasses.replace(x, specs=with_values(x.specs, found)) for x in (train, test)]
+    kept = [None if items is None else _kept(items, options) for items in coded]
     parts = [x for x in kept if x is not None]
     if test is None:
         parts = [Only(parts[0], rows) for rows in parted(len(train), options.test_fraction)]

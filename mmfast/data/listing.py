@@ -6,17 +6,20 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mmfast import modalities as kinds
 from mmfast.data.base import Data, Examples
+from mmfast.data.codings import decided, undecided, with_values
 from mmfast.data.decoded import decoded_once
 from mmfast.data.example_files import Files
 from mmfast.data.found import find
 from mmfast.data.metadata import Table, find_table, match, no_column, read_table
 from mmfast.data.skipping import Skipping
 from mmfast.errors import MmfastError, unknown
+from mmfast.image_files import load_picture
 
 
 @dataclass
@@ -60,6 +63,16 @@ class Listing:
         held_out = max(1, min(held_out, len(order) - 1))
         return {"train": sorted(order[held_out:]), "test": sorted(order[:held_out])}
 
+    @cached_property
+    def codings(self) -> dict[str, str]:
+        """What the masks of two classes hold (`mmfast.data.codings`), by modality; empty where none tells."""
+        order = sorted(self.paths[self.anchor], key=place)
+        found = {}
+        for name in undecided(self.modalities):
+            files = [self.paths[name][stem] for stem in order if stem in self.paths[name]]
+            found[name] = decided(files, lambda path: load_picture(path, "mask"), self.modalities[name])
+        return found
+
     def data(self, on_error: str = "") -> Data:
         """The examples: the files of the anchor, and what goes with each. on_error: in the place of the option's."""
         train, test = (self._part(part, stems, on_error or self.spec.on_error) for part, stems in self.split().items())
@@ -67,7 +80,7 @@ class Listing:
 
     def _part(self, part: str, stems: list[str], on_error: str) -> Examples:
         named = {name: dataclasses.replace(self.modalities[name], names=found) for name, found in self.classes.items()}
-        specs = {**self.modalities, **named}
+        specs = with_values({**self.modalities, **named}, self.codings)
         files = Files(stems, self.paths, specs, self.texts)
         about = {"root": str(Path(self.spec.root).resolve()), "folders": dict(self.spec.folders), "part": part}
         examples = decoded_once(files, specs, lambda: [files.key(stem) for stem in stems], about, self.spec)
@@ -86,8 +99,11 @@ def look(spec: Any, modalities: Mapping[str, Any], anchor: str) -> Listing:
     """
     root = Path(spec.root)
     if not spec.root or not root.is_dir():
-        here = f" in {Path.cwd()}" if spec.root and not root.is_absolute() else ""
-        raise MmfastError(f"data.root is {spec.root!r}, no folder{here}; it should hold a folder for each modality")
+        here = f" in {Path.cwd()}, the current one" if spec.root and not root.is_absolute() else ""
+        raise MmfastError(
+            f"data.root is {spec.root!r}, no folder{here}; it should be one that holds a folder for each modality, as "
+            "--data.root DIR"
+        )
     for name in spec.folders:
         if name not in modalities:
             raise unknown("data.folders' modality", name, modalities)

@@ -51,12 +51,12 @@ NO_GROUND = re.compile(r"tile|editor|symbol|wall|variation|beam|oasis|coast|reef
 @dataclass
 class Spec:
     kind: str = "sprites"
-    root: str = option("/usr/share/games/wesnoth/1.16/data", f"the data folder of Debian's {PACKAGE}")
+    root: str = option("/usr/share/games/wesnoth/1.16/data", f"the data folder of Debian's {PACKAGE}", path=True)
     background: str = option("plain", "what is behind a sprite: grey, or terrain", choices=("plain", "terrain"))
     flip: bool = option(True, "train on mirrored copies as well")
     test_fraction: float = option(0.12, "share of the units held out for the evaluation", above=0, max=0.9)
     validation: bool = option(False, VALIDATION)
-    cache: str = option("", HELP)
+    cache: str = option("", HELP, path=True)
 
 
 def unit(path: str) -> str:

@@ -32,7 +32,11 @@ LONGEST = 2**30  # of a file, in bytes
 @dataclass
 class Spec:
     kind: str = "table"
-    source: str = option("breast_cancer", f"a .csv file with a line of names, or scikit-learn's {', '.join(SETS)}")
+    source: str = option(
+        "breast_cancer",
+        f"a .csv file with a line of names, or scikit-learn's {', '.join(SETS)}",
+        path=lambda text, full: text.endswith(".csv"),
+    )
     columns: dict[str, str] = option({}, "columns of labels with another name, as in {label: species}")
     test_fraction: float = option(0.2, "approximate share of the rows held out for the evaluation", above=0, max=0.9)
     validation: bool = option(False, VALIDATION)

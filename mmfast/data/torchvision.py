@@ -16,7 +16,7 @@ from mmfast.data.base import FLIP, Data
 from mmfast.data.cache import HELP, LIMIT
 from mmfast.data.decoded import key_of
 from mmfast.data.found import walk
-from mmfast.data.items import Items, check_known, named, names_of, split
+from mmfast.data.items import Items, check_known, mask_values, named, names_of, split
 from mmfast.errors import MmfastError, missing_extra, unknown
 from mmfast.image_files import no_programs
 from mmfast.options import option
@@ -29,7 +29,7 @@ FOLDERS = ("ImageFolder", "DatasetFolder")
 class Spec:
     kind: str = "torchvision"
     name: str = option("", "the class in torchvision.datasets, such as CIFAR10 or OxfordIIITPet")
-    root: str = option("", "the folder in which torchvision keeps the data")
+    root: str = option("", "the folder in which torchvision keeps the data", path=True)
     download: bool = option(False, "let torchvision download the data, if it can")
     train: dict[str, Any] = option({}, "arguments of the class for the training examples, as in {train: true}")
     test: dict[str, Any] = option({}, "its arguments for the held-out examples; empty: hold out a share of the others")
@@ -39,7 +39,7 @@ class Spec:
     test_fraction: float = option(0.1, "share of the examples held out if test is empty", above=0, max=0.9)
     on_error: str = option("stop", skipping.ON_ERROR, choices=skipping.CHOICES)
     flip: bool = option(False, FLIP)
-    cache: str = option("", HELP)
+    cache: str = option("", HELP, path=True)
     cache_gb: float = option(10.0, LIMIT, min=0)
 
 
@@ -129,13 +129,16 @@ def _version() -> str:
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     """The examples of a torchvision data set. Raises MmfastError where it cannot be opened, and for other options."""
+    return split(*_parts(spec, modalities, anchor), spec)
+
+
+def _parts(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> tuple[Items, Items | None]:
     train = _items(spec, modalities, anchor, spec.train)
-    test = _items(spec, modalities, anchor, spec.test) if spec.test else None
-    return split(train, test, spec)
+    return train, _items(spec, modalities, anchor, spec.test) if spec.test else None
 
 
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
-    """The data set's own names of its classes, for its labels."""
+    """The data set's own names of its classes, for its labels; what its masks of two classes hold."""
     names = getattr(_dataset(spec, spec.train), "classes", None)
     labels = {name: names for name, part in modalities.items() if part.kind == "label" and names}
-    return named(names_of(modalities, labels))
+    return named(names_of(modalities, labels)) | mask_values(*_parts(spec, modalities, anchor))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
-from mmfast.image_files import class_numbers, load_picture, middle_resized, two_classes
+from mmfast.image_files import CODINGS, class_numbers, coding_of, load_picture, middle_resized, two_classes
 from mmfast.metrics.similarity import mean_iou
 from mmfast.modalities import base
 from mmfast.modalities.base import Modality, SpaceShape
@@ -36,6 +37,9 @@ class MaskSpec(base.Spec):
     ignore: int | None = option(
         None, "the value, in a mask's file, of pixels that count nowhere, as 255; null: none", min=0
     )
+    values: str = option(
+        "", "what the files of two classes hold, as 0/255; empty: what most of the data's do", choices=("", *CODINGS)
+    )
 
 
 class Mask(Modality):
@@ -47,7 +51,8 @@ class Mask(Modality):
     extensions = (".png", ".bmp", ".gif")
 
     def __init__(self, name: str, spec: MaskSpec, space: SpaceShape) -> None:
-        super().__init__(name, spec, space)
+        # What is given to a model is judged alone: it may be another's file.
+        super().__init__(name, dataclasses.replace(spec, values=""), space)
         self.channels = space.channels or max(1, min(spec.classes - 1, 16))
         codes = base.code(spec.classes, self.channels)
         if spec.encoder == "learned":
@@ -120,11 +125,11 @@ class Mask(Modality):
 
     @classmethod
     def read(cls, path: Path, spec: MaskSpec) -> Tensor:
-        return read_mask(path, spec.classes, spec.size, spec.ignore)
+        return read_mask(path, spec.classes, spec.size, spec.ignore, spec.values)
 
     @classmethod
     def from_picture(cls, picture: PILImage.Image, spec: MaskSpec, where: str) -> Tensor:
-        return numbers_of(picture, spec.classes, spec.size, spec.ignore, where)
+        return numbers_of(picture, spec.classes, spec.size, spec.ignore, where, spec.values)
 
     def plain(self, x: Tensor) -> PILImage.Image:
         """A picture of the class numbers, with a palette that shows them; `ignore` where the class is not known."""
@@ -154,23 +159,39 @@ def palette(classes: int) -> np.ndarray:
     return (np.array([(0.08, 0.08, 0.12), *hues]) * 255).astype(np.uint8)
 
 
-def read_mask(path: Path, classes: int, size: Size, ignore: int | None = None) -> Tensor:
+def read_mask(path: Path, classes: int, size: Size, ignore: int | None = None, values: str = "") -> Tensor:
     """A picture file whose grey or palette values are class numbers, as int64 [height, width].
 
     A two-class mask may also be black and white (any value above 127 is class 1). ignore: the value of pixels that
-    count nowhere, which are -1; the class of that number is then no other pixel's.
+    count nowhere, which are -1; the class of that number is then no other pixel's. values: the coding of two classes
+    that the file has to have, "0/1" or "0/255"; empty for either.
     """
-    return numbers_of(load_picture(path, "mask"), classes, size, ignore, path)
+    return numbers_of(load_picture(path, "mask"), classes, size, ignore, path, values)
 
 
-def numbers_of(picture: PILImage.Image, classes: int, size: Size, ignore: int | None, path: Path | str) -> Tensor:
+def coding(picture: PILImage.Image, ignore: int | None, path: Path | str) -> str:
+    """The coding of two classes that a mask, upright, has; empty where it fits both: in black, or with a bit a pixel.
+
+    Raises MmfastError, which calls it `path`, for what is no mask of two classes.
+    """
+    whole, known = _pixels(picture, ignore, path)
+    return coding_of(path, whole[known]) if known.any() and picture.mode != "1" else ""
+
+
+def _pixels(picture: PILImage.Image, ignore: int | None, path: Path | str) -> tuple[np.ndarray, np.ndarray]:
+    """A mask's numbers, int32 [height, width], and which of them count, bool."""
+    whole = np.asarray(class_numbers(path, picture)).astype(np.int32)
+    return whole, np.ones_like(whole, dtype=bool) if ignore is None else whole != ignore
+
+
+def numbers_of(
+    picture: PILImage.Image, classes: int, size: Size, ignore: int | None, path: Path | str, coded: str = ""
+) -> Tensor:
     """A picture, upright, as `read_mask` has a file's; errors call it `path`."""
-    picture = class_numbers(path, picture)
-    whole = np.asarray(picture).astype(np.int32)
-    known = np.ones_like(whole, dtype=bool) if ignore is None else whole != ignore
+    whole, known = _pixels(picture, ignore, path)
     values = whole[known]
     if classes == 2 and values.size:
-        values = two_classes(path, values)
+        values = two_classes(path, values, "" if picture.mode == "1" else coded)
     if values.size and values.min() < 0:
         raise MmfastError(f"{path} holds class {values.min()}; the mask has classes 0 .. {classes - 1}")
     if values.size and values.max() >= classes:

@@ -57,7 +57,7 @@ def test_a_run_is_not_made_among_the_pictures(photos, tmp_path, capsys, monkeypa
     before = files(photos)
     for out in ("photos/runs/x", "photos", "photos/ape", "link/x"):
         assert main(["train", "my.yaml", "--out", out, "--quiet"]) == 2
-        assert f"--out is {out}, which lies among the data in {root}" in capsys.readouterr().err
+        assert f"--out is {out}, which lies among the data in {tmp_path}/{root}" in capsys.readouterr().err
     assert files(photos) == before
     for out in ("runs", "photos/.runs"):  # what is hidden is no example
         assert main(["train", "my.yaml", "--out", out, "--quiet"]) == 0

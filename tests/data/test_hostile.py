@@ -25,7 +25,7 @@ MODALITIES = {
     "map": {"kind": "feature_map", "dim": 2, "cells": 2},
 }
 PLAIN = {
-    "image": (".png", saved(RGB)), "mask": (".png", saved(CLASSES)), "two": (".png", saved(TWO)),
+    "image": (".png", saved(RGB)), "mask": (".png", saved(CLASSES)), "two": (".png", saved(TWO * 255)),
     "label": (".txt", raw(b"0")), "vector": (".npy", array(VECTOR)), "map": (".npy", array(MAP)),
 }  # fmt: skip
 FEW = {
