@@ -229,7 +229,8 @@ def test_ones_own_folder_trains(capsys, folder):
     vector = next((folder / "data" / "code").rglob("*.npy"))
     for given in (f"image={picture}", f"code={vector}", "mask=data", "label=1"):
         file = folder / "out.png"
-        assert main(["sample", str(folder / "run"), "--given", given, "--n", "2", "--quiet", "--out", str(file)]) == 0
+        words = ["--given", given, "--n", "2", "--quiet", "--out", str(file), "--overwrite"]
+        assert main(["sample", str(folder / "run"), *words]) == 0
         assert Image.open(file).size[0] > 100
 
 

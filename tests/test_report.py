@@ -237,14 +237,19 @@ def test_an_earlier_report_is_replaced_and_nothing_else_is(run, tmp_path, capsys
     other = tmp_path / "mine.html"
     other.write_text("my page")
     for out, said in (
-        (other, "is there already and is no report"),
+        (other, "which is there already; choose another name, or add --overwrite"),
         (tmp_path / "a.pdf", "--out is .*a.pdf; it should end in .html or .htm"),
-        (tmp_path / "none" / "a.html", "cannot be written: No such file"),
+        (tmp_path / "none" / "a.html", "none is no folder; make it, or choose another place"),
         (tmp_path, "should end in .html"),
     ):
         assert main(["report", str(run), "--out", str(out)]) == 2
         error = capsys.readouterr().err
         assert re.search(said, error) and error.count("\n") == 1
+    kept = (run / "report.html").read_bytes()
+    (run / "report.html").write_text("my page")
+    assert main(["report", str(run)]) == 2 and "is there already and is no report" in capsys.readouterr().err
+    assert (run / "report.html").read_text() == "my page"
+    (run / "report.html").write_bytes(kept)
     assert other.read_text() == "my page" and sorted(x.name for x in tmp_path.iterdir()) == ["mine.html", "run"]
     assert main(["report", str(run), "--out", str(tmp_path / "new.html")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "new.html")

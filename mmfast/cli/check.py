@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmfast import presets
-from mmfast.cli.shared import add_allow_code, check_ending, new_file, overrides, slug, write
+from mmfast.cli.shared import add_allow_code, add_overwrite, check_file, new_file, overrides, slug, write
 from mmfast.errors import MmfastError
 from mmfast.sizes import named
 
@@ -30,6 +30,7 @@ def add(commands: Any) -> None:
     )
     command.add_argument("data", metavar="DIR|CONFIG.yaml|PRESET", help="a folder of data, or a config")
     command.add_argument("--sheet", metavar="FILE.png", help="file for the contact sheet [a new file here]")
+    add_overwrite(command)
     add_allow_code(command)
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from mmfast.build import check_beside_data
     from mmfast.survey import survey
 
-    check_ending("--sheet", args.sheet, (".png", ".jpg", ".jpeg"))
+    check_file("--sheet", args.sheet, args.overwrite, ".png", ".jpg", ".jpeg")
     config, notes = _config(args.data, rest)
     file = Path(args.sheet) if args.sheet else new_file(Path(), f"check-{slug(Path(args.data).stem) or 'data'}")
     nowhere = ""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmfast.cli.shared import add_allow_code, add_weights, write
+from mmfast.cli.shared import add_allow_code, add_overwrite, add_weights, check_file, write
 from mmfast.errors import MmfastError
 from mmfast.trust import permit
 
@@ -26,6 +26,7 @@ def add(commands: Any) -> None:
     evaluate.add_argument("--lpips", choices=("alex", "vgg"), help="also LPIPS of restored images [the config's]")
     evaluate.add_argument("--lpips-weights", metavar="FILE", help="weights of that network [the package's]")
     evaluate.add_argument("--json", metavar="FILE", help="also write the figures to a file")
+    add_overwrite(evaluate)
     add_weights(evaluate)
     add_allow_code(evaluate)
     evaluate.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from mmfast.build import build_data, load_run
     from mmfast.evaluate import evaluate, table
 
+    check_file("--json", args.json, args.overwrite)
     _, config, model = load_run(args.run, args.device, weights=args.weights)
     if args.samples is not None:
         if args.samples < 2:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmfast.cli.shared import check_ending, write
+from mmfast.cli.shared import add_overwrite, check_file, write
 from mmfast.errors import MmfastError
 from mmfast.sizes import Size, height_width, read
 
@@ -33,6 +33,7 @@ def add(commands: Any) -> None:
         help="of images in pixels [near the pictures' own and of their shape, at most as many as 32 x 32; 64 on a GPU]",
     )
     command.add_argument("--outside", action="store_true", help="links may lead out of DIR (data.outside)")
+    add_overwrite(command)
     command.add_argument("--quiet", action="store_true", help="do not tell what is timed")
 
 
@@ -50,10 +51,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from mmfast.guess import guess, most_pixels
     from mmfast.propose import propose, step_time, usual_batch
 
-    check_ending("--out", args.out, (".yaml", ".yml"))
+    check_file("--out", args.out, args.overwrite, ".yaml", ".yml")
     out = Path(args.out)
-    if out.exists():
-        raise MmfastError(f"--out {out} is there already; choose another name, or remove it")
     if not args.minutes > 0:
         raise MmfastError(f"--minutes is {args.minutes:g}; it should be more than 0")
     guessed = guess(Path(args.data).resolve(), most_pixels(), _size(args.size), args.outside)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmfast.cli.shared import check_ending, write
+from mmfast.cli.shared import add_overwrite, check_file, write
 from mmfast.errors import MmfastError
 
 
@@ -22,6 +22,7 @@ def add(commands: Any) -> None:
     )
     command.add_argument("run", metavar="RUN", help="the folder of a run")
     command.add_argument("--out", metavar="FILE.html", help="the file to write [RUN/report.html]")
+    add_overwrite(command)
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -29,10 +30,11 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from mmfast.report import gather, page
     from mmfast.run import Run
 
-    check_ending("--out", args.out, (".html", ".htm"))
+    check_file("--out", args.out, args.overwrite, ".html", ".htm")
     opened = Run.open(args.run)
     out = Path(args.out) if args.out else opened.folder / "report.html"
-    _check_place(out)
+    if not args.out:
+        _check_place(out)
     facts = {name: ", ".join(x) if isinstance(x, list) else str(x) for name, x in machine().items()}
     text = page(gather(opened), facts | {"written": time.strftime("%Y-%m-%d %H:%M")})
     write(out, lambda temporary: temporary.write_bytes(text.encode("utf-8", "replace")))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmfast.cli.shared import add_allow_code, add_weights, check_ending, new_file, slug, write
+from mmfast.cli.shared import add_allow_code, add_overwrite, add_weights, check_file, new_file, slug, write
 from mmfast.errors import MmfastError
 
 
@@ -61,6 +61,7 @@ def add(commands: Any) -> None:
     sample.add_argument("--out", metavar="FILE.png", help="file for the picture [a new file in RUN/samples]")
     sample.add_argument("--save", metavar="DIR", help="also save each sample as files, in a new folder")
     sample.add_argument("--npz", metavar="FILE.npz", help="also save the samples as arrays")
+    add_overwrite(sample)
     add_weights(sample)
     add_allow_code(sample)
     sample.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -102,8 +103,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
     if args.n is not None and args.n < 1:
         raise MmfastError(f"--n is {args.n}; it should be at least 1")
-    check_ending("--out", args.out, (".png", ".jpg", ".jpeg"))
-    check_ending("--npz", args.npz, (".npz",))
+    check_file("--out", args.out, args.overwrite, ".png", ".jpg", ".jpeg")
+    check_file("--npz", args.npz, args.overwrite, ".npz")
     if args.save:
         check_free("--save", Path(args.save))
     given = _given(args.given)

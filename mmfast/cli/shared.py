@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,28 @@ def add_weights(command: Any) -> None:
     )
 
 
-def check_ending(option: str, name: str | None, endings: tuple[str, ...]) -> None:
-    if name is not None and Path(name).suffix.lower() not in endings:
+def add_overwrite(command: Any) -> None:
+    command.add_argument("--overwrite", action="store_true", help="replace a file that is named and is there already")
+
+
+def check_file(option: str, name: str | None, overwrite: bool, *endings: str) -> None:
+    """Raise MmfastError unless the file that the user names can be written: said before the work for it is done.
+
+    Nothing that is there is overwritten without --overwrite, and what is no file never is. endings: that it may have.
+    """
+    if name is None:
+        return
+    path = Path(name)
+    if endings and path.suffix.lower() not in endings:
         raise MmfastError(f"{option} is {name}; it should end in {' or '.join(endings)}")
+    if path.exists() and not path.is_file():
+        raise MmfastError(f"{option} is {name}, which is there and is no file; choose another name")
+    if os.path.lexists(path) and not overwrite:
+        raise MmfastError(f"{option} is {name}, which is there already; choose another name, or add --overwrite")
+    if not path.parent.is_dir():
+        raise MmfastError(f"{option} is {name}, and {path.parent} is no folder; make it, or choose another place")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise MmfastError(f"{option} is {name}, and {path.parent} cannot be written to; choose another place")
 
 
 def write(file: Path, write: Any) -> None:

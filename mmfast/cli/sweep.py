@@ -46,6 +46,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from mmfast import sweep
     from mmfast.build import build_data, load_run
+    from mmfast.files import check_free
 
     over = sweep.options_of(args.over)
     opened, config, model = load_run(args.run, args.device)
@@ -58,14 +59,13 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     config.evaluate.features = args.features or config.evaluate.features
     stem = slug(" ".join([*(f"given-{name}" for name in args.given), *over]))
     folder = Path(args.out) if args.out else _new_folder(opened.folder / "sweeps", stem)
-    if folder.exists() or folder.is_symlink():
-        raise MmfastError(f"--out is {folder}, which is there already; choose a new folder")
+    check_free("--out", folder)
 
     def save(points: list[sweep.Point]) -> None:
         if len(points) == 1:
             sweep.axes(points, args.x, args.y)  # a misspelt figure is said now, not at the end
             try:
-                folder.mkdir(parents=True)
+                folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise MmfastError(f"{folder} cannot be made: {error.strerror}; choose another place") from None
         write(folder / "sweep.json", lambda temporary: temporary.write_text(sweep.text(points)))

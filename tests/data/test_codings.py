@@ -13,7 +13,7 @@ import mmfast
 from mmfast import config as configs
 from mmfast.build import build_data, with_found
 from mmfast.cli import main
-from mmfast.data import codings, huggingface, items, listing
+from mmfast.data import codings, huggingface, items, listing, torchvision
 from mmfast.data.codings import decided
 from mmfast.data.listing import place
 from mmfast.errors import MmfastError
@@ -226,12 +226,22 @@ def test_other_packages_data_sets_alike(white):
     assert items.mask_values(adapted(COUNT, white), None) == {"mask": {"values": f"0/{white}"}}
 
 
-def test_hugging_faces_are_kept_with_the_config(root, white, tmp_path):
-    datasets = pytest.importorskip("datasets")
-    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
-    rows = {name: [str(root / name / f"{k:02d}.png") for k in range(COUNT)] for name in features}
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "set"))
-    data = {"kind": "huggingface", "path": str(tmp_path / "set"), "cache_gb": 0}
+class Table(list):
+    """A stand-in for a data set of `datasets`, and, of tuples, for one of torchvision."""
+
+    features = {"image": None, "mask": None}  # noqa: RUF012
+
+    def select_columns(self, columns):
+        return Table({name: row[name] for name in columns} for row in self)
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "torchvision"])
+def test_they_are_kept_with_the_config(kind, white, monkeypatch):
+    arrays = [(np.full((SIZE, SIZE), k, np.uint8), (truth(k) * white).astype(np.uint8)) for k in range(COUNT)]
+    rows = Table({"image": Image.fromarray(image), "mask": Image.fromarray(mask)} for image, mask in arrays)
+    monkeypatch.setattr(huggingface, "_load", lambda path, name, part: rows)
+    monkeypatch.setattr(torchvision, "_dataset", lambda spec, part: [(row["image"], row["mask"]) for row in rows])
+    data = {"kind": kind, "cache_gb": 0}
     chosen = with_found(configs.from_plain({**DRAFT, "data": data, "modalities": MODALITIES}, "x"))
     assert chosen.modalities["mask"].values == f"0/{white}"
     found = masks(build_data(chosen))

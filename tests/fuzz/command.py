@@ -11,8 +11,8 @@ from .pool import Fault
 
 FLAGS = {
     "presets": ["--help"],
-    "check": ["--sheet", "--allow-code", "--quiet", "--help"],
-    "init": ["--out", "--minutes", "--size", "--quiet"],
+    "check": ["--sheet", "--overwrite", "--allow-code", "--quiet", "--help"],
+    "init": ["--out", "--minutes", "--size", "--overwrite", "--quiet"],
     "train": ["--out", "--allow-code", "--quiet", "--help"],
     "sample": [
         "--given",
@@ -27,6 +27,7 @@ FLAGS = {
         "--out",
         "--save",
         "--npz",
+        "--overwrite",
         "--allow-code",
         "--quiet",
     ],
@@ -38,9 +39,10 @@ FLAGS = {
         "--lpips",
         "--lpips-weights",
         "--json",
+        "--overwrite",
         "--quiet",
     ],
-    "report": ["--out"],
+    "report": ["--out", "--overwrite"],
     "info": ["--json"],
 }
 GOOD = {
