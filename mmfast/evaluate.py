@@ -23,6 +23,7 @@ from mmfast.progress import silenced
 from mmfast.ranks import ALONE, Ranks
 from mmfast.reverse import fit, times_by_snr, x0_error
 from mmfast.run import Run
+from mmfast.sample import check_count
 from mmfast.trust import imported
 
 # How many training examples the reverse variances are fitted to, and timesteps the error of z_0 is measured at.
@@ -106,6 +107,7 @@ def check_measures(model: Model, config: Config) -> None:
 
 def _check_measures(model: Model, config: Config) -> None:
     spec = config.evaluate
+    check_count(model, spec.samples, "evaluate.samples")
     if spec.features != "pixels" and not model.anchor.bounded:
         raise MmfastError(
             f"evaluate.features is {spec.features!r}, a network that sees images; the anchor is a {model.anchor.kind}, "

@@ -15,7 +15,7 @@ from mmfast.modalities.base import Modality
 from mmfast.model import Model
 from mmfast.path import check_offset
 from mmfast.ranks import ALONE, Ranks
-from mmfast.sample import as_given, how_many, sample, takes_eta
+from mmfast.sample import as_given, check_count, how_many, sample, takes_eta
 from mmfast.samplers import SAMPLERS
 from mmfast.streams import HEAD_NOISE
 
@@ -43,6 +43,7 @@ def check_sample(model: Model, config: Config) -> None:
     """Raise MmfastError for an order of drawing, `sample.first` or `sample.offset`, that this model cannot have."""
     check_first(model, config.sample.first)
     check_offset(model, config.sample.offset, "sample.offset")
+    check_count(model, config.sample.count, "sample.count")
 
 
 def check_first(model: Model, first: Iterable[str]) -> None:

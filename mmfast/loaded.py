@@ -25,6 +25,7 @@ from mmfast.modalities import Modality
 from mmfast.model import Model
 from mmfast.ranks import ALONE, Ranks
 from mmfast.run import Run
+from mmfast.sample import check_count
 from mmfast.samples import Samples, whole
 
 # The choices of `Loaded.sample` that have their value from the config otherwise: of which type, and in words.
@@ -102,17 +103,15 @@ class Loaded:
         inside = self._inside(values, known or {})
         rows = self._rows({name: inside[name][0] if name in inside else value for name, value in values.items()})
         n, several = _how_many(rows, n)
+        check_count(self.model, n * several, "n")
         of_data = [name for name, value in values.items() if name not in rows]
         real = held_out(Shuffled(self.data.test), n, self.model).data if of_data else {}
         rows |= {name: [real[name]] for name in of_data}
-        try:
-            these = {
-                name: torch.cat([x.expand(n, *x.shape[1:]) for x in (found if len(found) > 1 else found * several)])
-                for name, found in rows.items()
-            }
-            ids = torch.arange(n).repeat(several)
-        except (RuntimeError, MemoryError):
-            raise MmfastError(f"n is {n}; so many samples do not fit into memory, draw fewer at a time") from None
+        these = {
+            name: torch.cat([x.expand(n, *x.shape[1:]) for x in (found if len(found) > 1 else found * several)])
+            for name, found in rows.items()
+        }
+        ids = torch.arange(n).repeat(several)
         how: dict[str, Any] = {"known": {name: there for name, (_, there) in inside.items()}, **options}
         drawn = generate(self.model, self.config, len(ids), these, sample_ids=ids, seed=seed, ranks=ranks, **how)
         known_whole = [name for name in these if name not in inside]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 import torch
+
+from mmfast.errors import MmfastError
 
 # glibc's names for what mallopt sets.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -39,3 +42,19 @@ def peak(device: torch.device) -> int | None:
     except ImportError:  # not on Windows
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def check_room(what: str, count: int, size: int) -> None:
+    """Raise MmfastError where an option `what` asks for more samples, of `size` bytes each, than the host holds.
+
+    Nothing is checked where the system does not tell how much memory it has.
+    """
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # AttributeError: Windows
+        return
+    if count * size > there > 0:
+        raise MmfastError(
+            f"{what} asks for {count:,} samples, {count * size / 2**30:,.0f} GB; the memory here has "
+            f"{there / 2**30:,.0f} GB, so choose a smaller number"
+        )

@@ -14,6 +14,7 @@ from mmfast.config_sections import MOST_TIMES
 from mmfast.errors import MmfastError
 from mmfast.errors import unknown as unknown_name
 from mmfast.inside import check_known
+from mmfast.memory import check_room
 from mmfast.model import Model
 from mmfast.options import PRECISIONS
 from mmfast.progress import Bar
@@ -204,7 +205,15 @@ def how_many(model: Model, count: int | None, given: Mapping[str, Tensor]) -> in
     sizes = {len(x) for x in given.values() if len(x) != 1}
     if len(sizes) > 1:
         raise MmfastError(f"given modalities hold {sorted(sizes)} examples; they should hold one number of them")
-    return whole_number("count", count if count is not None else max(sizes, default=1), 1)
+    return check_count(model, count if count is not None else max(sizes, default=1))
+
+
+def check_count(model: Model, count: int, what: str = "count") -> int:
+    """The number of samples. Raises MmfastError, which calls it `what`, for none and for more than the memory holds."""
+    count = whole_number(what, count, 1)
+    size = sum(part.blank(part.spec).nbytes for part in map(model.part, model.parts))
+    check_room(what, count, size)
+    return count
 
 
 def _scales(guidance_scale: float | Mapping[str, float], given: Mapping[str, Tensor]) -> dict[str, float]:

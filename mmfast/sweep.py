@@ -18,7 +18,7 @@ from mmfast.errors import MmfastError, unknown
 from mmfast.generate import generate
 from mmfast.held_out import Shuffled, held_out
 from mmfast.model import Model
-from mmfast.sample import takes_eta
+from mmfast.sample import check_count, takes_eta
 
 # What is no option of one draw.
 NOT_SWEPT = ("count", "batch_size")
@@ -85,7 +85,7 @@ def sweep(
     if model.anchor_name in given:
         raise MmfastError(f"given has {model.anchor_name}, the anchor; the figures are those of drawn images")
     chosen = configs(config, over)
-    count = config.evaluate.samples
+    count = check_count(model, config.evaluate.samples, "evaluate.samples")
     features = chosen_features(config.evaluate)
     z0 = to_z0(model)
     measured = lambda x: features(z0(x))  # noqa: E731

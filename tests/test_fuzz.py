@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_run import make
-from tiny import tiny
+from small_run import COMMAND, make
 
 import mmfast
 from mmfast import MmfastError, Schedule, ops
@@ -20,7 +19,6 @@ from mmfast.build import build_model
 from mmfast.cli import main
 from mmfast.loaded import load
 from mmfast.modalities.embedding import read_numbers
-from mmfast.training import train
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 fuzz = pytest.importorskip("tests.fuzz.kinds") if sys.platform == "linux" else None
@@ -128,6 +126,13 @@ CALLS = {
     "coefs sparse": lambda: ops.combine([X], torch.ones(2, 1).to_sparse()),
     "a term that is sparse": lambda: ops.combine([X.to_sparse()], torch.ones(2, 1)),
     "a draw that is a bool": lambda: ops.random_words([2, 3], draw=True),
+    "a side that is a bool": lambda: ops.block_mask(X, 0.5, True),
+    "a pair with a bool": lambda: ops.block_mask(X, 0.5, (2, True)),
+    "a shape with a bool": lambda: ops.randn([True, 3], seed=0),
+    "a count that is a bool": lambda: ops.random_words([2, True], seed=0),
+    "a batch that is a bool": lambda: ops.random_words([True, 2], seed=0),
+    "a Block from a bool": lambda: ops.combine([X, ops.Block(X[:, :1], True, 3)], torch.ones(2, 2)),
+    "a Block of a bool": lambda: ops.combine([ops.Block(X[:, :1], 0, True)], torch.ones(2, 1)),
     "a ratio on another device": lambda: ops.block_mask(X, torch.zeros(2, device="meta"), 2),
 }
 
@@ -242,11 +247,39 @@ def test_a_name_too_long_for_a_file_is_one_line(words, tmp_path, monkeypatch, ca
     said = capsys.readouterr().err
     assert said.startswith("mmfast: error: ") and said.count("\n") == 1 and LONG in said
     assert not list(tmp_path.iterdir())
-
-
-def test_more_samples_than_memory_holds_is_one_line(tmp_path):
-    run = train(tiny(train__steps=1), str(tmp_path / "run"), quiet=True)
-    with pytest.raises(MmfastError, match=f"n is {2**50}; so many samples do not fit into memory"):
-        load(run.folder).sample(2**50)
     with pytest.raises(MmfastError, match="holds no run"):
         load(LONG)
+
+
+MANY_SAMPLES = {
+    "sample": (["--n", str(2**40)], "n"),
+    "sample of each class": (["--given", "label=all", "--n", str(2**40)], "n"),
+    "sample given data": (["--given", "label=data", "--n", str(2**40)], "n"),
+    "eval": (["--samples", str(2**40)], "evaluate.samples"),
+    "sweep": (["--over", "steps=1,2", "--samples", str(2**40)], "evaluate.samples"),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    make(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("words", "name"), MANY_SAMPLES.values(), ids=MANY_SAMPLES)
+def test_samples_beyond_the_memory(words, name, run, request, capsys):
+    command = request.node.callspec.id.split()[0]
+    assert main([command, str(run), "--device", "cpu", "--quiet", *words]) == 2
+    count = 2**40 * (10 if "label=all" in words else 1)
+    # An image of 8 x 8 floats, a mask of as many class numbers, and a label: 776 bytes.
+    assert capsys.readouterr().err.startswith(
+        f"mmfast: error: {name} asks for {count:,} samples, {count * 776 / 2**30:,.0f} GB; the memory here has "
+    )
+
+
+@pytest.mark.parametrize("option", ["sample.count", "evaluate.samples"])
+def test_samples_beyond_the_memory_are_refused_before_training(option, tmp_path, capsys):
+    assert main([*COMMAND, "--out", str(tmp_path / "run"), f"--{option}", str(2**40)]) == 2
+    assert f"{option} asks for 1,099,511,627,776 samples" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
