@@ -13,7 +13,7 @@ from mmfast import process
 from mmfast.errors import MmfastError, unknown
 from mmfast.ops.around import fresh_seed, in_memory, transformed, watched
 from mmfast.ops.call import MAX_LEVELS, Block, Noise, Rows, Tables, Term
-from mmfast.schedule import Schedule
+from mmfast.schedule import Schedule, whole
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -236,6 +236,7 @@ def check_present(present: Tensor, batch: int, modalities: int) -> None:
 def check_noise(given: Noise, batch: int, device: torch.device) -> Noise:
     """The noise's identity, checked, with a fresh seed for None."""
     (seed, draw), sample_ids, stream, levels = given
+    seed, draw, stream = whole(seed), whole(draw), whole(stream)
     if not isinstance(stream, int) or isinstance(stream, bool) or not 0 <= stream < 1 << 16:
         raise MmfastError(f"stream is {stream!r}; it should be an int in 0 .. 65535")
     if isinstance(draw, Tensor):
