@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmfast.errors import MmfastError
-from mmfast.schedule import Schedule
+from mmfast.schedule import Schedule, as_int
 
 # A timestep: one for the whole batch, or int64 [B].
 Time = int | Tensor
@@ -28,7 +28,7 @@ def check_kind(name: str, t: Time, low: int, high: int) -> None:
             raise MmfastError(
                 f"{name} is a {t.dtype} tensor of shape {list(t.shape)}; it should be an int or an int64 [B]"
             )
-    elif isinstance(t, bool) or not isinstance(t, (int, torch.SymInt)):
+    elif isinstance(t := as_int(t), bool) or not isinstance(t, (int, torch.SymInt)):
         raise MmfastError(f"{name} is {t!r}; it should be an int or an int64 tensor [B]")
     elif t < low or t > high:
         raise MmfastError(f"{name} is {t}; it should lie in {low} .. {high}")

@@ -7,6 +7,7 @@ coefficients that the ops read are derived from them in float64 and kept as floa
 from __future__ import annotations
 
 import math
+import numbers
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -151,7 +152,7 @@ class Schedule(nn.Module):
         beta_end: float = 0.02,
     ) -> Schedule:
         """1 - a_t rises linearly from beta_start to beta_end over T steps (Ho et al., 2020)."""
-        _check_steps(T)
+        _check_steps(T := as_int(T))
         betas = torch.linspace(beta_start, beta_end, T, dtype=torch.float64, device="cpu")
         return cls(_cumulative(1 - betas), weights)
 
@@ -164,7 +165,7 @@ class Schedule(nn.Module):
         max_beta: float = 0.999,
     ) -> Schedule:
         """abar_t ~ cos^2(pi/2 (t/T + offset)/(1 + offset)), with 1 - a_t <= max_beta (Nichol and Dhariwal, 2021)."""
-        _check_steps(T)
+        _check_steps(T := as_int(T))
         time = torch.arange(T + 1, dtype=torch.float64, device="cpu") / T
         f = torch.cos((time + offset) / (1 + offset) * (math.pi / 2)) ** 2
         return cls(_cumulative((f[1:] / f[:-1]).clamp(min=1 - max_beta)), weights)
@@ -238,6 +239,12 @@ def _cumulative(a: Tensor) -> Tensor:
 
 # Steps: the tables of a schedule, and what the ops derive from them, have a row for each.
 MOST_STEPS = 100_000
+
+
+def as_int(x: Any) -> Any:
+    """A whole number of another type, such as numpy's, as an int; all else as it is."""
+    # An int first, since a compiler follows no abstract classes.
+    return x if isinstance(x, (int, Tensor)) or not isinstance(x, numbers.Integral) else int(x)
 
 
 def _check_steps(T: Any) -> None:

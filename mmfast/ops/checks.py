@@ -13,7 +13,7 @@ from mmfast import process
 from mmfast.errors import MmfastError, unknown
 from mmfast.ops.around import fresh_seed, in_memory, transformed, watched
 from mmfast.ops.call import MAX_LEVELS, Block, Noise, Rows, Tables, Term
-from mmfast.schedule import Schedule
+from mmfast.schedule import Schedule, as_int
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -38,7 +38,7 @@ def gather(
         size = list(tensor.shape)
         if isinstance(term, Block):
             start, channels = term.start, term.channels
-            numbers = whole(start) and whole(channels)
+            numbers = is_whole(start) and is_whole(channels)
             if not numbers or tensor.dim() < 2 or start < 0 or start + tensor.shape[1] > channels:
                 raise MmfastError(
                     f"{name} is a Block of shape {size} from channel {start} of {channels}; it should be "
@@ -124,7 +124,7 @@ def select(encodings: Encodings, sched: Schedule) -> tuple[tuple[str, ...], list
     return sched.names, list(encodings)
 
 
-def whole(value: object, symbolic: bool = False) -> TypeGuard[int]:
+def is_whole(value: object, symbolic: bool = False) -> TypeGuard[int]:
     """Whether it is a whole number, symbolic: or the compiler's word for one. True and False are none."""
     return isinstance(value, (int, torch.SymInt) if symbolic else int) and not isinstance(value, bool)
 
@@ -216,7 +216,7 @@ def _check_rows(rows: object, count: int, batch: int, device: torch.device) -> N
             )
         if rows.device != device:
             raise MmfastError(f"rows is on {rows.device}; it should be on {device} with the tables")
-    elif not whole(rows) or not 0 <= rows < count:
+    elif not is_whole(rows) or not 0 <= rows < count:
         raise MmfastError(f"rows is {rows!r}; it should be an int in 0 .. {count - 1}, or int64 [{batch}]")
 
 
@@ -241,12 +241,13 @@ def check_present(present: Tensor, batch: int, modalities: int) -> None:
 def check_noise(given: Noise, batch: int, device: torch.device) -> Noise:
     """The noise's identity, checked, with a fresh seed for None."""
     (seed, draw), sample_ids, stream, levels = given
-    if not whole(stream) or not 0 <= stream < 1 << 16:
+    seed, draw, stream = as_int(seed), as_int(draw), as_int(stream)
+    if not is_whole(stream) or not 0 <= stream < 1 << 16:
         raise MmfastError(f"stream is {stream!r}; it should be an int in 0 .. 65535")
     if isinstance(draw, Tensor):
         if draw.numel() != 1 or draw.dtype != torch.int64:
             raise MmfastError(f"draw is a {draw.dtype} tensor of {draw.numel()} values; it should be one int64")
-    elif not whole(draw, symbolic=True) or not 0 <= draw < 1 << 32:
+    elif not is_whole(draw, symbolic=True) or not 0 <= draw < 1 << 32:
         raise MmfastError(f"draw is {draw!r}; it should be an int in 0 .. 2^32 - 1, or an int64 tensor")
     if sample_ids is not None:
         sample_ids = _ids(sample_ids, batch, device)
@@ -268,7 +269,7 @@ def check_levels(levels: object, sigma: object) -> tuple[int, ...]:
     if sigma is None:
         raise MmfastError(f"levels is {levels!r}, but there is no sigma; the noise's levels need one of a column each")
     numbers = tuple(levels) if isinstance(levels, Sequence) and not isinstance(levels, str) else ()
-    first = all(whole(x) for x in numbers) and numbers[:1] == (0,)
+    first = all(is_whole(x) for x in numbers) and numbers[:1] == (0,)
     if not first or len(numbers) > MAX_LEVELS or any(a >= b for a, b in pairwise(numbers)):
         raise MmfastError(
             f"levels is {levels!r}; it should be the first channels of 1 to {MAX_LEVELS} blocks, rising from 0"
@@ -300,7 +301,7 @@ def _key(seed: int | Tensor, draw: int | Tensor, device: torch.device) -> Any:
         high = seed.reshape(())
         low = draw.reshape(()) if isinstance(draw, Tensor) else torch.full_like(high, draw)
         return torch.stack((high.to(device), low.to(device)))
-    if not whole(seed, symbolic=True):
+    if not is_whole(seed, symbolic=True):
         raise MmfastError(f"seed is {seed!r}; it should be an int, an int64 tensor or None")
     if not -(1 << 63) <= seed < 1 << 64:
         raise MmfastError(f"seed is {seed}; it should fit 64 bits")

@@ -10,7 +10,7 @@ from mmfast.errors import MmfastError
 from mmfast.ops import backends, dispatch
 from mmfast.ops.around import in_memory, ordinary, transformed, watched
 from mmfast.ops.call import Noise
-from mmfast.ops.checks import FLOATS, Seed, check_batch, check_noise, flag, whole
+from mmfast.ops.checks import FLOATS, Seed, check_batch, check_noise, flag, is_whole
 from mmfast.ops.reference import ALL
 from mmfast.streams import MASK
 
@@ -74,7 +74,7 @@ def _readable(x: Tensor) -> bool:
 
 def _block(block_size: int | tuple[int, int]) -> tuple[int, int]:
     pair = block_size if isinstance(block_size, (tuple, list)) else (block_size, block_size)
-    if len(pair) != 2 or not all(whole(n) and n > 0 for n in pair):
+    if len(pair) != 2 or not all(is_whole(n) and n > 0 for n in pair):
         raise MmfastError(f"block_size is {block_size!r}; it should be a positive int or a pair (height, width)")
     return pair[0], pair[1]
 

@@ -29,7 +29,7 @@ from mmfast.ops.checks import (
     device_of,
     flag,
     gather,
-    whole,
+    is_whole,
     within_channels,
 )
 
@@ -148,7 +148,7 @@ def randn(
         stream: 0 .. 65535, for noise of different purposes.
         draw: 0 .. 2^32 - 1, for repeated draws of one purpose; an int or an int64 tensor.
     """
-    if not isinstance(shape, Sequence) or not all(whole(n, symbolic=True) and n >= 0 for n in shape):
+    if not isinstance(shape, Sequence) or not all(is_whole(n, symbolic=True) and n >= 0 for n in shape):
         raise MmfastError(f"shape is {shape!r}; it should be the sizes [B, ...], none of them negative")
     if dtype not in FLOATS:
         raise MmfastError(f"dtype is {dtype}; it should be float32, float64, bfloat16 or float16")
@@ -175,7 +175,7 @@ def random_words(
     Word j of a sample is word j % 4 of its Philox block j // 4, a pure function of (seed, stream, sample id, draw, j);
     shape: [B, count]; the rest as for `randn`.
     """
-    if not isinstance(shape, Sequence) or len(shape) != 2 or not all(whole(n) and n >= 0 for n in shape):
+    if not isinstance(shape, Sequence) or len(shape) != 2 or not all(is_whole(n) and n >= 0 for n in shape):
         raise MmfastError(f"shape is {shape!r}; it should be [B, count], neither of them negative")
     device, (batch, count) = device_of(device), shape
     noise = check_noise(Noise((seed, draw), sample_ids, stream), batch, device)

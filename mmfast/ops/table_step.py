@@ -19,7 +19,7 @@ from mmfast.ops.checks import (
     check_row_values,
     check_tables,
     gather,
-    whole,
+    is_whole,
     within_channels,
 )
 from mmfast.ops.tables import range_of
@@ -91,7 +91,7 @@ def step_by_table(
 def _span(channels: object) -> tuple[int, int]:
     """The pair (first, number) of channels."""
     pair = isinstance(channels, (tuple, list)) and len(channels) == 2
-    if not pair or not all(whole(n) and n >= 0 for n in channels):  # type: ignore[attr-defined]
+    if not pair or not all(is_whole(n) and n >= 0 for n in channels):  # type: ignore[attr-defined]
         raise MmfastError(
             f"channels is {channels!r}; it should be a pair (first, number) of ints, none negative, or None"
         )

@@ -21,7 +21,7 @@ from mmfast.errors import MmfastError
 from mmfast.ops import around
 from mmfast.ops.call import Block, Bounds, Noise, Rows, Tables, Term, tensor_of
 from mmfast.process import TARGETS, Jump, Time, posterior_mean_eps, reverse_step
-from mmfast.schedule import Schedule
+from mmfast.schedule import Schedule, as_int
 
 
 class Formula(Protocol):
@@ -138,12 +138,12 @@ def find(
     Raises MmfastError for times outside the schedule; but a tensor given without s is looked at by the kernel, which
     raises ValueError (or IndexError: the reference), whereupon the op calls process.check_time.
     """
-    t, s = times
+    t, s = map(as_int, times)
     process.check_kind("t", t, formula.first, sched.T)
     if is_compiling() or isinstance(s, Tensor) or (s is not None and isinstance(t, Tensor)):
         return formula(_jump(formula, sched, names, t, s)).map(lambda x: x.to(dtype)), None
     if s is not None:  # both are ints
-        process.check_kind("s", s, 0, t - 1)  # type: ignore[arg-type]
+        process.check_kind("s", s, 0, t - 1)
         key: tuple[Any, ...] = (formula, names, dtype, t, s)
         return sched.derived.get(key) or _keep(sched, key, lambda: _jump(formula, sched, names, t, s)), None
     key = (formula, names, dtype)

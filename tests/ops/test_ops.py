@@ -411,3 +411,26 @@ def test_combine_against_numpy(each_backend, K, shape):
     parts = [c.double().numpy().reshape(-1, *[1] * (len(shape) - 1)) * x.double().numpy() for c, x in columns]
     error = np.abs(found.double().numpy() - sum(parts))
     assert (error <= (K + 3) * 2.0**-24 * 1.01 * sum(np.abs(p) for p in parts)).all()
+
+
+def test_numpys_whole_numbers_are_whole_numbers():
+    """Times, seeds, draws and streams, where tables are kept and where they are made; T of a schedule."""
+    sched = mmfast.Schedule.cosine(np.int64(20), {"label": mmfast.bridge(2.0)})
+    assert sched.T == 20 and torch.equal(sched.alpha_bar, mmfast.Schedule.cosine(20).alpha_bar)
+    assert mmfast.Schedule.linear(np.uint8(20)).T == 20
+    x, E = torch.randn(2, 3, 4, 4), {"label": torch.randn(2, 3, 1, 1)}
+    for whole in (np.int64, np.int32, np.uint8):
+        for _ in range(2):
+            one = ops.q_sample(x, E, whole(5), sched, seed=whole(3), draw=whole(1), stream=whole(2))
+            assert all(map(torch.equal, one, ops.q_sample(x, E, 5, sched, seed=3, draw=1, stream=2)))
+            steps = [ops.step(x, x, E, t, sched, s, seed=0) for t, s in ((whole(9), whole(4)), (9, 4))]
+            assert all(map(torch.equal, *steps))
+            steps = [ops.step(x, x, E, t, sched, clamp=1.0, seed=0) for t in (whole(9), 9)]
+            assert all(map(torch.equal, *steps))
+            parts = [ops.q_sample(x, E, t, sched, seed=0, present=torch.eye(2)[:, :1])[0] for t in (whole(9), 9)]
+            assert torch.equal(*parts)
+            losses = [ops.diffusion_loss(x, x, t, sched, seed=whole(3)) for t in (whole(9), 9)]
+            assert torch.equal(*losses)
+    for wrong in (np.int64(21), np.float32(5), np.bool_(True)):
+        with pytest.raises(mmfast.MmfastError, match=r"^t is "):
+            ops.q_sample(x, E, wrong, sched, seed=0)
