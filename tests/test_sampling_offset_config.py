@@ -77,7 +77,7 @@ def test_the_config_has_an_offset(small):
     """`generate` draws by it, in the turns too, and in whatever direction."""
     model, usual, _ = small
     assert usual.sample.offset == {"mask": 0.4}
-    plain = {"steps": 6, "sampler": "ddpm"}
+    plain = {"steps": 6, "sampler": usual.sample.sampler}
     for given in ({}, {"mask": data(model, 2)["mask"]}):
         a, b = generate(model, usual, 2, given), sample(model, 2, given, **plain, offset={"mask": 0.4})
         assert all(torch.equal(a[name], b[name]) for name in model.parts)

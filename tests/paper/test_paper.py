@@ -95,7 +95,7 @@ def test_a_model_of_another_config_is_never_taken(alone, tmp_path):
 def test_a_result_from_before_an_option_came_is_that_of_its_default(alone, tmp_path):
     plan, method = copied(alone, tmp_path)
     file = plan.folder(method, 0) / cells.RESULT
-    for key, value, taken in (("ema_decay", None, False), ("workers", None, True), ("gone", 1, False)):
+    for key, value, taken in (("steps", None, False), ("workers", None, True), ("gone", 1, False)):
         found = json.loads(file.read_text())
         for cell in found:
             cell["config"]["train"].pop(key, None)
