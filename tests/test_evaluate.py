@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -203,7 +204,7 @@ def test_features_and_weights_are_those_of_the_config(monkeypatch):
         world = World(monkeypatch, evaluate__features="vgg16", evaluate__features_weights=weights or "''")
         evaluate(world.model, world.config, world.data, quiet=True)
         assert next(call for call in world.calls if len(call) == 4)[3] is network
-    assert asked == [("vgg16", None), ("vgg16", "file.pth")]
+    assert asked == [("vgg16", None), ("vgg16", os.path.abspath("file.pth"))]
 
 
 class Distance:
