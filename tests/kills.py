@@ -2,13 +2,15 @@
 
 A run is killed one to three times, each time within one part of training (start, a checkpoint, its export, sampling,
 evaluation) before a line of the package drawn from those that the part takes, or at a moment of the clock. The same
-command, repeated, then has to end with the same weights, state, stats, pictures and metrics, bit for bit.
+command, repeated, then has to end with the same weights, state, kept states, stats, pictures and metrics, bit for bit.
+The runs are in turn of images and of a table, whose samples have overviews.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import os
 import random
@@ -26,7 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a forked child could use no mor
 sys.path[:0] = [str(Path(__file__).parent / "support")]
 
 import torch  # noqa: E402
-from small_run import COMMAND, assert_same  # noqa: E402
+from small_run import COMMAND, assert_same, kept  # noqa: E402
 from tiny import flags  # noqa: E402
 
 import mmfast  # noqa: E402
@@ -34,7 +36,10 @@ from mmfast.cli import main  # noqa: E402
 from mmfast.run import Run  # noqa: E402
 from mmfast.training import loop, trainer  # noqa: E402
 
-WORDS = [*COMMAND, *flags([("evaluate.samples", "4"), ("evaluate.bound_steps", "1"), ("sample.count", "1")])]
+MORE = [("evaluate.samples", "4"), ("evaluate.bound_steps", "1"), ("sample.count", "1"), ("train.keep_every", "2")]
+# With how many pictures a run of each has: a table's have overviews beside them.
+PRESETS = {"digits": 12, "table": 18}
+WORDS = {preset: [preset if word == "digits" else word for word in [*COMMAND, *flags(MORE)]] for preset in PRESETS}
 # The parts of training, each by where its function is looked up.
 PARTS: dict[str, tuple[Any, str]] = {
     "start": (Run, "start"),
@@ -106,38 +111,45 @@ def in_child(work: Callable[[], object]) -> int:
         raise
 
 
-def count_lines(folder: Path) -> dict[str, int]:
-    """The lines that each part of an uninterrupted run takes."""
-    found = {}
-    for part in PARTS:
-        seen = folder / f"{part}.lines"
+class Kills:
+    """An uninterrupted run of a preset, and others that are killed and compared with it."""
 
-        def work(part: str = part, seen: Path = seen) -> int:
+    def __init__(self, folder: Path, preset: str) -> None:
+        self.preset, self.words, self.folder = preset, WORDS[preset], folder / preset
+        self.folder.mkdir()
+        self.straight = self.folder / "straight"
+        # Here, so that the children find all imported and made that takes long.
+        assert self.train(self.straight) == 0
+
+    def train(self, run: Path) -> int:
+        return main([*self.words, "--out", str(run)])
+
+    @functools.cached_property
+    def seconds(self) -> float:
+        began = time.monotonic()
+        assert in_child(lambda: self.train(self.folder / "timed")) == 0
+        return time.monotonic() - began
+
+    @functools.cached_property
+    def lines(self) -> dict[str, int]:
+        return {part: self.count_lines(part) for part in PARTS}
+
+    def count_lines(self, part: str) -> int:
+        """The lines that a part of an uninterrupted run takes."""
+        seen = self.folder / f"{part}.lines"
+
+        def work() -> int:
             lines = Lines(part, 0, kill)
-            status = main([*WORDS, "--out", str(folder / f"{part}.run")])
+            status = self.train(self.folder / f"{part}.run")
             seen.write_text(str(lines.count))
             return status
 
         assert in_child(work) == 0
-        found[part] = int(seen.read_text())
-    return found
-
-
-class Kills:
-    """An uninterrupted run, and others that are killed and compared with it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.straight = folder, folder / "straight"
-        # Here, so that the children find all imported and made that takes long.
-        assert main([*WORDS, "--out", str(self.straight)]) == 0
-        began = time.monotonic()
-        assert in_child(lambda: main([*WORDS, "--out", str(folder / "timed")])) == 0
-        self.seconds = time.monotonic() - began
-        self.lines = count_lines(folder)
+        return int(seen.read_text())
 
     def run(self, rng: random.Random, run: Path) -> list[str]:
         """Train a run in spite of its kills, and compare: the kills that came. Raises AssertionError."""
-        kills = []
+        kills, seconds, lines = [], self.seconds, self.lines
         for _ in range(rng.choice([1, 2, 3])):
             part = rng.choice([*PARTS, CLOCK])
             # A run that goes on takes fewer lines: half of the moments lie early.
@@ -145,27 +157,28 @@ class Kills:
 
             def work(part: str = part, at: float = at) -> int:
                 if part == CLOCK:
-                    timer = threading.Timer(at * self.seconds, kill)
+                    timer = threading.Timer(at * seconds, kill)
                     timer.daemon = True
                     timer.start()
                 else:
-                    Lines(part, 1 + int(at * self.lines[part]), kill)
-                return main([*WORDS, "--out", str(run)])
+                    Lines(part, 1 + int(at * lines[part]), kill)
+                return self.train(run)
 
             status = in_child(work)
             assert status in (0, -signal.SIGKILL), f"status {status} after {kills}"
             if status:
                 kills.append(part)
-        status = in_child(lambda: main([*WORDS, "--out", str(run)]))
+        status = in_child(lambda: self.train(run))
         assert status == 0, f"status {status} after {kills}"
         try:
             self.compare(run)
-        except AssertionError as error:
+        except (AssertionError, OSError, ValueError) as error:
             raise AssertionError(f"after kills in {kills}: {error}") from None
         return kills
 
     def compare(self, run: Path) -> None:
-        assert_same(run, self.straight)
+        assert len(kept(self.straight)) == 3
+        assert_same(run, self.straight, PRESETS[self.preset])
         metrics = [(x / "metrics.json").read_bytes() for x in (run, self.straight)]
         assert metrics[0] == metrics[1], "metrics.json"
         left = [p.name for p in run.rglob("*") if p.name.startswith(".tmp-")]
@@ -181,12 +194,12 @@ def program() -> int:
     torch.set_num_threads(1)
     total, failed = Counter[str](), []
     with tempfile.TemporaryDirectory() as folder:
-        kills = Kills(Path(folder))
+        of = [Kills(Path(folder), preset) for preset in PRESETS]
         done = 0
         with contextlib.suppress(KeyboardInterrupt):  # what there is so far is told
             for k in range(args.first, args.first + args.runs):
                 try:
-                    total.update(kills.run(random.Random(f"{args.seed} {k}"), Path(folder) / f"run-{k}"))
+                    total.update(of[k % len(of)].run(random.Random(f"{args.seed} {k}"), Path(folder) / f"run-{k}"))
                 except AssertionError as error:
                     failed.append(k)
                     print(f"run {k}: {error}", flush=True)

@@ -27,12 +27,18 @@ def again(run, capsys):
     return status, capsys.readouterr().err.splitlines()
 
 
-def assert_same(run, straight):
-    """The weights, the state, the stats and the pictures, bit for bit; and nothing of which there was none."""
-    for name in ("model.safetensors", "ema.safetensors", STATE):
+def kept(run):
+    """The states that are kept for good, by their names in the run."""
+    return sorted(p.relative_to(run).as_posix() for p in (run / "states").glob("*"))
+
+
+def assert_same(run, straight, pictures=12):
+    """The weights, the states, the stats and so many pictures, bit for bit; and nothing of which there was none."""
+    assert kept(run) == kept(straight)
+    for name in ("model.safetensors", "ema.safetensors", STATE, *kept(straight)):
         (a, about), (b, other) = (load_tensors(folder / name) for folder in (straight, run))
         assert set(a) == set(b) and all(torch.equal(a[n], b[n]) for n in a), name
-        assert about == other
+        assert about == other, name
     assert (run / "stats.jsonl").read_bytes() == (straight / "stats.jsonl").read_bytes()
-    pictures = [contents(folder / "samples") for folder in (run, straight)]
-    assert pictures[0] == pictures[1] and len(pictures[0]) == 12
+    files, others = (contents(folder / "samples") for folder in (run, straight))
+    assert files == others and len(files) == pictures

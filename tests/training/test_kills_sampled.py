@@ -22,16 +22,16 @@ def test_runs_that_are_killed_end_as_the_one_that_was_not():
 
 @pytest.fixture(scope="module")
 def kills(tmp_path_factory):
-    """With an uninterrupted run alone."""
-    from tests.kills import WORDS, Kills, main
+    from tests.kills import Kills
 
-    found = Kills.__new__(Kills)
-    found.straight = tmp_path_factory.mktemp("kills") / "straight"
-    assert main([*WORDS, "--out", str(found.straight)]) == 0
-    return found
+    return Kills(tmp_path_factory.mktemp("kills"), "table")
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "stats.jsonl", "ema.safetensors", "samples/step-0000004-joint.png"])
+FILES = ("metrics.json", "stats.jsonl", "ema.safetensors", "samples/step-0000004-joint.png",
+         "samples/scatter-0000004-joint-row.png", "states/step-0000002.safetensors")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_a_file_that_differs_is_seen(kills, tmp_path, name):
     run = tmp_path / "run"
     shutil.copytree(kills.straight, run)
@@ -39,4 +39,13 @@ def test_a_file_that_differs_is_seen(kills, tmp_path, name):
     with open(run / name, "ab") as file:
         file.write(b"x")
     with pytest.raises((AssertionError, ValueError)):
+        kills.compare(run)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_gone_is_seen(kills, tmp_path, name):
+    run = tmp_path / "run"
+    shutil.copytree(kills.straight, run)
+    (run / name).unlink()
+    with pytest.raises((AssertionError, ValueError, OSError)):
         kills.compare(run)
