@@ -154,7 +154,7 @@ def test_the_command_line(small, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(
         "mmfast.loaded.generate", lambda m, c, n, given, **how: seen.append(how) or generate(m, c, n, given, **how)
     )
-    out = ["--n", "1", "--quiet", "--out", str(tmp_path / "a.png")]
+    out = ["--n", "1", "--quiet", "--overwrite", "--out", str(tmp_path / "a.png")]
     for words in (["--offset", "mask=0.2", "label=-0.3"], ["--offset"], []):
         assert main(["sample", "run", *out, *words]) == 0
     assert [how.get("offset") for how in seen] == [{"mask": 0.2, "label": -0.3}, {}, None]
