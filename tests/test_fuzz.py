@@ -67,7 +67,7 @@ WRONG = {
     "opened ": lambda folder: (folder.parent.parent / "outside").write_text("x"),
     "changed a file outside its folder": lambda folder: (folder.parent.parent / "new").mkdir(),
     "ran a program": lambda folder: os.system("true"),
-    "MB more memory": lambda folder: np.ones(2**30 + 2**27, np.uint8),
+    "MB more memory": lambda folder: np.ones(2**30 + 2**29, np.uint8),
     "left open": lambda folder: os.dup(os.open(__file__, os.O_RDONLY)),
     "an error that is not one short line": lambda folder: "two\nlines",
 }
