@@ -154,7 +154,7 @@ def test_three_commands(data, capsys, monkeypatch):
     assert main(["check", "my.yaml", "--quiet"]) == 0
     assert main(["train", "my.yaml", "--out", "run", "--quiet", *flags(FEW)]) == 0
     before = (data.parent / "my.yaml").read_text()
-    assert main(["init", "data"]) == 2 and "my.yaml is there already" in capsys.readouterr().err
+    assert main(["init", "data"]) == 2 and "my.yaml, which is there already" in capsys.readouterr().err
     assert (data.parent / "my.yaml").read_text() == before
 
 
