@@ -143,8 +143,8 @@ class Run:
         if before != config:  # which a path in another form makes too
             run.guard(lambda: write_text(run.config_file, configs.to_yaml(config)))
         run.guard(lambda: run.samples.mkdir(exist_ok=True))
-        for folder in (run.folder, run.samples):  # half-written when a process was killed
-            for file in filter(is_temporary, folder.iterdir()):
+        for folder in filter(Path.is_dir, (run.folder, run.samples, run.folder / STATES)):
+            for file in filter(is_temporary, folder.iterdir()):  # half-written when a process was killed
                 file.unlink(missing_ok=True)
         return run
 

@@ -8,7 +8,7 @@ from tiny import tiny
 
 from mmfast import config as configs
 from mmfast.errors import MmfastError
-from mmfast.files import load_tensors
+from mmfast.files import TEMPORARY, load_tensors
 from mmfast.run import Run
 from mmfast.stats_lines import _ranges, stats_lines
 
@@ -126,3 +126,16 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "run").mkdir(mode=0o500)
     with pytest.raises(MmfastError, match="cannot be written to; choose another folder"):
         Run.start(tmp_path / "run", tiny())
+
+
+def test_what_a_kill_left_half_written_is_cleared_away_everywhere(tmp_path):
+    """Beside the states that are kept for good too, where each is as large as the run; what is the user's stays."""
+    config, left = tiny(), f"{TEMPORARY}step-0000004-abcdefgh.safetensors"
+    Run.start(tmp_path / "run", config)
+    (tmp_path / "run" / "states").mkdir()
+    places = [tmp_path / "run" / place for place in (".", "samples", "states")]
+    for place in places:
+        (place / left).write_bytes(b"half")
+        (place / ".mine").write_bytes(b"whole")
+    Run.start(tmp_path / "run", config)
+    assert [sorted(x.name for x in place.iterdir() if x.name in (left, ".mine")) for place in places] == [[".mine"]] * 3
