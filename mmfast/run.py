@@ -52,7 +52,7 @@ LAST, BEST = "ema.safetensors", "ema.best.safetensors"
 WEIGHTS = {"last": LAST, "best": BEST}
 # What the figures of metrics.json hang on beside the weights.
 MEASURED = re.compile(r"evaluate\.|sample\.(?!count|batch_size)|modalities\.[^.]*\.given_steps")
-STATES, RECORD = "states", "data.json"
+RECORD = "data.json"
 STATE, PREVIOUS, DAMAGED = "trainer.safetensors", "trainer.previous.safetensors", "trainer.damaged.safetensors"
 
 # A trainer's state, and what raises MmfastError for one (of a file) that cannot be taken up.
@@ -82,6 +82,10 @@ class Run:
     @property
     def samples(self) -> Path:
         return self.folder / "samples"
+
+    @property
+    def states(self) -> Path:
+        return self.folder / "states"
 
     @property
     def begun(self) -> bool:
@@ -143,14 +147,14 @@ class Run:
         if before != config:  # which a path in another form makes too
             run.guard(lambda: write_text(run.config_file, configs.to_yaml(config)))
         run.guard(lambda: run.samples.mkdir(exist_ok=True))
-        for folder in filter(Path.is_dir, (run.folder, run.samples, run.folder / STATES)):
-            for file in filter(is_temporary, folder.iterdir()):  # half-written when a process was killed
+        for folder in (run.folder, run.samples, run.states):  # half-written when a process was killed
+            for file in filter(is_temporary, folder.iterdir() if folder.is_dir() else ()):
                 file.unlink(missing_ok=True)
         return run
 
     def _check_links(self) -> None:
         """Raise MmfastError for a link where a run writes in place; whatever else it writes takes a link's place."""
-        for name in (LOCK, self.stats_file.name, self.samples.name, TENSORBOARD, STATES):
+        for name in (LOCK, self.stats_file.name, self.samples.name, self.states.name, TENSORBOARD):
             if (self.folder / name).is_symlink():
                 raise MmfastError(
                     f"{self.folder / name} is a link, and a run writes through none; remove it, or choose another --out"
@@ -200,7 +204,7 @@ class Run:
         as states/step-0001000.safetensors. That file comes first: a run that is killed between the two goes on from the
         state before and writes both again.
         """
-        current, kept = self.folder / STATE, self.folder / STATES / f"step-{keep or 0:07d}.safetensors"
+        current, kept = self.folder / STATE, self.states / f"step-{keep or 0:07d}.safetensors"
 
         def write() -> None:
             if self.stats_file.exists():

@@ -156,7 +156,9 @@ def test_only_what_mmfast_left_half_written_is_cleared_away(run, tmp_path):
     (run / "own").mkdir()
     for file in mine:
         file.write_text("mine")
-    ours = [run / ".tmp-mmfast-trainer.safetensors-ab12_x9z.safetensors", run / "samples" / ".tmp-mmfast-a.b-ab12_x9z"]
+    ours = [run / ".tmp-mmfast-trainer.safetensors-ab12_x9z.safetensors", run / "samples" / ".tmp-mmfast-a.b-ab12_x9z",
+            run / "states" / ".tmp-mmfast-step-0000002.safetensors-ab12_x9z.safetensors"]  # fmt: skip
+    (run / "states").mkdir()
     for file in ours:
         file.write_text("half")
     link = run / ".tmp-mmfast-ema.safetensors-abcdefgh.safetensors"

@@ -251,6 +251,15 @@ def test_a_name_too_long_for_a_file_is_one_line(words, tmp_path, monkeypatch, ca
         load(LONG)
 
 
+@pytest.mark.parametrize("name", ["a" * 70_000, f"two\nlines \x1b[31m{LONG}"], ids=["very long", "two lines"])
+@pytest.mark.parametrize("command", ["report", "sample", "check"])
+def test_whatever_the_name_its_error_is_one_short_line(command, name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([command, name]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mmfast: error: ") and len(line) < 2000 and line.isprintable()
+
+
 MANY_SAMPLES = {
     "sample": (["--n", str(2**40)], "n"),
     "sample of each class": (["--given", "label=all", "--n", str(2**40)], "n"),

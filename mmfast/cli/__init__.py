@@ -99,7 +99,7 @@ def _main(argv: Sequence[str] | None) -> int:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"mmfast: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"mmfast: error: {MmfastError(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):  # the terminal has closed

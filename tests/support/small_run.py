@@ -34,11 +34,11 @@ def kept(run):
 
 def assert_same(run, straight, pictures=12):
     """The weights, the states, the stats and so many pictures, bit for bit; and nothing of which there was none."""
-    assert kept(run) == kept(straight)
+    assert kept(run) == kept(straight), kept(run)
     for name in ("model.safetensors", "ema.safetensors", STATE, *kept(straight)):
         (a, about), (b, other) = (load_tensors(folder / name) for folder in (straight, run))
         assert set(a) == set(b) and all(torch.equal(a[n], b[n]) for n in a), name
         assert about == other, name
-    assert (run / "stats.jsonl").read_bytes() == (straight / "stats.jsonl").read_bytes()
+    assert (run / "stats.jsonl").read_bytes() == (straight / "stats.jsonl").read_bytes(), "stats.jsonl"
     files, others = (contents(folder / "samples") for folder in (run, straight))
-    assert files == others and len(files) == pictures
+    assert files == others and len(files) == pictures, sorted(files)
