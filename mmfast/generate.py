@@ -68,11 +68,16 @@ def title(given: Iterable[str], first: Iterable[str]) -> str:
     return how if turns else "generated together, nothing given"
 
 
-def how_drawn(model: Model, config: Config, given: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The steps (of each turn, where they differ), sampler, eta and guidance of `generate` with these options."""
+def how_drawn(
+    model: Model, config: Config, given: Iterable[str], options: Mapping[str, Any], in_part: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The steps (of each turn, where they differ), sampler, eta and guidance of `generate` with these options.
+
+    given: what is given whole; in_part: what is given in part.
+    """
     steps, known = [], list(given)
     order = turns(model, known, options.get("first", config.sample.first))
-    alone = drawn_by_prior(model, known, order)
+    alone = drawn_by_prior(model, [*known, *in_part], order)
     for turn in order:
         if turn is not None and turn == alone:
             known = [turn]

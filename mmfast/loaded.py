@@ -115,7 +115,7 @@ class Loaded:
         how: dict[str, Any] = {"known": {name: there for name, (_, there) in inside.items()}, **options}
         drawn = generate(self.model, self.config, len(ids), these, sample_ids=ids, seed=seed, ranks=ranks, **how)
         known_whole = [name for name in these if name not in inside]
-        how = {"seed": seed, **how_drawn(self.model, self.config, known_whole, options)}
+        how = {"seed": seed, **how_drawn(self.model, self.config, known_whole, options, inside)}
         first = options.get("first", self.config.sample.first)
         what = [f"{name}={value}" if isinstance(value, (str, int)) else name for name, value in values.items()]
         what = [f"{text} in part" if text.partition("=")[0] in inside else text for text in what]

@@ -16,7 +16,7 @@ from mmfast import MmfastError
 from mmfast import config as configs
 from mmfast.build import build_data, build_model, with_found
 from mmfast.data import fashion
-from mmfast.generate import generate
+from mmfast.generate import generate, how_drawn
 from mmfast.ranks import ALONE
 
 COUNTS = [5, 0, 1, 2, 0, 0, 0, 0, 0, 8]
@@ -155,6 +155,17 @@ def test_part_of_a_mask_that_is_known_counts_as_given():
         mask = torch.ones(6, 8, 8).long()
         drawn.append(generate(model, config, 6, {"mask": mask}, known={"mask": there}, first="label", steps=2)["label"])
     assert torch.equal(*drawn)
+
+
+def test_what_is_said_of_the_steps_is_what_was_done(model):
+    """No step draws a label by its prior; whatever is given, in part too, has the network draw it."""
+    model, config = model
+    config.modalities["label"].given_steps = 1
+    how = {"first": ["label"]}
+    assert how_drawn(model, config, [], how)["steps"] == 1
+    assert how_drawn(model, config, [], how, in_part=["mask"])["steps"] == [2, 1]
+    assert how_drawn(model, config, ["mask"], how)["steps"] == [2, 1]
+    assert how_drawn(model, config, [], {})["steps"] == 2
 
 
 @pytest.mark.parametrize(
