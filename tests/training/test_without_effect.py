@@ -1,5 +1,7 @@
 """What is said before the first step: options without effect, and what would be missing after the last."""
 
+import os
+
 import pytest
 from tiny import TINY, flags
 
@@ -81,7 +83,7 @@ MISSING = {
     "misspelt features": ({"features": "vgg61"}, "feature extractor is 'vgg61'; it should be one of pixels, "),
     "a file that is not there": (
         {"features": "vgg16", "features_weights": "no.ckpt"},
-        "weights is 'no.ckpt'; it should be a file",
+        f"weights is '{os.path.abspath('no.ckpt')}'; it should be a file",
     ),
     "weights of pixels": ({"features_weights": __file__}, f"weights is '{__file__}'; pixels have none: leave it out"),
     "LPIPS of nothing": ({"lpips": "alex"}, "evaluate.lpips is 'alex', but no modality hides parts of an image"),
