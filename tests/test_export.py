@@ -93,7 +93,7 @@ def test_other_samplers_too(clamp, sampler, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_writes_one_that_needs_no_mmfast(tmp_path):
-    model, config = made()
+    model, config = made(("sample.sampler", "ddpm"))
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text(configs.to_yaml(config))

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import mmfast
 from mmfast.cli import check, evaluate, info, init, presets, report, sample, sweep, train
-from mmfast.cli.output import kept_going
+from mmfast.cli.output import kept_going, let_go_of_stderr
 from mmfast.cli.shared import overrides
 from mmfast.errors import MmfastError
 from mmfast.memory import keep_freed_memory
@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns 0, or 2 after printing the one-line error of bad input."""
     with kept_going() as output:
         status = _main(argv)
+    let_go_of_stderr()
     lost = None if output is None or isinstance(output.error, BrokenPipeError) else output.error
     if lost is not None and status == 0:
         print(f"mmfast: error: what was to be printed cannot be written: {lost.strerror}", file=sys.stderr)

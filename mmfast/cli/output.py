@@ -40,8 +40,22 @@ class Output(io.TextIOBase):
                 write()
             except OSError as error:
                 self.error = error
-                with contextlib.suppress(OSError, ValueError):  # else Python tries again when it ends, and complains
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+                _drop(self.stream)
+
+
+def _drop(stream: Any) -> None:
+    """Let what is still to be written to a stream go nowhere: else Python tries again when it ends, with status 120."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def let_go_of_stderr() -> None:
+    """Drop what waits to be written to stderr where nobody reads it any more, as on a terminal that has closed."""
+    if sys.stderr is not None:
+        try:
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            _drop(sys.stderr)
 
 
 @contextlib.contextmanager

@@ -162,6 +162,7 @@ def test_a_terminal_that_closes_ends_training_as_ctrl_c_does(tmp_path, workers):
         [sys.executable, "-m", "mmfast", *words, *options, "--out", str(tmp_path / "run")],
         stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        env={key: x for key, x in os.environ.items() if key != "PYTHONUNBUFFERED"},  # nothing would wait
     )  # fmt: skip
     os.close(terminal)
     deadline = time.monotonic() + 120
