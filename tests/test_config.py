@@ -48,22 +48,6 @@ def test_help_names_every_option(capsys):
     for key in ("train.steps", "train.batch_size", "seed", "schedule.T", "backbone.channels", "modalities.NAME.classes",
                 "modalities.NAME.weight.scale", "data.root", "sample.sampler", "digits"):  # fmt: skip
         assert key in shown
-    for command in ("presets", "sample", "eval", "info"):
-        with pytest.raises(SystemExit) as ended:
-            main([command, "--help"])
-        assert ended.value.code == 0
-        assert "usage: mmfast" in capsys.readouterr().out
-
-
-def test_info_says_which_backends_there_are_and_why_not(capsys):
-    import json
-
-    assert main(["info", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["backends"]["reference"]["available"] is True
-    assert all(backend["detail"] for backend in found["backends"].values())
-    assert main(["info"]) == 0
-    assert "reference" in capsys.readouterr().out
 
 
 def test_where_something_is_given_its_own_steps_are_taken_the_fewest_of_several():

@@ -1,6 +1,7 @@
 """A sample of the fuzzed inputs (python -m tests.fuzz has the rest), and the inputs that were faults once."""
 
 import os
+import random
 import signal
 import struct
 import subprocess
@@ -104,6 +105,17 @@ def test_a_hang_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "LIMITS", limits)
     (found,) = pool.run(Hangs(), "s", [0], 1, tmp_path)
     assert "a hang" in found.fault
+
+
+def test_the_fuzzer_writes_through_no_link_of_its_own(tmp_path):
+    """An input may put a link, or a pipe that nobody reads, where it writes its next file."""
+    from tests.fuzz.data import write
+
+    (tmp_path / "outside").write_text("kept")
+    (tmp_path / "0.txt").symlink_to("outside")
+    write(random.Random(0), tmp_path / "0", "label", 0)
+    assert (tmp_path / "outside").read_text() == "kept"
+    assert not (tmp_path / "0.txt").is_symlink() and (tmp_path / "0.txt").read_text().strip() in ("0", "1")
 
 
 # --- what was found -------------------------------------------------------------------------------------------------

@@ -14,7 +14,12 @@ from mmfast.trust import permit
 
 
 def add(commands: Any) -> None:
-    evaluate = commands.add_parser("eval", help="evaluate a run", allow_abbrev=False)
+    evaluate = commands.add_parser(
+        "eval",
+        help="evaluate a run",
+        description="Compare samples of a run with held-out data, and print the figures. The run is only read.",
+        allow_abbrev=False,
+    )
     evaluate.add_argument("run", metavar="RUN", help="the folder of a run")
     evaluate.add_argument("--samples", type=int, help="samples for each direction [the config's]")
     evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")

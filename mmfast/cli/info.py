@@ -16,7 +16,12 @@ from mmfast.errors import MmfastError
 
 
 def add(commands: Any) -> None:
-    info = commands.add_parser("info", help="show backends, devices and versions")
+    info = commands.add_parser(
+        "info",
+        help="show backends, devices and versions",
+        description="Show which backends can run here and why the others cannot, with the devices and the versions.",
+        allow_abbrev=False,
+    )
     info.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -12,7 +12,13 @@ from mmfast.errors import MmfastError
 
 
 def add(commands: Any) -> None:
-    sample = commands.add_parser("sample", help="draw samples from a run", allow_abbrev=False)
+    sample = commands.add_parser(
+        "sample",
+        help="draw samples from a run",
+        description="Draw samples from a run, all modalities together or the rest of what is given, and save a picture "
+        "of them.",
+        allow_abbrev=False,
+    )
     sample.add_argument("run", metavar="RUN", help="the folder of a run")
     sample.add_argument(
         "--given",

@@ -53,6 +53,9 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         print("Train into the folder RUN; the same command again goes on where the run stopped.")
         print("--from RUN begins with the weights of another run, and keeps those of what both have.")
         print("--allow-code module:function runs this code of yours where the config names it.")
+        print(
+            "--allow-changed-data continues a run although its data has changed since. --quiet shows no progress bars."
+        )
         print(f"presets: {', '.join(presets.names())} (`mmfast presets` tells of them)\n")
         whose = "their defaults" if config is None else f"their values in {args.config}"
         print(f"options of the config, with {whose}:\n\n{describe(config)}")

@@ -129,6 +129,8 @@ def write(rng: random.Random, stem: Path, kind: str, bad: float) -> None:
     )
     path = stem.with_name(stem.name + ending)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() or not path.is_file():  # put there in the place of another: a pipe, a link to a file of ours
+        path.unlink(missing_ok=True)
     data = {"label": _label, "embedding": _numbers}.get(kind, _picture)(rng, kind, bad, ending)
     path.write_bytes(odd.spoilt(rng, data) if rng.random() < bad else data)
     if rng.random() < bad / 5:

@@ -1,0 +1,76 @@
+"""The command line as its help tells of it, and what the commands share."""
+
+import json
+
+import pytest
+
+import mmfast
+from mmfast import MmfastError
+from mmfast.cli import COMMANDS, main, parser
+from mmfast.cli.shared import new_file, overrides, slug
+
+SUBPARSERS = next(action for action in parser()._actions if action.dest == "command")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_a_command_and_each_of_its_options_do(command, capsys):
+    summary = next(x.help for x in SUBPARSERS._choices_actions if x.dest == command)
+    options = SUBPARSERS.choices[command]
+    assert summary and options.description.endswith(".")
+    assert [x.dest for x in options._actions if not x.help] == []
+    try:
+        assert main([command, "--help"]) == 0
+    except SystemExit as end:
+        assert end.code == 0
+    said = "".join(capsys.readouterr().out.split())  # lines end at spaces and hyphens
+    for action in options._actions:
+        names = [x for x in action.option_strings if x not in ("-h", "--help")] or [action.metavar or ""]
+        assert all("".join(name.split()) in said for name in names), action.dest
+        assert command == "train" or "".join(action.help.split()) in said
+    assert command == "train" or "".join(options.description.split()) in said
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out == f"mmfast {mmfast.__version__}\n"
+
+
+def test_info_as_lines_and_as_json_is_the_same(capsys):
+    assert main(["info", "--json"]) == 0
+    text = capsys.readouterr().out
+    found = json.loads(text)
+    assert text == json.dumps(found, indent=2) + "\n"
+    assert main(["info"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"mmfast    {found['mmfast']}" and lines[5] == f"devices   {', '.join(found['devices'])}"
+    assert lines[6] == "backends"
+    for line, (name, backend) in zip(lines[7:-1], found["backends"].items(), strict=True):
+        assert line.split(maxsplit=2) == [name, "yes" if backend["available"] else "no", backend["detail"]]
+    assert lines[-1] == "in use    " + ", ".join(
+        f"{device} tensors: {name}" for device, name in found["serves"].items()
+    )
+
+
+def test_options_of_a_config_are_pairs_in_order():
+    words = ["--a.b", "1", "--c=2", "--d=e=f", "--g", "-1", "--h", ""]
+    assert overrides(words) == [("a.b", "1"), ("c", "2"), ("d", "e=f"), ("g", "-1"), ("h", "")]
+    for words, said in (
+        (["x"], "'x' is out of place"),
+        (["--"], "'--' is out of place"),
+        (["--a", "1", "2"], "'2' is out of place"),
+        (["--a", "--b", "1"], "--a has no value; it should be --a VALUE"),
+        (["--b", "1", "--a"], "--a has no value"),
+    ):
+        with pytest.raises(MmfastError, match=said):
+            overrides(words)
+
+
+def test_names_of_new_pictures(tmp_path):
+    assert slug("label=3 a/b.png é-x") == "label=3-a-b-png-é-x" and slug("a" * 70) == "a" * 60
+    for name in ("x.png", "x-1.png", "x-2.png"):
+        assert new_file(tmp_path, "x").name == name
+        (tmp_path / name).write_text("")
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(MmfastError, match="link is a link, and nothing is written through it"):
+        new_file(tmp_path / "link", "x")
