@@ -159,7 +159,7 @@ def own(images: Any, channels: int) -> Pair:
     from mmfast.build import build_model
 
     backbone = {"kind": "unet", "channels": channels, "multipliers": [1, 2, 2], "blocks": 2, "head_channels": 32,
-                "attention": [images.shape[2] // 4]}  # fmt: skip
+                "attention": [images.shape[2] // 4], "patch": 1, "norm": "group"}  # fmt: skip
     config = config_of(images, backbone)
     model = build_model(config)
     train, draw = by_mmfast(model, config, images)

@@ -22,9 +22,11 @@ RESULTS = Path(__file__).parent / "results"
 SETTINGS: dict[str, list[tuple[str, str]]] = {
     "digits preset (MLP, 8x8)": [],
     "U-Net, 32x32": [
-        ("modalities", "{image: {kind: image, channels: 3, size: 32}, label: {kind: label, classes: 10}, "
-                       "mask: {kind: mask, classes: 2, size: 32}}"),
-        ("backbone", "{kind: unet, channels: 32, multipliers: [1, 2, 2]}"),
+        ("modalities", "{image: {kind: image, channels: 3, size: 32}, "
+                       "label: {kind: label, classes: 10, weight: {kind: carried}}, "
+                       "mask: {kind: mask, classes: 2, size: 32, weight: {kind: carried}}}"),
+        ("backbone", "{kind: unet, channels: 32, multipliers: [1, 2, 2], blocks: 3, attention: [32, 16, 8], "
+                     "head_channels: 64, patch: 1, norm: group}"),
         ("train.batch_size", "32"),
     ],
 }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +85,19 @@ def resolve(raw: DictConfig, source: str = "config", origin: Origin | None = Non
     config: Config = typed(Config, OmegaConf.create({name: raw[name] for name in PLAIN if name in raw}), "", origin)
     for name, section in SECTIONS.items():
         setattr(config, name, typed(section, _section(raw, name), f"{name}.", origin))  # type: ignore[arg-type]
-    config.data = _of_kind(raw, "data", lambda kind: data.kind(kind).Spec, "digits", data.KINDS, origin)
-    config.backbone = _of_kind(raw, "backbone", lambda kind: backbones.kind(kind).Spec, "unet", backbones.KINDS, origin)
-    for part in map(str, _section(raw, "modalities")):
-        key = f"modalities.{part}"
-        check_name(part)
-        if _section(raw, key).get("kind") not in [*modalities.KINDS]:  # to look takes milliseconds
+    for key, parts, default in (("data", data, "digits"), ("backbone", backbones, "unet")):
+        part = _section(raw, key)
+        setattr(config, key, typed(parts.kind(_kind(part, key, default, parts.KINDS)).Spec, part, f"{key}.", origin))
+    for name in map(str, _section(raw, "modalities")):
+        key = f"modalities.{name}"
+        check_name(name)
+        part = _section(raw, key).copy()
+        if part.get("kind") not in [*modalities.KINDS]:  # to look takes milliseconds
             modalities.add_installed()
-        config.modalities[part] = _of_kind(
-            raw, key, lambda kind: modalities.kind(kind).Spec, None, [*modalities.KINDS, *modalities.FAILED], origin
-        )
+        found = modalities.kind(_kind(part, key, None, [*modalities.KINDS, *modalities.FAILED]))
+        if _stands_beside(config, name, part):
+            part.update({k: value for k, value in found.beside.items() if k not in part})
+        config.modalities[name] = typed(found.Spec, part, f"{key}.", origin)
     if not config.modalities:
         raise MmfastError(f"{source} has no modalities; it should name at least the anchor, {config.anchor!r}")
     if config.anchor not in config.modalities:
@@ -127,13 +130,19 @@ def resolve(raw: DictConfig, source: str = "config", origin: Origin | None = Non
     return config
 
 
+def _stands_beside(config: Config, name: str, part: DictConfig) -> bool:
+    """Whether the presets' options of its kind suit a modality: they were measured beside an anchor, and told."""
+    return name != config.anchor and config.space == "own" and config.told and not part.get("diffused")
+
+
 def _check_times(config: Config, name: str, spec: Any) -> None:
     """Raise MmfastError where a modality's shares of the examples do not fit together, or with the space."""
     given = config.train.given_probability if spec.given_probability is None else spec.given_probability
     total = given + spec.unknown_probability + spec.own_time_probability
     if total > 1 + 1e-9:
         raise MmfastError(
-            f"modalities.{name}: given, unknown and own_time probability add up to {total:g}; at most 1 is possible"
+            f"modalities.{name}: its given ({given:g}), unknown ({spec.unknown_probability:g}) and own_time "
+            f"({spec.own_time_probability:g}) probability add up to {total:g}; at most 1 is possible"
         )
     if name == config.anchor and spec.unknown_probability + spec.own_time_probability > 0:
         raise MmfastError(
@@ -179,21 +188,13 @@ def _section(raw: DictConfig, key: str) -> DictConfig:
     return part
 
 
-def _of_kind(
-    raw: DictConfig,
-    key: str,
-    spec: Any,
-    default: str | None,
-    kinds: Sequence[str],
-    origin: Origin,
-) -> Any:
-    part = _section(raw, key)
+def _kind(part: DictConfig, key: str, default: str | None, kinds: Collection[str]) -> str:
     kind = part.get("kind", default)
     if kind is None:
         raise MmfastError(f"{key}.kind is missing; it should be one of {', '.join(kinds)}")
     if kind not in kinds:
         raise unknown(f"{key}.kind", kind, kinds)
-    return typed(spec(kind), part, f"{key}.", origin)
+    return str(kind)
 
 
 def to_yaml(config: Config) -> str:

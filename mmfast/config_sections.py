@@ -55,7 +55,11 @@ class TrainSpec:
     grad_clip: float = option(1.0, "largest norm of the gradient", above=0)
     ema_decay: float = option(0.998, "decay of the averaged weights", min=0, max=1)
     given_probability: float = option(
-        0.25, "how often each modality is given (told to the network) in training; never all at once", min=0, max=1
+        0.25,
+        "how often a modality without a given_probability of its own is given (told to the network) in training; never "
+        "all at once",
+        min=0,
+        max=1,
     )
     low_noise: LowNoiseSpec = field(default_factory=LowNoiseSpec)
     precision: str = option("fp32", "arithmetic of the network", choices=PRECISIONS)

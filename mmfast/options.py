@@ -42,6 +42,15 @@ def option(
     """
     choices = choices if isinstance(choices, Mapping) else tuple(choices)
     metadata = {"help": help, "min": min, "above": above, "max": max, "choices": choices, "read": read, "path": path}
+    return _field(default, metadata)
+
+
+def with_default(section: type, name: str, default: Any) -> Any:
+    """The option `name` of a dataclass with another default, for a dataclass that inherits it."""
+    return _field(default, next(f.metadata for f in dataclasses.fields(section) if f.name == name))
+
+
+def _field(default: Any, metadata: Mapping[str, Any]) -> Any:
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -148,7 +157,7 @@ def _of_their_types(usual: Any, part: DictConfig, prefix: str, texts: Mapping[st
             part[field.name] = _of_their_types(default, part[field.name], f"{key}.", texts)
         elif convert is not None:
             value, said = _plain(part[field.name]), texts.get(key, "")
-            if field.type == "str" and said and said[0] not in ("'", '"') and load_value(said, key) == value:
+            if field.type == "str" and key in texts and said[:1] not in ("'", '"') and load_value(said, key) == value:
                 value = said
             part[field.name] = convert(key, value)
     return part

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from mmfast import config as configs
+from mmfast import modalities
 from mmfast.build import build_data, pick_device
 from mmfast.config import Config
 from mmfast.guess import SIZES, Guess
@@ -33,24 +34,18 @@ SAMPLE_STEPS = 25
 MOST_STEPS, MOST_HELD_OUT = 200_000, 2_000
 # A modality that fewer of the examples have is shown more often (docs/results.md, on digits that lack one).
 OFTEN = 0.75
-# The presets' options for each kind beside the anchor, and why.
+# For each kind beside the anchor, why it has its options (`beside` of its class), and what it has beyond them.
 BESIDE: dict[str, tuple[str, dict[str, Any]]] = {
     "mask": (
         "Diffused as the image is. It is read off a given image, and counts little, so that images are learnt too.",
-        {"weight": {"kind": "carried", "scale": 1.5}, "loss_weight": 0.1},
+        {},
     ),
-    "label": (
-        "It leaves no trace in the noise: the encoder reads it, and only then is the decoder told.",
-        {"weight": {"kind": "none"}, "loss_weight": 0.06, "given_probability": 0.85},
-    ),
+    "label": ("It leaves no trace in the noise: the encoder reads it, and only then is the decoder told.", {}),
     "embedding": (
         "In a channel for each number, the same at every pixel; it leaves no trace in the noise.",
-        {"layout": "channels", "weight": {"kind": "none"}, "loss_weight": 0.01, "given_probability": 0.5},
+        {"layout": "channels"},
     ),
-    "feature_map": (
-        "It is read off the image, or given, and leaves no trace in the noise.",
-        {"weight": {"kind": "none"}, "loss_weight": 0.02},
-    ),
+    "feature_map": ("It is read off the image, or given, and leaves no trace in the noise.", {}),
 }
 # Seconds that a step of training a config takes.
 Timer = Callable[[Config], float]
@@ -130,7 +125,9 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
     elif "label" in beside:
         anchor |= {"given_probability": 0.0}
     parts = {guessed.anchor: specs[guessed.anchor] | anchor}
-    parts |= {name: x | BESIDE[x["kind"]][1] for name, x in specs.items() if name != guessed.anchor}
+    for name, x in specs.items():
+        if name != guessed.anchor:
+            parts[name] = {**x, **BESIDE[x["kind"]][1], **modalities.kind(x["kind"]).beside}
     for name, share in guessed.shares.items():
         if share < OFTEN:
             often = round((1 + share) / 2, 2)

@@ -26,6 +26,7 @@ from mmfast.training.try_out import check_batch, rehearse
 
 AT_ONCE, SHOWN = 64, 16
 UNREADABLE_AT_MOST = 10  # lines that say why, at the start of training
+HEADERS_AT_MOST = 2000  # of examples, whose pictures are opened at the start of training
 SELDOM = 0.25  # a modality that fewer of the examples have is worth a note
 
 
@@ -137,11 +138,22 @@ def brief(config: Config) -> list[str]:
         if left_out:
             files = "file belongs" if left_out == 1 else "files belong"
             lines.append(f"{left_out:,} {files} to nothing; `mmfast check` tells more")
+        lines += _odd(config, listing)
     model = build_model(config)
     if _skips(config) and not (listing is not None and listing.problems):
         lines += _unreadable(_as_they_are(config, listing), model)
     parameters = sum(p.numel() for p in model.parameters())
     return [*lines, f"{parameters:,} parameters, on {pick_device(config.train.device, 'train.device')}"]
+
+
+def _odd(config: Config, listing: Any) -> list[str]:
+    """Lines of what is odd about the pictures: of all examples, or of some from all over where they are many."""
+    found, anchors = Survey(config), listing.paths[config.anchor]
+    some = {stem: anchors[stem] for stem in sorted(anchors)[:: max(1, -(-len(anchors) // HEADERS_AT_MOST))]}
+    for name, spec in stored(config).items():
+        _headers(found, name, spec, listing.paths.get(name, {}), some)
+    of = f"of {len(some):,} examples " if len(some) < len(anchors) else ""
+    return [f"{name}: {of}{len(paths):,} {what}" for (name, what), paths in found.odd.items()]
 
 
 def _skips(config: Config) -> bool:

@@ -299,7 +299,7 @@ def test_grids_in_every_direction(monkeypatch, tmp_path):
     ):
         assert all(torch.equal(drawn[part], world.drawn[given][part]) for part in drawn) and marked == [given]
         told = f"given {given}: the rest generated" if given else "generated together, nothing given"
-        steps = "1 step" if given == "image" else "4 steps"  # the config's given_steps
+        steps = {"image": "1 step", "hidden": "2 steps"}.get(given, "4 steps")  # their given_steps
         assert title == f"{told}; step 70; seed 3, {steps}, guidance 1.5"
         beside = (
             {"image", "label", "mask", "vector"} - {given} if given else set()

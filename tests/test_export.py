@@ -34,7 +34,7 @@ ALONE = {"image": {"kind": "image", "channels": 1, "size": 8}}
 BESIDE = {
     "mask": {"kind": "mask", "size": 8, "unknown_probability": 0.3},
     "label": {"kind": "label", "classes": 3, "weight": {"kind": "none"}},
-    "hint": {"kind": "label", "classes": 3, "unknown_probability": 0.3},
+    "hint": {"kind": "label", "classes": 3, "given_probability": 0.25, "unknown_probability": 0.3},
     **ALONE,
 }
 MASK, MASKED = ({**ALONE, "other": {"kind": kind, "size": 8}} for kind in ("mask", "masked"))

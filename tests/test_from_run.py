@@ -15,7 +15,7 @@ from mmfast.training import train
 
 MODALITIES = {
     "image": "{kind: image, channels: 1, size: 8, levels: 17}",
-    "label": "{kind: label, classes: 10}",
+    "label": "{kind: label, classes: 10, weight: {kind: carried}}",
     "mask": "{kind: mask, classes: 2, size: 8}",
 }
 UNET = "{kind: unet, channels: 8, multipliers: [1, 2], blocks: 1, head_channels: 8, patch: 2, mean: true}"

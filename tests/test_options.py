@@ -50,9 +50,19 @@ KINDS = {
     "embedding": {"dim": (384, (1, NONE)), "layout": ("grid", ANY), "network": ("", ANY), "sigma": (0.1, ([0], NONE)),
                   "reads": ("encoder", ANY)},
     "feature_map": {"dim": (8, (1, NONE)), "cells": (4, (1, NONE)), "network": ("", ANY), "sigma": (0.1, ([0], NONE))},
+    "caption": {"dim": (384, (1, NONE)), "layout": ("channels", ANY)},
     "masked": {**PIXELS, "weight.kind": ("none", ANY), "of": ("image", ANY), "block": (8, (1, NONE)),
                "ratios": ([0.1, 0.75], ANY)},
 }  # fmt: skip
+# Of those that stand beside the anchor, the presets' options.
+BESIDE = {
+    "mask": {"weight.scale": 1.5, "loss_weight": 0.1},
+    "label": {"weight.kind": "none", "loss_weight": 0.06, "given_probability": 0.85},
+    "embedding": {"weight.kind": "none", "loss_weight": 0.01, "given_probability": 0.5},
+    "feature_map": {"weight.kind": "none", "loss_weight": 0.02},
+    "caption": {"weight.kind": "none", "loss_weight": 0.02},
+    "masked": {"loss_weight": 0.01, "given_probability": 0.75, "given_at_T": 0.5, "given_steps": 2},
+}
 MODALITIES = {f"modalities.{kind}.{key}": row for kind, own in KINDS.items() for key, row in {**EVERY, **own}.items()}
 
 
@@ -87,7 +97,54 @@ def flat(value, prefix=""):
 def test_the_defaults():
     found = flat(dataclasses.asdict(resolved()))
     wanted = {key: default for key, (default, _) in {**SECTIONS, **MODALITIES}.items()}
-    assert {key: found[key] for key in wanted} == wanted
+    beside = {f"modalities.{kind}.{key}": x for kind, own in BESIDE.items() for key, x in own.items()}
+    assert {key: found[key] for key in wanted} == wanted | beside
+
+
+# A config, with other parts; the weight and loss weight of its label.
+PLAIN = ("carried", 1.0, 1.0, None)
+USUAL = ("none", 1.0, 0.06, 0.85)
+
+
+@pytest.mark.parametrize(
+    ("label", "more", "wanted"),
+    [
+        ({}, {}, USUAL),
+        (
+            {"weight": {"scale": 0.17}},
+            {},
+            ("carried", 0.17, 0.06, 0.85),
+        ),  # what is named is not mixed with the preset's
+        ({"loss_weight": 2.0, "given_probability": None}, {}, ("none", 1.0, 2.0, None)),
+        ({"diffused": True}, {}, PLAIN),
+        ({}, {"space": "shared"}, PLAIN),
+        ({}, {"told": False}, PLAIN),
+        ({}, {"anchor": "label"}, PLAIN),
+    ],
+)
+def test_a_label_has_the_presets_options_beside_the_anchor_alone(label, more, wanted):
+    modalities = {"image": {"kind": "image"}, "label": {"kind": "label", **label}}
+    spec = configs.resolve(OmegaConf.create({"modalities": modalities, **more})).modalities["label"]
+    assert (spec.weight.kind, spec.weight.scale, spec.loss_weight, spec.given_probability) == wanted
+
+
+PRESETS = {"mask": "image-mask", "label": "image-label", "feature_map": "image-embedding", "masked": "masked-image",
+           "caption": "any-to-any"}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PRESETS)
+def test_the_options_beside_the_anchor_are_those_of_a_preset(kind):
+    theirs = next(x for x in configs.load(PRESETS[kind]).modalities.values() if x.kind == kind)
+    ours = resolved().modalities[kind]
+    for key in BESIDE[kind]:
+        name = key.partition(".")[0]
+        assert getattr(ours, name) == getattr(theirs, name)
+
+
+def test_the_u_net_is_that_of_the_presets():
+    ours = configs.resolve(OmegaConf.create({"modalities": {"image": {"kind": "image"}}})).backbone
+    for name in ("image-label", "image-mask", "image-embedding", "masked-image", "any-to-any"):
+        assert ours == configs.load(name).backbone
 
 
 BOUNDED = [(key, end, bound) for key, (_, ends) in {**SECTIONS, **MODALITIES}.items()

@@ -119,3 +119,10 @@ def test_an_empty_folder_is_as_good_as_a_new_one(place, tmp_path, monkeypatch):
     points = [Point({"steps": "1"}, {"evaluations": 1.0, "frechet": 1.0, "recall": 1.0})]
     monkeypatch.setattr("mmfast.sweep.sweep", lambda *args: args[-1](points) or points)
     assert main([*SWEEP, "--out", str(tmp_path)]) == 0 and (tmp_path / "sweep.json").exists()
+
+
+def test_the_picture_may_go_into_the_folder_of_the_samples(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
+    out = tmp_path / "drawn.png"
+    assert main([*SAMPLE, "--save", str(tmp_path), "--out", str(out)]) == 0
+    assert out.exists() and (tmp_path / "samples.jsonl").exists()

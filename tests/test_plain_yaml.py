@@ -97,6 +97,12 @@ def test_a_text_of_the_command_line_is_as_it_stands_there(name):
     assert configs.from_plain(PLAIN, "x", later).data.root == f"{os.getcwd()}/other"
 
 
+@pytest.mark.parametrize("text", ["", "''"])
+def test_no_text_on_the_command_line_is_the_empty_one(text):
+    raw = {**PLAIN, "evaluate": {"features_weights": "x.safetensors"}}
+    assert configs.from_plain(raw, "x", [("evaluate.features_weights", text)]).evaluate.features_weights == ""
+
+
 @pytest.mark.parametrize(
     ("text", "key"),
     [

@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from mmfast import config as configs
+from mmfast import survey as survey_module
 from mmfast.build import build_data, build_model
 from mmfast.cli import main
 from mmfast.errors import MmfastError
 from mmfast.guess import DRAFT
-from mmfast.survey import survey
+from mmfast.survey import brief, survey
 from mmfast.training import loop, train
 
 SIZE, COUNT = 8, 12
@@ -194,6 +195,14 @@ def test_what_is_odd_is_named_and_trains(root, tmp_path, name):
     assert [part for part, what in found.odd if odd and odd[1] in what] == ([odd[0]] if odd else [])
     file = root / ("image/x/00.jpg" if name == "cmyk" else "image/x/00.png")  # which has no mask to agree with
     assert len(found.odd) <= 2 and all(paths == [file] for paths in found.odd.values())
+    assert brief(config(root))[1:-1] == [f"{part}: 1 {what}" for part, what in found.odd]
+
+
+def test_at_the_start_of_training_many_pictures_are_looked_at_in_part(root, monkeypatch):
+    monkeypatch.setattr(survey_module, "HEADERS_AT_MOST", 5)  # of 12 examples every third: 00, 03, 06, 09
+    for k in (0, 1, 6, 7):
+        save(root, f"image/x/{k:02}.png", picture(k, (SIZE, SIZE)))
+    assert brief(config(root))[1:-1] == ["image: of 4 examples 2 grey: the same in all channels"]
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -230,7 +239,7 @@ def test_what_training_refuses_beside_the_files(root):
     save(root, f"mask/x/{held_out}.png", np.zeros((SIZE, SIZE), np.uint8))
     assert not survey(chosen).wrong
     unet = {"kind": "unet", "channels": 8, "multipliers": [1, 1, 1, 1, 1], "attention": []}
-    assert "8 pixels do not halve 4 times" in survey(config(root, backbone=unet)).wrong[0]
+    assert "8 pixels do not halve 4 times in cells of 2" in survey(config(root, backbone=unet)).wrong[0]
     assert "train.device" in survey(config(root, train={**FEW["train"], "device": "tpu"})).wrong[0]
 
 

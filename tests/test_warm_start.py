@@ -278,8 +278,9 @@ def test_the_schedules_are_adms(kind):
 
 
 def small_model(spec, classes=0, target="eps"):
+    label = {"kind": "label", "classes": 5, "weight": {"kind": "carried"}}
     raw = {
-        "modalities": {"image": {"kind": "image", "size": SIZE}, "label": {"kind": "label", "classes": 5}},
+        "modalities": {"image": {"kind": "image", "size": SIZE}, "label": label},
         "backbone": vars(replace(spec, classes=classes)),
         "loss": {"target": target},
     }

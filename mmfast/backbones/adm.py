@@ -14,14 +14,22 @@ from torch import Tensor, nn
 from mmfast.backbones import unet
 from mmfast.backbones.features import Features, plus
 from mmfast.errors import MmfastError
-from mmfast.options import option
+from mmfast.options import option, with_default
 from mmfast.sizes import Size
 
 
 @dataclass
 class Spec(unet.Spec):
+    """ADM's network for ImageNet at 64 x 64."""
+
     kind: str = "adm"
-    channels: int = option(192, "channels of the finest level", min=1)
+    channels: int = with_default(unet.Spec, "channels", 192)
+    multipliers: list[int] = with_default(unet.Spec, "multipliers", [1, 2, 3, 4])
+    blocks: int = with_default(unet.Spec, "blocks", 3)
+    attention: list[int] = with_default(unet.Spec, "attention", [32, 16, 8])
+    head_channels: int = with_default(unet.Spec, "head_channels", 64)
+    patch: int = with_default(unet.Spec, "patch", 1)
+    norm: str = with_default(unet.Spec, "norm", "group")
     heads: int = option(0, "heads of every attention layer, whatever its channels; 0: as head_channels says", min=0)
     classes: int = option(
         0, "classes that `forward` takes beside z_t; 0: none, since a label modality tells the network its class", min=0

@@ -46,16 +46,18 @@ NORMS: dict[str, type[GroupNorm] | type[PixelNorm]] = {"group": GroupNorm, "laye
 
 @dataclass
 class Spec:
+    """The presets' network."""
+
     kind: str = "unet"
-    channels: int = option(128, "channels of the finest level", min=1)
-    multipliers: list[int] = option([1, 2, 3, 4], "channels of each level, in multiples; each halves the grid", min=1)
-    blocks: int = option(3, "residual blocks in each level", min=1)
-    attention: list[int] = option([32, 16, 8], "resolutions (height or width in pixels) with self-attention")
-    head_channels: int = option(64, "channels of an attention head", min=1)
-    patch: int = option(1, "side of a cell in pixels: the finest grid has a cell's pixels as channels", min=1)
+    channels: int = option(32, "channels of the finest level", min=1)
+    multipliers: list[int] = option([1, 2, 4], "channels of each level, in multiples; each halves the grid", min=1)
+    blocks: int = option(1, "residual blocks in each level", min=1)
+    attention: list[int] = option([], "resolutions (height or width in pixels) with self-attention, as [16, 8]")
+    head_channels: int = option(32, "channels of an attention head", min=1)
+    patch: int = option(2, "side of a cell in pixels: the finest grid has a cell's pixels as channels", min=1)
     mean: bool = option(False, "add the input's mean over the pixels to the time's embedding")
     norm: str = option(
-        "group", "normalisation; layer (over a pixel's channels) is faster on CPUs", choices=tuple(NORMS)
+        "layer", "normalisation; layer, over a pixel's channels, is faster on CPUs than group", choices=tuple(NORMS)
     )
     dropout: float = option(0.0, "dropout in the residual blocks", min=0, max=1)
 
@@ -136,9 +138,10 @@ class Backbone(nn.Module):
             raise MmfastError(f"backbone.patch is {patch}; it should divide {plain(size)} pixels")
         grid = [side // patch for side in height_width(size)]
         if not divides(1 << halvings, grid):
+            cells, smaller = (f" in cells of {patch}", " or a smaller backbone.patch") if patch > 1 else ("", "")
             raise MmfastError(
-                f"backbone.multipliers has {halvings + 1} levels; {plain(grid)} pixels do not halve {halvings} times: "
-                f"the size should be a multiple of {patch << halvings}, or there should be fewer levels"
+                f"backbone.multipliers has {halvings + 1} levels; {plain(size)} pixels do not halve {halvings} times"
+                f"{cells}: the size should be a multiple of {patch << halvings}; or take fewer levels{smaller}"
             )
         self.patch, self.layout = patch, NORMS[spec.norm].layout
         width = self.features = spec.channels

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from omegaconf import OmegaConf
+
 from mmfast import backbones, data, modalities
 from mmfast.config_sections import SECTIONS, Config
-from mmfast.options import listed
+from mmfast.modalities import Modality, Spec
+from mmfast.options import Origin, listed, typed
 
 
 def describe(config: Config | None = None) -> str:
@@ -14,10 +17,18 @@ def describe(config: Config | None = None) -> str:
     if config is None:
         parts += [(f"data, kind {kind}", data.kind(kind).Spec(), "data.") for kind in data.KINDS]
         parts += [(f"backbone, kind {kind}", backbones.kind(kind).Spec(), "backbone.") for kind in backbones.KINDS]
-        parts += [(f"modalities, kind {k}", part.Spec(), "modalities.NAME.") for k, part in modalities.KINDS.items()]
+        parts += [
+            (f"modalities, kind {kind}, beside the anchor", _beside(part), "modalities.NAME.")
+            for kind, part in modalities.KINDS.items()
+        ]
     else:
         named = {"data": config.data, "backbone": config.backbone}
         named |= {f"modalities.{name}": spec for name, spec in config.modalities.items()}
         parts += [(f"{name}, kind {spec.kind}", spec, f"{name}.") for name, spec in named.items()]
     beside = ("data", "backbone", *SECTIONS)
     return "\n".join(line for title, spec, prefix in parts for line in (title, *listed(spec, prefix, beside), ""))
+
+
+def _beside(kind: type[Modality]) -> Spec:
+    """The options of a modality that a config names with its kind alone, and that is not the anchor."""
+    return typed(kind.Spec, OmegaConf.create(dict(kind.beside)), "", Origin())

@@ -125,12 +125,12 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     samples = loaded.sample(args.n, given=given, known=known, progress=not args.quiet, **options)
     if not args.ranks.first:
         return 0
+    if args.save:  # first, as the other files may go into its folder
+        print(samples.save(args.save))
     stem = f"sample-{slug(' '.join(args.given)) or 'joint'}-seed{args.seed}"
     file = Path(args.out) if args.out else new_file(loaded.run.samples, stem)
     write(file, lambda temporary: samples.grid().save(temporary))
     print(file)
-    if args.save:
-        print(samples.save(args.save))
     if args.npz:
         arrays: dict[str, Any] = {name: x.numpy() for name, x in samples.data.items()}
         npz = Path(args.npz)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -65,6 +65,8 @@ class Modality(nn.Module):
 
     kind: ClassVar[str]
     Spec: ClassVar[type[Spec]]
+    # Defaults of a config's options where it stands beside the anchor: those of the presets, which are measured.
+    beside: ClassVar[Mapping[str, Any]] = {}
     # How a score is called, against the truth and between two generated modalities.
     metric: ClassVar[str]
     joint_metric: ClassVar[str]

@@ -41,6 +41,7 @@ class CaptionSpec(EmbeddingSpec):
 class Caption(Embedding):
     kind = "caption"
     Spec: ClassVar[type[base.Spec]] = CaptionSpec
+    beside: ClassVar[dict[str, Any]] = {"weight": {"kind": "none"}, "loss_weight": 0.02}
     extensions = (".txt",)
 
     def __init__(self, name: str, spec: Any, space: SpaceShape) -> None:

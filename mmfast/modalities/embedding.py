@@ -49,6 +49,7 @@ class EmbeddingSpec(base.Spec):
 class Embedding(Modality):
     kind = "embedding"
     Spec: ClassVar[type[base.Spec]] = EmbeddingSpec
+    beside: ClassVar[dict[str, Any]] = {"weight": {"kind": "none"}, "loss_weight": 0.01, "given_probability": 0.5}
     proj: nn.Module | None
     # A vector's principal components, which then are what is encoded and predicted.
     reduced: Components | None

@@ -40,6 +40,7 @@ class FeatureMap(Embedding):
     kind = "feature_map"
     mirrors = True
     Spec: ClassVar[type[base.Spec]] = FeatureMapSpec
+    beside: ClassVar[dict[str, Any]] = {"weight": {"kind": "none"}, "loss_weight": 0.02}
 
     def __init__(self, name: str, spec: Any, space: SpaceShape) -> None:
         super(Embedding, self).__init__(name, spec, space)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,7 @@ class LabelSpec(base.Spec):
 class Label(Modality):
     kind = "label"
     Spec = LabelSpec
+    beside: ClassVar[dict[str, Any]] = {"weight": {"kind": "none"}, "loss_weight": 0.06, "given_probability": 0.85}
     metric, joint_metric = "accuracy", "agreement"
     discrete = True
     extensions = (".txt",)

@@ -6,7 +6,7 @@ import colorsys
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ class MaskSpec(base.Spec):
 class Mask(Modality):
     kind = "mask"
     Spec = MaskSpec
+    beside: ClassVar[dict[str, Any]] = {"weight": {"kind": "carried", "scale": 1.5}, "loss_weight": 0.1}
     metric = joint_metric = "iou"
     discrete = True
     mirrors = True

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -44,6 +44,12 @@ class MaskedSpec(base.Spec):
 class Masked(Modality):
     kind = "masked"
     Spec = MaskedSpec
+    beside: ClassVar[dict[str, Any]] = {
+        "loss_weight": 0.01,
+        "given_probability": 0.75,
+        "given_at_T": 0.5,
+        "given_steps": 2,
+    }
     metric = joint_metric = "rmse"
     extensions = (".png",)
     derived = restores = in_place = True

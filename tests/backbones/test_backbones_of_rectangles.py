@@ -53,7 +53,7 @@ def test_positions_are_of_the_row_and_then_of_the_column():
 @pytest.mark.parametrize(
     ("kind", "size", "says"),
     [
-        ("unet", [8, 15], r"\[8, 15\] pixels do not halve 1 times: the size should be a multiple of 2"),
+        ("unet", [8, 18], r"\[8, 18\] pixels do not halve 1 times in cells of 2: the size should be a multiple of 4"),
         ("dit", [7, 16], r"backbone.patch is 2; it should divide \[7, 16\] pixels"),
         ("diffusers", [8, 15], r"\[8, 15\] pixels do not halve 1 times: the size should be a multiple of 2"),
     ],
@@ -75,7 +75,7 @@ def test_other_sizes_beside_the_anchors_are_refused(size, says):
 @pytest.mark.parametrize(("attention", "levels"), [([W], [True, False]), ([H], [True, True]), ([4], [False, True])])
 def test_attention_stands_where_the_height_or_the_width_is_named(attention, levels):
     """Of 8 x 16 and of 4 x 8 pixels."""
-    net = unet.Backbone(unet.Spec(channels=8, multipliers=[1, 2], blocks=1, attention=attention), 3, (H, W))
+    net = unet.Backbone(unet.Spec(channels=8, multipliers=[1, 2], blocks=1, attention=attention, patch=1), 3, (H, W))
     has = [any(isinstance(layer, unet.Attention) for layer in level) for level in net.down]
     assert [has[0], has[2]] == levels
 

@@ -132,7 +132,7 @@ space: own
 data: {{kind: digits}}
 modalities:
   image: {{kind: image, channels: 1, size: 8, levels: 17, given_probability: 0.5, given_at_T: 1.0}}
-  map: {{kind: feature_map, dim: 1, cells: 4, network: pixels, weight: {{kind: {weight}}}}}
+  map: {{kind: feature_map, dim: 1, cells: 4, network: pixels, weight: {{kind: {weight}}}, loss_weight: 1}}
 schedule: {{kind: cosine, T: 1000}}
 backbone: {{kind: mlp, width: 64, blocks: 1, features: 8}}
 loss: {{target: x0}}
