@@ -152,8 +152,8 @@ def _odd(config: Config, listing: Any) -> list[str]:
     some = {stem: anchors[stem] for stem in sorted(anchors)[:: max(1, -(-len(anchors) // HEADERS_AT_MOST))]}
     for name, spec in stored(config).items():
         _headers(found, name, spec, listing.paths.get(name, {}), some)
-    of = f"of {len(some):,} examples " if len(some) < len(anchors) else ""
-    return [f"{name}: {of}{len(paths):,} {what}" for (name, what), paths in found.odd.items()]
+    of = f" (of {len(some):,} looked at)" if len(some) < len(anchors) else ""
+    return [f"{name}: {len(paths):,} {what}{of}" for (name, what), paths in found.odd.items()]
 
 
 def _skips(config: Config) -> bool:

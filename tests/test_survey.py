@@ -202,7 +202,7 @@ def test_at_the_start_of_training_many_pictures_are_looked_at_in_part(root, monk
     monkeypatch.setattr(survey_module, "HEADERS_AT_MOST", 5)  # of 12 examples every third: 00, 03, 06, 09
     for k in (0, 1, 6, 7):
         save(root, f"image/x/{k:02}.png", picture(k, (SIZE, SIZE)))
-    assert brief(config(root))[1:-1] == ["image: of 4 examples 2 grey: the same in all channels"]
+    assert brief(config(root))[1:-1] == ["image: 2 grey: the same in all channels (of 4 looked at)"]
 
 
 @pytest.mark.parametrize("name", WRONG)
