@@ -13,7 +13,7 @@ import torch
 
 from mmfast import modalities as kinds
 from mmfast.config import check_name
-from mmfast.data.found import find, leads_out, led_out
+from mmfast.data.found import check_no_root, find, find_each, leads_out, led_out
 from mmfast.data.metadata import find_table, read_table
 from mmfast.errors import MmfastError
 from mmfast.image_files import EXTENSIONS, class_numbers, load_picture, read_header, two_classes
@@ -86,6 +86,7 @@ def guess(root: str | Path, most: int, size: Size | None = None, outside: bool =
     root = Path(root)
     if not root.is_dir():
         raise MmfastError(f"{root} is no folder; it should hold pictures, in folders such as image, mask and label")
+    check_no_root("DIR", root)
     within = None if outside else root
     if out := [path for path in sorted(root.iterdir()) if path.is_dir() and leads_out(path, within)]:
         raise MmfastError(led_out(out))
@@ -142,14 +143,14 @@ def _candidate(path: Path, within: Path | None) -> Candidate | None:
     """The files of a folder, of the kind that most of them are; None for what is no folder of such files."""
     if path.name.startswith(".") or not path.is_dir():
         return None
-    found = {ending: find(path, endings, within).paths for ending, endings in ENDINGS.items()}
-    kind, paths = max(found.items(), key=lambda item: len(item[1]))
-    if kind == "image" and _are_masks(path.name, paths):
-        kind, paths = "mask", find(path, kinds.kind("mask").extensions, within).paths
-    return Candidate(path.name, kind, paths) if paths else None
+    found = {kind: x.paths for kind, x in find_each(path, ENDINGS, within).items()}
+    kind = max((k for k in ENDINGS if k != "mask"), key=lambda k: len(found[k]))
+    if kind == "image" and _are_masks(path.name, found["image"]):
+        kind = "mask"
+    return Candidate(path.name, kind, found[kind]) if found[kind] else None
 
 
-ENDINGS = {"image": EXTENSIONS, **{name: kinds.kind(name).extensions for name in ("label", "embedding")}}
+ENDINGS = {"image": EXTENSIONS, **{name: kinds.kind(name).extensions for name in ("label", "embedding", "mask")}}
 
 
 def _are_masks(name: str, paths: dict[str, Path]) -> bool:

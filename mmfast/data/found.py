@@ -6,9 +6,11 @@ import os
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from mmfast.errors import MmfastError
 
 # In so many ways links may lead to one folder. Some links between folders are as many ways as there are orders of them.
 MOST_WAYS = 100
@@ -31,22 +33,35 @@ def find(folder: Path, extensions: Sequence[str], within: Path | None = None) ->
     """The files of these endings below a folder, sorted; none whose path has a hidden part. Linked folders are entered.
 
     within: the folder out of which no link to a folder may lead, while one to a file is read; None: they may lead
-    anywhere. Stems are in Unicode's composed form
-    (NFC): other systems may have written the same name in another.
+    anywhere. Stems are in Unicode's composed form (NFC): other systems may have written the same name in another.
     """
-    found, out = Found(), list[Path]()
-    for path in walk(folder, within, out, found.problems):
-        if path.suffix.lower() not in extensions or _is_special(path):
-            found.others.append(path)
-            continue
+    return find_each(folder, {"": extensions}, within)[""]
+
+
+def find_each(folder: Path, endings: Mapping[str, Sequence[str]], within: Path | None = None) -> dict[str, Found]:
+    """`find` for the endings of several kinds by name, where the folder is walked once."""
+    out, problems = list[Path](), list[str]()
+    each = {kind: Found(problems=problems) for kind in endings}
+    for path in walk(folder, within, out, problems):
+        ending = path.suffix.lower()
+        special = any(ending in x for x in endings.values()) and _is_special(path)
         stem = unicodedata.normalize("NFC", path.relative_to(folder).with_suffix("").as_posix())
-        if stem in found.paths:
-            found.doubles.append((found.paths[stem], path))
-        else:
-            found.paths[stem] = path
+        for kind, found in each.items():
+            if special or ending not in endings[kind]:
+                found.others.append(path)
+            elif stem in found.paths:
+                found.doubles.append((found.paths[stem], path))
+            else:
+                found.paths[stem] = path
     if out:
-        found.problems.append(led_out(out))
-    return found
+        problems.append(led_out(out))
+    return each
+
+
+def check_no_root(what: str, folder: Path) -> None:
+    """Raise MmfastError, which calls it `what`, for the root of the file system, whose files nobody wants to walk."""
+    if not os.path.realpath(folder).strip("/"):
+        raise MmfastError(f"{what} is {str(folder)!r}, the root of the file system; it should be a folder of data")
 
 
 def walk(

@@ -15,7 +15,7 @@ from mmfast.data.base import Data, Examples
 from mmfast.data.codings import decided, undecided, with_values
 from mmfast.data.decoded import decoded_once
 from mmfast.data.example_files import Files
-from mmfast.data.found import find
+from mmfast.data.found import check_no_root, find
 from mmfast.data.metadata import Table, find_table, match, no_column, read_table
 from mmfast.data.skipping import Skipping
 from mmfast.errors import MmfastError, unknown
@@ -104,6 +104,7 @@ def look(spec: Any, modalities: Mapping[str, Any], anchor: str) -> Listing:
             f"data.root is {spec.root!r}, no folder{here}; it should be one that holds a folder for each modality, as "
             "--data.root DIR"
         )
+    check_no_root("data.root", root)
     for name in spec.folders:
         if name not in modalities:
             raise unknown("data.folders' modality", name, modalities)
