@@ -293,7 +293,10 @@ def test_the_exit_status_is_2_where_training_would_stop(here, capsys):
     assert "'nothing' is no folder; it should be one, a .yaml file, or one of any-to-any" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["check", "/"], ["init", "//"], ["train", "my.yaml", "--data.root", "/.", "--out", "r"]])
+@pytest.mark.parametrize(
+    "words",
+    [["check", "/"], ["init", "//", "--out", "new.yaml"], ["train", "my.yaml", "--data.root", "/.", "--out", "r"]],
+)
 def test_the_whole_file_system_is_no_data(here, capsys, words):
     assert main([*words]) == 2
     assert "the root of the file system; it should be a folder of data" in capsys.readouterr().err
