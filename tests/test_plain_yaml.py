@@ -58,7 +58,10 @@ def test_aliases_tags_and_interpolation_are_refused(monkeypatch):
     monkeypatch.setenv("SECRET", "s3cret")
     for text, match in (
         (bomb, "aliases"),
-        ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("a: !!python/object/apply:os.getcwd []", r"tags \(!!python/object/apply:os.getcwd\) are not read here"),
+        ("a: !!map [b]", r"tags \(!!map\) are not read here"),
+        ("a: !!str 1", r"tags \(!!str\) are not read here"),
+        ("!mine {a: 1}", r"tags \(!mine\) are not read here; write the value alone in line 1"),
         ("data: {root: '${oc.env:SECRET}'}", "write the value itself"),
         ("a: [" * 5000, "x is no"),
         ("a: " + "7" * 5000, "x is no"),
