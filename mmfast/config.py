@@ -88,16 +88,13 @@ def resolve(raw: DictConfig, source: str = "config", origin: Origin | None = Non
     for key, parts, default in (("data", data, "digits"), ("backbone", backbones, "unet")):
         part = _section(raw, key)
         setattr(config, key, typed(parts.kind(_kind(part, key, default, parts.KINDS)).Spec, part, f"{key}.", origin))
-    for name in map(str, _section(raw, "modalities")):
+    sections = _modalities(raw)
+    for name, part in sections.items():
         key = f"modalities.{name}"
-        check_name(name)
-        part = _section(raw, key).copy()
-        if part.get("kind") not in [*modalities.KINDS]:  # to look takes milliseconds
-            modalities.add_installed()
-        found = modalities.kind(_kind(part, key, None, [*modalities.KINDS, *modalities.FAILED]))
-        if _stands_beside(config, name, part):
-            part.update({k: value for k, value in found.beside.items() if k not in part})
-        config.modalities[name] = typed(found.Spec, part, f"{key}.", origin)
+        kind = modalities.kind(_kind(part, key, None, [*modalities.KINDS, *modalities.FAILED]))
+        defaults = _defaults(config, sections, name, kind)
+        part = OmegaConf.create({k: value for k, value in defaults.items() if k not in part} | dict(part.items()))
+        config.modalities[name] = typed(kind.Spec, part, f"{key}.", origin)
     if not config.modalities:
         raise MmfastError(f"{source} has no modalities; it should name at least the anchor, {config.anchor!r}")
     if config.anchor not in config.modalities:
@@ -130,9 +127,29 @@ def resolve(raw: DictConfig, source: str = "config", origin: Origin | None = Non
     return config
 
 
-def _stands_beside(config: Config, name: str, part: DictConfig) -> bool:
-    """Whether the presets' options of its kind suit a modality: they were measured beside an anchor, and told."""
-    return name != config.anchor and config.space == "own" and config.told and not part.get("diffused")
+def _modalities(raw: DictConfig) -> dict[str, DictConfig]:
+    """What a config says of each modality. Kinds of installed packages are looked for where they are not known yet."""
+    names = [*map(str, _section(raw, "modalities"))]
+    for name in names:
+        check_name(name)
+    found = {name: _section(raw, f"modalities.{name}") for name in names}
+    if any(part.get("kind") not in [*modalities.KINDS] for part in found.values()):  # to look takes milliseconds
+        modalities.add_installed()
+    return found
+
+
+def _defaults(
+    config: Config, sections: Mapping[str, DictConfig], name: str, kind: type[modalities.Modality]
+) -> Mapping[str, Any]:
+    """The presets' options of a modality, which were measured with an image as the anchor, and what is told of it."""
+    of_an_image = config.anchor in sections and sections[config.anchor].get("kind") == "image"
+    if config.space != "own" or not config.told or not of_an_image:
+        return {}
+    if name != config.anchor:
+        return {} if sections[name].get("diffused") else kind.beside
+    others = [part.get("kind") for n, part in sections.items() if n != name and not part.get("diffused")]
+    found = modalities.anchor_defaults(known for k, known in modalities.KINDS.items() if k in others)
+    return {} if any(key in sections[name] for key in found) else found  # they belong together
 
 
 def _check_times(config: Config, name: str, spec: Any) -> None:

@@ -116,14 +116,9 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
     specs = guessed.modalities
     beside = {x["kind"] for name, x in specs.items() if name != guessed.anchor}
     anchor: dict[str, Any] = {"given_steps": 1} if beside else {}
-    if "mask" in beside:
-        anchor |= {"given_probability": 0.85, "given_at_T": 1.0}
-    elif "feature_map" in beside:
-        anchor |= {"given_probability": 0.6, "given_at_T": 1.0}
-    elif "embedding" in beside:
-        anchor |= {"given_at_T": 0.8}
-    elif "label" in beside:
-        anchor |= {"given_probability": 0.0}
+    anchor |= modalities.anchor_defaults(map(modalities.kind, beside))
+    if beside == {"label"}:  # read off images at little noise (train.low_noise)
+        anchor["given_probability"] = 0.0
     parts = {guessed.anchor: specs[guessed.anchor] | anchor}
     for name, x in specs.items():
         if name != guessed.anchor:

@@ -8,6 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from mmfast import config as configs
+from mmfast import modalities
 from mmfast.errors import MmfastError
 from mmfast.options import check
 
@@ -54,7 +55,7 @@ KINDS = {
     "masked": {**PIXELS, "weight.kind": ("none", ANY), "of": ("image", ANY), "block": (8, (1, NONE)),
                "ratios": ([0.1, 0.75], ANY)},
 }  # fmt: skip
-# Of those that stand beside the anchor, the presets' options.
+# Beside an image that is the anchor the presets' options, and the image's.
 BESIDE = {
     "mask": {"weight.scale": 1.5, "loss_weight": 0.1},
     "label": {"weight.kind": "none", "loss_weight": 0.06, "given_probability": 0.85},
@@ -62,6 +63,7 @@ BESIDE = {
     "feature_map": {"weight.kind": "none", "loss_weight": 0.02},
     "caption": {"weight.kind": "none", "loss_weight": 0.02},
     "masked": {"loss_weight": 0.01, "given_probability": 0.75, "given_at_T": 0.5, "given_steps": 2},
+    "image": {"given_probability": 0.85, "given_at_T": 1.0, "given_steps": 1},
 }
 MODALITIES = {f"modalities.{kind}.{key}": row for kind, own in KINDS.items() for key, row in {**EVERY, **own}.items()}
 
@@ -128,17 +130,48 @@ def test_a_label_has_the_presets_options_beside_the_anchor_alone(label, more, wa
     assert (spec.weight.kind, spec.weight.scale, spec.loss_weight, spec.given_probability) == wanted
 
 
+@pytest.mark.parametrize(
+    ("kinds", "image", "wanted"),
+    [
+        (["mask"], {}, (0.85, 1.0, 1)),
+        (["mask", "label", "feature_map", "masked"], {}, (0.85, 1.0, 1)),
+        (["feature_map", "label"], {}, (0.6, 1.0, 1)),
+        (["embedding", "label"], {}, (None, 0.8, 1)),
+        (["label", "masked"], {}, (None, None, None)),
+        (["masked"], {}, (0.0, None, None)),
+        ([], {}, (None, None, None)),
+        (["mask"], {"given_steps": 5}, (None, None, 5)),
+        (["mask"], {"given_probability": 0.0}, (0.0, None, None)),
+        (["table"], {}, (None, None, None)),
+    ],
+)
+def test_the_anchor_is_given_as_the_presets_have_it_by_what_stands_beside(kinds, image, wanted):
+    parts = {"image": {"kind": "image", **image}, **{kind: {"kind": kind} for kind in kinds}}
+    spec = configs.resolve(OmegaConf.create({"modalities": parts})).modalities["image"]
+    assert (spec.given_probability, spec.given_at_T, spec.given_steps) == wanted
+
+
+def test_a_vector_as_the_anchor_has_plain_options_and_what_stands_beside_it():
+    parts = {"row": {"kind": "embedding"}, "label": {"kind": "label"}}
+    found = configs.resolve(OmegaConf.create({"anchor": "row", "modalities": parts})).modalities
+    assert all(found[name].weight.kind == "carried" and found[name].loss_weight == 1.0 for name in found)
+
+
 PRESETS = {"mask": "image-mask", "label": "image-label", "feature_map": "image-embedding", "masked": "masked-image",
            "caption": "any-to-any"}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", PRESETS)
 def test_the_options_beside_the_anchor_are_those_of_a_preset(kind):
-    theirs = next(x for x in configs.load(PRESETS[kind]).modalities.values() if x.kind == kind)
-    ours = resolved().modalities[kind]
+    preset = configs.load(PRESETS[kind])
+    theirs = next(x for x in preset.modalities.values() if x.kind == kind)
+    parts = {"image": {"kind": "image"}, "other": {"kind": kind}}
+    ours = configs.resolve(OmegaConf.create({"modalities": parts})).modalities
     for key in BESIDE[kind]:
         name = key.partition(".")[0]
-        assert getattr(ours, name) == getattr(theirs, name)
+        assert getattr(ours["other"], name) == getattr(theirs, name)
+    for key in modalities.kind(kind).of_anchor:
+        assert getattr(ours["image"], key) == getattr(preset.modalities["image"], key)
 
 
 def test_the_u_net_is_that_of_the_presets():

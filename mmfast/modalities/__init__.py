@@ -7,6 +7,8 @@ is loaded without another word (`--allow-code` is for what a config names).
 import importlib
 import importlib.metadata
 import pkgutil
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from mmfast.errors import MmfastError, unknown
 from mmfast.modalities.base import Modality, SpaceShape, Spec
@@ -57,4 +59,9 @@ def kind(name: str) -> type[Modality]:
     return KINDS[name]
 
 
-__all__ = ["FAILED", "KINDS", "Modality", "SpaceShape", "Spec", "diffused_itself", "kind"]
+def anchor_defaults(beside: Iterable[type[Modality]]) -> Mapping[str, Any]:
+    """The defaults of an image that is the anchor, with these kinds beside it: of the kind that wants it given most."""
+    return max((k.of_anchor for k in beside), key=lambda x: (x.get("given_probability", 0.25), len(x)), default={})
+
+
+__all__ = ["FAILED", "KINDS", "Modality", "SpaceShape", "Spec", "anchor_defaults", "diffused_itself", "kind"]

@@ -65,8 +65,9 @@ class Modality(nn.Module):
 
     kind: ClassVar[str]
     Spec: ClassVar[type[Spec]]
-    # Defaults of a config's options where it stands beside the anchor: those of the presets, which are measured.
+    # Defaults in a config that has it beside an image, its anchor: its own, and the image's. The measured presets'.
     beside: ClassVar[Mapping[str, Any]] = {}
+    of_anchor: ClassVar[Mapping[str, Any]] = {}
     # How a score is called, against the truth and between two generated modalities.
     metric: ClassVar[str]
     joint_metric: ClassVar[str]

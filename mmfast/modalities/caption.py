@@ -42,6 +42,7 @@ class Caption(Embedding):
     kind = "caption"
     Spec: ClassVar[type[base.Spec]] = CaptionSpec
     beside: ClassVar[dict[str, Any]] = {"weight": {"kind": "none"}, "loss_weight": 0.02}
+    of_anchor: ClassVar[dict[str, Any]] = {}
     extensions = (".txt",)
 
     def __init__(self, name: str, spec: Any, space: SpaceShape) -> None:

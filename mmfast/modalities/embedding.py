@@ -50,6 +50,7 @@ class Embedding(Modality):
     kind = "embedding"
     Spec: ClassVar[type[base.Spec]] = EmbeddingSpec
     beside: ClassVar[dict[str, Any]] = {"weight": {"kind": "none"}, "loss_weight": 0.01, "given_probability": 0.5}
+    of_anchor: ClassVar[dict[str, Any]] = {"given_at_T": 0.8, "given_steps": 1}
     proj: nn.Module | None
     # A vector's principal components, which then are what is encoded and predicted.
     reduced: Components | None

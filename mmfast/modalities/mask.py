@@ -46,6 +46,7 @@ class Mask(Modality):
     kind = "mask"
     Spec = MaskSpec
     beside: ClassVar[dict[str, Any]] = {"weight": {"kind": "carried", "scale": 1.5}, "loss_weight": 0.1}
+    of_anchor: ClassVar[dict[str, Any]] = {"given_probability": 0.85, "given_at_T": 1.0, "given_steps": 1}
     metric = joint_metric = "iou"
     discrete = True
     mirrors = True

@@ -50,6 +50,7 @@ class Masked(Modality):
         "given_at_T": 0.5,
         "given_steps": 2,
     }
+    of_anchor: ClassVar[dict[str, Any]] = {"given_probability": 0.0}  # with it there would be nothing to restore
     metric = joint_metric = "rmse"
     extensions = (".png",)
     derived = restores = in_place = True
