@@ -1,5 +1,7 @@
 """The ranges of the backbones' options: the last value that is taken on each side, and the first that is not."""
 
+import dataclasses
+
 import pytest
 
 from mmfast import backbones
@@ -47,6 +49,18 @@ def test_what_an_option_takes(kind):
         for value in wrong:
             with pytest.raises(MmfastError, match=rf"^backbone\.{name} is "):
                 config(kind, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "usual"),
+    [
+        ("mlp", {"width": 512, "blocks": 4, "features": 32, "dropout": 0.0}),
+        ("dit", {"width": 384, "blocks": 12, "heads": 6, "patch": 2, "ratio": 4.0, "features": 64, "dropout": 0.0}),
+    ],
+)
+def test_what_they_are_where_a_config_says_nothing(kind, usual):
+    """The DiT of Peebles and Xie's S; a config that leaves one out trains the same network with every version."""
+    assert dataclasses.asdict(config(kind)) == {"kind": kind, **usual}
 
 
 def test_a_kind_that_is_none_is_named():
