@@ -8,6 +8,7 @@ from mmfast import backbones
 from mmfast import config as configs
 from mmfast.errors import MmfastError
 from mmfast.guess import DRAFT
+from mmfast.options import check
 
 IMAGE = {"image": {"kind": "image", "channels": 1, "size": 8}}
 COUNT, SHARE = ((1,), (0,)), ((0, 1), (-0.01, 1.01))
@@ -48,7 +49,7 @@ def test_what_an_option_takes(kind):
     for name, (_, wrong) in RANGES[kind].items():
         for value in wrong:
             with pytest.raises(MmfastError, match=rf"^backbone\.{name} is "):
-                config(kind, **{name: value})
+                check(backbones.kind(kind).Spec(**{name: value}), "backbone.")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from mmfast import data
 from mmfast.data import folder
 from mmfast.errors import MmfastError
 from mmfast.guess import DRAFT
+from mmfast.options import check
 
 IMAGE = {"image": {"kind": "image", "channels": 1, "size": 8}}
 SPLIT = [kind for kind in data.KINDS if "test_fraction" in {x.name for x in dataclasses.fields(data.kind(kind).Spec)}]
@@ -20,10 +21,12 @@ def config(kind, **options):
 
 @pytest.mark.parametrize("kind", SPLIT)
 def test_the_share_held_out_is_above_0_and_at_most_nine_tenths(kind):
-    assert [config(kind, test_fraction=x).data.test_fraction for x in (1e-6, 0.9)] == [1e-6, 0.9]
-    for share in (0, -0.1, 0.91, 1.0):
+    Spec = data.kind(kind).Spec
+    check(Spec(test_fraction=1e-6), "data.")
+    check(Spec(test_fraction=0.9), "data.")
+    for share in (0.0, -0.1, 0.91, 1.0):
         with pytest.raises(MmfastError, match=f"data.test_fraction is {share}"):
-            config(kind, test_fraction=share)
+            check(Spec(test_fraction=share), "data.")
 
 
 def test_a_folder_that_is_none_is_looked_for_from_the_current_one(tmp_path, monkeypatch):
