@@ -5,7 +5,7 @@ import json
 import pytest
 
 import mmfast
-from mmfast import MmfastError
+from mmfast import MmfastError, presets
 from mmfast.cli import COMMANDS, main, parser
 from mmfast.cli.shared import new_file, overrides, slug
 
@@ -98,6 +98,16 @@ def test_info_says_why_nothing_serves_a_device(capsys, monkeypatch):
     assert main(["info", "--json"]) == 0
     wanted = {device: f"none (no backend of {device})" for device in ("cpu", "cuda")}
     assert json.loads(capsys.readouterr().out)["serves"] == wanted
+
+
+def test_presets_have_two_lines_each_and_a_text_to_copy(capsys):
+    assert main(["presets"]) == 0
+    lines, names = capsys.readouterr().out.splitlines(), presets.names()
+    width = max(map(len, names)) + 2
+    assert lines[::2] == [f"{name:<{width}}{presets.about(name).what}" for name in names]
+    assert lines[1::2] == [f"{'':<{width}}data: {presets.about(name).data}" for name in names]
+    assert main(["presets", "digits"]) == 0
+    assert capsys.readouterr().out == presets.text("digits").rstrip("\n") + "\n"
 
 
 def test_options_of_a_config_are_pairs_in_order():
