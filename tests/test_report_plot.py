@@ -53,6 +53,11 @@ def test_the_running_mean_is_of_the_values_before():
     assert running_mean(y, 2) == pytest.approx([1e12, (1e12 + 1) / 2, 1.5, 4.0, 5.0], rel=1e-9)
 
 
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 60, reason="numpy has no longer float here")
+def test_a_beginning_that_is_far_higher_leaves_the_rest_its_digits():
+    assert running_mean(np.array([1e17, 1.0, 3.0, 5.0]), 2).tolist()[2:] == [2.0, 4.0]
+
+
 def test_ticks_are_round_and_within():
     assert ticks(0, 10) == [0, 2, 4, 6, 8, 10] or ticks(0, 10) == [0, 5, 10]
     assert ticks(-0.13, 0.27) == [-0.1, 0, 0.1, 0.2]
@@ -101,6 +106,7 @@ def test_a_short_curve_has_all_of_its_points():
         (1.0, 1e5, [1.0, 1e2, 1e4]),
         (1.0, 1e12, [1.0, 1e3, 1e6, 1e9, 1e12]),
         (2.0, 70.0, [2.0, 5.0, 10.0, 20.0, 50.0]),
+        (2.0, 50.0, [2.0, 5.0, 10.0, 20.0, 50.0]),
         (2.0, 100.0, [10.0, 100.0]),
         (3.0, 40.0, [5.0, 10.0, 20.0]),
     ],
