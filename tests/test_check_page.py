@@ -142,6 +142,32 @@ def test_what_can_be_read_is_read_once_and_in_order(monkeypatch):
     assert read == [k for k in range(150) if k % 7] and len(wrong) == 22 and wrong[1] == "example 7 is damaged"
 
 
+@pytest.mark.parametrize(("terminal", "quiet"), [(True, False), (True, True), (False, False)])
+def test_reading_has_a_bar_on_a_terminal_alone(monkeypatch, terminal, quiet):
+    asked = []
+
+    class Bar:
+        def __init__(self, *args, quiet):
+            asked.append((*args, quiet))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def update(self, count):
+            asked.append(count)
+
+    monkeypatch.setattr(surveys, "Bar", Bar)
+    monkeypatch.setattr(surveys, "on_terminal", lambda: terminal)
+    monkeypatch.setattr(surveys, "check_batch", lambda model, batch: None)
+    found = Survey(None)
+    surveys._read(found, InMemory({"x": torch.arange(70)}), Some(parts={}), [], quiet)
+    assert asked == [(70, "reading", "example", quiet or not terminal), 64, 6]
+    assert (found.seen["x"].there, found.seen["x"].missing) == (70, 0)
+
+
 def test_batches_joined_know_who_has_what():
     one = Batch({"x": torch.arange(2), "y": torch.arange(2)}, {"x": torch.tensor([True, False])})
     two = Batch({"x": torch.arange(3), "y": torch.arange(3)}, {"y": torch.tensor([False, True, True])})

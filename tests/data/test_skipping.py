@@ -75,6 +75,7 @@ def test_what_is_known_of_the_examples_goes_with_them_to_another_process():
     for copy in (pickle.loads(pickle.dumps(part)), copies.copy(part)):
         assert copy.unreadable.tolist() == [False, False, False, True, False] and copy.unreadable.dtype == torch.bool
         assert copy.stems == ["a", "b"] and copy.__getitems__([3]).data["x"].tolist() == [4] and copy.reason(0) == ""
+    assert "tensor" not in repr(Skipping("others' examples"))
     with pytest.raises(AttributeError):
         part.nothing  # noqa: B018
 
