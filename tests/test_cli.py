@@ -9,13 +9,17 @@ from mmfast import MmfastError, presets
 from mmfast.cli import COMMANDS, main, parser
 from mmfast.cli.shared import new_file, overrides, slug
 
-SUBPARSERS = next(action for action in parser()._actions if action.dest == "command")
+
+def commands():
+    """What parses each command's words, and what is said of it."""
+    return next(action for action in parser()._actions if action.dest == "command")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_says_what_a_command_and_each_of_its_options_do(command, capsys):
-    summary = next(x.help for x in SUBPARSERS._choices_actions if x.dest == command)
-    options = SUBPARSERS.choices[command]
+    known = commands()
+    summary = next(x.help for x in known._choices_actions if x.dest == command)
+    options = known.choices[command]
     assert summary and options.description.endswith(".")
     assert [x.dest for x in options._actions if not x.help] == []
     try:
@@ -51,7 +55,7 @@ TAKES = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_a_command_takes(command):
     options, places = [], []
-    for action in SUBPARSERS.choices[command]._actions:
+    for action in commands().choices[command]._actions:
         said = action.metavar or "|".join(action.choices or []) or f"({(action.type or str).__name__})"
         if not action.option_strings:
             places.append(f"[{said}]" if action.nargs == "?" else said)
@@ -64,7 +68,7 @@ def test_what_a_command_takes(command):
 
 def test_no_option_may_be_shortened(capsys):
     """A beginning of one may be an option of the config, or come to mean two."""
-    assert not any(options.allow_abbrev for options in SUBPARSERS.choices.values())
+    assert not any(options.allow_abbrev for options in commands().choices.values())
     assert main(["sample", "R", "--stepz", "3"]) == 2 and "--stepz" in capsys.readouterr().err
 
 
