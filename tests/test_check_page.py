@@ -229,3 +229,17 @@ def test_check_hands_on_what_it_is_told(tmp_path, monkeypatch, capsys):
     )
     assert main(["check", "data"]) == 2 and main(["check", "no"]) == 2
     assert capsys.readouterr().err.startswith("mmfast: error: 'no' is no folder; it should be one, a .yaml file, or")
+
+
+def test_no_sheet_is_written_among_the_data(tmp_path, monkeypatch, capsys):
+    def beside(config, what, place):
+        raise MmfastError(f"{what} is {place}, among the data")
+
+    monkeypatch.chdir(tmp_path)
+    found = Survey(config(photo=KINDS["photo"]), sheet=Some(save=lambda file: pytest.fail("written")))
+    monkeypatch.setattr("mmfast.survey.survey", lambda config, quiet: found)
+    monkeypatch.setattr("mmfast.build.check_beside_data", beside)
+    assert main(["check", "digits"]) == 0
+    assert capsys.readouterr().out.endswith("\n\nno contact sheet: --sheet is check-digits.png, among the data\n")
+    assert main(["check", "digits", "--sheet", "x.png"]) == 2
+    assert capsys.readouterr().err == "mmfast: error: --sheet is x.png, among the data\n"

@@ -1,12 +1,13 @@
 """What `mmfast eval` and `sweep` hand on: every option by value, with what they call stood in for."""
 
+import contextlib
 import json
 from pathlib import Path
 from types import SimpleNamespace as Some
 
 import pytest
 
-from mmfast.cli import main
+from mmfast.cli import evaluate, main, parser
 from mmfast.errors import MmfastError
 from mmfast.sweep import Point
 
@@ -60,6 +61,14 @@ def test_every_option_of_eval(opened, monkeypatch):
                                                "lpips": "alex", "lpips_weights": "l.bin"}  # fmt: skip
     assert opened["evaluate"][1]["quiet"] is True and permitted == [("evaluate.features", "vgg16")]
     assert json.loads(Path("figures.json").read_text()) == {"x": 0.5, "y": 2}
+
+
+def test_only_the_first_rank_of_eval_talks(opened, capsys):
+    args = parser().parse_args(["eval", "R", "--json", "figures.json"])
+    args.ranks = Some(first=False, in_turn=contextlib.nullcontext)
+    assert evaluate.run(args, []) == 0
+    assert opened["evaluate"][1] == {"quiet": True, "ranks": args.ranks}
+    assert capsys.readouterr().out == "" and not Path("figures.json").exists()
 
 
 @pytest.mark.parametrize(
