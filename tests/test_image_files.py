@@ -211,5 +211,5 @@ def test_a_mask_in_colour_is_refused_unless_it_is_grey(tmp_path, mode, pixel, fo
 
 
 def test_a_picture_in_memory_is_called_by_where_it_came_from():
-    with pytest.raises(MmfastError, match="^example 5 of pets cannot be read as a mask: "):
+    with pytest.raises(MmfastError, match=r"^example 5 of pets cannot be read as a mask: "):
         picture_in(b"no picture", "example 5 of pets", "mask")
