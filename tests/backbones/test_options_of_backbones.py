@@ -34,6 +34,8 @@ RANGES = {
     },
 }  # fmt: skip
 
+SPECS = {kind: backbones.kind(kind).Spec for kind in backbones.KINDS}
+
 
 def config(kind, **options):
     raw = {**DRAFT, "data": {"kind": "digits"}, "modalities": IMAGE, "backbone": {"kind": kind, **options}}
@@ -49,7 +51,7 @@ def test_what_an_option_takes(kind):
     for name, (_, wrong) in RANGES[kind].items():
         for value in wrong:
             with pytest.raises(MmfastError, match=rf"^backbone\.{name} is "):
-                check(backbones.kind(kind).Spec(**{name: value}), "backbone.")
+                check(SPECS[kind](**{name: value}), "backbone.")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_what_an_option_takes(kind):
 )
 def test_what_they_are_where_a_config_says_nothing(kind, usual):
     """The DiT of Peebles and Xie's S; a config that leaves one out trains the same network with every version."""
-    assert dataclasses.asdict(config(kind)) == {"kind": kind, **usual}
+    assert dataclasses.asdict(config(kind)) == dataclasses.asdict(SPECS[kind]()) == {"kind": kind, **usual}
 
 
 def test_a_kind_that_is_none_is_named():
