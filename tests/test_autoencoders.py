@@ -1,6 +1,7 @@
 """Latents in the place of an image's pixels: what is encoded and decoded where, and what cannot be done with them."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import mmfast
+from mmfast import autoencoders, trust
 from mmfast import config as configs
-from mmfast import trust
 from mmfast.autoencoders import Autoencoder, AutoencoderSpec
 from mmfast.build import build_data, build_model
 from mmfast.errors import MmfastError
@@ -212,6 +213,40 @@ def test_figures_are_of_pixels_and_there_is_no_bound():
 def test_what_cannot_be_had_is_named(autoencoder, message):
     with pytest.raises(MmfastError, match=message):
         made(autoencoder)
+
+
+class Flat(Cells):
+    """Its latents lie as `shape` says."""
+
+    def __init__(self, *shape):
+        self.shape = shape
+
+    def encode(self, x):
+        return torch.zeros(self.shape)
+
+
+@pytest.mark.parametrize("shape", [(16,), (1, 4, 16), (2, 4, 4, 4), (1, 4, 4, 8), (1, 4, 8, 4)])
+def test_latents_of_another_shape_than_the_image_s_are_refused(shape, monkeypatch):
+    monkeypatch.setattr(autoencoders, "imported", lambda key, name: lambda: Flat(*shape))
+    with pytest.raises(MmfastError, match=rf"latents {re.escape(str([*shape]))} of an image \[1, 1, 8"):
+        Autoencoder("x", AutoencoderSpec(network="a:b"), (1, 8, 8))
+
+
+def test_a_network_is_frozen_and_unscaled_where_nothing_says_how(monkeypatch):
+    class Network(nn.Module, Cells):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.5))
+
+    network = Network().train()
+    monkeypatch.setattr(autoencoders, "imported", lambda key, name: lambda: network)
+    found = Autoencoder("x", AutoencoderSpec(network="a:b"), (1, 8, 8))
+    assert not any(part.training for part in network.modules())
+    assert not any(p.requires_grad for p in network.parameters())
+    x = torch.rand(2, 1, 8, 8) * 2 - 1
+    torch.testing.assert_close(found.encode(x), 4 * F.pixel_unshuffle(x, 2) + 1)
+    torch.testing.assert_close(found.decode(found.encode(x)), x)
+    assert (found.factor, found.shift, found.shape) == (1.0, 0.0, (4, 4, 4))
 
 
 def test_a_folder_that_names_another_class_is_refused(tmp_path):

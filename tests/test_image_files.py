@@ -1,5 +1,6 @@
 """Picture files of every kind that people have: the right value, or one line with the file's name."""
 
+import io
 import struct
 import zlib
 
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image as PILImage
 
 from mmfast.errors import MmfastError
-from mmfast.image_files import load_picture
+from mmfast.image_files import load_picture, picture_in, upright
 from mmfast.modalities.image import read_image
 from mmfast.modalities.mask import read_mask
 from mmfast.modalities.masked_image import Masked, MaskedSpec
@@ -208,3 +209,16 @@ def test_a_mask_in_colour_is_refused_unless_it_is_grey(tmp_path, mode, pixel, fo
     else:
         with pytest.raises(MmfastError, match=rf"m\.{ending} .*{found}"):
             read_mask(tmp_path / f"m.{ending}", 3, 4)
+
+
+def test_a_picture_in_memory_is_called_by_where_it_came_from():
+    with pytest.raises(MmfastError, match=r"^example 5 of pets cannot be read as a mask: "):
+        picture_in(b"no picture", "example 5 of pets", "mask")
+
+
+def test_an_opened_picture_that_is_cut_is_called_by_where_it_came_from():
+    file = io.BytesIO()
+    PILImage.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, "PNG")
+    cut = PILImage.open(io.BytesIO(file.getvalue()[:5000]))
+    with pytest.raises(MmfastError, match=r"^example 5 of pets cannot be read as a mask: "):
+        upright(cut, "example 5 of pets", "mask")

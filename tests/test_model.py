@@ -227,6 +227,20 @@ def test_beside_visible_pixels_the_hidden_ones_fade_with_the_signal(target):
     torch.testing.assert_close(seen[2, 0], fade[2] * z[2, 0], atol=1e-4, rtol=1e-4)
 
 
+def test_the_hidden_ones_fade_whatever_else_there_is():
+    """A label beside the masked image, which stands in no pixel: the image fades as it does without."""
+    room = SpaceShape(4, 4)
+    parts = {"image": kind("image")("image", kind("image").Spec(channels=1, size=4), room)}
+    parts["masked"] = kind("masked")("masked", kind("masked").Spec(channels=1, size=4), room)
+    without = Model("image", parts, Schedule.cosine(1000, {"masked": none()}), Echo, target="x0")
+    parts = {**parts, "label": kind("label")("label", kind("label").Spec(classes=3), room)}
+    model = Model("image", parts, Schedule.cosine(1000, {"masked": none(), "label": none()}), Echo, target="x0")
+    z, times = torch.randn(2, 1, 4, 4), torch.tensor([[500, 500], [900, 900]])
+    image = model._seen(z, times[:, [0, 1, 1]], {})[:, 0]
+    torch.testing.assert_close(image, without._seen(z, times, {})[:, 0])
+    assert not torch.allclose(image, z[:, 0], atol=0.1)
+
+
 def test_restoring_an_image_of_which_all_is_hidden_is_generation():
     room = SpaceShape(8, 8)
     parts = {"image": kind("image")("image", kind("image").Spec(channels=1, size=8), room)}

@@ -116,6 +116,27 @@ def test_on_a_terminal_a_bar_that_goes_on_when_the_clock_is_set_back(clock, monk
     assert "mmfast: a word" in frames  # a line of its own
 
 
+def test_what_a_bar_says_and_whether_it_stays(monkeypatch):
+    asked = []
+
+    class Terminal:
+        def __init__(self, **options):
+            asked.append(options)
+
+        def close(self):
+            asked.append("closed")
+
+    monkeypatch.setattr(progress, "_Terminal", Terminal)
+    monkeypatch.setattr(progress, "on_terminal", lambda: True)
+    with Bar(5, "reading"), Bar(7, "training", "file", done=2, leave=True):
+        pass
+    usual = {"total": 5, "initial": 0, "desc": "reading", "unit": "step", "leave": False, "smoothing": 0.05}
+    assert asked == [usual, {**usual, "total": 7, "initial": 2, "desc": "training", "unit": "file", "leave": True},
+                     "closed", "closed"]  # fmt: skip
+    with Bar(5, "reading", quiet=True):
+        assert len(asked) == 4
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_reader_that_is_gone_ends_nothing(terminal, monkeypatch):
     reader, writer = os.pipe()

@@ -357,8 +357,9 @@ def test_other_models_are_refused():
     x, t, y = batch()
     with pytest.raises(MmfastError, match=r"backbone\.classes is 0"):
         adm.Backbone(replace(OF_64, classes=0), 3, SIZE)(x, t, y=y)
-    with pytest.raises(MmfastError, match=r"int64 \[3\]"):
-        adm.Backbone(OF_64, 3, SIZE)(x, t, y=y[:1])
+    for wrong, what in ((y[:1], "int64 [1]"), (y.int(), "int32 [3]")):
+        with pytest.raises(MmfastError, match=re.escape(f"y is torch.{what}; it should be int64 [3], as t")):
+            adm.Backbone(OF_64, 3, SIZE)(x, t, y=wrong)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3])

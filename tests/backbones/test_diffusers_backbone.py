@@ -106,6 +106,12 @@ def test_options_that_do_not_fit_are_named(options, message):
         Backbone(Spec(**{**SMALL, **options}), 3, 8)
 
 
+@pytest.mark.parametrize(("kinds", "tokens"), [("aaa", 64), ("pap", 16), ("ppp", 4), ("ppa", 4)])
+def test_the_tokens_counted_are_of_the_finest_attention(kinds, tokens):
+    down = ["AttnDownBlock2D" if kind == "a" else "DownBlock2D" for kind in kinds]
+    assert Backbone(Spec(**{**SMALL, "down_block_types": down}), 3, 8).tokens == tokens
+
+
 def test_a_grid_that_does_not_halve_is_named():
     with pytest.raises(MmfastError, match="block_out_channels has 3 levels; 10 pixels do not halve 2 times"):
         Backbone(Spec(**SMALL), 3, 10)

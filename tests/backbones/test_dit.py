@@ -85,6 +85,11 @@ def test_a_position_is_sines_and_cosines_of_row_and_column(row, column):
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
 
 
+def test_positions_are_fixed_and_no_part_of_a_checkpoint():
+    net = small()
+    assert not any("positions" in name for name in net.state_dict()) and not net.positions.requires_grad
+
+
 def test_moving_patches_with_their_positions_moves_the_features():
     """Attention knows no order but the positions'."""
     net, x, t = moved(small()).double(), torch.randn(2, 5, 8, 8).double(), torch.tensor([3, 700])

@@ -339,6 +339,20 @@ def test_what_does_not_fit_hugging_face(stand_in, data, words):
     assert "\n" not in str(error.value)
 
 
+def test_a_folder_that_the_package_saved_has_one_split_or_several(stand_in, tmp_path, monkeypatch):
+    """With the package's stand-in: `test_the_package_itself` needs the package."""
+    module, pictures = sys.modules["datasets"], [picture for picture, _ in rows()]
+    for name, several in (("one", False), ("two", True)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ("dataset_dict.json" if several else "dataset_info.json")).touch()
+    saved = {str(tmp_path / "one"): stand_in, str(tmp_path / "two"): module.DatasetDict(train=stand_in, test=stand_in)}
+    monkeypatch.setattr(module, "load_from_disk", saved.__getitem__, raising=False)
+    check_rows(build_data(config(hub(path=str(tmp_path / "one")))), pictures)
+    check_rows(build_data(config(hub(path=str(tmp_path / "two"), test="test"))), pictures)
+    with pytest.raises(MmfastError, match="data: the split is 'valid'; it should be one of train, test"):
+        build_data(config(hub(path=str(tmp_path / "two"), test="valid")))
+
+
 def test_an_earlier_version_is_refused_for_it_may_run_code(stand_in):
     sys.modules["datasets"].__version__ = "3.6.0"
     with pytest.raises(MmfastError, match=r"needs datasets 4 or later, not 3\.6\.0"):

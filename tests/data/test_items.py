@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from mmfast import config as configs
-from mmfast.data.items import Items, x_of
+from mmfast.data.items import Items, parted, x_of
 from mmfast.errors import MmfastError
 from mmfast.guess import DRAFT
 
@@ -58,6 +58,7 @@ def test_arrays_of_class_numbers_are_read_as_a_file_s_are():
     assert x_of(kinds["mask"], larger, "x").tolist() == [[0, -1], [2, 1]]
     for value, words in (
         (np.array([[0, -1], [0, 0]]), "holds class -1; the mask has classes 0 .. 2"),
+        (np.array([[0, -(2**31)], [0, 0]]), "holds class -2147483648; the mask has classes 0 .. 2"),
         (np.array([[0, 3], [0, 0]]), "holds class 3"), (np.array([[0, 2**40], [0, 0]]), "should be class numbers"),
         (np.zeros((2, 2)), "of which no mask"), (np.zeros((3, 5, 5), np.uint8), r"a picture is \[H, W\]"),
         (Image.fromarray(np.array([[0, -1], [0, 0]], np.int32)), "holds class -1"),
@@ -100,3 +101,11 @@ def test_pictures_of_one_example_have_one_shape():
         MmfastError, match=r"example 1 of pets, mask is 4 x 4 and .*, image is 8 x 4: they differ in shape"
     ):
         items.__getitems__([0, 1])
+
+
+def test_a_share_is_held_out_by_number():
+    train, test = parted(1000, 0.1)
+    assert sorted([*train.tolist(), *test.tolist()]) == [*range(1000)] and 70 <= len(test) <= 130
+    assert parted(2000, 0.1)[1][: len(test)].tolist() == test.tolist()  # more examples move none
+    one = parted(1, 0.1)
+    assert [x.tolist() for x in one] == [[], [0]] and {x.dtype for x in one} == {torch.int64}

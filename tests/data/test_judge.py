@@ -28,6 +28,23 @@ def test_accuracy_is_the_share_of_all_images():
     assert torch.equal(torch.cat(seen), images / 255)
 
 
+def test_what_a_judge_is_kept_by_where_nothing_is_said(monkeypatch):
+    def kept(cache, name, key, make):
+        asked.update(cache=cache, name=name, key=key)
+        return judge.Classifier(1, 8, 3).state_dict()
+
+    asked = {}
+    monkeypatch.setattr(judge, "kept", kept)
+    images = torch.zeros(5, 1, 8, 8)
+    found = judge.classifier(judge.Classified(images, torch.arange(5) % 3, 3), key={"data": "x"})
+    assert asked == {
+        "cache": "",
+        "name": "judge",
+        "key": {"data": "x", "shape": [5, 1, 8, 8], "classes": 3, "seed": 0, "epochs": 8, "width": 128, "version": 2},
+    }
+    assert found.features(images).shape == (5, 256) and found.probabilities(images).shape == (5, 3)
+
+
 def test_it_is_shown_every_image_and_its_mirror_with_its_label(monkeypatch, tmp_path):
     """Each once an epoch, in a new order, about half of them mirrored left to right, at a rate that rises and falls."""
     count, epochs = 600, 3

@@ -6,6 +6,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
+from truth import words
 
 from mmfast import MmfastError, config
 from mmfast.build import build_data
@@ -44,6 +45,12 @@ def test_the_share_keeps_it_and_a_larger_share_the_same():
     assert part.__getitems__(rows).data["image"].tolist() == rows and len(part) == N
 
 
+def test_which_keep_it_is_the_word_of_each_one_s_number():
+    """Of stream 12, which is no other purpose's: a run that is continued elsewhere trains on the same."""
+    kept = present(Labelled(examples(), {"label": 0.3}), "label", range(40)).tolist()
+    assert kept == [words(0, 12, k, 0, 1)[0] < 0.3 * 2**32 for k in range(40)] and any(kept)
+
+
 def test_what_was_missing_stays_missing():
     flags = present(Labelled(examples(), {"mask": 0.5}), "mask")
     assert not bool(flags[::3].any()) and 0.4 < float(flags[1::3].float().mean()) < 0.6
@@ -79,6 +86,12 @@ def test_repeated_rows_are_the_share(flags, share):
         assert max(often) == 1  # they are enough as they are
     else:  # the number of them whose share is the nearest
         assert abs(sum(often) - share / (1 - share) * len(lacking)) <= 0.5 + 1e-9
+
+
+def test_those_that_stand_once_more_are_from_all_over():
+    rows, there = torch.arange(20), torch.arange(20) % 2 == 0  # ten have it: 0, 2, .. 18
+    assert repeated(rows, there, 15 / 25).bincount()[::2].tolist() == [2, 1] * 5
+    assert repeated(rows, there, 32 / 42).bincount()[::2].tolist() == [4, 3, 3, 3, 3, 4, 3, 3, 3, 3]
 
 
 def test_what_has_it_is_seen_more_often():

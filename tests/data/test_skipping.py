@@ -1,6 +1,8 @@
 """data.on_error: what cannot be read stops training, its state saved, or is left out, counted, named and replaced."""
 
+import copy as copies
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -64,6 +66,18 @@ class Some(InMemory):
             if row in self.bad:
                 raise MmfastError(f"file {row} is damaged")
         return super().__getitems__(rows)
+
+
+def test_what_is_known_of_the_examples_goes_with_them_to_another_process():
+    part = Skipping(Some({"x": torch.arange(5)}))
+    part.examples.stems = ["a", "b"]
+    part.unreadable[3] = True
+    for copy in (pickle.loads(pickle.dumps(part)), copies.copy(part)):
+        assert copy.unreadable.tolist() == [False, False, False, True, False] and copy.unreadable.dtype == torch.bool
+        assert copy.stems == ["a", "b"] and copy.__getitems__([3]).data["x"].tolist() == [4] and copy.reason(0) == ""
+    assert "tensor" not in repr(Skipping("others' examples"))
+    with pytest.raises(AttributeError):
+        part.nothing  # noqa: B018
 
 
 @pytest.mark.parametrize(
