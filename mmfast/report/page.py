@@ -116,7 +116,7 @@ def _notes(notes: Sequence[str]) -> Markup:
 
 
 def _options(section: Any, but: Sequence[str] = ()) -> str:
-    """The options of a part of the config in one line; its kind first, empty ones left out."""
+    """The options of a part of the config in one line, its kind first; those that are empty, off or 0 are left out."""
     plain = {
         k: v for k, v in dataclasses.asdict(section).items() if k not in but and v not in (None, "", [], {}, False)
     }

@@ -123,7 +123,7 @@ def test_the_mlp_begins_as_what_its_first_and_last_layers_are():
 @pytest.mark.parametrize("resample", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("outputs", [4, 8])
 def test_a_residual_block_of_the_u_net(resample, outputs):
-    block, w = filled(unet.Residual(4, outputs, 6, unet.Spec(), resample))
+    block, w = filled(unet.Residual(4, outputs, 6, unet.Spec(norm="group"), resample))
     x, emb = random(2, 4, 4, 6), random(2, 6)
 
     def resized(x):
@@ -142,7 +142,7 @@ def test_a_residual_block_of_the_u_net(resample, outputs):
 @pytest.mark.parametrize(("head_channels", "heads"), [(64, 1), (3, 4), (5, 2), (1, 12)])
 def test_self_attention_of_the_u_net(head_channels, heads):
     """As many heads as the channels of one allow, and divide all."""
-    layer, w = filled(unet.Attention(12, unet.Spec(head_channels=head_channels)))
+    layer, w = filled(unet.Attention(12, unet.Spec(norm="group", head_channels=head_channels)))
     x = random(2, 12, 2, 3)
     qkv = conv(w, "qkv", group_norm(w, "norm", x, 4)).reshape(2, 3, heads, 12 // heads, 6).swapaxes(-1, -2)
     q, k, v = (qkv[:, i] for i in range(3))
