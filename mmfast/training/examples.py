@@ -23,11 +23,8 @@ from mmfast.config import Config
 from mmfast.data import Batch, Examples
 from mmfast.errors import MmfastError
 from mmfast.ranks import ALONE, Ranks
+from mmfast.signals import HANGUP
 from mmfast.streams import GIVEN, ORDER, TIMESTEP
-
-# A terminal that closes; not on Windows.
-HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
-
 
 # On Linux the processes that load data are forked, so that they have the data sets, and what the user has permitted.
 START = "fork" if sys.platform == "linux" else None
