@@ -10,6 +10,7 @@ import functools
 import math
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ from mmfast.streams import GIVEN, ORDER, TIMESTEP
 
 # On Linux the processes that load data are forked, so that they have the data sets, and what the user has permitted.
 START = "fork" if sys.platform == "linux" else None
+# That a child has ended; not on Windows.
+CHILD: Any = getattr(signal, "SIGCHLD", None)
 
 
 def _words(seed: int, numbers: Tensor, stream: int, count: int, draw: int = 0) -> Tensor:
@@ -154,20 +157,41 @@ class _Batches:
 
 
 class Loading:
-    """The batches of a DataLoader, in order. `close` ends the processes that read them, which leave signals alone."""
+    """The batches of a DataLoader, in order. `close` ends the processes that read them, which leave signals alone.
+
+    Raises MmfastError where the batch of a process is due that has died. torch would raise at once, in the middle of
+    whatever is computed then, and what was learnt could not be kept.
+    """
 
     def __init__(self, loader: DataLoader[Batch]) -> None:
         self._batches = iter(loader)
+        self._hears = loader.num_workers > 0 and CHILD is not None
+        self._hears = self._hears and threading.current_thread() is threading.main_thread()
+        if self._hears:
+            self._before = signal.signal(CHILD, signal.SIG_DFL)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        return next(self._batches)
+        try:
+            return next(self._batches)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker (pid"):
+                raise
+            raise MmfastError(
+                "a process that loads data has died, perhaps killed for its memory: lower train.workers, or make room, "
+                "and repeat the command"
+            ) from None
 
     def close(self) -> None:
         # Private to torch; without it they end where nothing holds the batches any more, such as a kept traceback.
         getattr(self._batches, "_shutdown_workers", lambda: None)()
+        for process in getattr(self._batches, "_workers", ()):  # one that waits for another that has died
+            process.kill()
+        if self._hears:
+            signal.signal(CHILD, self._before)
+            self._hears = False
 
 
 def loader(config: Config, examples: Examples, done: int, pinned: bool = False, ranks: Ranks = ALONE) -> Loading:
