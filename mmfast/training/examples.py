@@ -164,9 +164,10 @@ class Loading:
     """
 
     def __init__(self, loader: DataLoader[Batch]) -> None:
-        self._batches = iter(loader)
-        self._hears = loader.num_workers > 0 and CHILD is not None
-        self._hears = self._hears and threading.current_thread() is threading.main_thread()
+        self._batches, self._processes = iter(loader), loader.num_workers
+        self._hears = (
+            self._processes > 0 and CHILD is not None and threading.current_thread() is threading.main_thread()
+        )
         if self._hears:
             self._before = signal.signal(CHILD, signal.SIG_DFL)
 
@@ -176,8 +177,8 @@ class Loading:
     def __next__(self) -> Batch:
         try:
             return next(self._batches)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker (pid"):
+        except (RuntimeError, OSError, EOFError) as error:
+            if not (self._processes and _is_of_a_death(error)):
                 raise
             raise MmfastError(
                 "a process that loads data has died, perhaps killed for its memory: lower train.workers, or make room, "
@@ -192,6 +193,14 @@ class Loading:
         if self._hears:
             signal.signal(CHILD, self._before)
             self._hears = False
+
+
+def _is_of_a_death(error: Exception) -> bool:
+    """Whether an error of a DataLoader says that a process has died, by its number or by what it had yet to send."""
+    text = str(error)
+    if isinstance(error, RuntimeError):
+        return text.startswith("DataLoader worker (pid")
+    return not text.startswith("Caught ") or "in pin memory thread" in text  # else one of the data's own
 
 
 def loader(config: Config, examples: Examples, done: int, pinned: bool = False, ranks: Ranks = ALONE) -> Loading:
