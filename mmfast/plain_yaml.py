@@ -15,7 +15,7 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, in which only null, true, false and decimal numbers are anything but text.
 
     YAML 1.1, which PyYAML reads, makes 83 of 0123, False of no, 750 of 12:30 and a date of 2024-01-01. Aliases are
-    refused: a few hundred bytes of them can stand for gigabytes. So is a key that stands twice in one place.
+    refused: a few hundred bytes of them can stand for gigabytes. So are tags, and a key that stands twice in one place.
     """
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
@@ -25,6 +25,11 @@ class _Loader(yaml.SafeLoader):
             mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(
                 None, None, "aliases (*name) are not read here; write the value out", mark
+            )
+        tag = getattr(self.peek_event(), "tag", None)
+        if tag is not None:
+            raise yaml.composer.ComposerError(
+                None, None, f"tags ({tag}) are not read here; write the value alone", self.peek_event().start_mark
             )
         return super().compose_node(parent, index)
 

@@ -58,7 +58,11 @@ def test_aliases_tags_and_interpolation_are_refused(monkeypatch):
     monkeypatch.setenv("SECRET", "s3cret")
     for text, match in (
         (bomb, "aliases"),
-        ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("a: !!python/object/apply:os.getcwd []", r"tags \(tag:yaml.org,2002:python/object/apply:os.getcwd\) are not"),
+        *(
+            (f"a: {x}", "x is no valid YAML: tags")
+            for x in ("!!set {b}", "!!int '5'", "!!binary aGk=", "!own b", "! b")
+        ),
         ("data: {root: '${oc.env:SECRET}'}", "write the value itself"),
         ("a: [" * 5000, "x is no"),
         ("a: " + "7" * 5000, "x is no"),
