@@ -53,7 +53,10 @@ if not TYPE_CHECKING:
 
 
 def load(folder: str | PathLike[str], device: str = "auto") -> Loaded:
-    """A trained run, ready to sample: `mmfast.load("runs/digits").sample(label=3, n=8)` (`mmfast.loaded.Loaded`)."""
+    """A trained run, ready to sample: `mmfast.load("runs/digits").sample(label=3, n=8)` (`mmfast.loaded.Loaded`).
+
+    Raises MmfastError where there is none, or its files are damaged.
+    """
     from mmfast.loaded import load  # what a program of ops alone need not wait for
 
     return load(folder, device)
