@@ -5,15 +5,16 @@ One model generates images together with their masks, labels and embeddings, any
 
 from __future__ import annotations
 
+import importlib
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mmfast import ops
 from mmfast.errors import MmfastError
-from mmfast.schedule import Schedule, Weight, bridge, carried, constant, none, shift
 
 if TYPE_CHECKING:
+    from mmfast import ops
     from mmfast.loaded import Loaded
+    from mmfast.schedule import Schedule, Weight, bridge, carried, constant, none, shift
 
 __version__ = "0.1.0"
 
@@ -31,9 +32,31 @@ __all__ = [
     "shift",
 ]
 
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """What needs torch, whose import takes seconds, is imported on first use: a command hears Ctrl-C before."""
+        if name in __all__ and name != "ops":
+            found = getattr(importlib.import_module("mmfast.schedule"), name)
+        else:
+            try:
+                found = importlib.import_module(f"mmfast.{name}")
+            except ModuleNotFoundError as error:
+                if error.name != f"mmfast.{name}":
+                    raise
+                raise AttributeError(f"module 'mmfast' has no attribute {name!r}") from None
+        globals()[name] = found
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 def load(folder: str | PathLike[str], device: str = "auto") -> Loaded:
-    """A trained run, ready to sample: `mmfast.load("runs/digits").sample(label=3, n=8)` (`mmfast.loaded.Loaded`)."""
+    """A trained run, ready to sample: `mmfast.load("runs/digits").sample(label=3, n=8)` (`mmfast.loaded.Loaded`).
+
+    Raises MmfastError where there is none, or its files are damaged.
+    """
     from mmfast.loaded import load  # what a program of ops alone need not wait for
 
     return load(folder, device)

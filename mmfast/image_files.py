@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
+import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +26,11 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 # The greatest number of 16 bits.
 MOST_16 = 2**16 - 1
 # What Pillow raises for damaged files, beside OSError.
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, PILImage.DecompressionBombError)
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error)
+# What it raises for a picture of too many pixels: a file of some bytes may claim any number of them.
+BOMB = (PILImage.DecompressionBombError, PILImage.DecompressionBombWarning)
+# The variable that raises its limit, of 179 megapixels. A config, which may come from anywhere, cannot.
+MEGAPIXELS = "MMFAST_MEGAPIXELS"
 
 
 @contextlib.contextmanager
@@ -34,6 +40,11 @@ def _named(path: Path | str, what: str) -> Iterator[None]:
         yield
     except MmfastError:  # said within
         raise
+    except BOMB:
+        raise MmfastError(
+            f"{path} has more pixels than a {what} may have, {_most_pixels() / 1e6:.4g} million; if it is meant, set "
+            f"the variable {MEGAPIXELS} to as many million as it has"
+        ) from None
     except UnidentifiedImageError:
         raise MmfastError(f"{path} cannot be read as a {what}: it is none of {', '.join(FORMATS)}") from None
     except DAMAGED as error:
@@ -42,11 +53,26 @@ def _named(path: Path | str, what: str) -> Iterator[None]:
         raise MmfastError(f"{path} cannot be read as a {what}: {said.splitlines()[0]}; mend or remove it") from None
 
 
+def _most_pixels() -> float:
+    """Those that Pillow opens: twice its own number, from which on it warns."""
+    text = os.environ.get(MEGAPIXELS, "")
+    if text:
+        try:
+            most = int(float(text) * 1e6)
+        except (ValueError, OverflowError):
+            most = 0
+        if most <= 0:
+            raise MmfastError(f"{MEGAPIXELS} is {text!r}; it should be a number of megapixels above 0, such as 400")
+        PILImage.MAX_IMAGE_PIXELS = -(-most // 2)
+    return math.inf if PILImage.MAX_IMAGE_PIXELS is None else 2 * PILImage.MAX_IMAGE_PIXELS
+
+
 @contextlib.contextmanager
 def _opened(path: Path, what: str) -> Iterator[PILImage.Image]:
     """The file, opened as one of FORMATS. Raises MmfastError, as `_named` does."""
     with _named(path, what):
         check_regular(path)
+        _most_pixels()
         with PILImage.open(path, formats=FORMATS) as file:
             yield file
 
@@ -54,8 +80,8 @@ def _opened(path: Path, what: str) -> Iterator[PILImage.Image]:
 def load_picture(path: Path, what: str = "picture") -> PILImage.Image:
     """The picture in a file, whole and turned as its EXIF data says.
 
-    Raises MmfastError, naming the file, for one that is missing, damaged, of another format or far too large (Pillow's
-    limit, 179 megapixels).
+    Raises MmfastError, naming the file, for one that is missing, damaged, of another format or far too large (see
+    MEGAPIXELS).
     """
     with _opened(path, what) as file:
         return upright(file, path, what)
@@ -63,8 +89,10 @@ def load_picture(path: Path, what: str = "picture") -> PILImage.Image:
 
 def picture_in(data: bytes, where: str, what: str = "picture") -> PILImage.Image:
     """`load_picture` of a file's content; errors call it `where`."""
-    with _named(where, what), PILImage.open(io.BytesIO(data), formats=FORMATS) as file:
-        return upright(file, where, what)
+    with _named(where, what):
+        _most_pixels()
+        with PILImage.open(io.BytesIO(data), formats=FORMATS) as file:
+            return upright(file, where, what)
 
 
 def upright(picture: PILImage.Image, where: Path | str, what: str = "picture") -> PILImage.Image:

@@ -15,25 +15,19 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
-
 import torch
 from torch import Tensor
 
 from mmfast import config as configs
+from mmfast import lock
 from mmfast.config import Config
 from mmfast.errors import MmfastError, notice, unknown
 from mmfast.files import (
-    NO_LINK,
     append_text,
     is_temporary,
     load_into,
@@ -44,6 +38,7 @@ from mmfast.files import (
     write_atomically,
     write_text,
 )
+from mmfast.lock import Lock
 from mmfast.stats_lines import LONGEST_STATS, healed
 
 LOCK, TENSORBOARD = ".lock", "tensorboard"
@@ -66,6 +61,8 @@ class Run:
 
     folder: Path
     damaged: bool = field(default=False, compare=False, repr=False)  # the newest state, as load_state found it
+    lock: Lock | None = field(default=None, compare=False, repr=False)
+    stats_size: int | None = field(default=None, compare=False, repr=False)  # in bytes, as this process left it
 
     @property
     def config_file(self) -> Path:
@@ -162,19 +159,12 @@ class Run:
 
     def _take_lock(self) -> None:
         """Keep other processes out of the folder until this object or this process ends, however it ends."""
-        if fcntl is None:
-            return
-        handle = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
-        weakref.finalize(self, os.close, handle)
         try:
-            # A record lock: it ends with this process, and processes that load data do not inherit it.
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.lock = lock.take(self.folder / LOCK)
         except (BlockingIOError, PermissionError):
             raise MmfastError(
                 f"--out {self.folder} is being trained by another process; wait for it, or stop it"
             ) from None
-        except OSError:
-            pass  # a file system without locks
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -301,7 +291,21 @@ class Run:
             notice(f"{self.stats_file} was damaged: there is {', and '.join(found)}; training goes on as it was")
         if text.encode() != before:
             self.guard(lambda: write_text(self.stats_file, text))
+        self.stats_size = len(text.encode())
         return text
 
     def append_stats(self, text: str) -> None:
+        size = self.stats_file.stat().st_size if self.stats_file.exists() else 0
         self.guard(lambda: append_text(self.stats_file, text))
+        self.stats_size = size + len(text.encode())
+
+    def check_alone(self) -> None:
+        """Raise MmfastError where there is no lock, and stats.jsonl is not as this process left it."""
+        if self.lock is None and self.stats_size is not None and self.stats_file.exists():
+            size = self.stats_file.stat().st_size
+            if size != self.stats_size:
+                raise MmfastError(
+                    f"{self.stats_file} has {size:,} bytes; it should have {self.stats_size:,}, as this process left "
+                    "it: another one trains in this folder, whose file system has no locks. This one stops, and saves "
+                    "nothing more; when no other is left, the same command goes on"
+                )

@@ -181,6 +181,8 @@ import sys
 import torch
 before = set(sys.modules)
 import mmfast
+assert not [name for name in set(sys.modules) - before if name.startswith("mmfast.") and name != "mmfast.errors"]
+mmfast.ops, mmfast.Schedule
 print(*sorted(set(sys.modules) - before))
 """
 

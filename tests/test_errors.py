@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from safetensors.torch import save_file
 from tiny import TINY, flags, tiny
 
 from mmfast.cli import main
+from mmfast.files import load_tensors
 from mmfast.run import Run
 from mmfast.training import train
+from mmfast.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -294,6 +297,31 @@ def test_a_file_that_breaks_later_keeps_the_steps_before(capsys, folder, workers
             return
         file.write_bytes(whole)
     pytest.fail("no file broke after the start")
+
+
+def test_a_process_that_loads_data_and_dies_keeps_the_steps_before(capsys, folder, monkeypatch):
+    """It is killed while a step is computed, as for its memory, and told of where its next batch is missing."""
+    argv = start(folder, "--train.steps", "20", "--train.checkpoint_every", "1000", "--train.workers", "1")
+    before = signal.getsignal(signal.SIGCHLD)
+
+    def killed(self, *args):
+        if self.done == 3:
+            (process,) = multiprocessing.active_children()
+            process.kill()
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        step(self, *args)
+
+    step = Trainer.step
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", killed)
+        assert main(argv) == 2
+    said = "mmfast: error: a process that loads data has died, perhaps killed for its memory: lower train.workers, "
+    assert capsys.readouterr().err.splitlines()[-1].startswith(said)
+    assert load_tensors(folder / "run" / "trainer.safetensors")[1]["step"] >= 3
+    assert not multiprocessing.active_children()
+    assert main(argv) == 0
+    steps = [json.loads(line)["step"] for line in (folder / "run" / "stats.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 21)) and before in (signal.SIG_DFL, signal.getsignal(signal.SIGCHLD))
 
 
 def test_classes_that_do_not_fit(capsys, folder):

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image as PILImage
 
 from mmfast.errors import MmfastError
-from mmfast.image_files import load_picture, picture_in, upright
+from mmfast.image_files import load_picture, picture_in, read_header, upright
 from mmfast.modalities.image import read_image
 from mmfast.modalities.mask import read_mask
 from mmfast.modalities.masked_image import Masked, MaskedSpec
@@ -120,7 +121,7 @@ def broken_chunk(whole):
         (lambda whole: b"hello", "none of PNG"),
         (lambda whole: whole[: len(whole) // 2], "cannot be read"),
         (broken_chunk, "cannot be read"),
-        (lambda whole: bomb(), "exceeds limit"),
+        (lambda whole: bomb(), "more pixels than a (picture|mask) may have, 179 million; .*MMFAST_MEGAPIXELS"),
     ],
 )
 def test_what_is_no_picture_is_an_error_of_one_line(tmp_path, random, read, damage, reason):
@@ -150,6 +151,31 @@ def test_damaged_files_never_end_otherwise(tmp_path, random, seed):
                 assert load_picture(path).size
             except MmfastError as error:
                 assert path.name in str(error)
+
+
+def test_the_size_limit_of_pictures_can_be_raised(tmp_path, monkeypatch):
+    """By the user's own variable: a picture of 20,200 pixels, with a limit of 20,000 and of 20,200."""
+    monkeypatch.setattr(PILImage, "MAX_IMAGE_PIXELS", PILImage.MAX_IMAGE_PIXELS)
+    path = tmp_path / "x.png"
+    PILImage.new("L", (202, 100)).save(path)
+    monkeypatch.setenv("MMFAST_MEGAPIXELS", "0.02")
+    with pytest.raises(MmfastError, match=r"x.png has more pixels than a picture may have, 0.02 million; "):
+        load_picture(path)
+    with pytest.raises(MmfastError, match=r"more pixels"):
+        read_header(path)
+    with pytest.raises(MmfastError, match=r"more pixels"):
+        picture_in(path.read_bytes(), "x")
+    monkeypatch.setenv("MMFAST_MEGAPIXELS", "0.0202")
+    with pytest.warns(PILImage.DecompressionBombWarning):
+        assert load_picture(path).size == (202, 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(MmfastError, match=r"more pixels"):
+            load_picture(path)
+    for odd in ("many", "-1", "0", "nan", "inf"):
+        monkeypatch.setenv("MMFAST_MEGAPIXELS", odd)
+        with pytest.raises(MmfastError, match=f"MMFAST_MEGAPIXELS is '{odd}'; it should be"):
+            load_picture(path)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -62,6 +62,7 @@ def test_aliases_tags_and_interpolation_are_refused(monkeypatch):
         ("a: !!map [b]", r"tags \(!!map\) are not read here"),
         ("a: !!str 1", r"tags \(!!str\) are not read here"),
         ("!mine {a: 1}", r"tags \(!mine\) are not read here; write the value alone in line 1"),
+        *((f"a: {x}", "x is no valid YAML: tags") for x in ("!!set {b}", "!!int '5'", "!!binary aGk=", "! b")),
         ("data: {root: '${oc.env:SECRET}'}", "write the value itself"),
         ("a: [" * 5000, "x is no"),
         ("a: " + "7" * 5000, "x is no"),

@@ -16,6 +16,7 @@ from mmfast.errors import MmfastError
 from mmfast.memory import keep_freed_memory
 from mmfast.progress import silenced
 from mmfast.ranks import joined
+from mmfast.signals import STOPPED, answered, interrupt
 from mmfast.trust import allow_code
 
 # Each a module with `add`, which declares its options, and `run`, which returns the exit status.
@@ -70,8 +71,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; returns 0, or 2 after printing the one-line error of bad input."""
-    with kept_going() as output:
+    """Run the program; returns 0, 2 after the one-line error of bad input, or 130 where a signal has stopped it."""
+    with answered(interrupt), kept_going() as output:
         status = _main(argv)
     let_go_of_stderr()
     lost = None if output is None or isinstance(output.error, BrokenPipeError) else output.error
@@ -82,8 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
+    command = ""
     try:
         args, rest = parser().parse_known_args(argv)
+        command = args.command
         if args.command not in ("train", "check") and rest:
             raise MmfastError(f"{rest[0]} is no option of `mmfast {args.command}`; see `mmfast {args.command} --help`")
         allow_code(*getattr(args, "allow_code", ()))
@@ -104,8 +107,10 @@ def _main(argv: Sequence[str] | None) -> int:
         return 2
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):  # the terminal has closed
-            print("mmfast: stopped; `mmfast train`, repeated, goes on where it stopped", file=sys.stderr)
-        return 130
+            train = command == "train"
+            then = "`mmfast train`, repeated, goes on where it stopped" if train else "no file is half written"
+            print(f"mmfast: stopped; {then}", file=sys.stderr)
+        return STOPPED
 
 
 __all__ = ["main", "overrides", "parser"]

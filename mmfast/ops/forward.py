@@ -73,7 +73,7 @@ def q_sample(
             again (`diffusion_loss`, `randn`).
 
     Returns z_t, and the eps that made it (the tensor handed in, if it is of z_t's type: copying it would cost as much
-    as the op).
+    as the op). Raises MmfastError naming the argument at fault.
     """
     return_noise = flag("return_noise", return_noise)
     marginal = _MARGINAL if noise is None else _MARGINAL_GIVEN

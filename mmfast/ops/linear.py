@@ -147,6 +147,8 @@ def randn(
         sample_ids: int64 [B] in 0 .. 2^48 - 1; None for 0 .. B - 1.
         stream: 0 .. 65535, for noise of different purposes.
         draw: 0 .. 2^32 - 1, for repeated draws of one purpose; an int or an int64 tensor.
+
+    Raises MmfastError naming the argument at fault.
     """
     if not isinstance(shape, Sequence) or not all(is_whole(n, symbolic=True) and n >= 0 for n in shape):
         raise MmfastError(f"shape is {shape!r}; it should be the sizes [B, ...], none of them negative")
@@ -173,7 +175,7 @@ def random_words(
     """Random 32-bit words by identity: int64 [B, count], each in 0 .. 2^32 - 1.
 
     Word j of a sample is word j % 4 of its Philox block j // 4, a pure function of (seed, stream, sample id, draw, j);
-    shape: [B, count]; the rest as for `randn`.
+    shape: [B, count]; the rest as for `randn`. Raises MmfastError naming the argument at fault.
     """
     if not isinstance(shape, Sequence) or len(shape) != 2 or not all(is_whole(n) and n >= 0 for n in shape):
         raise MmfastError(f"shape is {shape!r}; it should be [B, count], neither of them negative")
@@ -186,6 +188,7 @@ def multimodal_mean(encodings: Encodings, weights: Tensor) -> Tensor:
     """m = sum_i weights[:, i] E_i(x_i), the weighted multimodal mean.
 
     encodings: by name or in order, broadcasting together to [B, ...]; weights: [B, N] or [1, N].
+    Raises MmfastError naming the argument at fault.
     """
     terms = list(encodings.values()) if isinstance(encodings, Mapping) else encodings
     found = None if is_compiling() else dispatch.at_once("combine", terms, Tables(weights), None, None, False, False)

@@ -48,6 +48,8 @@ def posterior_mean(
 
     Or t and s are int64 [B, 1 + M], with a time for each block as for q_sample: block i, of z_t and eps too, goes from
     its t_i to its s_i (default t_i - 1, but 0 stays). The encodings' blocks leave z0's; one with s_i = t_i stays.
+
+    Raises MmfastError naming the argument at fault.
     """
     return _compute(ReverseCall(_MEAN, "z_t, eps, encodings", encodings, (t, s), sched, present), [z_t, eps])[0]
 
@@ -72,7 +74,7 @@ def posterior_sample(
     The mean is posterior_mean's; the variance (1 - a)(1 - abar_s)/(1 - abar_t), so none for s = 0. With clamp
     (c for -c .. c, or a pair) the predicted z_0 is held within it and the mean taken in its x_0 form. The noise's
     identity is as for `randn`. With a time for each block (posterior_mean) z_0 is held in its own block, where alone it
-    is not zero. Returns z_s [B, ...].
+    is not zero. Returns z_s [B, ...]. Raises MmfastError naming the argument at fault.
     """
     kind = _SAMPLE if clamp is None else _CLAMPED
     how = Noise((seed, draw), sample_ids, stream), range_of(clamp), False
@@ -113,7 +115,7 @@ def step(
         clamp: c for -c .. c, or a pair; None for no bounds.
         seed, sample_ids, stream, draw: the identity of the noise, as for `randn`; unused for eta = 0.
 
-    Returns z_s [B, ...] and z0hat, of the prediction's channels.
+    Returns z_s [B, ...] and z0hat, of the prediction's channels. Raises MmfastError naming the argument at fault.
     """
     predictions, what, scale = [prediction], "z_t, prediction, encodings", None
     if unconditional is not None:

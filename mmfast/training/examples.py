@@ -10,6 +10,7 @@ import functools
 import math
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,14 +24,13 @@ from mmfast.config import Config
 from mmfast.data import Batch, Examples
 from mmfast.errors import MmfastError
 from mmfast.ranks import ALONE, Ranks
+from mmfast.signals import HANGUP
 from mmfast.streams import GIVEN, ORDER, TIMESTEP
-
-# A terminal that closes; not on Windows.
-HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
-
 
 # On Linux the processes that load data are forked, so that they have the data sets, and what the user has permitted.
 START = "fork" if sys.platform == "linux" else None
+# That a child has ended; not on Windows.
+CHILD: Any = getattr(signal, "SIGCHLD", None)
 
 
 def _words(seed: int, numbers: Tensor, stream: int, count: int, draw: int = 0) -> Tensor:
@@ -157,20 +157,50 @@ class _Batches:
 
 
 class Loading:
-    """The batches of a DataLoader, in order. `close` ends the processes that read them, which leave signals alone."""
+    """The batches of a DataLoader, in order. `close` ends the processes that read them, which leave signals alone.
+
+    Raises MmfastError where the batch of a process is due that has died. torch would raise at once, in the middle of
+    whatever is computed then, and what was learnt could not be kept.
+    """
 
     def __init__(self, loader: DataLoader[Batch]) -> None:
-        self._batches = iter(loader)
+        self._batches, self._processes = iter(loader), loader.num_workers
+        self._hears = (
+            self._processes > 0 and CHILD is not None and threading.current_thread() is threading.main_thread()
+        )
+        if self._hears:
+            self._before = signal.signal(CHILD, signal.SIG_DFL)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        return next(self._batches)
+        try:
+            return next(self._batches)
+        except (RuntimeError, OSError, EOFError) as error:
+            if not (self._processes and _is_of_a_death(error)):
+                raise
+            raise MmfastError(
+                "a process that loads data has died, perhaps killed for its memory: lower train.workers, or make room, "
+                "and repeat the command"
+            ) from None
 
     def close(self) -> None:
         # Private to torch; without it they end where nothing holds the batches any more, such as a kept traceback.
         getattr(self._batches, "_shutdown_workers", lambda: None)()
+        for process in getattr(self._batches, "_workers", ()):  # one that waits for another that has died
+            process.kill()
+        if self._hears:
+            signal.signal(CHILD, self._before)
+            self._hears = False
+
+
+def _is_of_a_death(error: Exception) -> bool:
+    """Whether an error of a DataLoader says that a process has died, by its number or by what it had yet to send."""
+    text = str(error)
+    if isinstance(error, RuntimeError):
+        return text.startswith("DataLoader worker (pid")
+    return not text.startswith("Caught ") or "in pin memory thread" in text  # else one of the data's own
 
 
 def loader(config: Config, examples: Examples, done: int, pinned: bool = False, ranks: Ranks = ALONE) -> Loading:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from mmfast.grids import Gallery, sample_run
 from mmfast.progress import silenced
 from mmfast.ranks import joined
 from mmfast.run import RECORD, Run
+from mmfast.signals import interrupt
 from mmfast.training.examples import loader
 from mmfast.training.latents import with_latents
 from mmfast.training.log import Board
@@ -152,7 +153,13 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
     trainer.board = board = Board(run.folder, config, trainer.done, silent=not ranks.first)
     watch = Watch(config, trainer.done, trainer.device, quiet)
     owed = False  # a checkpoint that was due where the weights may be wrong
-    with watch, contextlib.closing(batches), contextlib.closing(board), Stop(at_once=ranks.count == 1) as stop:
+    with (
+        _lost(trainer),
+        watch,
+        contextlib.closing(batches),
+        contextlib.closing(board),
+        Stop(at_once=ranks.count == 1) as stop,
+    ):
         while trainer.done < train.steps:
             if trainer.done and _every(train.sample_every, trainer.done):
                 # Before the first step: those that a kill left undrawn.
@@ -175,7 +182,20 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
             if owed or stopping:
                 owed = not trainer.checkpoint(anyway=last or stopping)
             if stopping:
-                raise KeyboardInterrupt
+                interrupt()
+
+
+@contextlib.contextmanager
+def _lost(trainer: Trainer) -> Iterator[None]:
+    """A line says what a second Ctrl-C, which waits for no checkpoint, has cost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        first, last = trainer.saved + 1, trainer.done
+        if trainer.ranks.first and first <= last:
+            steps = f"step {last:,} is" if first == last else f"steps {first:,} .. {last:,} are"
+            notice(f"stopped at once: {steps} lost, without a checkpoint; the same command makes them again")
+        raise
 
 
 def _every(steps: int, done: int) -> bool:

@@ -65,9 +65,13 @@ class Stats:
         return lines
 
     def _write(self, text: str) -> None:
-        """Append, or keep for the next time where the disk does not take it: a checkpoint insists."""
+        """Append, or keep for the next time where the disk does not take it: a checkpoint insists.
+
+        Raises MmfastError where another process writes there too.
+        """
         if not self.writes:
             return
+        self.run.check_alone()
         self.unwritten += text
         try:
             self.run.append_stats(self.unwritten)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
-import threading
 from typing import Any
 
-from mmfast.training.examples import HANGUP
+from mmfast.signals import answered, interrupt
 
 
 class Stop:
@@ -18,22 +18,17 @@ class Stop:
 
     def __init__(self, at_once: bool = True) -> None:
         self.asked, self.at_once = False, at_once
+        self.answered = contextlib.ExitStack()
 
     def _ask(self, number: int, frame: Any) -> None:
         # Ctrl-C in a terminal may be followed by SIGTERM from whoever started this: that is one wish, not two.
         if self.asked and self.at_once and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            interrupt()
         self.asked = True
 
     def __enter__(self) -> Stop:
-        self.before = {}
-        if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGINT, signal.SIGTERM]
-            if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
-                numbers.append(HANGUP)
-            self.before = {number: signal.signal(number, self._ask) for number in numbers}
+        self.answered.enter_context(answered(self._ask))
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        self.answered.close()

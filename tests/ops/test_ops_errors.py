@@ -1,5 +1,7 @@
 """Bad input to the ops: each call raises a ValueError or TypeError of one line that names the argument at fault."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -218,3 +220,9 @@ def test_tensors_on_two_devices_are_refused_before_a_kernel_sees_them():
     ):
         with pytest.raises(mmfast.MmfastError, match="meta"):
             call()
+
+
+def test_every_public_op_says_that_it_raises():
+    functions = [getattr(ops, name) for name in ops.__all__ if inspect.isfunction(getattr(ops, name))]
+    assert len(functions) > 10
+    assert [x.__name__ for x in functions if "Raises" not in (inspect.getdoc(x) or "")] == []

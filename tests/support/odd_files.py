@@ -235,7 +235,7 @@ WRONG = {
     "broken chunk": ("image", ".png", raw(png(8, 2, [row.tobytes() for row in RGB], broken=0)), "broken|cannot be read"),
     "png without a width": ("image", ".png", raw(png(8, 2, [b""], (0, 4))), "cannot be read"),
     "rows too short": ("image", ".png", raw(png(8, 2, [b"\0\0\0"])), "cannot be read"),
-    "enormous picture": ("image", ".png", raw(png(8, 0, [b""], (40_000, 40_000))), "exceeds limit"),
+    "enormous picture": ("image", ".png", raw(png(8, 0, [b""], (40_000, 40_000))), "more pixels than"),
     "enormous text in a picture": ("image", ".png", text_bomb, "cannot be read"),
     "link to nothing": ("image", ".png", lambda path: path.symlink_to("nothing.png"), "No such file"),
     "link to itself": ("image", ".png", lambda path: path.symlink_to(path.name), "symbolic links"),

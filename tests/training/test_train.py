@@ -1,5 +1,6 @@
 """Training: what an example is depends on (seed, its number) alone, and no kill loses or repeats anything."""
 
+import errno
 import gc
 import json
 import os
@@ -16,7 +17,7 @@ from processes import Job
 from tiny import TINY, flags, tiny
 
 from mmfast import config as configs
-from mmfast import files
+from mmfast import files, lock
 from mmfast.build import build_data, build_model, with_found
 from mmfast.cli import main
 from mmfast.data import Batch
@@ -281,7 +282,60 @@ def test_two_processes_do_not_train_one_run(tmp_path):
     assert second.wait() == [2]
     (said,) = second.said()
     assert "another process" in said and "Traceback" not in said
-    Run.start(tmp_path / "run", tiny())  # the same process may: a notebook after Ctrl-C
+
+
+def test_a_process_may_start_a_run_twice_and_keeps_the_lock(tmp_path):
+    """A notebook after Ctrl-C: the run that it drops ends the lock no more than a worker that is forked has it."""
+    first = Run.start(tmp_path / "run", tiny())
+    second = Run.start(tmp_path / "run", tiny())
+    del first
+    gc.collect()
+    assert _taken(tmp_path / "run")
+    del second
+    gc.collect()
+    assert not _taken(tmp_path / "run")
+
+
+def _taken(folder):
+    """Whether a process that is forked now is refused."""
+    child = os.fork()
+    if child == 0:
+        try:
+            Run.start(folder, tiny())
+            os._exit(0)
+        except MmfastError as error:
+            os._exit(7 if "is being trained by another process" in str(error) else 1)
+        finally:
+            os._exit(2)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, 7)
+    return status == 7
+
+
+def test_where_there_are_no_locks_a_second_trainer_is_noticed(tmp_path, monkeypatch):
+    """No line is there twice, and the one that goes on is whole."""
+
+    def none(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "lockf", none)
+    config = tiny(train__steps=4, train__log_every=1, train__checkpoint_every=2)
+    trainers = [Trainer(config, Run.start(tmp_path / "run", config), build_data(config)) for _ in range(2)]
+    for trainer in trainers:
+        trainer.restore()
+    one, other = trainers
+    step = one.step
+
+    def both(*args):
+        step(*args)
+        if one.done == 3:
+            with pytest.raises(ValueError, match=r"another one trains in this folder, .*saves nothing more"):
+                _steps(other, quiet=True)
+
+    one.step = both
+    _steps(one, quiet=True)
+    assert [json.loads(line)["step"] for line in (tmp_path / "run" / "stats.jsonl").open()] == [1, 2, 3, 4]
+    assert load_tensors(tmp_path / "run" / "trainer.safetensors")[1]["step"] == 4 and other.done == 1
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
