@@ -1,9 +1,15 @@
-"""Optional packages of the tests."""
+"""What tests need that is not everywhere."""
 
 import importlib
 from importlib.metadata import version
 
 import pytest
+import torch
+
+# Without the exchange API, as in torch 2.4, every call takes the long way, through the checks.
+short_way = pytest.mark.skipif(
+    not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="this torch has no short way into C++"
+)
 
 
 def diffusers():
