@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmfast.errors import MmfastError, missing_extra
+from mmfast.errors import MmfastError, optional_package
 from mmfast.files import read_text
 from mmfast.options import one_line, option
 from mmfast.trust import imported, names_code, source_digest
@@ -151,10 +151,8 @@ def _stored(key: str, folder: str) -> Any:
             f"{key} is {folder!r}, where no config.json names a class; it should be the folder of an autoencoder that "
             "diffusers' save_pretrained wrote, or module:function"
         ) from None
-    try:
+    with optional_package("diffusers", "diffusers", key):
         import diffusers
-    except ImportError as error:
-        raise missing_extra("diffusers", "diffusers", key) from error
     kind = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin) and hasattr(kind, "decode")):
         raise MmfastError(f"{key}: {folder}/config.json names {name!r}, which is no autoencoder of diffusers")

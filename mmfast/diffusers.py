@@ -16,16 +16,14 @@ import torch
 from torch import Tensor
 
 from mmfast import ops
-from mmfast.errors import BackendError, missing_extra
+from mmfast.errors import BackendError, optional_package
 from mmfast.ops import around, backends
 from mmfast.ops.around import fresh_seed
 from mmfast.ops.call import arithmetic
 from mmfast.ops.checks import FLOATS
 
-try:
+with optional_package("diffusers", "diffusers", "mmfast.diffusers"):
     from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
-except ImportError as error:
-    raise missing_extra("diffusers", "diffusers", "mmfast.diffusers") from error
 
 __all__ = ["DDIMScheduler", "DDPMScheduler"]
 

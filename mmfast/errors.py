@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 # Characters of a message: a value that it shows may print as megabytes.
@@ -46,6 +46,20 @@ def unknown(what: str, value: object, known: Iterable[object]) -> MmfastError:
 def missing_extra(package: str, extra: str, purpose: str) -> MmfastError:
     """The error for an optional package that is not installed."""
     return MmfastError(f"{purpose} needs {package}, which is not installed: pip install 'mmfast[{extra}]'")
+
+
+@contextlib.contextmanager
+def optional_package(package: str, extra: str, purpose: str) -> Iterator[None]:
+    """Around the import of an optional package. Raises MmfastError where it is not installed, or fails to import."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise missing_extra(package, extra, purpose) from error
+    except Exception as error:  # whatever a release raises beside a torch that is too old for it
+        raise MmfastError(
+            f"{purpose} needs {package}, which is installed but fails to import: {type(error).__name__}: {error}; "
+            f"install another version of {package}, or of torch"
+        ) from error
 
 
 def say(line: str) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from mmfast.backbones import diffusers as adapter
 from mmfast.config import Config
-from mmfast.errors import MmfastError, missing_extra, unknown
+from mmfast.errors import MmfastError, optional_package, unknown
 from mmfast.files import check_free, new_folder
 from mmfast.model import Model
 from mmfast.samplers import SAMPLERS
@@ -33,10 +33,8 @@ def to_diffusers(model: Model, config: Config, folder: str | os.PathLike[str], s
     folder: new. Whole or not at all. Raises MmfastError where diffusers is not installed, where it has no counterpart
     of the model, and where something is in the folder.
     """
-    try:
+    with optional_package("diffusers", "diffusers", "export"):
         import diffusers
-    except ImportError as error:
-        raise missing_extra("diffusers", "diffusers", "export") from error
     folder = Path(folder)
     check_free("export's folder", folder)
     sampler = config.sample.sampler if sampler is None else sampler

@@ -4,6 +4,7 @@ import copy
 import re
 
 import numpy as np
+import optional
 import pytest
 import torch
 import torch.nn.functional as F
@@ -82,7 +83,7 @@ def moved(model):
 
 def kl(folder, **options):
     """diffusers' AutoencoderKL, small, at random weights: 8 x 8 pixels in latents of 4 x 4 x 3."""
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = optional.diffusers()
     torch.manual_seed(0)
     network = diffusers.AutoencoderKL(
         in_channels=1, out_channels=1, latent_channels=3, block_out_channels=(8, 8), norm_num_groups=4,
@@ -164,7 +165,7 @@ def test_a_run_in_latents_trains_samples_and_is_exported(tmp_path):
     run = mmfast.load(tmp_path / "run", "cpu")
     assert run.sample(n=2).images[0].size == (8, 8)
     moved(run.model)
-    pipe = pytest.importorskip("diffusers").DiffusionPipeline.from_pretrained(run.export("diffusers"))
+    pipe = optional.diffusers().DiffusionPipeline.from_pretrained(run.export("diffusers"))
     pipe.set_progress_bar_config(disable=True)
     torch.manual_seed(5)
     images = pipe(batch_size=2, num_inference_steps=4, output_type="np").images
@@ -251,7 +252,7 @@ def test_a_network_is_frozen_and_unscaled_where_nothing_says_how(monkeypatch):
 
 def test_a_folder_that_names_another_class_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
-    pytest.importorskip("diffusers")
+    optional.diffusers()
     with pytest.raises(MmfastError, match="names 'UNet2DModel', which is no autoencoder of diffusers"):
         made({"network": str(tmp_path)})
 

@@ -93,7 +93,7 @@ def test_forms_of_a_path(project):
     assert written("/data/x") == "/data/x" and written("") == ""
     assert written("deep/..") == str(project / "pictures")  # as the system reads it, and not as the text looks
     assert written("a:b") == str(project / "a:b")
-    with pytest.raises(MmfastError, match=r"^data.root is 'a\\x00b', no path: embedded null byte$"):
+    with pytest.raises(MmfastError, match=r"^data.root is 'a\\x00b', no path: .*embedded null \w+.*$"):
         written("a\0b")
 
 

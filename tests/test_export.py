@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import optional
 import pytest
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from mmfast.files import save_tensors
 from mmfast.sample import sample
 from mmfast.streams import SAMPLE
 
-diffusers = pytest.importorskip("diffusers")
+diffusers = optional.diffusers()
 from diffusers.pipelines.ddim import pipeline_ddim  # noqa: E402
 from diffusers.pipelines.ddpm import pipeline_ddpm  # noqa: E402
 from diffusers.schedulers import scheduling_ddpm  # noqa: E402

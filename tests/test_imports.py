@@ -25,7 +25,8 @@ for name in sys.argv[1:]:
             importlib.import_module(name)
         except (ImportError, mmfast.MmfastError) as error:
             missing = getattr(error, "name", None) or ""
-            optional = "is not installed" in str(error) or missing.split(".")[0] in ("diffusers", "triton")
+            said = any(words in str(error) for words in ("is not installed", "fails to import"))
+            optional = said or missing.split(".")[0] in ("diffusers", "triton")
             code = 0 if optional else 1
             if code:
                 traceback.print_exc()

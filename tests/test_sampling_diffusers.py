@@ -6,6 +6,7 @@ the tables themselves). With a modality the shift view says that y = z - m steps
 """
 
 import numpy as np
+import optional
 import pytest
 import torch
 import truth
@@ -14,7 +15,7 @@ import mmfast
 from mmfast import Schedule, ops
 from mmfast.samplers import ddim, ddpm
 
-diffusers = pytest.importorskip("diffusers")
+diffusers = optional.diffusers()
 from diffusers.schedulers import scheduling_ddpm  # noqa: E402
 
 BOTH = pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import importlib
 import math
 from itertools import pairwise
 
+import optional
 import pytest
 import torch
 from test_sampling import Features
@@ -22,7 +23,7 @@ from mmfast.model import Model, Prediction
 from mmfast.sample import sample
 from mmfast.streams import SAMPLE
 
-diffusers = pytest.importorskip("diffusers")
+diffusers = optional.diffusers()
 from diffusers.schedulers import scheduling_ddpm  # noqa: E402
 
 sample_module = importlib.import_module("mmfast.sample")

@@ -5,6 +5,7 @@ import math
 import warnings
 
 import numpy as np
+import optional
 import pytest
 import torch
 import truth
@@ -22,7 +23,7 @@ far = pytest.mark.filterwarnings("ignore:z_T is far")
 @far
 def test_against_diffusers(name, theirs, T):
     """Their alphas_cumprod[i] is our alpha_bar[i + 1]."""
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = optional.diffusers()
     found = getattr(Schedule, name)(T)
     expected = diffusers.DDPMScheduler(num_train_timesteps=T, beta_schedule=theirs).alphas_cumprod
     assert found.alpha_bar.dtype == torch.float64

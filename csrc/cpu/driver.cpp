@@ -5,12 +5,22 @@
 
 #include "threads.h"
 
+#if defined(MMFAST_WITH_X86)
+#include <cpuid.h>
+#endif
+
 namespace mmfast {
 namespace {
 
+#if defined(MMFAST_WITH_X86)
+bool cpu_has_f16c() {  // by its bit: clang 14 rejects the name in __builtin_cpu_supports
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
 bool cpu_has_avx2() {
 #if defined(MMFAST_WITH_X86)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpu_has_f16c();
 #else
     return false;
 #endif

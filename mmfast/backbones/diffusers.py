@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfast.backbones.features import GRID, Features, averaged, kernels, plus
-from mmfast.errors import MmfastError, missing_extra
+from mmfast.errors import MmfastError, optional_package
 from mmfast.options import one_line, option
 from mmfast.sizes import Size, divides, height_width, plain
 
@@ -52,10 +52,8 @@ class Spec:
 
 def unet(spec: Spec, in_channels: int, out_channels: int, size: Size) -> Any:
     """A new UNet2DModel. Raises MmfastError where diffusers is not installed or refuses the options."""
-    try:
+    with optional_package("diffusers", "diffusers", "backbone.kind=diffusers"):
         from diffusers import UNet2DModel
-    except ImportError as error:
-        raise missing_extra("diffusers", "diffusers", "backbone.kind=diffusers") from error
     options = {name: x for name, x in dataclasses.asdict(spec).items() if name != "kind"}
     for name in ("block_out_channels", "down_block_types", "up_block_types"):
         options[name] = tuple(options[name])

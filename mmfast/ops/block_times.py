@@ -41,8 +41,8 @@ class Blocks(NamedTuple):
     spans: tuple[tuple[int, int], ...]
     order: tuple[int, ...]  # the blocks by their channels
 
-    @property
     def levels(self) -> tuple[int, ...]:
+        """The first channel of each, in their order."""
         return tuple(self.spans[i][0] for i in self.order)
 
     def sorted(self, values: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def kept_marginal(
             tables = tables.only_present(present, 1)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return None  # which the checks will say
-    return tables, None, Noise(*noise[:3], blocks.levels)
+    return tables, None, Noise(*noise[:3], blocks.levels())
 
 
 def marginal(
@@ -195,14 +195,14 @@ def reverse(asked: ReverseCall, first: Sequence[Term], noise: Noise | None, boun
     z_t, predictions, own = gathered[0], gathered[1 : len(first)], gathered[len(first) :]
     blocks = _beside(own, names, t, shape[1])
     alone = [x for x in predictions if isinstance(x, Block)]
-    for title, x in zip(what.split(", ")[1:], predictions, strict=False):
+    for title, x in zip(what.split(", ")[1 : len(first)], predictions, strict=True):
         if isinstance(x, Block) and (x.start, x.tensor.shape[1]) != blocks.spans[0]:
             raise MmfastError(
                 f"{title} is a Block of {_cover(('channels',), [(x.start, x.tensor.shape[1])])}; with a time for each "
                 f"block it should be of all channels, or of z0's, {_cover(('channels',), blocks.spans[:1])}"
             )
     tables = _columns(
-        formula(process.block_jumps(sched, sched.index(names), t, s)), t == s, len(predictions), bool(alone)
+        formula(process.block_jumps(sched, sched.index(names), t, s)), t == s, len(predictions), len(alone) > 0
     ).map(lambda x: x.to(arithmetic(dtype)))
     terms: list[Term] = blocks.of(z_t)
     for x in predictions:
@@ -213,11 +213,11 @@ def reverse(asked: ReverseCall, first: Sequence[Term], noise: Noise | None, boun
     if tables.sigma is None:
         noise = None
     else:
-        tables = tables._replace(sigma=blocks.sorted(tables.sigma))
+        tables = Tables(tables.coefs, blocks.sorted(tables.sigma), *tables[2:])
     if noise is not None:
-        noise = check_noise(noise._replace(levels=blocks.levels), shape[0], tables.coefs.device)
+        noise = check_noise(noise.with_levels(blocks.levels()), shape[0], tables.coefs.device)
     start, channels = blocks.spans[0]
-    return Call([*terms, *own], tables, None, noise, shape, dtype), bounds._replace(start=start, channels=channels)
+    return Call([*terms, *own], tables, None, noise, shape, dtype), Bounds(bounds.low, bounds.high, start, channels)
 
 
 def _beside(encoded: Sequence[Term], names: Sequence[str], t: Tensor, channels: int) -> Blocks:

@@ -44,6 +44,10 @@ class Noise(NamedTuple):
     stream: int = 0
     levels: tuple[int, ...] = ()
 
+    def with_levels(self, levels: tuple[int, ...]) -> Noise:
+        """The same with other levels. By its constructor: torch 2.4 does not compile _replace."""
+        return Noise(self.key, self.sample_ids, self.stream, levels)
+
 
 MAX_LEVELS = 32  # as in csrc/cpu/plan.h
 
@@ -78,7 +82,8 @@ class Tables(NamedTuple):
         def clear(table: Tensor) -> Tensor:
             return torch.cat((table[:, :first], table[:, first:last] * present.to(table.dtype), table[:, last:]), 1)
 
-        return self._replace(coefs=clear(self.coefs), to_x0=None if self.to_x0 is None else clear(self.to_x0))
+        to_x0 = None if self.to_x0 is None else clear(self.to_x0)
+        return Tables(clear(self.coefs), self.sigma, to_x0, self.weight)
 
 
 class Call(NamedTuple):

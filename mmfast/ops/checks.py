@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any, TypeGuard
 
 import torch
@@ -270,7 +269,8 @@ def check_levels(levels: object, sigma: object) -> tuple[int, ...]:
         raise MmfastError(f"levels is {levels!r}, but there is no sigma; the noise's levels need one of a column each")
     numbers = tuple(levels) if isinstance(levels, Sequence) and not isinstance(levels, str) else ()
     first = all(is_whole(x) for x in numbers) and numbers[:1] == (0,)
-    if not first or len(numbers) > MAX_LEVELS or any(a >= b for a, b in pairwise(numbers)):
+    rising = zip(numbers[:-1], numbers[1:], strict=True)  # noqa: RUF007 (torch 2.4 does not compile pairwise)
+    if not first or len(numbers) > MAX_LEVELS or any(a >= b for a, b in rising):
         raise MmfastError(
             f"levels is {levels!r}; it should be the first channels of 1 to {MAX_LEVELS} blocks, rising from 0"
         )

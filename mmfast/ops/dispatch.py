@@ -70,6 +70,6 @@ def squared_error(call: Call, scale: float, fused: bool) -> Tensor:
     assert call.tables.weight is not None
     wide = call.tables.coefs.dtype
     terms = autograd.with_tensors(call.terms, [tensor_of(x).to(wide) for x in call.terms])
-    combined = call._replace(terms=terms, tables=Tables(*call.tables[:2]), dtype=wide)
+    combined = Call(terms, Tables(*call.tables[:2]), call.rows, call.noise, call.shape, wide)
     r = of_call(combined).combine(combined, False)[0]
     return scale * pick(call.tables.weight, call.rows, call.shape[0]) * reference.sum_samples(r.square())

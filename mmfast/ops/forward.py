@@ -111,7 +111,7 @@ def q_sample(
         tables, rows = tables.own(rows, batch[0]).only_present(present, 1), None
     if identity is not None:
         identity = check_noise(identity, batch[0], tables.coefs.device)
-        identity = identity if blocks is None else identity._replace(levels=blocks.levels)
+        identity = identity if blocks is None else identity.with_levels(blocks.levels())
     else:
         check_given(noise, shape)
         assert noise is not None
@@ -185,9 +185,9 @@ def diffusion_loss(
         found = _at_once(given, known, t, identity, sample_weight, reduction)
         if found is not None:
             return found
-    what = "prediction, z0, noise"
-    terms, shape, dtype = gather(given, like_first=True, what=what)
-    for name, x in zip(what.split(", "), given, strict=False):
+    what = ["prediction", "z0", "noise"][: len(given)]
+    terms, shape, dtype = gather(given, like_first=True, what=", ".join(what))
+    for name, x in zip(what, given, strict=True):
         if not isinstance(x, Tensor) or list(x.shape) != list(shape) or not shape:
             kind = f"of shape {list(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise MmfastError(f"{name} is {kind}; it should be a tensor of prediction's shape, [B, ...]")
@@ -219,7 +219,7 @@ def _scale(shape: Sequence[int], reduction: str) -> float:
 
 def _weighted(tables: Tables, sample_weight: Tensor) -> Tables:
     assert tables.weight is not None  # an Error has one
-    return tables._replace(weight=(tables.weight * sample_weight).to(tables.weight.dtype))
+    return Tables(*tables[:3], (tables.weight * sample_weight).to(tables.weight.dtype))
 
 
 def _at_once(

@@ -103,6 +103,8 @@ def in_space(term: Term, shape: Sequence[int]) -> Tensor:
     if not isinstance(term, Block):
         return term.expand(tuple(shape))
     covered = term.tensor.expand(shape[0], -1, *shape[2:])
+    if 0 in shape[2:]:  # without elements, which torch 2.4 does not pad
+        return covered[:, :1].expand(tuple(shape))
     after = shape[1] - term.start - covered.size(1)
     return torch.nn.functional.pad(covered, [0, 0] * (len(shape) - 2) + [term.start, after])
 

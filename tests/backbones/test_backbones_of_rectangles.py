@@ -3,6 +3,7 @@
 import json
 import math
 
+import optional
 import pytest
 import torch
 from rectangles import SMALL, H, W, config, parts
@@ -18,7 +19,7 @@ from mmfast.errors import MmfastError
 @pytest.mark.parametrize("kind", [x if x != "diffusers" else pytest.param(x, marks=pytest.mark.slow) for x in SMALL])
 def test_each_backbone_learns_a_picture_by_value(kind):
     if kind == "diffusers":
-        pytest.importorskip("diffusers")
+        optional.diffusers()
     torch.manual_seed(0)
     module = backbones.kind(kind)
     net = module.Backbone(module.Spec(**SMALL[kind]), 2, (H, W))
@@ -60,7 +61,7 @@ def test_positions_are_of_the_row_and_then_of_the_column():
 )
 def test_a_size_that_does_not_divide_says_what_would(kind, size, says):
     if kind == "diffusers":
-        pytest.importorskip("diffusers")
+        optional.diffusers()
     with pytest.raises(MmfastError, match=says):
         build_model(config(parts(size), kind))
 
@@ -90,7 +91,7 @@ def test_a_square_is_the_same_by_one_number_and_by_two(size):
 
 
 def test_diffusers_draws_what_is_exported(tmp_path):
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = optional.diffusers()
     from mmfast.export import to_diffusers
 
     made = config({"image": {"kind": "image", "channels": 3, "size": [H, W]}}, "diffusers")

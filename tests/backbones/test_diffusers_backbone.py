@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 
 import fresh
+import optional
 import pytest
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from mmfast.backbones.diffusers import Backbone, Spec
 from mmfast.build import build_model
 from mmfast.errors import MmfastError
 
-UNet2DModel = pytest.importorskip("diffusers").UNet2DModel
+UNet2DModel = optional.diffusers().UNet2DModel
 SMALL = {
     "block_out_channels": [8, 12, 16], "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "AttnUpBlock2D", "UpBlock2D"], "norm_num_groups": 4, "attention_head_dim": 4,

@@ -71,7 +71,8 @@ def test_a_link_to_the_root_of_all_is_not_walked(root, monkeypatch):
     monkeypatch.setattr(os, "scandir", lambda path: seen.append(str(path)) or scan(path))
     with pytest.raises(MmfastError, match=r"is a link out of data\.root.*\(and 1 more\)"):
         stems(root)
-    assert {*seen} == {str(root / "image"), str(root / "image" / "ape"), str(root / "image" / "cow")}
+    # Python 3.13's Path.glob scans the root, too.
+    assert {*seen} - {str(root)} == {str(root / "image"), str(root / "image" / "ape"), str(root / "image" / "cow")}
 
 
 def test_links_between_folders_are_not_walked_in_every_order(tmp_path):

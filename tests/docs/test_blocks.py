@@ -14,6 +14,7 @@ import sys
 import traceback
 
 import numpy as np
+import optional
 import pytest
 from docs_pages import BLOCKS, READ, ROOT, commands, inline, take_apart
 from docs_shell import TRAIN, environment
@@ -202,6 +203,8 @@ def backends_as_they_were():
 
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_python(page, errors):
+    if page == "docs/diffusers.md":
+        optional.diffusers()
     assert not errors[page], errors[page]
 
 
@@ -244,6 +247,8 @@ def test_pytest_finds_tests_where_a_page_says(call):
 
 @blocks("bash")
 def test_bash(block, folders, monkeypatch):
+    if "diffusers" in block.text:
+        optional.diffusers()
     folder = folders(block.page)
     monkeypatch.chdir(folder)
     if "my" in block.text and not (folder / "my").exists():

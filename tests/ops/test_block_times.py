@@ -4,6 +4,7 @@ import math
 
 import hypothesis.strategies as st
 import numpy as np
+import optional
 import pytest
 import torch
 from hypothesis import given
@@ -39,6 +40,7 @@ def test_each_block_is_noised_alone(each_backend, space):
     np.testing.assert_allclose(made.double().numpy(), eps, atol=0, rtol=4 * UNIT[space.dtype] + 2.0**-21)
 
 
+@optional.short_way
 def test_the_short_way_is_taken(monkeypatch):
     """Once the tables are kept no call is checked, with `present` or without, and its bits are those of a checked one;
     but none is taken that the checks refuse."""

@@ -100,7 +100,7 @@ def test_a_row_that_means_nothing():
 
 @pytest.mark.parametrize("rows", [torch.ones(3, dtype=torch.int64), torch.ones(4, dtype=torch.int32), torch.ones(4)])
 def test_rows_of_another_kind(rows):
-    with pytest.raises(ValueError, match="rows"):
+    with pytest.raises(ValueError, match=r"rows|torch\.int32"):  # of which an old torch tells no more than the type
         every_op(cpu, COEFS, rows)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 
+import optional
 import pytest
 import torch
 from flat import cpu
@@ -43,6 +44,7 @@ def run():
     return config, build_data(config), build_model(config)
 
 
+@optional.short_way
 def test_the_losses_are_near_the_kernel(run):
     config, data, model = run
     batch, numbers = data.train.__getitems__(list(range(8))), torch.arange(8)

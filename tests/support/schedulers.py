@@ -5,12 +5,13 @@ gives next. Results are compared in proportion to the terms they are sums of: tw
 rounded part by part differ by a few 2^-24 of those.
 """
 
+import optional
 import pytest
 import torch
 
 from mmfast import ops
 
-theirs = pytest.importorskip("diffusers")
+theirs = optional.diffusers()
 from diffusers.schedulers import scheduling_ddim, scheduling_ddpm  # noqa: E402
 
 from mmfast import diffusers as ours  # noqa: E402

@@ -7,6 +7,7 @@ GPU, with their strides, and the results back.
 import json
 import statistics
 
+import optional
 import pytest
 import test_cuda_kernel
 import torch
@@ -358,7 +359,7 @@ def test_a_step_does_not_wait_for_the_gpu(tmp_path):
 
 def test_a_generator_for_each_sample():
     """diffusers' scheduler with a list of generators draws ids on the host."""
-    pytest.importorskip("diffusers")
+    optional.diffusers()
     from mmfast.diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler()

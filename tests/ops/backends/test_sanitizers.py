@@ -15,29 +15,29 @@ COMPILER = next(filter(None, map(shutil.which, [os.environ.get("CXX", "c++"), "g
 FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
-def why_not(folder):
+def why_not(folder, compiler):
     """One line on why the tests cannot be built here, or None where they can."""
     if not (ROOT / "csrc" / "tests").is_dir():
         return "the C++ tests are not beside the Python ones"
-    if shutil.which("cmake") is None or COMPILER is None or importlib.util.find_spec("pybind11") is None:
+    if shutil.which("cmake") is None or compiler is None or importlib.util.find_spec("pybind11") is None:
         return "needs cmake, a C++ compiler and pybind11"
     source = folder / "probe.cpp"
     source.write_text("int main() {}\n")
-    built = subprocess.run([COMPILER, *FLAGS, source, "-o", folder / "probe"], capture_output=True)
+    built = subprocess.run([compiler, *FLAGS, source, "-o", folder / "probe"], capture_output=True)
     if built.returncode or subprocess.run([folder / "probe"], capture_output=True).returncode:
         return "the compiler has no sanitizers that run here"
     return None
 
 
-def build_and_run(folder, *options):
+def build_and_run(folder, *options, compiler=COMPILER):
     """What the programme of the C++ tests prints, having passed."""
-    reason = why_not(folder)
+    reason = why_not(folder, compiler)
     if reason:
         pytest.skip(reason)
     pybind11 = Path(importlib.util.find_spec("pybind11").origin).parent / "share" / "cmake" / "pybind11"
     configure = [
         "cmake", "-S", ROOT, "-B", folder / "build", "-DMMFAST_SANITIZE=ON", "-DMMFAST_CUDA=OFF",
-        f"-DCMAKE_CXX_COMPILER={COMPILER}",
+        f"-DCMAKE_CXX_COMPILER={compiler}",
         f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11}", *options,
     ]  # fmt: skip
     build = ["cmake", "--build", folder / "build", "--target", "kernel_tests", "--parallel", "2"]
@@ -54,9 +54,10 @@ def test_the_baseline_passes_under_the_sanitizers(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_instruction_set_passes_under_the_sanitizers(tmp_path):
+@pytest.mark.parametrize("compiler", [COMPILER, shutil.which("clang++")], ids=["the usual compiler", "clang"])
+def test_every_instruction_set_passes_under_the_sanitizers(tmp_path, compiler):
     """Every instruction set that this machine has, in the same bits."""
-    assert "baseline" in build_and_run(tmp_path).splitlines()[0]
+    assert "baseline" in build_and_run(tmp_path, compiler=compiler).splitlines()[0]
 
 
 def test_new_memory_is_poisoned():
