@@ -34,13 +34,19 @@ def raising(error):
     [
         (MmfastError("it is wrong"), 2, "mmfast: error: it is wrong\n"),
         (FileNotFoundError(2, "No such file", "a\nb"), 2, "mmfast: error: a b: No such file\n"),
-        (KeyboardInterrupt(), 130, "mmfast: stopped; `mmfast train`, repeated, goes on where it stopped\n"),
+        (KeyboardInterrupt(), 130, "mmfast: stopped; no file is half written\n"),
     ],
 )
 def test_what_ends_a_command_is_one_line(command, capsys, error, status, said):
     command.does = raising(error)
     assert main(["info"]) == status
     assert capsys.readouterr().err == said
+
+
+def test_a_training_that_is_stopped_says_how_it_goes_on(command, capsys):
+    command.does = raising(KeyboardInterrupt())
+    assert main(["train"]) == 130
+    assert capsys.readouterr().err == "mmfast: stopped; `mmfast train`, repeated, goes on where it stopped\n"
 
 
 def test_an_error_of_the_system_s_own_about_no_file_is_not_hidden(command):
