@@ -93,7 +93,7 @@ def resolve(raw: DictConfig, source: str = "config", origin: Origin | None = Non
         key = f"modalities.{name}"
         kind = modalities.kind(_kind(part, key, None, [*modalities.KINDS, *modalities.FAILED]))
         defaults = _defaults(config, sections, name, kind)
-        part = OmegaConf.create({k: value for k, value in defaults.items() if k not in part} | dict(part.items()))
+        part = OmegaConf.create(dict(defaults) | dict(part.items()))
         config.modalities[name] = typed(kind.Spec, part, f"{key}.", origin)
     if not config.modalities:
         raise MmfastError(f"{source} has no modalities; it should name at least the anchor, {config.anchor!r}")

@@ -7,8 +7,9 @@ import math
 import pytest
 from omegaconf import OmegaConf
 
+from mmfast import backbones, modalities
 from mmfast import config as configs
-from mmfast import modalities
+from mmfast.cli.describe import describe
 from mmfast.errors import MmfastError
 from mmfast.options import check
 
@@ -137,6 +138,7 @@ def test_a_label_has_the_presets_options_beside_the_anchor_alone(label, more, wa
         (["mask", "label", "feature_map", "masked"], {}, (0.85, 1.0, 1)),
         (["feature_map", "label"], {}, (0.6, 1.0, 1)),
         (["embedding", "label"], {}, (None, 0.8, 1)),
+        (["caption", "embedding"], {}, (None, 0.8, 1)),
         (["label", "masked"], {}, (None, None, None)),
         (["masked"], {}, (0.0, None, None)),
         ([], {}, (None, None, None)),
@@ -149,6 +151,26 @@ def test_the_anchor_is_given_as_the_presets_have_it_by_what_stands_beside(kinds,
     parts = {"image": {"kind": "image", **image}, **{kind: {"kind": kind} for kind in kinds}}
     spec = configs.resolve(OmegaConf.create({"modalities": parts})).modalities["image"]
     assert (spec.given_probability, spec.given_at_T, spec.given_steps) == wanted
+
+
+def test_what_is_diffused_itself_has_no_part_in_how_the_anchor_is_given():
+    parts = {"image": {"kind": "image"}, "mask": {"kind": "mask", "diffused": True}}
+    spec = configs.resolve(OmegaConf.create({"modalities": parts})).modalities["image"]
+    assert (spec.given_probability, spec.given_at_T, spec.given_steps) == (None, None, None)
+
+
+def test_help_lists_the_defaults_of_a_kind_beside_an_image():
+    found = {kind: describe().partition(f"modalities, kind {kind}, ")[2].partition("\n\n")[0] for kind in BESIDE}
+    for kind, own in BESIDE.items():
+        for key, value in own.items() if kind != "image" else ():
+            line = next(x for x in found[kind].splitlines() if f"--modalities.NAME.{key} " in x)
+            assert line.endswith(f"[{value}]")
+
+
+def test_adm_keeps_its_own_network():
+    spec = backbones.kind("adm").Spec()
+    assert (spec.channels, spec.multipliers, spec.blocks, spec.attention) == (192, [1, 2, 3, 4], 3, [32, 16, 8])
+    assert (spec.head_channels, spec.patch, spec.norm) == (64, 1, "group")
 
 
 def test_a_vector_as_the_anchor_has_plain_options_and_what_stands_beside_it():
