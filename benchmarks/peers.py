@@ -2,9 +2,10 @@
 
 Each of their networks is trained by its own library and by mmfast, with equal shapes and parameters: a step is noise,
 loss, backward pass, clipping, optimiser and average, in the order of the library's own training script, on a batch in
-memory. Sampling is 64 images in 50 steps of DDIM. mmfast's own U-Net of like size is beside them. All alternate in one
-run; a row has medians, and the median of the ratios of neighbouring turns, by the clock and in processor time, which
-other programs on the machine hardly change. Writes benchmarks/results/peers.csv.
+memory. Sampling is 64 images in 50 steps of DDIM. mmfast's own U-Net of like size is beside them, timed twice: how far
+those two differ is what the machine's noise does. All alternate in one run; a row has medians, and the median of the
+ratios of neighbouring turns, by the clock and in processor time, which other programs on the machine hardly change.
+Writes benchmarks/results/peers.csv.
 
 It needs more than mmfast: pip install 'mmfast[peers]'
 """
@@ -59,6 +60,8 @@ def main() -> None:
     for name in ("accelerate", "denoising_diffusion_pytorch", "diffusers"):
         if importlib.util.find_spec(name) is None:
             parser.error(f"{name} is not installed: pip install 'mmfast[peers]'")
+    if args.channels < 16 or args.channels % 16:
+        parser.error(f"--channels is {args.channels}; it should be a multiple of 16 (heads of 32 channels)")
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} threads, {args.size} pixels, batches of {args.batch}")
     images = torch.rand(args.batch, 3, args.size, args.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -88,10 +91,13 @@ Turns = dict[tuple[str, str], list[Turn]]
 
 
 def alternate(jobs: dict[tuple[str, str], Job], rounds: int, warm: int) -> Turns:
-    """The turns of each job, round after round."""
+    """The turns of each job, round after round. Each round begins with another job, so that none always follows one."""
     turns: Turns = {key: [] for key in jobs}
+    order = list(jobs)
     for turn in range(warm + rounds):
-        for key, job in jobs.items():
+        order = order[1:] + order[:1]
+        for key in order:
+            job = jobs[key]
             wall, cpu = time.perf_counter(), time.process_time()
             job()
             if turn >= warm:
@@ -155,7 +161,7 @@ def config_of(images: Any, backbone: dict[str, Any]) -> Any:
 
 
 def own(images: Any, channels: int) -> Pair:
-    """mmfast's U-Net, of about the levels, blocks and channels of the other two."""
+    """mmfast's U-Net, of about the levels, blocks and channels of the other two; twice, to show what the noise does."""
     from mmfast.build import build_model
 
     backbone = {"kind": "unet", "channels": channels, "multipliers": [1, 2, 2], "blocks": 2, "head_channels": 32,
@@ -163,7 +169,8 @@ def own(images: Any, channels: int) -> Pair:
     config = config_of(images, backbone)
     model = build_model(config)
     train, draw = by_mmfast(model, config, images)
-    return Pair("mmfast's U-Net", _parameters(model), {"mmfast": train}, {"mmfast": draw})
+    again = "mmfast, again"
+    return Pair("mmfast's U-Net", _parameters(model), {"mmfast": train, again: train}, {"mmfast": draw, again: draw})
 
 
 def of_diffusers(images: Any, channels: int) -> Pair:

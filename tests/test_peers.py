@@ -26,9 +26,11 @@ def test_a_row_has_medians_and_the_median_of_the_ratios_of_neighbouring_turns(ca
 
 def test_jobs_take_turns_and_the_warm_ones_do_not_count():
     done = []
-    jobs = {("Net", who): lambda who=who: done.append(who) for who in ("a", "b")}
-    turns = peers.alternate(jobs, rounds=2, warm=1)
-    assert done == ["a", "b"] * 3 and [len(x) for x in turns.values()] == [2, 2]
+    jobs = {("Net", who): lambda who=who: done.append(who) for who in ("a", "b", "c")}
+    turns = peers.alternate(jobs, rounds=3, warm=1)
+    # Each round begins with another, so that none always follows the same one.
+    assert "".join(done) == "bca" + "cab" + "abc" + "bca"
+    assert [len(x) for x in turns.values()] == [3, 3, 3]
 
 
 def test_it_says_what_to_install(monkeypatch, capsys):
