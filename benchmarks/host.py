@@ -3,7 +3,8 @@
 The CUDA backend is compiled for the host, with launches that do nothing (tests/support/cuda_shim): what is left is what
 a call costs before the GPU begins, but for torch's look-up of the current stream and for its CUDA allocator, which a
 machine without a GPU does not have. Beside it the CPU backend, whose kernels run on these tiny tensors, and what
-eager torch takes for the same formula. All alternate in one run; medians, in microseconds a call.
+eager torch takes for the same formula. Last, what torch takes for one multiplication: no op can be recorded and
+differentiated in less. All of a case alternate in one run; medians, in microseconds a call.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks import tables
 from benchmarks.timing import alternate, with_warm_allocator
+
+if TYPE_CHECKING:
+    from benchmarks.cases import Case, Setting
 
 RESULTS = Path(__file__).parent / "results"
 SIZE = (1, 3, 8, 8)
@@ -40,16 +45,34 @@ def main() -> None:
     print(f"torch {torch.__version__}, {platform.machine()}, one thread, {'x'.join(map(str, SIZE))} float32, us a call")
     rows = []
     with cuda_that_launches_nothing() as through:
-        for case in selected(args.only):
+        for case in [*selected(args.only), *least()]:
             providers = case.build(Setting(SIZE, "cpu"))
-            ours = providers["mmfast"]
-            timed = {CUDA: through(ours), CPU: ours, EAGER: providers[EAGER]}
+            timed = {EAGER: providers[EAGER]}
+            if ours := providers.get("mmfast"):
+                timed = {CUDA: through(ours), CPU: ours} | timed
             times = alternate(timed, args.seconds)
             print(f"{case.op + ': ' + case.case:<58}" + "".join(f"{n} {t.p50 * 1e6:7.1f}   " for n, t in times.items()))
             for name, t in times.items():
                 rows.append({"op": case.op, "case": case.case, "as": name, "p50_us": round(t.p50 * 1e6, 2)})
             tables.write(rows, args.out)
     print(args.out)
+
+
+def least() -> list[Case]:
+    """What torch itself takes for the least that can be differentiated: a multiplication by 2."""
+    import torch
+
+    from benchmarks.cases import EAGER, Case
+
+    def forward(setting: Setting) -> dict[str, Callable[[], object]]:
+        return {EAGER: lambda: setting.z0 * 2.0}
+
+    def recorded(setting: Setting) -> dict[str, Callable[[], object]]:
+        x = setting.z0.clone().requires_grad_()
+        return {EAGER: lambda: torch.autograd.grad(x * 2.0, x, setting.grad)}
+
+    name = "torch's multiplication by 2"
+    return [Case(name, "forward", 2, forward), Case(name, "forward and backward", 4, recorded)]
 
 
 @contextmanager
