@@ -61,7 +61,10 @@ def build_model(config: Config) -> Model:
                 config.loss.target,
                 config.told,
             )
-        except (RuntimeError, MemoryError, OverflowError) as error:  # of more than the memory, or than can be counted
+        # Of more than the memory, or than can be counted: torch has a TypeError for some of these.
+        except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+            if isinstance(error, TypeError) and "overflow" not in str(error).lower():
+                raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise MmfastError(
                 f"backbone: a network with these options cannot be made ({reason}); choose smaller ones"

@@ -15,8 +15,9 @@ from mmfast.guess import DRAFT
 IMAGE = {"kind": "image", "channels": 1, "size": 8}
 
 
-def config(**more):
-    raw = {**DRAFT, "data": {"kind": "digits"}, "modalities": {"image": IMAGE, **more}, "backbone": {"kind": "mlp"}}
+def config(backbone=None, **more):
+    backbone = backbone or {"kind": "mlp"}
+    raw = {**DRAFT, "data": {"kind": "digits"}, "modalities": {"image": IMAGE, **more}, "backbone": backbone}
     return configs.from_plain(raw, "x")
 
 
@@ -35,6 +36,27 @@ def test_a_network_s_embeddings_are_added_to_the_data(monkeypatch, spec, handed_
     monkeypatch.setattr(build, "with_embeddings", lambda *args: asked.append(args) or data)
     found = build.build_data(chosen)
     assert asked == [["image"], (data, "image", "other", "vgg16", *handed_on)] and found.train is data.train
+
+
+@pytest.mark.parametrize("multiplier", [2**50, 2**58, 2**60, 2**70])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_channels_that_torch_cannot_count_are_one_line(multiplier, device):
+    chosen = config({"kind": "unet", "channels": 32, "multipliers": [1, multiplier], "patch": 1})
+    with (
+        torch.device(device),
+        pytest.raises(MmfastError, match=r"^backbone: .* cannot be made \(.*; choose smaller") as e,
+    ):
+        build.build_model(chosen)
+    assert "\n" not in str(e.value)
+
+
+def test_a_type_error_of_a_backbone_is_not_hidden(monkeypatch):
+    def make(spec, channels, size):
+        return 1 + "1"
+
+    monkeypatch.setattr(backbones.kind("mlp"), "Backbone", make)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        build.build_model(config())
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmfast
 from mmfast import Schedule, ops
+from mmfast.ops import around
 
 
 def randn(*shape, seed=0):
@@ -75,6 +77,66 @@ def test_a_first_call_in_a_mode_leaves_the_schedule_as_it_was(name, seed):
         out, _ = ops.step(leaf, a, encodings, t, s, seed=1)
         out.sum().backward()
     assert torch.equal(ops.step(z, a, encodings, t, sched, seed=1)[0], ops.step(z, a, encodings, t, other, seed=1)[0])
+
+
+class Seen(TorchDispatchMode):
+    """The ops of this package that pass by."""
+
+    def __init__(self):
+        super().__init__()
+        self.ours = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "mmfast":
+            self.ours.append(func._schema.name.removeprefix("mmfast::"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(around.BELOW_AUTOGRAD is None, reason="without it a mode sees torch's own ops")
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_dispatch_mode_sees_each_op_as_one(depth):
+    """One mode is enough; without a gradient, with one, and in the backward pass."""
+    sched, z, a, b, t = setting()
+    encodings = {"a": b}
+    calls = {
+        "q_sample": (lambda: ops.q_sample(z, {"a": a}, t, sched, seed=1)[0], ["combine"], ["combine_backward"]),
+        "loss": (lambda: ops.diffusion_loss(a, z, t, sched, seed=1), ["squared_error"], ["combine"]),
+        "block_mask": (lambda: ops.block_mask(a, 0.5, 4, seed=1)[0], ["block_mask"], []),
+        "step": (lambda: ops.step(z, a, encodings, t, sched, seed=1)[0], ["step"], ["combine_backward"] * 2),
+    }
+
+    def seen(call):
+        with Seen() as mode:
+            if depth == 1:
+                return call(), mode.ours
+            with Seen() as inner:
+                return call(), inner.ours
+
+    for name, (call, forward, backward) in calls.items():
+        a.requires_grad_(False)
+        assert seen(call)[1] == forward, name
+        a.requires_grad_(True)
+        out, found = seen(call)
+        assert found == (["combine"] * 2 if name == "step" else forward), name  # a step is two around a clamp
+        assert seen(out.sum().backward)[1] == backward, name
+
+
+def test_a_fresh_seed_has_64_bits_that_are_all_drawn():
+    found = [around.fresh_seed(torch.Generator().manual_seed(i)) for i in range(64)]
+    words = [torch.empty((), dtype=torch.int64).random_(-(1 << 63), None, generator=torch.Generator().manual_seed(i))
+             for i in range(64)]  # fmt: skip
+    assert found == [int(word) for word in words]
+    ones = zeros = 0
+    for seed in found:
+        ones, zeros = ones | seed & ~-(1 << 64), zeros | ~seed & ~-(1 << 64)
+    assert ones == zeros == (1 << 64) - 1
+
+
+def test_what_is_written_in_inference_mode_has_no_version():
+    x = torch.zeros(3)
+    assert around.version(x) == 0 and around.version(x.add_(1)) == 1
+    with torch.inference_mode():
+        assert around.version(torch.zeros(3).add_(1)) == 0
 
 
 def test_batches_of_gradients():
