@@ -4,6 +4,7 @@ import os
 import sys
 from typing import Any
 
+from mmfast.errors import MmfastError
 from mmfast.signals import STOPPED, answered, end_at_once
 
 
@@ -21,6 +22,9 @@ def main() -> int:
         with answered(_stop):
             from mmfast.cli import main as command
         return command()
+    except MmfastError as error:  # of the imports: a variable of the environment that is not right
+        print(f"mmfast: error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:  # between the two, or a second one
         return STOPPED
     finally:

@@ -134,6 +134,9 @@ def _looking() -> dict[str, tuple[Any, ...]]:
 
 LOOKING = _looking()
 
+if os.environ.get("MMFAST_ISA"):
+    load("cpu")  # it sets the instruction set, also of calls that its extension serves by itself
+
 
 def look(name: str, *args: Any) -> Any:
     """What the extension of the tensors' device makes of arguments that nobody has checked: a tuple, or a number."""
