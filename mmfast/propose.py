@@ -192,7 +192,7 @@ def _fill_time(plain: dict[str, Any], step: float, minutes: float) -> None:
         train["learning_rate"] = 1.0e-3
     train |= {"warmup": min(100, steps // 10), "sample_every": -(-steps // 3), "checkpoint_every": -(-steps // 6)}
     train["validate_every"] = -(-steps // 12)
-    plain["evaluate"]["samples"] = max(10, min(1000, _rounded(wanted * FIGURES / _figures(plain, step))))
+    plain["evaluate"]["samples"] = _rounded(min(1000.0, max(10.0, wanted * FIGURES / _figures(plain, step))))
 
 
 def _rounded(x: float) -> int:

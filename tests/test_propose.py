@@ -96,6 +96,14 @@ def test_a_memory_of_a_twelfth_of_the_steps():
         assert 1 / (1 - config.train.ema_decay) == pytest.approx(config.train.steps / 12, rel=0.03)
 
 
+@pytest.mark.parametrize(
+    ("minutes", "steps", "samples"), [(5e-324, 20, 10), (1e308, 200_000, 1000), (float("inf"), 200_000, 1000)]
+)
+def test_any_time_has_a_config(minutes, steps, samples):
+    config = propose(guessed(mask=MASK), minutes, timer(0.5)).config
+    assert (config.train.steps, config.evaluate.samples) == (steps, samples)
+
+
 def test_larger_images_have_more_levels_down_to_the_same_grid():
     for size, patch, levels in ((16, 1, 3), (32, 2, 3), (64, 2, 4), (128, 2, 5)):
         found = Guess("x", "image", {"image": IMAGE | {"size": size}}, examples=100)
