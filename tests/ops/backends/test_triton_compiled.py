@@ -78,6 +78,7 @@ def test_many_terms_do_not_spill(dtype):
         assert not static.widths(sass, "LDL") and not static.widths(sass, "STL"), launch.kernel.__name__
 
 
+@pytest.mark.slow
 def test_levels_of_the_noise_do_not_spill():
     """combine, step and squared_error with a scale of the noise for each of four blocks."""
     shape, dtype, levels, backend = [64, 8, 32, 32], torch.float32, (0, 1, 3, 4), Flat(static.backend)
