@@ -85,9 +85,10 @@ def _spans(terms: Sequence[Term], names: Sequence[str], t: Tensor) -> list[tuple
                 f"t is {list(t.shape)}, a time for each block, but {name} is a tensor of all channels; it should be a "
                 "Block of its own"
             )
-    if len(terms) > MAX_LEVELS:
+    encodings = len(terms) - names.count("z0")
+    if encodings >= MAX_LEVELS:
         raise MmfastError(
-            f"encodings has {len(terms)} blocks; there are times of their own for {MAX_LEVELS - 1} at most"
+            f"encodings has {encodings} blocks; there are times of their own for {MAX_LEVELS - 1} at most"
         )
     return [(x.start, x.tensor.shape[1]) for x in terms]  # type: ignore[union-attr]
 

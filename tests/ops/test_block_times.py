@@ -12,7 +12,8 @@ from problems import everywhere
 from spaces import ABAR, SCHED, UNIT, Space, W, noise_of, spaces
 from torch.autograd import gradcheck
 
-from mmfast import ops
+import mmfast
+from mmfast import MmfastError, Schedule, ops
 from mmfast.ops import Block
 
 
@@ -193,3 +194,30 @@ def test_compiled_into_one_graph(traced_backend):
         compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
         for a, b in zip(compiled(*args), run(*args), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_more_blocks_than_can_have_times_are_an_error():
+    """z0's and 31 more have; with one more it is one line, where each is to have a time of its own."""
+
+    def noised(blocks, t):
+        z0 = Block(torch.zeros(2, 1, 2, 2), 0, blocks)
+        encodings = {f"m{i}": Block(torch.zeros(2, 1, 2, 2), i, blocks) for i in range(1, blocks)}
+        sched = Schedule.cosine(10, dict.fromkeys(encodings, mmfast.carried(1.0)))
+        z_t, _ = ops.q_sample(z0, encodings, t, sched, seed=1)
+        z_s, _ = ops.step(z_t, z0, encodings, t, sched, s=torch.zeros_like(t), target="x0", seed=1)
+        return z_t.shape, z_s.shape
+
+    assert noised(32, torch.full([2, 32], 3)) == ((2, 32, 2, 2),) * 2
+    assert noised(33, torch.full([2], 3)) == ((2, 33, 2, 2),) * 2
+    z_t, encodings = torch.zeros(2, 33, 2, 2), {f"m{i}": Block(torch.zeros(2, 1, 2, 2), i, 33) for i in range(1, 33)}
+    sched = Schedule.cosine(10, dict.fromkeys(encodings, mmfast.carried(1.0)))
+    for call in (
+        lambda: noised(33, torch.full([2, 33], 3)),
+        lambda: ops.step(
+            z_t, Block(z_t[:, :1], 0, 33), encodings, torch.full([2, 33], 3), sched, s=torch.zeros(2, 33).long(), seed=1
+        ),
+    ):
+        with pytest.raises(
+            MmfastError, match=r"^encodings has 32 blocks; there are times of their own for 31 at most$"
+        ):
+            call()

@@ -87,6 +87,8 @@ TIMES = {
     "t with a zero, and present": (lambda: step(encodings={"label": X}, t=times(0, 5), present=HERE), "t runs"),
     "t too large, and present": (lambda: step(encodings={"label": X}, t=times(5, 21), present=HERE), "t runs"),
     "s not before t": (lambda: step(s=5), "s is"),
+    "s negative": (lambda: step(s=-1), "s is -1"),
+    "s negative, of a mean": (lambda: ops.posterior_mean(X, X, {"label": X}, 5, SCHED, s=-1), "s is -1"),
     "s not before t somewhere": (lambda: step(t=times(5, 6), s=times(4, 6)), "s is"),
     "loss at a negative t": (lambda: loss(t=-1), "t is -1"),
     "loss past the end": (lambda: loss(t=21), "t is 21"),
@@ -103,6 +105,7 @@ LOSSES = {
     "a target that is a list": (lambda: loss(target=["eps"]), "target"),
     "an unknown reduction": (lambda: loss(reduction="sum"), "reduction"),
     "no reduction": (lambda: loss(reduction=None), "reduction"),
+    "fused a word": (lambda: loss(fused="no"), "fused is a str"),
     "neither noise nor seed": (lambda: loss(seed=None), "noise"),
     "no schedule": (lambda: loss(sched=None), "sched"),
     "prediction of another shape": (lambda: loss(prediction=X[:, :2]), "prediction"),
@@ -186,3 +189,12 @@ def test_tensors_on_two_devices():
     ):
         with pytest.raises(MmfastError, match="meta"):
             call()
+
+
+def test_an_error_of_a_backend_that_is_none_of_the_times_is_not_hidden(monkeypatch):
+    def fail(*args):
+        raise IndexError("of its own")
+
+    monkeypatch.setattr(ops.reference, "combine", fail)
+    with ops.backend("reference"), pytest.raises(IndexError, match="of its own"):
+        ops.posterior_mean(X, X, {"label": X}, times(5, 6), SCHED)

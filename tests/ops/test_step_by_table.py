@@ -52,6 +52,21 @@ def test_x0_may_have_some_channels():
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
 
 
+def test_a_number_a_sample_is_stepped_and_differentiated(each_backend):
+    """Terms [B], of no channels: the slope is that of the two combinations, by hand."""
+    sched = Schedule.cosine(T, {"a": bridge(1.5)})  # the column of a is left out
+    z, prediction = (ops.randn((3,), seed=k).requires_grad_() for k in range(2))
+    whole = tables(sched, 0.0)
+    of_step = Tables(whole.coefs[:, [0, 1, 3]], None, whole.to_x0[:, :2])
+    with ops.backend(each_backend):
+        z_s, x0 = ops.step_by_table([z, prediction], of_step, 4, clamp=None)
+        slopes = torch.autograd.grad(z_s.sum(), (z, prediction))
+    (a, b), (c, _, d) = of_step.to_x0[4].tolist(), of_step.coefs[4].tolist()
+    torch.testing.assert_close(x0, a * z + b * prediction)
+    torch.testing.assert_close(z_s, c * z + d * x0)
+    torch.testing.assert_close(slopes, (torch.full((3,), c + d * a), torch.full((3,), d * b)))
+
+
 @pytest.mark.parametrize(
     "change, named",
     [

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mmfast import ops
-from mmfast.ops import backends, reference
+from mmfast.ops import backends, extensions, reference
 from mmfast.ops.backends import cpu
 from mmfast.ops.call import Call, Tables
 
@@ -79,6 +79,23 @@ def test_without_its_extension_the_cpu_backend_says_so(monkeypatch):
     assert cpu.unavailable() == "not built"
     monkeypatch.setattr(cpu, "_missing", "")
     assert cpu.unavailable() is None
+
+
+@pytest.mark.parametrize("interface", [None, extensions.INTERFACE - 1, extensions.INTERFACE])
+def test_an_extension_of_another_version_is_not_used(monkeypatch, interface):
+    stale = Some(__file__="there.so", **({} if interface is None else {"interface": interface}))
+    monkeypatch.setitem(sys.modules, "_mmfast_stale", stale)
+    module, reason = extensions.load.__wrapped__("_mmfast_stale")
+    if interface == extensions.INTERFACE:
+        assert module is stale and reason == ""
+    else:
+        needs = f"has interface {interface}, and this mmfast needs {extensions.INTERFACE}"
+        assert module is None
+        assert reason == f"the extension there.so {needs}; `pip install .` builds it anew"
+    module, reason = extensions.load.__wrapped__("_mmfast_none_such")
+    assert module is None and reason == (
+        "the extension _mmfast_none_such is not built (No module named '_mmfast_none_such'); `pip install .` builds it"
+    )
 
 
 @pytest.mark.skipif(cpu.unavailable() is not None, reason="no compiled kernels here")
