@@ -132,6 +132,17 @@ def test_with_eta_one_it_is_the_posterior(each_backend):
         close([out], [ops.posterior_mean(z, eps, {}, 20, SCHED, 0)])
 
 
+@pytest.mark.parametrize("t", [1, 2, T])
+def test_the_posterior_at_a_number_is_that_of_as_many_times(each_backend, t):
+    """From the first time of all to the last, to the one before or to a given one."""
+    z, eps, a, b = (randn(*SHAPE, seed=i) for i in range(4))
+    with ops.backend(each_backend):
+        for s in (None, 0, t - 1):
+            many = None if s is None else torch.full((3,), s)
+            for op in (ops.posterior_mean, lambda *args: ops.posterior_sample(*args, **ID)):
+                close([op(z, eps, [a, b], t, SCHED, s)], [op(z, eps, [a, b], torch.full((3,), t), SCHED, many)])
+
+
 def test_without_noise_no_identity_is_used(each_backend):
     """eta = 0: deterministic, and torch's generator is left alone."""
     z, eps = randn(*SHAPE), randn(*SHAPE, seed=1)

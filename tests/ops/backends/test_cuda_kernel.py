@@ -199,6 +199,7 @@ def test_block_mask(data):
     if data.draw(st.booleans()):
         x = x.transpose(1, 3).contiguous().transpose(1, 3)
     threshold = torch.randint(-1, 2**63 - 1, [shape[0]], generator=torch.Generator().manual_seed(2))
-    args = threshold, data.draw(st.sampled_from([KEY, (5, 1)])), data.draw(st.sampled_from([None, threshold])), 4, block
+    ids, threshold = data.draw(st.sampled_from([None, threshold])), data.draw(st.sampled_from([threshold, 2**62]))
+    args = threshold, data.draw(st.sampled_from([KEY, (5, 1)])), ids, 4, block
     got, want = cuda.block_mask(x, *args), reference.block_mask(x, *args)
     assert all(identical(a, b) and a.shape == b.shape and a.is_contiguous() for a, b in zip(got, want, strict=True))
