@@ -123,6 +123,13 @@ def test_what_is_not_known_is_handed_to_the_commands_with_options_of_a_config_al
     assert main([]) == 2 and "; see `mmfast --help`" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["init", "a\0b"], ["train", "digits", "--out", "\0"], ["\0"]])
+def test_a_null_character_is_in_no_word(command, capsys, words):
+    """Handed on by Python alone."""
+    assert main(words) == 2 and not command.seen
+    assert capsys.readouterr().err == "mmfast: error: a word of the command holds a null character; leave it out\n"
+
+
 def test_code_is_allowed_and_memory_kept_before_a_command_runs(command, monkeypatch):
     done = []
     monkeypatch.setattr(cli, "allow_code", lambda *names: done.append(names))

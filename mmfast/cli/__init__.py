@@ -85,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     command = ""
     try:
+        if any("\0" in word for word in argv or ()):  # which no shell hands on, and no path may hold
+            raise MmfastError("a word of the command holds a null character; leave it out")
         args, rest = parser().parse_known_args(argv)
         command = args.command
         if args.command not in ("train", "check") and rest:
