@@ -113,14 +113,10 @@ def typed(section: type, part: DictConfig, prefix: str, origin: Origin) -> Any:
         wanted = "a list" if _is_list(getattr(usual, key)) else "keys with values"
         raise MmfastError(f"{prefix}{key} is {wrong[key]}; it should hold {wanted}") from None
     except OmegaConfBaseException as error:
-        key = f"{prefix}{getattr(error, 'full_key', None) or getattr(error, 'key', '')}"
-        names = [f.name for f in dataclasses.fields(section)]
-        last = key.removeprefix(prefix)
-        if last and re.split(r"[.[]", last)[0] not in names:
-            near = difflib.get_close_matches(last, names, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(names)}"
-            raise MmfastError(f"{prefix}{last} is no option; {hint} (`mmfast train --help` lists all)") from None
-        raise MmfastError(_of_another_type(section(), part, last, prefix) or f"{key}: {one_line(error)}") from None
+        last = str(getattr(error, "full_key", None) or getattr(error, "key", None) or "")
+        _check_option(section, last, prefix)
+        said = _of_another_type(section(), part, last, prefix) or f"{prefix}{last}: {one_line(error)}"
+        raise MmfastError(said) from None
     for field in dataclasses.fields(found):
         if read := field.metadata.get("read"):
             setattr(found, field.name, read(f"{prefix}{field.name}", getattr(found, field.name)))
@@ -132,6 +128,20 @@ def typed(section: type, part: DictConfig, prefix: str, origin: Origin) -> Any:
             if key in origin.said:
                 permit(key, full)
     return found
+
+
+def _check_option(section: type, key: str, prefix: str) -> None:
+    """Raise MmfastError where a dataclass, or the one within it that the key leads to, has no such option."""
+    names = [f.name for f in dataclasses.fields(section)]
+    first, _, rest = re.sub(r"\[.*", "", key).partition(".")
+    if first in names:
+        inner = getattr(section(), first)
+        if rest and dataclasses.is_dataclass(inner):
+            _check_option(type(inner), rest, f"{prefix}{first}.")
+    elif key:
+        near = difflib.get_close_matches(key, names, n=1)
+        hint = f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(names)}"
+        raise MmfastError(f"{prefix}{key} is no option; {hint} (`mmfast train --help` lists all)") from None
 
 
 def paths(section: Any, prefix: str) -> Iterator[tuple[str, Any, str, Any]]:

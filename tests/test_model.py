@@ -3,6 +3,7 @@
 import math
 
 import fresh
+import optional
 import pytest
 import torch
 from torch import nn
@@ -27,6 +28,8 @@ SMALL = {
 
 @pytest.mark.parametrize("name", backbones.KINDS)
 def test_a_backbone_returns_features_and_every_parameter_learns(name):
+    if name == "diffusers":
+        optional.diffusers()
     torch.manual_seed(0)
     module = backbones.kind(name)
     backbone = module.Backbone(module.Spec(**SMALL[name]), 5, 8)
@@ -45,6 +48,8 @@ def test_a_backbone_returns_features_and_every_parameter_learns(name):
 @pytest.mark.parametrize("name", backbones.KINDS)
 def test_the_encoder_is_read_before_the_decoder_is_told(name):
     """`told` moves the pixels' features and not what was read; `beside`, as the time, moves both; None is zeros."""
+    if name == "diffusers":
+        optional.diffusers()
     torch.manual_seed(0)
     module = backbones.kind(name)
     backbone = module.Backbone(module.Spec(**SMALL[name]), 5, 8)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import sys
 
 import pytest
 from omegaconf import OmegaConf
@@ -217,7 +218,29 @@ def test_bounds(end):
             edge = bound if closed else bound[0]
             whole = isinstance(default[key], int) or key.endswith(("given_steps", "ignore"))
             beyond = edge + (1 if end else -1) if whole else math.nextafter(edge, math.inf if end else -math.inf)
-            within, out = (edge, beyond) if closed else (math.nextafter(edge, 1), edge)
+            # The least above zero that no library's flushing of denormals turns into zero.
+            within, out = (edge, beyond) if closed else (math.nextafter(edge, 1) if edge else sys.float_info.min, edge)
             word = "at most" if end else "at least" if closed else "more than"
             assert refusal(config, key, within) == ""
             assert refusal(config, key, out) == f"{key} is {out}; it should be {word} {edge}"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"train": {"stepz": 3}}, "train.stepz is no option; did you mean train.steps?"),
+        ({"backbone": {"kind": "mlp", "qq": 3}},
+         "backbone.qq is no option; there are kind, width, blocks, features, dropout"),
+        ({"train": {"low_noise": {"shar": 1}}},
+         "train.low_noise.shar is no option; did you mean train.low_noise.share?"),
+        ({"train": {"low_noise": {"qq": {"a": 1}}}},
+         "train.low_noise.qq is no option; there are share, until, weight"),
+        ({"modalities": {"image": {"kind": "image", "weight": {"kin": "none"}}}},
+         "modalities.image.weight.kin is no option; did you mean modalities.image.weight.kind?"),
+    ],
+)  # fmt: skip
+def test_what_is_no_option_is_told_with_the_nearest_or_with_all(more, said):
+    """Of a section, and of one within it; in a config and as a value of the command line."""
+    with pytest.raises(MmfastError) as found:
+        configs.from_plain({"data": {"kind": "digits"}, "modalities": {"image": {"kind": "image"}}, **more}, "x")
+    assert str(found.value) == f"{said} (`mmfast train --help` lists all)"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from mmfast.pictures import FAINT, PAPER, fit, sample_grid, shortened, tile_size
+from mmfast.pictures import FAINT, PAPER, bars, fit, sample_grid, shortened, tile_size
 
 SMALL = ImageFont.load_default(11)
 
@@ -52,6 +52,19 @@ def test_names_stay_over_their_pictures():
     for k in range(3):
         gap, over = header[:, 8 + k * 68 + 64 : 8 + (k + 1) * 68], header[:, 8 + k * 68 : 8 + k * 68 + 64]
         assert (gap == PAPER).all() and (over != PAPER).any()
+
+
+@pytest.mark.parametrize(("value", "left", "right"), [(3.0, 30, 59), (1.5, 30, 44), (-3.0, 1, 30), (-99.0, 1, 30)])
+def test_a_bar_reaches_the_edge_at_three(value, left, right):
+    """From the middle, over the middle 70 per cent of its row; above zero in one colour, below in another."""
+    tile = np.asarray(bars([value, 0.0], 60)).astype(int)
+    colour = {tuple(x) for x in tile[15, :].tolist()} - {PAPER, FAINT}
+    assert len(colour) == 1 and colour != {tuple(x) for x in np.asarray(bars([-value, 0.0], 60))[15, :].tolist()}
+    drawn = (tile == np.array([*colour])).all(2) | (tile == np.array(FAINT)).all(2)
+    columns, rows = np.nonzero(drawn[15])[0], np.nonzero(drawn[:30, left + 3])[0]
+    assert (columns.min(), columns.max()) == (left, right)
+    assert (rows.min(), rows.max()) == (4, 24)
+    assert np.asarray(bars([1.0], 60, most=1.0))[30, 59].tolist() != list(PAPER)
 
 
 @pytest.mark.parametrize("text, width", [("image", 64), ("segmentation of the photo", 64), ("w" * 9, 64), ("image", 5)])

@@ -38,8 +38,10 @@ def test_a_square_trains_as_it_did(tmp_path):
     weights = load_file(tmp_path / "run" / "model.safetensors")
     shapes = repr(sorted((name, list(x.shape)) for name, x in weights.items()))
     assert hashlib.sha256(shapes.encode()).hexdigest()[:16] == NAMES
+    # Five steps of Adam tell the rounding of an older torch's kernels: 0.8 per cent with 2.4.
+    error = 1e-3 if hasattr(torch, "accelerator") else 2e-2
     for name, expected in FIVE_STEPS.items():
-        assert float(weights[name].double().abs().sum()) == pytest.approx(expected, rel=1e-3), name
+        assert float(weights[name].double().abs().sum()) == pytest.approx(expected, rel=error), name
 
 
 @pytest.mark.parametrize("kind", ["unet", "dit"])

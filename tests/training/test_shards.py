@@ -32,12 +32,19 @@ def sharded(argv):
     return main(argv)
 
 
+@pytest.fixture
+def fsdp2():
+    """Before torch 2.6 there is none."""
+    if not hasattr(pytest.importorskip("torch.distributed.fsdp"), "fully_shard"):
+        pytest.skip(f"torch {torch.__version__} cannot keep weights in shards")
+
+
 NETWORKS = [{}, {"backbone": "{kind: unet, channels: 8, multipliers: [1, 2], attention: [4]}"}]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
-def test_weights_in_shards_train_as_whole_ones_do(tmp_path, network):
+def test_weights_in_shards_train_as_whole_ones_do(fsdp2, tmp_path, network):
     """The norm is over all shards: the gradient is clipped in every step."""
     options = {**network, "train__grad_clip": 0.1, "train__shard": "true", "train__weight_decay": 0.1}
     assert main(command(tmp_path / "one", 12, **options)) == 0
@@ -52,7 +59,7 @@ def test_weights_in_shards_train_as_whole_ones_do(tmp_path, network):
 
 
 @pytest.mark.slow
-def test_shards_are_cut_anew_for_another_number_of_ranks(tmp_path):
+def test_shards_are_cut_anew_for_another_number_of_ranks(fsdp2, tmp_path):
     whole = command(tmp_path / "run", 60, train__checkpoint_every=10, train__shard="true")
     for ranks, until in ((2, 15), (1, 30), (4, 45)):
         assert Job(ranks, tmp_path / str(until), stopping, until, whole).wait() == [130] * ranks
@@ -68,7 +75,7 @@ def test_shards_do_not_go_with_graphs_or_the_compiler():
 
 
 @pytest.fixture
-def group():
+def group(fsdp2):
     """torch's group of this process alone, on gloo: its shards are the whole."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield Ranks()
