@@ -156,6 +156,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise MmfastError(f"{path} does not exist") from None
     except OSError as error:
         raise MmfastError(f"{path} cannot be read: {error.strerror}") from None
+    except MemoryError:  # of a file that claims, or has, more bytes than there is room for
+        size = path.stat().st_size
+        raise MmfastError(f"{path} cannot be read: the memory has no room for its {size:,} bytes") from None
     except (SafetensorError, ValueError, RecursionError) as error:
         raise MmfastError(f"{path} is truncated or damaged ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(metadata, dict):

@@ -137,6 +137,24 @@ def test_a_header_is_not_read_before_its_size_is_known_to_be_possible(file, monk
         assert f"its header should have {length}" in damaged(file)
 
 
+def test_a_file_with_more_bytes_than_the_memory_is_one_line(file):
+    """A hole of a terabyte behind the tensors, in a process that may have a quarter of that."""
+    resource = pytest.importorskip("resource")
+    with file.open("r+b") as hollow:
+        try:
+            hollow.truncate(2**40)
+        except OSError:
+            pytest.skip("no file may be so large here")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**38, before[1]))
+    try:
+        with pytest.raises(MmfastError) as found:
+            load_tensors(file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert str(found.value) == f"{file} cannot be read: the memory has no room for its {2**40:,} bytes"
+
+
 @pytest.mark.parametrize("metadata", ["[" * 100_000, "7", "[]", '"step"', "{", "null", "1" * 5000])
 def test_metadata_that_are_none_are_refused(file, metadata):
     save_file(TENSORS, file, {"mmfast": metadata})
