@@ -325,3 +325,37 @@ def test_grids_without_a_board_and_with_bars(monkeypatch, tmp_path):
     sample_run(Gallery(Run.start(tmp_path / "all", world.config), 3), world.model, world.config, world.data)
     texts = [how["progress"] for _, _, how in world.calls]
     assert texts == ["samples, step 3", *(f"samples given {given}, step 3" for given in GIVENS[1:])]
+
+
+def test_grids_that_are_there_are_drawn_again_only_where_that_is_asked_for(monkeypatch, tmp_path):
+    world = World(monkeypatch, count=2, evaluate__samples=9)
+    gallery = Gallery(Run.start(tmp_path / "run", world.config), 3)
+
+    def drawn(again):
+        world.calls.clear()
+        sample_run(gallery, world.model, world.config, world.data, quiet=True, again=again)
+        return ["".join(given) for _, given, _ in world.calls]
+
+    assert drawn(False) == [*GIVENS] and drawn(False) == [] and drawn(True) == [*GIVENS]
+    gallery.file("given-mask").unlink()
+    gallery.file("joint").unlink()
+    assert drawn(False) == ["", "mask"]
+
+
+def test_an_overview_is_of_what_was_drawn_over_what_is_real(monkeypatch, tmp_path):
+    world, seen = World(monkeypatch, count=2, evaluate__samples=9).alone("label"), []
+
+    def overview(x, real):
+        seen.append((x, real))
+        return Image.new("RGB", (4, 4), (len(seen), 0, 0))
+
+    monkeypatch.setattr(world.model.part("label"), "overview", overview)
+    gallery = Gallery(Run.start(tmp_path / "run", world.config), 3)
+    sample_run(gallery, world.model, world.config, world.data, quiet=True)
+    for k, given in enumerate(("", "image", "label")):
+        x, real = seen[k]
+        assert torch.equal(x, world.drawn[given]["label"]) and torch.equal(real, world.truth["label"][:2])
+        file = gallery.file(f"given-{given}-label" if given else "joint-label", "scatter")
+        with Image.open(file) as picture:
+            assert picture.getpixel((0, 0)) == (k + 1, 0, 0)
+    assert len(seen) == 3
