@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from mmfast import config as configs
 from mmfast import presets
 from mmfast.cli import main, overrides
-from mmfast.config_source import LONGEST
+from mmfast.config_source import LONGEST, folder_of
 from mmfast.errors import MmfastError
 from mmfast.generate import settings
 
@@ -164,3 +164,20 @@ def test_configs_that_are_none(tmp_path):
     broken("config is 'digit'; .*did you mean 'digits'", preset="digit")
     file.write_bytes(b"#" * (LONGEST + 1))
     broken("x.yaml cannot be read: it has more than 4194304 bytes", preset=str(file))
+
+
+@pytest.mark.parametrize("key", ["train..steps", ".train", "train.", ".", ""])
+def test_a_key_with_an_empty_word_is_no_option(key):
+    said = f"--{key} is no option's name; it should be words with dots between them, as --train.steps"
+    with pytest.raises(MmfastError) as found:
+        configs.load("digits", [(key, "3")])
+    assert str(found.value) == said
+
+
+def test_paths_are_relative_to_the_folder_of_a_file_and_for_a_preset_to_the_current_one(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "my.yaml").touch()
+    (tmp_path / "link.yaml").symlink_to(tmp_path / "there" / "my.yaml")
+    real = str((tmp_path / "there").resolve())
+    assert folder_of(str(tmp_path / "there" / "my.yaml")) == folder_of(str(tmp_path / "link.yaml")) == real
+    assert folder_of("digits") == ""

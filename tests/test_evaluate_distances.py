@@ -11,7 +11,7 @@ from on_a_line import frechet, share_inside
 
 from mmfast.data import Data
 from mmfast.data.base import InMemory
-from mmfast.distances import distances
+from mmfast.distances import distances, row_distances
 from mmfast.metrics.features import Extractor
 
 module = importlib.import_module("mmfast.distances")
@@ -94,3 +94,26 @@ def test_no_more_real_images_than_asked_for_and_in_batches(compared):
     first = [3 * x for part in (of.train, of.test) for x in part.tensors["picture"].flatten().tolist()[:300]]
     one, other = compared[0][1], compared[1][0]
     assert sorted(one + other) == pytest.approx(sorted(first)) and sizes == [256, 44, 256, 44, 600]
+
+
+class Rows:
+    """A modality whose distances are what they were asked about."""
+
+    def distances(self, x, real):
+        return {"asked": (x.tolist(), real.tolist())}
+
+
+def test_distances_of_rows_are_of_shuffled_halves():
+    """Half of the real rows, against the samples and against as many of the other half; none of them twice."""
+    train, test = torch.arange(30.0), torch.arange(30.0, 41.0)
+    of = Data(InMemory({"row": train}), InMemory({"row": test}))
+    drawn = torch.arange(100.0, 115.0)
+    found = row_distances(Rows(), "row", drawn, of)
+    samples, real = found["row.asked.samples"]
+    others, again = found["row.asked.real_halves"]
+    assert samples == drawn.tolist() and real == again and (len(real), len(others)) == (20, 15)
+    everything = [*real, *others]
+    assert len({*everything}) == 35 and {*everything} <= {*torch.cat((train, test)).tolist()}
+    order = torch.randperm(41, generator=torch.Generator().manual_seed(0)).tolist()
+    assert everything == order[:35] and everything != sorted(everything)
+    assert row_distances(Rows(), "row", drawn[:0], of) == {}

@@ -64,6 +64,15 @@ def test_the_way_back_is_the_nearest_that_the_axes_reach():
     torch.testing.assert_close(reduced.project(reduced.unproject(y)), y, atol=1e-5, rtol=1e-5)
 
 
+def test_vectors_that_are_all_one_have_no_scale():
+    """Nothing is divided by zero: each is the mean, whose components are zeros."""
+    x = torch.tensor([[1.0, -2.0, 3.0]]).repeat(5, 1)
+    reduced = Components(3, 2)
+    reduced.fit(x)
+    assert float(reduced.scale) == 1 and torch.equal(reduced.project(x), torch.zeros(5, 2))
+    assert torch.equal(reduced.unproject(torch.zeros(5, 2)), x)
+
+
 def test_with_as_many_as_numbers_nothing_is_lost_and_the_length_is_kept():
     x = vectors()
     whole = part(DIM)

@@ -108,7 +108,9 @@ def test_encodings_have_unit_rms_and_the_head_can_give_them_back(kind, encoder, 
         assert learned and all(g is not None and float(g.abs().sum()) > 0 for g in learned)
 
 
-@pytest.mark.parametrize(("classes", "width"), [(2, 1), (4, 3), (10, 9), (10, 64), (7, 3), (5, 1), (1, 2)])
+@pytest.mark.parametrize(
+    ("classes", "width"), [(2, 1), (4, 3), (10, 9), (5, 5), (5, 6), (10, 64), (7, 3), (5, 1), (1, 2)]
+)
 def test_codes_are_distinct_and_of_unit_rms(classes, width):
     rows = code(classes, width)
     assert rows.shape == (classes, width)
