@@ -11,7 +11,7 @@ import torch
 from mmfast import ops
 from mmfast.ops import backends, extensions, reference
 from mmfast.ops.backends import cpu
-from mmfast.ops.call import Call, Tables
+from mmfast.ops.call import Call, Noise, Tables
 
 
 def in_fresh_process(code, isa):
@@ -142,3 +142,11 @@ def test_a_ratio_for_each_sample_may_have_any_strides(each_backend):
         for exact in (True, False):
             found, expected = (ops.block_mask(x, r, 2, exact=exact, seed=4) for r in (ratios, ratios.clone()))
             assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+@pytest.mark.skipif(cpu.unavailable() is not None, reason="no compiled kernels here")
+def test_thresholds_handed_to_the_kernel_may_have_any_strides():
+    hidden = torch.tensor([[2**60, 7], [2**62, 7], [2**61, 7]])[:, 0]
+    x = torch.ones(3, 1, 8, 8)
+    found, expected = (cpu.block_mask(x, h, Noise((5, 1), None, 0), (2, 2), False) for h in (hidden, hidden.clone()))
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
