@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -121,6 +122,12 @@ def select(encodings: Encodings, sched: Schedule) -> tuple[tuple[str, ...], list
             f"({', '.join(sched.names) or 'none'}): name them in a dict to give a subset"
         )
     return sched.names, list(encodings)
+
+
+def check_count(shape: Sequence[int]) -> None:
+    """Raise MmfastError for sizes whose product, of those that are not 0, torch cannot count in bytes."""
+    if not torch.compiler.is_compiling() and math.prod([n or 1 for n in shape]) >= 1 << 59:
+        raise MmfastError(f"shape is {shape!r}; it should have fewer than 2^59 numbers, sizes of 0 aside")
 
 
 def is_whole(value: object, symbolic: bool = False) -> TypeGuard[int]:

@@ -21,6 +21,7 @@ from mmfast.ops.checks import (
     FLOATS,
     Encodings,
     Seed,
+    check_count,
     check_device,
     check_levels,
     check_noise,
@@ -152,6 +153,7 @@ def randn(
     """
     if not isinstance(shape, Sequence) or not all(is_whole(n, symbolic=True) and n >= 0 for n in shape):
         raise MmfastError(f"shape is {shape!r}; it should be the sizes [B, ...], none of them negative")
+    check_count(shape)
     if dtype not in FLOATS:
         raise MmfastError(f"dtype is {dtype}; it should be float32, float64, bfloat16 or float16")
     tables, noise = (
@@ -179,6 +181,7 @@ def random_words(
     """
     if not isinstance(shape, Sequence) or len(shape) != 2 or not all(is_whole(n) and n >= 0 for n in shape):
         raise MmfastError(f"shape is {shape!r}; it should be [B, count], neither of them negative")
+    check_count(shape)
     device, (batch, count) = device_of(device), shape
     noise = check_noise(Noise((seed, draw), sample_ids, stream), batch, device)
     return dispatch.choose([], device).random_words(noise, batch, count, device)
