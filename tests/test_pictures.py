@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from mmfast.pictures import FAINT, PAPER, bars, fit, sample_grid, shortened, tile_size
+from mmfast.pictures import ABOVE, FAINT, GAP, PAPER, bars, fit, sample_grid, scatter_matrix, shortened, tile_size
 
 SMALL = ImageFont.load_default(11)
 
@@ -110,3 +110,33 @@ def test_a_page_is_no_wider_than_can_be_read():
     one = {"a": torch.zeros(9)}
     assert sample_grid({"a": Flat()}, one, "").width == 4 * (68 + 12) + 8
     assert sample_grid({"a": Flat()}, one, "", columns=9).width == 9 * (68 + 12) + 8
+
+
+def test_every_column_is_drawn_against_every_other():
+    """Of two columns: a dot's place is its share of the range, upwards; real ones in grey, under drawn ones in red.
+
+    On the diagonal is the histogram, of whose 16 bins the first and the last hold the two real rows.
+    """
+    real, drawn = np.array([[0.0, 10.0], [4.0, 30.0]]), np.array([[2.0, 25.0]])
+    cell, pad = 150, 6
+    page = np.asarray(scatter_matrix(["width", "height"], real, drawn, cell))
+    assert page.shape == (2 * cell + GAP + 18, 2 * cell + GAP, 3)
+    inner = cell - 2 * pad - GAP
+
+    def at(i, j, across, up):
+        """The pixel of cell (row i, column j) at these shares of its inside."""
+        x, y = GAP + j * cell + pad + inner * across, 18 + (i + 1) * cell - GAP - pad - inner * up
+        return tuple(page[round(y), round(x)].tolist())
+
+    for i, j, across, up, colour in (
+        (0, 1, 0, 0, FAINT), (0, 1, 1, 1, FAINT), (0, 1, 0.75, 0.5, ABOVE), (0, 1, 0, 1, PAPER),
+        (1, 0, 0, 0, FAINT), (1, 0, 1, 1, FAINT), (1, 0, 0.5, 0.75, ABOVE), (1, 0, 1, 0, PAPER),
+    ):  # fmt: skip
+        assert at(i, j, across, up) == colour, (i, j, across, up)
+    pixel, step = 1 / inner, 1 / 16  # a line is one pixel high, wherever its end is rounded to
+
+    def top(across):
+        return {at(0, 0, across, 0.8 + k * pixel) for k in (-1, 0, 1)} - {PAPER}
+
+    assert top(step / 2) == top(1 - step / 2) == {FAINT}  # half of the rows each, which is the most
+    assert top(0.5 + step / 2) == {ABOVE} and top(4.5 * step) == set()
