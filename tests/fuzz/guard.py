@@ -43,6 +43,8 @@ class Guard:
         elif event == "open" and isinstance(args[0], (str, bytes)) and isinstance(args[2], int):
             if args[2] & WRITES and not self._own(args[0]) and os.fsdecode(args[0]) != os.devnull:
                 self.seen.append(f"opened {args[0]!r} to write")
+        elif event == "os.mkdir" and os.path.isdir(args[0]):
+            return  # of a folder that is there it changes nothing: torch does so when it is imported
         elif event in CHANGES and not all(self._own(x) for x in _places(event, args)):
             self.seen.append(f"changed a file outside its folder ({event} {args[:2]!r})")
 

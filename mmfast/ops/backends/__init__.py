@@ -77,7 +77,7 @@ def forced(name: str, device: str) -> ModuleType:
     module, reason = load(name)
     if reason is not None:
         raise BackendError(f"backend {name!r} cannot run here: {reason}; `mmfast info` lists those that can")
-    if device not in module.devices:
+    if device not in module.devices and module is not reference:  # which serves any, as in `automatic`
         serves = ", ".join(module.devices)
         raise BackendError(f"backend {name!r} is forced, but the tensors are on {device!r}; it serves {serves}")
     return module

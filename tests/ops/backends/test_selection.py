@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mmfast import ops
+from mmfast.errors import BackendError
 from mmfast.ops import backends, extensions, reference
 from mmfast.ops.backends import cpu
 from mmfast.ops.call import Call, Noise, Tables
@@ -55,6 +56,20 @@ def test_the_first_that_can_run_serves_and_the_reference_says_why_it_is_slow(thr
         "gpu": {"available": True, "detail": "gpu"},
         "reference": {"available": True, "detail": "reference"},
     }
+
+
+def test_the_reference_serves_any_device_forced_or_not():
+    """Of meta tensors, which have no values, it gives the shapes; other backends are refused by name."""
+    x = torch.zeros(2, 3, 4, 4, device="meta")
+    with pytest.warns(RuntimeWarning, match="mmfast computes on meta in plain torch"):
+        backends.automatic.__wrapped__("meta")
+    with ops.backend("reference"):
+        found = ops.block_mask(x, 0.5, 2, seed=1)
+    assert [(y.device.type, [*y.shape]) for y in found] == [("meta", [2, 3, 4, 4]), ("meta", [2, 1, 4, 4])]
+    if cpu.unavailable() is None:
+        with pytest.raises(BackendError) as refused:
+            backends.forced("cpu", "meta")
+        assert str(refused.value) == "backend 'cpu' is forced, but the tensors are on 'meta'; it serves cpu"
 
 
 @pytest.mark.parametrize(
