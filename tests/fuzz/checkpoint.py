@@ -78,10 +78,10 @@ class Checkpoints:
 def header(rng: random.Random, file: Path) -> None:
     """A value of a safetensors header, changed."""
     data = file.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
     try:
+        (length,) = struct.unpack("<Q", data[:8])
         found = json.loads(data[8 : 8 + length])
-    except ValueError:  # it is spoilt already
+    except (struct.error, ValueError):  # it is spoilt already
         return
     key = rng.choice(list(found))
     part = found[key]
