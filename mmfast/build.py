@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +46,15 @@ def build_model(config: Config) -> Model:
         raise MmfastError(f"modalities.{config.anchor}.encoder is {spec.encoder!r}; of the anchor it should be fixed")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        anchor = kinds[config.anchor](config.anchor, spec, kinds[config.anchor].anchor_space(spec))
+        with _one_line(f"modalities.{config.anchor}: a modality"):
+            anchor = kinds[config.anchor](config.anchor, spec, kinds[config.anchor].anchor_space(spec))
         space = Model.space_shape(anchor, config.space)
-        parts = {
-            name: anchor if name == config.anchor else kinds[name](name, spec, space)
-            for name, spec in config.modalities.items()
-        }
+        parts = {}
+        for name, spec in config.modalities.items():
+            with _one_line(f"modalities.{name}: a modality"):
+                parts[name] = anchor if name == config.anchor else kinds[name](name, spec, space)
         network = backbones.kind(config.backbone.kind).Backbone
-        try:
+        with _one_line("backbone: a network"):
             return Model(
                 config.anchor,
                 parts,
@@ -61,14 +64,18 @@ def build_model(config: Config) -> Model:
                 config.loss.target,
                 config.told,
             )
-        # Of more than the memory, or than can be counted: torch has a TypeError for some of these.
-        except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
-            if isinstance(error, TypeError) and "overflow" not in str(error).lower():
-                raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise MmfastError(
-                f"backbone: a network with these options cannot be made ({reason}); choose smaller ones"
-            ) from None
+
+
+@contextlib.contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Raise MmfastError for what needs more than the memory, or than can be counted."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+        if isinstance(error, TypeError) and "overflow" not in str(error).lower():  # torch has that for some of these
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MmfastError(f"{what} with these options cannot be made ({reason}); choose smaller ones") from None
 
 
 def stored(config: Config) -> dict[str, Any]:

@@ -50,6 +50,14 @@ def test_channels_that_torch_cannot_count_are_one_line(multiplier, device):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("kind", ["mask", "label"])
+def test_classes_that_no_memory_holds_are_one_line(kind):
+    chosen = config(other={"kind": kind, "classes": 2**31 - 1, **({"size": 8} if kind == "mask" else {})})
+    with pytest.raises(MmfastError, match=r"^modalities\.other: a modality with these options cannot be made \(") as e:
+        build.build_model(chosen)
+    assert str(e.value).endswith("); choose smaller ones") and "\n" not in str(e.value)
+
+
 def test_a_type_error_of_a_backbone_is_not_hidden(monkeypatch):
     def make(spec, channels, size):
         return 1 + "1"
