@@ -3,8 +3,8 @@
 The CUDA backend is compiled for the host, with launches that do nothing (tests/support/cuda_shim): what is left is what
 a call costs before the GPU begins, but for torch's look-up of the current stream and for its CUDA allocator, which a
 machine without a GPU does not have. Beside it the CPU backend, whose kernels run on these tiny tensors, and what
-eager torch takes for the same formula. Last, what torch takes for one multiplication: no op can be recorded and
-differentiated in less. All of a case alternate in one run; medians, in microseconds a call.
+eager torch takes for the same formula. Last, for scale, what torch takes for one multiplication. All of a case
+alternate in one run; medians, in microseconds a call.
 """
 
 from __future__ import annotations

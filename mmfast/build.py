@@ -46,15 +46,15 @@ def build_model(config: Config) -> Model:
         raise MmfastError(f"modalities.{config.anchor}.encoder is {spec.encoder!r}; of the anchor it should be fixed")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        with _one_line(f"modalities.{config.anchor}: a modality"):
+        with _made(f"modalities.{config.anchor}: a modality"):
             anchor = kinds[config.anchor](config.anchor, spec, kinds[config.anchor].anchor_space(spec))
         space = Model.space_shape(anchor, config.space)
         parts = {}
         for name, spec in config.modalities.items():
-            with _one_line(f"modalities.{name}: a modality"):
+            with _made(f"modalities.{name}: a modality"):
                 parts[name] = anchor if name == config.anchor else kinds[name](name, spec, space)
         network = backbones.kind(config.backbone.kind).Backbone
-        with _one_line("backbone: a network"):
+        with _made("backbone: a network"):
             return Model(
                 config.anchor,
                 parts,
@@ -67,8 +67,8 @@ def build_model(config: Config) -> Model:
 
 
 @contextlib.contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    """Raise MmfastError for what needs more than the memory, or than can be counted."""
+def _made(what: str) -> Iterator[None]:
+    """Around what makes it. Raises MmfastError where it needs more than the memory, or than can be counted."""
     try:
         yield
     except (RuntimeError, MemoryError, OverflowError, TypeError) as error:

@@ -1,10 +1,9 @@
 """Which backend serves a call, what each says where it cannot, and what it is handed."""
 
-import os
-import subprocess
 import sys
 from types import SimpleNamespace as Some
 
+import fresh
 import pytest
 import torch
 
@@ -13,12 +12,6 @@ from mmfast.errors import BackendError
 from mmfast.ops import backends, extensions, reference
 from mmfast.ops.backends import cpu
 from mmfast.ops.call import Call, Noise, Tables
-
-
-def in_fresh_process(code, isa):
-    environment = {**os.environ, "MMFAST_ISA": isa}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-
 
 CACHES = (backends.load, backends.automatic, backends.forced, backends.has_kernel)
 
@@ -118,13 +111,13 @@ def test_the_instruction_set_of_the_environment_holds_from_the_first_call():
     code = (
         "import torch; from mmfast import ops; ops.combine([torch.ones(1, 2)], torch.ones(1, 1)); import _mmfast_cpu; "
     )
-    found = [in_fresh_process(code + "print(_mmfast_cpu.isa())", isa).stdout.strip() for isa in cpu.isas()]
+    found = [fresh.run(code + "print(_mmfast_cpu.isa())", MMFAST_ISA=isa).stdout.strip() for isa in cpu.isas()]
     assert found == cpu.isas()
 
 
 @pytest.mark.skipif(cpu.unavailable() is not None, reason="no compiled kernels here")
 def test_an_instruction_set_that_is_none_is_one_line_at_import():
-    done = in_fresh_process("from mmfast import ops", "sse9")
+    done = fresh.run("from mmfast import ops", MMFAST_ISA="sse9")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("mmfast.errors.BackendError: MMFAST_ISA: ") and "'sse9'" in last
@@ -133,7 +126,7 @@ def test_an_instruction_set_that_is_none_is_one_line_at_import():
 
 @pytest.mark.skipif(cpu.unavailable() is not None, reason="no compiled kernels here")
 def test_the_command_says_it_in_one_line_too():
-    done = in_fresh_process("import sys; from mmfast.__main__ import main; sys.exit(main())", "sse9")
+    done = fresh.run("import sys; from mmfast.__main__ import main; sys.exit(main())", MMFAST_ISA="sse9")
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("mmfast: error: MMFAST_ISA: ") and done.stderr.count("\n") == 1
 
