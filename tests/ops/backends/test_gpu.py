@@ -246,7 +246,7 @@ def test_opcheck(kernels):
     torch.library.opcheck(torch.ops.mmfast.combine.default, (*combined, True))
     weighted = (terms, [-1, -1], coefs, sigma, None, sigma, None, *noise, *after)
     torch.library.opcheck(torch.ops.mmfast.squared_error.default, (*weighted, 0.3, True))
-    hidden = torch.tensor([3, 0, 50], device="cuda")
+    hidden = torch.tensor([3, 0, 5 * 7], device="cuda")
     torch.library.opcheck(torch.ops.mmfast.block_mask.default, (terms[0], hidden, *noise, [2, 3], True))
 
 
