@@ -66,10 +66,13 @@ def trained(plan: Plan, method: Method, seed: int) -> tuple[Trained, list[dict[s
     folder.mkdir(parents=True, exist_ok=True)
 
     def work() -> None:
+        start = str(folder / "first") if method.after else None
+        if start is not None:
+            train(plan.config(dataclasses.replace(plan.task.method(OURS), share=method.after), seed), start)
         if method.supervised:
-            fit(config, str(folder / "run"), build_data(config), supervised.loss(*method.supervised))
+            fit(config, str(folder / "run"), build_data(config), supervised.loss(*method.supervised), start=start)
         else:
-            train(config, str(folder / "run"))
+            train(config, str(folder / "run"), start=start)
 
     minutes = _timed(folder / MINUTES, work)
     _, kept, model = load_run(folder / "run", config.train.device)
@@ -126,7 +129,8 @@ def run(plan: Plan, method: Method, seed: int) -> None:
     begun = time.perf_counter()
     metrics = method.evaluate(found)
     evaluation = (time.perf_counter() - begun) / 60
-    folder, images = plan.folder(method, seed), found.config.train.steps * found.config.train.batch_size
+    folder = plan.folder(method, seed)
+    images = round(found.config.train.steps * found.config.train.batch_size * (1 + method.after / method.share))
     if seed == 0 and method.name == OURS:
         for name, (caption, picture) in plan.task.pictures(found).items():
             write_text(folder / f"{name}.txt", caption)

@@ -86,8 +86,9 @@ class Method:
     """One model to train: ours or a baseline.
 
     change: put over the preset, with dots in the keys; None drops a key. supervised: (given, target) for a network that
-    says one of the other, without diffusion. share: of the images that the models see, 1 but in `other_budgets`. uses:
-    the modalities that it is about: where a smoke run has not all of them, it is left out.
+    says one of the other, without diffusion. share: of the images that the models see, 1 but in `other_budgets`. after:
+    ours is trained on such a share first, and this goes on from its weights (`fine_tuned`). uses: the modalities that
+    it is about: where a smoke run has not all of them, it is left out.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Method:
     change: dict[str, Any] = field(default_factory=dict)
     supervised: tuple[str, str] | None = None
     share: float = 1.0
+    after: float = 0.0
     uses: tuple[str, ...] = ()
 
 
@@ -122,6 +124,28 @@ def other_budgets(methods: Sequence[Method], rows: Mapping[str, Callable[[Traine
         again(ours, TOTAL, len(single)),
         *(again(method, its_share(method.name), 1 / len(single)) for method in single),
     ]
+
+
+# Of its images, how many a fine-tuned model sees for its one task; and of the learning rate, what it begins with then.
+LAST, RATE = 0.25, 0.5
+
+
+def fine_tuned(methods: Sequence[Method], rows: Mapping[str, Callable[[Trained], list[Metric]]]) -> list[Method]:
+    """Ours, trained for one task alone in the last quarter of its images, as the paper's: that of each single model.
+
+    rows: the evaluation of the single models, by name. Ours keeps all its modalities; which are given, and how often,
+    is as the single model has it.
+    """
+
+    def last(method: Method) -> Method:
+        name, measure = f"{OURS}, fine-tuned as {method.name}", rows[method.name]
+        change = {key: value for key, value in method.change.items() if key.endswith("given_probability")}
+        return dataclasses.replace(
+            method, name=name, evaluate=lambda trained: {name: measure(trained)}, change=change, share=LAST,
+            after=1 - LAST,
+        )  # fmt: skip
+
+    return [last(method) for method in methods if method.name in rows]
 
 
 def renamed(rows: Sequence[Row], names: Mapping[str, str]) -> list[Row]:
@@ -192,8 +216,9 @@ class Task:
         config = resolve(OmegaConf.create(raw), self.name)
         steps = max(1, round(images * method.share) // config.train.batch_size)
         train = dataclasses.replace(
-            config.train, steps=steps, sample_every=0, warmup=min(config.train.warmup, steps // 4), tensorboard=False
-        )
+            config.train, steps=steps, sample_every=0, warmup=min(config.train.warmup, steps // 4), tensorboard=False,
+            learning_rate=config.train.learning_rate * (RATE if method.after else 1.0),
+        )  # fmt: skip
         evaluation = dataclasses.replace(config.evaluate, samples=0)
         return dataclasses.replace(config, seed=seed, train=train, evaluate=evaluation)
 

@@ -18,6 +18,7 @@ from benchmarks.paper.core import (
     Trained,
     at_least,
     at_most,
+    fine_tuned,
     means,
     near,
     other_budgets,
@@ -206,12 +207,17 @@ METHODS = [
     Method(IMAGE, image_alone, {"modalities.label": None, "train.given_probability": 0.0, "sample.first": None}),
     Method(CLASSIFIER, classifier, supervised=("image", "label")),
 ]
+SINGLE = {DROPPED: drawn_for_a_label, CLASSIFIER: classified}
 TASK = Task(
     name="image-label",
     title="Image and label together",
     question="Does one model of images and labels draw as well as a class-conditional one, and classify as well as a "
     "classifier, on the same backbone and as many images seen?",
-    methods=[*METHODS, *other_budgets(METHODS, {OURS: main, DROPPED: drawn_for_a_label, CLASSIFIER: classified})],
+    methods=[
+        *METHODS,
+        *fine_tuned(METHODS, SINGLE),
+        *other_budgets(METHODS, {OURS: main, **SINGLE}),
+    ],
     reference=reference,
     verdicts=verdicts,
     pictures=pictures,

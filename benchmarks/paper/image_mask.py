@@ -18,6 +18,7 @@ from benchmarks.paper.core import (
     Trained,
     at_least,
     at_most,
+    fine_tuned,
     means,
     near,
     other_budgets,
@@ -149,6 +150,7 @@ TASK = Task(
     "model, on the same backbone and as many images seen?",
     methods=[
         *METHODS,
+        *fine_tuned(METHODS, {SEGMENTATION: _segmented}),
         *other_budgets(
             METHODS,
             {OURS: lambda trained: [*_both(trained), *_masks(trained)], IMAGE: _both, SEGMENTATION: _segmented},

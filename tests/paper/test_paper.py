@@ -13,7 +13,7 @@ from benchmarks.paper import __main__ as paper
 from benchmarks.paper import cells, core, curves, measures, report, supervised
 from benchmarks.paper.core import OURS
 from benchmarks.paper.report import Row
-from mmfast.build import build_model
+from mmfast.build import build_model, load_run
 from mmfast.config import changes
 from mmfast.errors import MmfastError
 from mmfast.metrics.features import Extractor
@@ -216,7 +216,8 @@ def test_other_budgets_and_what_is_claimed_there():
     task = paper.load("image-mask")
     images = {m.name: task.config(m, 0, 6400, {}).train.steps * 16 for m in task.methods}
     half = {core.its_share(name): 3200 for name in ("image alone", "segmentation alone")}
-    assert images == {OURS: 6400, "image alone": 6400, "segmentation alone": 6400, core.TOTAL: 12800, **half}
+    last = {f"{OURS}, fine-tuned as segmentation alone": 1600}
+    assert images == {OURS: 6400, "image alone": 6400, "segmentation alone": 6400, core.TOTAL: 12800, **half, **last}
     of = {m.name: m for m in task.methods}
     for name in half:
         assert dataclasses.replace(of[name], name="", share=1.0, evaluate=print) == dataclasses.replace(
@@ -240,6 +241,27 @@ def test_other_budgets_and_what_is_claimed_there():
     assert [v.holds for v in share.verdicts[:2]] == [True, False]
     assert total.own == [core.TOTAL] and share.own == list(half) and share.methods[0] == OURS
     assert core.sections(task, rows(OURS, 0.8)) == []
+
+
+def test_a_fine_tuned_model_goes_on_from_ours_with_one_task(tmp_path):
+    """Three quarters of the images as ours, then one; at a rate near zero the weights are those of the first part."""
+    plan = paper.plan_of(paper.parse(["image-label", "--smoke", "--samples", "10", "--work", str(tmp_path)]))
+    slow = dataclasses.replace(plan, changes={**plan.changes, "train.learning_rate": 2e-12, "train.ema_decay": 0.0})
+    drawn, read = (m for m in plan.task.methods if m.after)
+    for method, given in ((drawn, {"image": 0.0, "label": 0.9}), (read, {"image": None, "label": 0.85})):
+        config = plan.config(method, 0)
+        assert {name: spec.given_probability for name, spec in config.modalities.items()} == given
+        assert config.train.learning_rate == plan.config(plan.task.method(OURS), 0).train.learning_rate / 2
+        found, _, _ = cells.trained(slow, method, 0)
+        folder = slow.folder(method, 0)
+        first, config = load_run(folder / "first")[2], load_run(folder / "first")[1]
+        assert (config.train.steps, found.config.train.steps) == (30, 10) and config.train.learning_rate == 2e-12
+        assert all(torch.allclose(x, found.model.state_dict()[n], atol=1e-6) for n, x in first.state_dict().items())
+        other = build_model(dataclasses.replace(found.config, seed=1))
+        assert not all(torch.allclose(x, other.state_dict()[n], atol=1e-6) for n, x in first.state_dict().items())
+        cells.run(slow, method, 0)
+        (cell,) = slow.cells(method, 0)
+        assert cell.images == 640 and cell.method == method.name
 
 
 def test_the_ablation_counts_differences_beyond_two_standard_errors():
