@@ -53,6 +53,9 @@ def test_a_process_by_itself_says_things_to_itself():
     assert ALONE.map(lambda k: k * k, range(3)) == [0, 1, 4] and ALONE.at_most(250, 10) == 250
     assert [rows.tolist() for rows in ALONE.shares(3)] == [[0, 1, 2]]
     assert [rows.tolist() for rows in Ranks(0, 4).shares(2)] == [[0], [1]] and Ranks(0, 4).at_most(250, 10) == 3
+    together = Ranks(0, 4, divides=False)  # as shards need it: all do everything
+    assert [rows.tolist() for rows in together.shares(3)] == [[0, 1, 2]] and together.at_most(250, 10) == 250
+    assert together.map(lambda k: k * k, range(3)) == [0, 1, 4]
 
 
 @pytest.mark.parametrize("name, value", NAMES)

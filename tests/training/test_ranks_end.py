@@ -1,10 +1,12 @@
 """How ranks end: a signal, an error or a death of one of them ends all, with one line that says why."""
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -76,12 +78,12 @@ class Ended(BaseException):
 @pytest.mark.parametrize("index", [0, 1])
 def test_who_has_said_nothing_for_too_long_is_dead(index, monkeypatch, capsys):
     """One that speaks, has met all, or has not come yet is not."""
-    now, store, beats = [0.0], dist.HashStore(), iter(range(100))
+    now, store, beats, slept = [0.0], dist.HashStore(), iter(range(100)), []
     monkeypatch.setattr(arrival.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(arrival.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(arrival.time, "sleep", slept.append)
 
     def ends(status):
-        assert status == 1
+        assert status == 1 and slept == [arrival.SEEN]  # torchrun sees first which process has died
         raise Ended
 
     monkeypatch.setattr(arrival, "end", ends)
@@ -105,6 +107,29 @@ def test_who_has_said_nothing_for_too_long_is_dead(index, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert said.startswith(f"mmfast: rank {dead} of 5 (that machine, process 7) has died, so all ranks end;")
     assert store.check([arrival.OVER]) is (index == 0)
+
+
+class Broken(RuntimeError):
+    """A kind of its own of a transfer that failed, as torch has some."""
+
+
+@pytest.mark.parametrize("error, last", [(None, arrival.MET), (ValueError, b"0 here"), (Broken, b"0 here")])
+def test_how_a_rank_leaves_the_others_while_they_meet(monkeypatch, error, last):
+    """With a last word if it has met them; and after a failed transfer not before the watch has had its time."""
+    store, waited, join = dist.HashStore(), [], threading.Thread.join
+
+    def joined(thread, *seconds):
+        waited.append(seconds)
+        join(thread, *(0.0 for _ in seconds))
+
+    monkeypatch.setattr(arrival, "BEAT", 30.0)
+    monkeypatch.setattr(arrival.threading.Thread, "join", joined)
+    with contextlib.suppress(*([error] if error else [])), arrival.Arrival(1, 2, "here", lambda: store):
+        assert store.get("1") == b"0 here"
+        if error:
+            raise error
+    assert waited == ([(arrival.LATE + arrival.EXPLAINED,), ()] if error is Broken else [()])
+    assert store.get("1") == last
 
 
 def test_ranks_that_cannot_meet_are_told_so_in_one_line(tmp_path, monkeypatch, capsys):
