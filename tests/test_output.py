@@ -18,7 +18,8 @@ def shell(command, **environment):
     return found.returncode, found.stdout.decode(errors="replace"), found.stderr.decode()
 
 
-@pytest.mark.parametrize("buffered", ["", pytest.param("1", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("buffered", ["", "1"])
 def test_a_reader_that_goes_is_no_error(buffered):
     assert shell("mmfast presets | true", PYTHONUNBUFFERED=buffered) == (0, "", "")
     status, out, err = shell("mmfast presets | head -n 1", PYTHONUNBUFFERED=buffered)

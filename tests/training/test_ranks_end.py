@@ -17,7 +17,7 @@ from rank_runs import assert_one_curve, command, killed, stats, stopping
 from mmfast.cli import main
 from mmfast.errors import MmfastError
 from mmfast.files import load_tensors
-from mmfast.ranks import arrival
+from mmfast.ranks import arrival, watch
 
 
 def test_a_signal_to_one_rank_stops_all_after_the_step_in_hand(tmp_path):
@@ -130,6 +130,35 @@ def test_how_a_rank_leaves_the_others_while_they_meet(monkeypatch, error, last):
             raise error
     assert waited == ([(arrival.LATE + arrival.EXPLAINED,), ()] if error is Broken else [()])
     assert store.get("1") == last
+
+
+@pytest.mark.parametrize("index, peers", [(0, [1, 2]), (1, [0]), (2, [0])])
+def test_who_listens_to_whom_and_what_the_first_tells(monkeypatch, index, peers):
+    """The first rank listens to all, and they to it; it tells them the status that they are to end with."""
+    listening, told = [], []
+    monkeypatch.setattr(watch.dist, "new_group", lambda **options: "group")
+    monkeypatch.setattr(watch.Watch, "_listen", lambda self, peer: listening.append(peer))
+    monkeypatch.setattr(watch.Watch, "_tell", lambda self, *message: told.append(message))
+    here = watch.Watch(index, ["a", "b", "c"])
+    here.wait(None)
+    assert sorted(listening) == peers
+    for how in (watch.BYE, watch.STOPPED, watch.FAILED, watch.DIED):
+        here._tell_all(how)
+    ends = [(watch.BYE, 0), (watch.END, 130), (watch.END, 2), (watch.END, 1)]
+    assert told == [(peer, *message) for message in ends for peer in (1, 2)]
+
+
+@pytest.mark.parametrize("text", ["a.png is damaged", "x" * 5000])
+def test_a_message_has_one_length_whatever_it_says(monkeypatch, text):
+    sent, here = [], object.__new__(watch.Watch)
+    here.group = "group"
+    monkeypatch.setattr(
+        watch.dist, "send", lambda message, peer, group: sent.append((bytes(message.tolist()), peer, group))
+    )
+    here._tell(2, watch.FAILED, 7, text)
+    ((message, peer, group),) = sent
+    assert (len(message), peer, group) == (watch.LENGTH, 2, "group") and list(message[:2]) == [watch.FAILED, 7]
+    assert message[2:].rstrip(b"\0").decode() == text[: watch.LENGTH - 2]
 
 
 def test_ranks_that_cannot_meet_are_told_so_in_one_line(tmp_path, monkeypatch, capsys):

@@ -29,6 +29,7 @@ NAMES, FIVE_STEPS = (
 )
 
 
+@pytest.mark.slow
 def test_a_square_trains_as_it_did(tmp_path):
     pytest.importorskip("sklearn")
     few = {"train.steps": 5, "train.batch_size": 8, "train.warmup": 1, "evaluate.samples": 0, "train.sample_every": 0}
