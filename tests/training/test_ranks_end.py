@@ -138,10 +138,16 @@ def test_who_listens_to_whom_and_what_the_first_tells(monkeypatch, index, peers)
     listening, told = [], []
     monkeypatch.setattr(watch.dist, "new_group", lambda **options: "group")
     monkeypatch.setattr(watch.Watch, "_listen", lambda self, peer: listening.append(peer))
-    monkeypatch.setattr(watch.Watch, "_tell", lambda self, *message: told.append(message))
+    monkeypatch.setattr(watch.Watch, "_tell", lambda self, *message, **text: told.append((*message, *text.values())))
     here = watch.Watch(index, ["a", "b", "c"])
     here.wait(None)
     assert sorted(listening) == peers
+    monkeypatch.setattr(here, "wait", told.append)
+    assert [here.leave(watch.FAILED, "damaged", patience) for patience in (10.0, None)] == [False, True]
+    all_told = [(1, watch.END, 2), (2, watch.END, 2)]
+    by_one = [(0, watch.FAILED, "damaged")]
+    assert told == ([watch.BY_ITSELF, *all_told, None, *all_told] if index == 0 else [*by_one, 10.0, *by_one, None])
+    told.clear()
     for how in (watch.BYE, watch.STOPPED, watch.FAILED, watch.DIED):
         here._tell_all(how)
     ends = [(watch.BYE, 0), (watch.END, 130), (watch.END, 2), (watch.END, 1)]
