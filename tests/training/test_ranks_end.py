@@ -109,6 +109,15 @@ def test_who_has_said_nothing_for_too_long_is_dead(index, monkeypatch, capsys):
     assert store.check([arrival.OVER]) is (index == 0)
 
 
+def test_a_rank_says_again_and_again_that_it_is_there(monkeypatch):
+    store, words, until = dist.HashStore(), set(), time.monotonic() + 30
+    monkeypatch.setattr(arrival, "BEAT", 0.01)
+    with arrival.Arrival(1, 2, "here", lambda: store):
+        while len(words) < 3 and time.monotonic() < until:
+            words.add(store.get("1"))
+    assert len(words) == 3 and all(word.endswith(b" here") for word in words)
+
+
 class Broken(RuntimeError):
     """A kind of its own of a transfer that failed, as torch has some."""
 
