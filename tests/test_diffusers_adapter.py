@@ -268,3 +268,17 @@ def test_a_list_of_generators_serves_each_sample_by_itself(name):
     assert noise.std() > 0.1 and (torch.corrcoef(noise) - torch.eye(4)).abs().max() < 6 / 768**0.5
     with pytest.raises(IndexError):
         step([1, 2], z, e)
+
+
+def test_a_default_device_moves_no_table():
+    """The schedulers' tables are on the host, whatever device torch makes new tensors on."""
+    z, e = tensors(2)
+
+    def stepped():
+        scheduler = pair("DDIMScheduler", prediction_type="epsilon")[0]
+        scheduler.set_timesteps(5)
+        return lambda: scheduler.step(e, scheduler.timesteps[2], z).prev_sample
+
+    expected, step = stepped()(), stepped()
+    with torch.device("meta"):
+        assert torch.equal(step(), expected)

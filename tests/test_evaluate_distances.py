@@ -117,3 +117,10 @@ def test_distances_of_rows_are_of_shuffled_halves():
     order = torch.randperm(41, generator=torch.Generator().manual_seed(0)).tolist()
     assert everything == order[:35] and everything != sorted(everything)
     assert row_distances(Rows(), "row", drawn[:0], of) == {}
+
+
+def test_the_real_ones_are_shuffled_alike_each_time():
+    """Both sets, of each as many as asked for, in the order of torch's permutation of seed 0."""
+    both = 3 * torch.cat((images(30, 1)[:25], images(20, 2))).flatten(1)
+    order = torch.randperm(45, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(module.real_features(data(30, 20), "picture", features(), 25), both[order])

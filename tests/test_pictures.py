@@ -59,7 +59,8 @@ def test_a_bar_reaches_the_edge_at_three(value, left, right):
     """From the middle, over the middle 70 per cent of its row; above zero in one colour, below in another."""
     tile = np.asarray(bars([value, 0.0], 60)).astype(int)
     colour = {tuple(x) for x in tile[15, :].tolist()} - {PAPER, FAINT}
-    assert len(colour) == 1 and colour != {tuple(x) for x in np.asarray(bars([-value, 0.0], 60))[15, :].tolist()}
+    assert colour == {(60, 110, 190) if value < 0 else (200, 70, 60)}  # blue and red
+    assert colour != {tuple(x) for x in np.asarray(bars([-value, 0.0], 60))[15, :].tolist()}
     drawn = (tile == np.array([*colour])).all(2) | (tile == np.array(FAINT)).all(2)
     columns, rows = np.nonzero(drawn[15])[0], np.nonzero(drawn[:30, left + 3])[0]
     assert (columns.min(), columns.max()) == (left, right)

@@ -1,6 +1,7 @@
 """A run's folder by what is in it: states in turn, lines of stats, what a new run may find there."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,7 +129,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
         Run.start(tmp_path / "run", tiny())
 
 
-def test_what_a_kill_left_half_written_is_cleared_away_everywhere(tmp_path):
+def test_what_a_kill_left_half_written_is_cleared_away_everywhere(tmp_path, monkeypatch):
     """Beside the states that are kept for good too, where each is as large as the run; what is the user's stays."""
     config, left = tiny(), f"{TEMPORARY}step-0000004-abcdefgh.safetensors"
     Run.start(tmp_path / "run", config)
@@ -138,4 +139,8 @@ def test_what_a_kill_left_half_written_is_cleared_away_everywhere(tmp_path):
         (place / left).write_bytes(b"half")
         (place / ".mine").write_bytes(b"whole")
     Run.start(tmp_path / "run", config)
+    ghost, listed = tmp_path / "run" / "samples" / left, Path.iterdir  # cleared away by another process meanwhile
+    monkeypatch.setattr(Path, "iterdir", lambda path: [*listed(path), ghost])
+    Run.start(tmp_path / "run", config)
+    monkeypatch.undo()
     assert [sorted(x.name for x in place.iterdir() if x.name in (left, ".mine")) for place in places] == [[".mine"]] * 3

@@ -9,6 +9,7 @@ import truth
 import mmfast
 from mmfast import Schedule, ops
 from mmfast.ops import Block
+from mmfast.ops.tables import _bounds
 
 T = 40
 SCHED = Schedule.cosine(T, {"a": mmfast.bridge(2.0), "b": mmfast.carried(0.7)})
@@ -215,3 +216,10 @@ def test_gradients(traced_backend, target, clamp):
         assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
         if clamp is None:
             assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+
+
+def test_a_clamp_beyond_float32_clamps_nothing():
+    largest = torch.finfo(torch.float32).max
+    assert _bounds(largest) == (-largest, largest)
+    assert _bounds(2 * largest) == _bounds(None) == (-math.inf, math.inf)
+    assert _bounds((-largest, 2 * largest)) == (-largest, math.inf)

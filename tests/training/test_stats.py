@@ -44,7 +44,7 @@ def test_junk_between_and_in_place_of_lines(run, capsys, junk):
     file = run / "stats.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(junk + b"\n" + b"".join(lines) + junk)  # no step is touched
-    Run.open(run).heal_stats(6)
+    assert Run.open(run).heal_stats(6).encode() == b"".join(lines)
     assert file.read_bytes() == b"".join(lines) and capsys.readouterr().err == ""
     file.write_bytes(b"".join([*lines[:2], junk, *lines[3:5], junk]))  # lines 3, 4 and 6 are gone: one joins the junk
     Run.open(run).heal_stats(6)
