@@ -220,6 +220,6 @@ def test_gradients(traced_backend, target, clamp):
 
 def test_a_clamp_beyond_float32_clamps_nothing():
     largest = torch.finfo(torch.float32).max
-    assert _bounds(largest) == (-largest, largest)
-    assert _bounds(2 * largest) == _bounds(None) == (-math.inf, math.inf)
-    assert _bounds((-largest, 2 * largest)) == (-largest, math.inf)
+    assert _bounds(largest)[:2] == (-largest, largest)
+    assert _bounds(2 * largest)[:2] == _bounds(None)[:2] == (-math.inf, math.inf)
+    assert _bounds((-largest, 2 * largest))[:2] == (-largest, math.inf)
