@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mmfast.build import build_data, check_beside_data, files_of, stored, with_found
+from mmfast.build import build_data, check_beside_data, files_of, pick_device, stored, with_found
 from mmfast.config import Config, to_yaml
 from mmfast.data import Data
 from mmfast.errors import MmfastError, notice, say
@@ -29,7 +29,7 @@ from mmfast.training.stop import Stop
 from mmfast.training.trainer import Trainer
 from mmfast.training.try_out import rehearse
 from mmfast.training.watch import Watch
-from mmfast.training.without_effect import without_effect
+from mmfast.training.without_effect import slow_here, without_effect
 
 
 class Kept:
@@ -92,7 +92,8 @@ def fit(
         goes_on = here.told(Run(Path(out)).begun)  # then `start` has done its part, and may be gone
         taken = take_weights(model, config, start) if start is not None and not goes_on else None
         here.check_same(the_config=to_yaml(config), the_number_of_examples=(len(data.train), len(data.test)))
-        for line in without_effect(model, config) if here.first else ():
+        lines = (*without_effect(model, config), *slow_here(config, pick_device(config.train.device)))
+        for line in lines if here.first else ():
             notice(line)
         quiet = quiet or not here.first
         kept = Kept(config, data, files or {}, allow_changed_data, quiet)

@@ -1,8 +1,11 @@
-"""Options that change nothing in a run as the rest of its config has it: a line for each, before the first step."""
+"""Options that change nothing in a run, or are slow on this machine: a line for each, before the first step."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
+
+import torch
 
 from mmfast.config import Config
 from mmfast.model import Model
@@ -37,6 +40,17 @@ def without_effect(model: Model, config: Config) -> Iterator[str]:
         yield f"sample.eta is {how.eta:g}, and the sampler {how.sampler} takes none"
     if config.evaluate.lpips_weights and not config.evaluate.lpips:
         yield "evaluate.lpips_weights is given, but no evaluate.lpips, which says whose weights they are"
+
+
+def slow_here(config: Config, device: torch.device) -> Iterator[str]:
+    """Those that cost much on this machine and are of little use there."""
+    x86 = platform.machine() in ("x86_64", "AMD64") and device.type == "cpu"
+    found = torch.backends.cpu.get_cpu_capability()
+    if x86 and found != "AVX512" and config.train.precision == "bf16":
+        yield (
+            f"train.precision is bf16, which this processor ({found}) has no instructions for: a U-Net of the presets "
+            "takes ten times as long as with fp32; give --train.precision fp32 --sample.precision fp32"
+        )
 
 
 def _where_given(config: Config) -> Iterator[tuple[str, float | None]]:

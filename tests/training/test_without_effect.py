@@ -1,14 +1,16 @@
 """What is said before the first step: options without effect, and what would be missing after the last."""
 
 import os
+import platform
 
 import pytest
+import torch
 from tiny import TINY, flags
 
 from mmfast import config as configs
 from mmfast.build import build_model
 from mmfast.cli import main
-from mmfast.training.without_effect import without_effect
+from mmfast.training.without_effect import slow_here, without_effect
 
 MLP = ("backbone", "{kind: mlp, width: 16, blocks: 1, features: 4}")
 LABEL, MASK = "modalities.label", "modalities.mask"
@@ -101,3 +103,32 @@ def test_what_the_evaluation_lacks_is_said_before_there_is_a_run(tmp_path, capsy
     words = ["train", "digits", "--quiet", "--out", str(tmp_path / "run"), *flags(pairs)]
     assert main([*words, "--allow-code", "no_such_module:net"]) == 2
     assert capsys.readouterr().err.startswith(f"mmfast: error: {says}") and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "machine, capability, device, precision, slow",
+    [
+        ("x86_64", "AVX2", "cpu", "bf16", True),
+        ("AMD64", "DEFAULT", "cpu", "bf16", True),
+        ("x86_64", "AVX512", "cpu", "bf16", False),
+        ("x86_64", "AVX2", "cpu", "fp32", False),
+        ("x86_64", "AVX2", "cuda", "bf16", False),
+        ("aarch64", "DEFAULT", "cpu", "bf16", False),
+    ],
+)
+def test_a_precision_that_the_processor_lacks_is_told_of(monkeypatch, machine, capability, device, precision, slow):
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    lines = list(slow_here(configs.load("digits", [("train.precision", precision)]), torch.device(device)))
+    assert len(lines) == slow
+    assert not lines or (
+        f"bf16, which this processor ({capability})" in lines[0] and "--train.precision fp32" in lines[0]
+    )
+
+
+def test_a_run_begins_with_what_is_slow_here(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    argv = ["train", "digits", "--out", str(tmp_path / "run"), *flags(TINY), "--train.steps", "1"]
+    assert main([*argv, "--train.precision", "bf16", "--train.device", "cpu"]) == 0
+    assert "mmfast: train.precision is bf16, which this processor (AVX2)" in capsys.readouterr().err
