@@ -20,6 +20,7 @@ from mmfast.progress import silenced
 from mmfast.ranks import joined
 from mmfast.run import RECORD, Run
 from mmfast.signals import interrupt
+from mmfast.training.advice import slow_here, without_effect
 from mmfast.training.examples import loader
 from mmfast.training.latents import with_latents
 from mmfast.training.log import Board
@@ -29,7 +30,6 @@ from mmfast.training.stop import Stop
 from mmfast.training.trainer import Trainer
 from mmfast.training.try_out import rehearse
 from mmfast.training.watch import Watch
-from mmfast.training.without_effect import slow_here, without_effect
 
 
 class Kept:

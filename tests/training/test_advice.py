@@ -10,7 +10,7 @@ from tiny import TINY, flags
 from mmfast import config as configs
 from mmfast.build import build_model
 from mmfast.cli import main
-from mmfast.training.without_effect import slow_here, without_effect
+from mmfast.training.advice import slow_here, without_effect
 
 MLP = ("backbone", "{kind: mlp, width: 16, blocks: 1, features: 4}")
 LABEL, MASK = "modalities.label", "modalities.mask"
