@@ -181,3 +181,16 @@ def test_paths_are_relative_to_the_folder_of_a_file_and_for_a_preset_to_the_curr
     real = str((tmp_path / "there").resolve())
     assert folder_of(str(tmp_path / "there" / "my.yaml")) == folder_of(str(tmp_path / "link.yaml")) == real
     assert folder_of("digits") == ""
+
+
+@pytest.mark.parametrize(
+    "kind, key, most",
+    [("unet", "blocks", 100), ("adm", "blocks", 100), ("diffusers", "layers_per_block", 100), ("dit", "blocks", 1000),
+     ("mlp", "blocks", 1000)],
+)  # fmt: skip
+def test_a_network_of_endless_layers_is_refused_before_it_is_built(kind, key, most):
+    """Blocks are built one by one, so that a million of them look like a hang."""
+    given = f"{{kind: {kind}, {key}: {most}}}"
+    assert getattr(configs.load("digits", [("backbone", given)]).backbone, key) == most
+    with pytest.raises(MmfastError, match=f"^backbone.{key} is {most + 1}; it should be at most {most}$"):
+        configs.load("digits", [("backbone", given.replace(f": {most}", f": {most + 1}"))])

@@ -30,7 +30,7 @@ class Spec:
     down_block_types: list[str] = option([DOWN, *[f"Attn{DOWN}"] * 3], "the kind of each level on the way down")
     up_block_types: list[str] = option([*[f"Attn{UP}"] * 3, UP], "the kind of each level on the way up, coarsest first")
     mid_block_type: str | None = option("UNetMidBlock2D", "the kind of the middle; null: none")
-    layers_per_block: int = option(2, "residual blocks in each level", min=1)
+    layers_per_block: int = option(2, "residual blocks in each level", min=1, max=100)
     add_attention: bool = option(True, "attention in the middle")
     attention_head_dim: int | None = option(8, "channels of an attention head; null: one head", min=1)
     norm_num_groups: int = option(32, "groups of every normalisation; the number should divide all channels", min=1)

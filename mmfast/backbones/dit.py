@@ -25,7 +25,7 @@ TIME_WIDTH = 256  # of the sinusoids of the time
 class Spec:
     kind: str = "dit"
     width: int = option(384, "width of a token: a multiple of 4 and of heads", min=4)
-    blocks: int = option(12, "transformer blocks, the first half of them the encoder", min=2)
+    blocks: int = option(12, "transformer blocks, the first half of them the encoder", min=2, max=1000)
     heads: int = option(6, "heads of every attention layer", min=1)
     patch: int = option(2, "side of a token in pixels; it should divide the image's sides", min=1)
     ratio: float = option(4.0, "width of the hidden layer of a block, in multiples of `width`", above=0)

@@ -51,7 +51,7 @@ class Spec:
     kind: str = "unet"
     channels: int = option(32, "channels of the finest level", min=1)
     multipliers: list[int] = option([1, 2, 4], "channels of each level, in multiples; each halves the grid", min=1)
-    blocks: int = option(1, "residual blocks in each level", min=1)
+    blocks: int = option(1, "residual blocks in each level", min=1, max=100)
     attention: list[int] = option([], "resolutions (height or width in pixels) with self-attention, as [16, 8]")
     head_channels: int = option(32, "channels of an attention head", min=1)
     patch: int = option(2, "side of a cell in pixels: the finest grid has a cell's pixels as channels", min=1)

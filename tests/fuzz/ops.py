@@ -246,6 +246,12 @@ class Ops:
         }
 
 
+def _with_nan(tables: Any) -> bool:
+    """Whether a row of a step's tables begins with NaN."""
+    firsts = [x[..., :1] for x in (tables.coefs, tables.to_x0) if x is not None] if tables is not None else []
+    return any(bool(x.isnan().any()) for x in firsts)
+
+
 def compare(call: Any, named: dict[str, Any]) -> str | None:
     """The line of the error that both backends raise, None where both give the same; else a Fault."""
     found = []
@@ -266,6 +272,8 @@ def compare(call: Any, named: dict[str, Any]) -> str | None:
     fast, right = found
     if isinstance(fast, MmfastError) and isinstance(right, MmfastError):
         return str(fast)
+    if isinstance(fast, MmfastError) and "begins with NaN" in str(fast) and _with_nan(named.get("tables")):
+        return str(fast)  # a kernel refuses what the reference makes NaN of, or of no elements nothing
     if isinstance(fast, MmfastError) or isinstance(right, MmfastError):
         raise Fault(f"{call.__qualname__} {shown(named)}: fast {shown(fast)}, reference {shown(right)}")
     if isinstance(fast, Schedule):
