@@ -209,7 +209,7 @@ def reverse(asked: ReverseCall, first: Sequence[Term], noise: Noise | None, boun
     for x in predictions:
         terms += [x] if isinstance(x, Block) else blocks.of(x)
     if present is not None:
-        check_present(present, shape[0], len(names))
+        check_present(present, shape[0], len(names), tables.coefs.device)
         tables = tables.only_present(present, len(terms))
     if tables.sigma is None:
         noise = None

@@ -236,12 +236,14 @@ def check_row_values(rows: Rows, tables: Tables) -> None:
             raise MmfastError("rows names a row of the tables that begins with NaN; it should hold numbers")
 
 
-def check_present(present: Tensor, batch: int, modalities: int) -> None:
+def check_present(present: Tensor, batch: int, modalities: int, device: torch.device) -> None:
     if not isinstance(present, Tensor):
         raise MmfastError(f"present is a {type(present).__name__}; it should be a tensor [{batch}, {modalities}]")
     _check_dense("present", present)
     if present.dim() != 2 or present.shape[1] != modalities or present.shape[0] not in (1, batch):
         raise MmfastError(f"present has shape {list(present.shape)}; it should be [{batch}, {modalities}]")
+    if present.device != device:
+        raise MmfastError(f"present is on {present.device}; it should be on {device} with the terms")
 
 
 def check_noise(given: Noise, batch: int, device: torch.device) -> Noise:

@@ -105,7 +105,7 @@ def q_sample(
         check_batch("t", t, batch[0])
         tables, rows = find(marginal, sched, names, (t, None), arithmetic(dtype), batch[0])
     if present is not None:
-        check_present(present, batch[0], len(names))
+        check_present(present, batch[0], len(names), tables.coefs.device)
         if blocks is None:
             process.check_time("t", t, 0, sched.T)  # torch picks the rows here, and looks at no NaN
         tables, rows = tables.own(rows, batch[0]).only_present(present, 1), None

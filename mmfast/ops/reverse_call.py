@@ -36,7 +36,7 @@ class ReverseCall(NamedTuple):
         check_batch("s", s, batch[0])
         tables, rows = find(self.formula, sched, names, (t, s), arithmetic(dtype), batch[0])
         if present is not None:
-            check_present(present, batch[0], len(names))
+            check_present(present, batch[0], len(names), tables.coefs.device)
             process.check_time("t", t, 1, sched.T)
             tables, rows = tables.own(rows, batch[0]).only_present(present, len(first)), None
         if tables.sigma is None:

@@ -164,6 +164,20 @@ OTHERS = {
     "present for other modalities": (lambda: q(encodings={"label": X}, present=TWO), "present"),
     "present of one dimension": (lambda: q(encodings={"label": X}, present=torch.ones(2)), "present"),
     "present a list": (lambda: q(encodings={"label": X}, present=[[1], [1]]), "present"),
+    "present elsewhere": (lambda: q(encodings={"label": X}, present=torch.ones(2, 1, device="meta")), "present"),
+    "present elsewhere in a step": (
+        lambda: step(encodings={"label": X}, present=torch.ones(2, 1, device="meta")),
+        "present",
+    ),
+    "present elsewhere at times of their own": (
+        lambda: q(
+            ops.Block(X, 0, 6),
+            {"label": ops.Block(X, 3, 6)},
+            torch.tensor([[3, 4], [5, 6]]),
+            present=torch.ones(2, 1, device="meta"),
+        ),
+        "present",
+    ),
     "present in a step": (lambda: step(encodings={"label": X}, present=TWO), "present"),
     "present in a mean": (lambda: mean(encodings={"label": X}, present=torch.ones(5, 1)), "present"),
     "clamp zero": (lambda: step(clamp=0.0), "clamp"),
