@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from test_sampling import CONFIG, data
+from test_sampling_untrained import CONFIG, data
 
 from mmfast import MmfastError, build, config
 from mmfast.cli import main
