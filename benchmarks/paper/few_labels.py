@@ -69,8 +69,7 @@ def verdicts(rows: list[Row], slack: float = 1.0) -> list[Verdict]:
 
 MEASURES: dict[str, Measure] = {
     OURS: image_label.main,
-    DROPPED: image_label.drawn_for_a_label,
-    CLASSIFIER: image_label.classified,
+    **image_label.SINGLE,
 }
 
 TASK = Task(
