@@ -48,8 +48,8 @@ def slow_here(config: Config, device: torch.device) -> Iterator[str]:
     found = torch.backends.cpu.get_cpu_capability()
     if x86 and found != "AVX512" and config.train.precision == "bf16":
         yield (
-            f"train.precision is bf16, which this processor ({found}) has no instructions for: a U-Net may take ten times "
-            "as long as with fp32; give --train.precision fp32 --sample.precision fp32"
+            f"train.precision is bf16, which this processor ({found}) has no instructions for: a U-Net may take ten "
+            "times as long as with fp32; give --train.precision fp32 --sample.precision fp32"
         )
 
 
