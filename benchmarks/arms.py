@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,23 @@ Found = dict[str, list[Figures]]  # by arm, the figures of each seed
 
 @dataclass(frozen=True)
 class Study:
-    """arms: by name, what each puts over `base`, a preset or a file; data: what is trained on and measured on."""
+    """Models to compare.
+
+    arms: by name, what each puts over `base`, a preset or a file. data: what is trained on and measured on.
+    without: by arm, a modality that it has not. after: by arm, the one whose weights it begins with, and its share of
+    the steps.
+    """
 
     name: str
     base: str
     arms: Mapping[str, Mapping[str, str]]
     data: Callable[[Config], Data]
+    without: Mapping[str, str] = field(default_factory=dict)
+    after: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
-    def config(self, arm: str, steps: int, samples: int, seed: int) -> Config:
+    def config(self, arm: str, steps: int, samples: int, seed: int, device: str = "cpu") -> Config:
         """An arm's config: the base, and what a benchmark decides."""
+        steps = round(steps * self.after[arm][1]) if arm in self.after else steps
         decided = {
             "seed": seed,
             "train.steps": steps,
@@ -53,43 +62,59 @@ class Study:
             "train.sample_every": 0,
             "train.validate_every": 0,
             "train.tensorboard": "false",
-            "train.device": "cpu",
+            "train.device": device,
             "evaluate.samples": samples,
         }
         changes = [(key, str(value)) for key, value in decided.items()]
-        return configs.load(self.base, [*changes, *self.arms[arm].items()])
+        config = configs.load(self.base, [*changes, *self.arms[arm].items()])
+        kept = {name: spec for name, spec in config.modalities.items() if name != self.without.get(arm)}
+        return dataclasses.replace(config, modalities=kept)
 
-    def cell(self, arm: str, steps: int, samples: int, seed: int, work: Path) -> Figures:
+    def cell(self, arm: str, seed: int, args: argparse.Namespace) -> Figures:
         """An arm's figures with one seed; what is there is not done again."""
-        config = self.config(arm, steps, samples, seed)
-        folder = work / f"{steps}-steps" / f"{arm.replace(' ', '-')}-{seed}"
+        config = self.config(arm, args.steps, args.samples, seed, args.device)
+        start = None
+        if arm in self.after:
+            first = self.after[arm][0]
+            self.cell(first, seed, args)
+            start = str(self.folder(first, seed, args))
+        folder = self.folder(arm, seed, args)
         file = folder / "figures.json"
         if file.exists():
             kept: Figures = json.loads(file.read_text())
             return kept
         data, begun = self.data(config), time.process_time()
-        trainer = fit(config, str(folder), data, quiet=True)
+        trainer = fit(config, str(folder), data, quiet=True, start=start)
         seconds = time.process_time() - begun
         last = json.loads(trainer.stats.recent.splitlines()[-1])
         measured = evaluate(trainer.ema.model, config, data, quiet=True)
         found: Figures = {key: measured[key] for key in FIGURES if key in measured}
-        found["milliseconds"] = 1000 * seconds / steps
+        found["milliseconds"] = 1000 * seconds / config.train.steps
         found["weights"] = {key: value for key, value in last.items() if key.startswith("balance.")}
         file.write_text(json.dumps(found, indent=1))
         return found
+
+    def folder(self, arm: str, seed: int, args: argparse.Namespace) -> Path:
+        """Where a cell's run is kept."""
+        return Path(args.work) / f"{args.steps}-steps" / f"{arm.replace(' ', '-')}-{seed}"
 
     def run(self, args: argparse.Namespace) -> Found:
         """Every arm with every seed, written to `args.out`/NAME.json."""
         found: Found = {arm: [] for arm in self.arms}
         for seed in range(args.seeds):
             for arm, each in found.items():
-                each.append(self.cell(arm, args.steps, args.samples, seed, args.work))
+                each.append(self.cell(arm, seed, args))
                 print(f"{arm}, seed {seed}: {json.dumps(each[-1])}", flush=True)
-        where = {"device": platform.processor() or platform.machine(), "torch": torch.__version__}
+        where = {"device": device_name(args.device), "torch": torch.__version__}
         args.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps({**where, "steps": args.steps, "samples": args.samples, "arms": found}, indent=1)
         (args.out / f"{self.name}.json").write_text(text + "\n")
         return found
+
+
+def device_name(device: str) -> str:
+    """The GPU's name, or the processor's."""
+    return torch.cuda.get_device_name(device) if device != "cpu" else platform.processor() or platform.machine()
 
 
 def parser(name: str, description: str | None, steps: int, samples: int, seeds: int) -> argparse.ArgumentParser:
@@ -98,6 +123,7 @@ def parser(name: str, description: str | None, steps: int, samples: int, seeds: 
     found.add_argument("--steps", type=int, default=steps, help=f"optimiser steps of each model [{steps}]")
     found.add_argument("--samples", type=int, default=samples, help=f"samples a direction [{samples}]")
     found.add_argument("--seeds", type=int, default=seeds, help=f"seeds an arm [{seeds}]")
+    found.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where models are trained [cpu]")
     work = Path("runs") / name
     found.add_argument("--work", type=Path, default=work, help=f"where models are kept [{work}]")
     found.add_argument("--out", type=Path, default=RESULTS, help=f"where {name}.json goes [benchmarks/results]")

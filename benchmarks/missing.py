@@ -3,13 +3,13 @@
     python -m benchmarks.missing                # digits; or a preset or config file of your own
     python -m benchmarks.missing emoji.yaml --steps 2200 --samples 392 --only mask --name missing-emoji
 
-trains one arm with everything, two for each modality but the anchor, which half of the training examples then lack,
+trains one arm with everything, three for each modality but the anchor, which half of the training examples then lack,
 and one without those examples, always the same half. In the second arm of a modality the examples that have it are
 repeated until they are three quarters of what training sees (`labelled_share`), and its `loss_weight` is divided by
-that share, as `mmfast init` proposes. All are measured on the same test set
-by the same judges. The cost of an arm is the rise of its errors over the first arm's: the error of a share is what it
-lacks of 1, that of a distance is the distance, and the rises of the figures are averaged as ratios. It goes on where
-it stopped, and writes benchmarks/results/missing.json.
+that share, as `mmfast init` proposes. In the third its `given_probability` is divided by it too. All are measured on
+the same test set by the same judges. The cost of an arm is the rise of its errors over the first arm's: the error of a
+share is what it lacks of 1, that of a distance is the distance, and the rises of the figures are averaged as ratios.
+It goes on where it stopped, and writes benchmarks/results/missing.json.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ LEAST_ERROR = 1e-4  # of a figure that is perfect, so that a ratio to it is fini
 SHARE = 0.75  # of the examples that have the modality, where they are repeated
 
 
-def lacking(name: str, repeated: bool = False) -> str:
-    return f"half without {name}" + ", the others repeated and weighted" * repeated
+def lacking(name: str, repeated: bool = False, given: bool = False) -> str:
+    made_up = ", the others repeated, weighted and given" if given else ", the others repeated and weighted"
+    return f"half without {name}" + made_up * (repeated or given)
 
 
 def study(base: str, name: str = "missing", only: Sequence[str] = ()) -> arms.Study:
@@ -47,12 +48,16 @@ def study(base: str, name: str = "missing", only: Sequence[str] = ()) -> arms.St
     lack = {}
     for modality, change in half.items():
         lack[lacking(modality)] = change
-        weight = config.modalities[modality].loss_weight / SHARE
-        lack[lacking(modality, repeated=True)] = {
+        spec = config.modalities[modality]
+        own = spec.given_probability
+        given = min(1.0, (config.train.given_probability if own is None else own) / SHARE)
+        repeated = {
             **change,
             f"modalities.{modality}.labelled_share": str(SHARE),
-            f"modalities.{modality}.loss_weight": f"{weight:.3g}",
+            f"modalities.{modality}.loss_weight": f"{spec.loss_weight / SHARE:.3g}",
         }
+        lack[lacking(modality, repeated=True)] = repeated
+        lack[lacking(modality, given=True)] = {**repeated, f"modalities.{modality}.given_probability": f"{given:.3g}"}
     return arms.Study(name, base, {ALL: {}, **lack, LEFT_OUT: left_out}, build_data)
 
 
