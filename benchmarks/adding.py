@@ -4,10 +4,10 @@
     python -m benchmarks.adding --given-probability 0.7 --validate
 
 trains one arm with everything; and for each modality but the anchor, one without it, and from the weights of that one
-with everything, for a third of the steps. --set and --given-probability change this stage alone. --validate measures on a tenth of the
-training examples, which is then not trained on: to choose options by. An arm is within 5 per cent in a figure if it
-is at most so much below it (of a distance: above it), as means over the seeds. It goes on where it stopped, and writes
-benchmarks/results/adding.json.
+with everything, for a third of the steps. --set and --given-probability change this stage alone. --validate measures
+on a tenth of the training examples, which is then not trained on: to choose options by. An arm is within 5 per cent in
+a figure if it is at most so much below it (of a distance: above it), as means over the seeds. It goes on where it
+stopped, and writes benchmarks/results/adding.json.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from mmfast.config_sections import MOST_TIMES
 from mmfast.errors import MmfastError
 from mmfast.errors import unknown as unknown_name
 from mmfast.inside import check_known
+from mmfast.keywords import filled, shows
 from mmfast.memory import check_room
 from mmfast.model import Model
 from mmfast.options import PRECISIONS
@@ -22,28 +23,56 @@ from mmfast.sample_loop import Loop, Settings
 from mmfast.samplers import HEADS, SAMPLERS, timesteps
 from mmfast.samples import whole as whole_number
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class SampleOptions(TypedDict, total=False):
+    """The keywords of `sample`, which explains them."""
+
+    steps: int
+    sampler: str
+    eta: float
+    guidance_scale: float | Mapping[str, float]
+    clamp: float | None
+    seed: int
+    sample_ids: Tensor | None
+    batch_size: int
+    precision: str
+    heads: str
+    resample: int
+    unknown: Collection[str]
+    offset: Mapping[str, float] | None
+    progress: bool | str
+
+
+SAMPLE: SampleOptions = {
+    "steps": 50,
+    "sampler": "ddpm",
+    "eta": 0.0,
+    "guidance_scale": 1.0,
+    "clamp": 1.0,
+    "seed": 0,
+    "sample_ids": None,
+    "batch_size": 256,
+    "precision": "fp32",
+    "heads": "soft",
+    "resample": 5,
+    "unknown": (),
+    "offset": None,
+    "progress": False,
+}
+
 
 @torch.no_grad()
+@shows(SampleOptions, SAMPLE)
 def sample(
     model: Model,
     count: int | None = None,
     given: Mapping[str, Tensor] | None = None,
     *,
     known: Mapping[str, Tensor] | None = None,
-    resample: int = 5,
-    steps: int = 50,
-    sampler: str = "ddpm",
-    eta: float = 0.0,
-    guidance_scale: float | Mapping[str, float] = 1.0,
-    clamp: float | None = 1.0,
-    seed: int = 0,
-    sample_ids: Tensor | None = None,
-    batch_size: int = 256,
-    precision: str = "fp32",
-    heads: str = "soft",
-    unknown: Collection[str] = (),
-    offset: Mapping[str, float] | None = None,
-    progress: bool | str = False,
+    **options: Unpack[SampleOptions],
 ) -> dict[str, Tensor]:
     """Draw examples from z_T ~ N(m_T of what is given, I): all modalities, those given as they are.
 
@@ -84,59 +113,16 @@ def sample(
 
     Returns every modality by name, [count, ...], on the model's device. Raises MmfastError naming the argument.
     """
+    chosen = filled("sample", SAMPLE, options)
     given, inside = as_given(model, given, known)
     whole = {name: x for name, x in given.items() if name not in inside}
     count = how_many(model, count, given)
-    for name, value, choices in (
-        ("sampler", sampler, SAMPLERS),
-        ("precision", precision, PRECISIONS),
-        ("heads", heads, HEADS),
-    ):
-        if not isinstance(value, str) or value not in choices:
-            raise unknown_name(name, value, choices)
-    device = model.schedule.alpha_bar.device
-    ids = torch.arange(count) if sample_ids is None else sample_ids
-    if not isinstance(ids, Tensor) or ids.shape != (count,) or ids.dtype != torch.int64:
-        raise MmfastError(f"sample_ids is no int64 tensor [{count}]; it should be, with a number for each sample")
-    whole_number("batch_size", batch_size, 1)
-    whole_number("resample", resample, 1)
-    if resample > MOST_TIMES:
-        raise MmfastError(f"resample is {resample}; it should be at most {MOST_TIMES}")
-    if clamp is not None and not (_is_number(clamp) and clamp > 0):
-        raise MmfastError(f"clamp is {clamp!r}; it should be above 0, or None")
-    if not (_is_number(eta) and 0 <= eta <= 1):
-        raise MmfastError(f"eta is {eta!r}; it should lie in 0 .. 1")
-    if eta and not takes_eta(sampler):
-        takers = ", ".join(filter(takes_eta, SAMPLERS))
-        raise MmfastError(f"eta is {eta}, and {sampler} takes none; leave it out, or use a sampler that does: {takers}")
-    if seed is None:
-        raise MmfastError("seed is None; it should be a number, by which samples can be drawn again")
-    unknown = [unknown] if isinstance(unknown, str) else unknown
-    if not isinstance(unknown, Collection):
-        raise MmfastError(f"unknown is a {type(unknown).__name__}; it should be a modality's name, or a list of them")
-    if unknown and (model.space == "shared" or not model.told):
-        raise MmfastError("unknown is given, but the network sees all of z_t; it needs a model with space=own and told")
-    for name in unknown:
-        if name not in model.names or name in given:
-            raise unknown_name("unknown's modality", name, [n for n in model.names if n not in given])
-    path.check_offset(model, offset or {})
-    ahead = path.leads(model, offset or {}, {*whole, *unknown})
-    if inside and resample > 1 and any(ahead.values()):
-        raise MmfastError("known is given with an offset, of which z_t has several times; it needs resample=1")
-    grid, scales = timesteps(model.schedule.T + max(ahead.values()), steps), _scales(guidance_scale, whole)
-    settings = Settings(
-        grid,
-        path.plan(model, grid, ahead, SAMPLERS[sampler], eta, list(scales.values())),
-        scales,
-        clamp if model.anchor.bounded else None,
-        seed,
-        precision == "bf16",
-        heads == "sampled",
-        tuple(unknown),
-        resample if inside else 1,
-    )
+    ids = _check(chosen, count)
+    unknown = _unknown(model, chosen["unknown"], given)
+    settings = _settings(model, chosen, whole, bool(inside), unknown)
+    device, progress = model.schedule.alpha_bar.device, chosen["progress"]
     text = progress if isinstance(progress, str) else "sampling"
-    batches = torch.arange(count).split(batch_size)
+    batches = torch.arange(count).split(chosen["batch_size"])
     bar = Bar(len(batches) * settings.evaluations, text, "evaluation", quiet=not progress)
     results = []
     training = model.training
@@ -150,6 +136,75 @@ def sample(
     finally:
         model.train(training)
     return {name: torch.cat([r[name] for r in results]) for name in results[0]}
+
+
+def _check(chosen: SampleOptions, count: int) -> Tensor:
+    """The ids of the samples. Raises MmfastError for an option that is wrong whatever the model."""
+    sampler, eta, clamp = chosen["sampler"], chosen["eta"], chosen["clamp"]
+    for name, value, choices in (
+        ("sampler", sampler, SAMPLERS),
+        ("precision", chosen["precision"], PRECISIONS),
+        ("heads", chosen["heads"], HEADS),
+    ):
+        if not isinstance(value, str) or value not in choices:
+            raise unknown_name(name, value, choices)
+    ids = torch.arange(count) if chosen["sample_ids"] is None else chosen["sample_ids"]
+    if not isinstance(ids, Tensor) or ids.shape != (count,) or ids.dtype != torch.int64:
+        raise MmfastError(f"sample_ids is no int64 tensor [{count}]; it should be, with a number for each sample")
+    whole_number("batch_size", chosen["batch_size"], 1)
+    whole_number("resample", chosen["resample"], 1)
+    if chosen["resample"] > MOST_TIMES:
+        raise MmfastError(f"resample is {chosen['resample']}; it should be at most {MOST_TIMES}")
+    if clamp is not None and not (_is_number(clamp) and clamp > 0):
+        raise MmfastError(f"clamp is {clamp!r}; it should be above 0, or None")
+    if not (_is_number(eta) and 0 <= eta <= 1):
+        raise MmfastError(f"eta is {eta!r}; it should lie in 0 .. 1")
+    if eta and not takes_eta(sampler):
+        takers = ", ".join(filter(takes_eta, SAMPLERS))
+        raise MmfastError(f"eta is {eta}, and {sampler} takes none; leave it out, or use a sampler that does: {takers}")
+    if chosen["seed"] is None:
+        raise MmfastError("seed is None; it should be a number, by which samples can be drawn again")
+    return ids
+
+
+def _unknown(model: Model, unknown: Collection[str], given: Mapping[str, Tensor]) -> Collection[str]:
+    """The modalities that stay unknown.
+
+    Raises MmfastError for a name that is none, and for a model whose network sees all of z_t.
+    """
+    unknown = [unknown] if isinstance(unknown, str) else unknown
+    if not isinstance(unknown, Collection):
+        raise MmfastError(f"unknown is a {type(unknown).__name__}; it should be a modality's name, or a list of them")
+    if unknown and (model.space == "shared" or not model.told):
+        raise MmfastError("unknown is given, but the network sees all of z_t; it needs a model with space=own and told")
+    for name in unknown:
+        if name not in model.names or name in given:
+            raise unknown_name("unknown's modality", name, [n for n in model.names if n not in given])
+    return unknown
+
+
+def _settings(
+    model: Model, chosen: SampleOptions, whole: Mapping[str, Tensor], in_part: bool, unknown: Collection[str]
+) -> Settings:
+    """How the loop is to run; whole: what is given whole, in_part: whether anything is given in part."""
+    offset = chosen["offset"] or {}
+    path.check_offset(model, offset)
+    ahead = path.leads(model, offset, {*whole, *unknown})
+    if in_part and chosen["resample"] > 1 and any(ahead.values()):
+        raise MmfastError("known is given with an offset, of which z_t has several times; it needs resample=1")
+    grid = timesteps(model.schedule.T + max(ahead.values()), chosen["steps"])
+    scales = _scales(chosen["guidance_scale"], whole)
+    return Settings(
+        grid=grid,
+        plan=path.plan(model, grid, ahead, SAMPLERS[chosen["sampler"]], chosen["eta"], list(scales.values())),
+        scales=scales,
+        clamp=chosen["clamp"] if model.anchor.bounded else None,
+        seed=chosen["seed"],
+        bf16=chosen["precision"] == "bf16",
+        sampled=chosen["heads"] == "sampled",
+        unknown=tuple(unknown),
+        resample=chosen["resample"] if in_part else 1,
+    )
 
 
 def takes_eta(sampler: str) -> bool:

@@ -17,8 +17,10 @@ def test_the_arms_lack_a_modality_or_the_same_examples():
         "all examples, whole",
         "half without label",
         "half without label, the others repeated and weighted",
+        "half without label, the others repeated, weighted and given",
         "half without mask",
         "half without mask, the others repeated and weighted",
+        "half without mask, the others repeated, weighted and given",
         "half of the examples",
     ]
     data = {arm: study.data(study.config(arm, 8, 20, 3)).train for arm in study.arms}
@@ -34,9 +36,14 @@ def test_the_arms_lack_a_modality_or_the_same_examples():
         present = repeated.__getitems__(range(len(repeated))).present[name]
         assert float(present.double().mean()) == pytest.approx(0.75, abs=0.001)
         assert int((~present).sum()) == int((~has[name]).sum())
+        # The preset's weight, and how often it is given; divided by the share of what has it where that is repeated.
+        weight, given = {"label": (0.2, 0.4), "mask": (0.5, None)}[name]
+        both = [missing.lacking(name, repeated=True), missing.lacking(name, given=True)]
         for arm in study.arms:
-            weight = {"label": 0.2, "mask": 0.5}[name] / (0.75 if arm == missing.lacking(name, repeated=True) else 1)
-            assert study.config(arm, 8, 20, 3).modalities[name].loss_weight == pytest.approx(weight, abs=1e-3)
+            spec = study.config(arm, 8, 20, 3).modalities[name]
+            assert spec.loss_weight == pytest.approx(weight / (0.75 if arm in both else 1), abs=1e-3)
+            expected = given if arm != both[1] else {"label": 0.4, "mask": 0.25}[name] / 0.75
+            assert spec.given_probability == pytest.approx(expected, abs=1e-3)
     assert torch.equal(has["label"], has["mask"]) and 0.45 < float(has["mask"].double().mean()) < 0.55
     left = data[missing.LEFT_OUT]
     assert torch.equal(left.__getitems__(range(len(left))).data["image"], every.data["image"][has["mask"]])
@@ -45,7 +52,8 @@ def test_the_arms_lack_a_modality_or_the_same_examples():
 
 def test_some_modalities_alone_have_arms():
     pytest.importorskip("sklearn")
-    names = [missing.ALL, missing.lacking("mask"), missing.lacking("mask", repeated=True), missing.LEFT_OUT]
+    lacking = [missing.lacking("mask"), missing.lacking("mask", repeated=True), missing.lacking("mask", given=True)]
+    names = [missing.ALL, *lacking, missing.LEFT_OUT]
     assert [*missing.study("digits", only=["mask"]).arms] == names
     with pytest.raises(MmfastError, match="--only is 'masks'; it should be one of label, mask"):
         missing.study("digits", only=["masks"])
@@ -89,7 +97,7 @@ def test_it_goes_on_where_it_stopped(tmp_path, capsys):
     assert missing.main([*argv, "--name", "mine"]) == 0
     said = capsys.readouterr().out
     times = {f: f.stat().st_mtime_ns for f in (tmp_path / "w").rglob("figures.json")}
-    assert len(times) == 6 and missing.main([*argv, "--name", "mine"]) == 0
+    assert len(times) == 8 and missing.main([*argv, "--name", "mine"]) == 0
     assert times == {f: f.stat().st_mtime_ns for f in (tmp_path / "w").rglob("figures.json")}
     found = json.loads((tmp_path / "mine.json").read_text())
     assert found["steps"] == 3 and said.endswith(capsys.readouterr().out)

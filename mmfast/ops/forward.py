@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from torch import Tensor
 
 from mmfast import process
 from mmfast.errors import MmfastError, unknown
+from mmfast.keywords import filled, shows
 from mmfast.ops import block_times, dispatch
 from mmfast.ops.around import in_memory
 from mmfast.ops.call import Call, Noise, Rows, Tables, Term, arithmetic
 from mmfast.ops.checks import (
     Encodings,
-    Seed,
     check_batch,
     check_coefs,
     check_device,
@@ -26,36 +26,38 @@ from mmfast.ops.checks import (
     gather,
     select,
 )
+from mmfast.ops.identity import IDENTITY, Identity, noise_of
 from mmfast.ops.tables import Error, Marginal, find, formula, kept, kept_present, own_rows
 from mmfast.process import TARGETS, Time
 from mmfast.schedule import Schedule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _MARGINAL, _MARGINAL_GIVEN = Marginal(noise_given=False), Marginal(noise_given=True)
 
 
 # fmt: off
 @overload
-def q_sample(z0: Term, encodings: Encodings, t: Time, sched: Schedule, *, seed: Seed = ...,
-             sample_ids: Tensor | None = ..., stream: int = ..., draw: int | Tensor = ..., noise: Tensor | None = ...,
-             present: Tensor | None = ..., return_noise: Literal[True] = ...) -> tuple[Tensor, Tensor]: ...
+def q_sample(z0: Term, encodings: Encodings, t: Time, sched: Schedule, *, noise: Tensor | None = ...,
+             present: Tensor | None = ..., return_noise: Literal[True] = ...,
+             **identity: Unpack[Identity]) -> tuple[Tensor, Tensor]: ...
 @overload
-def q_sample(z0: Term, encodings: Encodings, t: Time, sched: Schedule, *, seed: Seed = ...,
-             sample_ids: Tensor | None = ..., stream: int = ..., draw: int | Tensor = ..., noise: Tensor | None = ...,
-             present: Tensor | None = ..., return_noise: Literal[False]) -> Tensor: ...
+def q_sample(z0: Term, encodings: Encodings, t: Time, sched: Schedule, *, noise: Tensor | None = ...,
+             present: Tensor | None = ..., return_noise: Literal[False],
+             **identity: Unpack[Identity]) -> Tensor: ...
 # fmt: on
+@shows(Identity, IDENTITY)
 def q_sample(
     z0: Term,
     encodings: Encodings,
     t: Time,
     sched: Schedule,
     *,
-    seed: Seed = None,
-    sample_ids: Tensor | None = None,
-    stream: int = 0,
-    draw: int | Tensor = 0,
     noise: Tensor | None = None,
     present: Tensor | None = None,
     return_noise: bool = True,
+    **identity: Unpack[Identity],
 ) -> Tensor | tuple[Tensor, Tensor]:
     """z_t ~ q(z_t | z_0, X) = N(sqrt(abar_t) z_0 + sum_i W_t^(i) E_i(x_i), (1 - abar_t) I), in one pass.
 
@@ -75,19 +77,22 @@ def q_sample(
     Returns z_t, and the eps that made it (the tensor handed in, if it is of z_t's type: copying it would cost as much
     as the op). Raises MmfastError naming the argument at fault.
     """
-    return_noise = flag("return_noise", return_noise)
+    if type(return_noise) is not bool:
+        return_noise = flag("return_noise", return_noise)
     marginal = _MARGINAL if noise is None else _MARGINAL_GIVEN
-    identity = Noise((seed, draw), sample_ids, stream) if noise is None else None
+    made: Noise | None = noise_of("q_sample", identity) if noise is None or identity else None
+    if noise is not None:
+        made = None
     return_eps = return_noise and noise is None
     own_times = block_times.by_block(t)
     known = kept(marginal, tuple(encodings), sched) if type(encodings) is dict else None
     if known is not None:
         usual: list[Term] = [z0, *encodings.values()]  # type: ignore[union-attr]
-        found: tuple[Tables, Rows, Noise | None] | None = (known, t, identity)
+        found: tuple[Tables, Rows, Noise | None] | None = (known, t, made)
         if own_times:
-            found = block_times.kept_marginal(known, usual, t, identity, present)  # type: ignore[arg-type]
+            found = block_times.kept_marginal(known, usual, t, made, present)  # type: ignore[arg-type]
         elif present is not None:
-            found = kept_present(known, usual, t, identity, present)
+            found = kept_present(known, usual, t, made, present)
         if noise is not None:
             usual.append(noise)
         done = None if found is None else dispatch.at_once("combine", usual, *found, return_eps, noise is not None)
@@ -109,9 +114,9 @@ def q_sample(
         if blocks is None:
             process.check_time("t", t, 0, sched.T)  # torch picks the rows here, and looks at no NaN
         tables, rows = tables.own(rows, batch[0]).only_present(present, 1), None
-    if identity is not None:
-        identity = check_noise(identity, batch[0], tables.coefs.device)
-        identity = identity if blocks is None else identity.with_levels(blocks.levels())
+    if made is not None:
+        made = check_noise(made, batch[0], tables.coefs.device)
+        made = made if blocks is None else made.with_levels(blocks.levels())
     else:
         check_given(noise, shape)
         assert noise is not None
@@ -119,7 +124,7 @@ def q_sample(
         given = in_memory(noise.reshape(batch))
         terms = [*terms, given] if blocks is None else [*terms, *blocks.of(given)]
     check_device(tables.coefs.device, terms)
-    call = Call(terms, tables, rows, identity, batch, dtype)
+    call = Call(terms, tables, rows, made, batch, dtype)
     try:
         z, eps = dispatch.of_call(call).combine(call, return_eps)
     except (ValueError, IndexError):  # of a row of the tables
@@ -131,6 +136,19 @@ def q_sample(
     return (z, eps if noise is None else noise) if return_noise else z
 
 
+class LossOptions(Identity, total=False):
+    """The keywords of `diffusion_loss`, which explains them."""
+
+    target: str
+    min_snr_gamma: float | None
+    sample_weight: Tensor | None
+    reduction: Literal["mean", "none"]
+
+
+LOSS: LossOptions = {"target": "eps", "min_snr_gamma": None, "sample_weight": None, "reduction": "mean", **IDENTITY}
+
+
+@shows(LossOptions, LOSS)
 def diffusion_loss(
     prediction: Tensor,
     z0: Tensor,
@@ -138,15 +156,8 @@ def diffusion_loss(
     sched: Schedule,
     *,
     noise: Tensor | None = None,
-    seed: Seed = None,
-    sample_ids: Tensor | None = None,
-    stream: int = 0,
-    draw: int | Tensor = 0,
-    target: str = "eps",
-    min_snr_gamma: float | None = None,
-    sample_weight: Tensor | None = None,
-    reduction: Literal["mean", "none"] = "mean",
     fused: bool = True,
+    **options: Unpack[LossOptions],
 ) -> Tensor:
     """The simple loss weight_t |prediction - target|^2, a mean over each sample's elements, in one pass.
 
@@ -165,12 +176,15 @@ def diffusion_loss(
 
     Raises MmfastError naming the argument at fault.
     """
-    fused = flag("fused", fused)
+    if type(fused) is not bool:
+        fused = flag("fused", fused)
+    chosen = filled("diffusion_loss", LOSS, options)
+    target, gamma, seed = chosen["target"], chosen["min_snr_gamma"], chosen["seed"]
+    sample_weight, reduction = chosen["sample_weight"], chosen["reduction"]
     if not isinstance(target, str) or target not in TARGETS:
         raise unknown("target", target, TARGETS)
     if not isinstance(sched, Schedule):
         raise MmfastError(f"sched is a {type(sched).__name__}; it should be a mmfast.Schedule")
-    gamma = min_snr_gamma
     if gamma is not None and (not isinstance(gamma, (int, float)) or not 0 < gamma < 1e300):
         raise MmfastError(f"min_snr_gamma is {gamma!r}; it should be a positive, finite number or None")
     if reduction not in ("mean", "none"):
@@ -178,7 +192,9 @@ def diffusion_loss(
     if noise is None and seed is None:
         raise MmfastError("noise and seed are both None; diffusion_loss needs the noise of z_t, or its seed and ids")
     given = [prediction, z0] if noise is None else [prediction, z0, noise]
-    identity = Noise((seed, draw), sample_ids, stream) if noise is None else None
+    identity = None
+    if noise is None:
+        identity = Noise((seed, chosen["draw"]), chosen["sample_ids"], chosen["stream"])
     error = formula(Error, target, None if gamma is None else float(gamma), noise is not None)
     known = kept(error, sched.names, sched)
     if known is not None and fused:

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from mmfast.errors import MmfastError
+from mmfast.keywords import shows
 from mmfast.ops import backends, dispatch
 from mmfast.ops.around import in_memory, ordinary, transformed, watched
-from mmfast.ops.call import Noise
-from mmfast.ops.checks import FLOATS, Seed, check_batch, check_noise, flag, is_whole
+from mmfast.ops.checks import FLOATS, check_batch, check_noise, flag, is_whole
+from mmfast.ops.identity import IDENTITY, Identity, noise_of
 from mmfast.ops.reference import ALL
 from mmfast.streams import MASK
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
+
+@shows(Identity, {**IDENTITY, "stream": MASK})
 def block_mask(
     x: Tensor,
     ratio: float | Tensor,
     block_size: int | tuple[int, int],
     *,
     exact: bool = True,
-    seed: Seed = None,
-    sample_ids: Tensor | None = None,
-    stream: int = MASK,
-    draw: int | Tensor = 0,
+    **identity: Unpack[Identity],
 ) -> tuple[Tensor, Tensor]:
     """Hide a share of the blocks of each image: returns x * mask and the mask, 1 where visible.
 
@@ -46,7 +50,8 @@ def block_mask(
         kind = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise MmfastError(f"x is {kind}; it should be a floating tensor [B, C, H, W]")
     B, _, H, W = x.shape
-    height, width = (min(n, max(size, 1)) for n, size in zip(_block(block_size), (H, W), strict=True))
+    height, width = _block(block_size)
+    height, width = min(height, max(H, 1)), min(width, max(W, 1))
     blocks = -(-H // height) * -(-W // width)
     shares = _ratio(ratio, B, x.device)
     hidden: int | Tensor
@@ -59,7 +64,7 @@ def block_mask(
         words = torch.as_tensor(shares, dtype=torch.float64, device=x.device) * 2.0**32
         words = torch.round(words).long().expand(B)
         hidden = torch.where(words >= 1 << 32, ALL, words.clamp(max=(1 << 32) - 1) << 31)
-    noise, block = Noise((seed, draw), sample_ids, stream), (height, width)
+    noise, block = noise_of("block_mask", identity, stream=MASK), (height, width)
     found = None if is_compiling() else backends.look("block_mask", x, hidden, noise, block, exact)
     if found is not None:
         return found
@@ -73,6 +78,8 @@ def _readable(x: Tensor) -> bool:
 
 
 def _block(block_size: int | tuple[int, int]) -> tuple[int, int]:
+    if type(block_size) is int and block_size > 0:
+        return block_size, block_size
     pair = block_size if isinstance(block_size, (tuple, list)) else (block_size, block_size)
     if len(pair) != 2 or not all(is_whole(n) and n > 0 for n in pair):
         raise MmfastError(f"block_size is {block_size!r}; it should be a positive int or a pair (height, width)")
@@ -81,6 +88,8 @@ def _block(block_size: int | tuple[int, int]) -> tuple[int, int]:
 
 def _ratio(ratio: float | Tensor, batch: int, device: torch.device) -> float | Tensor:
     """The ratio, or the ratios as float64 [B] or [1], in 0 .. 1."""
+    if type(ratio) is float and 0 <= ratio <= 1:
+        return ratio
     if isinstance(ratio, Tensor):
         check_batch("ratio", ratio, batch)
         if ratio.dim() > 1 or not ratio.is_floating_point():

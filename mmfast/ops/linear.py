@@ -7,20 +7,20 @@ any strides, compute in float32 (float64 for float64), and never wait for a GPU.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from mmfast.errors import MmfastError
+from mmfast.keywords import shows
 from mmfast.ops import dispatch
 from mmfast.ops.around import in_memory
-from mmfast.ops.call import Call, Noise, Rows, Tables, Term, arithmetic
+from mmfast.ops.call import Call, Rows, Tables, Term, arithmetic
 from mmfast.ops.checks import (
     FLOATS,
     Encodings,
-    Seed,
     check_count,
     check_device,
     check_levels,
@@ -33,30 +33,32 @@ from mmfast.ops.checks import (
     is_whole,
     within_channels,
 )
+from mmfast.ops.identity import IDENTITY, Identity, noise_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 # fmt: off
 @overload
-def combine(terms: Sequence[Term], coefs: Tensor, sigma: Tensor | None = None, *, rows: Rows = ..., seed: Seed = ...,
-            sample_ids: Tensor | None = ..., stream: int = ..., draw: int | Tensor = ...,
-            levels: Sequence[int] | None = ..., return_noise: Literal[False] = ...) -> Tensor: ...
+def combine(terms: Sequence[Term], coefs: Tensor, sigma: Tensor | None = None, *, rows: Rows = ...,
+            levels: Sequence[int] | None = ..., return_noise: Literal[False] = ...,
+            **identity: Unpack[Identity]) -> Tensor: ...
 @overload
-def combine(terms: Sequence[Term], coefs: Tensor, sigma: Tensor | None = None, *, rows: Rows = ..., seed: Seed = ...,
-            sample_ids: Tensor | None = ..., stream: int = ..., draw: int | Tensor = ...,
-            levels: Sequence[int] | None = ..., return_noise: Literal[True]) -> tuple[Tensor, Tensor]: ...
+def combine(terms: Sequence[Term], coefs: Tensor, sigma: Tensor | None = None, *, rows: Rows = ...,
+            levels: Sequence[int] | None = ..., return_noise: Literal[True],
+            **identity: Unpack[Identity]) -> tuple[Tensor, Tensor]: ...
 # fmt: on
+@shows(Identity, IDENTITY)
 def combine(
     terms: Sequence[Term],
     coefs: Tensor,
     sigma: Tensor | None = None,
     *,
     rows: Rows = None,
-    seed: Seed = None,
-    sample_ids: Tensor | None = None,
-    stream: int = 0,
-    draw: int | Tensor = 0,
     levels: Sequence[int] | None = None,
     return_noise: bool = False,
+    **identity: Unpack[Identity],
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Per-sample linear combination: `out[b] = sum_k coefs[b, k] terms[k][b] + sigma[b] eps[b]`.
 
@@ -74,10 +76,11 @@ def combine(
     Returns out [B, ...], and eps of the same shape and type if asked for.
     Raises MmfastError (a ValueError) naming the argument at fault.
     """
-    return_noise = flag("return_noise", return_noise)
-    noise = None
+    if type(return_noise) is not bool:
+        return_noise = flag("return_noise", return_noise)
+    noise, made = None, noise_of("combine", identity)
     if sigma is not None or return_noise or levels is not None:
-        noise = Noise((seed, draw), sample_ids, stream, check_levels(levels, sigma))
+        noise = made.with_levels(check_levels(levels, sigma)) if levels is not None else made
     found: Any = None
     if not is_compiling():
         found = dispatch.at_once("combine", terms, Tables(coefs, sigma), rows, noise, return_noise, False)
@@ -126,15 +129,13 @@ def _combine(call: Call, return_noise: bool, name: str = "coefs") -> tuple[Tenso
     return (out, eps) if shape else (out.reshape(()), eps.reshape(()) if return_noise and eps is not None else eps)
 
 
+@shows(Identity, IDENTITY)
 def randn(
     shape: Sequence[int],
     *,
-    seed: Seed = None,
-    sample_ids: Tensor | None = None,
-    stream: int = 0,
-    draw: int | Tensor = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    **identity: Unpack[Identity],
 ) -> Tensor:
     """Standard normal noise [B, ...] in which each sample depends on its identity alone.
 
@@ -158,22 +159,15 @@ def randn(
         raise MmfastError(f"dtype is {dtype}; it should be float32, float64, bfloat16 or float16")
     tables, noise = (
         Tables(torch.zeros(1, 0, device=device_of(device), dtype=arithmetic(dtype))),
-        Noise((seed, draw), sample_ids, stream),
+        noise_of("randn", identity),
     )
     _, eps = _combine(Call([], tables, None, noise, list(shape), dtype), return_noise=True)
     assert eps is not None
     return eps
 
 
-def random_words(
-    shape: Sequence[int],
-    *,
-    seed: Seed = None,
-    sample_ids: Tensor | None = None,
-    stream: int = 0,
-    draw: int | Tensor = 0,
-    device: torch.device | str = "cpu",
-) -> Tensor:
+@shows(Identity, IDENTITY)
+def random_words(shape: Sequence[int], *, device: torch.device | str = "cpu", **identity: Unpack[Identity]) -> Tensor:
     """Random 32-bit words by identity: int64 [B, count], each in 0 .. 2^32 - 1.
 
     Word j of a sample is word j % 4 of its Philox block j // 4, a pure function of (seed, stream, sample id, draw, j);
@@ -183,7 +177,7 @@ def random_words(
         raise MmfastError(f"shape is {shape!r}; it should be [B, count], neither of them negative")
     check_count(shape)
     device, (batch, count) = device_of(device), shape
-    noise = check_noise(Noise((seed, draw), sample_ids, stream), batch, device)
+    noise = check_noise(noise_of("random_words", identity), batch, device)
     return dispatch.choose([], device).random_words(noise, batch, count, device)
 
 

@@ -3,43 +3,41 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from mmfast import process
 from mmfast.errors import MmfastError, unknown
+from mmfast.keywords import filled, shows
 from mmfast.ops import dispatch, reference
 from mmfast.ops.block_times import by_block
 from mmfast.ops.block_times import reverse as block_jumps
 from mmfast.ops.call import Bounds, Noise, Term
-from mmfast.ops.checks import (
-    Encodings,
-    Seed,
-    check_device,
-)
+from mmfast.ops.checks import Encodings, check_device
+from mmfast.ops.identity import IDENTITY, Identity
 from mmfast.ops.reverse_call import ReverseCall
-from mmfast.ops.tables import PosteriorMean, Step, covered, formula, kept, range_of
+from mmfast.ops.tables import Formula, PosteriorMean, Step, covered, formula, kept, range_of
 from mmfast.process import TARGETS, Time
 from mmfast.schedule import Schedule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _MEAN, _SAMPLE = PosteriorMean(noisy=False), PosteriorMean(noisy=True)
 _CLAMPED = Step("eps", eta=1.0)
 # The noise, where x0 is held, and whether it is wanted.
 How = tuple[Noise | None, Bounds, bool]
+# The fields of a ReverseCall, which is not made on the fast path.
+Asked = tuple[Formula, str, Encodings, tuple[Time, Time | None], Schedule, Tensor | None]
 _PLAIN: How = (None, Bounds(-math.inf, math.inf), False)
 
 
 def posterior_mean(
-    z_t: Term,
-    eps: Term,
-    encodings: Encodings,
-    t: Time,
-    sched: Schedule,
-    s: Time | None = None,
-    *,
-    present: Tensor | None = None,
-) -> Tensor:
+    z_t: Term, eps: Term, encodings: Encodings, t: Time, sched: Schedule, s: Time | None = None,
+    *, present: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The mean of q(z_s | z_t, eps, X) for the jump t -> s (s defaults to t - 1), in one pass.
 
     1/sqrt(a) (z_t - (1 - a)/sqrt(1 - abar_t) eps) - sum_i w^(i) E_i(x_i), a = abar_t/abar_s,
@@ -51,24 +49,36 @@ def posterior_mean(
 
     Raises MmfastError naming the argument at fault.
     """
-    return _compute(ReverseCall(_MEAN, "z_t, eps, encodings", encodings, (t, s), sched, present), [z_t, eps])[0]
+    return _compute((_MEAN, "z_t, eps, encodings", encodings, (t, s), sched, present), [z_t, eps])[0]
 
 
+class PosteriorOptions(Identity, total=False):
+    """The keywords of `posterior_sample`, which explains them."""
+
+    present: Tensor | None
+
+
+class StepOptions(PosteriorOptions, total=False):
+    """The keywords of `step`, which explains them."""
+
+    target: str
+    eta: float
+    clamp: float | tuple[float, float] | None
+    unconditional: Term | None
+    guidance_scale: float
+
+
+POSTERIOR: PosteriorOptions = {**IDENTITY, "present": None}
+STEP: StepOptions = {
+    **POSTERIOR, "target": "eps", "eta": 1.0, "clamp": None, "unconditional": None, "guidance_scale": 1.0,
+}  # fmt: skip
+
+
+@shows(PosteriorOptions, POSTERIOR)
 def posterior_sample(
-    z_t: Term,
-    eps: Term,
-    encodings: Encodings,
-    t: Time,
-    sched: Schedule,
-    s: Time | None = None,
-    clamp: float | tuple[float, float] | None = None,
-    *,
-    seed: Seed = None,
-    sample_ids: Tensor | None = None,
-    stream: int = 0,
-    draw: int | Tensor = 0,
-    present: Tensor | None = None,
-) -> Tensor:
+    z_t: Term, eps: Term, encodings: Encodings, t: Time, sched: Schedule, s: Time | None = None,
+    clamp: float | tuple[float, float] | None = None, **options: Unpack[PosteriorOptions],
+) -> Tensor:  # fmt: skip
     """z_s ~ q(z_s | z_t, eps, X), the ancestral step of the jump t -> s (s defaults to t - 1), in one pass.
 
     The mean is posterior_mean's; the variance (1 - a)(1 - abar_s)/(1 - abar_t), so none for s = 0. With clamp
@@ -76,11 +86,14 @@ def posterior_sample(
     identity is as for `randn`. With a time for each block (posterior_mean) z_0 is held in its own block, where alone it
     is not zero. Returns z_s [B, ...]. Raises MmfastError naming the argument at fault.
     """
-    kind = _SAMPLE if clamp is None else _CLAMPED
-    how = Noise((seed, draw), sample_ids, stream), range_of(clamp), False
-    return _compute(ReverseCall(kind, "z_t, eps, encodings", encodings, (t, s), sched, present), [z_t, eps], how)[0]
+    kind, chosen = _SAMPLE if clamp is None else _CLAMPED, filled("posterior_sample", POSTERIOR, options)
+    noise = Noise((chosen["seed"], chosen["draw"]), chosen["sample_ids"], chosen["stream"])
+    how = noise, range_of(clamp), False
+    asked = kind, "z_t, eps, encodings", encodings, (t, s), sched, chosen["present"]
+    return _compute(asked, [z_t, eps], how)[0]
 
 
+@shows(StepOptions, STEP)
 def step(
     z_t: Term,
     prediction: Term,
@@ -88,17 +101,7 @@ def step(
     t: Time,
     sched: Schedule,
     s: Time | None = None,
-    *,
-    target: str = "eps",
-    eta: float = 1.0,
-    clamp: float | tuple[float, float] | None = None,
-    unconditional: Term | None = None,
-    guidance_scale: float = 1.0,
-    seed: Seed = None,
-    sample_ids: Tensor | None = None,
-    stream: int = 0,
-    draw: int | Tensor = 0,
-    present: Tensor | None = None,
+    **options: Unpack[StepOptions],
 ) -> tuple[Tensor, Tensor]:
     """One step of the sampler from t to s (the step before t if None), from the network's prediction, in one pass.
 
@@ -117,6 +120,8 @@ def step(
 
     Returns z_s [B, ...] and z0hat, of the prediction's channels. Raises MmfastError naming the argument at fault.
     """
+    chosen = filled("step", STEP, options)
+    unconditional, guidance_scale = chosen["unconditional"], chosen["guidance_scale"]
     predictions, what, scale = [prediction], "z_t, prediction, encodings", None
     if unconditional is not None:
         predictions, what = [prediction, unconditional], "z_t, prediction, unconditional, encodings"
@@ -126,9 +131,10 @@ def step(
     elif guidance_scale != 1:
         _finite("guidance_scale", guidance_scale)
         raise MmfastError(f"guidance_scale is {guidance_scale}, but unconditional is None; guidance needs both")
-    kind = formula(_step, target, eta, scale)
-    how = Noise((seed, draw), sample_ids, stream), range_of(clamp, prediction), True
-    return _compute(ReverseCall(kind, what, encodings, (t, s), sched, present), [z_t, *predictions], how)
+    kind = formula(_step, chosen["target"], chosen["eta"], scale)
+    noise = Noise((chosen["seed"], chosen["draw"]), chosen["sample_ids"], chosen["stream"])
+    how = noise, range_of(chosen["clamp"], prediction), True
+    return _compute((kind, what, encodings, (t, s), sched, chosen["present"]), [z_t, *predictions], how)
 
 
 def _step(target: str, eta: float, guidance_scale: float | None) -> Step:
@@ -149,19 +155,19 @@ def _finite(name: str, value: object) -> None:
         raise MmfastError(f"{name} is {given}; it should be a finite number")
 
 
-def _compute(asked: ReverseCall, first: list[Term], how: How = _PLAIN) -> tuple[Tensor, Tensor]:
+def _compute(asked: Asked, first: list[Term], how: How = _PLAIN) -> tuple[Tensor, Tensor]:
     """The formula asked on z_t, the predictions and the encodings: z_s and, where it goes through it, z0hat."""
     formula, _, encodings, (t, s), sched, present = asked
     known = kept(formula, tuple(encodings), sched) if type(encodings) is dict else None
     # A GPU's table is not looked at, and its row of t = 0 is NaN.
     if known is None or s is not None or present is not None or (type(t) is int and t < 1):
-        return _checked(asked, first, how)
+        return _checked(ReverseCall(*asked), first, how)
     terms, noise = [*first, *encodings.values()], None if known.sigma is None else how[0]  # type: ignore[union-attr]
     if known.to_x0 is None:
         found = dispatch.at_once("combine", terms, known, t, noise, False, False)
     else:
         found = dispatch.at_once("step", terms, known, t, noise, how[1], how[2])
-    return found or _checked(asked, first, how)
+    return found or _checked(ReverseCall(*asked), first, how)
 
 
 def _checked(asked: ReverseCall, first: list[Term], how: How) -> tuple[Tensor, Tensor]:

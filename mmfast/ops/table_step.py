@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from mmfast.errors import MmfastError
+from mmfast.keywords import shows
 from mmfast.ops import dispatch
 from mmfast.ops.around import in_memory
 from mmfast.ops.call import Bounds, Call, Noise, Rows, Tables, Term, arithmetic
 from mmfast.ops.checks import (
-    Seed,
     check_device,
     check_levels,
     check_noise,
@@ -22,9 +23,14 @@ from mmfast.ops.checks import (
     is_whole,
     within_channels,
 )
+from mmfast.ops.identity import IDENTITY, Identity, noise_of
 from mmfast.ops.tables import range_of
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
+
+@shows(Identity, IDENTITY)
 def step_by_table(
     terms: Sequence[Term],
     tables: Tables,
@@ -32,11 +38,8 @@ def step_by_table(
     *,
     clamp: float | tuple[float, float] | None = None,
     channels: tuple[int, int] | None = None,
-    seed: Seed = None,
-    sample_ids: Tensor | None = None,
-    stream: int = 0,
-    draw: int | Tensor = 0,
     levels: Sequence[int] | None = None,
+    **identity: Unpack[Identity],
 ) -> tuple[Tensor, Tensor]:
     """A sampler's step whose coefficients stand in tables, in one pass: of a loop's steps, each a row.
 
@@ -57,7 +60,9 @@ def step_by_table(
     if not isinstance(tables, Tables) or tables.to_x0 is None:
         raise MmfastError("tables has no to_x0; it should be mmfast.ops.Tables(coefs, sigma, to_x0)")
     first = check_levels(levels, tables.sigma)
-    noise = None if tables.sigma is None else Noise((seed, draw), sample_ids, stream, first)
+    noise: Noise | None = noise_of("step_by_table", identity, first)
+    if tables.sigma is None:
+        noise = None
     bounds = range_of(clamp)
     if channels is not None:
         bounds = Bounds(*bounds[:2], *_span(channels))
