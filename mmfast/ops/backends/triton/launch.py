@@ -1,6 +1,6 @@
 """How a Triton kernel is launched: what it is told of keys, terms and tables, and over how many programs.
 
-Run on one H100 before 642132b (tests/ops/backends/test_gpu.py): no GPU has run what changed since.
+Run on one H100 at 2296999 (tests/ops/backends/test_gpu.py): no GPU has run what changed since.
 """
 
 from __future__ import annotations
