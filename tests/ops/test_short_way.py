@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmfast import MmfastError, Schedule, bridge, ops
-from mmfast.ops import Block, Tables
+from mmfast.ops import Block, Tables, dispatch
 
 S = Schedule.cosine(10, {"a": bridge(1.0)})
 Z, A, N, T = torch.randn(4, 3), torch.randn(4, 3), torch.randn(4, 3), torch.tensor([1, 2, 3, 4])
@@ -57,6 +57,39 @@ def test_what_the_checks_refuse_is_refused(call):
 def test_a_tuple_is_no_block(call):
     with pytest.raises(MmfastError, match=r"is a tuple; it should be a tensor or a .*Block"):
         call()
+
+
+USUAL = {
+    "q_sample": lambda: ops.q_sample(Z, {"a": A}, T, S),
+    "q_sample, the noise given": lambda: ops.q_sample(Z, {"a": A}, T, S, noise=N),
+    "q_sample, of some": lambda: ops.q_sample(Z, {"a": A}, T, S, present=torch.ones(4, 1)),
+    "loss": lambda: ops.diffusion_loss(Z, A, T, S, noise=N),
+    "loss, the noise made again": lambda: ops.diffusion_loss(Z, A, T, S, seed=3),
+    "loss, weighted": lambda: ops.diffusion_loss(Z, A, T, S, noise=N, sample_weight=torch.ones(4)),
+    "posterior_mean": lambda: ops.posterior_mean(Z, N, {"a": A}, T, S),
+    "posterior_sample": lambda: ops.posterior_sample(Z, N, {"a": A}, T, S, seed=3),
+    "posterior_sample, clamped": lambda: ops.posterior_sample(Z, N, {"a": A}, 3, S, clamp=1.0),
+    "step": lambda: ops.step(Z, N, {"a": A}, T, S, sample_ids=T),
+    "step, deterministic": lambda: ops.step(Z, N, {"a": A}, 3, S, target="x0", eta=0.0),
+    "step, guided": lambda: ops.step(Z, N, {}, 3, S, unconditional=A, guidance_scale=2.0),
+    "combine": lambda: ops.combine([Z, A], torch.ones(4, 2), torch.ones(4), return_noise=True),
+    "multimodal_mean": lambda: ops.multimodal_mean({"a": A, "b": Z}, torch.ones(1, 2)),
+    "step_by_table": lambda: ops.step_by_table([Z], Tables(torch.ones(4, 2), None, torch.ones(4, 1)), T - T),
+    "block_mask": lambda: ops.block_mask(Z.reshape(1, 1, 4, 3), 0.5, 1),
+}
+
+
+@pytest.mark.skipif(not ops.backends.LOOKING["combine"], reason="the extension cannot look for itself with this torch")
+@pytest.mark.parametrize("name", USUAL)
+def test_usual_calls_take_the_short_way(name, monkeypatch):
+    def checked(*args):
+        raise AssertionError("the long way")
+
+    USUAL[name]()  # its tables are kept from here on
+    monkeypatch.setattr(dispatch, "choose", checked)
+    monkeypatch.setattr(dispatch, "of_call", checked)
+    monkeypatch.setattr(dispatch, "squared_error", checked)
+    USUAL[name]()
 
 
 def test_a_fresh_seed_is_kept_for_the_gradient_of_sigma():
