@@ -42,6 +42,16 @@ def test_it_is_the_step_of_a_schedule(each_backend, eta, clamp):
                     torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
 
 
+def test_x0_may_have_the_last_channels_of_two_dimensions(each_backend):
+    """Held within a clamp there, and zero elsewhere."""
+    terms = [torch.ones(2, 4), 3 * torch.ones(2, 4)]
+    with ops.backend(each_backend):
+        out, x0 = ops.step_by_table(
+            terms, Tables(torch.ones(2, 3), None, torch.ones(2, 2)), 0, channels=(2, 2), clamp=2
+        )
+    assert x0.tolist() == [[2.0, 2.0]] * 2 and out.tolist() == [[4.0, 4.0, 6.0, 6.0]] * 2
+
+
 def test_x0_may_have_some_channels():
     sched = Schedule.cosine(T, {"a": bridge(1.5)})
     z, prediction, a = ops.randn((2, 5, 3), seed=1), ops.randn((2, 2, 3), seed=2), ops.randn((2, 3, 3), seed=3)
@@ -88,7 +98,11 @@ def test_a_number_a_sample_is_stepped_and_differentiated(each_backend):
         ({"tables": Tables(torch.ones(2, 3), torch.ones(1), torch.ones(2, 2))}, "sigma has 1 rows"),
         ({"tables": Tables([[1.0]], None, torch.ones(2, 2)), "row": 7}, "coefs"),
         ({"clamp": -1.0}, "clamp"),
+        ({"tables": None}, "tables has no to_x0"),
+        ({"tables": (torch.ones(2, 3), None, torch.ones(2, 2), None)}, "tables has no to_x0"),
         ({"channels": (3, 2)}, "channels"),
+        ({"channels": (0, 5)}, r"channels is \(0, 5\)"),
+        ({"channels": (0, 2), "terms": [torch.ones(2), torch.ones(2)]}, r"channels is \(0, 2\)"),
         ({"channels": (-1, 2)}, "channels"),
         ({"channels": (0, -2)}, "channels"),
         ({"channels": (1, 2**63 - 1)}, "channels"),
@@ -101,6 +115,7 @@ def test_a_number_a_sample_is_stepped_and_differentiated(each_backend):
         ({"terms": []}, "terms"),
         ({"terms": [torch.ones(2, 4), torch.ones(3, 4)]}, "terms"),
         ({"terms": [torch.ones(2, 4), "x"]}, "terms"),
+        ({"terms": [torch.ones(2, 1), torch.ones(2, 4)]}, "terms"),
     ],
 )
 def test_bad_input_is_named(each_backend, change, named):
