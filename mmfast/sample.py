@@ -88,19 +88,20 @@ def sample(
             this is the replacement method (Song et al., 2021), whose bias is that what is drawn agrees less with the
             known part than it should (docs/reading-and-telling.md). An embedding's numbers are those of a vector of
             unit RMS.
-        resample: where something is given in part, how often each step is taken, z_t being made of z_s again in
+        resample: where something is given in part, how often each step is taken (5), z_t being made of z_s again in
             between (Lugmayr et al., 2022): the bias falls, and `resample` times as many evaluations are made.
-        steps, sampler: how many steps of "ddpm", "ddim", "heun", "dpmpp_2m", "dpmpp_3m" or another of SAMPLERS. A step
-            evaluates the network once, heun's but the last twice.
+        steps, sampler: how many steps (50) of "ddpm" (the default), "ddim", "heun", "dpmpp_2m", "dpmpp_3m" or another
+            of SAMPLERS. A step evaluates the network once, heun's but the last twice.
         eta: the noise that a step of "ddim", "dpmpp_2m" or "dpmpp_3m" adds: 0 for none, 1 for the ancestral step's.
             dpmpp_2m is then SDE-DPM-Solver++(2M).
         guidance_scale: 1 for none; one for all that is given, or by name. Each guided modality adds
             (scale - 1) (prediction - prediction without it).
-        clamp: hold the predicted z_0 of an image within -clamp .. clamp; None not to. Other anchors and latents have no
-            such bounds.
+        clamp: hold the predicted z_0 of an image within -clamp .. clamp (1); None not to. Other anchors and latents
+            have no such bounds.
         seed, sample_ids: the noise's identity; example i is the same in any batch but for rounding.
         precision: the network's arithmetic, "fp32" or "bf16"; the steps themselves are float32 in both.
-        heads: what is not given enters a step as its head's expected encoding, "soft", or as a draw's, "sampled".
+        heads: what is not given enters a step as its head's expected encoding, "soft" (the default), or as a draw's,
+            "sampled".
         unknown: modalities that stay at time T, unknown to the rest: they are read off it at the end, by their heads.
         offset: by name, how far a modality's time is ahead of the anchor's, as a share of T: {"mask": 0.2} decides the
             mask before the image, -0.2 after it, each above -1 and below 1. It is a difference of times, since that is

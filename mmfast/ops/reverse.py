@@ -114,7 +114,7 @@ def step(
         encodings: E_i(xhat_i) or the truth where it is given, as for `q_sample`; so is present.
         t, s: as for posterior_mean. With a time for each block the predictions are of all channels or `Block`s of
             z0's, and z0hat is of z0's block.
-        target: what is predicted, "eps", "x0" or "v".
+        target: what is predicted, "eps" (the default), "x0" or "v".
         clamp: c for -c .. c, or a pair; None for no bounds.
         seed, sample_ids, stream, draw: the identity of the noise, as for `randn`; unused for eta = 0.
 
