@@ -140,14 +140,14 @@ def find(
     """
     t, s = map(as_int, times)
     process.check_kind("t", t, formula.first, sched.T)
-    if not batch and isinstance(t, Tensor) and not t.dim():  # one for all of no samples: no kernel looks at it
-        process.check_time("t", t, formula.first, sched.T)
     if is_compiling() or isinstance(s, Tensor) or (s is not None and isinstance(t, Tensor)):
         return formula(_jump(formula, sched, names, t, s)).map(lambda x: x.to(dtype)), None
     if s is not None:  # both are ints
         process.check_kind("s", s, 0, t - 1)
         key: tuple[Any, ...] = (formula, names, dtype, t, s)
         return sched.derived.get(key) or _keep(sched, key, lambda: _jump(formula, sched, names, t, s)), None
+    if not batch and isinstance(t, Tensor) and not t.dim():  # one for all of no samples: no kernel looks at it
+        process.check_time("t", t, formula.first, sched.T)
     key = (formula, names, dtype)
     tables = sched.derived.get(key) or _keep(sched, key, lambda: _all_jumps(formula, sched, names))
     return tables, _rows(t, sched, batch)
