@@ -85,7 +85,7 @@ def _spans(terms: Sequence[Term], names: Sequence[str], t: Tensor) -> list[tuple
                 f"t is {list(t.shape)}, a time for each block, but {name} is a tensor of all channels; it should be a "
                 "Block of its own"
             )
-    encodings = len(terms) - names.count("z0")
+    encodings = len([name for name in names if name != "z0"])  # torch 2.4 compiles no list.count
     if encodings >= MAX_LEVELS:
         raise MmfastError(
             f"encodings has {encodings} blocks; there are times of their own for {MAX_LEVELS - 1} at most"
