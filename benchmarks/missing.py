@@ -31,8 +31,10 @@ SHARE = 0.75  # of the examples that have the modality, where they are repeated
 
 
 def lacking(name: str, repeated: bool = False, given: bool = False) -> str:
-    made_up = ", the others repeated, weighted and given" if given else ", the others repeated and weighted"
-    return f"half without {name}" + made_up * (repeated or given)
+    """An arm's name; repeated: what has it is, and weighted; given: and given as often as in the base."""
+    if given:
+        return f"half without {name}, the others repeated, weighted and given"
+    return f"half without {name}" + ", the others repeated and weighted" * repeated
 
 
 def study(base: str, name: str = "missing", only: Sequence[str] = ()) -> arms.Study:

@@ -17,6 +17,7 @@ def test_what_is_trained_on_what():
     whole, lacks, added = (study.config(arm, 30, 8, 1) for arm in (adding.ALL, "without mask", MASK))
     assert [*whole.modalities] == ["image", "label", "mask"] == [*added.modalities]
     assert [*lacks.modalities] == ["image", "label"]
+    assert whole.train.device == "cpu" and study.config(MASK, 30, 8, 1, "cuda").train.device == "cuda"
     assert [config.train.steps for config in (whole, lacks, added)] == [30, 30, 10]
     assert [config.train.learning_rate for config in (whole, lacks, added)] == [0.002, 0.002, 0.004]
     assert [config.modalities["mask"].given_probability for config in (whole, added)] == [None, 0.7]

@@ -26,7 +26,7 @@ from mmfast.ops.checks import (
     gather,
     select,
 )
-from mmfast.ops.identity import IDENTITY, Identity, noise_of
+from mmfast.ops.identity import IDENTITY, Identity, noise_from, noise_of
 from mmfast.ops.tables import Error, Marginal, find, formula, kept, kept_present, own_rows
 from mmfast.process import TARGETS, Time
 from mmfast.schedule import Schedule
@@ -81,7 +81,7 @@ def q_sample(
         return_noise = flag("return_noise", return_noise)
     marginal = _MARGINAL if noise is None else _MARGINAL_GIVEN
     made: Noise | None = noise_of("q_sample", identity) if noise is None or identity else None
-    if noise is not None:
+    if noise is not None:  # its identity, if any, was looked at for misspelt words alone
         made = None
     return_eps = return_noise and noise is None
     own_times = block_times.by_block(t)
@@ -179,7 +179,7 @@ def diffusion_loss(
     if type(fused) is not bool:
         fused = flag("fused", fused)
     chosen = filled("diffusion_loss", LOSS, options)
-    target, gamma, seed = chosen["target"], chosen["min_snr_gamma"], chosen["seed"]
+    target, gamma = chosen["target"], chosen["min_snr_gamma"]
     sample_weight, reduction = chosen["sample_weight"], chosen["reduction"]
     if not isinstance(target, str) or target not in TARGETS:
         raise unknown("target", target, TARGETS)
@@ -189,12 +189,10 @@ def diffusion_loss(
         raise MmfastError(f"min_snr_gamma is {gamma!r}; it should be a positive, finite number or None")
     if reduction not in ("mean", "none"):
         raise unknown("reduction", reduction, ("mean", "none"))
-    if noise is None and seed is None:
+    if noise is None and chosen["seed"] is None:
         raise MmfastError("noise and seed are both None; diffusion_loss needs the noise of z_t, or its seed and ids")
     given = [prediction, z0] if noise is None else [prediction, z0, noise]
-    identity = None
-    if noise is None:
-        identity = Noise((seed, chosen["draw"]), chosen["sample_ids"], chosen["stream"])
+    identity = noise_from(chosen) if noise is None else None
     error = formula(Error, target, None if gamma is None else float(gamma), noise is not None)
     known = kept(error, sched.names, sched)
     if known is not None and fused:

@@ -23,6 +23,11 @@ class Identity(TypedDict, total=False):
 IDENTITY: Identity = {"seed": None, "sample_ids": None, "stream": 0, "draw": 0}
 
 
+def noise_from(options: Identity) -> Noise:
+    """The noise of options that are all there, as `mmfast.keywords.filled` has them; not checked yet."""
+    return Noise((options["seed"], options["draw"]), options["sample_ids"], options["stream"])
+
+
 def noise_of(function: str, identity: Identity, levels: tuple[int, ...] = (), stream: int = 0) -> Noise:
     """The noise of this identity, not checked yet; stream: where none is given.
 

@@ -16,7 +16,7 @@ from mmfast.ops.block_times import by_block
 from mmfast.ops.block_times import reverse as block_jumps
 from mmfast.ops.call import Bounds, Noise, Term
 from mmfast.ops.checks import Encodings, check_device
-from mmfast.ops.identity import IDENTITY, Identity
+from mmfast.ops.identity import IDENTITY, Identity, noise_from
 from mmfast.ops.reverse_call import ReverseCall
 from mmfast.ops.tables import Formula, PosteriorMean, Step, covered, formula, kept, range_of
 from mmfast.process import TARGETS, Time
@@ -87,8 +87,7 @@ def posterior_sample(
     is not zero. Returns z_s [B, ...]. Raises MmfastError naming the argument at fault.
     """
     kind, chosen = _SAMPLE if clamp is None else _CLAMPED, filled("posterior_sample", POSTERIOR, options)
-    noise = Noise((chosen["seed"], chosen["draw"]), chosen["sample_ids"], chosen["stream"])
-    how = noise, range_of(clamp), False
+    how = noise_from(chosen), range_of(clamp), False
     asked = kind, "z_t, eps, encodings", encodings, (t, s), sched, chosen["present"]
     return _compute(asked, [z_t, eps], how)[0]
 
@@ -132,8 +131,7 @@ def step(
         _finite("guidance_scale", guidance_scale)
         raise MmfastError(f"guidance_scale is {guidance_scale}, but unconditional is None; guidance needs both")
     kind = formula(_step, chosen["target"], chosen["eta"], scale)
-    noise = Noise((chosen["seed"], chosen["draw"]), chosen["sample_ids"], chosen["stream"])
-    how = noise, range_of(chosen["clamp"], prediction), True
+    how = noise_from(chosen), range_of(chosen["clamp"], prediction), True
     return _compute((kind, what, encodings, (t, s), sched, chosen["present"]), [z_t, *predictions], how)
 
 
