@@ -35,7 +35,7 @@ from mmfast.metrics.features import extractor
 
 TASKS = ("image-mask", "masked-image", "image-label", "image-embedding")
 ABLATIONS = ("ablation", "ablation-mask", "ablation-label")
-OTHERS = ("few-labels", "any-to-any")
+OTHERS = ("few-labels", "any-to-any", "added-modality")
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 RUNNING: set[subprocess.Popen[bytes]] = set()
 # What `Task.config` and the command's own options set.
@@ -99,7 +99,7 @@ def load(name: str) -> Task:
 
 def plan_of(args: argparse.Namespace) -> cells.Plan:
     task = load(args.task)
-    changes: dict[str, Any] = dict(task.smoke) if args.smoke else {}
+    changes: dict[str, Any] = dict(task.smoke if args.smoke else task.change)
     if args.data:
         changes["data.root"] = args.data
     if args.validate:

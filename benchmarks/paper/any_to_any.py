@@ -107,8 +107,11 @@ def _number(trained: Trained, given: tuple[str, ...]) -> int:
     return sum(2**i for i, name in enumerate(trained.model.parts) if name in given)
 
 
-def _one(trained: Trained, direction: Direction) -> list[Metric]:
-    return [m for m in _scores(trained, (direction.given,)) if m.condition == direction.condition]
+def measured(trained: Trained, asked: Sequence[Direction]) -> list[Metric]:
+    """The scores of these directions, each given set drawn from once."""
+    given = dict.fromkeys(direction.given for direction in asked)
+    wanted = {direction.condition for direction in asked}
+    return [m for name in given for m in _scores(trained, (name,)) if m.condition in wanted]
 
 
 def ours(trained: Trained) -> Found:
@@ -119,7 +122,7 @@ def ours(trained: Trained) -> Found:
 
 def named(trained: Trained) -> list[Metric]:
     """The eight directions of ours alone."""
-    return [m for d in (*READ, *DRAW) if d.given in trained.model.parts for m in _one(trained, d)]
+    return measured(trained, [d for d in (*READ, *DRAW) if d.given in trained.model.parts])
 
 
 def _read_alone(direction: Direction) -> Any:
@@ -145,7 +148,7 @@ def single(direction: Direction, names: Sequence[str]) -> tuple[Method, Any]:
         }
 
         def measure(trained: Trained) -> list[Metric]:
-            return _one(trained, direction)
+            return measured(trained, [direction])
 
         method = Method(
             direction.name, lambda trained: {direction.name: measure(trained)}, {**without, **told}, uses=uses
@@ -197,11 +200,11 @@ def directions(names: Sequence[str]) -> list[Direction]:
     return [d for d in (*READ, *DRAW) if {d.given, d.target} <= {*names}]
 
 
-def behind(rows: list[Row], ours: str, direction: Direction) -> tuple[float, str, float, float]:
-    """How far ours is behind the direction's own model, as a share of its score; the score's name and both scores."""
-    mine, theirs = means(rows, ours, direction.condition), means(rows, direction.name, direction.condition)
-    metric = next((name for name in theirs if name.startswith("FD-")), next(iter(theirs), ""))
-    a, b = mine[metric], theirs[metric]
+def behind(rows: list[Row], ours: str, theirs: str, where: str) -> tuple[float, str, float, float]:
+    """How far `ours` is behind another method in a condition, as a share of its score; the score's name, and both."""
+    mine, other = means(rows, ours, where), means(rows, theirs, where)
+    metric = next((name for name in other if name.startswith("FD-")), next(iter(other), ""))
+    a, b = mine[metric], other[metric]
     return ((a - b) if metric.startswith("FD-") else (b - a)) / abs(b) if b else 0.0, metric, a, b
 
 
@@ -210,7 +213,7 @@ def verdicts(rows: list[Row], slack: float = 1.0) -> list[Verdict]:
     found, held = [], 0
     asked = [d for d in (*READ, *DRAW) if any(row.method == d.name for row in rows)]
     for direction in asked:
-        share, metric, a, b = behind(rows, OURS, direction)
+        share, metric, a, b = behind(rows, OURS, direction.name, direction.condition)
         holds = share <= LEVEL * slack
         held += holds
         how = f"within {LEVEL:.0%} of" if slack else "no worse than"

@@ -66,9 +66,10 @@ def trained(plan: Plan, method: Method, seed: int) -> tuple[Trained, list[dict[s
     folder.mkdir(parents=True, exist_ok=True)
 
     def work() -> None:
-        start = str(folder / "first") if method.after else None
-        if start is not None:
-            train(plan.config(dataclasses.replace(plan.task.method(OURS), share=method.after), seed), start)
+        start = None
+        if method.first is not None:
+            start = str(folder / "first")
+            train(plan.config(method.first, seed), start)
         if method.supervised:
             fit(config, str(folder / "run"), build_data(config), supervised.loss(*method.supervised), start=start)
         else:
@@ -115,6 +116,11 @@ def _timed(file: Path, work: Any) -> float:
     return float(minutes)
 
 
+def _images(config: Config) -> int:
+    """How many a model sees in training."""
+    return config.train.steps * config.train.batch_size
+
+
 def device_name(model: Model) -> str:
     """Where a model is: "cpu", or the GPU's name."""
     device = model.schedule.alpha_bar.device
@@ -130,7 +136,7 @@ def run(plan: Plan, method: Method, seed: int) -> None:
     metrics = method.evaluate(found)
     evaluation = (time.perf_counter() - begun) / 60
     folder = plan.folder(method, seed)
-    images = round(found.config.train.steps * found.config.train.batch_size * (1 + method.after / method.share))
+    images = _images(found.config) + (_images(plan.config(method.first, seed)) if method.first else 0)
     if seed == 0 and method.name == OURS:
         for name, (caption, picture) in plan.task.pictures(found).items():
             write_text(folder / f"{name}.txt", caption)

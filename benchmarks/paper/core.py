@@ -86,9 +86,9 @@ class Method:
     """One model to train: ours or a baseline.
 
     change: put over the preset, with dots in the keys; None drops a key. supervised: (given, target) for a network that
-    says one of the other, without diffusion. share: of the images that the models see, 1 but in `other_budgets`. after:
-    ours is trained on such a share first, and this goes on from its weights (`fine_tuned`). uses: the modalities that
-    it is about: where a smoke run has not all of them, it is left out.
+    says one of the other, without diffusion. share: of the images that the models see, 1 but in `other_budgets`. first:
+    a method that is trained first, and whose weights this one begins with. rate: of the preset's learning rate, the
+    share that it has. uses: the modalities that it is about: where a smoke run has not all of them, it is left out.
     """
 
     name: str
@@ -96,7 +96,8 @@ class Method:
     change: dict[str, Any] = field(default_factory=dict)
     supervised: tuple[str, str] | None = None
     share: float = 1.0
-    after: float = 0.0
+    first: Method | None = None
+    rate: float = 1.0
     uses: tuple[str, ...] = ()
 
 
@@ -137,12 +138,14 @@ def fine_tuned(methods: Sequence[Method], rows: Mapping[str, Callable[[Trained],
     is as the single model has it.
     """
 
+    joint = dataclasses.replace(next(m for m in methods if m.name == OURS), share=1 - LAST)
+
     def last(method: Method) -> Method:
         name, measure = f"{OURS}, fine-tuned as {method.name}", rows[method.name]
         change = {key: value for key, value in method.change.items() if key.endswith("given_probability")}
         return dataclasses.replace(
             method, name=name, evaluate=lambda trained: {name: measure(trained)}, change=change, share=LAST,
-            after=1 - LAST,
+            first=joint, rate=RATE,
         )  # fmt: skip
 
     return [last(method) for method in methods if method.name in rows]
@@ -181,8 +184,8 @@ class Task:
     all. pictures: by name, with captions, of generated images. judge: a network that only judges the others' samples.
     features: of mmfast.metrics.features, never of a network that the model learns from. complete: every method is
     evaluated on the examples that have all of our modalities, and not only its own. check: fails where what the
-    evaluation needs beside them is not installed. smoke: what is put over the preset for a run of a minute. preset:
-    its name, where it is not the task's. Its notes are in notes/TASK.md.
+    evaluation needs beside them is not installed. change: put over the preset for every method. smoke: the same for a run
+    of a minute, instead of `change`. preset: its name, where it is not the task's. Its notes are in notes/TASK.md.
     """
 
     name: str
@@ -196,6 +199,7 @@ class Task:
     features: str = "pixels"
     complete: bool = False
     check: Callable[[], object] = lambda: None
+    change: dict[str, Any] = field(default_factory=dict)
     smoke: dict[str, Any] = field(default_factory=dict)
     preset: str = ""
 
@@ -217,7 +221,7 @@ class Task:
         steps = max(1, round(images * method.share) // config.train.batch_size)
         train = dataclasses.replace(
             config.train, steps=steps, sample_every=0, warmup=min(config.train.warmup, steps // 4), tensorboard=False,
-            learning_rate=config.train.learning_rate * (RATE if method.after else 1.0),
+            learning_rate=config.train.learning_rate * method.rate,
         )  # fmt: skip
         evaluation = dataclasses.replace(config.evaluate, samples=0)
         return dataclasses.replace(config, seed=seed, train=train, evaluate=evaluation)

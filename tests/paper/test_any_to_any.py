@@ -45,8 +45,8 @@ def test_verdicts_count_what_is_level():
         row(OURS, draws.condition, "FD-x", 10.6, False),
         row(draws.name, draws.condition, "FD-x", 10.0, False),
     ]
-    assert task.behind(rows, OURS, reads)[0] == pytest.approx(0.04)
-    assert task.behind(rows, OURS, draws)[0] == pytest.approx(0.06)
+    assert task.behind(rows, OURS, reads.name, reads.condition)[0] == pytest.approx(0.04)
+    assert task.behind(rows, OURS, draws.name, draws.condition)[0] == pytest.approx(0.06)
     assert [v.holds for v in task.verdicts(rows, 1.0)] == [True, False, False]
     assert [v.holds for v in task.verdicts(rows, 0.0)] == [False, False, False]
     rows[2] = row(OURS, draws.condition, "FD-x", 9.0, False)

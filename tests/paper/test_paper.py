@@ -243,19 +243,18 @@ def test_other_budgets_and_what_is_claimed_there():
     assert core.sections(task, rows(OURS, 0.8)) == []
 
 
-def test_a_fine_tuned_model_goes_on_from_ours_with_one_task(tmp_path, monkeypatch):
+def test_a_fine_tuned_model_goes_on_from_ours_with_one_task(tmp_path):
     """Three quarters of the images as ours, then one; at a rate near zero there the weights are the first part's."""
     plan = paper.plan_of(paper.parse(["image-label", "--smoke", "--samples", "10", "--work", str(tmp_path)]))
-    drawn, read = (m for m in plan.task.methods if m.after)
+    drawn, read = (m for m in plan.task.methods if m.first)
     for method, given in ((drawn, {"image": 0.0, "label": 0.9}), (read, {"image": None, "label": 0.85})):
         config = plan.config(method, 0)
         assert {name: spec.given_probability for name, spec in config.modalities.items()} == given
         assert config.train.learning_rate == plan.config(plan.task.method(OURS), 0).train.learning_rate / 2
-        with monkeypatch.context() as patch:
-            patch.setattr(core, "RATE", 1e-9)
-            found, _, _ = cells.trained(plan, method, 0)
-            cells.run(plan, method, 0)
-            (cell,) = plan.cells(method, 0)
+        method = dataclasses.replace(method, rate=1e-9)
+        found, _, _ = cells.trained(plan, method, 0)
+        cells.run(plan, method, 0)
+        (cell,) = plan.cells(method, 0)
         folder = plan.folder(method, 0)
         first, config = load_run(folder / "first")[2], load_run(folder / "first")[1]
         assert (config.train.steps, found.config.train.steps) == (30, 10) and config.train.learning_rate == 2e-3
