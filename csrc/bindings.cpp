@@ -81,9 +81,9 @@ private:
 // as much.
 constexpr int64_t kWorthUnlocking = 2048;
 template <class F>
-void unlocked(const Call& call, F f) {
-    if (call.elements() == 0) return;
-    if (call.elements() < kWorthUnlocking) return f(1);
+void unlocked(int64_t elements, F f) {
+    if (elements == 0) return;
+    if (elements < kWorthUnlocking) return f(1);
     const int threads = thread_count();
     const WithoutLock without;
     f(threads);
@@ -101,7 +101,7 @@ PyObject* combine_call(Call& call, PyObject* const* options) {
     const Reference out(call.output()), noise(returns ? call.output() : Py_NewRef(Py_None));
     planned.noise(identity);
     planned.plan.out = data_of(out), planned.plan.noise = data_of(noise);
-    unlocked(call, [&](int threads) { combine(planned.plan, call.type, threads); });
+    unlocked(call.elements(), [&](int threads) { combine(planned.plan, call.type, threads); });
     return call.results(out, noise);
 }
 
@@ -121,7 +121,7 @@ PyObject* step_call(Call& call, PyObject* const* options) {
     const Reference out(call.output()), x0(yes(options[1]) ? call.output(start < 0 ? -1 : channels) : Py_NewRef(Py_None));
     planned.noise(identity);
     plan.out = data_of(out), plan.x0 = data_of(x0);
-    unlocked(call, [&](int threads) { step(plan, call.type, threads); });
+    unlocked(call.elements(), [&](int threads) { step(plan, call.type, threads); });
     return call.results(out, x0);
 }
 
@@ -151,7 +151,7 @@ PyObject* squared_error_call(Call& call, PyObject* const* options) {
     planned.noise(identity);
     plan.out = data_of(grad);
     std::vector<double> sums(plan.batch);
-    unlocked(call, [&](int threads) { squared_error(plan, call.type, threads, sums.data()); });
+    unlocked(call.elements(), [&](int threads) { squared_error(plan, call.type, threads, sums.data()); });
     if (plan.batch > 0) (call.type == Type::f64 ? weigh<double> : weigh<float>)(plan, sums.data(), data_of(loss));
     return call.results(loss, grad);
 }
@@ -168,7 +168,7 @@ PyObject* dots_call(Call& call, PyObject* const* options) {
     planned.plan.grad = grad.data;
     auto* at = static_cast<double*>(data_of(sums));
     std::fill(at, at + sizes[0] * sizes[1], 0.0);
-    unlocked(call, [&](int threads) { dots(planned.plan, call.type, threads, at); });
+    unlocked(call.elements(), [&](int threads) { dots(planned.plan, call.type, threads, at); });
     return Py_NewRef(sums.get());
 }
 
@@ -269,11 +269,7 @@ PyObject* mask_blocks(PyObject* const* a) {
     const BlockMask m{size[0], size[1], size[2], size[3], given.block_height, given.block_width, size_of(given.type),
                       identities_of(given.noise), given.hidden, given.of_all, given.exact, given.x.data,
                       data_of(given.out), data_of(given.mask), one_of(given.type)};
-    const int threads = thread_count();
-    {
-        const WithoutLock without;
-        block_mask(m, threads);
-    }
+    unlocked(given.elements(), [&](int threads) { block_mask(m, threads); });
     return given.results();
 }
 PyObject* py_block_mask(PyObject* const* a, Py_ssize_t) { return mask_blocks(a); }

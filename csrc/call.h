@@ -98,7 +98,8 @@ public:
     }
     // The four parts of a call that nobody has checked.
     explicit Call(PyObject* const* parts)
-        : terms_(parts[0]), tables_(parts[1]), rows_(parts[2]), noise_(parts[3]), looking_(true) {
+        : terms_(parts[0]), tables_(parts[1]), rows_(parts[2]), noise_(parts[3]), looking_(true),
+          kept_(reinterpret_cast<PyObject*>(Py_TYPE(tables_)) == torch_state.kept_tables_type) {
         if (!look_first()) return;
         read_terms();
         expect(PyLong_CheckExact(rows_) || rows_ == Py_None || ordinary(rows_), "rows are no tensor");
@@ -141,7 +142,7 @@ public:
             expect(which != kCoefs, "a call needs coefs");
             return {};
         }
-        if (looking_) tables_recorded |= look_at(tensor);
+        if (looking_ && !kept_) tables_recorded |= look_at(tensor);
         const View view(tensor);
         expect(view.is(dlpack::kFloat, type == Type::f64 ? 64 : 32), "a table is not of the arithmetic's type");
         expect(device < 0 || view.device == device, "a table is on another device");
@@ -194,10 +195,10 @@ public:
         return new_tensor(coefs(), sizes, rank, type == Type::f32 || type == Type::f64 ? nullptr : dtype_of(type));
     }
 
-    // The two results of an op, the second perhaps None; and a third where it is still to be recorded: whether all terms
-    // are of the whole shape.
+    // The two results of an op, the second perhaps None; and a third where it is still to be recorded: whether its
+    // gradients are products alone, as all terms are of the whole shape and no table is to be differentiated.
     PyObject* results(const Reference& first, const Reference& second) const {
-        return seen == kRecorded ? PyTuple_Pack(3, first.get(), second.get(), alike_ ? Py_True : Py_False)
+        return seen == kRecorded ? PyTuple_Pack(3, first.get(), second.get(), alike_ && !tables_recorded ? Py_True : Py_False)
                                  : PyTuple_Pack(2, first.get(), second.get());
     }
 
@@ -214,7 +215,7 @@ private:
     PyObject *terms_, *tables_, *rows_, *noise_;
     PyObject* owned_ = nullptr;  // our own reference to the terms
     PyObject* like_ = nullptr;  // the first term, where an output is to be like it
-    bool looking_, alike_ = true, all_whole_ = true, last_whole_ = false, grad_ = false;
+    bool looking_, kept_ = false, alike_ = true, all_whole_ = true, last_whole_ = false, grad_ = false;
     int64_t table_rows_ = -1;  // of the tables so far, where rows are given
     std::vector<View> views_;
     std::vector<int64_t> starts_;
@@ -234,9 +235,7 @@ private:
         if (count() == 0) return end_as(kUnusual);
         PyObject* first = tensor_of(term(0));
         if (!ordinary(first)) return end_as(kUnusual);
-        dlpack::Tensor t;
-        if (exchange_api()->from_object(first, &t) != 0) throw PythonError();
-        if (t.device.type != kDevice) return end_as(kElsewhere);
+        if (!on_our_device(first)) return end_as(kElsewhere);
         if (!nothing_at_work()) return end_as(kUnusual);
         grad_ = grad_enabled();
         return true;

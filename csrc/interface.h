@@ -3,5 +3,5 @@
 #pragma once
 
 namespace mmfast {
-constexpr int kInterface = 10;
+constexpr int kInterface = 11;
 }

@@ -2,6 +2,8 @@
 // table of methods.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <functional>
 
 #include "call.h"
@@ -58,7 +60,9 @@ inline PyObject* look_scale(PyObject* const* a, Py_ssize_t count, Scaled scaled)
     expect(count == 5 && PyTuple_Check(a[3]), "look_scale takes 5 arguments");
     if (!exchange_api() || !torch_state.watchers) return PyLong_FromLong(kUnusual);
     try {
-        if (!plain_tensor(a[0]) || !nothing_at_work() || grad_enabled()) return PyLong_FromLong(kUnusual);
+        if (!plain_tensor(a[0])) return PyLong_FromLong(kUnusual);
+        if (!on_our_device(a[0])) return PyLong_FromLong(kElsewhere);
+        if (!nothing_at_work() || grad_enabled()) return PyLong_FromLong(kUnusual);
         const Py_ssize_t n = PyTuple_GET_SIZE(a[3]), before = static_cast<Py_ssize_t>(integer(a[4]));
         const Reference result(PyTuple_New(n));
         std::vector<int64_t> columns;
@@ -79,7 +83,8 @@ inline PyObject* look_scale(PyObject* const* a, Py_ssize_t count, Scaled scaled)
 }
 
 // The arguments of block_mask(x, hidden, noise, (height, width), exact), and its results. hidden: int64 [batch], or with
-// exact an int for all; a seed of None asks for a fresh one.
+// exact an int for all; a seed of None asks for a fresh one. Of arguments that nobody has checked hidden may also be the
+// share of the blocks, a float, and the blocks' side one int.
 struct MaskArguments {
     const View x;
     const Type type;
@@ -91,19 +96,34 @@ struct MaskArguments {
     const Reference out, mask;
 
     explicit MaskArguments(PyObject* const* a)
-        : x(a[0]), type(x.type()), batch(expect_images(x)), block_height(integer(field(a[3], 0))),
-          block_width(integer(field(a[3], 1))), exact(yes(a[4])),
-          hidden(PyLong_Check(a[1]) ? nullptr : integers(a[1], batch, "hidden is not int64 [batch]", x.device)),
-          of_all(PyLong_Check(a[1]) ? integer(a[1]) : 0), noise(a[2], batch, torch_state.seed_tensor != nullptr, x.device),
-          of_mask{batch, 1, x.size[2], x.size[3]}, out(new_like(a[0])), mask(new_tensor(a[0], of_mask, 4, nullptr)) {
-        expect(block_height > 0 && block_width > 0, "a block has no extent");
-        expect(exact || !PyLong_Check(a[1]), "a threshold is int64 [batch]");
-        expect(of_all >= 0, "hidden is negative");
+        : x(a[0]), type(x.type()), batch(expect_images(x)), block_height(side(a[3], 0, x.size[2])),
+          block_width(side(a[3], 1, x.size[3])), exact(a[4] == Py_True),
+          hidden(one_for_all(a[1]) ? nullptr : integers(a[1], batch, "hidden is not int64 [batch]", x.device)),
+          of_all(one_for_all(a[1]) ? hidden_of_all(a[1]) : 0),
+          noise(a[2], batch, torch_state.seed_tensor != nullptr, x.device), of_mask{batch, 1, x.size[2], x.size[3]},
+          out(new_like(a[0])), mask(new_tensor(a[0], of_mask, 4, nullptr)) {
+        expect(exact || !one_for_all(a[1]), "a threshold is int64 [batch]");
         noise.draw_seed();
     }
+    int64_t elements() const { return x.elements() + View(mask.get()).elements(); }  // of both results
+    int64_t down() const { return (x.size[2] + block_height - 1) / block_height; }
+    int64_t across() const { return (x.size[3] + block_width - 1) / block_width; }
     PyObject* results() const { return PyTuple_Pack(2, out.get(), mask.get()); }
 
 private:
+    static bool one_for_all(PyObject* hidden) { return PyLong_CheckExact(hidden) || PyFloat_CheckExact(hidden); }
+    // A block's side: no longer than the image's.
+    static int64_t side(PyObject* block, int d, int64_t size) {
+        const int64_t n = plain_integer(PyLong_Check(block) ? block : field(block, d), 1, INT64_MAX);
+        return std::min(n, std::max<int64_t>(size, 1));
+    }
+    // How many blocks: of a share as Python rounds, to even where it lies between two.
+    int64_t hidden_of_all(PyObject* hidden) const {
+        if (PyLong_CheckExact(hidden)) return plain_integer(hidden, 0, INT64_MAX);
+        const double share = PyFloat_AS_DOUBLE(hidden);
+        expect(share >= 0 && share <= 1, "a share is not within 0 .. 1");
+        return static_cast<int64_t>(std::nearbyint(share * static_cast<double>(down() * across())));
+    }
     static int64_t expect_images(const View& x) {
         expect(x.rank == 4 && x.contiguous(), "x is not contiguous [B, C, H, W]");
         return x.size[0];
@@ -127,6 +147,7 @@ inline PyObject* look_mask(PyObject* const* a, Py_ssize_t count, PyObject* (*f)(
     expect(count == 5, "block_mask takes 5 arguments");
     if (!exchange_api() || !torch_state.watchers || !plain_tensor(a[0])) return PyLong_FromLong(kUnusual);
     try {
+        if (!on_our_device(a[0])) return PyLong_FromLong(kElsewhere);
         if (!nothing_at_work() || (grad_enabled() && requires_grad(a[0]))) return PyLong_FromLong(kUnusual);
         return f(a);
     } catch (const std::invalid_argument&) {

@@ -184,8 +184,8 @@ class Task:
     all. pictures: by name, with captions, of generated images. judge: a network that only judges the others' samples.
     features: of mmfast.metrics.features, never of a network that the model learns from. complete: every method is
     evaluated on the examples that have all of our modalities, and not only its own. check: fails where what the
-    evaluation needs beside them is not installed. change: put over the preset for every method. smoke: the same for a run
-    of a minute, instead of `change`. preset: its name, where it is not the task's. Its notes are in notes/TASK.md.
+    evaluation needs beside them is not installed. change: put over the preset for every method. smoke: the same for a
+    run of a minute, instead of `change`. preset: its name, where it is not the task's. Its notes are in notes/TASK.md.
     """
 
     name: str

@@ -221,8 +221,7 @@ uint64_t one_of(Type type) {
 PyObject* mask_blocks(PyObject* const* a) {
     const MaskArguments given(a);
     const int64_t *size = given.x.size, batch = given.batch;
-    const int64_t down = (size[2] + given.block_height - 1) / given.block_height;
-    const int64_t across = (size[3] + given.block_width - 1) / given.block_width;
+    const int64_t down = given.down(), across = given.across();
     // By number: the ranks of the first visible blocks are found on the device.
     const Reference found(given.exact ? new_tensor(a[0], &batch, 1, PyTuple_GET_ITEM(torch_state.dtypes, 4)) : Py_NewRef(a[1]));
     auto* threshold = static_cast<int64_t*>(data_of(found));

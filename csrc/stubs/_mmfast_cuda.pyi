@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Parameter
 
-from mmfast.ops.call import Block, Bounds, Call, Noise, Rows
+from mmfast.ops.call import Block, Bounds, Call, KeptTables, Noise, Rows
 
 interface: int
 max_terms: int
@@ -36,7 +36,12 @@ def look_block_mask(x: Any, hidden: Any, noise: Any, block: Any, exact: Any) -> 
 
 # What the extension looks at and calls in torch.
 def tell(
-    tensor: type[Tensor], parameter: type[Parameter], torch: ModuleType, dtypes: tuple[Any, ...], block: type[Block]
+    tensor: type[Tensor],
+    parameter: type[Parameter],
+    torch: ModuleType,
+    dtypes: tuple[Any, ...],
+    block: type[Block],
+    kept_tables: type[KeptTables],
 ) -> None: ...
 def watch(
     watchers: tuple[Callable[[], Any], ...], forward_ad: ModuleType, seed_tensor: Callable[[], Tensor]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmfast.data.cache import kept
 from mmfast.errors import MmfastError
+from mmfast.processor import slow_in_bf16
 from mmfast.progress import Bar
 
 VERSION = 2  # of the network and its training: another one is another file in the cache
@@ -147,7 +148,7 @@ def _train(judge: Classifier, real: Classified, epochs: int, quiet: bool) -> Non
             for rows in torch.randperm(len(images)).split(BATCH):
                 x = as_floats(images[rows])
                 x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)
-                with torch.autocast(device.type, torch.bfloat16):
+                with torch.autocast(device.type, torch.bfloat16, enabled=not slow_in_bf16(device)):
                     logits = judge.logits(x.to(device))
                 loss = F.cross_entropy(logits.float(), labels[rows].to(device), label_smoothing=SMOOTHING)
                 optimizer.zero_grad(set_to_none=True)

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.utils import _python_dispatch as python_dispatch
 
 from mmfast.ops import extensions
-from mmfast.ops.call import Block
+from mmfast.ops.call import Block, KeptTables
 
 
 def private(path: str, root: Any = torch) -> Any:
@@ -60,7 +60,7 @@ def tell_extension(extension: Any) -> bool:
     """Tell an extension what it looks at and calls in torch; whether it can then look for itself."""
     extension.use_exchange_api(getattr(Tensor, "__dlpack_c_exchange_api__", None))
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)
-    extension.tell(Tensor, torch.nn.Parameter, torch, dtypes, Block)
+    extension.tell(Tensor, torch.nn.Parameter, torch, dtypes, Block, KeptTables)
     if MODES is None or TRANSFORMS is None or TRACING is None or not _LEVEL:
         return False
     extension.watch((MODES, TRACING, TRANSFORMS), forward_ad, seed_tensor)

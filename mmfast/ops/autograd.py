@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmfast.errors import MmfastError
 from mmfast.ops import around, backends, library, reference
-from mmfast.ops.call import Block, Bounds, Call, Tables, Term, arithmetic, pick, tensor_of
+from mmfast.ops.call import Block, Bounds, Call, Noise, Tables, Term, arithmetic, pick, tensor_of
 from mmfast.ops.reference import per_sample
 
 
@@ -46,20 +46,18 @@ class Combine(torch.autograd.Function):
         if isinstance(done, bool):  # what autograd hands in may come without a wrapper that it has in the call
             call = call._replace(terms=with_tensors(call.terms, tensors), tables=Tables(coefs, sigma))
             done = kernel("combine", call, done)
-        out, eps, *alike = done
+        out, eps = done
         rows, noise = call.rows, call.noise
         _, _, needs_coefs, needs_sigma, *_ = ctx.needs_input_grad
-        ctx.places, ctx.row, ctx.noise = None, None if isinstance(rows, Tensor) else rows, None
+        ctx.row, ctx.noise = None if isinstance(rows, Tensor) else rows, None
+        ctx.places = [(x.tensor.shape, x.start) if isinstance(x, Block) else (x.shape, -1) for x in call.terms]
         saved = [coefs, rows if isinstance(rows, Tensor) else None]  # so that a change of one in place is noticed
-        if needs_coefs or needs_sigma or not any(alike):  # else all terms are of the whole shape, and none is read
-            ctx.places = [(x.tensor.shape, x.start) if isinstance(x, Block) else (x.shape, -1) for x in call.terms]
-            if needs_sigma and noise is not None:
-                of_tensor = isinstance(noise.key, Tensor)
-                ctx.noise = noise._replace(key=None if of_tensor else noise.key, sample_ids=None)
-                saved += [noise.key if of_tensor else None, noise.sample_ids]
-            # Only the gradient of the coefficients reads the terms: without it they need not be kept alive.
-            saved += tensors if needs_coefs else ()
-        ctx.save_for_backward(*saved)
+        if needs_sigma and noise is not None:
+            of_tensor = isinstance(noise.key, Tensor)
+            ctx.noise = noise._replace(key=None if of_tensor else noise.key, sample_ids=None)
+            saved += [noise.key if of_tensor else None, noise.sample_ids]
+        # Only the gradient of the coefficients reads the terms: without it they need not be kept alive.
+        ctx.save_for_backward(*saved, *(tensors if needs_coefs else ()))
         if eps is None:
             return out
         ctx.mark_non_differentiable(eps)
@@ -68,12 +66,8 @@ class Combine(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _grad_eps=None):  # type: ignore[no-untyped-def]
         coefs, rows, *rest = ctx.saved_tensors
-        if ctx.places is None:
-            found = backends.look("scale", grad, coefs, ctx.row if rows is None else rows, ctx.needs_input_grad, 4)
-            if type(found) is tuple:
-                return found
         of_coefs, of_sigma, *of_terms = ctx.needs_input_grad[2:]
-        noise, places = ctx.noise, ctx.places or [(grad.shape, -1)] * len(of_terms)
+        noise, places = ctx.noise, ctx.places
         if noise is not None:
             key, ids, *rest = rest
             noise = noise._replace(key=noise.key if key is None else key, sample_ids=ids)
@@ -81,19 +75,57 @@ class Combine(torch.autograd.Function):
             x if start < 0 else Block(x, start, grad.shape[1]) for x, (_, start) in zip(rest, places, strict=False)
         ]
         call = Call(terms, Tables(coefs), ctx.row if rows is None else rows, noise, grad.shape, grad.dtype)
-        needs = [*of_terms, of_coefs, of_sigma]
-        if around.by_torch_ops(grad):
-            found = combine_backward(reference, call, grad, places, needs)
-        elif around.watched() and around.BELOW_AUTOGRAD is not None:
-            found = library.combine_backward(
-                call._replace(tables=call.tables.own(call.rows, len(grad)), rows=None), grad, places, needs
-            )
-        else:
-            serving = backends.for_terms(backends.choose(grad.device.type), call.terms)
-            found = combine_backward(serving, call, around.in_memory(grad), places, needs)
-        results = iter(found)
-        *of_terms, of_coefs, of_sigma = [next(results) if needed else None for needed in needs]
+        *of_terms, of_coefs, of_sigma = _gradients(call, grad, places, [*of_terms, of_coefs, of_sigma])
         return None, None, of_coefs, of_sigma, *of_terms
+
+
+class Scaled(torch.autograd.Function):
+    """`combine` that is done, of terms that are all of the whole shape and tables without a gradient: what is usual.
+
+    The gradient of term k is coefs[:, k] grad, for which no term is read. call: the coefs and rows; done: as for
+    `_record_done`.
+    """
+
+    @staticmethod
+    def forward(ctx, call, done, *_terms):  # type: ignore[no-untyped-def]
+        coefs, rows = call
+        if rows is None:  # an attribute of ctx, or None among what is saved, would take longer
+            ctx.save_for_backward(coefs)
+        elif isinstance(rows, int):
+            ctx.save_for_backward(coefs[rows : rows + 1])
+        else:
+            ctx.save_for_backward(coefs, rows)
+        out, eps, _ = done
+        if eps is None:
+            return out
+        ctx.mark_non_differentiable(eps)
+        return out, eps
+
+    @staticmethod
+    def backward(ctx, grad, _grad_eps=None):  # type: ignore[no-untyped-def]
+        saved, needs = ctx.saved_tensors, ctx.needs_input_grad
+        coefs, rows = saved if len(saved) == 2 else (saved[0], None)
+        found = backends.look("scale", grad, coefs, rows, needs, 2)
+        if found is not None:
+            return found
+        call = Call([], Tables(coefs), rows, None, grad.shape, grad.dtype)
+        *of_terms, _, _ = _gradients(call, grad, [(grad.shape, -1)] * len(needs[2:]), [*needs[2:], False, False])
+        return None, None, *of_terms
+
+
+def _gradients(call: Call, grad: Tensor, places: Sequence[Place], needs: Sequence[bool]) -> list[Tensor | None]:
+    """combine_backward's gradients by what serves here, None for those that are not needed."""
+    if around.by_torch_ops(grad):
+        found = combine_backward(reference, call, grad, places, needs)
+    elif around.watched() and around.BELOW_AUTOGRAD is not None:
+        found = library.combine_backward(
+            call._replace(tables=call.tables.own(call.rows, len(grad)), rows=None), grad, places, needs
+        )
+    else:
+        serving = backends.for_terms(backends.choose(grad.device.type), call.terms)
+        found = combine_backward(serving, call, around.in_memory(grad), places, needs)
+    results = iter(found)
+    return [next(results) if needed else None for needed in needs]
 
 
 def with_tensors(terms: Sequence[Term], tensors: Sequence[Tensor]) -> list[Term]:
@@ -117,6 +149,16 @@ def combine(call: Call, return_noise: bool) -> tuple[Tensor, Tensor | None]:
 def _record(call: Call, done: Any, coefs: Tensor, sigma: Tensor | None) -> tuple[Tensor, Tensor | None]:
     found = Combine.apply(call, done, coefs, sigma, *[x.tensor if isinstance(x, Block) else x for x in call.terms])
     return found if type(found) is tuple else (found, None)
+
+
+def _record_done(terms: Sequence[Term], tables: Any, rows: Any, noise: Any, done: Any) -> tuple[Tensor, Tensor | None]:
+    """The results of `combine` with their gradient; done: these, and whether it is one of products alone."""
+    if done[2]:
+        found = Scaled.apply((tables.coefs, rows), done, *terms)
+        return found if type(found) is tuple else (found, None)
+    made = None if noise is None else Noise(*noise)
+    call = Call(terms, tables, rows, made, done[0].shape, done[0].dtype)
+    return _record(call, done[:2], tables.coefs, tables.sigma)
 
 
 def combine_backward(
@@ -281,9 +323,7 @@ def block_mask(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 # Ops that are done, recorded: dispatch.at_once. Where a table needs a gradient the call has no rows.
 RECORD: dict[str, Any] = {
-    "combine": lambda terms, tables, rows, noise, done: _record(
-        Call(terms, tables, rows, noise, done[0].shape, done[0].dtype), done, tables.coefs, tables.sigma
-    ),
+    "combine": _record_done,
     "squared_error": lambda terms, _tables, _rows, _noise, done: (SquaredError.apply(None, done, terms[0]), None),
 }
 

@@ -22,7 +22,7 @@ from torch.compiler import is_compiling
 from mmfast import process
 from mmfast.errors import MmfastError
 from mmfast.ops import around
-from mmfast.ops.call import MAX_LEVELS, Block, Bounds, Call, Noise, Tables, Term, arithmetic, tensor_of
+from mmfast.ops.call import MAX_LEVELS, Block, Bounds, Call, GivenNoise, Tables, Term, arithmetic, tensor_of
 from mmfast.ops.checks import check_noise, check_present, gather, select
 from mmfast.ops.reverse_call import ReverseCall
 from mmfast.ops.tables import Formula, find
@@ -119,8 +119,8 @@ def check_times(name: str, t: object, batch: int, blocks: int, sched: Schedule) 
 
 
 def kept_marginal(
-    known: Tables, terms: Sequence[Any], t: Tensor, noise: Noise | None, present: Tensor | None
-) -> tuple[Tables, None, Noise] | None:
+    known: Tables, terms: Sequence[Any], t: Tensor, noise: GivenNoise | None, present: Tensor | None
+) -> tuple[Tables, None, GivenNoise] | None:
     """q_sample's tables by those of all steps, and its noise by level, unchecked: None where something is not as usual.
 
     terms: z0 and the encodings.
@@ -140,7 +140,7 @@ def kept_marginal(
             tables = tables.only_present(present, 1)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return None  # which the checks will say
-    return tables, None, Noise(*noise[:3], blocks.levels())
+    return tables, None, (*noise[:3], blocks.levels())
 
 
 def marginal(
@@ -178,7 +178,7 @@ def marginal(
 # --- reverse ------------------------------------------------------------------------------------------------
 
 
-def reverse(asked: ReverseCall, first: Sequence[Term], noise: Noise | None, bounds: Bounds) -> tuple[Call, Bounds]:
+def reverse(asked: ReverseCall, first: Sequence[Term], given: GivenNoise | None, bounds: Bounds) -> tuple[Call, Bounds]:
     """The checked call of a formula of the jumps t_i -> s_i, and where it has z0hat: in z0's block alone.
 
     first: z_t and the predictions, of the whole space or (for a step) of z0's block; z0's block is what the encodings
@@ -211,12 +211,11 @@ def reverse(asked: ReverseCall, first: Sequence[Term], noise: Noise | None, boun
     if present is not None:
         check_present(present, shape[0], len(names), tables.coefs.device)
         tables = tables.only_present(present, len(terms))
-    if tables.sigma is None:
-        noise = None
-    else:
+    noise = None
+    if tables.sigma is not None:
         tables = Tables(tables.coefs, blocks.sorted(tables.sigma), *tables[2:])
-    if noise is not None:
-        noise = check_noise(noise.with_levels(blocks.levels()), shape[0], tables.coefs.device)
+        if given is not None:
+            noise = check_noise((*given[:3], blocks.levels()), shape[0], tables.coefs.device)
     start, channels = blocks.spans[0]
     return Call([*terms, *own], tables, None, noise, shape, dtype), Bounds(bounds.low, bounds.high, start, channels)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmfast import process
 from mmfast.errors import MmfastError, unknown
 from mmfast.ops.around import fresh_seed, in_memory, transformed, watched
-from mmfast.ops.call import MAX_LEVELS, Block, Noise, Rows, Tables, Term
+from mmfast.ops.call import MAX_LEVELS, Block, GivenNoise, Noise, Rows, Tables, Term
 from mmfast.schedule import Schedule, as_int
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -246,7 +246,7 @@ def check_present(present: Tensor, batch: int, modalities: int, device: torch.de
         raise MmfastError(f"present is on {present.device}; it should be on {device} with the terms")
 
 
-def check_noise(given: Noise, batch: int, device: torch.device) -> Noise:
+def check_noise(given: GivenNoise, batch: int, device: torch.device) -> Noise:
     """The noise's identity, checked, with a fresh seed for None."""
     (seed, draw), sample_ids, stream, levels = given
     seed, draw, stream = as_int(seed), as_int(draw), as_int(stream)

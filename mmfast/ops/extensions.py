@@ -10,7 +10,7 @@ import importlib
 from typing import Any
 
 # What this package and the extensions agree on (csrc/interface.h): raised with every change of a call between them.
-INTERFACE = 10
+INTERFACE = 11
 
 
 @functools.cache

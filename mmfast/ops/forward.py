@@ -13,7 +13,7 @@ from mmfast.errors import MmfastError, unknown
 from mmfast.keywords import filled, shows
 from mmfast.ops import block_times, dispatch
 from mmfast.ops.around import in_memory
-from mmfast.ops.call import Call, Noise, Rows, Tables, Term, arithmetic
+from mmfast.ops.call import Call, GivenNoise, Rows, Tables, Term, arithmetic
 from mmfast.ops.checks import (
     Encodings,
     check_batch,
@@ -27,7 +27,7 @@ from mmfast.ops.checks import (
     select,
 )
 from mmfast.ops.identity import IDENTITY, Identity, noise_from, noise_of
-from mmfast.ops.tables import Error, Marginal, find, formula, kept, kept_present, own_rows
+from mmfast.ops.tables import Error, Marginal, find, kept, kept_present, made_once, own_rows
 from mmfast.process import TARGETS, Time
 from mmfast.schedule import Schedule
 
@@ -80,19 +80,19 @@ def q_sample(
     if type(return_noise) is not bool:
         return_noise = flag("return_noise", return_noise)
     marginal = _MARGINAL if noise is None else _MARGINAL_GIVEN
-    made: Noise | None = noise_of("q_sample", identity) if noise is None or identity else None
+    given: GivenNoise | None = noise_of("q_sample", identity) if noise is None or identity else None
     if noise is not None:  # its identity, if any, was looked at for misspelt words alone
-        made = None
+        given = None
     return_eps = return_noise and noise is None
     own_times = block_times.by_block(t)
     known = kept(marginal, tuple(encodings), sched) if type(encodings) is dict else None
     if known is not None:
         usual: list[Term] = [z0, *encodings.values()]  # type: ignore[union-attr]
-        found: tuple[Tables, Rows, Noise | None] | None = (known, t, made)
+        found: tuple[Tables, Rows, GivenNoise | None] | None = (known, t, given)
         if own_times:
-            found = block_times.kept_marginal(known, usual, t, made, present)  # type: ignore[arg-type]
+            found = block_times.kept_marginal(known, usual, t, given, present)  # type: ignore[arg-type]
         elif present is not None:
-            found = kept_present(known, usual, t, made, present)
+            found = kept_present(known, usual, t, given, present)
         if noise is not None:
             usual.append(noise)
         done = None if found is None else dispatch.at_once("combine", usual, *found, return_eps, noise is not None)
@@ -114,15 +114,16 @@ def q_sample(
         if blocks is None:
             process.check_time("t", t, 0, sched.T)  # torch picks the rows here, and looks at no NaN
         tables, rows = tables.own(rows, batch[0]).only_present(present, 1), None
-    if made is not None:
-        made = check_noise(made, batch[0], tables.coefs.device)
+    made = None
+    if given is not None:
+        made = check_noise(given, batch[0], tables.coefs.device)
         made = made if blocks is None else made.with_levels(blocks.levels())
     else:
         check_given(noise, shape)
         assert noise is not None
         noise = noise.to(dtype)
-        given = in_memory(noise.reshape(batch))
-        terms = [*terms, given] if blocks is None else [*terms, *blocks.of(given)]
+        last = in_memory(noise.reshape(batch))
+        terms = [*terms, last] if blocks is None else [*terms, *blocks.of(last)]
     check_device(tables.coefs.device, terms)
     call = Call(terms, tables, rows, made, batch, dtype)
     try:
@@ -193,7 +194,7 @@ def diffusion_loss(
         raise MmfastError("noise and seed are both None; diffusion_loss needs the noise of z_t, or its seed and ids")
     given = [prediction, z0] if noise is None else [prediction, z0, noise]
     identity = noise_from(chosen) if noise is None else None
-    error = formula(Error, target, None if gamma is None else float(gamma), noise is not None)
+    error = made_once(Error, target, None if gamma is None else float(gamma), noise is not None)
     known = kept(error, sched.names, sched)
     if known is not None and fused:
         found = _at_once(given, known, t, identity, sample_weight, reduction)
@@ -208,15 +209,14 @@ def diffusion_loss(
     batch = shape[0]
     check_batch("t", t, batch)
     tables, rows = find(error, sched, sched.names, (t, None), arithmetic(dtype), batch)
-    if identity is not None:
-        identity = check_noise(identity, batch, tables.coefs.device)
+    made = None if identity is None else check_noise(identity, batch, tables.coefs.device)
     check_device(tables.coefs.device, terms)
     if sample_weight is not None:
         check_coefs("sample_weight", sample_weight, (batch,))
         check_device(tables.coefs.device, [], sample_weight)
         process.check_time("t", t, 0, sched.T)  # torch picks the rows here, and looks at no NaN
         tables, rows = _weighted(tables.own(rows, batch), sample_weight), None
-    call = Call(terms, tables, rows, identity, shape, dtype)
+    call = Call(terms, tables, rows, made, shape, dtype)
     try:
         loss = dispatch.squared_error(call, _scale(shape, reduction), fused)
     except (ValueError, IndexError):
@@ -240,7 +240,7 @@ def _at_once(
     terms: Sequence[Term],
     tables: Tables,
     t: Time,
-    identity: Noise | None,
+    identity: GivenNoise | None,
     sample_weight: Tensor | None,
     reduction: Literal["mean", "none"],
 ) -> Tensor | None:

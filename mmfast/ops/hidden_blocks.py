@@ -45,6 +45,11 @@ def block_mask(
     Returns x * mask [B, C, H, W] (zero where hidden, whatever x holds) and mask [B, 1, H, W], in x's type.
     Raises MmfastError naming the argument at fault.
     """
+    noise = noise_of("block_mask", identity, stream=MASK)
+    if type(ratio) is float and not is_compiling():
+        found = backends.look("block_mask", x, ratio, noise, block_size, exact)
+        if found is not None:
+            return found
     exact = flag("exact", exact)
     if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype not in FLOATS:
         kind = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
@@ -64,12 +69,13 @@ def block_mask(
         words = torch.as_tensor(shares, dtype=torch.float64, device=x.device) * 2.0**32
         words = torch.round(words).long().expand(B)
         hidden = torch.where(words >= 1 << 32, ALL, words.clamp(max=(1 << 32) - 1) << 31)
-    noise, block = noise_of("block_mask", identity, stream=MASK), (height, width)
-    found = None if is_compiling() else backends.look("block_mask", x, hidden, noise, block, exact)
-    if found is not None:
-        return found
-    noise = check_noise(noise, B, x.device)
-    return dispatch.choose([x], x.device).block_mask(in_memory(x), hidden, noise, block, exact)
+    block = height, width
+    if type(ratio) is not float and not is_compiling():
+        found = backends.look("block_mask", x, hidden, noise, block, exact)
+        if found is not None:
+            return found
+    checked = check_noise(noise, B, x.device)
+    return dispatch.choose([x], x.device).block_mask(in_memory(x), hidden, checked, block, exact)
 
 
 def _readable(x: Tensor) -> bool:
@@ -83,7 +89,7 @@ def _block(block_size: int | tuple[int, int]) -> tuple[int, int]:
     pair = block_size if isinstance(block_size, (tuple, list)) else (block_size, block_size)
     if len(pair) != 2 or not all(is_whole(n) and n > 0 for n in pair):
         raise MmfastError(f"block_size is {block_size!r}; it should be a positive int or a pair (height, width)")
-    return pair[0], pair[1]
+    return int(pair[0]), int(pair[1])
 
 
 def _ratio(ratio: float | Tensor, batch: int, device: torch.device) -> float | Tensor:

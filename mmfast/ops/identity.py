@@ -7,7 +7,7 @@ from typing import TypedDict
 from torch import Tensor
 
 from mmfast.keywords import unexpected
-from mmfast.ops.call import Noise
+from mmfast.ops.call import GivenNoise
 from mmfast.ops.checks import Seed
 
 
@@ -23,13 +23,13 @@ class Identity(TypedDict, total=False):
 IDENTITY: Identity = {"seed": None, "sample_ids": None, "stream": 0, "draw": 0}
 
 
-def noise_from(options: Identity) -> Noise:
-    """The noise of options that are all there, as `mmfast.keywords.filled` has them; not checked yet."""
-    return Noise((options["seed"], options["draw"]), options["sample_ids"], options["stream"])
+def noise_from(options: Identity) -> GivenNoise:
+    """The noise of options that are all there, as `mmfast.keywords.filled` has them."""
+    return (options["seed"], options["draw"]), options["sample_ids"], options["stream"], ()
 
 
-def noise_of(function: str, identity: Identity, levels: tuple[int, ...] = (), stream: int = 0) -> Noise:
-    """The noise of this identity, not checked yet; stream: where none is given.
+def noise_of(function: str, identity: Identity, levels: tuple[int, ...] = (), stream: int = 0) -> GivenNoise:
+    """The noise of this identity; stream: where none is given.
 
     Raises TypeError for another keyword, as of `function`.
     """
@@ -37,4 +37,4 @@ def noise_of(function: str, identity: Identity, levels: tuple[int, ...] = (), st
         if name not in IDENTITY:
             raise unexpected(function, IDENTITY, identity)
     key = identity.get("seed"), identity.get("draw", 0)
-    return Noise(key, identity.get("sample_ids"), identity.get("stream", stream), levels)
+    return key, identity.get("sample_ids"), identity.get("stream", stream), levels

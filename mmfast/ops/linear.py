@@ -17,7 +17,7 @@ from mmfast.errors import MmfastError
 from mmfast.keywords import shows
 from mmfast.ops import dispatch
 from mmfast.ops.around import in_memory
-from mmfast.ops.call import Call, Rows, Tables, Term, arithmetic
+from mmfast.ops.call import Call, GivenNoise, Rows, Tables, Term, arithmetic
 from mmfast.ops.checks import (
     FLOATS,
     Encodings,
@@ -78,9 +78,10 @@ def combine(
     """
     if type(return_noise) is not bool:
         return_noise = flag("return_noise", return_noise)
-    noise, made = None, noise_of("combine", identity)
+    noise: GivenNoise | None = None
+    made = noise_of("combine", identity)
     if sigma is not None or return_noise or levels is not None:
-        noise = made.with_levels(check_levels(levels, sigma)) if levels is not None else made
+        noise = (*made[:3], check_levels(levels, sigma)) if levels is not None else made
     found: Any = None
     if not is_compiling():
         found = dispatch.at_once("combine", terms, Tables(coefs, sigma), rows, noise, return_noise, False)
@@ -90,7 +91,7 @@ def combine(
             raise MmfastError("terms is empty; combine needs at least one, which gives the shape (or use randn)")
         if rows is None:
             shape = _of_batch(shape, coefs)
-        found = _combine(Call(tensors, Tables(coefs, sigma), rows, noise, shape, dtype), return_noise)
+        found = _combine(Call(tensors, Tables(coefs, sigma), rows, None, shape, dtype), noise, return_noise)
     out, eps = found
     return (out, eps) if return_noise else out
 
@@ -101,19 +102,20 @@ def _of_batch(shape: Sequence[int], coefs: Tensor) -> list[int]:
     return [coefs.shape[0], *shape[1:]] if batched else list(shape)
 
 
-def _combine(call: Call, return_noise: bool, name: str = "coefs") -> tuple[Tensor, Tensor | None]:
+def _combine(
+    call: Call, given: GivenNoise | None, return_noise: bool, name: str = "coefs"
+) -> tuple[Tensor, Tensor | None]:
     """Check the tables and the noise of a call of known shape and type, and dispatch it."""
-    terms, (coefs, sigma, *_), rows, noise, shape, dtype = call
+    terms, (coefs, sigma, *_), rows, _, shape, dtype = call
     # A sample is the first dimension: a zero-dimensional tensor is one sample of one element.
     batch = list(shape) or [1]
     if not shape:
         terms = [x.reshape(1) for x in terms]  # type: ignore[union-attr]
-    levels = () if noise is None else noise.levels
+    levels = () if given is None else given[3]
     within_channels(levels, batch)
     of_noise = [] if sigma is None else [("sigma", sigma, (len(levels),) if levels else ())]
     check_tables([(name, coefs, (len(terms),)), *of_noise], rows, batch[0])
-    if noise is not None:
-        noise = check_noise(noise, batch[0], coefs.device)
+    noise = None if given is None else check_noise(given, batch[0], coefs.device)
     if sigma is not None:
         if sigma.shape[0] != coefs.shape[0]:  # one table of both, row by row
             coefs, sigma = coefs.expand(batch[0], -1), sigma.expand(batch[0], *sigma.shape[1:])
@@ -161,7 +163,7 @@ def randn(
         Tables(torch.zeros(1, 0, device=device_of(device), dtype=arithmetic(dtype))),
         noise_of("randn", identity),
     )
-    _, eps = _combine(Call([], tables, None, noise, list(shape), dtype), return_noise=True)
+    _, eps = _combine(Call([], tables, None, None, list(shape), dtype), noise, return_noise=True)
     assert eps is not None
     return eps
 
@@ -187,12 +189,14 @@ def multimodal_mean(encodings: Encodings, weights: Tensor) -> Tensor:
     encodings: by name or in order, broadcasting together to [B, ...]; weights: [B, N] or [1, N].
     Raises MmfastError naming the argument at fault.
     """
-    terms = list(encodings.values()) if isinstance(encodings, Mapping) else encodings
+    # A list first: to ask whether it is a Mapping takes longer.
+    unnamed = type(encodings) is list or not isinstance(encodings, Mapping)
+    terms: Any = encodings if unnamed else [*encodings.values()]  # type: ignore[union-attr]
     found = None if is_compiling() else dispatch.at_once("combine", terms, Tables(weights), None, None, False, False)
     if found is None:
         if isinstance(terms, Sequence) and not terms:
             raise MmfastError("encodings is empty; multimodal_mean needs at least one, which gives the shape")
         tensors, shape, dtype = gather(terms, what="encodings")
         call = Call(tensors, Tables(weights), None, None, _of_batch(shape, weights), dtype)
-        found = _combine(call, False, "weights")
+        found = _combine(call, None, False, "weights")
     return found[0]

@@ -14,11 +14,11 @@ from mmfast.keywords import filled, shows
 from mmfast.ops import dispatch, reference
 from mmfast.ops.block_times import by_block
 from mmfast.ops.block_times import reverse as block_jumps
-from mmfast.ops.call import Bounds, Noise, Term
+from mmfast.ops.call import Block, Bounds, GivenNoise, Term
 from mmfast.ops.checks import Encodings, check_device
 from mmfast.ops.identity import IDENTITY, Identity, noise_from
 from mmfast.ops.reverse_call import ReverseCall
-from mmfast.ops.tables import Formula, PosteriorMean, Step, covered, formula, kept, range_of
+from mmfast.ops.tables import Formula, PosteriorMean, Step, covered, kept, made_once, range_of
 from mmfast.process import TARGETS, Time
 from mmfast.schedule import Schedule
 
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 _MEAN, _SAMPLE = PosteriorMean(noisy=False), PosteriorMean(noisy=True)
 _CLAMPED = Step("eps", eta=1.0)
 # The noise, where x0 is held, and whether it is wanted.
-How = tuple[Noise | None, Bounds, bool]
-# The fields of a ReverseCall, which is not made on the fast path.
-Asked = tuple[Formula, str, Encodings, tuple[Time, Time | None], Schedule, Tensor | None]
+How = tuple[GivenNoise | None, Bounds, bool]
 _PLAIN: How = (None, Bounds(-math.inf, math.inf), False)
 
 
@@ -49,7 +47,7 @@ def posterior_mean(
 
     Raises MmfastError naming the argument at fault.
     """
-    return _compute((_MEAN, "z_t, eps, encodings", encodings, (t, s), sched, present), [z_t, eps])[0]
+    return _compute(_MEAN, "z_t, eps, encodings", encodings, (t, s), sched, present, [z_t, eps])[0]
 
 
 class PosteriorOptions(Identity, total=False):
@@ -88,8 +86,7 @@ def posterior_sample(
     """
     kind, chosen = _SAMPLE if clamp is None else _CLAMPED, filled("posterior_sample", POSTERIOR, options)
     how = noise_from(chosen), range_of(clamp), False
-    asked = kind, "z_t, eps, encodings", encodings, (t, s), sched, chosen["present"]
-    return _compute(asked, [z_t, eps], how)[0]
+    return _compute(kind, "z_t, eps, encodings", encodings, (t, s), sched, chosen["present"], [z_t, eps], how)[0]
 
 
 @shows(StepOptions, STEP)
@@ -130,9 +127,18 @@ def step(
     elif guidance_scale != 1:
         _finite("guidance_scale", guidance_scale)
         raise MmfastError(f"guidance_scale is {guidance_scale}, but unconditional is None; guidance needs both")
-    kind = formula(_step, chosen["target"], chosen["eta"], scale)
-    how = noise_from(chosen), range_of(chosen["clamp"], prediction), True
-    return _compute((kind, what, encodings, (t, s), sched, chosen["present"]), [z_t, *predictions], how)
+    kind, bounds = made_once(_asked, chosen["target"], chosen["eta"], scale, chosen["clamp"])
+    if isinstance(prediction, Block):
+        bounds = Bounds(*bounds[:2], *covered(prediction))
+    how = noise_from(chosen), bounds, True
+    return _compute(kind, what, encodings, (t, s), sched, chosen["present"], [z_t, *predictions], how)
+
+
+def _asked(
+    target: str, eta: float, guidance_scale: float | None, clamp: float | tuple[float, float] | None
+) -> tuple[Step, Bounds]:
+    """The step's formula and where x0 is held, of options that nobody has checked."""
+    return made_once(_step, target, eta, guidance_scale), range_of(clamp)
 
 
 def _step(target: str, eta: float, guidance_scale: float | None) -> Step:
@@ -153,19 +159,22 @@ def _finite(name: str, value: object) -> None:
         raise MmfastError(f"{name} is {given}; it should be a finite number")
 
 
-def _compute(asked: Asked, first: list[Term], how: How = _PLAIN) -> tuple[Tensor, Tensor]:
-    """The formula asked on z_t, the predictions and the encodings: z_s and, where it goes through it, z0hat."""
-    formula, _, encodings, (t, s), sched, present = asked
+def _compute(
+    formula: Formula, what: str, encodings: Encodings, times: tuple[Time, Time | None], sched: Schedule,
+    present: Tensor | None, first: list[Term], how: How = _PLAIN,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The formula on z_t, the predictions and the encodings: z_s and, where it goes through it, z0hat."""
+    t, s = times
     known = kept(formula, tuple(encodings), sched) if type(encodings) is dict else None
     # A GPU's table is not looked at, and its row of t = 0 is NaN.
     if known is None or s is not None or present is not None or (type(t) is int and t < 1):
-        return _checked(ReverseCall(*asked), first, how)
+        return _checked(ReverseCall(formula, what, encodings, times, sched, present), first, how)
     terms, noise = [*first, *encodings.values()], None if known.sigma is None else how[0]  # type: ignore[union-attr]
     if known.to_x0 is None:
         found = dispatch.at_once("combine", terms, known, t, noise, False, False)
     else:
         found = dispatch.at_once("step", terms, known, t, noise, how[1], how[2])
-    return found or _checked(ReverseCall(*asked), first, how)
+    return found or _checked(ReverseCall(formula, what, encodings, times, sched, present), first, how)
 
 
 def _checked(asked: ReverseCall, first: list[Term], how: How) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mmfast import process
-from mmfast.ops.call import Call, Noise, Term, arithmetic
+from mmfast.ops.call import Call, GivenNoise, Term, arithmetic
 from mmfast.ops.checks import Encodings, check_batch, check_noise, check_present, gather, select
 from mmfast.ops.tables import Formula, find
 from mmfast.process import Time
@@ -24,7 +24,7 @@ class ReverseCall(NamedTuple):
     sched: Schedule
     present: Tensor | None
 
-    def checked(self, first: list[Term], noise: Noise | None) -> tuple[Call, bool]:
+    def checked(self, first: list[Term], given: GivenNoise | None) -> tuple[Call, bool]:
         """The checked call, and whether its terms are of no dimension."""
         (t, s), sched, present = self.times, self.sched, self.present
         names, encoded = select(self.encodings, sched)
@@ -39,8 +39,6 @@ class ReverseCall(NamedTuple):
             check_present(present, batch[0], len(names), tables.coefs.device)
             process.check_time("t", t, 1, sched.T)
             tables, rows = tables.own(rows, batch[0]).only_present(present, len(first)), None
-        if tables.sigma is None:
-            noise = None
-        if noise is not None:
-            noise = check_noise(noise, batch[0], tables.coefs.device)
+        noisy = tables.sigma is not None and given is not None
+        noise = check_noise(given, batch[0], tables.coefs.device) if noisy else None  # type: ignore[arg-type]
         return Call(terms, tables, rows, noise, batch, dtype), not shape

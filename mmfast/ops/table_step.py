@@ -12,7 +12,7 @@ from mmfast.errors import MmfastError
 from mmfast.keywords import shows
 from mmfast.ops import dispatch
 from mmfast.ops.around import in_memory
-from mmfast.ops.call import Bounds, Call, Noise, Rows, Tables, Term, arithmetic
+from mmfast.ops.call import Bounds, Call, GivenNoise, Rows, Tables, Term, arithmetic
 from mmfast.ops.checks import (
     check_device,
     check_levels,
@@ -60,14 +60,14 @@ def step_by_table(
     if not isinstance(tables, Tables) or tables.to_x0 is None:
         raise MmfastError("tables has no to_x0; it should be mmfast.ops.Tables(coefs, sigma, to_x0)")
     first = check_levels(levels, tables.sigma)
-    noise: Noise | None = noise_of("step_by_table", identity, first)
+    given: GivenNoise | None = noise_of("step_by_table", identity, first)
     if tables.sigma is None:
-        noise = None
+        given = None
     bounds = range_of(clamp)
     if channels is not None:
         bounds = Bounds(*bounds[:2], *_span(channels))
     if not is_compiling():
-        found = dispatch.at_once("step", terms, tables, row, noise, bounds, True)
+        found = dispatch.at_once("step", terms, tables, row, given, bounds, True)
         if found is not None:
             return found
     tensors, shape, dtype = gather(terms, like_first=True)
@@ -82,8 +82,7 @@ def step_by_table(
     within_channels(first, shape)
     wide = arithmetic(dtype)
     tables = Tables(coefs, sigma, to_x0).map(lambda x: in_memory(x.to(wide)))
-    if noise is not None:
-        noise = check_noise(noise, shape[0], tables.coefs.device)
+    noise = None if given is None else check_noise(given, shape[0], tables.coefs.device)
     check_device(tables.coefs.device, tensors, tables.to_x0, tables.sigma)
     call = Call(tensors, tables, row, noise, shape, dtype)
     try:

@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,9 +19,11 @@ from torch.compiler import is_compiling
 from mmfast import process
 from mmfast.errors import MmfastError
 from mmfast.ops import around
-from mmfast.ops.call import Block, Bounds, Noise, Rows, Tables, Term, tensor_of
+from mmfast.ops.call import Block, Bounds, GivenNoise, KeptTables, Rows, Tables, Term, tensor_of
 from mmfast.process import TARGETS, Jump, Time, posterior_mean_eps, reverse_step
 from mmfast.schedule import Schedule, as_int
+
+Made = TypeVar("Made")
 
 
 class Formula(Protocol):
@@ -33,18 +35,18 @@ class Formula(Protocol):
 
 
 @functools.lru_cache(256)
-def _one(kind: Callable[..., Formula], *args: Any) -> Formula:
-    return kind(*args)
+def _once(make: Callable[..., Made], *args: Any) -> Made:
+    return make(*args)
 
 
-def formula(kind: Callable[..., Formula], *args: Any) -> Formula:
-    """kind(*args), one object for the same arguments, to keep tables by. A compiler keeps none and traces no cache."""
+def made_once(make: Callable[..., Made], *args: Any) -> Made:
+    """make(*args), one object for the same arguments, to keep tables by. A compiler keeps none and traces no cache."""
     if is_compiling():
-        return kind(*args)
+        return make(*args)
     try:
-        return _one(kind, *args)
-    except TypeError:  # an argument of a kind that cannot be looked up: `kind` says what it should be
-        return kind(*args)
+        return _once(make, *args)
+    except TypeError:  # an argument of a kind that cannot be looked up: `make` says what it should be
+        return make(*args)
 
 
 def columns(*parts: Tensor) -> Tensor:
@@ -171,8 +173,8 @@ def own_rows(tables: Tables, t: object, batch: int) -> bool:
 
 
 def kept_present(
-    tables: Tables, terms: Sequence[Any], t: Time, noise: Noise | None, present: Tensor
-) -> tuple[Tables, None, Noise | None] | None:
+    tables: Tables, terms: Sequence[Any], t: Time, noise: GivenNoise | None, present: Tensor
+) -> tuple[Tables, None, GivenNoise | None] | None:
     """A marginal's tables with a row for each sample, in which what it lacks is cleared, and its noise; None where the
     two do not fit together, which the op's checks will say. terms: z0 and the encodings."""
     z0 = tensor_of(terms[0])
@@ -214,6 +216,8 @@ def _keep(sched: Schedule, key: tuple[Any, ...], jumps: Callable[[], Jump]) -> T
     # What is kept outlives the mode that this call is made in: no inference tensors, wrappers or fakes.
     with around.outside():
         made = formula(jumps()).map(lambda x: x.to(dtype))
+    if all(type(x) is Tensor and not x.requires_grad for x in made if x is not None):
+        made = KeptTables(*made)
     # What a CUDA graph is being made of is not computed yet, and its memory is the graph's.
     if not (sched.alpha_bar.is_cuda and torch.cuda.is_current_stream_capturing()):
         sched.derived[key] = made
@@ -238,16 +242,9 @@ def _all_jumps(formula: Formula, sched: Schedule, names: tuple[str, ...]) -> Jum
     return Jump(torch.cat((nan, x[1:])), torch.cat((nan, x[:-1])), W, torch.cat((W[:1], W[:-1])))
 
 
-def range_of(clamp: float | tuple[float, float] | None, prediction: Term | None = None) -> Bounds:
-    """The bounds that `clamp` names: a number c means -c .. c, None no bounds; and the channels of a prediction.
-
-    Raises MmfastError.
-    """
-    try:
-        bounds = _bounds(clamp) if is_compiling() else _same_bounds(clamp)
-    except TypeError:  # a list
-        bounds = _bounds(clamp)
-    return Bounds(*bounds[:2], *covered(prediction)) if isinstance(prediction, Block) else bounds
+def range_of(clamp: float | tuple[float, float] | None) -> Bounds:
+    """The bounds that `clamp` names: a number c means -c .. c, None no bounds. Raises MmfastError."""
+    return made_once(_bounds, clamp)
 
 
 # A bound beyond it bounds no number of float32, and torch takes none there.
@@ -263,9 +260,6 @@ def _bounds(clamp: float | tuple[float, float] | None) -> Bounds:
     if not low < high:
         raise MmfastError(f"clamp is {clamp!r}; it should be a positive number or a pair (low, high)")
     return Bounds(-math.inf if low < -LARGEST else float(low), math.inf if high > LARGEST else float(high))
-
-
-_same_bounds = functools.lru_cache(64)(_bounds)
 
 
 def covered(prediction: Term | None) -> tuple[int, int]:

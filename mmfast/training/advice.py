@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
 
 import torch
 
 from mmfast.config import Config
 from mmfast.model import Model
+from mmfast.processor import slow_in_bf16
 from mmfast.sample import takes_eta
 
 
@@ -44,9 +44,8 @@ def without_effect(model: Model, config: Config) -> Iterator[str]:
 
 def slow_here(config: Config, device: torch.device) -> Iterator[str]:
     """Those that cost much on this machine and are of little use there."""
-    x86 = platform.machine() in ("x86_64", "AMD64") and device.type == "cpu"
-    found = torch.backends.cpu.get_cpu_capability()
-    if x86 and found != "AVX512" and config.train.precision == "bf16":
+    if config.train.precision == "bf16" and slow_in_bf16(device):
+        found = torch.backends.cpu.get_cpu_capability()
         yield (
             f"train.precision is bf16, which this processor ({found}) has no instructions for: a U-Net may take ten "
             "times as long as with fp32; give --train.precision fp32 --sample.precision fp32"

@@ -1,5 +1,6 @@
 """The judge's training and its figures by value: what it is shown, with which labels, and what the share counts."""
 
+import platform
 from types import SimpleNamespace
 
 import pytest
@@ -85,6 +86,18 @@ def test_it_is_shown_every_image_and_its_mirror_with_its_label(monkeypatch, tmp_
     greatest = max(rates)
     assert len(rates) == 9 and greatest <= 4e-3 and rates.index(greatest) in (1, 2)
     assert rates[-1] < 1e-3 * greatest and rates[0] < greatest
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [("AVX512", torch.bfloat16), ("AVX2", torch.float32)])
+def test_it_is_trained_in_bf16_where_the_processor_has_instructions_for_it(monkeypatch, tmp_path, capability, dtype):
+    """Without them a step takes many times as long: seen by what its first layer makes."""
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    logits, seen = judge.Classifier.logits, set()
+    monkeypatch.setattr(judge.Classifier, "logits", lambda self, x: seen.add((y := logits(self, x)).dtype) or y)
+    real = judge.Classified(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4) % 2, 2)
+    judge.classifier(real, key={}, cache=tmp_path, epochs=1, width=8, quiet=True)
+    assert seen == {dtype}
 
 
 def test_what_it_says_of_an_image_is_its_layers():

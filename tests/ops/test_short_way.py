@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mmfast import MmfastError, Schedule, bridge, ops
 from mmfast.ops import Block, Tables, dispatch
 
+SIDES = st.one_of(st.integers(1, 8), st.tuples(st.integers(1, 8), st.integers(1, 8)))
 S = Schedule.cosine(10, {"a": bridge(1.0)})
 Z, A, N, T = torch.randn(4, 3), torch.randn(4, 3), torch.randn(4, 3), torch.tensor([1, 2, 3, 4])
 
@@ -109,3 +112,31 @@ def test_a_registered_backend_is_asked_again_after_another_was_forced(monkeypatc
     with ops.backend("reference"):
         pass
     assert not any(ops.backends.LOOKING.values())
+
+
+@pytest.mark.skipif(not LOOKS, reason="the extension cannot look for itself with this torch, or there is none")
+@given(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0]), st.integers(1, 7), st.integers(1, 7), SIDES)
+def test_a_share_of_blocks_is_rounded_as_python_rounds(ratio, H, W, block):
+    """Half of 5 blocks is 2 and of 7 is 4, to even; a block is cut at the edge, and one int is both its sides."""
+    x = torch.ones(2, 3, H, W)
+    found = ops.backends.look("block_mask", x, ratio, ((3, 0), None, 4, ()), block, True)
+    height, width = (block, block) if isinstance(block, int) else block
+    blocks = -(-H // min(height, H)) * -(-W // min(width, W))
+    with ops.backend("reference"):
+        wanted = ops.block_mask(x, torch.full((2,), ratio, dtype=torch.float64), block, seed=3, stream=4)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    rows, columns = torch.arange(H) // height, torch.arange(W) // width
+    number = rows[:, None] * -(-W // width) + columns
+    seen = [len(number[mask[0] == 1].unique()) for mask in found[1]]
+    assert seen == [blocks - round(ratio * blocks)] * 2
+
+
+@pytest.mark.skipif(not LOOKS, reason="the extension cannot look for itself with this torch, or there is none")
+@pytest.mark.parametrize(
+    ("ratio", "block", "exact"),
+    [(1.5, 2, True), (-0.1, 2, True), (float("nan"), 2, True), (0.5, 0, True), (0.5, True, True), (0.5, (2,), True),
+     (0.5, [2, 2], True), (0.5, (2, 2.0), True), (0.5, 2, 1), (0.5, 2, "yes"), (0.5, 2, False)],
+)  # fmt: skip
+def test_shares_and_blocks_that_are_for_the_checks(ratio, block, exact):
+    x = torch.ones(1, 1, 4, 4)
+    assert ops.backends.look("block_mask", x, ratio, ((3, 0), None, 4, ()), block, exact) is None

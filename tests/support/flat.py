@@ -111,7 +111,7 @@ class Guards:
         self.monkeypatch, self.offset, self.kept = monkeypatch, offset, []
 
     def _make(self, like, shape, dtype=None):
-        shape = (shape,) if isinstance(shape, int) else shape
+        shape = shape[0] if shape and not isinstance(shape[0], int) else shape
         count = math.prod(shape)
         whole = torch.full([2 * self.SIZE + self.offset + count], 77, dtype=dtype or like.dtype, device=like.device)
         first = self.SIZE + self.offset
@@ -121,7 +121,7 @@ class Guards:
 
     def __enter__(self):
         self.monkeypatch.setattr(torch, "empty_like", lambda x: self._make(x, x.shape))
-        self.monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, shape, dtype=None: self._make(x, shape, dtype))
+        self.monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *shape, dtype=None: self._make(x, shape, dtype))
         return self
 
     def __exit__(self, *error):
