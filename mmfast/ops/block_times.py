@@ -25,7 +25,7 @@ from mmfast.ops import around
 from mmfast.ops.call import MAX_LEVELS, Block, Bounds, Call, GivenNoise, Tables, Term, arithmetic, tensor_of
 from mmfast.ops.checks import check_noise, check_present, gather, select
 from mmfast.ops.reverse_call import ReverseCall
-from mmfast.ops.tables import Formula, find
+from mmfast.ops.tables import Formula, find, made_once
 from mmfast.process import Time
 from mmfast.schedule import Schedule
 
@@ -40,10 +40,7 @@ class Blocks(NamedTuple):
 
     spans: tuple[tuple[int, int], ...]
     order: tuple[int, ...]  # the blocks by their channels
-
-    def levels(self) -> tuple[int, ...]:
-        """The first channel of each, in their order."""
-        return tuple(self.spans[i][0] for i in self.order)
+    levels: tuple[int, ...]  # the first channel of each, in that order
 
     def sorted(self, values: Tensor) -> Tensor:
         """[B, 1 + M], a column a block, in the order of their channels."""
@@ -68,13 +65,19 @@ def _index(order: tuple[int, ...], device: torch.device) -> Tensor:
 
 def _whole(spans: Sequence[tuple[int, int]], channels: int) -> Blocks | None:
     """These blocks, if they follow on one another and cover all channels."""
+    return made_once(_blocks, tuple(spans), channels)
+
+
+def _blocks(spans: tuple[tuple[int, int], ...], channels: int) -> Blocks | None:
     order, at = sorted(range(len(spans)), key=spans.__getitem__), 0
     for i in order:
         first, number = spans[i]
         if first != at or number < 1:
             return None
         at += number
-    return Blocks(tuple(spans), tuple(order)) if at == channels and len(order) <= MAX_LEVELS else None
+    if at != channels or len(order) > MAX_LEVELS:
+        return None
+    return Blocks(spans, tuple(order), tuple([spans[i][0] for i in order]))
 
 
 def _spans(terms: Sequence[Term], names: Sequence[str], t: Tensor) -> list[tuple[int, int]]:
@@ -140,7 +143,7 @@ def kept_marginal(
             tables = tables.only_present(present, 1)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return None  # which the checks will say
-    return tables, None, (*noise[:3], blocks.levels())
+    return tables, None, (*noise[:3], blocks.levels)
 
 
 def marginal(
@@ -215,7 +218,7 @@ def reverse(asked: ReverseCall, first: Sequence[Term], given: GivenNoise | None,
     if tables.sigma is not None:
         tables = Tables(tables.coefs, blocks.sorted(tables.sigma), *tables[2:])
         if given is not None:
-            noise = check_noise((*given[:3], blocks.levels()), shape[0], tables.coefs.device)
+            noise = check_noise((*given[:3], blocks.levels), shape[0], tables.coefs.device)
     start, channels = blocks.spans[0]
     return Call([*terms, *own], tables, None, noise, shape, dtype), Bounds(bounds.low, bounds.high, start, channels)
 

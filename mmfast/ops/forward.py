@@ -117,7 +117,7 @@ def q_sample(
     made = None
     if given is not None:
         made = check_noise(given, batch[0], tables.coefs.device)
-        made = made if blocks is None else made.with_levels(blocks.levels())
+        made = made if blocks is None else made.with_levels(blocks.levels)
     else:
         check_given(noise, shape)
         assert noise is not None
