@@ -11,6 +11,7 @@ from PIL import Image as PILImage
 from benchmarks.paper import any_to_any, measures
 from benchmarks.paper.any_to_any import DRAW, LEVEL, READ, Direction, behind, measured
 from benchmarks.paper.core import OURS, Found, Method, Task, Trained
+from benchmarks.paper.page import three
 from benchmarks.paper.report import Metric, Row, Verdict
 from mmfast.pictures import sample_grid
 
@@ -74,7 +75,7 @@ def verdicts(rows: list[Row], slack: float = 1.0) -> list[Verdict]:
             near += share <= LEVEL
             if touches(direction, name):
                 claim = f"{name} added: {direction.condition}, {metric} within {LEVEL:.0%} of all from nothing"
-                found.append(Verdict(claim, share <= LEVEL, f"{a:.3g} and {b:.3g}"))
+                found.append(Verdict(claim, share <= LEVEL, f"{three(a)} and {three(b)}"))
         if asked:
             claim = f"{name} added: all {len(asked)} directions within {LEVEL:.0%}"
             found.append(Verdict(claim, near == len(asked), str(near)))
