@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,13 +11,17 @@ from torch import Tensor
 from mmfast import ops
 from mmfast.config import Config
 from mmfast.errors import MmfastError, unknown
+from mmfast.keywords import BY_CONFIG, filled, shows
 from mmfast.modalities.base import Modality
 from mmfast.model import Model
 from mmfast.path import check_offset
 from mmfast.ranks import ALONE, Ranks
-from mmfast.sample import as_given, check_count, how_many, sample, takes_eta
+from mmfast.sample import SAMPLE, SampleOptions, as_given, check_count, how_many, sample, takes_eta
 from mmfast.samplers import SAMPLERS
 from mmfast.streams import HEAD_NOISE
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def settings(config: Config, given: Iterable[str] = ()) -> dict[str, Any]:
@@ -116,6 +120,11 @@ def drawn_by_prior(model: Model, given: Collection[str], order: Sequence[str | N
     return first if first is not None and model.part(first).prior() is not None else None
 
 
+# What `sample` has of its own where nothing is said; all else is the config's.
+_OWN: SampleOptions = {"sample_ids": None, "unknown": (), "progress": False}
+
+
+@shows(SampleOptions, {**dict.fromkeys(SAMPLE, BY_CONFIG), **_OWN})
 def generate(
     model: Model,
     config: Config,
@@ -125,7 +134,7 @@ def generate(
     first: Sequence[str] | None = None,
     known: Mapping[str, Tensor] | None = None,
     ranks: Ranks = ALONE,
-    **options: Any,
+    **options: Unpack[SampleOptions],
 ) -> dict[str, Tensor]:
     """`mmfast.sample.sample` as the config says: every modality by name, on the model's device.
 
@@ -141,14 +150,16 @@ def generate(
 
     Raises MmfastError for a name in `first` that is no modality of the model, or that follows from another.
     """
+    filled("generate", SAMPLE, options)  # for a keyword that is none
     given, inside = as_given(model, given, known)
     if ranks.count > 1:
         return _by_all(ranks, model, config, count, given, inside, {**options, "first": first})
+    how: dict[str, Any]
     first = config.sample.first if first is None else [first] if isinstance(first, str) else first
     check_first(model, first)
     in_part = {name: x for name, x in given.items() if name in inside}
     whole = {name: x for name, x in given.items() if name not in inside}
-    guidance, seed = (options.pop(k, getattr(o, k)) for k, o in (("guidance_scale", config.sample), ("seed", config)))
+    guidance, seed = options.get("guidance_scale", config.sample.guidance_scale), options.get("seed", config.seed)
     asked = guidance is not config.sample.guidance_scale  # the config's is for whatever is given
     for name in guidance if isinstance(guidance, Mapping) and asked else ():
         if name not in {*whole, *first}:

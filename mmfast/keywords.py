@@ -10,6 +10,16 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ForwardRef, TypeVar
 
+
+class _ByConfig:
+    """What an option is where none is given, in place of a default."""
+
+    def __repr__(self) -> str:
+        return "<the config's>"
+
+
+BY_CONFIG = _ByConfig()
+
 Options = TypeVar("Options", bound=Mapping[str, object])
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -9,6 +9,9 @@ import torch
 
 import mmfast
 from mmfast import Schedule, keywords, ops
+from mmfast import config as configs
+from mmfast.build import build_model
+from mmfast.generate import generate
 from mmfast.ops import forward, identity, reverse
 from mmfast.sample import SAMPLE, SampleOptions, sample
 
@@ -83,6 +86,19 @@ def test_sample_shows_and_refuses_too():
     assert shown["steps"].annotation == "int"
     with pytest.raises(TypeError, match=r"sample\(\) got an unexpected keyword argument 'step'; its options are steps"):
         sample(None, 1, step=5)
+
+
+def test_generate_shows_what_the_config_decides():
+    """Its options are sample's; of the config's, help says so, and one that is none is refused before anything else."""
+    shown = {x.name: x for x in inspect.signature(generate).parameters.values()}
+    assert {*SAMPLE} <= {*shown} and str(shown["steps"]) == "steps: 'int' = <the config's>"
+    for name in ("sample_ids", "unknown", "progress"):
+        assert shown[name].default == SAMPLE[name]
+    config = configs.load("digits")
+    with pytest.raises(
+        TypeError, match=r"generate\(\) got an unexpected keyword .*'step'; its options are steps"
+    ):
+        generate(build_model(config), config, 1, step=2)
 
 
 @pytest.mark.parametrize("kind", DECLARED, ids=lambda kind: kind.__name__)
