@@ -95,9 +95,7 @@ def test_generate_shows_what_the_config_decides():
     for name in ("sample_ids", "unknown", "progress"):
         assert shown[name].default == SAMPLE[name]
     config = configs.load("digits")
-    with pytest.raises(
-        TypeError, match=r"generate\(\) got an unexpected keyword .*'step'; its options are steps"
-    ):
+    with pytest.raises(TypeError, match=r"generate\(\) got an unexpected keyword .*'step'; its options are steps"):
         generate(build_model(config), config, 1, step=2)
 
 

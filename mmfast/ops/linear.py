@@ -6,6 +6,7 @@ any strides, compute in float32 (float64 for float64), and never wait for a GPU.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -16,8 +17,8 @@ from torch.compiler import is_compiling
 from mmfast.errors import MmfastError
 from mmfast.keywords import shows
 from mmfast.ops import dispatch
-from mmfast.ops.around import in_memory
-from mmfast.ops.call import Call, GivenNoise, Rows, Tables, Term, arithmetic
+from mmfast.ops.around import in_memory, outside, watched
+from mmfast.ops.call import Call, GivenNoise, KeptTables, Rows, Tables, Term, arithmetic
 from mmfast.ops.checks import (
     FLOATS,
     Encodings,
@@ -159,13 +160,27 @@ def randn(
     check_count(shape)
     if dtype not in FLOATS:
         raise MmfastError(f"dtype is {dtype}; it should be float32, float64, bfloat16 or float16")
-    tables, noise = (
-        Tables(torch.zeros(1, 0, device=device_of(device), dtype=arithmetic(dtype))),
-        noise_of("randn", identity),
-    )
+    device, noise = device_of(device), noise_of("randn", identity)
+    if shape and not watched():
+        # A term that is not read says the shape, at the cost of one element.
+        like = torch.empty([1] * len(shape), dtype=dtype, device=device).expand(shape)
+        alone = _noise_alone(like.device, arithmetic(dtype))
+        # On the CPU the sum is the noise to the sign of a zero; elsewhere it is asked for beside the sum.
+        beside = like.device.type != "cpu"
+        found = dispatch.at_once("combine", [like], alone, None, noise, beside, False)
+        if found is not None:
+            return found[beside]
+    tables = Tables(torch.zeros(1, 0, device=device, dtype=arithmetic(dtype)))
     _, eps = _combine(Call([], tables, None, None, list(shape), dtype), noise, return_noise=True)
     assert eps is not None
     return eps
+
+
+@functools.cache
+def _noise_alone(device: torch.device, dtype: torch.dtype) -> Tables:
+    """The tables of nothing but noise: 0 x + 1 eps."""
+    with outside():
+        return KeptTables(torch.zeros(1, 1, device=device, dtype=dtype), torch.ones(1, device=device, dtype=dtype))
 
 
 @shows(Identity, IDENTITY)

@@ -78,6 +78,7 @@ USUAL = {
     "combine": lambda: ops.combine([Z, A], torch.ones(4, 2), torch.ones(4), return_noise=True),
     "multimodal_mean": lambda: ops.multimodal_mean({"a": A, "b": Z}, torch.ones(1, 2)),
     "step_by_table": lambda: ops.step_by_table([Z], Tables(torch.ones(4, 2), None, torch.ones(4, 1)), T - T),
+    "randn": lambda: ops.randn([2, 3]),
     "block_mask": lambda: ops.block_mask(Z.reshape(1, 1, 4, 3), 0.5, 1),
 }
 
@@ -96,6 +97,19 @@ def test_usual_calls_take_the_short_way(name, monkeypatch):
     monkeypatch.setattr(dispatch, "of_call", checked)
     monkeypatch.setattr(dispatch, "squared_error", checked)
     USUAL[name]()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [[3], [2, 5_000], (2, 3, 4), [0, 3], [2, 0], []], ids=str)
+def test_noise_alone_has_the_same_bits_by_either_way(shape, dtype):
+    """And lies contiguous, without a gradient."""
+    options = {"seed": 2**40, "stream": 5, "draw": 3, "dtype": dtype}
+    found = ops.randn(shape, **options)
+    with ops.backend("cpu"):
+        wanted = ops.randn(shape, **options)
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[found.element_size()]
+    assert found.shape == wanted.shape and found.dtype == dtype and found.is_contiguous() and not found.requires_grad
+    assert torch.equal(found.view(bits), wanted.view(bits))
 
 
 def test_a_fresh_seed_is_kept_for_the_gradient_of_sigma():
