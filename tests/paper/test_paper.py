@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import platform
 import shutil
 import signal
 
@@ -241,6 +242,19 @@ def test_other_budgets_and_what_is_claimed_there():
     assert [v.holds for v in share.verdicts[:2]] == [True, False]
     assert total.own == [core.TOTAL] and share.own == list(half) and share.methods[0] == OURS
     assert core.sections(task, rows(OURS, 0.8)) == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "lines"), [("AVX2", "bf16", 1), ("AVX2", "fp32", 0), ("AVX512", "bf16", 0)]
+)
+def test_bf16_is_said_to_be_slow_where_it_is(monkeypatch, capability, precision, lines):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    task = paper.load("image-label")
+    config = task.config(task.method(OURS), 0, 64, {"train.precision": precision})
+    found = list(paper.slow(config))
+    assert len(found) == lines and all("--set train.precision=fp32" in line for line in found)
 
 
 def test_a_fine_tuned_model_goes_on_from_ours_with_one_task(tmp_path):
