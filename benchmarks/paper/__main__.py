@@ -146,8 +146,8 @@ def slow(config: Config) -> Iterator[str]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.train.precision == "bf16" and slow_in_bf16(device):
         yield (
-            "the models train in bf16, which this processor has no instructions for: they may take ten times as long as "
-            "with --set train.precision=fp32 --set sample.precision=fp32"
+            "the models train in bf16, which this processor has no instructions for: they may take ten times as long "
+            "as with --set train.precision=fp32 --set sample.precision=fp32"
         )
 
 
