@@ -105,7 +105,6 @@ public:
         expect(PyLong_CheckExact(rows_) || rows_ == Py_None || ordinary(rows_), "rows are no tensor");
         read_rows();
     }
-    ~Call() { Py_XDECREF(owned_); }
     Call(const Call&) = delete;
     Call& operator=(const Call&) = delete;
 
@@ -213,7 +212,11 @@ public:
 
 private:
     PyObject *terms_, *tables_, *rows_, *noise_;
-    PyObject* owned_ = nullptr;  // our own reference to the terms
+    // Our own reference to the terms: a member, so that it goes where a constructor throws, too.
+    struct Owned {
+        PyObject* terms = nullptr;
+        ~Owned() { Py_XDECREF(terms); }
+    } owned_;
     PyObject* like_ = nullptr;  // the first term, where an output is to be like it
     bool looking_, kept_ = false, alike_ = true, all_whole_ = true, last_whole_ = false, grad_ = false;
     int64_t table_rows_ = -1;  // of the tables so far, where rows are given
@@ -230,8 +233,8 @@ private:
         const auto end_as = [&](Seen found) { return seen = found, false; };
         if (!exchange_api() || !torch_state.watchers) return end_as(kUnusual);
         if (!(PyList_CheckExact(terms_) || PyTuple_CheckExact(terms_))) return end_as(kUnusual);
-        terms_ = owned_ = PySequence_Tuple(terms_);  // the caller's list may change while the kernel runs
-        if (!owned_) throw PythonError();
+        terms_ = owned_.terms = PySequence_Tuple(terms_);  // the caller's list may change while the kernel runs
+        if (!terms_) throw PythonError();
         if (count() == 0) return end_as(kUnusual);
         PyObject* first = tensor_of(term(0));
         if (!ordinary(first)) return end_as(kUnusual);

@@ -97,12 +97,11 @@ struct MaskArguments {
 
     explicit MaskArguments(PyObject* const* a)
         : x(a[0]), type(x.type()), batch(expect_images(x)), block_height(side(a[3], 0, x.size[2])),
-          block_width(side(a[3], 1, x.size[3])), exact(a[4] == Py_True),
+          block_width(side(a[3], 1, x.size[3])), exact(exact_of(a)),
           hidden(one_for_all(a[1]) ? nullptr : integers(a[1], batch, "hidden is not int64 [batch]", x.device)),
           of_all(one_for_all(a[1]) ? hidden_of_all(a[1]) : 0),
           noise(a[2], batch, torch_state.seed_tensor != nullptr, x.device), of_mask{batch, 1, x.size[2], x.size[3]},
           out(new_like(a[0])), mask(new_tensor(a[0], of_mask, 4, nullptr)) {
-        expect(exact || !one_for_all(a[1]), "a threshold is int64 [batch]");
         noise.draw_seed();
     }
     int64_t elements() const { return x.elements() + View(mask.get()).elements(); }  // of both results
@@ -112,8 +111,13 @@ struct MaskArguments {
 
 private:
     static bool one_for_all(PyObject* hidden) { return PyLong_CheckExact(hidden) || PyFloat_CheckExact(hidden); }
+    static bool exact_of(PyObject* const* a) {
+        expect(a[4] == Py_True || !one_for_all(a[1]), "a threshold is int64 [batch]");
+        return a[4] == Py_True;
+    }
     // A block's side: no longer than the image's.
     static int64_t side(PyObject* block, int d, int64_t size) {
+        expect(PyLong_Check(block) || (PyTuple_Check(block) && PyTuple_GET_SIZE(block) == 2), "a block has not two sides");
         const int64_t n = plain_integer(PyLong_Check(block) ? block : field(block, d), 1, INT64_MAX);
         return std::min(n, std::max<int64_t>(size, 1));
     }

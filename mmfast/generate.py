@@ -120,8 +120,8 @@ def drawn_by_prior(model: Model, given: Collection[str], order: Sequence[str | N
     return first if first is not None and model.part(first).prior() is not None else None
 
 
-# What `sample` has of its own where nothing is said; all else is the config's.
-_OWN: SampleOptions = {"sample_ids": None, "unknown": (), "progress": False}
+# Options whose defaults are those of `sample`; the config decides all others.
+_OWN: SampleOptions = {"sample_ids": None, "progress": False}
 
 
 @shows(SampleOptions, {**dict.fromkeys(SAMPLE, BY_CONFIG), **_OWN})
@@ -150,7 +150,7 @@ def generate(
 
     Raises MmfastError for a name in `first` that is no modality of the model, or that follows from another.
     """
-    filled("generate", SAMPLE, options)  # for a keyword that is none
+    filled("generate", SAMPLE, options)  # refuses an unknown keyword
     given, inside = as_given(model, given, known)
     if ranks.count > 1:
         return _by_all(ranks, model, config, count, given, inside, {**options, "first": first})
@@ -206,7 +206,8 @@ def _by_all(
 ) -> dict[str, Tensor]:
     """`generate` with the samples shared out; given and known: of `as_given`."""
     count = how_many(model, count, given)
-    ids = options.pop("sample_ids", torch.arange(count))
+    ids = options.pop("sample_ids", None)
+    ids = torch.arange(count) if ids is None else ids
     options["progress"] = options.get("progress", False) if ranks.first else False
 
     def draw(rows: Tensor) -> dict[str, Tensor]:

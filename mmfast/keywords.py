@@ -12,7 +12,7 @@ from typing import Any, ForwardRef, TypeVar
 
 
 class _ByConfig:
-    """What an option is where none is given, in place of a default."""
+    """Stands in a signature for a default that the config decides."""
 
     def __repr__(self) -> str:
         return "<the config's>"

@@ -171,7 +171,7 @@ def test_ranks_draw_what_one_process_does(small, given):
     model, usual = small
     given = {name: torch.tensor(x) for name, x in given.items()}
     count = 5 if len(given.get("label", ())) < 2 else None
-    for more in ({}, {"sample_ids": torch.arange(5) + 70}, {"first": ["mask"]}):
+    for more in ({}, {"sample_ids": torch.arange(5) + 70}, {"sample_ids": None}, {"first": ["mask"]}):
         alone, shared = (generate(model, usual, count, given, ranks=ranks, **more) for ranks in (ALONE, Both()))
         assert list(alone) == list(shared)
         for name, x in alone.items():

@@ -89,10 +89,10 @@ def test_sample_shows_and_refuses_too():
 
 
 def test_generate_shows_what_the_config_decides():
-    """Its options are sample's; of the config's, help says so, and one that is none is refused before anything else."""
+    """Its options are those of sample; help marks those that the config decides; an unknown one is refused at once."""
     shown = {x.name: x for x in inspect.signature(generate).parameters.values()}
     assert {*SAMPLE} <= {*shown} and str(shown["steps"]) == "steps: 'int' = <the config's>"
-    for name in ("sample_ids", "unknown", "progress"):
+    for name in ("sample_ids", "progress"):
         assert shown[name].default == SAMPLE[name]
     config = configs.load("digits")
     with pytest.raises(TypeError, match=r"generate\(\) got an unexpected keyword .*'step'; its options are steps"):

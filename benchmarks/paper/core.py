@@ -87,8 +87,9 @@ class Method:
 
     change: put over the preset, with dots in the keys; None drops a key. supervised: (given, target) for a network that
     says one of the other, without diffusion. share: of the images that the models see, 1 but in `other_budgets`. first:
-    a method that is trained first, and whose weights this one begins with. rate: of the preset's learning rate, the
-    share that it has. uses: the modalities that it is about: where a smoke run has not all of them, it is left out.
+    a method that is trained first, and whose weights this one begins with. rate: the share of the preset's learning
+    rate that it trains with. uses: the modalities that it is about: where a smoke run has not all of them, it is left
+    out.
     """
 
     name: str

@@ -131,6 +131,7 @@ def classifier(
             return judge.state_dict()
 
         given = {"shape": shape, "classes": real.classes, "seed": seed, "epochs": epochs, "width": width}
+        given["precision"] = "fp32" if slow_in_bf16(device) else "bf16"
         judge.load_state_dict(kept(cache, "judge", {**key, **given, "version": VERSION}, make))
     return judge.eval()
 

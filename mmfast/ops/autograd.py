@@ -80,7 +80,7 @@ class Combine(torch.autograd.Function):
 
 
 class Scaled(torch.autograd.Function):
-    """`combine` that is done, of terms that are all of the whole shape and tables without a gradient: what is usual.
+    """`combine` that is done, in the usual case: all terms are of the whole shape, and no table has a gradient.
 
     The gradient of term k is coefs[:, k] grad, for which no term is read. call: the coefs and rows; done: as for
     `_record_done`.
@@ -91,8 +91,9 @@ class Scaled(torch.autograd.Function):
         coefs, rows = call
         if rows is None:  # an attribute of ctx, or None among what is saved, would take longer
             ctx.save_for_backward(coefs)
-        elif isinstance(rows, int):
-            ctx.save_for_backward(coefs[rows : rows + 1])
+        elif isinstance(rows, int):  # the whole table, as Combine does: a checkpoint may compute once by each
+            ctx.save_for_backward(coefs)
+            ctx.row = rows
         else:
             ctx.save_for_backward(coefs, rows)
         out, eps, _ = done
@@ -104,7 +105,7 @@ class Scaled(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _grad_eps=None):  # type: ignore[no-untyped-def]
         saved, needs = ctx.saved_tensors, ctx.needs_input_grad
-        coefs, rows = saved if len(saved) == 2 else (saved[0], None)
+        coefs, rows = saved if len(saved) == 2 else (saved[0], getattr(ctx, "row", None))
         found = backends.look("scale", grad, coefs, rows, needs, 2)
         if found is not None:
             return found
@@ -152,7 +153,7 @@ def _record(call: Call, done: Any, coefs: Tensor, sigma: Tensor | None) -> tuple
 
 
 def _record_done(terms: Sequence[Term], tables: Any, rows: Any, noise: Any, done: Any) -> tuple[Tensor, Tensor | None]:
-    """The results of `combine` with their gradient; done: these, and whether it is one of products alone."""
+    """The results of `combine` with their gradients; done: these, and whether the gradients are products alone."""
     if done[2]:
         found = Scaled.apply((tables.coefs, rows), done, *terms)
         return found if type(found) is tuple else (found, None)

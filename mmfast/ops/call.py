@@ -90,7 +90,7 @@ class Tables(NamedTuple):
 
 
 class KeptTables(Tables):
-    """Tables that are kept with a schedule: plain tensors without a gradient, so that csrc/call.h looks at none."""
+    """Tables that the package keeps: plain tensors without a gradient, which csrc/call.h need not look at."""
 
     __slots__ = ()
 

@@ -46,7 +46,9 @@ def block_mask(
     Raises MmfastError naming the argument at fault.
     """
     noise = noise_of("block_mask", identity, stream=MASK)
-    if type(ratio) is float and not is_compiling():
+    # What is usual: the extension reads it as it is.
+    usual = exact is True and type(ratio) is float and type(block_size) is not list
+    if usual and not is_compiling():
         found = backends.look("block_mask", x, ratio, noise, block_size, exact)
         if found is not None:
             return found
@@ -70,7 +72,7 @@ def block_mask(
         words = torch.round(words).long().expand(B)
         hidden = torch.where(words >= 1 << 32, ALL, words.clamp(max=(1 << 32) - 1) << 31)
     block = height, width
-    if type(ratio) is not float and not is_compiling():
+    if not usual and not is_compiling():
         found = backends.look("block_mask", x, hidden, noise, block, exact)
         if found is not None:
             return found

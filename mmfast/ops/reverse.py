@@ -122,6 +122,8 @@ def step(
     if unconditional is not None:
         predictions, what = [prediction, unconditional], "z_t, prediction, unconditional, encodings"
         scale = guidance_scale
+        if scale is None:  # which means no guidance further on
+            _finite("guidance_scale", scale)
         if covered(prediction) != covered(unconditional):
             raise MmfastError("unconditional covers other channels than prediction; it should cover the same")
     elif guidance_scale != 1:

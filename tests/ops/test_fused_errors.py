@@ -43,6 +43,7 @@ STEPS = {
     "eta None": (lambda: step(eta=None), "eta"),
     "guidance without unconditional": (lambda: step(guidance_scale=2.0), "unconditional"),
     "guidance_scale text": (lambda: step(unconditional=X, guidance_scale="2"), "guidance_scale"),
+    "guidance_scale None": (lambda: step(unconditional=X, guidance_scale=None), "guidance_scale"),
     "guidance_scale a tensor": (lambda: step(unconditional=X, guidance_scale=HERE), "guidance_scale"),
     "guidance_scale NaN": (lambda: step(unconditional=X, guidance_scale=math.nan), "guidance_scale"),
     "guidance_scale infinite": (lambda: step(unconditional=X, guidance_scale=math.inf), "guidance_scale"),

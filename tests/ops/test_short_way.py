@@ -1,5 +1,8 @@
 """The short way into C++ takes nothing that the checks would refuse, and treats nothing otherwise."""
 
+import contextlib
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -80,6 +83,9 @@ USUAL = {
     "step_by_table": lambda: ops.step_by_table([Z], Tables(torch.ones(4, 2), None, torch.ones(4, 1)), T - T),
     "randn": lambda: ops.randn([2, 3]),
     "block_mask": lambda: ops.block_mask(Z.reshape(1, 1, 4, 3), 0.5, 1),
+    "block_mask, each block on its own": lambda: ops.block_mask(Z.reshape(1, 1, 4, 3), 0.5, 1, exact=False),
+    "block_mask, sides in a list": lambda: ops.block_mask(Z.reshape(1, 1, 4, 3), 0.5, [1, 2]),
+    "block_mask, a ratio for each": lambda: ops.block_mask(Z.reshape(2, 1, 2, 3), torch.tensor([0.1, 0.5]), 1),
 }
 
 
@@ -110,6 +116,28 @@ def test_noise_alone_has_the_same_bits_by_either_way(shape, dtype):
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[found.element_size()]
     assert found.shape == wanted.shape and found.dtype == dtype and found.is_contiguous() and not found.requires_grad
     assert torch.equal(found.view(bits), wanted.view(bits))
+
+
+# Each is given back by the extension for another reason, and then served by the long way.
+GIVEN_BACK = {
+    "times of another type": lambda x, a: ops.q_sample(x, {"a": a}, T.int(), S, seed=1),
+    "a time of no dimension": lambda x, a: ops.step(x, x, {"a": a}, torch.tensor(3), S),
+    "times that lie apart": lambda x, a: ops.q_sample(x, {"a": a}, torch.arange(1, 9)[::2], S, seed=1),
+    "terms of two types": lambda x, a: ops.q_sample(x, {"a": a.bfloat16()}, T, S, seed=1),
+    "terms that do not fit": lambda x, a: ops.combine([x, a[:, :2]], torch.ones(4, 2)),
+    "a mask of integers": lambda x, a: ops.block_mask(x.long()[None, None], 0.5, 1),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN_BACK)
+def test_what_is_given_back_is_not_kept(name):
+    """No reference to a term stays behind, however far the extension had come with it."""
+    x, a, counts = Z.clone(), A.clone(), []
+    for _ in range(5):
+        with contextlib.suppress(MmfastError):
+            GIVEN_BACK[name](x, a)
+        counts.append((sys.getrefcount(x), sys.getrefcount(a)))
+    assert len({*counts}) == 1
 
 
 def test_a_fresh_seed_is_kept_for_the_gradient_of_sigma():
@@ -149,7 +177,7 @@ def test_a_share_of_blocks_is_rounded_as_python_rounds(ratio, H, W, block):
 @pytest.mark.parametrize(
     ("ratio", "block", "exact"),
     [(1.5, 2, True), (-0.1, 2, True), (float("nan"), 2, True), (0.5, 0, True), (0.5, True, True), (0.5, (2,), True),
-     (0.5, [2, 2], True), (0.5, (2, 2.0), True), (0.5, 2, 1), (0.5, 2, "yes"), (0.5, 2, False)],
+     (0.5, [2, 2], True), (0.5, (2, 2.0), True), (0.5, (2, 2, 3), True), (0.5, 2, 1), (0.5, 2, "yes"), (0.5, 2, False)],
 )  # fmt: skip
 def test_shares_and_blocks_that_are_for_the_checks(ratio, block, exact):
     x = torch.ones(1, 1, 4, 4)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from test_short_way import LOOKS
+from torch.utils.checkpoint import checkpoint
 
-from mmfast import Schedule, ops
+from mmfast import Schedule, bridge, ops
 from mmfast.ops import Block, autograd
 
 pytestmark = pytest.mark.skipif(not LOOKS, reason="the extension cannot look for itself with this torch")
@@ -69,6 +70,19 @@ def test_second_gradients_and_many_at_once(name):
     with ops.backend("reference"):
         wanted = passes()
     torch.testing.assert_close(found, wanted, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("t", [3, torch.tensor([3, 1])], ids=["one time", "a time for each"])
+def test_a_checkpoint_may_compute_again_by_the_other_way(t):
+    """The first call with a schedule goes the long way, the one in the backward pass the short one."""
+    sched, z = Schedule.cosine(10, {"a": bridge(1.0)}), torch.randn(2, 3, requires_grad=True)
+
+    def noisy(x):
+        return ops.q_sample(2 * x, {"a": torch.ones(2, 3)}, t, sched, seed=1, return_noise=False)
+
+    (found,) = torch.autograd.grad(checkpoint(noisy, z, use_reentrant=False).sum(), z)
+    (wanted,) = torch.autograd.grad(noisy(z).sum(), z)
+    assert torch.equal(found, wanted)
 
 
 def test_a_schedule_that_is_differentiated_passes_gradients():
