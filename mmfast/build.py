@@ -89,14 +89,11 @@ def files_of(config: Config) -> dict[str, Path]:
     look = getattr(data.kind(config.data.kind), "look", None)
     if look is None:
         return {}
-    paths = look(config.data, stored(config), config.anchor).paths
-    root = config.data.root
-    return {
-        Path(os.path.relpath(path, root)).as_posix(): path
-        for found in paths.values()
-        for stem, path in found.items()
-        if stem in paths[config.anchor]
-    }
+    listing = look(config.data, stored(config), config.anchor)
+    paths, root = listing.paths, config.data.root
+    files = [x for found in paths.values() for stem, x in found.items() if stem in paths[config.anchor]]
+    files += [listing.table] if listing.table is not None else []
+    return {Path(os.path.relpath(path, root)).as_posix(): path for path in files}
 
 
 def check_beside_data(config: Config, what: str, place: Path) -> None:

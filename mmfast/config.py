@@ -224,7 +224,7 @@ def to_yaml(config: Config) -> str:
 FREE = re.compile(
     r"train\.(steps|accumulation|device|shard|compile|cuda_graphs|workers|max_skipped|tensorboard|log_to"
     r"|(log|sample|checkpoint|keep|validate)_every)"
-    r"|(sample|evaluate)\..*|modalities\.[^.]*\.(given_steps|class_counts|values)"
+    r"|(sample|evaluate)\..*|modalities\.[^.]*\.(given_steps|class_counts|captions|values)"
     r"|data\.(cache|cache_gb|on_error|outside)"
 )
 

@@ -44,9 +44,21 @@ def overridden(found: Any, source: str, overrides: Iterable[tuple[str, str]]) ->
         raise MmfastError(f"{source} holds what no config can: {one_line(error)}") from None
     if not isinstance(raw, DictConfig):
         raise MmfastError(f"{source} holds a {type(raw).__name__}; it should hold keys, as the presets do")
-    for key, value in overrides:
+    for key, value in _kinds_first(overrides):
         _override(raw, key, value)
     return raw
+
+
+def _kinds_first(overrides: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """With the kind of a part before its other options: it clears those of another kind, wherever it stands."""
+    found: list[tuple[str, str]] = []
+    for key, value in overrides:
+        part, _, last = key.rpartition(".")
+        others = [
+            k for k, (name, _) in enumerate(found) if last == "kind" and name.startswith(f"{part}.") and name != key
+        ]
+        found.insert(others[0] if others else len(found), (key, value))
+    return found
 
 
 def folder_of(source: str) -> str:

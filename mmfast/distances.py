@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmfast.config_sections import EvaluateSpec
 from mmfast.data import Data, Examples
+from mmfast.data.labelled import once
 from mmfast.metrics.features import Extractor, extractor
 from mmfast.metrics.frechet import frechet_distance
 from mmfast.metrics.precision_recall import precision_recall
@@ -33,7 +34,7 @@ def row_distances(part: Modality, name: str, x: Tensor, data: Data, most: int = 
     """`Modality.distances` of samples to one half of the real data, beside those of the other half to it."""
     if not part.distances(x, x):
         return {}
-    real = torch.cat([_present(examples, name, most) for examples in (data.train, data.test)])
+    real = torch.cat([_present(examples, name, most) for examples in (once(data.train), data.test)])
     real = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
     half = len(real) // 2
     count = min(half, len(x))
@@ -46,8 +47,15 @@ def row_distances(part: Modality, name: str, x: Tensor, data: Data, most: int = 
 
 def _present(examples: Examples, name: str, most: int) -> Tensor:
     """x of the examples that have it, at most so many."""
-    batch = examples.__getitems__(range(min(len(examples), most)))
+    batch = examples.__getitems__(_some(examples, most).tolist())
     return batch.data[name][batch.present[name]] if name in batch.present else batch.data[name]
+
+
+def _some(examples: Examples, most: int) -> Tensor:
+    """The rows of at most so many examples, drawn from all of them: data sets are often sorted by class."""
+    count = len(examples)
+    order = torch.arange(count) if count <= most else torch.randperm(count, generator=torch.Generator().manual_seed(1))
+    return order[:most].sort().values
 
 
 def distances(
@@ -72,9 +80,8 @@ def distances(
 
 def real_features(data: Data, anchor: str, features: Features, most: int = 10_000, ranks: Ranks = ALONE) -> Tensor:
     """The features of the real images of both sets, at most `most` of each, [n, d] in a shuffled order."""
-    chunks = [
-        (part, rows) for part in (data.train, data.test) for rows in torch.arange(min(len(part), most)).split(256)
-    ]
+    parts = once(data.train), data.test
+    chunks = [(part, rows) for part in parts for rows in _some(part, most).split(256)]
 
     def of_real(chunk: tuple[Examples, Tensor]) -> Tensor:
         part, rows = chunk

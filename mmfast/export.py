@@ -43,7 +43,8 @@ def to_diffusers(model: Model, config: Config, folder: str | os.PathLike[str], s
     if sampler not in SCHEDULERS:
         raise MmfastError(f"export's sampler is {sampler!r}, which diffusers has not; it should be of {[*SCHEDULERS]}")
     net = _unet(model, config)
-    scheduler = SCHEDULERS[sampler](diffusers, config, None if model.latent else config.sample.clamp)
+    bounded = model.anchor.bounded and not model.latent  # as `sample` clamps
+    scheduler = SCHEDULERS[sampler](diffusers, config, config.sample.clamp if bounded else None)
     if model.latent:
         if model.shape[1] != model.shape[2]:
             raise MmfastError(
@@ -148,7 +149,14 @@ def _dpmpp_2m(diffusers: Any, config: Config, clamp: float | None) -> Any:
             f"sample.clamp is {clamp}, and diffusers' DPM-Solver++ holds no image within bounds; export with "
             "sampler='ddim' or 'ddpm', or a run with sample.clamp=null"
         )
-    return diffusers.DPMSolverMultistepScheduler(**_schedule(config))
+    eta = config.sample.eta
+    if eta not in (0, 1):
+        raise MmfastError(
+            f"sample.eta is {eta:g}, and diffusers' DPM-Solver++ takes 0 or 1 alone; export with one of them"
+        )
+    return diffusers.DPMSolverMultistepScheduler(
+        algorithm_type="sde-dpmsolver++" if eta else "dpmsolver++", **_schedule(config)
+    )
 
 
 # From (diffusers, config, clamp) to the scheduler of the sampler.

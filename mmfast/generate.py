@@ -160,6 +160,8 @@ def generate(
     in_part = {name: x for name, x in given.items() if name in inside}
     whole = {name: x for name, x in given.items() if name not in inside}
     guidance, seed = options.get("guidance_scale", config.sample.guidance_scale), options.get("seed", config.seed)
+    if not isinstance(seed, int):
+        raise MmfastError(f"seed is a {type(seed).__name__}; it should be an int")
     asked = guidance is not config.sample.guidance_scale  # the config's is for whatever is given
     for name in guidance if isinstance(guidance, Mapping) and asked else ():
         if name not in {*whole, *first}:

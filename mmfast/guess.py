@@ -179,9 +179,12 @@ def _add(guessed: Guess, candidate: Candidate, options: dict[str, Any]) -> str:
     name = candidate.folder
     try:
         check_name(name)
+        free = name not in guessed.modalities
     except MmfastError:
-        taken = (candidate.kind, *(f"{candidate.kind}{k}" for k in range(2, 100)))
-        name = next(x for x in taken if x not in guessed.modalities)
+        free = False
+    if not free:
+        names = (candidate.kind, *(f"{candidate.kind}{k}" for k in range(2, 100)))
+        name = next(x for x in names if x not in guessed.modalities)
         guessed.folders[name] = candidate.folder
     guessed.modalities[name] = options
     return name

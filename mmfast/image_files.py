@@ -6,10 +6,11 @@ import contextlib
 import io
 import math
 import os
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import EpsImagePlugin, ImageColor, ImageOps, UnidentifiedImageError
@@ -139,13 +140,26 @@ class Header(NamedTuple):
 def read_header(path: Path) -> Header:
     """A picture's header, without its pixels. Raises MmfastError for what is wrong there, as `load_picture` does."""
     with _opened(path, "picture") as file:
-        exif = PILImage.Exif()
-        with contextlib.suppress(*DAMAGED):
-            exif.load(file.info.get("exif", b""))
-        orientation = exif.get(0x0112, 1)
+        orientation = _orientation(file.info)
         size = file.size[::-1] if orientation in (5, 6, 7, 8) else file.size
         frames = getattr(file, "n_frames", 1)
         return Header(size, file.mode, str(file.format), orientation, file.has_transparency_data, frames)
+
+
+def _orientation(info: Mapping[Any, Any]) -> int:
+    """In EXIF's numbering, by a picture's EXIF data or else by its XMP data, as Pillow turns it upright."""
+    exif = PILImage.Exif()
+    with contextlib.suppress(*DAMAGED):
+        exif.load(info.get("exif", b""))
+    if 0x0112 in exif:
+        found: int = exif[0x0112]
+        return found
+    for key in ("XML:com.adobe.xmp", "xmp"):
+        text = info.get(key, "")
+        text = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+        if said := re.search(r'tiff:Orientation(?:="|>)([0-9])', text):
+            return int(said[1])
+    return 1
 
 
 def check_shapes(paths: Sequence[Path]) -> None:

@@ -126,7 +126,7 @@ def sample(
     batches = torch.arange(count).split(chosen["batch_size"])
     bar = Bar(len(batches) * settings.evaluations, text, "evaluation", quiet=not progress)
     results = []
-    training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with bar:
@@ -135,7 +135,8 @@ def sample(
                 there = {name: x.expand(count, *x.shape[1:])[rows].to(device) for name, x in inside.items()}
                 results.append(Loop(model, part, settings, ids[rows].to(device), there).run(bar))
     finally:
-        model.train(training)
+        for module in training:  # each as it was: some of it may be frozen
+            module.training = True
     return {name: torch.cat([r[name] for r in results]) for name in results[0]}
 
 

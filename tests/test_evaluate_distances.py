@@ -11,6 +11,7 @@ from on_a_line import frechet, share_inside
 
 from mmfast.data import Data
 from mmfast.data.base import InMemory
+from mmfast.data.labelled import Only
 from mmfast.distances import distances, row_distances
 from mmfast.metrics.features import Extractor
 
@@ -88,12 +89,30 @@ def test_what_few_samples_allow(count, names):
 
 
 def test_no_more_real_images_than_asked_for_and_in_batches(compared):
-    """The first of the training set and of the test set."""
+    """Drawn from all of the training set and of the test set, which may be sorted by class."""
     sizes, of = [], data(700, 600)
     distances(images(600, 3), of, "picture", features(sizes=sizes), most=300)
-    first = [3 * x for part in (of.train, of.test) for x in part.tensors["picture"].flatten().tolist()[:300]]
+    drawn = [3 * x for part in (of.train, of.test) for x in part.tensors["picture"].flatten()[some(len(part), 300)]]
     one, other = compared[0][1], compared[1][0]
-    assert sorted(one + other) == pytest.approx(sorted(first)) and sizes == [256, 44, 256, 44, 600]
+    assert sorted(one + other) == pytest.approx(sorted(map(float, drawn))) and sizes == [256, 44, 256, 44, 600]
+    assert int(some(700, 300).max()) > 650 and len(some(700, 300).unique()) == 300
+
+
+def some(count, most):
+    """The rows that are drawn, by torch's permutation of seed 1."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(1))[:most].sort().values
+
+
+def test_what_is_repeated_for_its_label_counts_once():
+    """labelled_share has some of the training examples several times; the real images are each of them once."""
+    plain = data(40, 20)
+    rows = torch.cat((torch.arange(40), torch.arange(5).repeat(30))).sort().values
+    repeated = Data(Only(plain.train, rows), plain.test)
+    found, wanted = (distances(images(30, 3), x, "picture", features("pixels")) for x in (repeated, plain))
+    assert found == wanted
+    table = Data(InMemory({"row": torch.arange(6.0)}), InMemory({"row": torch.arange(6.0, 9.0)}))
+    again = Data(Only(table.train, torch.tensor([0, 0, 0, 1, 2, 3, 4, 5])), table.test)
+    assert row_distances(Rows(), "row", torch.zeros(4), again) == row_distances(Rows(), "row", torch.zeros(4), table)
 
 
 class Rows:
@@ -121,6 +140,6 @@ def test_distances_of_rows_are_of_shuffled_halves():
 
 def test_the_real_ones_are_shuffled_alike_each_time():
     """Both sets, of each as many as asked for, in the order of torch's permutation of seed 0."""
-    both = 3 * torch.cat((images(30, 1)[:25], images(20, 2))).flatten(1)
+    both = 3 * torch.cat((images(30, 1)[some(30, 25)], images(20, 2))).flatten(1)
     order = torch.randperm(45, generator=torch.Generator().manual_seed(0))
     assert torch.equal(module.real_features(data(30, 20), "picture", features(), 25), both[order])

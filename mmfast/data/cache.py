@@ -24,7 +24,13 @@ def cache_folder(folder: str | Path = "") -> Path:
     if folder:
         return Path(folder)
     home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "mmfast"
+    try:
+        return (Path(home) if home else Path.home() / ".cache") / "mmfast"
+    except RuntimeError:  # a user without one, as in some containers
+        raise MmfastError(
+            "data.cache is empty, and this user has no home folder to keep data in; give --data.cache DIR, or set the "
+            "variable XDG_CACHE_HOME"
+        ) from None
 
 
 # The file that marks a cache: those who make backups know its first line (bford.info/cachedir).

@@ -131,9 +131,13 @@ def decoded_once(
     return decoded(examples, blanks, keys() if options.cache_gb else [], about, options.cache, options.cache_gb)
 
 
+# Options that no reader looks at: they change with every example that comes or goes.
+OF_ALL = {"class_counts", "captions"}
+
+
 def _own_options(spec: Any) -> dict[str, Any]:
     """The options of a modality that not every modality has: some of these say how its files are read."""
-    common = {f.name for f in dataclasses.fields(AnySpec)} - {"kind"}
+    common = {f.name for f in dataclasses.fields(AnySpec)} - {"kind"} | OF_ALL
     return {name: value for name, value in dataclasses.asdict(spec).items() if name not in common}
 
 

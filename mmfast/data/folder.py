@@ -17,7 +17,7 @@ from typing import Any
 from mmfast.data import codings, skipping
 from mmfast.data.base import FLIP, Data
 from mmfast.data.cache import HELP, LIMIT
-from mmfast.data.items import captions, named
+from mmfast.data.items import MOST_CAPTIONS, captions, named, spread
 from mmfast.data.listing import Listing, look
 from mmfast.errors import MmfastError
 from mmfast.modalities.label import counted, read_text
@@ -68,7 +68,8 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
     for name, part in modalities.items():
         if part.kind == "caption" and not part.captions:
             stems, cells = listing.paths[anchor], listing.texts.get(name)
-            files = (read_text(path, "caption") for stem, path in listing.paths.get(name, {}).items() if stem in stems)
+            paths = [path for stem, path in listing.paths.get(name, {}).items() if stem in stems]
+            files = (read_text(path, "caption") for path in spread(paths, MOST_CAPTIONS))
             options[name] = {"captions": captions(files if cells is None else cells.values())}
     return options
 

@@ -28,6 +28,19 @@ class Found:
     others: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
+    def without(self, folders: Sequence[Path]) -> Found:
+        """The same but for what lies below these folders."""
+
+        def outside(path: Path) -> bool:
+            return not any(folder in path.parents for folder in folders)
+
+        return Found(
+            {stem: path for stem, path in self.paths.items() if outside(path)},
+            [pair for pair in self.doubles if all(map(outside, pair))],
+            [path for path in self.others if outside(path)],
+            self.problems,
+        )
+
 
 def find(folder: Path, extensions: Sequence[str], within: Path | None = None) -> Found:
     """The files of these endings below a folder, sorted; none whose path has a hidden part. Linked folders are entered.

@@ -15,7 +15,18 @@ import torch
 from mmfast.data import skipping
 from mmfast.data.base import FLIP, Data
 from mmfast.data.cache import HELP, LIMIT
-from mmfast.data.items import MOST_CAPTIONS, Items, captions, check_known, mask_values, named, names_of, parted, split
+from mmfast.data.items import (
+    MOST_CAPTIONS,
+    Items,
+    captions,
+    check_known,
+    mask_values,
+    named,
+    names_of,
+    parted,
+    split,
+    spread,
+)
 from mmfast.errors import MmfastError, optional_package, unknown
 from mmfast.image_files import load_picture, picture_in
 from mmfast.modalities.label import counted
@@ -140,7 +151,7 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
             data = _load(spec.path, spec.name, spec.train)
             column = _columns(spec, modalities, data.features)[name]
             texts = data.select_columns([column])
-            rows = (texts[k][column] for k in range(min(len(texts), MOST_CAPTIONS)))
+            rows = (texts[k][column] for k in spread(range(len(texts)), MOST_CAPTIONS))
             options[name] = {"captions": captions(str(x).strip() if x is not None else None for x in rows)}
     return options
 

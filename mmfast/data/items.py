@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -198,9 +197,17 @@ def named(classes: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
     }
 
 
+T = TypeVar("T")
+
+
 def captions(texts: Iterable[str | None]) -> list[str]:
-    """The list of captions that a generated one is the nearest of: those among the first texts that are any."""
-    return sorted(set(itertools.islice(filter(None, texts), MOST_CAPTIONS)))
+    """The list of captions that a generated one is the nearest of: the different texts, or some from all over them."""
+    return spread(sorted({*filter(None, texts)}), MOST_CAPTIONS)
+
+
+def spread(things: Sequence[T], most: int) -> list[T]:
+    """At most so many of the things, from all over them."""
+    return [things[k * len(things) // most] for k in range(most)] if len(things) > most else [*things]
 
 
 def names_of(specs: Mapping[str, Any], classes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -51,6 +51,11 @@ class Only:
         return self.examples.__getitems__(self.rows[torch.as_tensor(indices)].tolist())
 
 
+def once(examples: Examples) -> Examples:
+    """The examples, each once: what stands among them again for `labelled_share` is as often as the rest."""
+    return Only(examples.examples, examples.rows.unique()) if isinstance(examples, Only) else examples
+
+
 def with_few_labels(data: Data, specs: Mapping[str, Any]) -> Data:
     """The data whose training examples have as much of each modality as its `labelled_fraction` says.
 

@@ -26,7 +26,7 @@ from mmfast.image_files import load_picture
 class Listing:
     """What lies below spec.root: the files of each modality by stem, and all that is wrong with it, a line each.
 
-    left_out: what belongs to nothing, by the reason why it does not.
+    left_out: what belongs to nothing, by the reason why it does not. table: the file whose columns are modalities.
     """
 
     spec: Any
@@ -38,6 +38,7 @@ class Listing:
     problems: list[str] = field(default_factory=list)
     left_out: dict[str, list[Path]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    table: Path | None = None
 
     def folder(self, name: str) -> Path:
         """Where the files of a modality lie."""
@@ -144,13 +145,16 @@ def _take_files(listing: Listing, name: str) -> bool:
     """The files of one modality; whether all there is could be looked at."""
     part = listing.modalities[name]
     endings = kinds.kind(part.kind).extensions
-    found = find(listing.folder(name), endings, listing.within)
+    folder = listing.folder(name)
+    found = find(folder, endings, listing.within)
+    inside = [other for n in listing.modalities if folder in (other := listing.folder(n)).parents]
+    found = found.without(inside)
     listing.paths[name] = found.paths
     listing.problems += [f"data.root: {problem}" for problem in found.problems]
     listing.problems += [f"data.root holds {a} and {b}, two files of one example; remove one" for a, b in found.doubles]
     listing.leave_out(f"no {part.kind} file ({', '.join(endings)})", found.others)
     if name == listing.anchor and not found.paths and not found.problems:
-        listing.problems.append(f"data.root: {listing.folder(name)} holds no {part.kind} files ({', '.join(endings)})")
+        listing.problems.append(f"data.root: {folder} holds no {part.kind} files ({', '.join(endings)})")
     return not found.problems
 
 
@@ -185,6 +189,7 @@ def _take_table(listing: Listing) -> Table | None:
     if path is None:
         return None
     table, anchors = read_table(path), listing.paths[listing.anchor]
+    listing.table = path
     columns = [name for name in listing.modalities if name in table.columns and name != listing.anchor]
     if not columns:
         raise no_column(table, [name for name in listing.modalities if name != listing.anchor])

@@ -30,4 +30,7 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     """
     _check(x, y)
     a, b = x.double(), y.double()
+    for name, rows in (("x", a), ("y", b)):
+        if not bool(rows.isfinite().all()):
+            raise MmfastError(f"{name} holds numbers that are not finite, whose distances are none")
     return max(0.0, float(2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean()))

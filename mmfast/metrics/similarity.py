@@ -34,6 +34,9 @@ def retrieval_rank(queries: Tensor, keys: Tensor, block: int = 1024) -> Rank:
     (n + 1) / 2, as chance does. `block` queries at a time. Raises MmfastError for other shapes.
     """
     _check_pairs(queries, keys, "queries", "keys")
+    for name, rows in (("queries", queries), ("keys", keys)):
+        if not bool(rows.isfinite().all()):
+            raise MmfastError(f"{name} holds numbers that are not finite, which have no rank")
     x, y = _unit(queries), _unit(keys)
     ranks = []
     for rows in torch.arange(len(x), device=x.device).split(block):

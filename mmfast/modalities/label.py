@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -133,7 +134,10 @@ class Label(Modality):
         """Those with commas between them; of "all", every class. A class of such a name is that class."""
         if text in self.spec.names:
             return [text]
-        return [str(k) for k in range(self.spec.classes)] if text == "all" else text.split(",")
+        if text != "all":
+            return text.split(",")
+        # By number, but where that is the name of another class.
+        return [self.class_name(k) if str(k) in self.spec.names else str(k) for k in range(self.spec.classes)]
 
     def parse(self, text: str) -> Tensor:
         return number(text, self.spec, f"{self.name}={text}")
@@ -164,8 +168,10 @@ def counted(spec: LabelSpec, classes: Iterable[int | str]) -> dict[str, Any]:
     counts = [0] * spec.classes
     try:
         for value, count in ({} if spec.class_counts else Counter(classes)).items():
-            counts[int(number(str(value), spec, "class_counts"))] += count
-    except MmfastError:
+            # A number is that class, whatever the classes are called.
+            k = int(number(value, spec, "class_counts")) if isinstance(value, str) else operator.index(value)
+            counts[k if k >= 0 else spec.classes] += count
+    except (MmfastError, IndexError):
         return {}
     return {"class_counts": counts} if any(counts) else {}
 

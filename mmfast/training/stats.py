@@ -32,6 +32,7 @@ class Stats:
         self.recent = ""
         self.skipped = 0
         self.lately: list[int] = []  # the steps left out, of the last WINDOW
+        self.most: list[int] = []  # the most of them within any WINDOW since the last lines
         self.unwritten = ""
 
     def restore(self, step: int, metadata: Mapping[str, Any]) -> None:
@@ -43,6 +44,7 @@ class Stats:
         self.skipped, self.recent = skipped, recent
         lines = [(n, json.loads(line)) for n, line in stats_lines(recent.encode())]
         self.lately = [n for n, line in lines if step - WINDOW < n <= step and line.get("skipped") is True]
+        self.most = self.lately
 
     def flush(self) -> list[Line]:
         """Write the lines of the steps since the last time; returns them.
@@ -89,7 +91,14 @@ class Stats:
 
     def _count(self, new: list[int], step: int) -> None:
         self.skipped += len(new)
-        self.lately = [n for n in [*self.lately, *new] if n > step - WINDOW]
+        # The fullest of all windows that end among the new steps counts, however seldom lines are written.
+        kept, first, self.most = [*self.lately, *new], 0, list[int]()
+        for last, n in enumerate(kept):
+            while kept[first] <= n - WINDOW:
+                first += 1
+            if last >= len(self.lately) and last - first >= len(self.most):
+                self.most = kept[first : last + 1]
+        self.lately = [n for n in kept if n > step - WINDOW]
         if new and self.writes:
             which = f"step {new[0]:,} was" if len(new) == 1 else f"{len(new):,} steps of {new[0]:,} .. {new[-1]:,} were"
             notice(f"{which} left out, with a gradient {self._why()}; {self.skipped:,} of {step:,} so far")
@@ -100,9 +109,9 @@ class Stats:
 
     def check(self) -> None:
         """Raise MmfastError where too many steps were left out lately."""
-        if len(self.lately) > self.config.train.max_skipped:
+        if len(self.most) > self.config.train.max_skipped:
             raise MmfastError(
-                f"{len(self.lately)} of the last {WINDOW} steps, up to step {self.lately[-1]:,}, were left out, with a "
+                f"{len(self.most)} of the last {WINDOW} steps, up to step {self.most[-1]:,}, were left out, with a "
                 f"gradient {self._why()}; train.max_skipped is {self.config.train.max_skipped}. The last checkpoint is "
                 "kept, and stats.jsonl has the run-up. Lower train.learning_rate or train.grad_clip, or use "
                 "train.precision=fp32, in a new --out"
