@@ -14,6 +14,7 @@ from mmfast import loss, ops, process
 from mmfast.data import Batch
 from mmfast.errors import MmfastError
 from mmfast.model import Model
+from mmfast.modes import evaluating
 from mmfast.process import TARGETS
 from mmfast.ranks import ALONE, Ranks
 from mmfast.schedule import Schedule
@@ -42,7 +43,11 @@ def rows(batch: Batch, batch_size: int, ranks: Ranks = ALONE) -> list[Tensor]:
 
 
 def truth(model: Model, batch: Batch, numbers: Tensor) -> Truth:
-    """Those of the batch's examples."""
+    """Those of the batch's examples. Raises MmfastError where one lacks a modality, of which there is no truth."""
+    for name in model.parts:
+        there = batch.present.get(name)
+        if name not in batch.data or (there is not None and not bool(there[numbers].all())):
+            raise MmfastError(f"batch has examples without {name}; it should hold every modality of the model")
     device = model.schedule.alpha_bar.device
     data = {name: x[numbers].to(device) for name, x in batch.data.items()}
     encodings = model.encode(data)
@@ -68,7 +73,8 @@ def denoise(model: Model, truth: Truth, t: Tensor, *, seed: int, stream: int, dr
     schedule, z0 = model.schedule, model.anchor_in_space(truth.data[model.anchor_name])
     terms, numbers = model.terms(truth.encodings), truth.numbers
     z_t, _ = ops.q_sample(z0, terms, t, schedule, seed=seed, sample_ids=numbers, stream=stream, draw=draw)
-    prediction = model(z_t, t, {})
+    with evaluating(model):
+        prediction = model(z_t, t, {})
     E = {name: model.part(name).encode_prediction(prediction.heads[name]) for name in model.traced}
     E = {name: model.part(name).counted(x, truth.data[name]) for name, x in E.items()}
     of_y, of_prediction = TARGETS[model.target].x0(process.rows(schedule.alpha_bar, t))

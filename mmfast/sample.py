@@ -17,6 +17,7 @@ from mmfast.inside import check_known
 from mmfast.keywords import filled, shows
 from mmfast.memory import check_room
 from mmfast.model import Model
+from mmfast.modes import evaluating
 from mmfast.options import PRECISIONS
 from mmfast.progress import Bar
 from mmfast.sample_loop import Loop, Settings
@@ -126,17 +127,11 @@ def sample(
     batches = torch.arange(count).split(chosen["batch_size"])
     bar = Bar(len(batches) * settings.evaluations, text, "evaluation", quiet=not progress)
     results = []
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with bar:
-            for rows in batches:
-                part = {name: x.expand(count, *x.shape[1:])[rows].to(device) for name, x in given.items()}
-                there = {name: x.expand(count, *x.shape[1:])[rows].to(device) for name, x in inside.items()}
-                results.append(Loop(model, part, settings, ids[rows].to(device), there).run(bar))
-    finally:
-        for module in training:  # each as it was: some of it may be frozen
-            module.training = True
+    with evaluating(model), bar:
+        for rows in batches:
+            part = {name: x.expand(count, *x.shape[1:])[rows].to(device) for name, x in given.items()}
+            there = {name: x.expand(count, *x.shape[1:])[rows].to(device) for name, x in inside.items()}
+            results.append(Loop(model, part, settings, ids[rows].to(device), there).run(bar))
     return {name: torch.cat([r[name] for r in results]) for name in results[0]}
 
 

@@ -11,12 +11,13 @@ from PIL import Image, PngImagePlugin
 from mmfast import MmfastError
 from mmfast import config as configs
 from mmfast.build import build_model, files_of
-from mmfast.data import cache, listing
+from mmfast.data import Batch, cache, listing
 from mmfast.data.decoded import _own_options
 from mmfast.data.items import MOST_CAPTIONS, captions
 from mmfast.generate import generate
 from mmfast.guess import Guess, _add
 from mmfast.image_files import load_picture, read_header
+from mmfast.likelihood import bound
 from mmfast.metrics.rows import energy_distance
 from mmfast.metrics.similarity import retrieval_rank
 from mmfast.modalities.caption import CaptionSpec
@@ -148,3 +149,19 @@ def test_a_seed_that_is_none_is_named(seed):
     config = configs.load("digits", SMALL)
     with pytest.raises(MmfastError, match="seed is a"):
         generate(build_model(config), config, 1, seed=seed)
+
+
+def test_the_bound_is_of_the_network_without_dropout():
+    model = build_model(configs.load("digits", [*SMALL, ("backbone.dropout", "0.4")]))
+    data = {"image": torch.zeros(3, 1, 8, 8), "label": torch.arange(3), "mask": torch.zeros(3, 8, 8).long()}
+    one, two, three = bound(model.train(), Batch(data)), bound(model, Batch(data)), bound(model.eval(), Batch(data))
+    assert one == two == three
+
+
+def test_the_bound_is_of_whole_examples():
+    model = build_model(configs.load("digits", SMALL))
+    data = {"image": torch.zeros(3, 1, 8, 8), "label": torch.arange(3), "mask": torch.zeros(3, 8, 8).long()}
+    lacking = Batch(data, {"mask": torch.tensor([True, False, True])}), Batch({k: data[k] for k in ("image", "mask")})
+    for batch, name in zip(lacking, ("mask", "label"), strict=True):
+        with pytest.raises(MmfastError, match=f"batch has examples without {name}"):
+            bound(model, batch, steps=1)
