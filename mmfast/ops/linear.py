@@ -163,7 +163,7 @@ def randn(
     device, noise = device_of(device), noise_of("randn", identity)
     if shape and not watched():
         # A term that is not read says the shape, at the cost of one element.
-        like = torch.empty([1] * len(shape), dtype=dtype, device=device).expand(shape)
+        like = torch.empty([1] * len(shape), dtype=dtype, device=device).expand(*shape)
         alone = _noise_alone(like.device, arithmetic(dtype))
         # On the CPU the sum is the noise to the sign of a zero; elsewhere it is asked for beside the sum.
         beside = like.device.type != "cpu"

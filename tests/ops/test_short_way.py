@@ -106,7 +106,7 @@ def test_usual_calls_take_the_short_way(name, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", [[3], [2, 5_000], (2, 3, 4), [0, 3], [2, 0], []], ids=str)
+@pytest.mark.parametrize("shape", [[3], [2, 5_000], (2, 3, 4), range(2, 4), [0, 3], [2, 0], []], ids=str)
 def test_noise_alone_has_the_same_bits_by_either_way(shape, dtype):
     """And lies contiguous, without a gradient."""
     options = {"seed": 2**40, "stream": 5, "draw": 3, "dtype": dtype}
@@ -114,7 +114,12 @@ def test_noise_alone_has_the_same_bits_by_either_way(shape, dtype):
     with ops.backend("cpu"):
         wanted = ops.randn(shape, **options)
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[found.element_size()]
-    assert found.shape == wanted.shape and found.dtype == dtype and found.is_contiguous() and not found.requires_grad
+    assert (
+        found.shape == wanted.shape == (*shape,)
+        and found.dtype == dtype
+        and found.is_contiguous()
+        and not found.requires_grad
+    )
     assert torch.equal(found.view(bits), wanted.view(bits))
 
 
