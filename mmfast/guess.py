@@ -14,6 +14,7 @@ import torch
 from mmfast import modalities as kinds
 from mmfast.config import check_name
 from mmfast.data.found import check_no_root, find, find_each, leads_out, led_out
+from mmfast.data.items import spread
 from mmfast.data.metadata import find_table, read_table
 from mmfast.errors import MmfastError
 from mmfast.image_files import EXTENSIONS, class_numbers, load_picture, read_header, two_classes
@@ -161,7 +162,7 @@ def _are_masks(name: str, paths: dict[str, Path]) -> bool:
         p.suffix.lower() in kinds.kind("mask").extensions for p in paths.values()
     ):
         return False
-    values = [_or_none(_values, path) for path in _some(list(paths.values()), 16)]
+    values = [_or_none(_values, path) for path in spread(list(paths.values()), 16)]
     counts = [len(x) for x in values if x is not None]
     return bool(counts) and 1 < max(counts) <= MOST_VALUES
 
@@ -190,19 +191,14 @@ def _add(guessed: Guess, candidate: Candidate, options: dict[str, Any]) -> str:
     return name
 
 
-def _some(things: list[Any], count: int) -> list[Any]:
-    """At most `count` of them, from all over."""
-    return [things[k * len(things) // count] for k in range(count)] if len(things) > count else things
-
-
 def _image(candidate: Candidate, most: int, size: Size | None) -> dict[str, Any]:
-    paths = _some(list(candidate.paths.values()), 256)
+    paths = spread(list(candidate.paths.values()), 256)
     headers = [header for path in paths if (header := _or_none(read_header, path)) is not None]
     if size is None:
         side = sorted(min(header.size) for header in headers)[len(headers) // 2] if headers else most
         square = min((x for x in SIZES if x <= max(most, SIZES[0])), key=lambda x: abs(math.log(x / side)))
         size = _rectangle([header.size for header in headers], square)
-    grey = all(header.mode[0] in "1LI" for header in headers) or all(_or_none(_is_grey, x) for x in _some(paths, 32))
+    grey = all(header.mode[0] in "1LI" for header in headers) or all(_or_none(_is_grey, x) for x in spread(paths, 32))
     return {"kind": "image", "channels": 1 if grey and headers else 3, "size": plain(size)}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image as PILImage
@@ -97,16 +96,12 @@ def reference(trained: Trained) -> list[Metric]:
     return [dataclasses.replace(m, condition=where) for where in drawn for m in quality]
 
 
-def methods(names: Sequence[str] = ADDED) -> list[Method]:
-    return [Method(OURS, ours), *(added(name) for name in names)]
-
-
 TASK = Task(
     name="added-modality",
     title="A modality added to a trained model",
     question="Does a model that was trained with six modalities and gets a seventh (`mmfast train ... --from RUN`), in "
     "a third of the images, come within 5 per cent of one that had all seven from the first image on?",
-    methods=methods(),
+    methods=[Method(OURS, ours), *(added(name) for name in ADDED)],
     reference=reference,
     verdicts=verdicts,
     pictures=pictures,

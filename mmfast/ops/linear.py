@@ -161,7 +161,8 @@ def randn(
     if dtype not in FLOATS:
         raise MmfastError(f"dtype is {dtype}; it should be float32, float64, bfloat16 or float16")
     device, noise = device_of(device), noise_of("randn", identity)
-    if shape and not watched():
+    # Not while a CUDA graph is made, whose memory the kept tables would be; and not a word of it to a compiler.
+    if shape and not watched() and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
         # A term that is not read says the shape, at the cost of one element.
         like = torch.empty([1] * len(shape), dtype=dtype, device=device).expand(*shape)
         alone = _noise_alone(like.device, arithmetic(dtype))
