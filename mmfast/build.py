@@ -108,13 +108,20 @@ def check_beside_data(config: Config, what: str, place: Path) -> None:
             )
 
 
-def with_found(config: Config) -> Config:
+def with_found(config: Config, before: Config | None = None) -> Config:
     """The config with what its data alone can say, where it says nothing of its own: class names, columns, scales.
 
-    So a run keeps them, shows them in its pictures, and takes them: `--given label=cats`.
+    So a run keeps them, shows them in its pictures, and takes them: `--given label=cats`. before: the config of the run
+    that goes on, whose statistics stay, whatever the data are now.
     """
     found = getattr(data.kind(config.data.kind), "found", None)
     parts = dict(config.modalities)
+    for name, spec in parts.items() if before is not None else ():
+        was = before.modalities.get(name)
+        if was is not None and was.kind == spec.kind:
+            kept = {key: getattr(was, key) for key in modalities.kind(spec.kind).statistics if not getattr(spec, key)}
+            parts[name] = dataclasses.replace(spec, **kept)
+    config = dataclasses.replace(config, modalities=parts)
     for name, options in found(config.data, stored(config), config.anchor).items() if found is not None else ():
         parts[name] = dataclasses.replace(parts[name], **options)
     return dataclasses.replace(config, modalities=parts)

@@ -2,7 +2,7 @@
 
 A modality that is new has an encoder, a head and embeddings of its own, which are fresh. What the network sees of it
 enters by weights of zero, so at first the others are predicted as they were. So does what is seen of one whose encoder
-is another, since its channels mean other things.
+or weight W is another, since its channels mean other things.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def take_weights(model: Model, config: Config, folder: str | Path) -> Kept:
         *(f"{of}.{n}." for n in both for of in ("parts", "time_of", "tell_decoder")),
     )
     inputs, found = _inputs(theirs, old), {}
-    seen = {name for name in both if theirs.modalities[name].encoder == config.modalities[name].encoder}
+    pairs = {name: (theirs.modalities[name], config.modalities[name]) for name in both}
+    seen = {name for name, (a, b) in pairs.items() if (a.encoder, a.weight) == (b.encoder, b.weight)}
     for key, x in state.items():
         if not key.startswith(prefixes) or key not in had:
             continue
@@ -93,6 +94,7 @@ def _check(config: Config, theirs: Config, folder: Path) -> None:
     for name in config.modalities.keys() & theirs.modalities.keys():
         was, now = theirs.modalities[name], config.modalities[name]
         pairs[f"modalities.{name}.kind"] = was.kind, now.kind
+        pairs[f"modalities.{name}.diffused"] = was.diffused, now.diffused
         if getattr(was, "names", None) and getattr(now, "names", None):  # the order of its classes
             pairs[f"modalities.{name}.names"] = was.names, now.names
     for key, (a, b) in pairs.items():

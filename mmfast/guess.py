@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -92,8 +93,11 @@ def guess(root: str | Path, most: int, size: Size | None = None, outside: bool =
     if out := [path for path in sorted(root.iterdir()) if path.is_dir() and leads_out(path, within)]:
         raise MmfastError(led_out(out))
     found = [x for x in (_candidate(path, within) for path in sorted(root.iterdir())) if x is not None]
-    if _is_one(found):
+    pictures = _as_pictures(found)
+    if _is_one(pictures):
         found = [Candidate(".", "image", find(root, EXTENSIONS, within).paths)]
+    elif not any(x.kind == "image" for x in found):
+        found = pictures
     images = [x for x in found if x.kind == "image" and x.paths]
     if not images:
         raise MmfastError(
@@ -165,6 +169,16 @@ def _are_masks(name: str, paths: dict[str, Path]) -> bool:
     values = [_or_none(_values, path) for path in spread(list(paths.values()), 16)]
     counts = [len(x) for x in values if x is not None]
     return bool(counts) and 1 < max(counts) <= MOST_VALUES
+
+
+def _as_pictures(found: Sequence[Candidate]) -> list[Candidate]:
+    """Masks as images, where their few values alone say that they are masks, and they are of no image."""
+    images = {stem for x in found if x.kind == "image" for stem in x.paths}
+
+    def of_none(x: Candidate) -> bool:
+        return x.kind == "mask" and not any(word in x.folder.lower() for word in MASKS) and not images & x.paths.keys()
+
+    return [dataclasses.replace(x, kind="image") if of_none(x) else x for x in found]
 
 
 def _is_one(found: Sequence[Candidate]) -> bool:

@@ -218,11 +218,12 @@ class Run:
         if not isinstance(known, dict) or [type(known.get(x)) for x in ("step", "loss")] != [int, float]:
             return None
         try:
-            load_tensors(self.folder / BEST)
+            _, written = load_tensors(self.folder / BEST)
         except MmfastError as error:
             notice(f"{error}; the best average from here on takes its place")
             return None
-        return known
+        # One of a later step, which is about to be made again, has taken its place.
+        return known if written.get("step") == known["step"] else None
 
     def load_state(self, check: Check = lambda tensors, metadata, path: None) -> State | None:
         """The newest state that is whole and passes a check; None for a run that has none yet.

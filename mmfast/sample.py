@@ -191,6 +191,8 @@ def _settings(
         raise MmfastError("known is given with an offset, of which z_t has several times; it needs resample=1")
     grid = timesteps(model.schedule.T + max(ahead.values()), chosen["steps"])
     scales = _scales(chosen["guidance_scale"], whole)
+    if not model.told:  # there is no prediction with it and one without
+        scales = {}
     return Settings(
         grid=grid,
         plan=path.plan(model, grid, ahead, SAMPLERS[chosen["sampler"]], chosen["eta"], list(scales.values())),

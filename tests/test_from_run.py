@@ -10,7 +10,7 @@ from mmfast.build import build_data, build_model, load_run
 from mmfast.cli import main
 from mmfast.config import to_yaml
 from mmfast.files import load_tensors, save_tensors
-from mmfast.from_run import take_weights
+from mmfast.from_run import _inputs, take_weights
 from mmfast.training import train
 
 MODALITIES = {
@@ -83,6 +83,21 @@ def test_another_order_and_fewer_modalities(first):
     assert take_weights(build_model(alone), alone, folder).left_out == ("mask",)
 
 
+def test_what_is_seen_of_another_weight_enters_by_zeros(first):
+    """W is another: the channels of z_t mean other things, and the heads what they meant."""
+    folder, backbone = first
+    config = of("image", "mask", backbone=backbone, **{"modalities.mask.weight.scale": "0.5"})
+    model = build_model(config)
+    take_weights(model, config, folder)
+    old = build_model(load_run(folder, "cpu")[1])
+    seen = [k for k, place in enumerate(model.seen_layout()) if place[0] == "mask"]
+    name = "backbone.first.weight" if backbone == MLP else next(iter(_inputs(config, model)))
+    columns = model.get_parameter(name).unflatten(1, (len(model.seen_layout()), -1))
+    assert seen and not columns[:, seen].any() and columns[:, 0].any() and model.seen_layout() == old.seen_layout()
+    ema, _ = load_tensors(folder / "ema.safetensors")
+    assert all(torch.equal(model.state_dict()[n], x) for n, x in ema.items() if n.startswith("parts.mask"))
+
+
 def test_the_command_trains_from_it_and_leaves_it_alone(first, tmp_path, capsys):
     folder, backbone = first
     if backbone != MLP:
@@ -116,6 +131,7 @@ def test_the_command_trains_from_it_and_leaves_it_alone(first, tmp_path, capsys)
     "change, message",
     [
         ({"backbone.width": "48"}, "its backbone is .*'width': 32.* it should be the same"),
+        ({"modalities.mask.diffused": "true"}, "its modalities.mask.diffused is False, and here it is True"),
         ({"loss.target": "v"}, "its loss.target is eps, and here it is v"),
         ({"modalities.mask.classes": "3"}, r"parts.mask.codes is \[2, 1\]; here it is \[3, 2\]"),
     ],

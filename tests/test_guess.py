@@ -126,6 +126,25 @@ def test_one_folder_of_any_name_that_holds_classes(tmp_path):
     assert guessed.anchor == "pets" and guessed.modalities == {"pets": SEEN, "label": PETS} and not guessed.folders
 
 
+def test_grey_pictures_of_few_values_are_masks_beside_their_images_alone(tmp_path):
+    """Letters in black and white in folders that are their classes, which were masks of nothing."""
+    black, grey = {"kind": "image", "channels": 1, "size": 16}, {"kind": "mask", "classes": 2, "size": 16}
+    files(tmp_path / "classes", {"STEM.png": lambda k: mask(0, 255)})
+    found = guess(tmp_path / "classes", 32)
+    assert found.modalities == {"image": black, "label": PETS} and not found.notes
+    files(tmp_path / "one", {"letters/STEM.png": lambda k: mask(0, 255)})
+    assert guess(tmp_path / "one", 32).modalities == {"letters": black, "label": PETS}
+    # Of some classes alone the pictures have many values.
+    for k in range(6):
+        save(tmp_path / "mixed", f"{'ab'[k % 2]}/{k}.png", mask(0, 255) if k % 2 else mask(*range(0, 250)))
+    assert set(guess(tmp_path / "mixed", 32).modalities) == {"image", "label"}
+    files(tmp_path / "masks", {"pets/STEM.png": lambda k: colour(), "regions/STEM.png": lambda k: mask(0, 255)})
+    assert guess(tmp_path / "masks", 32).modalities == {"pets": SEEN, "regions": grey, "label": PETS}
+    files(tmp_path / "named", {"masks/STEM.png": lambda k: mask(0, 255)})
+    with pytest.raises(MmfastError, match="holds no pictures"):
+        guess(tmp_path / "named", 32)
+
+
 def test_pictures_alone(tmp_path):
     for k in range(3):
         save(tmp_path, f"{k}.png", colour())

@@ -67,9 +67,9 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     known = [args.config in presets.names(), args.config.endswith((".yaml", ".yml"))]
     if not any(known) and any(word in presets.names() or word.endswith((".yaml", ".yml")) for word in rest):
         raise MmfastError("the config comes first: mmfast train PRESET|CONFIG.yaml --out RUN [--key value ...]")
-    config = with_found(configs.load(args.config, overrides(rest)))
+    config = configs.load(args.config, overrides(rest))
     if not args.quiet and args.ranks.first:
-        print("\n".join(brief(config)), flush=True)
+        print("\n".join(brief(with_found(config))), flush=True)
     run = train(config, args.out, quiet=args.quiet, allow_changed_data=args.allow_changed_data, start=args.start)
     if not args.ranks.first:
         return 0

@@ -45,7 +45,10 @@ class Batch:
 
 
 class Examples(Protocol):
-    """Examples by number, 0 .. len - 1, in an order that never changes."""
+    """Examples by number, 0 .. len - 1, in an order that never changes.
+
+    Where several are made of one, as by mirroring, a method `sources` says of which: numbers -> int64 [B].
+    """
 
     def __len__(self) -> int: ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,10 @@ from mmfast.streams import LABELLED
 
 @dataclass
 class Labelled:
-    """Examples that lack a modality but for a share of them, chosen by their numbers: the same in every run."""
+    """Examples that lack a modality but for a share of them, chosen by their numbers: the same in every run.
+
+    Those that are made of one (`sources`) have it or lack it together.
+    """
 
     examples: Examples
     shares: Mapping[str, float]
@@ -27,7 +30,9 @@ class Labelled:
         return len(self.examples)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        batch, rows = self.examples.__getitems__(indices), torch.as_tensor(indices)
+        batch = self.examples.__getitems__(indices)
+        sources: Callable[[Sequence[int]], Tensor] = getattr(self.examples, "sources", torch.as_tensor)
+        rows = sources(indices)
         present = dict(batch.present)
         # The same word for every share: a larger one keeps what a smaller one does.
         words = ops.random_words([len(rows), 1], seed=0, sample_ids=rows, stream=LABELLED)[:, 0]

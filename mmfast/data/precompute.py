@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmfast.data.base import Batch, Data, Examples, Judge
+from mmfast.data.base import Batch, Data, Examples, Judge, Layer
 from mmfast.data.cache import kept
 from mmfast.errors import MmfastError
 from mmfast.metrics.features import Extractor, extractor
@@ -48,15 +48,11 @@ def features_of(network: Extractor, images: Tensor, cells: Size) -> Tensor:
 
 
 @dataclass
-class Embedded:
+class Embedded(Layer):
     """Examples with one modality more."""
 
-    examples: Examples
     name: str
     vectors: Tensor
-
-    def __len__(self) -> int:
-        return len(self.examples)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         batch = self.examples.__getitems__(indices)

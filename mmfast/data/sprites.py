@@ -173,9 +173,13 @@ class Sprites:
     def __len__(self) -> int:
         return len(self.labels) * (1 + self.mirrored)
 
+    def sources(self, indices: Sequence[int]) -> Tensor:
+        """The numbers of the sprites as they were drawn: int64 [B]."""
+        return torch.as_tensor(indices) % len(self.labels)
+
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        index = torch.as_tensor(indices)
-        row, flip = index % len(self.labels), index >= len(self.labels)
+        index, row = torch.as_tensor(indices), self.sources(indices)
+        flip = index >= len(self.labels)
         pixels = torch.where(flip[:, None, None, None], self.pixels[row].flip(3), self.pixels[row]).int()
         mask = torch.where(flip[:, None, None], self.masks[row].flip(2), self.masks[row])
         words = ops.random_words([len(index), 1], seed=0, sample_ids=index, stream=GROUND)

@@ -75,6 +75,8 @@ class Modality(nn.Module):
     # The endings of the files that `read` reads.
     extensions: ClassVar[tuple[str, ...]] = ()
 
+    # Options that are found in the training data and that a run keeps: what it has learnt is in their units.
+    statistics: ClassVar[tuple[str, ...]] = ()
     # Whether x is made from another modality, `source`, by `derive`, and not read from the data.
     derived: ClassVar[bool] = False
     # Whether x has finitely many values: nll is then of a probability, else of a density, whose sign and size hang on

@@ -45,6 +45,7 @@ class Table(Modality):
     kind = "table"
     Spec = TableSpec
     metric = joint_metric = "rmse"
+    statistics = ("means", "scales")
     extensions = (".csv",)
     mean: Tensor
     scale: Tensor

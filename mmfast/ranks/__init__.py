@@ -126,13 +126,17 @@ class Ranks:
                     )
 
     @contextlib.contextmanager
-    def in_turn(self) -> Iterator[None]:
-        """The first rank of each machine goes before its others, which find what it has made and kept."""
-        key = f"turn/{next(self.turns)}/{self.machine}"
-        if self.count > 1 and self.local:
+    def in_turn(self, machines: bool = True) -> Iterator[None]:
+        """The first rank of each machine goes before its others, which find what it has made and kept.
+
+        machines: where False, the first rank of all goes before all others, however long it takes.
+        """
+        leads = not self.local if machines else self.first
+        key = f"turn/{next(self.turns)}/{self.machine if machines else 'all'}"
+        if self.count > 1 and not leads:
             self.store.wait([key], PATIENCE)
         yield
-        if self.count > 1 and not self.local:
+        if self.count > 1 and leads:
             self.store.set(key, "done")
 
 

@@ -17,20 +17,20 @@ def without_effect(model: Model, config: Config) -> Iterator[str]:
     specs, train, how = config.modalities, config.train, config.sample
     usual = train.given_probability
     given = {n: usual if x.given_probability is None else x.given_probability for n, x in specs.items()}
-    told = [f"{key} {x:g}" for key, x in _where_given(config) if x] if not model.told else []
-    if told:
-        yield f"told is false, so nothing is given in training; without effect: {', '.join(told)}"
+    untold = [f"{key} {x:g}" for key, x in _when_told(config) if x] if not model.told else []
+    if untold:
+        yield f"told is false, so nothing is given in training; without effect: {', '.join(untold)}"
     never = [n for n, x in specs.items() if model.told and x.given_at_T and not given[n]]
     for name in never:
         yield f"modalities.{name}.given_at_T is {specs[name].given_at_T:g}, but {name} is given in no training example"
-    for name in model.names:
+    for name in model.names if model.told else ():
         if specs[name].own_time_probability > 0 and name not in model.traced:
             yield (
                 f"modalities.{name}.own_time_probability is {specs[name].own_time_probability:g}, but {name} leaves no "
                 "trace in z_t (weight none) that could have a time of its own"
             )
     seen = [n for n in model.names if n in model.traced or not model.part(n).uniform]
-    known = [n for n in seen if not specs[n].unknown_probability]
+    known = [n for n in seen if not (model.told and specs[n].unknown_probability)]
     if train.low_noise.share and known:
         yield (
             f"train.low_noise is of the examples in which {model.anchor_name} alone is seen, and those that have "
@@ -52,8 +52,11 @@ def slow_here(config: Config, device: torch.device) -> Iterator[str]:
         )
 
 
-def _where_given(config: Config) -> Iterator[tuple[str, float | None]]:
-    """The options of how often a modality is given, and where; not the usual one, which has a default."""
+def _when_told(config: Config) -> Iterator[tuple[str, float | None]]:
+    """The options that only a network has use for that is told what is given; not the usual probability, a default."""
     for name, spec in config.modalities.items():
-        yield f"modalities.{name}.given_probability", spec.given_probability
-        yield f"modalities.{name}.given_at_T", spec.given_at_T
+        for key in ("given_probability", "given_at_T", "unknown_probability", "own_time_probability"):
+            yield f"modalities.{name}.{key}", getattr(spec, key)
+    scales = config.sample.guidance_scale
+    for name, scale in scales.items() if isinstance(scales, dict) else [("", scales)]:
+        yield f"sample.guidance_scale.{name}".rstrip("."), scale if scale != 1 else None

@@ -106,7 +106,8 @@ class GradientNorm(Balance):
     G_i^2 is the running mean, over some MEMORY steps, of |dL_i / dz|^2, with z the features that the backbone gives to
     the heads. There GradNorm (Chen et al., 2018) comes to rest with alpha = 0; here that is solved for. z stands for
     weights as with Sener and Koltun (2018), so it costs one more backward pass of each head, and none of the backbone.
-    A part that has had no gradient has the weight 1. `loss_weight` cancels.
+    A part that has had no gradient has the weight 1. `loss_weight` cancels. The last layers of a network begin at or
+    near zero, so the gradients of its first steps say little: in step n < MEMORY the weights are w_i^(n / MEMORY).
     """
 
     looks = True
@@ -122,7 +123,7 @@ class GradientNorm(Balance):
 
     def weights(self) -> dict[str, Tensor]:
         G = self.squares.sqrt()
-        found = torch.where(G > 0, G.sum() / (G > 0).sum() / G, 1.0)
+        found = torch.where(G > 0, G.sum() / (G > 0).sum() / G, 1.0) ** (self.steps / MEMORY).clamp(max=1)
         return dict(zip(self.names, found.float().unbind(), strict=True))
 
     def total(self, parts: Mapping[str, Tensor], features: Sequence[Features], share: float) -> Tensor:

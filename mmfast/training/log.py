@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib.util
 import os
+import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 
 from mmfast.config import Config
 from mmfast.errors import MmfastError, missing_extra, notice, unknown
+from mmfast.files import write_text
 from mmfast.run import TENSORBOARD
 from mmfast.trust import imported
 
@@ -107,16 +109,20 @@ def _time(file: Path) -> int:
 
 
 class WandB:
-    """A run of Weights & Biases by the name of the run's folder, gone on with where there is one."""
+    """A run of Weights & Biases by the name of the run's folder, gone on with by the identity that is kept there."""
 
     def __init__(self, folder: Path, config: Config, done: int) -> None:
         import wandb
 
         self.wandb, name = wandb, folder.resolve().name
+        kept = folder / "wandb.id"
+        if not kept.exists():  # two runs may have folders of one name
+            plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:48]
+            write_text(kept, f"{plain}-{secrets.token_hex(4)}\n")
         self.run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "mmfast"),
             name=name,
-            id="".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:64],
+            id=kept.read_text().strip(),
             dir=str(folder),
             config=dataclasses.asdict(config),
             resume="allow",

@@ -97,7 +97,8 @@ def fit(
             notice(line)
         quiet = quiet or not here.first
         kept = Kept(config, data, files or {}, allow_changed_data, quiet)
-        run = Run.start(out, config, kept.compare) if here.first else Run(Path(out))
+        with here.in_turn(machines=False):  # to read every file may take the first one hours
+            run = Run.start(out, config, kept.compare) if here.first else Run(Path(out))
         trainer = Trainer(config, run, data, losses, here, model)
         trainer.restore()
         if trainer.done < config.train.steps:
@@ -124,10 +125,11 @@ def train(
     """
     check_beside_data(config, "--out", Path(out))
     with silenced(quiet), joined() as here:
+        before = here.told(Run(Path(out)).config() if here.first and Run(Path(out)).config_file.exists() else None)
         with here.in_turn():
-            config = with_found(config)
+            config = with_found(config, before)
             data = build_data(config)
-        files = files_of(config) if here.first else {}
+            files = files_of(config) if here.first else {}
         if not (quiet or files) and here.first:  # of files the command line has said more
             print(f"{len(data.train):,} examples to train on, {len(data.test):,} held out", flush=True)
         trainer = fit(config, out, data, quiet=quiet, files=files, allow_changed_data=allow_changed_data, start=start)
@@ -161,8 +163,14 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
         contextlib.closing(board),
         Stop(at_once=ranks.count == 1) as stop,
     ):
+        if begun and _every(train.validate_every, begun) and "validation.loss" not in trainer.stats.last():
+            # What it needs could not be read at the time.
+            watch.measured(trainer.validate())
+            board.add([trainer.stats.last()])
+            trainer.checkpoint()
         while trainer.done < train.steps:
             if trainer.done and _every(train.sample_every, trainer.done):
+                trainer.flush()  # some logs take no figures of a step before the last picture's
                 # Before the first step: those that a kill left undrawn.
                 gallery, again = Gallery(run, trainer.done, board), trainer.done > begun
                 average, drawing = trainer.ema.model, trainer.drawing

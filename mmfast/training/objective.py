@@ -117,9 +117,9 @@ def _times(model: Model, numbers: Tensor, config: Config, present: Tensor) -> Dr
     specs = [model.part(name).spec for name in (model.anchor_name, *model.names)]
     usual, low, T = config.train.given_probability, config.train.low_noise, model.schedule.T
     given = [usual if spec.given_probability is None else spec.given_probability for spec in specs]
-    if not model.told:  # it has z_t alone: nothing is given
-        given = [0.0] * len(given)
     shares = [(p, spec.unknown_probability, spec.own_time_probability) for p, spec in zip(given, specs, strict=True)]
+    if not model.told:  # it has z_t alone: nothing is given, and there is one time
+        shares = [(0.0, 0.0, 0.0)] * len(shares)
     drawn = roles(config.seed, numbers, shares, present, T)
     at_T = (drawn.given * constants(tuple(spec.given_at_T or 0.0 for spec in specs), numbers.device)).amax(1)
     t = timesteps(config.seed, numbers, T, at_T)
@@ -135,5 +135,5 @@ def _times(model: Model, numbers: Tensor, config: Config, present: Tensor) -> Dr
         weight = torch.where(few > 0, low.weight, weight)
     times = torch.where(drawn.own > 0, drawn.own_times, t[:, None])
     times = torch.where(drawn.unknown > 0, T, times)
-    diagonal = not any(model.part(name).spec.own_time_probability for name in model.traced)
-    return Drawn(t, times, drawn.given, drawn.unknown, weight, diagonal)
+    own = model.told and any(model.part(name).spec.own_time_probability for name in model.traced)
+    return Drawn(t, times, drawn.given, drawn.unknown, weight, diagonal=not own)

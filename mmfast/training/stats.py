@@ -46,6 +46,21 @@ class Stats:
         self.lately = [n for n, line in lines if step - WINDOW < n <= step and line.get("skipped") is True]
         self.most = self.lately
 
+    def last(self) -> Line:
+        """The line of the last step that was written."""
+        lines = self.recent.splitlines()
+        return json.loads(lines[-1]) if lines else {}
+
+    def add_to_last(self, figures: Mapping[str, float]) -> None:
+        """Add figures to the last step's line, which may have been written already."""
+        if self.pending:
+            self.pending[-1] |= figures
+            return
+        line = _plain({**self.last(), **figures})
+        self.recent = "".join([*self.recent.splitlines(keepends=True)[:-1], json.dumps(line) + "\n"])
+        if self.writes:
+            self.run.heal_stats(line["step"], self.recent)
+
     def flush(self) -> list[Line]:
         """Write the lines of the steps since the last time; returns them.
 

@@ -157,7 +157,7 @@ class Trainer:
     def validate(self) -> float:
         """The average's loss on held-out examples, for the last step's line too; keeps an average that is the best."""
         found = self.validation(self.ema.model)
-        self.stats.pending[-1] |= {f"validation.{name}": value for name, value in found.items()}
+        self.stats.add_to_last({f"validation.{name}": value for name, value in found.items()})
         if found["loss"] < (self.best or {"loss": math.inf})["loss"]:
             self.best = {"step": self.done, "loss": found["loss"]}
             self._export(BEST, "ema", {"step": self.done, "validation": found})

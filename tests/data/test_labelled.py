@@ -13,6 +13,8 @@ from mmfast.build import build_data
 from mmfast.data import Batch, Data
 from mmfast.data.base import InMemory
 from mmfast.data.labelled import Labelled, Only, repeated, with_few_labels
+from mmfast.data.precompute import Embedded
+from mmfast.data.sprites import Sprites
 from mmfast.modalities.label import LabelSpec
 
 N = 2000
@@ -125,3 +127,14 @@ def test_a_config_says_how_many_and_nothing_left_is_an_error():
     with pytest.raises(MmfastError, match=r"modalities.label.labelled_share is 0.5, but no training example has label"):
         build_data(config.load("digits", [("modalities.label.labelled_fraction", "1e-9"),
                                           ("modalities.label.labelled_share", "0.5")]))  # fmt: skip
+
+
+def test_what_is_made_of_one_example_has_it_or_lacks_it_together():
+    """A sprite and its mirrored copy, through a layer too: else half of the copies would say what is left out."""
+    pixels = torch.zeros(40, 4, 4, 4, dtype=torch.uint8)
+    grounds = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    sprites = Sprites(pixels, pixels[:, 0].long(), torch.arange(40), grounds, mirrored=True)
+    for examples in (sprites, Embedded(sprites, "embedding", torch.zeros(80, 2))):
+        kept = present(Labelled(examples, {"label": 0.5}), "label", range(80))
+        assert kept[:40].tolist() == kept[40:].tolist() and 5 < int(kept[:40].sum()) < 35
+        assert kept[:40].tolist() == [words(0, 12, k, 0, 1)[0] < 2**31 for k in range(40)]

@@ -16,6 +16,7 @@ from mmfast.cli import main
 from mmfast.data import Data
 from mmfast.data.base import InMemory
 from mmfast.errors import MmfastError
+from mmfast.run import Run
 from mmfast.training import record
 from mmfast.training.loop import fit
 from mmfast.training.record import Record, changes, of_examples, of_files
@@ -313,3 +314,29 @@ def test_a_record_of_another_form_is_refused_with_the_reason(tmp_path, capsys, c
     assert record.load(file) is None
     said = f"mmfast: {file} cannot be read ({says}), so changes of the data are not seen this time\n"
     assert capsys.readouterr().err == said
+
+
+def test_a_table_that_changed_keeps_the_statistics_that_were_learnt_by(tmp_path, capsys):
+    """Rows that came move each column's mean and scale; the network's input must not move with them."""
+    table = tmp_path / "t.csv"
+    rows = [f"{k},{k * k % 7},{'ab'[k % 2]}" for k in range(40)]
+    table.write_text("\n".join(["x,y,label", *rows]) + "\n")
+    (tmp_path / "my.yaml").write_text(
+        f"anchor: row\ndata: {{kind: table, source: {table}}}\nbackbone: {{kind: mlp, width: 8, blocks: 1}}\n"
+        "modalities:\n  row: {kind: table}\n  label: {kind: label, classes: 2}\n"
+    )
+    words = ["--schedule.T", "10", "--evaluate.samples", "0", "--sample.steps", "1", "--train.decay", "constant"]
+    train = ["train", str(tmp_path / "my.yaml"), "--out", str(tmp_path / "run"), "--quiet", *words]
+    assert main([*train, "--train.steps", "2"]) == 0
+    first = Run.open(tmp_path / "run").config().modalities["row"]
+    table.write_text("\n".join(["x,y,label", *rows, *(f"{k},3,a" for k in range(1000, 1020))]) + "\n")
+    capsys.readouterr()
+    assert main([*train, "--train.steps", "3"]) == 2
+    assert "the data has changed since the run" in capsys.readouterr().err
+    assert main([*train, "--train.steps", "3", "--allow-changed-data"]) == 0
+    again = Run.open(tmp_path / "run").config().modalities["row"]
+    assert first.means and (again.means, again.scales) == (first.means, first.scales)
+    assert main([*train, "--train.steps", "3", "--modalities.row.means", "0,0", "--allow-changed-data"]) == 2
+    assert "modalities.row.means" in capsys.readouterr().err  # but not those that somebody says
+    assert main([*train[:3], str(tmp_path / "new"), *train[4:], "--train.steps", "1"]) == 0
+    assert Run.open(tmp_path / "new").config().modalities["row"].means[0] > first.means[0] + 100

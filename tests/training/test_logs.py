@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -159,13 +160,29 @@ def test_weights_and_biases(tmp_path, monkeypatch):
 
     (found,) = wandb.runs
     sys.modules.pop("wandb")
-    assert found.finished == 1 and {k: found.how[k] for k in ("project", "name", "id", "resume", "dir")} == {
-        "project": "mine", "name": "a run", "id": "a-run", "resume": "allow", "dir": str(run.folder)}  # fmt: skip
+    assert found.finished == 1 and {k: found.how[k] for k in ("project", "name", "resume", "dir")} == {
+        "project": "mine", "name": "a run", "resume": "allow", "dir": str(run.folder)}  # fmt: skip
+    assert re.fullmatch("a-run-[0-9a-f]{8}", found.how["id"])
     assert found.how["config"]["train"]["steps"] == 6
     lines = {line["step"]: line for line in lines_of(run)}
     scalars = [(tag, x, step) for values, step in found.logged for tag, x in values.items() if isinstance(x, float)]
     assert len(scalars) == 6 * 6 and all(lines[step][tag.replace("/", ".")] == x for tag, x, step in scalars)
     assert [step for values, step in found.logged if "joint" in values] == [2, 4]
+    steps = [step for _, step in found.logged]
+    assert steps == sorted(steps)  # W&B drops what comes late
+
+
+def test_a_run_of_weights_and_biases_goes_on_and_is_no_other_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "wandb.py").write_text(WANDB)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for folder, steps in (("a", 2), ("b", 2), ("a", 3)):
+        options = {**SMALL, "train__decay": "constant", "train__steps": steps, "train__log_to": "[wandb]"}
+        fit(tiny(**options), str(tmp_path / folder / "run"), build_data(tiny()), quiet=True)
+    import wandb
+
+    first, other, again = (run.how["id"] for run in wandb.runs)
+    sys.modules.pop("wandb")
+    assert first == again != other
 
 
 # --- TensorBoard --------------------------------------------------------------------------------------------------

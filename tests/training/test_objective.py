@@ -31,8 +31,8 @@ def roles_of(model, config, numbers, present):
         for k, name in enumerate(names):
             spec = config.modalities[name]
             given = config.train.given_probability if spec.given_probability is None else spec.given_probability
-            given = given if config.told else 0.0
             unknown, own = (spec.unknown_probability, spec.own_time_probability) if k else (0.0, 0.0)
+            given, unknown, own = (given, unknown, own) if config.told else (0.0, 0.0, 0.0)
             bounds = {"given": given, "unknown": given + unknown, "own": given + unknown + own, "diagonal": math.inf}
             roles[name] = next(role for role, bound in bounds.items() if u[b][k] < bound)
         held = [name for name in names if present[name][b]]
@@ -140,7 +140,8 @@ CASES = {
                   f"{MASK}.weight": "{kind: bridge}"},
     "shared, not told": {"space": "shared", "told": "false", f"{LABEL}.weight": "{kind: bridge}",
                          f"{MASK}.weight": "{kind: bridge}", "train.given_probability": 0.6},
-    "not told": {"told": "false", "train.given_probability": 0.6, f"{MASK}.unknown_probability": 0.3},
+    "not told": {"told": "false", "train.given_probability": 0.3, f"{MASK}.unknown_probability": 0.3,
+                 f"{MASK}.own_time_probability": 0.4},
     "unknown, low noise": {f"{LABEL}.unknown_probability": 0.4, f"{MASK}.unknown_probability": 0.6,
                            f"{IMAGE}.given_probability": 0, "train.given_probability": 0.2,
                            "train.low_noise": "{share: 0.7, until: 0.03, weight: 0.25}"},

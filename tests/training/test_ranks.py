@@ -1,5 +1,6 @@
 """Ranks are one run: real processes on gloo, against one process."""
 
+import dataclasses
 import json
 import os
 import time
@@ -86,8 +87,9 @@ def talk(folder):
         here.check_same(the_config="one")
         with pytest.raises(MmfastError, match="the config of rank 1 is 1; it should be that of rank 0, 0: give every"):
             here.check_same(the_config=k)
-        for _ in range(2):
-            with here.in_turn():
+        for machines in (True, True, False):
+            # Without regard to machines, even one that is the first of its own waits for the first of all.
+            with (here if machines else dataclasses.replace(here, local=0)).in_turn(machines):
                 file = folder / "made"
                 assert file.exists() == bool(k)
                 time.sleep(0.1 * other)

@@ -202,6 +202,45 @@ def test_an_example_that_cannot_be_read_keeps_what_was_learnt(tmp_path):
     assert Run.open(tmp_path / "run").load_state()[1]["step"] == 3
 
 
+@pytest.mark.parametrize("at", [4, 9])  # between checkpoints, and the last step of all
+def test_a_validation_that_failed_is_made_up_for(tmp_path, monkeypatch, at):
+    """As if the example could always be read: lines, best average and state; also of those to whom logs are written."""
+    real = {**REAL, "train__validate_every": 2 if at == 4 else 3}
+    whole = fit(tiny(**real), str(tmp_path / "whole"), build_data(tiny()), quiet=True).run
+    found = build_data(tiny())
+    with monkeypatch.context() as patch:
+        real_validate = Trainer.validate
+
+        def validate(self):
+            if self.done == at:
+                raise MmfastError("b.png is damaged")
+            return real_validate(self)
+
+        patch.setattr(Trainer, "validate", validate)
+        for _ in range(2):  # and once more while it still is
+            with pytest.raises(MmfastError, match=r"b\.png is damaged"):
+                fit(tiny(**real), str(tmp_path / "run"), found, quiet=True)
+    assert "validation.loss" not in lines_of(Run(tmp_path / "run"))[-1]
+    run = fit(tiny(**real), str(tmp_path / "run"), found, quiet=True).run
+    assert run.stats_file.read_bytes() == whole.stats_file.read_bytes()
+    for name in ("ema.best.safetensors", "trainer.safetensors"):
+        (a, about), (b, wanted) = (load_tensors(folder / name) for folder in (run.folder, whole.folder))
+        assert about == wanted and a.keys() == b.keys() and all(torch.equal(x, b[key]) for key, x in a.items()), name
+
+
+def test_a_best_of_a_later_step_than_the_state_is_none_of_it(tmp_path):
+    """Somebody has gone back to an earlier state: what was best after it is not known to be so in what comes now."""
+    found, folder = build_data(tiny()), tmp_path / "run"
+    fit(tiny(**{**REAL, "train__steps": 3}), str(folder), found, quiet=True)
+    state = (folder / "trainer.safetensors").read_bytes()
+    run = fit(tiny(**REAL), str(folder), found, quiet=True).run
+    best = load_tensors(folder / "ema.best.safetensors")[1]["step"]
+    assert best > 3 and run.best({"best": {"step": best, "loss": 1.0}}) == {"step": best, "loss": 1.0}
+    (folder / "trainer.safetensors").write_bytes(state)
+    metadata = run.load_state()[1]
+    assert metadata["step"] == 3 and metadata["best"]["step"] == 2 and run.best(metadata) is None
+
+
 def test_sampling_and_evaluation_take_the_best_or_the_last(tmp_path, capsys):
     folder = tmp_path / "run"
     options = {**REAL, "train__steps": 2, "train__ema_decay": 0.999}
