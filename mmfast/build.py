@@ -45,7 +45,7 @@ def build_model(config: Config) -> Model:
     if spec.encoder != "fixed" and not kinds[config.anchor].bounded:
         raise MmfastError(f"modalities.{config.anchor}.encoder is {spec.encoder!r}; of the anchor it should be fixed")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)  # the CPU's alone
         with _made(f"modalities.{config.anchor}: a modality"):
             anchor = kinds[config.anchor](config.anchor, spec, kinds[config.anchor].anchor_space(spec))
         space = Model.space_shape(anchor, config.space)
@@ -116,9 +116,9 @@ def with_found(config: Config, before: Config | None = None) -> Config:
     """
     found = getattr(data.kind(config.data.kind), "found", None)
     parts = dict(config.modalities)
-    for name, spec in parts.items() if before is not None else ():
-        was = before.modalities.get(name)
-        if was is not None and was.kind == spec.kind:
+    for name, was in before.modalities.items() if before is not None else ():
+        spec = parts.get(name)
+        if spec is not None and spec.kind == was.kind:
             kept = {key: getattr(was, key) for key in modalities.kind(spec.kind).statistics if not getattr(spec, key)}
             parts[name] = dataclasses.replace(spec, **kept)
     config = dataclasses.replace(config, modalities=parts)

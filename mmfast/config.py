@@ -149,7 +149,8 @@ def _defaults(
         return {} if sections[name].get("diffused") else kind.beside
     others = [part.get("kind") for n, part in sections.items() if n != name and not part.get("diffused")]
     found = modalities.anchor_defaults(known for k, known in modalities.KINDS.items() if k in others)
-    return {} if any(key in sections[name] for key in found) else found  # they belong together
+    shares = [key for key in found if key != "given_steps"]
+    return {} if any(key in sections[name] for key in shares) else found  # they belong together
 
 
 def _check_times(config: Config, name: str, spec: Any) -> None:

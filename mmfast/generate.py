@@ -90,7 +90,14 @@ def how_drawn(
         known = [*known, turn] if turn else known
     names = ("sampler", "eta", "guidance_scale")
     how = {name: options.get(name, getattr(config.sample, name)) for name in names}
+    how["eta"] = _eta(how, options)
     return {"steps": steps[0] if len({*steps}) == 1 else steps, **how}
+
+
+def _eta(how: Mapping[str, Any], asked: Mapping[str, Any]) -> float:
+    """The eta of a draw: the config's is for the samplers that take one."""
+    takes = how["sampler"] not in SAMPLERS or takes_eta(how["sampler"])  # a name that is none is refused later
+    return how["eta"] if "eta" in asked or takes else 0.0
 
 
 def how_text(how: Mapping[str, Any]) -> str:
@@ -175,8 +182,7 @@ def generate(
         if target in whole:
             continue
         how = {**settings(config, whole), **options, "seed": seed ^ turn << 40, "guidance_scale": guidance}
-        if "eta" not in options and how["eta"] and how["sampler"] in SAMPLERS and not takes_eta(how["sampler"]):
-            how["eta"] = 0.0  # the config's is for the samplers that take one
+        how["eta"] = _eta(how, options)
         if isinstance(guidance, Mapping):
             how["guidance_scale"] = {n: scale for n, scale in guidance.items() if n in whole}
         if target is not None and model.told:

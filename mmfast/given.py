@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmfast.errors import MmfastError
-from mmfast.image_files import upright
+from mmfast.image_files import upright, white
 from mmfast.modalities import Modality
 
 
@@ -38,9 +38,11 @@ def known_part(part: Modality, value: Any, where: str) -> Tensor:
     """What is known of one x, bool of its shape: of a text or a path (`Modality.parse_known`), a picture or an array.
 
     An array or a tensor is bool, 0 and 1, or, as a picture, above 127 where it is known; one of [H, W] is for all
-    channels. Raises MmfastError, which calls it `where`.
+    channels. A picture is white where it is known. Raises MmfastError, which calls it `where`.
     """
     shape = part.blank(part.spec).shape
+    if isinstance(value, PILImage.Image) and len(shape) > 1:
+        value = white(upright(value, where), shape[-2:])
     if isinstance(value, (str, os.PathLike)):
         return part.parse_known(str(value))
     try:

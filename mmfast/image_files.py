@@ -228,6 +228,12 @@ def grey_or_colour(
     return picture.convert("L" if channels == 1 else "RGB")
 
 
+def white(picture: PILImage.Image, size: Size) -> np.ndarray:
+    """Where a picture, its middle resized, is white: bool [height, width]."""
+    grey = middle_resized(grey_or_colour(picture, 1, None), size, PILImage.Resampling.NEAREST)
+    return np.asarray(grey) > 127
+
+
 def class_numbers(path: Path | str, picture: PILImage.Image) -> PILImage.Image:
     """A mask's picture with its numbers as pixels: grey and palette files as they are, grey ones in colour as grey.
 

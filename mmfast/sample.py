@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -115,7 +116,9 @@ def sample(
 
     Returns every modality by name, [count, ...], on the model's device. Raises MmfastError naming the argument.
     """
-    chosen = filled("sample", SAMPLE, options)
+    chosen: SampleOptions = {**filled("sample", SAMPLE, options)}
+    for name, value in chosen.items():  # numpy's numbers are numbers too
+        chosen[name] = _plain(value)  # type: ignore[literal-required]
     given, inside = as_given(model, given, known)
     whole = {name: x for name, x in given.items() if name not in inside}
     count = how_many(model, count, given)
@@ -216,6 +219,13 @@ def takes_eta(sampler: str) -> bool:
     return rule(alpha_bar, 2, 1, (), 0.0) != rule(alpha_bar, 2, 1, (), 1.0)
 
 
+def _plain(value: Any) -> Any:
+    """A number of numpy's as Python's, in a dict too."""
+    if isinstance(value, Mapping):
+        return {name: _plain(x) for name, x in value.items()}
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _is_number(x: Any) -> bool:
     return isinstance(x, (int, float)) and not isinstance(x, bool)
 
@@ -241,6 +251,8 @@ def as_given(
                 f"given[{name!r}] is a {type(x).__name__}; it should be a tensor [count, ...] (mmfast.load(RUN).sample "
                 "takes numbers, names and files)"
             )
+        if x.dim() == 0:
+            raise MmfastError(f"given[{name!r}] is a tensor of no dimension; it should be [count, ...]")
         found[name] = x.float() if x.is_floating_point() else x
     inside = check_known(model, found, _by_name("known", known))
     for name, there in inside.items():

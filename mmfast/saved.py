@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,14 @@ def _(value: dict, stem: Path) -> Path:
 def _(value: np.ndarray, stem: Path) -> Path:
     np.save(stem.with_suffix(".npy"), value)
     return stem.with_suffix(".npy")
+
+
+def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Arrays of any names as an .npz file; np.savez takes some names for its own arguments."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, x in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, x, allow_pickle=False)
 
 
 def cells(sample: Mapping[str, Any]) -> dict[str, Any]:

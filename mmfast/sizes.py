@@ -32,6 +32,7 @@ def named(size: Size) -> str:
 
 def read(key: str, value: Any) -> int | list[int]:
     """An option's value as a size. Raises MmfastError, naming the key, for what is none."""
+    value = value.split(",") if isinstance(value, str) and "," in value else value  # as --image.size 48,64
     sides = list(value) if isinstance(value, (list, tuple)) else [value]
     sides = [int(x) if isinstance(x, str) and x.strip().isdecimal() else x for x in sides]
     whole = all(isinstance(x, int) and not isinstance(x, bool) for x in sides)

@@ -45,6 +45,8 @@ def configs(config: Config, over: Mapping[str, Sequence[str]]) -> list[tuple[dic
             raise unknown("over's option", key, swept)
         if not values:
             raise MmfastError(f"over[{key!r}] has no value; it should have some, as {key}=1,2")
+        if "." in key and key.partition(".")[0] in over:
+            raise MmfastError(f"over has {key!r} and {key.partition('.')[0]!r}; it should have one of the two")
     found = []
     for values in itertools.product(*over.values()):
         options = dict(zip(over, values, strict=True))

@@ -50,7 +50,7 @@ def test_eval_where_nothing_is_asked(opened, capsys):
 
 def test_every_option_of_eval(opened, monkeypatch):
     permitted = []
-    monkeypatch.setattr("mmfast.cli.evaluate.permit", lambda *args: permitted.append(args))
+    monkeypatch.setattr("mmfast.cli.shared.permit", lambda *args: permitted.append(args))
     words = (
         "eval R --samples 2 --device cuda:1 --features vgg16 --features-weights f.bin --lpips alex --lpips-weights "
         "l.bin --json figures.json --weights best --quiet"
@@ -124,7 +124,7 @@ def test_sweep_where_nothing_is_asked(swept, tmp_path, capsys):
 
 def test_every_option_of_sweep(swept, tmp_path, monkeypatch):
     permitted = []
-    monkeypatch.setattr("mmfast.cli.sweep.permit", lambda *args: permitted.append(args))
+    monkeypatch.setattr("mmfast.cli.shared.permit", lambda *args: permitted.append(args))
     words = (
         "sweep R --over steps=1,2 --over eta=0 --given label mask --samples 2 --features vgg16 --x recall.samples "
         "--y precision.samples --device cpu --out mine --quiet"

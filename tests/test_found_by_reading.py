@@ -8,13 +8,15 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from mmfast import MmfastError
+from mmfast import MmfastError, sweep
 from mmfast import config as configs
-from mmfast.build import build_model, files_of
+from mmfast.build import build_model, files_of, with_found
+from mmfast.cli.shared import measure_by
 from mmfast.data import Batch, cache, listing
 from mmfast.data.decoded import _own_options
 from mmfast.data.items import MOST_CAPTIONS, captions
-from mmfast.generate import generate
+from mmfast.generate import generate, how_drawn
+from mmfast.given import known_part
 from mmfast.guess import Guess, _add
 from mmfast.image_files import load_picture, read_header
 from mmfast.likelihood import bound
@@ -23,6 +25,7 @@ from mmfast.metrics.similarity import retrieval_rank
 from mmfast.modalities.caption import CaptionSpec
 from mmfast.modalities.label import LabelSpec, counted
 from mmfast.sample import sample
+from mmfast.saved import write_arrays
 from mmfast.training.trainer import seed_of
 
 SMALL = [("backbone.width", "16"), ("backbone.blocks", "1")]
@@ -165,3 +168,106 @@ def test_the_bound_is_of_whole_examples():
     for batch, name in zip(lacking, ("mask", "label"), strict=True):
         with pytest.raises(MmfastError, match=f"batch has examples without {name}"):
             bound(model, batch, steps=1)
+
+
+def test_numbers_of_numpy_are_numbers():
+    model, noise = digits(), {"seed": 3, "sampler": "ddim"}
+    plain = sample(model, 2, {"label": torch.tensor([1, 2])}, steps=2, eta=0.5, guidance_scale=2, clamp=0.5, **noise)
+    given = {"label": torch.tensor([1, 2])}
+    numpys = {"steps": np.int64(2), "eta": np.float32(0.5), "clamp": np.float32(0.5), "batch_size": np.int32(256)}
+    for scale in (np.float32(2), {"label": np.int64(2)}):
+        found = sample(model, np.int64(2), given, guidance_scale=scale, **numpys, **noise)
+        assert all(torch.equal(found[name], x) for name, x in plain.items())
+
+
+def test_a_given_number_needs_a_dimension():
+    with pytest.raises(MmfastError, match=r"given\['label'\] is a tensor of no dimension; it should be \[count"):
+        sample(digits(), 1, {"label": torch.tensor(3)}, steps=1)
+
+
+def digits(**more):
+    config = configs.load("digits", [("backbone", "{kind: mlp, width: 8, blocks: 1}"), *more.items()])
+    return build_model(config).eval()
+
+
+def test_a_network_that_is_not_told_is_not_guided():
+    model, asked = digits(told="false"), []
+    model.register_forward_hook(lambda *_: asked.append(1))
+    given = {"label": torch.tensor([1])}
+    found = [sample(model, 1, given, steps=2, sampler="ddim", guidance_scale=scale) for scale in (1, 3)]
+    assert len(asked) == 4 and torch.equal(found[0]["image"], found[1]["image"])
+    with pytest.raises(MmfastError, match="guidance_scale is 'a'"):
+        sample(model, 1, given, steps=1, guidance_scale="a")
+
+
+def test_what_is_written_of_a_draw_has_the_eta_that_it_had():
+    config = configs.load("digits", [("sample.eta", "0.5"), ("sample.sampler", "ddim")])
+    model = build_model(config)
+    assert how_drawn(model, config, [], {})["eta"] == 0.5
+    assert how_drawn(model, config, [], {"sampler": "ddpm"})["eta"] == 0
+    assert how_drawn(model, config, [], {"sampler": "dpmpp_2m", "eta": 1.0})["eta"] == 1
+
+
+def test_to_build_a_model_leaves_the_generators_of_gpus_alone(monkeypatch):
+    """torch.manual_seed seeds them too, of which fork_rng(devices=[]) keeps none."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded"))
+    before = torch.get_rng_state()
+    first, second = (digits().state_dict() for _ in range(2))
+    assert all(torch.equal(x, second[name]) for name, x in first.items()) and torch.equal(before, torch.get_rng_state())
+
+
+def test_a_size_on_the_command_line_needs_no_brackets():
+    for text in ("8,16", "[8, 16]", "8, 16"):
+        assert configs.load("digits", [("modalities.image.size", text)]).modalities["image"].size == [8, 16]
+    for text in ("8,", "8,16,8", "8,x"):
+        with pytest.raises(MmfastError, match="it should be a whole number, or two as"):
+            configs.load("digits", [("modalities.image.size", text)])
+
+
+def test_arrays_of_any_name(tmp_path):
+    """np.savez takes `file` and `allow_pickle` for its own arguments."""
+    arrays = {"file": np.arange(3), "allow_pickle": np.ones((2, 2), np.float32), "image": np.zeros(0)}
+    write_arrays(tmp_path / "x.npz", arrays)
+    with np.load(tmp_path / "x.npz") as found:
+        assert {*found} == {*arrays} and all(
+            (found[n] == x).all() and found[n].dtype == x.dtype for n, x in arrays.items()
+        )
+
+
+def test_a_picture_says_what_is_known():
+    model = digits()
+    part, pixels = model.part("image"), np.zeros((8, 8), np.uint8)
+    pixels[2:, 1:5] = 255
+    wanted = torch.from_numpy(pixels > 0)[None]
+    assert torch.equal(known_part(part, Image.fromarray(pixels), "known image"), wanted)
+    assert torch.equal(known_part(part, pixels, "known image"), wanted)
+    large = Image.fromarray(pixels.repeat(4, 0).repeat(4, 1)).convert("RGB")
+    assert torch.equal(known_part(part, large, "known image"), wanted)
+
+
+def test_a_sweep_takes_one_guidance_scale():
+    with pytest.raises(MmfastError, match=r"over has 'guidance_scale.label' and 'guidance_scale'; it should have one"):
+        sweep.configs(configs.load("digits"), {"guidance_scale": ["1"], "guidance_scale.label": ["2"]})
+
+
+def test_the_weights_of_one_network_are_not_those_of_another():
+    spec = SimpleNamespace(features="vgg16", features_weights="a.pth", lpips="alex", lpips_weights="b.pth")
+    measure_by(SimpleNamespace(features="vgg16", lpips=None), spec)
+    assert (spec.features_weights, spec.lpips_weights) == ("a.pth", "b.pth")
+    measure_by(SimpleNamespace(features="pixels", lpips="vgg", lpips_weights="c.pth"), spec)
+    assert vars(spec) == {"features": "pixels", "features_weights": "", "lpips": "vgg", "lpips_weights": "c.pth"}
+
+
+def test_label_files_are_counted(tmp_path):
+    pictures(tmp_path / "image", [f"{k:03}" for k in range(25)])
+    (tmp_path / "label").mkdir()
+    for k in range(0, 25, 2):
+        (tmp_path / "label" / f"{k:03}.txt").write_text("cat\n" if k % 8 else "1")
+    (tmp_path / "label" / "002.txt").write_bytes(b"\xff\xfe")  # which cannot be read
+    image, label = {"kind": "image", "channels": 3, "size": 8}, {"kind": "label", "classes": 2, "names": ["cat", "dog"]}
+    plain = {"anchor": "image", "data": {"kind": "folder", "root": str(tmp_path)}, "backbone": {"kind": "mlp"}}
+    config = with_found(configs.from_plain({**plain, "modalities": {"image": image, "label": label}}, "test"))
+    train = [stem for stem in listing.look(config.data, {**config.modalities}, "image").split()["train"]]
+    labelled = [int(stem) for stem in train if int(stem) % 2 == 0 and int(stem) != 2]
+    dogs = sum(k % 8 == 0 for k in labelled)
+    assert config.modalities["label"].class_counts == [len(labelled) - dogs, dogs] and dogs

@@ -146,7 +146,7 @@ def test_a_label_has_the_presets_options_beside_the_anchor_alone(label, more, wa
         (["label", "masked"], {}, (None, None, None)),
         (["masked"], {}, (0.0, None, None)),
         ([], {}, (None, None, None)),
-        (["mask"], {"given_steps": 5}, (None, None, 5)),
+        (["mask"], {"given_steps": 5}, (0.85, 1.0, 5)),
         (["mask"], {"given_probability": 0.0}, (0.0, None, None)),
         (["table"], {}, (None, None, None)),
     ],

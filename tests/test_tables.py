@@ -235,3 +235,16 @@ def test_a_row_without_the_label_that_is_the_anchor_is_refused(tmp_path):
     specs = {"kind": modalities.kind("label").Spec(classes=2, names=["a", "b"])}
     with pytest.raises(MmfastError, match="row 8, column 'kind' is empty; every row needs kind, the anchor"):
         table.open(table.Spec(source=str(file)), specs, "kind")
+
+
+def test_classes_that_the_column_does_not_have(tmp_path):
+    (tmp_path / "t.csv").write_text("x,label\n" + "".join(f"{k},{'abc'[k % 3]}\n" for k in range(60)))
+    plain = {"anchor": "row", "data": {"kind": "table", "source": str(tmp_path / "t.csv")}, "backbone": {"kind": "mlp"}}
+
+    def found(label):
+        modalities = {"row": {"kind": "table"}, "label": {"kind": "label", **label}}
+        return with_found(configs.from_plain({**plain, "modalities": modalities}, "t")).modalities["label"]
+
+    assert found({}).names == found({"classes": 3}).names == ["a", "b", "c"] and found({}).classes == 3
+    with pytest.raises(MmfastError, match=r"modalities.label.classes is 5; the column has 3: a, b, c; leave it out"):
+        found({"classes": 5})

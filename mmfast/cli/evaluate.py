@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmfast.cli.shared import add_allow_code, add_overwrite, add_weights, check_file, write
+from mmfast.cli.shared import add_allow_code, add_overwrite, add_weights, check_file, measure_by, write
 from mmfast.errors import MmfastError
-from mmfast.trust import permit
 
 
 def add(commands: Any) -> None:
@@ -48,10 +47,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
             raise MmfastError(f"--samples is {args.samples}; it should be at least 2")
         config.evaluate.samples = args.samples
     config.evaluate.samples = config.evaluate.samples or 1000
-    permit("evaluate.features", args.features)
-    for name in ("features", "features_weights", "lpips", "lpips_weights"):
-        if getattr(args, name) is not None:
-            setattr(config.evaluate, name, getattr(args, name))
+    measure_by(args, config.evaluate)
     if args.lpips_weights is not None and not config.evaluate.lpips:
         raise MmfastError("--lpips-weights is given, but no --lpips, which says whose weights they are")
     with args.ranks.in_turn():

@@ -102,10 +102,9 @@ def _guidance(words: Sequence[str]) -> float | dict[str, float]:
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    import numpy as np
-
     from mmfast.files import check_free
     from mmfast.loaded import load
+    from mmfast.saved import write_arrays
 
     if args.n is not None and args.n < 1:
         raise MmfastError(f"--n is {args.n}; it should be at least 1")
@@ -134,6 +133,6 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if args.npz:
         arrays: dict[str, Any] = {name: x.numpy() for name, x in samples.data.items()}
         npz = Path(args.npz)
-        write(npz, lambda temporary: np.savez(temporary, **arrays))
+        write(npz, lambda temporary: write_arrays(temporary, arrays))
         print(npz)
     return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.errors import MmfastError
+from mmfast.trust import permit
 
 
 def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
@@ -77,6 +78,19 @@ def write(file: Path, write: Any) -> None:
         write_atomically(file, write)
     except OSError as error:
         raise MmfastError(f"{file} cannot be written: {error.strerror}; choose another place") from None
+
+
+def measure_by(args: Any, spec: Any) -> None:
+    """Put the networks that measure into a config's part `evaluate`, as the command line says; a config's weights are
+    those of its own network."""
+    permit("evaluate.features", args.features)
+    for name in ("features", "lpips"):
+        asked, weights = getattr(args, name, None), getattr(args, f"{name}_weights", None)
+        if asked is not None and asked != getattr(spec, name):
+            setattr(spec, name, asked)
+            setattr(spec, f"{name}_weights", "")
+        if weights is not None:
+            setattr(spec, f"{name}_weights", weights)
 
 
 def slug(text: str) -> str:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmfast.cli.shared import add_allow_code, slug, write
+from mmfast.cli.shared import add_allow_code, measure_by, slug, write
 from mmfast.errors import MmfastError
-from mmfast.trust import permit
 
 
 def add(commands: Any) -> None:
@@ -55,8 +54,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         if args.samples < 2:
             raise MmfastError(f"--samples is {args.samples}; it should be at least 2")
         config.evaluate.samples = args.samples
-    permit("evaluate.features", args.features)
-    config.evaluate.features = args.features or config.evaluate.features
+    measure_by(args, config.evaluate)
     stem = slug(" ".join([*(f"given-{name}" for name in args.given), *over]))
     folder = Path(args.out) if args.out else _new_folder(opened.folder / "sweeps", stem)
     check_free("--out", folder)

@@ -23,6 +23,9 @@ from mmfast.errors import MmfastError
 from mmfast.modalities.label import counted, read_text
 from mmfast.options import option
 
+# Label files that are opened to count the classes: enough for their shares.
+MOST_COUNTED = 10_000
+
 
 @dataclass
 class Spec:
@@ -56,15 +59,19 @@ def folders(spec: Spec, modalities: Mapping[str, Any]) -> list[Path]:
 
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
     """What the folders say of the modalities' options: the classes' names, of folders or a table, and how many examples
-    each has (no file is opened for it); captions; codings of masks."""
+    each has (of label files, some thousands are opened for it); captions; codings of masks."""
     listing = look(spec, modalities, anchor)
     options = named(listing.classes) | codings.options_of(listing.codings)
     train = listing.split()["train"] if listing.paths[anchor] else []
     for name, part in modalities.items():
         texts = listing.texts.get(name, {})
+        if part.kind == "label" and not texts:
+            there = listing.paths.get(name, {})
+            texts = {x: _text(there[x]) for x in spread([x for x in train if x in there], MOST_COUNTED)}
         if part.kind == "label" and texts:
             part = dataclasses.replace(part, names=listing.classes.get(name, part.names))
-            options[name] = {**options.get(name, {}), **counted(part, (texts[x] for x in train if x in texts))}
+            seen = (text for x in train if (text := texts.get(x)))
+            options[name] = {**options.get(name, {}), **counted(part, seen)}
     for name, part in modalities.items():
         if part.kind == "caption" and not part.captions:
             stems, cells = listing.paths[anchor], listing.texts.get(name)
@@ -72,6 +79,14 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
             files = (read_text(path, "caption") for path in spread(paths, MOST_CAPTIONS))
             options[name] = {"captions": captions(files if cells is None else cells.values())}
     return options
+
+
+def _text(path: Path) -> str:
+    """A label file's text; "" where it cannot be read, which is said when it is trained on."""
+    try:
+        return read_text(path)
+    except MmfastError:
+        return ""
 
 
 __all__ = ["Listing", "Spec", "folders", "found", "look", "open"]

@@ -113,6 +113,11 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
             column = _column(spec, name, table)
             names = sorted({x for x in column if x})
             if not part.names and not all(x.isdecimal() for x in names):
+                if part.classes not in (len(names), type(part)().classes):
+                    raise MmfastError(
+                        f"modalities.{name}.classes is {part.classes}; the column has {len(names)}: "
+                        f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}; leave it out, or give their names"
+                    )
                 options[name] = {"names": names, "classes": len(names)}
                 part = dataclasses.replace(part, **options[name])
             seen = [column[k] for k in train if column[k]]

@@ -14,11 +14,10 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
-from mmfast.image_files import grey_or_colour, load_picture, middle_resized
+from mmfast.image_files import load_picture, white
 from mmfast.modalities.codes import code, draw_class, nearest, unit_rms
 from mmfast.modalities.heads import Pooled, Reader, head_norm, one_head, reads_option
 from mmfast.modalities.spec import Spec, WeightSpec, size_option
-from mmfast.sizes import Size
 from mmfast.trust import source_digest
 
 # What a kind's own file takes from here.
@@ -36,7 +35,6 @@ __all__ = [
     "head_norm",
     "nearest",
     "one_head",
-    "pixels_known",
     "reads_option",
     "size_option",
     "unit_rms",
@@ -183,8 +181,8 @@ class Modality(nn.Module):
         """
         blank = self.blank(self.spec)
         if blank.dim() > 1:
-            white = pixels_known(Path(text), blank.shape[-2:])
-            return white.expand(blank.shape).clone()
+            there = white(load_picture(Path(text), "mask"), blank.shape[-2:])
+            return torch.from_numpy(there).expand(blank.shape).clone()
         known = torch.zeros(blank.shape, dtype=torch.bool)
         for span in text.split(","):
             low, _, high = span.partition("-")
@@ -314,12 +312,6 @@ class Modality(nn.Module):
     def parse(self, text: str) -> Tensor:
         """One x from the command line (`--given name=text`): a file's path, unless the kind has a shorter form."""
         return self.read(Path(text), self.spec)
-
-
-def pixels_known(path: Path, size: Size) -> Tensor:
-    """Where a picture, its middle resized, is white: bool [height, width]. Raises MmfastError naming the file."""
-    picture = middle_resized(grey_or_colour(load_picture(path, "mask"), 1, None), size, PILImage.Resampling.NEAREST)
-    return torch.from_numpy(np.asarray(picture) > 127)
 
 
 def check_floats(x: Tensor, shape: tuple[int, ...], where: str) -> None:

@@ -95,7 +95,7 @@ def norms(z):
 
 
 def test_two_terms_weighed_by_their_gradients():
-    """First alike; then by the inverse of the norms, whose squares are averaged, the more so the more steps there were."""
+    """First alike; then by the inverse of the norms, whose squares are averaged, more so with each step."""
     rule, first, second = GradientNorm(["a", "b", "never"]), features(6), features(6, 1)
     total = rule.total(terms(first), [first], 1.0)
     assert float(total.detach()) == pytest.approx(sum(float(x.detach()) for x in terms(first).values()), rel=1e-12)
