@@ -96,8 +96,9 @@ def how_drawn(
 
 def _eta(how: Mapping[str, Any], asked: Mapping[str, Any]) -> float:
     """The eta of a draw: the config's is for the samplers that take one."""
-    takes = how["sampler"] not in SAMPLERS or takes_eta(how["sampler"])  # a name that is none is refused later
-    return how["eta"] if "eta" in asked or takes else 0.0
+    if "eta" in asked or not how["eta"] or how["sampler"] not in SAMPLERS:  # a name that is none is refused later
+        return how["eta"]
+    return how["eta"] if takes_eta(how["sampler"]) else 0.0
 
 
 def how_text(how: Mapping[str, Any]) -> str:
