@@ -22,6 +22,7 @@ TYPES = {
 }  # fmt: skip
 NAME = re.compile(
     r"_ZN6mmfast4cuda\d+(combine|step|squared_error|dots|random_words|block_mask)I(f|d|NS_4bf16E|NS_3f16E|t|j|m|)Lb([01])E"
+    r"(?:Lb([01])E)?"
 )
 
 ITEM = 8192  # elements a partial sum, as in task.h
@@ -77,7 +78,7 @@ def kernel_rows(target: str, report: str, code: str) -> list[Row]:
         name = NAME.match(symbol)
         if name is None:
             continue
-        kernel, kind, whole = name.groups()
+        kernel, kind, whole, each = name.groups()
         type_name, size = TYPES[kind] if kind else ("int64", 8)
         note, tensors, doubles, expects = CASES[kernel]
         loads_128, loads_narrow = widths(sections[symbol], "LDG")
@@ -85,7 +86,9 @@ def kernel_rows(target: str, report: str, code: str) -> list[Row]:
         found.append(
             Row(
                 backend="cuda",
-                kernel=f"{kernel} {type_name}" + (" by element" if whole == "0" else ""),
+                kernel=f"{kernel} {type_name}"
+                + (", rows of each term" if each == "1" else "")
+                + (" by element" if whole == "0" else ""),
                 target=target,
                 registers=int(registers),
                 spills=int(stores) + int(loads),

@@ -23,12 +23,13 @@ namespace {
 Table table(Call& call, Call::Which which, int64_t columns) {
     const Call::Entries entries = call.table(which, columns);
     if (!entries.data) return {};
+    const int64_t count = call.batch() * std::max<int64_t>(call.index_columns, 1);
     if (call.index)
-        for (int64_t b = 0; b < call.batch(); ++b)
-            expect(call.index[b] >= 0 && call.index[b] < entries.rows, "rows holds a number outside the table");
+        for (int64_t i = 0; i < count; ++i)
+            expect(call.index[i] >= 0 && call.index[i] < entries.rows, "rows holds a number outside the table");
     if (columns > 0 && which != Call::kSigma && (call.row >= 0 || call.index)) {
-        for (int64_t b = 0; b < (call.index ? call.batch() : 1); ++b) {
-            const int64_t at = call.index ? call.index[b] * entries.row_stride : 0;
+        for (int64_t i = 0; i < (call.index ? count : 1); ++i) {
+            const int64_t at = call.index ? call.index[i] * entries.row_stride : 0;
             const double first = call.type == Type::f64 ? static_cast<const double*>(entries.data)[at]
                                                         : static_cast<const float*>(entries.data)[at];
             expect(first == first, "rows holds a number whose row in the table means nothing");
@@ -44,11 +45,11 @@ public:
     std::vector<int> misfits;
 
     Planned(Call& call, int64_t more_columns) : terms_(call.terms()) {
-        plan.batch = call.batch(), plan.terms = call.terms(), plan.index = call.index;
+        plan.batch = call.batch(), plan.terms = call.terms(), plan.index = call.index, plan.columns = call.index_columns;
         if (more_columns >= 0) {
             plan.coefs = table(call, Call::kCoefs, call.terms() + more_columns);
             levels_ = call.levels();
-            plan.sigma = table(call, Call::kSigma, Call::columns_of(levels_));
+            plan.sigma = table(call, Call::kSigma, call.columns_of(levels_));
             for (int64_t& first : levels_) first *= call.channel();  // in elements
             plan.levels = plan.sigma.data ? static_cast<int>(levels_.size()) : 0, plan.level = levels_.data();
             plan.to_x0 = table(call, Call::kToX0, call.terms());
@@ -98,6 +99,7 @@ PyObject* combine_call(Call& call, PyObject* const* options) {
     const NoiseArguments identity = call.noise(noisy || returns);
     if (!planned.misfits.empty()) return list_of(planned.misfits);
     if (call.tables_recorded && (call.row >= 0 || call.index || identity.fresh())) return PyLong_FromLong(kUnusual);
+    if (call.index_columns && call.seen != kPlain) return PyLong_FromLong(kUnusual);
     const Reference out(call.output()), noise(returns ? call.output() : Py_NewRef(Py_None));
     planned.noise(identity);
     planned.plan.out = data_of(out), planned.plan.noise = data_of(noise);

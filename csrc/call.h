@@ -6,18 +6,19 @@
 // kPlain, or throws std::invalid_argument, upon which look() gives it back.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "torch_state.h"
 
 namespace mmfast {
 
-// An int64 tensor [n] that lies contiguous, or null for None alone; on this device of its kind, if it is not -1.
-inline const int64_t* integers(PyObject* tensor, int64_t n, const char* what, int device = -1) {
+// An int64 tensor of n numbers that lies contiguous, or null for None alone; on this device of its kind, if it is not -1.
+inline const int64_t* integers(PyObject* tensor, int64_t n, const char* what, int device = -1, int rank = 1) {
     if (tensor == Py_None) return nullptr;
     const View view(tensor);
     expect(device < 0 || view.device == device, "a tensor is on another device");
-    expect(view.is(dlpack::kInt, 64) && view.rank == 1 && view.elements() == n && view.contiguous(), what);
+    expect(view.is(dlpack::kInt, 64) && view.rank == rank && view.elements() == n && view.contiguous(), what);
     static const int64_t nothing = 0;  // an empty tensor may have no memory
     return n == 0 ? &nothing : static_cast<const int64_t*>(view.data);
 }
@@ -109,7 +110,8 @@ public:
     Call& operator=(const Call&) = delete;
 
     int64_t row = -1;                // the one row that serves every sample, or -1
-    const int64_t* index = nullptr;  // [batch] rows of the tables, or null
+    const int64_t* index = nullptr;  // [batch] rows of the tables, or null; with index_columns [batch, index_columns]
+    int64_t index_columns = 0;       // where each term has rows of its own, which are those of its level of the noise too
 
     bool looking() const { return looking_; }
     int terms() const { return static_cast<int>(views_.size()); }
@@ -150,6 +152,7 @@ public:
         const int64_t rows = view.size[0], stride = columns < 0 ? 0 : view.stride[1];
         if (row >= 0 || index) {
             expect(!looking_ || table_rows_ < 0 || table_rows_ == rows, "the tables have not the same rows");
+            expect(!index_columns || which == kCoefs || which == kSigma, "the op takes one row a sample");
             table_rows_ = rows;
         }
         if (row >= 0) {
@@ -172,8 +175,10 @@ public:
         return first;
     }
     // The columns of sigma, as `table` takes them.
-    static int64_t columns_of(const std::vector<int64_t>& levels) {
-        return levels.empty() ? -1 : static_cast<int64_t>(levels.size());
+    int64_t columns_of(const std::vector<int64_t>& levels) const {
+        const auto count = static_cast<int64_t>(levels.size());
+        expect(!index_columns || !has_noise() || count == index_columns, "a level of the noise has no rows");
+        return levels.empty() || index_columns ? -1 : count;
     }
     PyObject* coefs() const { return field(tables_, kCoefs); }
     bool has(Which which) const { return field(tables_, which) != Py_None; }
@@ -304,9 +309,17 @@ private:
         if (PyLong_Check(rows_)) {
             row = integer(rows_);
             expect(row >= 0, "the row is outside the table");
-        } else {
-            index = integers(rows_, batch(), "rows is not an int64 tensor [batch]", device);
+            return;
         }
+        if (looking_ && rows_ != Py_None) {
+            const View view(rows_);
+            if (view.rank == 2) {
+                expect(view.size[0] == batch() && view.size[1] == terms(), "rows is not [batch, terms]");
+                index_columns = view.size[1];
+            }
+        }
+        const int64_t count = batch() * std::max<int64_t>(index_columns, 1);
+        index = integers(rows_, count, "rows is not an int64 tensor [batch]", device, index_columns ? 2 : 1);
     }
 };
 

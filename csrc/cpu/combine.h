@@ -127,18 +127,19 @@ template <class L, class T, class OfSource, class F>
 MMFAST_HD void for_runs(const Plan& plan, Source* sources, int64_t item, bool makes_noise, int64_t most,
                         OfSource of_source, F f) {
     using Real = typename Run<L, T>::Real;
-    const int64_t b = item / plan.items_per_sample(), row = plan.row(b);
+    const int64_t b = item / plan.items_per_sample();
+    const auto sigma = [&](int level) { return entry<Real>(plan.sigma, plan.row(b, level), level); };
     Run<L, T> run{};
     run.sources = sources;
-    run.sigma = plan.sigma.data ? entry<Real>(plan.sigma, row) : Real(0);
+    run.sigma = plan.sigma.data ? sigma(0) : Real(0);
     Noise<L> noise(plan, b);
     int level = 0;
     for_pieces<L>(plan, item, [&](int64_t e, int64_t n) {
-        while (level + 1 < plan.levels && e >= plan.level[level + 1]) run.sigma = entry<Real>(plan.sigma, row, ++level);
+        while (level + 1 < plan.levels && e >= plan.level[level + 1]) run.sigma = sigma(++level);
         const bool noisy = plan.noisy && (run.sigma != Real(0) || makes_noise);
         run.count = 0;
         for (int k = 0; k < plan.terms; ++k)  // a term whose coefficients are zero is not read
-            if (of_source(sources[run.count], row, k) && find_source<L, T>(plan, k, b, e, sources[run.count]))
+            if (of_source(sources[run.count], plan.row(b, k), k) && find_source<L, T>(plan, k, b, e, sources[run.count]))
                 ++run.count;
         for (int64_t done = 0, m; done < n; done += m) {
             m = least(most, n - done);

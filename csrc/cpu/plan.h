@@ -32,8 +32,9 @@ struct Plan {
     int terms;
     const Term* term;
     const int64_t* index;  // [batch] rows of the tables; null: the samples' own numbers
+    int64_t columns;       // 0, or index is [batch, columns]: each term, and each level of the noise, has its own rows
     Table coefs;           // [, terms], for a step [, terms + 1]
-    Table sigma;           // [], or with levels [, levels]; null: no noise in the sum
+    Table sigma;           // [], or with levels and no columns [, levels]; null: no noise in the sum
     int levels;            // of the noise; 0: one, for the whole sample
     const int64_t* level;  // [levels] the first element of each, from 0 on
     bool noisy;            // whether there is a key
@@ -64,7 +65,7 @@ struct Plan {
     int64_t elements() const { return rows * inner; }
     int64_t items_per_sample() const { return (elements() + kItem - 1) / kItem; }
     int64_t items() const { return batch * items_per_sample(); }
-    int64_t row(int64_t b) const { return index ? index[b] : b; }
+    int64_t row(int64_t b, int64_t k = 0) const { return index ? index[columns ? b * columns + k : b] : b; }
     int64_t id(int64_t b) const { return ids ? ids[b] : b; }
 };
 

@@ -42,7 +42,7 @@ Identity identity_of(const NoiseArguments& noise) {
 
 // The job of a call, but for its device and stream: these are those of its first result.
 Job job_of(const Call& call, int64_t rows, const NoiseArguments& noise) {
-    return {{}, call.type, call.shape, call.rank, call.tensors(), identity_of(noise), {call.index, rows}, call.levels()};
+    return {{}, call.type, call.shape, call.rank, call.tensors(), identity_of(noise), {call.index, rows, call.index_columns}, call.levels()};
 }
 
 // A table of the call's: contiguous, as the kernels read it, but for a row that serves all. `rows`: the length of the
@@ -58,7 +58,7 @@ const void* table(Call& call, Call::Which which, int64_t columns, int64_t* rows)
 }
 
 const void* sigma_of(Call& call, int64_t* rows) {
-    return table(call, Call::kSigma, Call::columns_of(call.levels()), rows);
+    return table(call, Call::kSigma, call.columns_of(call.levels()), rows);
 }
 
 // Before a seed is drawn for an unchecked call: whether it can be read as it lies.
@@ -96,6 +96,7 @@ PyObject* combine_call(Call& call, PyObject* const* options) {
     const bool returns = yes(options[0]) && call.has_noise();
     NoiseArguments noise = call.noise(returns || to.sigma);
     if (call.tables_recorded && (call.row >= 0 || call.index || noise.fresh())) return PyLong_FromLong(kUnusual);
+    if (call.index_columns && call.seen != kPlain) return PyLong_FromLong(kUnusual);
     if (!noise.noisy) to.sigma = nullptr;
     const Reference out(call.output()), eps(returns ? call.output() : Py_NewRef(Py_None));
     to.out = data_of(out), to.noise = data_of(eps);

@@ -7,8 +7,11 @@ std::vector<int> combine(const Job& call, const Combine& to) {
     Task task{};
     auto misfits = make_task(call, task);
     if (!misfits.empty()) return misfits;
+    const int64_t threads = vector_threads(task.cut, width(call.type));
     dispatch(call.type, whole(task, call.type, {to.out, to.noise}), [&](auto tag, auto vectors) {
-        launch(call.where, vector_threads(task.cut, width(call.type)), 1, combine<typename decltype(tag)::type, decltype(vectors)::value>, task, to);
+        using T = typename decltype(tag)::type;
+        constexpr bool kWhole = decltype(vectors)::value;
+        launch(call.where, threads, 1, task.rows.columns ? combine<T, kWhole, true> : combine<T, kWhole, false>, task, to);
     });
     return {};
 }

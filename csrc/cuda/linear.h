@@ -9,16 +9,26 @@ namespace mmfast::cuda {
 template <class T>
 constexpr int kAhead = sizeof(T) == 8 ? 2 : 4;
 
-__device__ __forceinline__ int64_t row_of(const Rows& rows, int64_t b) {
-    if (!rows.rows) return rows.count == 1 ? 0 : b;
-    const int64_t row = read_one(rows.rows + b);
+__device__ __forceinline__ int64_t checked_row(const Rows& rows, int64_t at) {
+    const int64_t row = read_one(rows.rows + at);
     // As torch's own indexing does on a GPU, where nothing can be raised: the next call sees the error.
     if (row < 0 || row >= rows.count) __trap();
     return row;
 }
+__device__ __forceinline__ int64_t row_of(const Rows& rows, int64_t b) {
+    if (!rows.rows) return rows.count == 1 ? 0 : b;
+    return checked_row(rows, b);
+}
 template <class Real>
 __device__ __forceinline__ Real entry(const void* table, int64_t i) {
     return read_one(static_cast<const Real*>(table) + i);
+}
+
+// The sigma of each level of the noise, of a sample with one row; 0 without sigmas.
+template <class Real>
+__device__ __forceinline__ auto sigma_of_row(const Task& task, const void* sigmas, int64_t row) {
+    const int64_t first = task.levels.count > 1 ? row * task.levels.count : row;
+    return [=](int level) { return sigmas ? entry<Real>(sigmas, first + level) : Real(0); };
 }
 
 // A thread's vector: n elements of sample b from e, which lies in (row, column).
@@ -59,11 +69,11 @@ __device__ __forceinline__ Pack<T> read_term(const Operand& term, const Place& a
     }
 }
 
-// Adds the terms to Sums combinations at once, sum[s] += coefs[s][k] * term k, each read once. A term
+// Adds the terms to Sums combinations at once, sum[s] += coefficient(s, k) * term k, each read once. A term
 // whose coefficient is zero does not enter that sum, and one that enters none is not read.
-template <class T, bool Whole, int Sums>
-__device__ __forceinline__ void add_terms(const Task& task, const Place& at,
-                                          const RealOf<T>* const (&coefs)[Sums], RealOf<T> (&sum)[Sums][kWidth<T>]) {
+template <class T, bool Whole, int Sums, class Coefficient>
+__device__ __forceinline__ void add_terms(const Task& task, const Place& at, const Coefficient& coefficient,
+                                          RealOf<T> (&sum)[Sums][kWidth<T>]) {
     using Real = RealOf<T>;
     constexpr int kMany = kAhead<T>;
 #pragma unroll 1
@@ -76,7 +86,7 @@ __device__ __forceinline__ void add_terms(const Task& task, const Place& at,
             bool wanted = false;
 #pragma unroll
             for (int s = 0; s < Sums; ++s) {
-                coef[s][j] = k < task.terms ? read_one(coefs[s] + k) : Real(0);
+                coef[s][j] = k < task.terms ? coefficient(s, k) : Real(0);
                 wanted |= coef[s][j] != Real(0);
             }
             if (wanted) x[j] = read_term<T, Whole>(task.term[k], at, task.inner);
@@ -92,18 +102,17 @@ __device__ __forceinline__ void add_terms(const Task& task, const Place& at,
     }
 }
 
-// sum += sigma * noise, `sigmas` null or the table of it. The noise is also written to `out`, where that is not null.
+// sum += sigma(level) * noise. The noise is also written to `out`, where that is not null.
 // Whole: launch.h has seen that every vector lies within one level.
-template <class T, bool Whole>
-__device__ __forceinline__ void add_noise(const Task& task, const Place& at, const void* sigmas, int64_t row, T* out,
+template <class T, bool Whole, class Sigma>
+__device__ __forceinline__ void add_noise(const Task& task, const Place& at, const Sigma& sigma_of, T* out,
                                           RealOf<T> (&sum)[kWidth<T>]) {
     using Real = RealOf<T>;
     const int count = task.levels.count;
     int level = 0;
 #pragma unroll 1
     while (level + 1 < count && at.e >= task.levels.first[level + 1]) ++level;
-    const int64_t first = count > 1 ? row * count : row;  // the row in the table
-    Real sigma = sigmas ? entry<Real>(sigmas, first + level) : Real(0);
+    Real sigma = sigma_of(level);
     if (sigma == Real(0) && !out && (Whole || level + 1 >= count)) return;
     Real eps[kWidth<T>] = {};
     make_noise<T>(task.identity, at.b, at.e, eps);
@@ -113,7 +122,7 @@ __device__ __forceinline__ void add_noise(const Task& task, const Place& at, con
         if constexpr (!Whole) {
             while (level + 1 < count && at.e + i >= task.levels.first[level + 1]) {
                 ++level;
-                sigma = sigmas ? entry<Real>(sigmas, first + level) : Real(0);
+                sigma = sigma_of(level);
             }
         }
         sum[i] = multiply_add(sigma, eps[i], sum[i]);

@@ -31,11 +31,13 @@ squared_error(const __grid_constant__ Task task, const SquaredError to) {
         if (present) for_vectors_of_item<T>(task.cut, item - b * task.cut.items, [&](int64_t e, int n) {
             const Place at = place(task, b, e, n);
             const int64_t row = row_of(task.rows, b);
-            const Real* const coefs[] = {static_cast<const Real*>(to.coefs) + row * task.terms};
+            const Real* coefs = static_cast<const Real*>(to.coefs) + row * task.terms;
             Real sum[1][kV] = {};
-            add_terms<T, Whole>(task, at, coefs, sum);
+            add_terms<T, Whole>(task, at, [&](int, int k) { return read_one(coefs + k); }, sum);
             auto& r = sum[0];
-            if (task.identity.noisy) add_noise<T, Whole>(task, at, to.sigma, row, static_cast<T*>(nullptr), r);
+            if (task.identity.noisy) {
+                add_noise<T, Whole>(task, at, sigma_of_row<Real>(task, to.sigma, row), static_cast<T*>(nullptr), r);
+            }
 #pragma unroll
             for (int i = 0; i < kV; ++i) {
                 const double x = i < n ? static_cast<double>(r[i]) : 0.0;
@@ -43,7 +45,7 @@ squared_error(const __grid_constant__ Task task, const SquaredError to) {
             }
             if (!to.grad) return;
             const Real weight = static_cast<Real>(to.scale) * entry<Real>(to.weight, row);
-            const Real first = Real(2) * weight * read_one(coefs[0]);
+            const Real first = Real(2) * weight * read_one(coefs);
 #pragma unroll
             for (int i = 0; i < kV; ++i) r[i] = first * r[i];
             write<T, Whole>(static_cast<T*>(to.grad) + (b * task.cut.elements + e), pack_of<T>(r), n);

@@ -42,10 +42,12 @@ struct Identity {
     bool noisy;                   // is there a key at all
 };
 
-// Rows of the tables: sample b uses rows[b]; without rows its own, or the only one.
+// Rows of the tables: sample b uses rows[b]; without rows its own, or the only one. With columns rows is
+// [batch, columns]: each term, and each level of the noise, has its own.
 struct Rows {
     const int64_t* rows;
     int64_t count;
+    int64_t columns;
 };
 
 // The levels of the noise by their first elements in a sample, from 0 on; none: one for the whole sample.

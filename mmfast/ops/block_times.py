@@ -42,9 +42,14 @@ class Blocks(NamedTuple):
     order: tuple[int, ...]  # the blocks by their channels
     levels: tuple[int, ...]  # the first channel of each, in that order
 
+    @property
+    def in_order(self) -> bool:
+        """Whether the encodings' blocks follow on z0's in their own order."""
+        return self.order == tuple(range(len(self.order)))
+
     def sorted(self, values: Tensor) -> Tensor:
         """[B, 1 + M], a column a block, in the order of their channels."""
-        if self.order == tuple(range(len(self.order))):
+        if self.in_order:
             return values
         if is_compiling():  # which must not see what is kept
             return torch.stack([values[:, i] for i in self.order], 1)
@@ -119,6 +124,18 @@ def check_times(name: str, t: object, batch: int, blocks: int, sched: Schedule) 
 
 
 # --- forward ------------------------------------------------------------------------------------------------
+
+
+def kept_rows(terms: Sequence[Any], noise: GivenNoise | None) -> GivenNoise | None:
+    """q_sample's noise by level, unchecked, where the times are rows of the tables of all steps as they lie: of blocks
+    in the order of their channels. None where they are not. terms: z0 and the encodings."""
+    if noise is None:
+        return None
+    try:
+        blocks = _whole([(x.start, x.tensor.shape[1]) for x in terms], terms[0].channels)
+    except (AttributeError, IndexError):
+        return None  # which the checks will say
+    return (*noise[:3], blocks.levels) if blocks is not None and blocks.in_order else None
 
 
 def kept_marginal(

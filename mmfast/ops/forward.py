@@ -89,13 +89,19 @@ def q_sample(
     if known is not None:
         usual: list[Term] = [z0, *encodings.values()]  # type: ignore[union-attr]
         found: tuple[Tables, Rows, GivenNoise | None] | None = (known, t, given)
+        done = None
         if own_times:
-            found = block_times.kept_marginal(known, usual, t, given, present)  # type: ignore[arg-type]
+            by_level = block_times.kept_rows(usual, given) if present is None else None
+            if by_level is not None:
+                done = dispatch.at_once("combine", usual, known, t, by_level, return_eps, False)
+            if done is None:
+                found = block_times.kept_marginal(known, usual, t, given, present)  # type: ignore[arg-type]
         elif present is not None:
             found = kept_present(known, usual, t, given, present)
         if noise is not None:
             usual.append(noise)
-        done = None if found is None else dispatch.at_once("combine", usual, *found, return_eps, noise is not None)
+        if done is None and found is not None:
+            done = dispatch.at_once("combine", usual, *found, return_eps, noise is not None)
         if done is not None:
             return (done[0], done[1] if noise is None else noise) if return_noise else done[0]
     names, encoded = select(encodings, sched)

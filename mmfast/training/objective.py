@@ -47,7 +47,7 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
         terms,
         drawn.of_z(model),
         model.schedule,
-        present=_columns(present, columns),
+        present=_columns(present, columns) if batch.present else None,
         return_noise=False,
         **noise,
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from problems import everywhere
-from spaces import ABAR, SCHED, UNIT, Space, W, noise_of, spaces
+from spaces import ABAR, SCHED, UNIT, Space, T, W, noise_of, spaces
 from torch.autograd import gradcheck
 
 import mmfast
@@ -221,3 +221,57 @@ def test_more_blocks_than_can_have_times_are_an_error():
             MmfastError, match=r"^encodings has 32 blocks; there are times of their own for 31 at most$"
         ):
             call()
+
+
+class InOrder(Space):
+    """Blocks that lie in the order of their names, so that the times are rows of the tables as they lie."""
+
+    def __init__(self, seed, **options):
+        super().__init__(seed, **options)
+        spans = [self.x[name].shape[1] for name in ("z0", *self.names)]
+        starts = np.cumsum([0, *spans]).tolist()
+        self.span = {n: slice(*starts[i : i + 2]) for i, n in enumerate(("z0", *self.names))}
+
+
+@pytest.mark.parametrize("dtype", list(UNIT))
+@pytest.mark.parametrize("names", [(), ("a",), ("a", "b", "c")])
+def test_times_that_are_rows_of_the_tables(each_backend, dtype, names, monkeypatch):
+    """Read where they lie, with the bits of rows that torch picks; as columns of another tensor too."""
+    space = InOrder(3, names=names, dtype=dtype, batch=5)
+    SCHED.derived.clear()
+    with ops.backend(each_backend), monkeypatch.context() as patch:
+        patch.setattr(ops.block_times, "kept_rows", lambda *_: None)
+        first, picked = space.q_sample(seed=1), space.q_sample(seed=1)
+    part = torch.cat((space.t, space.t), 1)[:, : space.t.shape[1]]
+    with ops.backend(each_backend):
+        found, apart = space.q_sample(seed=1), space.q_sample(part, seed=1)
+        alone = space.q_sample(seed=1, return_noise=False)
+        for wrong in (T + 1, -1):
+            t = space.t.clone()
+            t[2, -1] = wrong
+            with pytest.raises(MmfastError, match=rf"t holds {wrong}|t runs|{wrong}"):
+                space.q_sample(t, seed=1)
+        for t in (space.t[:, :-1], space.t[:4], space.t.float(), space.t[:, :, None]):
+            with pytest.raises(MmfastError):
+                space.q_sample(t, seed=1)
+    for pair in (first, picked, apart):
+        assert all(torch.equal(a, b) for a, b in zip(pair, found, strict=True))
+    assert torch.equal(alone, found[0])
+
+
+@optional.short_way
+def test_times_that_are_rows_are_not_picked(monkeypatch):
+    """In one call, without a gather; but where a gradient is to be recorded, torch picks them."""
+    space = InOrder(3)
+    space.q_sample(torch.full([3], 3))
+    with monkeypatch.context() as patch:
+        patch.setattr(ops.block_times, "kept_marginal", None)
+        found = space.q_sample(seed=1)
+    want = space.q_sample(seed=1, present=torch.ones(3, 3))
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+    space.x["a"].requires_grad_()
+    z, _ = space.q_sample(seed=1)
+    (grad,) = torch.autograd.grad(z.sum(), space.x["a"])
+    weights = torch.tensor([W["a"][t] for t in space.t[:, 1]], dtype=torch.float64)
+    pixels = z[0, 0].numel() // space.x["a"][0, 0].numel()
+    assert torch.allclose(grad.double(), (weights * pixels)[:, None, None, None].expand_as(grad), rtol=1e-5)

@@ -17,6 +17,8 @@ from flat import cuda, reference
 from hypothesis import given
 from problems import many
 
+from mmfast.ops import Block, Tables
+
 pytest_plugins = ["cuda_on_host"]
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -203,3 +205,33 @@ def test_block_mask(data):
     args = threshold, data.draw(st.sampled_from([KEY, (5, 1)])), ids, 4, block
     got, want = cuda.block_mask(x, *args), reference.block_mask(x, *args)
     assert all(identical(a, b) and a.shape == b.shape and a.is_contiguous() for a, b in zip(got, want, strict=True))
+
+
+@many
+@given(
+    st.integers(0, 2**31), st.sampled_from(DTYPES), st.lists(st.integers(1, 3), min_size=1, max_size=4), st.booleans()
+)
+def test_rows_of_each_term(host, seed, dtype, widths, small):
+    """A row for each term, and its level of the noise: the bits of a combination whose rows were picked."""
+    g, (module, *_) = torch.Generator().manual_seed(seed), host
+    batch, shape = 3, (2, 4) if small else (5, 7)
+    starts, real_type = [sum(widths[:k]) for k in range(len(widths))], real(dtype)
+    terms = [
+        Block(torch.randn(batch, n, *shape, generator=g).to(dtype), first, sum(widths))
+        for n, first in zip(widths, starts, strict=True)
+    ]
+    coefs = torch.randn(9, len(widths), generator=g).to(real_type)
+    coefs[torch.rand(coefs.shape, generator=g) < 0.2] = 0
+    sigma = torch.rand(9, generator=g).to(real_type)
+    rows = torch.randint(0, 9, (batch, len(widths)), generator=g)
+    noise = ((3, 0), None, 1, tuple(starts))
+    for return_noise in (False, True):
+        out, eps = module.look_combine(terms, Tables(coefs, sigma), rows, noise, return_noise, False)
+        picked = Tables(coefs.gather(0, rows), sigma[rows])
+        want, want_eps = module.look_combine(terms, picked, None, noise, return_noise, False)
+        assert torch.equal(out, want) and (torch.equal(eps, want_eps) if return_noise else eps is None)
+    for wrong in (rows[:, :-1], rows[:2], rows.int(), rows.t().contiguous().t() if len(widths) > 1 else rows.float()):
+        assert type(module.look_combine(terms, Tables(coefs, sigma), wrong, noise, False, False)) is int
+    assert type(module.look_combine(terms, Tables(coefs, sigma), rows, (*noise[:3], ()), False, False)) is int
+    call = terms, Tables(coefs, sigma, weight=sigma), rows, noise
+    assert type(module.look_squared_error(*call, 1.0, False)) is int
