@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
-from mmfast import modalities as kinds
+from mmfast.candidates import (
+    IMAGES,
+    MOST_VALUES,
+    Candidate,
+    as_pictures,
+    candidate_of,
+    class_pixels,
+    class_values,
+    is_one,
+    or_none,
+)
 from mmfast.config import check_name
-from mmfast.data.found import check_no_root, find, find_each, leads_out, led_out
+from mmfast.data.found import check_no_root, find, leads_out, led_out
 from mmfast.data.items import spread
 from mmfast.data.metadata import find_table, read_table
 from mmfast.errors import MmfastError
-from mmfast.image_files import EXTENSIONS, class_numbers, load_picture, read_header, two_classes
+from mmfast.image_files import EXTENSIONS, load_picture, read_header, two_classes
 from mmfast.modalities.embedding import mapped
 from mmfast.modalities.label import read_text
 from mmfast.sizes import Size, height_width, plain
 
-T = TypeVar("T")
-
 SIZES = (8, 16, 32, 64, 128, 256)
-# Folders whose pictures are masks by their name, or images; the first images there are is the anchor.
-MASKS = ("mask", "seg", "annot", "trimap")
-IMAGES = ("image", "photo", "picture", "img", "rgb", "jpegimages")
-# More values than this are no classes of a mask, nor so many texts those of a label.
-MOST_VALUES, MOST_CLASSES = 64, 1000
+# More texts than this are no classes of a label.
+MOST_CLASSES = 1000
 IGNORED = 255
 # A longer text is no class's name, but of another kind.
 LONGEST_NAME = 100
@@ -70,15 +74,6 @@ class Guess:
         return {"kind": "folder", "root": str(self.root), **folders, **outside}
 
 
-@dataclass
-class Candidate:
-    """The files of one folder, by stem, and the kind that they seem to be."""
-
-    folder: str
-    kind: str
-    paths: dict[str, Path]
-
-
 def guess(root: str | Path, most: int, size: Size | None = None, outside: bool = False) -> Guess:
     """The modalities of a folder. Raises MmfastError where there are no pictures.
 
@@ -92,9 +87,9 @@ def guess(root: str | Path, most: int, size: Size | None = None, outside: bool =
     within = None if outside else root
     if out := [path for path in sorted(root.iterdir()) if path.is_dir() and leads_out(path, within)]:
         raise MmfastError(led_out(out))
-    found = [x for x in (_candidate(path, within) for path in sorted(root.iterdir())) if x is not None]
-    pictures = _as_pictures(found)
-    if _is_one(pictures):
+    found = [x for x in (candidate_of(path, within) for path in sorted(root.iterdir())) if x is not None]
+    pictures = as_pictures(found)
+    if is_one(pictures):
         found = [Candidate(".", "image", find(root, EXTENSIONS, within).paths)]
     elif not any(x.kind == "image" for x in found):
         found = pictures
@@ -144,51 +139,6 @@ def _add_columns(guessed: Guess) -> None:
             guessed.shares[name] = min(1.0, len(cells) / guessed.examples)
 
 
-def _candidate(path: Path, within: Path | None) -> Candidate | None:
-    """The files of a folder, of the kind that most of them are; None for what is no folder of such files."""
-    if path.name.startswith(".") or not path.is_dir():
-        return None
-    found = {kind: x.paths for kind, x in find_each(path, ENDINGS, within).items()}
-    kind = max((k for k in ENDINGS if k != "mask"), key=lambda k: len(found[k]))
-    if kind == "image" and _are_masks(path.name, found["image"]):
-        kind = "mask"
-    return Candidate(path.name, kind, found[kind]) if found[kind] else None
-
-
-ENDINGS = {"image": EXTENSIONS, **{name: kinds.kind(name).extensions for name in ("label", "embedding", "mask")}}
-
-
-def _are_masks(name: str, paths: dict[str, Path]) -> bool:
-    """By the folder's name; else grey or palette files of few values, all of them of endings that masks have."""
-    if any(word in name.lower() for word in MASKS):
-        return True
-    if name.lower().startswith(IMAGES) or not all(
-        p.suffix.lower() in kinds.kind("mask").extensions for p in paths.values()
-    ):
-        return False
-    values = [_or_none(_values, path) for path in spread(list(paths.values()), 16)]
-    counts = [len(x) for x in values if x is not None]
-    return bool(counts) and 1 < max(counts) <= MOST_VALUES
-
-
-def _as_pictures(found: Sequence[Candidate]) -> list[Candidate]:
-    """Masks as images, where their few values alone say that they are masks, and they are of no image."""
-    images = {stem for x in found if x.kind == "image" for stem in x.paths}
-
-    def of_none(x: Candidate) -> bool:
-        return x.kind == "mask" and not any(word in x.folder.lower() for word in MASKS) and not images & x.paths.keys()
-
-    return [dataclasses.replace(x, kind="image") if of_none(x) else x for x in found]
-
-
-def _is_one(found: Sequence[Candidate]) -> bool:
-    """Whether the folders are the classes of one modality: all hold pictures, and none is called as a modality is."""
-    if not found:
-        return True
-    named = any(x.folder.lower().startswith(IMAGES) or x.kind != "image" for x in found)
-    return not named and (len(found) > 1 or not any("/" in stem for stem in found[0].paths))
-
-
 def _add(guessed: Guess, candidate: Candidate, options: dict[str, Any]) -> str:
     """Note the modality under its folder's name, or its kind's where that cannot be a name; returns the name."""
     name = candidate.folder
@@ -207,12 +157,12 @@ def _add(guessed: Guess, candidate: Candidate, options: dict[str, Any]) -> str:
 
 def _image(candidate: Candidate, most: int, size: Size | None) -> dict[str, Any]:
     paths = spread(list(candidate.paths.values()), 256)
-    headers = [header for path in paths if (header := _or_none(read_header, path)) is not None]
+    headers = [header for path in paths if (header := or_none(read_header, path)) is not None]
     if size is None:
         side = sorted(min(header.size) for header in headers)[len(headers) // 2] if headers else most
         square = min((x for x in SIZES if x <= max(most, SIZES[0])), key=lambda x: abs(math.log(x / side)))
         size = _rectangle([header.size for header in headers], square)
-    grey = all(header.mode[0] in "1LI" for header in headers) or all(_or_none(_is_grey, x) for x in spread(paths, 32))
+    grey = all(header.mode[0] in "1LI" for header in headers) or all(or_none(_is_grey, x) for x in spread(paths, 32))
     return {"kind": "image", "channels": 1 if grey and headers else 3, "size": plain(size)}
 
 
@@ -235,25 +185,9 @@ def _rectangle(sizes: Sequence[tuple[int, int]], side: int) -> Size:
     return min(((h, w) for h in sides for w in sides if h * w <= side**2), key=off)
 
 
-def _or_none(read: Callable[[Path], T], path: Path) -> T | None:
-    """What is read of a file; None for one that cannot be read, of which `mmfast check` tells."""
-    try:
-        return read(path)
-    except MmfastError:
-        return None
-
-
 def _is_grey(path: Path) -> bool:
     pixels = np.asarray(load_picture(path).convert("RGB"))
     return bool((pixels == pixels[..., :1]).all())
-
-
-def _numbers(path: Path) -> np.ndarray:
-    return np.asarray(class_numbers(path, load_picture(path))).astype(np.int32)
-
-
-def _values(path: Path) -> set[int]:
-    return {int(x) for x in np.unique(_numbers(path))}
 
 
 def _mask(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:
@@ -261,13 +195,13 @@ def _mask(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | 
 
     Where some files hold 0 and 1, and others 0 and 255, it is one of the two that are wrong.
     """
-    values = [_or_none(_values, path) or set[int]() for path in candidate.paths.values()]
+    values = [or_none(class_values, path) or set[int]() for path in candidate.paths.values()]
     every, both = set[int]().union(*values), any({1, IGNORED} <= x for x in values)
     options: dict[str, Any] = {"kind": "mask", "classes": 2, "size": size}
     numbers = every - {IGNORED}
     few = not numbers or max(numbers) < MOST_VALUES
     # Of black and white with edges between them the values lie all over; class numbers are small, or dense.
-    edges = not few and all(_or_none(_two, path) for path in candidate.paths.values())
+    edges = not few and all(or_none(_two, path) for path in candidate.paths.values())
     if every <= {0, 1} or every == {0, IGNORED} or (every == {0, 1, IGNORED} and not both) or edges:
         return options
     if (not few and max(numbers) >= 4 * len(numbers)) or not numbers:
@@ -279,11 +213,11 @@ def _mask(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | 
 
 def _two(path: Path) -> bool:
     """True for a mask of two classes. Raises MmfastError for any other."""
-    return two_classes(path, _numbers(path)).max() <= 1
+    return two_classes(path, class_pixels(path)).max() <= 1
 
 
 def _label(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:
-    found = {text for path in candidate.paths.values() if (text := _or_none(read_text, path))}  # an empty one is none
+    found = {text for path in candidate.paths.values() if (text := or_none(read_text, path))}  # an empty one is none
     texts = {text for text in found if len(text) <= LONGEST_NAME}  # a longer one is told of when it is read
     options = _classes(texts, guessed.examples)
     if options is None:
@@ -311,7 +245,7 @@ def _class_folders(paths: dict[str, Path]) -> dict[str, Any] | None:
 
 
 def _embedding(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:
-    shapes = (_or_none(_shape, path) for path in candidate.paths.values())
+    shapes = (or_none(_shape, path) for path in candidate.paths.values())
     shape = next((x for x in shapes if x and math.prod(x)), None)
     if shape is None:
         guessed.notes.append(f"{candidate.folder}: no file can be read as a vector or a map")

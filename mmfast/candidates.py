@@ -1,0 +1,97 @@
+"""The folders below a root as candidates for modalities: what their files seem to be."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from mmfast import modalities as kinds
+from mmfast.data.found import find_each
+from mmfast.data.items import spread
+from mmfast.errors import MmfastError
+from mmfast.image_files import EXTENSIONS, class_numbers, load_picture
+
+T = TypeVar("T")
+
+# Folders whose pictures are masks by their name, or images; the first images there are is the anchor.
+MASKS = ("mask", "seg", "annot", "trimap")
+IMAGES = ("image", "photo", "picture", "img", "rgb", "jpegimages")
+# More values than this are no classes of a mask.
+MOST_VALUES = 64
+
+
+@dataclass
+class Candidate:
+    """The files of one folder, by stem, and the kind that they seem to be."""
+
+    folder: str
+    kind: str
+    paths: dict[str, Path]
+
+
+def candidate_of(path: Path, within: Path | None) -> Candidate | None:
+    """The files of a folder, of the kind that most of them are; None for what is no folder of such files."""
+    if path.name.startswith(".") or not path.is_dir():
+        return None
+    found = {kind: x.paths for kind, x in find_each(path, ENDINGS, within).items()}
+    kind = max((k for k in ENDINGS if k != "mask"), key=lambda k: len(found[k]))
+    if kind == "image" and _are_masks(path.name, found["image"]):
+        kind = "mask"
+    return Candidate(path.name, kind, found[kind]) if found[kind] else None
+
+
+ENDINGS = {"image": EXTENSIONS, **{name: kinds.kind(name).extensions for name in ("label", "embedding", "mask")}}
+
+
+def _are_masks(name: str, paths: dict[str, Path]) -> bool:
+    """By the folder's name; else grey or palette files of few values, all of them of endings that masks have."""
+    if any(word in name.lower() for word in MASKS):
+        return True
+    if name.lower().startswith(IMAGES) or not all(
+        p.suffix.lower() in kinds.kind("mask").extensions for p in paths.values()
+    ):
+        return False
+    values = [or_none(class_values, path) for path in spread(list(paths.values()), 16)]
+    counts = [len(x) for x in values if x is not None]
+    return bool(counts) and 1 < max(counts) <= MOST_VALUES
+
+
+def as_pictures(found: Sequence[Candidate]) -> list[Candidate]:
+    """Masks as images, where their few values alone say that they are masks, and they are of no image."""
+    images = {stem for x in found if x.kind == "image" for stem in x.paths}
+
+    def of_none(x: Candidate) -> bool:
+        return x.kind == "mask" and not any(word in x.folder.lower() for word in MASKS) and not images & x.paths.keys()
+
+    return [dataclasses.replace(x, kind="image") if of_none(x) else x for x in found]
+
+
+def is_one(found: Sequence[Candidate]) -> bool:
+    """Whether the folders are the classes of one modality: all hold pictures, and none is called as a modality is."""
+    if not found:
+        return True
+    named = any(x.folder.lower().startswith(IMAGES) or x.kind != "image" for x in found)
+    return not named and (len(found) > 1 or not any("/" in stem for stem in found[0].paths))
+
+
+def or_none(read: Callable[[Path], T], path: Path) -> T | None:
+    """What is read of a file; None for one that cannot be read, of which `mmfast check` tells."""
+    try:
+        return read(path)
+    except MmfastError:
+        return None
+
+
+def class_pixels(path: Path) -> np.ndarray:
+    """A mask's class numbers, int32 [H, W]."""
+    return np.asarray(class_numbers(path, load_picture(path))).astype(np.int32)
+
+
+def class_values(path: Path) -> set[int]:
+    """The class numbers that a mask holds."""
+    return {int(x) for x in np.unique(class_pixels(path))}
