@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image as PILImage
 
-from benchmarks.paper import image_mask, matrix, measures, supervised
+from benchmarks.paper import image_mask, matrix, measures
 from benchmarks.paper.core import (
     OURS,
     Found,
@@ -128,7 +128,7 @@ def named(trained: Trained) -> list[Metric]:
 def _read_alone(direction: Direction) -> Any:
     def measure(trained: Trained) -> list[Metric]:
         truth, part = trained.held_out().data, trained.model.part(direction.target)
-        said = supervised.answer(trained.model, truth, direction.given, direction.target)
+        said = trained.said(truth, direction.given, direction.target)
         return [Metric(direction.condition, part.metric, part.score(said, truth[direction.target]), True)]
 
     return measure
@@ -143,6 +143,8 @@ def single(direction: Direction, names: Sequence[str]) -> tuple[Method, Any]:
         # Dropped in a tenth, as is usual, and never diffused itself: nothing is learnt but the image.
         told = {
             f"{given}.given_probability": 0.9,
+            f"{given}.given_at_T": 0.0,
+            f"{given}.loss_weight": 0.0,
             f"{given}.weight": {"kind": "none"},
             f"modalities.{names[0]}.given_probability": 0.0,
         }

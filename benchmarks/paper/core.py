@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from PIL import Image as PILImage
 from torch import Tensor
 
-from benchmarks.paper import notes
+from benchmarks.paper import notes, supervised
 from benchmarks.paper.page import three
 from benchmarks.paper.report import Metric, Row, Section, Verdict
 from mmfast.build import build_data
@@ -68,6 +68,10 @@ class Trained:
         whole = held_out(self.data.test, len(self.data.test), self.model)
         rows = torch.randperm(len(whole), generator=torch.Generator().manual_seed(1))[: count or self.samples]
         return Batch({name: x[rows] for name, x in whole.data.items()})
+
+    def said(self, data: dict[str, Tensor], given: str, target: str, seed: int | None = None) -> Tensor:
+        """The likeliest `target` in one pass (`supervised.answer`), in the precision that samples are drawn in."""
+        return supervised.answer(self.model, data, given, target, self.config.sample.precision, seed=seed)
 
     def draw(
         self, given: Mapping[str, Tensor] | None = None, purpose: int = 0, count: int | None = None, **options: Any
@@ -230,10 +234,10 @@ class Task:
 
 def _put(raw: dict[str, Any], path: list[str], value: Any) -> None:
     *parents, last = path
+    if path[0] == "modalities" and path[1] not in raw["modalities"] and parents[1:]:
+        return  # an option of what the method has dropped
     for key in parents:
-        if key not in raw:
-            return  # an option of what the method has dropped
-        raw = raw[key]
+        raw = raw.setdefault(key, {})
     if value is None:
         raw.pop(last, None)
     else:

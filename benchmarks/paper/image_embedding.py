@@ -10,7 +10,7 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
-from benchmarks.paper import measures, supervised
+from benchmarks.paper import measures
 from benchmarks.paper.core import (
     MANY_STEPS,
     OURS,
@@ -119,7 +119,7 @@ def image_alone(trained: Trained) -> Found:
 
 def _said(trained: Trained) -> list[Metric]:
     truth = trained.held_out().data
-    said = supervised.answer(trained.model, truth, "image", "embedding")
+    said = trained.said(truth, "image", "embedding")
     return _match(OF_IMAGE, said, truth["embedding"])
 
 

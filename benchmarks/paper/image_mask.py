@@ -34,7 +34,8 @@ IMAGE, SEGMENTATION, JUDGE = "image alone", "segmentation alone", "judge"
 
 def _segments(trained: Trained, images: Tensor) -> Tensor:
     """What the judge sees in images: a segmentation model of its own seed, no part of the comparison."""
-    return supervised.answer(trained.judge(), {"image": images.clamp(-1, 1)}, "image", "mask")
+    given, how = {"image": images.clamp(-1, 1)}, trained.config.sample.precision
+    return supervised.answer(trained.judge(), given, "image", "mask", how)
 
 
 def _iou(model: Model, condition: str, a: Tensor, b: Tensor, name: str = "mean IoU") -> Metric:
@@ -86,7 +87,7 @@ def image_alone(trained: Trained) -> Found:
 
 def _segmented(trained: Trained) -> list[Metric]:
     truth = trained.held_out().data
-    said = supervised.answer(trained.model, truth, "image", "mask")
+    said = trained.said(truth, "image", "mask")
     return [_iou(trained.model, OF_IMAGE, said, truth["mask"])]
 
 

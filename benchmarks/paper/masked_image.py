@@ -10,7 +10,7 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
-from benchmarks.paper import measures, supervised
+from benchmarks.paper import measures
 from benchmarks.paper.core import (
     MANY_STEPS,
     OURS,
@@ -91,7 +91,7 @@ def ours(trained: Trained) -> Found:
     for k, ratio in enumerate(RATIOS):
         masked = _hide(image, ratio)
         as_drawn += _restored(trained, k, masked, trained.config.sample.steps)
-        head = supervised.answer(trained.model, {"masked": masked}, "masked", "masked", seed=trained.seed)
+        head = trained.said({"masked": masked}, "masked", "masked", seed=trained.seed)
         at_once += _score(trained, ratio, head[:, :-1], masked)
     return {OURS: [*main(trained), *measures.bits(trained, 250)], ONE_STEP: at_once, MANY_STEPS: as_drawn}
 
@@ -100,7 +100,7 @@ def _alone(trained: Trained) -> list[Metric]:
     image, found = _images(trained), []
     for ratio in RATIOS:
         masked = _hide(image, ratio)
-        head = supervised.answer(trained.model, {"masked": masked}, "masked", "masked")
+        head = trained.said({"masked": masked}, "masked", "masked")
         found += _score(trained, ratio, head[:, :-1], masked)
     return found
 

@@ -13,8 +13,13 @@ from mmfast.streams import SAMPLE
 from mmfast.training.objective import Losses
 
 
-def predict(model: Model, data: dict[str, Tensor], given: str, target: str, z: Tensor | None = None) -> Tensor:
-    """What the head of `target` says when the network is told `given` and sees z (None: zeros) in the place of z_T."""
+def predict(
+    model: Model, data: dict[str, Tensor], given: str, target: str, precision: str, z: Tensor | None = None
+) -> Tensor:
+    """What the head of `target` says when the network is told `given` and sees z (None: zeros) in the place of z_T.
+
+    precision: the network's arithmetic, "fp32" or "bf16".
+    """
     x = data[given]
     anchor = x if given == model.anchor_name else None
     encodings = {} if anchor is not None else model.encode({given: x})
@@ -22,7 +27,7 @@ def predict(model: Model, data: dict[str, Tensor], given: str, target: str, z: T
     z = torch.zeros(len(x), model.channels, *model.shape[1:], device=x.device) if z is None else z
     times = torch.tensor([[0 if name == given else model.schedule.T for name in names]], device=x.device)
     times = times.expand(len(x), -1)
-    with torch.autocast(x.device.type, torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
         return model(z, times, model.tell(anchor, encodings, times)).heads[target].float()
 
 
@@ -31,18 +36,26 @@ def loss(given: str, target: str) -> Losses:
 
     def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[str, Tensor]:
         data = model.complete(batch, config.seed, numbers).filled()
-        return {target: model.part(target).loss(predict(model, data, given, target), data[target]).mean()}
+        said = predict(model, data, given, target, config.train.precision)
+        return {target: model.part(target).loss(said, data[target]).mean()}
 
     return losses
 
 
 @torch.no_grad()
 def answer(
-    model: Model, data: dict[str, Tensor], given: str, target: str, batch_size: int = 250, seed: int | None = None
+    model: Model,
+    data: dict[str, Tensor],
+    given: str,
+    target: str,
+    precision: str,
+    *,
+    batch_size: int = 250,
+    seed: int | None = None,
 ) -> Tensor:
     """The likeliest `target` of each example, [n, ...] on the CPU.
 
-    With a seed it sees noise, as a diffusion model must.
+    With a seed it sees noise, as a diffusion model must. precision: as `predict` has it.
     """
     found, device = [], model.schedule.alpha_bar.device
     for rows in torch.arange(len(data[given])).split(batch_size):
@@ -50,5 +63,5 @@ def answer(
         z = None
         if seed is not None:
             z = ops.randn(shape, seed=seed, sample_ids=rows.to(device), stream=SAMPLE, device=device)
-        found.append(predict(model, {given: data[given][rows].to(device)}, given, target, z))
+        found.append(predict(model, {given: data[given][rows].to(device)}, given, target, precision, z))
     return torch.cat([model.part(target).decode(x) for x in found]).cpu()

@@ -136,11 +136,11 @@ def test_supervised_training_learns_and_goes_on_where_it_was_stopped(tmp_path):
     method = plan.task.method("classifier alone")
     found, curve, minutes = cells.trained(plan, method, 0)
     truth = found.held_out(200).data
-    said = supervised.answer(found.model, truth, "image", "label")
+    said = found.said(truth, "image", "label")
     # 400 steps on 1,437 digits: a linear classifier has 0.96; chance is 0.1.
     assert float((said == truth["label"]).float().mean()) > 0.8 and curve[-1]["loss"] < curve[0]["loss"]
     again, kept, same = cells.trained(plan, method, 0)
-    assert torch.equal(supervised.answer(again.model, truth, "image", "label"), said)
+    assert torch.equal(again.said(truth, "image", "label"), said)
     assert kept == curve and same == minutes
 
     config, seen = plan.config(method, 0), []
@@ -156,7 +156,7 @@ def test_supervised_training_learns_and_goes_on_where_it_was_stopped(tmp_path):
         fit(config, str(tmp_path / "stopped"), found.data, stops, quiet=True)
     stopped = fit(config, str(tmp_path / "stopped"), found.data, stops, quiet=True)
     assert seen.count(310 * 32) == 1 and torch.equal(
-        supervised.answer(stopped.ema.model.eval(), truth, "image", "label"), said
+        supervised.answer(stopped.ema.model.eval(), truth, "image", "label", config.sample.precision), said
     )
 
 

@@ -1,0 +1,59 @@
+"""What the paper's tasks compare with: models that do one job as well as they can, in the same arithmetic."""
+
+import torch
+
+from benchmarks.paper import any_to_any, image_label, supervised
+from benchmarks.paper.core import OURS
+from mmfast.build import build_data, build_model
+
+
+def test_a_model_that_draws_alone_learns_nothing_else():
+    """Nothing of what the joint model has for the sake of the other jobs, which would hold a baseline back."""
+    config = image_label.TASK.config
+    assert config(image_label.TASK.method(OURS), 0, 1000, {}).train.low_noise.share
+    for name in (image_label.CONDITIONAL, image_label.DROPPED, image_label.IMAGE):
+        found = config(image_label.TASK.method(name), 0, 1000, {})
+        assert (
+            found.train.low_noise.share == 0
+            and config(image_label.TASK.method(OURS), 0, 1000, {}).train.low_noise.share
+        )
+        assert all(spec.loss_weight == 0 for n, spec in found.modalities.items() if n != "image")
+    for method, _ in any_to_any.SINGLE:
+        if method.supervised:
+            continue
+        found = any_to_any.TASK.config(method, 0, 1000, {})
+        (other,) = [spec for n, spec in found.modalities.items() if n != "image"]
+        assert other.loss_weight == 0 and not other.given_at_T and other.given_probability == 0.9
+        assert found.modalities["image"].given_probability == 0 and other.weight.kind == "none"
+
+
+def test_an_option_of_a_section_that_the_preset_does_not_write():
+    task = image_label.TASK
+    changes = {"sample.offset.label": 0.2, "evaluate.samples": 3}
+    assert task.config(task.method(OURS), 0, 1000, changes).sample.offset == {"label": 0.2}
+    # Of a modality that a baseline drops it is none.
+    image = task.config(task.method(image_label.IMAGE), 0, 1000, {"modalities.label.loss_weight": 2})
+    assert [*image.modalities] == ["image"]
+
+
+def test_supervised_models_have_the_precision_of_the_others(monkeypatch):
+    seen = []
+
+    class Autocast:
+        def __init__(self, device, dtype, enabled=True):
+            seen.append(enabled)
+
+        def __enter__(self):
+            return None
+
+        def __exit__(self, *_):
+            return None
+
+    monkeypatch.setattr(torch, "autocast", Autocast)
+    for precision in ("fp32", "bf16"):
+        how = {"train.precision": precision, "sample.precision": precision, **dict(image_label.TASK.smoke)}
+        config = image_label.TASK.config(image_label.TASK.method(image_label.CLASSIFIER), 0, 1000, how)
+        model, data = build_model(config), build_data(config).test.__getitems__([0, 1])
+        supervised.loss("image", "label")(model, data, torch.arange(2), config)
+        supervised.answer(model, data.data, "image", "label", precision)
+    assert seen == [False, False, True, True]
