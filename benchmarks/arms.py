@@ -18,7 +18,9 @@ import torch
 from mmfast import config as configs
 from mmfast.config import Config
 from mmfast.data import Data
+from mmfast.errors import MmfastError
 from mmfast.evaluate import evaluate
+from mmfast.run import Run
 from mmfast.training import fit
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -71,7 +73,10 @@ class Study:
         return dataclasses.replace(config, modalities=kept)
 
     def cell(self, arm: str, seed: int, args: argparse.Namespace) -> Figures:
-        """An arm's figures with one seed; what is there is not done again."""
+        """An arm's figures with one seed; what is there is not done again.
+
+        Raises MmfastError where what is there was made with other options or of other data.
+        """
         config = self.config(arm, args.steps, args.samples, seed, args.device)
         start = None
         if arm in self.after:
@@ -80,18 +85,29 @@ class Study:
             start = str(self.folder(first, seed, args))
         folder = self.folder(arm, seed, args)
         file = folder / "figures.json"
+        made_of = {"config": json.loads(json.dumps(dataclasses.asdict(config))), "data": self.data.__name__}
+        made_of["config"]["data"].pop("cache", None)
         if file.exists():
             kept: Figures = json.loads(file.read_text())
+            if kept.pop("made_of", None) != made_of:
+                raise MmfastError(
+                    f"{file} is of other options or other data; choose another --work, or remove {folder}"
+                )
             return kept
-        data, begun = self.data(config), time.process_time()
+        data, timing = self.data(config), folder / "timing.json"
+        before = Run(folder).load_state() if folder.exists() else None
+        steps, begun = before[1]["step"] if before else 0, time.process_time()
         trainer = fit(config, str(folder), data, quiet=True, start=start)
-        seconds = time.process_time() - begun
-        last = json.loads(trainer.stats.recent.splitlines()[-1])
+        # Of all the times that it was begun but for those that were killed: their steps do not count either.
+        taken = json.loads(timing.read_text()) if timing.exists() else {"seconds": 0.0, "steps": 0}
+        taken["seconds"] += time.process_time() - begun if trainer.done > steps else 0.0
+        taken["steps"] += trainer.done - steps
+        timing.write_text(json.dumps(taken))
         measured = evaluate(trainer.ema.model, config, data, quiet=True)
         found: Figures = {key: measured[key] for key in FIGURES if key in measured}
-        found["milliseconds"] = 1000 * seconds / config.train.steps
-        found["weights"] = {key: value for key, value in last.items() if key.startswith("balance.")}
-        file.write_text(json.dumps(found, indent=1))
+        found["milliseconds"] = 1000 * taken["seconds"] / max(1, taken["steps"])
+        found["weights"] = {key: value for key, value in trainer.stats.last().items() if key.startswith("balance.")}
+        file.write_text(json.dumps({**found, "made_of": made_of}, indent=1))
         return found
 
     def folder(self, arm: str, seed: int, args: argparse.Namespace) -> Path:

@@ -86,7 +86,10 @@ def stored(config: Config) -> dict[str, Any]:
 
 def files_of(config: Config) -> dict[str, Path]:
     """The files that the examples of a config's data are in, by their paths from `data.root`; {} where it has none."""
-    look = getattr(data.kind(config.data.kind), "look", None)
+    kind = data.kind(config.data.kind)
+    own, look = getattr(kind, "files", None), getattr(kind, "look", None)
+    if own is not None:
+        return dict(own(config.data))
     if look is None:
         return {}
     listing = look(config.data, stored(config), config.anchor)
@@ -116,14 +119,15 @@ def with_found(config: Config, before: Config | None = None) -> Config:
     """
     found = getattr(data.kind(config.data.kind), "found", None)
     parts = dict(config.modalities)
-    for name, was in before.modalities.items() if before is not None else ():
-        spec = parts.get(name)
-        if spec is not None and spec.kind == was.kind:
-            kept = {key: getattr(was, key) for key in modalities.kind(spec.kind).statistics if not getattr(spec, key)}
-            parts[name] = dataclasses.replace(spec, **kept)
-    config = dataclasses.replace(config, modalities=parts)
     for name, options in found(config.data, stored(config), config.anchor).items() if found is not None else ():
-        parts[name] = dataclasses.replace(parts[name], **options)
+        spec = dataclasses.replace(parts[name], **options)
+        was = before.modalities.get(name) if before is not None else None
+        if was is not None and was.kind == spec.kind:
+            keys = [key for key in modalities.kind(spec.kind).statistics if not getattr(parts[name], key)]
+            kept = {key: getattr(was, key) for key in keys}
+            if all(len(x) == len(getattr(spec, key)) for key, x in kept.items()):  # else it is another config
+                spec = dataclasses.replace(spec, **kept)
+        parts[name] = spec
     return dataclasses.replace(config, modalities=parts)
 
 

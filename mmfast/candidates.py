@@ -49,16 +49,19 @@ ENDINGS = {"image": EXTENSIONS, **{name: kinds.kind(name).extensions for name in
 
 
 def _are_masks(name: str, paths: dict[str, Path]) -> bool:
-    """By the folder's name; else grey or palette files of few values, all of them of endings that masks have."""
-    if any(word in name.lower() for word in MASKS):
-        return True
-    if name.lower().startswith(IMAGES) or not all(
-        p.suffix.lower() in kinds.kind("mask").extensions for p in paths.values()
-    ):
-        return False
+    """By the folder's name, if some can be masks at all; else grey or palette files of few values, all of them of
+    endings that masks have."""
     values = [or_none(class_values, path) for path in spread(list(paths.values()), 16)]
     counts = [len(x) for x in values if x is not None]
-    return bool(counts) and 1 < max(counts) <= MOST_VALUES
+    if named_as_masks(name):
+        return bool(counts) or not values
+    endings = all(p.suffix.lower() in kinds.kind("mask").extensions for p in paths.values())
+    return endings and not name.lower().startswith(IMAGES) and bool(counts) and 1 < max(counts) <= MOST_VALUES
+
+
+def named_as_masks(folder: str) -> bool:
+    """Whether a folder's name says that it holds masks."""
+    return any(word in folder.lower() for word in MASKS)
 
 
 def as_pictures(found: Sequence[Candidate]) -> list[Candidate]:
@@ -66,7 +69,7 @@ def as_pictures(found: Sequence[Candidate]) -> list[Candidate]:
     images = {stem for x in found if x.kind == "image" for stem in x.paths}
 
     def of_none(x: Candidate) -> bool:
-        return x.kind == "mask" and not any(word in x.folder.lower() for word in MASKS) and not images & x.paths.keys()
+        return x.kind == "mask" and not named_as_masks(x.folder) and not images & x.paths.keys()
 
     return [dataclasses.replace(x, kind="image") if of_none(x) else x for x in found]
 

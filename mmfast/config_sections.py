@@ -75,7 +75,7 @@ class TrainSpec:
     validate_every: int = option(
         1000, "steps between two losses of the averaged weights on held-out examples; 0 for none", min=0
     )
-    validate_examples: int = option(512, "held-out examples for this loss, always the same ones", min=1)
+    validate_examples: int = option(512, "held-out examples for this loss, always the same ones", min=1, max=10**8)
     skip_above: float | None = option(
         None, "leave out steps whose gradient has this norm or more; null: only if it is not finite", above=0
     )
@@ -87,7 +87,7 @@ class TrainSpec:
 @dataclass
 class SampleSpec:
     sampler: str = option("dpmpp_2m", "the sampler", choices=SAMPLERS)
-    steps: int = option(25, "network evaluations a sample", min=1)
+    steps: int = option(25, "steps of the sampler; heun and guidance ask the network more than once in each", min=1)
     eta: float = option(0.0, "noise of ddim, dpmpp_2m and dpmpp_3m: 0 for none, 1 for as much as ddpm's", min=0, max=1)
     guidance_scale: Any = option(1.0, "scale of the guidance: 1 for none; for each modality: {label: 2}", min=0)
     clamp: float | None = option(1.0, "limit the predicted image to -clamp .. clamp; null: no limit", above=0)

@@ -95,7 +95,7 @@ def _override(raw: DictConfig, key: str, value: str) -> None:
         if last == "kind" and parent and new != OmegaConf.select(raw, key):
             key, new = parent, {"kind": new}
         # Another kind has other options: what was said of the old one does not carry over.
-        merge = not (isinstance(new, dict) and "kind" in new)
+        merge = not (isinstance(new, dict) and (not new or "kind" in new))  # {} empties what the file says
         OmegaConf.update(raw, key, new, merge=merge, force_add=True)
     except (OmegaConfBaseException, TypeError, ValueError, LookupError, AttributeError) as error:
         raise MmfastError(f"--{key} {value}: {one_line(error)}") from None

@@ -60,8 +60,8 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
     for k, name in enumerate(model.names):
         part = model.part(name)
         if part.derived:
-            # It follows from the image, so there is one question: what is made of the image when it is given.
-            restored = draw(name, 3 + k)[anchor]
+            # It follows from an image, so there is one question: what is made of that image when it is given.
+            restored = draw(name, 3 + k)[part.source]
             metrics[f"{name}.conditional_{part.metric}"] = part.score(restored, truth.data[name])
             if lpips is not None:
                 image, seen = truth.data[name][:, :-1], truth.data[name][:, -1:]

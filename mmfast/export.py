@@ -42,6 +42,8 @@ def to_diffusers(model: Model, config: Config, folder: str | os.PathLike[str], s
         raise unknown("export's sampler", sampler, SAMPLERS)
     if sampler not in SCHEDULERS:
         raise MmfastError(f"export's sampler is {sampler!r}, which diffusers has not; it should be of {[*SCHEDULERS]}")
+    if sampler == "ddim" and config.sample.eta == 1:  # the same step, and diffusers' files say nothing of eta
+        sampler = "ddpm"
     net = _unet(model, config)
     bounded = model.anchor.bounded and not model.latent  # as `sample` clamps
     scheduler = SCHEDULERS[sampler](diffusers, config, config.sample.clamp if bounded else None)
@@ -73,10 +75,11 @@ def _check(model: Model, config: Config) -> None:
         )
     for name in model.names:
         part = model.part(name)
-        if name in model.traced and not part.spec.unknown_probability > 0:
+        if name in model.time_of and not part.spec.unknown_probability > 0:
+            other = ", or with weight.kind=none" if part.uniform else ""
             raise MmfastError(
                 f"modalities.{name}.unknown_probability is 0, so the network has never had the image without {name}; "
-                "export needs a run with some, or with weight.kind=none"
+                f"export needs a run with some{other}"
             )
         if part.in_place and name not in model.traced and model.target != "eps":
             raise MmfastError(
@@ -140,6 +143,11 @@ def _ddpm(diffusers: Any, config: Config, clamp: float | None) -> Any:
 
 
 def _ddim(diffusers: Any, config: Config, clamp: float | None) -> Any:
+    if config.sample.eta:
+        raise MmfastError(
+            f"sample.eta is {config.sample.eta:g}, which diffusers' DDIM takes with every call and keeps in no file; "
+            "export with 0 or 1"
+        )
     return diffusers.DDIMScheduler(set_alpha_to_one=True, **_schedule(config), **_clip(clamp))
 
 

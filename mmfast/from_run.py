@@ -1,8 +1,9 @@
 """A run's weights to start another from: of what both have they are kept, and what is new is fresh.
 
 A modality that is new has an encoder, a head and embeddings of its own, which are fresh. What the network sees of it
-enters by weights of zero, so at first the others are predicted as they were. So does what is seen of one whose encoder
-or weight W is another, since its channels mean other things.
+enters by weights of zero, so at first, where it is not given, the others are predicted as they were. So does what is
+seen of one whose encoder or weight W is another, since its channels mean other things. But hidden parts, seen in the
+image's own pixels, change the scale in which it is seen (`Model.fades_image`).
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ class Kept:
     kept: tuple[str, ...]
     fresh: tuple[str, ...]
     left_out: tuple[str, ...]
+    scaled: bool = False  # whether the image is now seen scaled by its time, or no longer
 
     def __str__(self) -> str:
         found = f"weights of {self.folder}: kept the backbone and {', '.join(self.kept)}"
         found += f"; fresh: {', '.join(self.fresh) or 'nothing'}"
-        return found + (f"; left out: {', '.join(self.left_out)}" if self.left_out else "")
+        found += f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
+        return found + ("; the image is seen in another scale, so what is predicted differs at first" * self.scaled)
 
 
 def take_weights(model: Model, config: Config, folder: str | Path) -> Kept:
@@ -76,7 +79,8 @@ def take_weights(model: Model, config: Config, folder: str | Path) -> Kept:
         found[key] = new
     model.load_state_dict({**state, **found})
     fresh = tuple(name for name in model.parts if name not in both)
-    return Kept(run.folder, both, fresh, tuple(name for name in old.parts if name not in both))
+    scaled = model.fades_image != old.fades_image
+    return Kept(run.folder, both, fresh, tuple(name for name in old.parts if name not in both), scaled)
 
 
 def _check(config: Config, theirs: Config, folder: Path) -> None:
@@ -95,8 +99,11 @@ def _check(config: Config, theirs: Config, folder: Path) -> None:
         was, now = theirs.modalities[name], config.modalities[name]
         pairs[f"modalities.{name}.kind"] = was.kind, now.kind
         pairs[f"modalities.{name}.diffused"] = was.diffused, now.diffused
-        if getattr(was, "names", None) and getattr(now, "names", None):  # the order of its classes
-            pairs[f"modalities.{name}.names"] = was.names, now.names
+        for key in ("names", "columns"):  # their order
+            if getattr(was, key, None) and getattr(now, key, None):
+                pairs[f"modalities.{name}.{key}"] = getattr(was, key), getattr(now, key)
+        for key in ("components", "rms"):
+            pairs[f"modalities.{name}.{key}"] = getattr(was, key, None), getattr(now, key, None)
     for key, (a, b) in pairs.items():
         if a != b:
             raise MmfastError(f"--from {folder}: its {key} is {a}, and here it is {b}; it should be the same")

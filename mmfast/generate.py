@@ -16,8 +16,9 @@ from mmfast.modalities.base import Modality
 from mmfast.model import Model
 from mmfast.path import check_offset
 from mmfast.ranks import ALONE, Ranks
-from mmfast.sample import SAMPLE, SampleOptions, as_given, check_count, how_many, sample, takes_eta
+from mmfast.sample import SAMPLE, SampleOptions, as_given, check_count, how_many, sample_checked, takes_eta
 from mmfast.samplers import SAMPLERS
+from mmfast.schedule import as_int
 from mmfast.streams import HEAD_NOISE
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def generate(
 
     Raises MmfastError for a name in `first` that is no modality of the model, or that follows from another.
     """
-    filled("generate", SAMPLE, options)  # refuses an unknown keyword
+    every = filled("generate", SAMPLE, options)
     given, inside = as_given(model, given, known)
     if ranks.count > 1:
         return _by_all(ranks, model, config, count, given, inside, {**options, "first": first})
@@ -168,17 +169,17 @@ def generate(
     in_part = {name: x for name, x in given.items() if name in inside}
     whole = {name: x for name, x in given.items() if name not in inside}
     guidance, seed = options.get("guidance_scale", config.sample.guidance_scale), options.get("seed", config.seed)
+    seed = as_int(seed)
     if not isinstance(seed, int):
         raise MmfastError(f"seed is a {type(seed).__name__}; it should be an int")
     asked = guidance is not config.sample.guidance_scale  # the config's is for whatever is given
     for name in guidance if isinstance(guidance, Mapping) and asked else ():
         if name not in {*whole, *first}:
             raise unknown("guidance_scale's modality", name, [*whole, *first])
-    order = turns(model, whole, first)
+    order, count = turns(model, whole, first), how_many(model, count, given)
     if alone := drawn_by_prior(model, given, order):
-        count = how_many(model, count, {})
         ids = options.get("sample_ids")
-        whole[alone] = _of_prior(model.part(alone), torch.arange(count) if ids is None else ids, seed)
+        whole[alone] = _of_prior(model.part(alone), torch.arange(count) if ids is None else ids.cpu(), seed)
     for turn, target in enumerate(order):
         if target in whole:
             continue
@@ -190,7 +191,8 @@ def generate(
             later = [name for name in model.names if name not in {*whole, *in_part} and name != target]
             how.setdefault("unknown", [name for name in later if config.modalities[name].unknown_probability > 0])
         left = {name: there for name, there in inside.items() if name not in whole}
-        drawn = sample(model, count, {**in_part, **whole}, known=left, **how)
+        chosen: SampleOptions = {**every, **how}  # type: ignore[typeddict-item]
+        drawn = sample_checked(model, count, {**in_part, **whole}, left, chosen)
         if target is not None:
             whole[target] = drawn[target]
     return drawn

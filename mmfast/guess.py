@@ -20,6 +20,7 @@ from mmfast.candidates import (
     class_pixels,
     class_values,
     is_one,
+    named_as_masks,
     or_none,
 )
 from mmfast.config import check_name
@@ -93,12 +94,17 @@ def guess(root: str | Path, most: int, size: Size | None = None, outside: bool =
         found = [Candidate(".", "image", find(root, EXTENSIONS, within).paths)]
     elif not any(x.kind == "image" for x in found):
         found = pictures
+    if not any(x.kind == "image" and x.paths for x in found):  # those that lie in root itself
+        own = {stem: path for stem, path in find(root, EXTENSIONS, within).paths.items() if "/" not in stem}
+        found = [*([Candidate(".", "image", own)] if own else []), *found]
     images = [x for x in found if x.kind == "image" and x.paths]
     if not images:
         raise MmfastError(
             f"{root} holds no pictures ({', '.join(EXTENSIONS)}); they should lie there or in its folders"
         )
-    anchor = max(images, key=lambda x: (len(x.paths), x.folder.lower().startswith(IMAGES)))
+    anchor = max(
+        images, key=lambda x: (len(x.paths), x.folder.lower().startswith(IMAGES), not named_as_masks(x.folder))
+    )
     guessed = Guess(root, "", {}, examples=len(anchor.paths), outside=outside)
     guessed.anchor = _add(guessed, anchor, _image(anchor, most, size))
     size = guessed.modalities[guessed.anchor]["size"]
@@ -131,7 +137,8 @@ def _add_columns(guessed: Guess) -> None:
         try:
             check_name(name)
         except MmfastError:
-            options = None
+            guessed.notes.append(f"{path}: the column {name!r}, which cannot be a modality's name; rename it")
+            continue
         if options is None or name in guessed.modalities:
             guessed.notes.append(f"{path}: the column {name}, whose {len({*cells.values()})} texts are no classes")
         else:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from mmfast.modalities import Modality
 from mmfast.model import Model
 from mmfast.ranks import ALONE, Ranks
 from mmfast.run import Run
-from mmfast.sample import check_count
+from mmfast.sample import check_count, plain_numbers
 from mmfast.samples import Samples, whole
 
 # The choices of `Loaded.sample` that have their value from the config otherwise: of which type, and in words.
@@ -94,7 +93,7 @@ class Loaded:
                 raise MmfastError(f"{option} is a {type(pairs).__name__}; it should be a dict from modality to value")
         for name in more:
             if name not in OPTIONS and name not in self.model.parts:
-                raise unknown("sample's argument", name, [*self.model.parts, *OPTIONS, "n", "seed", "given"])
+                raise unknown("sample's argument", name, [*self.model.parts, *OPTIONS, "n", "seed", "given", "known"])
         more = {name: value for name, value in more.items() if value is not None}
         options = {name: _option(name, value) for name, value in more.items() if name in OPTIONS}
         parts = {name: value for name, value in more.items() if name not in OPTIONS}
@@ -102,6 +101,10 @@ class Loaded:
         n, seed = None if n is None else whole("n", n, 1), whole("seed", seed, 0)
         inside = self._inside(values, known or {})
         rows = self._rows({name: inside[name][0] if name in inside else value for name, value in values.items()})
+        first = options.get("first", self.config.sample.first)
+        scale = options.get("guidance_scale", 1)
+        if scale != 1 and not isinstance(scale, Mapping) and not first and not {*values} - {*inside}:
+            raise MmfastError("guidance_scale is given, but nothing is given that it could guide by; leave it out")
         n, several = _how_many(rows, n)
         check_count(self.model, n * several, "n")
         of_data = [name for name, value in values.items() if name not in rows]
@@ -116,7 +119,6 @@ class Loaded:
         drawn = generate(self.model, self.config, len(ids), these, sample_ids=ids, seed=seed, ranks=ranks, **how)
         known_whole = [name for name in these if name not in inside]
         how = {"seed": seed, **how_drawn(self.model, self.config, known_whole, options, inside)}
-        first = options.get("first", self.config.sample.first)
         what = [f"{name}={value}" if isinstance(value, (str, int)) else name for name, value in values.items()]
         what = [f"{text} in part" if text.partition("=")[0] in inside else text for text in what]
         return Samples(
@@ -204,7 +206,7 @@ def _how_many(rows: Mapping[str, list[Tensor]], n: int | None) -> tuple[int, int
 def _option(name: str, value: Any) -> Any:
     """An option's value, of the type that it should be. Raises MmfastError for another."""
     types, words = OPTIONS[name]
-    value = value.item() if isinstance(value, np.generic) else value
+    value = plain_numbers(value)
     if not isinstance(value, types) or (isinstance(value, bool) and name != "progress"):
         raise MmfastError(f"{name} is {value!r}; it should be {words}")
     return value

@@ -131,8 +131,11 @@ class Model(nn.Module):
                 nn.init.normal_(layer.weight, std=part.channels**-0.5)
 
     def _check_schedule(self) -> None:
-        if self.target == "eps" and float(self.schedule.alpha_bar[-1]) == 0:
-            raise MmfastError("loss.target is 'eps', but alpha_bar_T = 0: z_0 cannot be read from it; use x0 or v")
+        last = self.schedule.alpha_bar[-1]
+        if self.target == "eps" and not bool(last.rsqrt().float().isfinite()):  # steps are in float32
+            raise MmfastError(
+                f"loss.target is 'eps', but alpha_bar_T = {float(last):.3g}: z_0 cannot be read from it; use x0 or v"
+            )
         for name, W in zip(self.schedule.names, self.schedule.W[0], strict=True):
             if self.space == "shared" and float(W) != 0:
                 raise MmfastError(
@@ -201,6 +204,11 @@ class Model(nn.Module):
         """Whether what is seen of this modality stands in the anchor's own pixels."""
         part = self.part(name)
         return name not in self.traced and part.in_place and self._reveals(part)
+
+    @property
+    def fades_image(self) -> bool:
+        """Whether the image is seen scaled by its time, as beside pixels at time 0."""
+        return self.space == "own" and self.target != "eps" and any(map(self._in_place, self.names))
 
     def _beside_channels(self, part: Modality) -> int:
         """The channels in which a modality that leaves no trace is seen beside the anchor."""
@@ -271,7 +279,8 @@ class Model(nn.Module):
         dtype = self.out.weight.dtype
         z_t, told = z_t.to(dtype), {name: x.to(dtype) for name, x in told.items()}
         if self.space == "shared":
-            found = self.backbone(self._with_planes(z_t, given, told), times[:, 0])
+            # The time of z_t, which is not that of an anchor that is given.
+            found = self.backbone(self._with_planes(z_t, given, told), times.amax(1))
         elif self.names:
             x = self._seen(z_t, times, told)
             found = self.backbone(x, times[:, 0], self._beside(x, times), self._told(x, given, told))
@@ -299,7 +308,7 @@ class Model(nn.Module):
             image = torch.where((times[:, 0] == 0)[:, None, None, None], told[self.anchor_name], image)
         # Beside pixels at time 0 the others fade as noise takes over: at T, what is hidden is as zero as an unknown
         # block, and restoring has nothing but what is visible. A network that says eps needs all of the noise.
-        if self.target != "eps" and any(map(self._in_place, self.names)):
+        if self.fades_image:
             fade = self.schedule.alpha_bar[times[:, 0]].sqrt().to(image.dtype)
             image = image * fade[:, None, None, None]
         blocks = []
@@ -350,6 +359,11 @@ class Model(nn.Module):
 def _check_parts(anchor: str, parts: Mapping[str, Modality]) -> None:
     """Raise MmfastError for a modality that has no place beside this anchor."""
     first = parts[anchor]
+    if getattr(first.spec, "ignore", None) is not None:
+        raise MmfastError(
+            f"modalities.{anchor}.ignore is {first.spec.ignore}, but {anchor} is the anchor, all of whose pixels are "
+            "diffused; leave it out, or choose another anchor"
+        )
     grid = first.z0_shape[1:]
     latent = getattr(first, "autoencoder", None) is not None
     for name, part in parts.items():

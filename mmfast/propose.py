@@ -20,7 +20,7 @@ from mmfast.build import build_data, pick_device
 from mmfast.config import Config
 from mmfast.guess import SIZES, Guess
 from mmfast.run import Run
-from mmfast.sizes import Size, height_width
+from mmfast.sizes import Size, divides, height_width
 from mmfast.training import Trainer
 from mmfast.training.examples import loader
 
@@ -145,7 +145,7 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
         "anchor": guessed.anchor,
         "data": guessed.data() | {"test_fraction": round(held_out, 4)},
         "modalities": parts,
-        "backbone": _backbone(side, "embedding" in beside),
+        "backbone": _backbone(specs[guessed.anchor]["size"], "embedding" in beside),
         "loss": {"target": "v" if beside == {"label"} else "x0"},
         "train": train,
         "sample": {"sampler": "dpmpp_2m", "steps": SAMPLE_STEPS, **({"first": labels} if labels else {})},
@@ -159,16 +159,19 @@ def _side(size: Size) -> int:
     return height if height == width else min(SIZES, key=lambda side: abs(math.log(side**2 / (height * width))))
 
 
-def _backbone(size: int, mean: bool) -> dict[str, Any]:
-    """The presets' network, with a level more for each doubling of the size beyond theirs."""
-    if size < 16:
+def _backbone(size: Size, mean: bool) -> dict[str, Any]:
+    """The presets' network, with a level more for each doubling of the size beyond theirs, where it can be halved."""
+    side = _side(size)
+    if side < 16:
         return {"kind": "mlp", "width": 256, "blocks": 4, "features": 16, "dropout": 0.1}
-    patch = 2 if size >= 32 else 1
-    levels = 3 + max(0, round(math.log2(size / patch / 16)))
+    patch = 2 if side >= 32 and divides(2, size) else 1
+    levels = 3 + max(0, round(math.log2(side / patch / 16)))
+    while levels > 1 and not divides(patch << levels - 1, size):
+        levels -= 1
     found: dict[str, Any] = {
         "kind": "unet",
         "channels": USUAL,
-        "multipliers": [1, 2, *[4] * (levels - 2)],
+        "multipliers": [1, 2, *[4] * max(0, levels - 2)][:levels],
         "blocks": 1,
         "attention": [],
         "patch": patch,

@@ -99,6 +99,12 @@ class Run:
         """
         run = cls(Path(folder))
         try:
+            os.fspath(run.folder).encode()
+        except UnicodeEncodeError:
+            raise MmfastError(
+                f"--out {folder!r} is not UTF-8, which files of weights cannot lie under; choose another"
+            ) from None
+        try:
             run.folder.mkdir(parents=True, exist_ok=True)
             run.samples.parent.stat()
         except OSError as error:
@@ -249,7 +255,7 @@ class Run:
             return tensors, metadata
         if errors:
             raise MmfastError(
-                f"{'; '.join(errors)}; no other state is there, and nothing was changed: repeat the command with a new "
+                f"{'; '.join(errors)}; no other state is there: repeat the command with a new "
                 f"--out, or remove {self.folder}/trainer*.safetensors to start again in this one"
             )
         return None

@@ -116,12 +116,23 @@ def sample(
 
     Returns every modality by name, [count, ...], on the model's device. Raises MmfastError naming the argument.
     """
-    chosen: SampleOptions = {**filled("sample", SAMPLE, options)}
-    for name, value in chosen.items():  # numpy's numbers are numbers too
-        chosen[name] = _plain(value)  # type: ignore[literal-required]
+    chosen = filled("sample", SAMPLE, options)
     given, inside = as_given(model, given, known)
+    return sample_checked(model, how_many(model, count, given), given, inside, chosen)
+
+
+@torch.no_grad()
+def sample_checked(
+    model: Model, count: int, given: Mapping[str, Tensor], inside: Mapping[str, Tensor], options: SampleOptions
+) -> dict[str, Tensor]:
+    """`sample` with all of its options, given what was checked, or what a model has drawn: that may lie far out.
+
+    given, inside: as `as_given` makes them. Raises MmfastError for an option that is wrong.
+    """
+    chosen: SampleOptions = {**options}
+    for name, value in chosen.items():  # numpy's numbers are numbers too
+        chosen[name] = plain_numbers(value)  # type: ignore[literal-required]
     whole = {name: x for name, x in given.items() if name not in inside}
-    count = how_many(model, count, given)
     ids = _check(chosen, count)
     unknown = _unknown(model, chosen["unknown"], given)
     settings = _settings(model, chosen, whole, bool(inside), unknown)
@@ -191,7 +202,9 @@ def _settings(
     path.check_offset(model, offset)
     ahead = path.leads(model, offset, {*whole, *unknown})
     if in_part and chosen["resample"] > 1 and any(ahead.values()):
-        raise MmfastError("known is given with an offset, of which z_t has several times; it needs resample=1")
+        raise MmfastError(
+            "known is given with an offset, of which z_t has several times; leave the offset out, or give resample=1"
+        )
     grid = timesteps(model.schedule.T + max(ahead.values()), chosen["steps"])
     scales = _scales(chosen["guidance_scale"], whole)
     if not model.told:  # there is no prediction with it and one without
@@ -219,10 +232,10 @@ def takes_eta(sampler: str) -> bool:
     return rule(alpha_bar, 2, 1, (), 0.0) != rule(alpha_bar, 2, 1, (), 1.0)
 
 
-def _plain(value: Any) -> Any:
+def plain_numbers(value: Any) -> Any:
     """A number of numpy's as Python's, in a dict too."""
     if isinstance(value, Mapping):
-        return {name: _plain(x) for name, x in value.items()}
+        return {name: plain_numbers(x) for name, x in value.items()}
     return value.item() if isinstance(value, np.generic) else value
 
 

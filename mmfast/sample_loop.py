@@ -96,7 +96,7 @@ class Loop:
         The anchor never is: its block of z_t is at t, and is looked at.
         """
         model = self.model
-        if not model.told or name not in model.names:
+        if not model.told or model.space == "shared" or name not in model.names:
             return False
         return name not in model.time_of or model.part(name).spec.unknown_probability > 0
 

@@ -154,7 +154,14 @@ class Schedule(nn.Module):
         """1 - a_t rises linearly from beta_start to beta_end over T steps (Ho et al., 2020)."""
         _check_steps(T := as_int(T))
         betas = torch.linspace(beta_start, beta_end, T, dtype=torch.float64, device="cpu")
-        return cls(_cumulative(1 - betas), weights)
+        alpha_bar = _cumulative(1 - betas)
+        stays = alpha_bar[1:] >= alpha_bar[:-1]
+        if 0 < beta_start <= beta_end < 1 and bool(stays.any()):
+            raise MmfastError(
+                f"T is {T}; from t = {int(stays.nonzero()[0])} on the linear schedule's alpha_bar is too small for "
+                "float64: take a smaller T, or the cosine schedule"
+            )
+        return cls(alpha_bar, weights)
 
     @classmethod
     def cosine(

@@ -21,7 +21,7 @@ from mmfast.model import Model
 from mmfast.sample import check_count, takes_eta
 
 # What is no option of one draw.
-NOT_SWEPT = ("count", "batch_size")
+NOT_SWEPT = ("count", "batch_size", "resample")
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,13 @@ def sweep(
             raise unknown("given", name, model.parts)
     if model.anchor_name in given:
         raise MmfastError(f"given has {model.anchor_name}, the anchor; the figures are those of drawn images")
+    for key in over:
+        name = key.partition(".")[2]
+        guides = {*given, *config.sample.first}
+        if key.startswith("guidance_scale") and (name not in guides if name else not guides):
+            raise MmfastError(
+                f"over has {key}, but {name or 'nothing'} is {'not ' * bool(name)}given: it changes nothing"
+            )
     chosen = configs(config, over)
     count = check_count(model, config.evaluate.samples, "evaluate.samples")
     features = chosen_features(config.evaluate)

@@ -1,10 +1,13 @@
 """The benchmark of a modality that is added to a trained model: its arms, what counts as behind, and a run of it."""
 
+import argparse
 import json
 
 import pytest
 
 from benchmarks import adding, arms
+from mmfast.build import build_data
+from mmfast.errors import MmfastError
 from mmfast.run import Run
 
 LABEL, MASK = adding.added("label"), adding.added("mask")
@@ -66,6 +69,23 @@ def test_it_begins_with_the_weights_and_goes_on_where_it_stopped(tmp_path, capsy
     times = {f: f.stat().st_mtime_ns for f in (tmp_path / "w").rglob("figures.json")}
     assert len(times) == 5 and adding.main([*argv, "--given-probability", "0.7"]) == 0
     assert times == {f: f.stat().st_mtime_ns for f in (tmp_path / "w").rglob("figures.json")}
+    for more in ([], ["--validate", "--given-probability", "0.7"], ["--samples", "10", "--given-probability", "0.7"]):
+        with pytest.raises(MmfastError, match="is of other options or other data; choose another --work"):
+            adding.main([*argv, *more])
     found = json.loads((tmp_path / "adding.json").read_text())["arms"]
     assert "\n".join(adding.verdicts(adding.compared(found))) in said
     assert {*arms.measured(found)} < {*arms.measured(adding.compared(found))}
+
+
+def test_the_time_of_a_step_is_of_the_steps_that_it_was_taken_over(tmp_path, monkeypatch):
+    """Where a cell is stopped after training and begun again, the time is that of training all the same."""
+    pytest.importorskip("sklearn")
+    study = arms.Study("s", "digits", {"a": {"backbone.width": "16", "backbone.blocks": "1"}}, build_data)
+    args = argparse.Namespace(steps=4, samples=8, device="cpu", work=tmp_path)
+    clock = iter([10.0, 18.0, 50.0, 51.0])
+    monkeypatch.setattr(arms.time, "process_time", lambda: next(clock))
+    with monkeypatch.context() as patch:
+        patch.setattr(arms, "evaluate", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            study.cell("a", 0, args)
+    assert study.cell("a", 0, args)["milliseconds"] == 2000

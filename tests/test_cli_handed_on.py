@@ -159,7 +159,7 @@ def proposed(tmp_path, monkeypatch):
     """What `guess` and `propose` were called with, and what the timer that is handed on gives."""
     calls = {}
     guessed = Some(notes=["a.txt is nothing"], modalities={"image": {}, "mask": {}}, examples=1234)
-    config = Some(backbone=Some(channels=24), train=Some(precision="fp32", steps=56_000))
+    config = Some(backbone=Some(channels=24), train=Some(precision="fp32", steps=56_000), data=Some(kind="digits"))
 
     def propose(*args):
         calls["propose"] = args

@@ -1,5 +1,6 @@
 """What `mmfast train` hands on and says, with the training itself stood in for."""
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace as Some
 
@@ -51,7 +52,7 @@ def test_every_option(trained, capsys):
 def test_only_the_first_rank_talks(trained, capsys):
     trained.metrics = '{"x": 0.5}'
     args = parser().parse_args(["train", "digits", "--out", "R"])
-    args.ranks = Some(first=False)
+    args.ranks = Some(first=False, in_turn=lambda machines: contextlib.nullcontext())
     assert command.run(args, []) == 0 and len(trained.calls) == 1 and capsys.readouterr().out == ""
 
 

@@ -12,7 +12,7 @@ from mmfast.build import build_model
 from mmfast.cli import main
 from mmfast.generate import generate, settings, title
 from mmfast.ranks import ALONE, Ranks
-from mmfast.sample import sample
+from mmfast.sample import sample, sample_checked
 from mmfast.training import train
 
 SMALL = [("backbone", "{kind: mlp, width: 32, blocks: 1, features: 4}"), ("sample.steps", "3")]
@@ -110,7 +110,9 @@ def test_everything_drawn_in_turns_takes_as_many_draws(small, monkeypatch):
     model, usual = small
     given = []
     monkeypatch.setattr(
-        module, "sample", lambda m, n, these, **how: given.append(list(these)) or sample(m, n, these, **how)
+        module,
+        "sample_checked",
+        lambda m, n, these, *how: given.append(list(these)) or sample_checked(m, n, these, *how),
     )
     drawn = generate(model, usual, 2, first=["label", "mask", "image"])
     assert given == [[], ["label"], ["label", "mask"]] and set(drawn) == set(model.parts)
@@ -197,7 +199,9 @@ def test_the_first_rank_alone_shows_a_bar(small, monkeypatch):
     shown = []
     model, usual = small
     monkeypatch.setattr(
-        module, "sample", lambda m, n, given, **how: shown.append((n, how["progress"])) or sample(m, n, given, **how)
+        module,
+        "sample_checked",
+        lambda m, n, given, inside, how: shown.append((n, how["progress"])) or sample_checked(m, n, given, inside, how),
     )
     for index in (0, 1):
         generate(model, usual, 5, ranks=Both(index), progress="bar")
@@ -209,13 +213,13 @@ def test_a_network_that_is_not_told_is_asked_for_nothing_unknown(monkeypatch):
     import mmfast.generate as module
 
     asked = []
-    monkeypatch.setattr(module, "sample", lambda m, n, given, **how: asked.append(how.get("unknown")) or
+    monkeypatch.setattr(module, "sample_checked", lambda m, n, given, inside, how: asked.append(how["unknown"]) or
                         {name: torch.zeros(1) for name in ("image", "label", "mask")})  # fmt: skip
     shares = [(f"modalities.{name}.unknown_probability", "0.3") for name in ("label", "mask")]
     for told, first, known, unknown in (
-        ("true", ["image"], {}, [["label", "mask"], None]), ("true", ["label"], {}, [["mask"], None]),
-        ("true", ["image"], {"label": torch.zeros(1)}, [["mask"], None]), ("false", ["image"], {}, [None, None]),
-        ("true", [], {}, [None]),
+        ("true", ["image"], {}, [["label", "mask"], ()]), ("true", ["label"], {}, [["mask"], ()]),
+        ("true", ["image"], {"label": torch.zeros(1).long()}, [["mask"], ()]), ("false", ["image"], {}, [(), ()]),
+        ("true", [], {}, [()]),
     ):  # fmt: skip
         chosen = config.load("digits", [*SMALL, *shares, ("told", told)])
         asked.clear()
@@ -224,7 +228,7 @@ def test_a_network_that_is_not_told_is_asked_for_nothing_unknown(monkeypatch):
     asked.clear()
     chosen = config.load("digits", [*SMALL, ("modalities.mask.unknown_probability", "0.3")])
     generate(build_model(chosen), chosen, 1, first=["image"])
-    assert asked == [["mask"], None]
+    assert asked == [["mask"], ()]
     generate(build_model(chosen), chosen, 1, first=["image"], unknown=["label"])
     assert asked[2] == ["label"]  # what is said counts
 

@@ -23,11 +23,12 @@ def test_a_rectangle_has_the_network_of_the_square_with_about_as_many_pixels(siz
     assert propose._side(size) == side
 
 
-@pytest.mark.parametrize(("size", "patch"), [(16, 1), (24, 1), (31, 1), (32, 2), (64, 2)])
+@pytest.mark.parametrize(("size", "patch"), [(16, 1), (24, 1), (31, 1), (32, 2), (64, 2), (50, 2), (44, 2)])
 def test_the_network_sees_cells_of_pixels_from_32_on(size, patch):
     found = propose._backbone(size, True)
     assert (found["patch"], found["mean"]) == (patch, True) and "mean" not in propose._backbone(size, False)
-    assert len(found["multipliers"]) == {16: 3, 24: 4, 31: 4, 32: 3, 64: 4}[size]
+    # No more levels than the sides can be halved for.
+    assert len(found["multipliers"]) == {16: 3, 24: 4, 31: 1, 32: 3, 64: 4, 50: 1, 44: 2}[size]
     assert propose._backbone(15, True)["kind"] == "mlp" and found["kind"] == "unet"
 
 

@@ -31,6 +31,7 @@ from benchmarks.paper.core import OURS, Method, Task, sections
 from mmfast import config as configs
 from mmfast.build import build_data
 from mmfast.config import Config
+from mmfast.data.cache import digest
 from mmfast.errors import MmfastError
 from mmfast.memory import keep_freed_memory
 from mmfast.metrics.features import extractor
@@ -90,7 +91,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if args.validate and args.smoke:
         parser.error("--validate is for real data; leave out --smoke")
     if (args.smoke or args.validate) and args.out == RESULTS:
-        args.out = args.work / "results"
+        args.out = args.work / ("results" if args.smoke else "validation")
     return args
 
 
@@ -113,6 +114,7 @@ def plan_of(args: argparse.Namespace) -> cells.Plan:
     # Every budget has a folder of its own, so that several can be kept.
     name = "smoke" if args.smoke else f"{args.images}-images" + "-validation" * args.validate
     name += "".join(f",{key}={value}".replace("/", "_") for key, value in sorted(pairs.items()))
+    name += f",data-{digest(os.path.realpath(args.data))[:8]}" if args.data else ""
     return cells.Plan(task, args.images, args.samples, args.work / name, changes, args.smoke)
 
 
@@ -226,12 +228,14 @@ def _write(plan: cells.Plan, args: argparse.Namespace) -> None:
     rows = report.summarise(found)
     claims = [report.Budget(plan.images, task.verdicts(rows, 1.0)), *_elsewhere(plan, args.seeds)]
     claims += report.kept_below(task.name, args.out)
-    options = _sets(args)
+    how = {"--validate": args.validate, "--smoke": args.smoke}
+    options = [*(word for word, asked in how.items() if asked), *_sets(args)]
     out = args.out.resolve()
     if out != RESULTS and out.is_relative_to(report.ROOT):
         options += ["--out", out.relative_to(report.ROOT).as_posix()]
+    said = " (validation data)" if args.validate else " (a smoke test, on digits)" if args.smoke else ""
     report.write(
-        task.name, task.title, task.question, found, reference, claims, task.notes, pictures, args.out, options,
+        task.name, task.title + said, task.question, found, reference, claims, task.notes, pictures, args.out, options,
         sections(task, rows),
     )  # fmt: skip
 

@@ -76,7 +76,7 @@ def unet(spec: Spec, in_channels: int, out_channels: int, size: Size) -> Any:
             out_channels=out_channels,
             **options,
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise MmfastError(f"backbone: diffusers' UNet2DModel refuses its options: {one_line(error)}") from None
     for block in (*net.down_blocks, *net.up_blocks):
         if hasattr(block, "skip_conv"):

@@ -15,7 +15,7 @@ from mmfast.sizes import Size, height_width
 @dataclass
 class Spec:
     kind: str = "mlp"
-    width: int = option(512, "width of the hidden layers", min=1)
+    width: int = option(512, "width of the hidden layers", min=2)
     blocks: int = option(4, "residual blocks, the first half of them the encoder", min=1, max=1000)
     features: int = option(32, "feature channels of a pixel", min=1)
     dropout: float = option(0.0, "dropout in the residual blocks", min=0, max=1)

@@ -49,7 +49,7 @@ class Spec:
     """The presets' network."""
 
     kind: str = "unet"
-    channels: int = option(32, "channels of the finest level", min=1)
+    channels: int = option(32, "channels of the finest level", min=2)
     multipliers: list[int] = option([1, 2, 4], "channels of each level, in multiples; each halves the grid", min=1)
     blocks: int = option(1, "residual blocks in each level", min=1, max=100)
     attention: list[int] = option([], "resolutions (height or width in pixels) with self-attention, as [16, 8]")

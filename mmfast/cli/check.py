@@ -66,6 +66,7 @@ def _config(data: str, rest: Sequence[str]) -> tuple[Config, list[str]]:
     """The config, or one for a folder, with notes on what was left out of it."""
     from mmfast import config as configs
     from mmfast.guess import DRAFT, guess, most_pixels
+    from mmfast.plain_yaml import load_value
 
     is_config = data in presets.names() or Path(data).suffix in (".yaml", ".yml")
     if not is_config and not Path(data).is_dir():
@@ -75,7 +76,8 @@ def _config(data: str, rest: Sequence[str]) -> tuple[Config, list[str]]:
     if is_config:
         return configs.load(data, overrides(rest)), []
     options = overrides(rest)
-    guessed = guess(data, most_pixels(), outside=dict(options).get("data.outside", "").lower() == "true")
+    outside = load_value(dict(options).get("data.outside", "false"), "--data.outside")
+    guessed = guess(data, most_pixels(), outside=outside is True)
     raw = {"anchor": guessed.anchor, "data": guessed.data(), "modalities": guessed.modalities, **DRAFT}
     return configs.from_plain(raw, data, options), [f"{line}; left out" for line in guessed.notes]
 

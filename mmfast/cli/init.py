@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +49,19 @@ def _size(text: str | None) -> Size | None:
     return size
 
 
+def _run_of(config: Config, name: str) -> str:
+    """A folder for the run, which must not lie among the data's pictures."""
+    from mmfast.build import check_beside_data
+
+    for folder in ("runs", os.path.join(os.pardir, "runs")):
+        try:
+            check_beside_data(config, "--out", Path(folder, name))
+        except MmfastError:
+            continue
+        return os.path.join(folder, name)
+    return "RUN"
+
+
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from mmfast.guess import guess, most_pixels
     from mmfast.propose import propose, step_time, usual_batch
@@ -78,5 +93,6 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     print(f"{out}: {', '.join(guessed.modalities)} of {guessed.examples:,} examples, {config.train.steps:,} steps")
     unit = "minute" if round(proposal.training) == 1 else "minutes"
     print(f"about {proposal.training:.0f} {unit} of training, {proposal.total:.0f} with the figures at the end")
-    print(f"next: mmfast check {out} && mmfast train {out} --out runs/{out.stem}")
+    file = shlex.quote(str(out))
+    print(f"next: mmfast check {file} && mmfast train {file} --out {shlex.quote(_run_of(config, out.stem))}")
     return 0

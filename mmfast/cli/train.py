@@ -68,8 +68,9 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if not any(known) and any(word in presets.names() or word.endswith((".yaml", ".yml")) for word in rest):
         raise MmfastError("the config comes first: mmfast train PRESET|CONFIG.yaml --out RUN [--key value ...]")
     config = configs.load(args.config, overrides(rest))
-    if not args.quiet and args.ranks.first:
-        print("\n".join(brief(with_found(config))), flush=True)
+    with args.ranks.in_turn(machines=False):
+        if not args.quiet and args.ranks.first:
+            print("\n".join(brief(with_found(config))), flush=True)
     run = train(config, args.out, quiet=args.quiet, allow_changed_data=args.allow_changed_data, start=args.start)
     if not args.ranks.first:
         return 0

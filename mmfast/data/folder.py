@@ -20,7 +20,7 @@ from mmfast.data.cache import HELP, LIMIT
 from mmfast.data.items import MOST_CAPTIONS, captions, named, spread
 from mmfast.data.listing import Listing, look
 from mmfast.errors import MmfastError
-from mmfast.modalities.label import counted, read_text
+from mmfast.modalities.label import counted, is_class, read_text
 from mmfast.options import option
 
 # Label files that are opened to count the classes: enough for their shares.
@@ -70,13 +70,14 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
             texts = {x: _text(there[x]) for x in spread([x for x in train if x in there], MOST_COUNTED)}
         if part.kind == "label" and texts:
             part = dataclasses.replace(part, names=listing.classes.get(name, part.names))
-            seen = (text for x in train if (text := texts.get(x)))
+            seen = (text for x in train if (text := texts.get(x)) and (spec.on_error == "stop" or is_class(text, part)))
             options[name] = {**options.get(name, {}), **counted(part, seen)}
     for name, part in modalities.items():
         if part.kind == "caption" and not part.captions:
             stems, cells = listing.paths[anchor], listing.texts.get(name)
             paths = [path for stem, path in listing.paths.get(name, {}).items() if stem in stems]
-            files = (read_text(path, "caption") for path in spread(paths, MOST_CAPTIONS))
+            # What cannot be read is said, or left out, when it is trained on.
+            files = (_text(path) or None for path in spread(paths, MOST_CAPTIONS))
             options[name] = {"captions": captions(files if cells is None else cells.values())}
     return options
 

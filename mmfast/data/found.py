@@ -127,7 +127,7 @@ def led_out(paths: Sequence[Path]) -> str:
     more = f" (and {len(paths) - 1:,} more)" if len(paths) > 1 else ""
     return (
         f"{paths[0]} is a link out of data.root, to {os.path.realpath(paths[0])}{more}; put that folder in its place, "
-        "or let links lead out by --data.outside true"
+        "or let links lead out by --data.outside true (of `mmfast init`: --outside)"
     )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -183,16 +184,28 @@ def _check_found(listing: Listing, name: str) -> None:
         )
 
 
+def _has_own(listing: Listing, name: str) -> bool:
+    """Whether there are files of a modality, or, of a label, folders that are its classes."""
+    part = listing.modalities[name]
+    folders = part.kind == "label" and all("/" in stem for stem in listing.paths[listing.anchor])
+    return folders or bool(find(listing.folder(name), kinds.kind(part.kind).extensions, listing.within).paths)
+
+
 def _take_table(listing: Listing) -> Table | None:
     """The columns of a table that are modalities. Raises MmfastError for a table that cannot be read."""
     path = find_table(Path(listing.spec.root))
     if path is None:
         return None
     table, anchors = read_table(path), listing.paths[listing.anchor]
-    listing.table = path
     columns = [name for name in listing.modalities if name in table.columns and name != listing.anchor]
     if not columns:
-        raise no_column(table, [name for name in listing.modalities if name != listing.anchor])
+        others = [name for name in listing.modalities if name != listing.anchor]
+        lacking = [x for x in others if get_close_matches(x, table.columns) or not _has_own(listing, x)]
+        if lacking:
+            raise no_column(table, lacking)
+        listing.notes.append(f"{path}: the columns {', '.join(table.columns)} are no modalities, and are left out")
+        return None
+    listing.table = path
     stems, problems = match(table, anchors, listing.spec.folders.get(listing.anchor, listing.anchor))
     listing.problems += problems
     others = [name for name in table.columns if name not in columns]

@@ -155,8 +155,13 @@ def grounds(files: Sequence[Path], size: Size) -> dict[str, Tensor]:
 
 
 def _listing(root: Path, files: Iterable[Path]) -> str:
-    """A hash of the files' paths and sizes in bytes: what is kept of them is theirs."""
-    return digest("\n".join(f"{file.relative_to(root).as_posix()} {file.stat().st_size}" for file in files))
+    """A hash of the files' paths, sizes and times: what is kept of them is theirs."""
+
+    def line(file: Path) -> str:
+        found = file.stat()
+        return f"{file.relative_to(root).as_posix()} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+
+    return digest("\n".join(map(line, files)))
 
 
 @dataclass

@@ -62,6 +62,11 @@ class Rows:
         return Rows(batch.data, batch.present)
 
 
+def files(spec: Spec) -> dict[str, Path]:
+    """The files that the table is in, by name."""
+    return {} if spec.source in SETS else {Path(spec.source).name: Path(spec.source)}
+
+
 def cells(spec: Spec) -> dict[str, list[str]]:
     """The table's cells by column, as text. Raises MmfastError for a file that is no table."""
     if spec.source in SETS:

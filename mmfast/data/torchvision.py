@@ -23,6 +23,8 @@ from mmfast.options import option
 
 # They open whatever Pillow knows, and kind: folder reads folders.
 FOLDERS = ("ImageFolder", "DatasetFolder")
+# It unpickles a file that lies in the current folder.
+UNSAFE = ("LSUN", "LSUNClass")
 
 
 @dataclass
@@ -51,9 +53,13 @@ def _flat(example: Any) -> list[Any]:
 def _load(name: str, root: str, download: bool, arguments: str) -> Any:
     with optional_package("torchvision", "torchvision", "data.kind=torchvision"):
         from torchvision import datasets
-    known = [x for x in datasets.__all__ if x not in FOLDERS and inspect.isclass(getattr(datasets, x))]
+    known = [x for x in datasets.__all__ if x not in (*FOLDERS, *UNSAFE) and inspect.isclass(getattr(datasets, x))]
     if name in FOLDERS:
         raise MmfastError(f"data.name is {name!r}; folders are read by data.kind=folder")
+    if name in UNSAFE:
+        raise MmfastError(
+            f"data.name is {name!r}, whose reader runs code from a file in the current folder; choose another"
+        )
     if name not in known:
         raise unknown("data.name", name, known)
     make = getattr(datasets, name)

@@ -43,12 +43,13 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3, block: int = 1024) 
     x, y = real.double(), fake.to(real.device).double()
     centre = x.mean(0)
     x, y = x - centre, y - centre
-    # What rounding may add to a distance that should be on the ball's edge, as equal points' is.
-    slack = 1e-13 * float(max(x.square().sum(1).max(), y.square().sum(1).max()))
-    reach_x, reach_y = (_radius(z, k, block) + slack for z in (x, y))
+    size_x, size_y = x.square().sum(1), y.square().sum(1)
+    reach_x, reach_y = (_radius(z, k, block) for z in (x, y))
     inside = torch.zeros(len(y), dtype=torch.int64, device=x.device)
     covered = recalled = 0
     for rows, distance in _distances(x, y, block):
+        # What rounding may add to a distance that should be on the ball's edge, as equal points' is.
+        distance -= 1e-13 * (size_x[rows, None] + size_y)
         in_ball_of_x = distance <= reach_x[rows, None]
         inside += in_ball_of_x.sum(0)
         covered += int(in_ball_of_x.any(1).sum())

@@ -180,6 +180,8 @@ class Modality(nn.Module):
         Of a picture: a picture's path, white where it is known. Of numbers: their places from 0, as 0-31,40.
         """
         blank = self.blank(self.spec)
+        if blank.dim() == 0:
+            raise MmfastError(f"known has {self.name}, a {self.kind}, which has no parts; give all of it")
         if blank.dim() > 1:
             there = white(load_picture(Path(text), "mask"), blank.shape[-2:])
             return torch.from_numpy(there).expand(blank.shape).clone()

@@ -7,8 +7,12 @@ from torch import Tensor
 
 
 def unit_rms(x: Tensor) -> Tensor:
-    """Each sample scaled to a root mean square of one."""
-    return x * torch.rsqrt(x.square().flatten(1).mean(1) + 1e-8).reshape(-1, *[1] * (x.dim() - 1))
+    """Each sample scaled to a root mean square of one, however large its numbers are; zeros stay."""
+    shape = (-1, *[1] * (x.dim() - 1))
+    if x.numel():
+        largest = x.detach().abs().flatten(1).amax(1)
+        x = x / torch.where(largest > 0, largest, 1).reshape(shape)
+    return x * torch.rsqrt(x.square().flatten(1).mean(1) + 1e-8).reshape(shape)
 
 
 def nearest(z0: Tensor, codes: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
@@ -47,8 +48,9 @@ class Diffused(Modality):
         return found
 
     def loss(self, prediction: Tensor, x: Tensor) -> Tensor:
-        """The mean of |E(x) - E-hat|^2, [B]: the simple loss with the target x0."""
-        return (self.counted(prediction, x) - self.encode(x)).square().flatten(1).mean(1)
+        """The mean of |E(x) - E-hat|^2 over what is known of x, [B]: the simple loss with the target x0."""
+        error = (self.counted(prediction, x) - self.encode(x)).square().flatten(1).sum(1)
+        return error / self.counted(torch.ones_like(prediction), x).flatten(1).sum(1).clamp(min=1)
 
     def nll(self, prediction: Tensor, x: Tensor) -> Tensor:
         raise MmfastError(f"modalities.{self.name}.diffused is true, so there is no p(x | z_t) of a head")
@@ -58,6 +60,9 @@ class Diffused(Modality):
 
     def decode(self, prediction: Tensor) -> Tensor:
         return self.from_encoding(prediction.float())
+
+    def prior(self) -> None:
+        """None: a kind's prior is in the terms of its head."""
 
     def draw(self, prediction: Tensor, normal: Tensor) -> Tensor:
         """The nearest x: a prediction of z_0 is no distribution."""

@@ -184,6 +184,15 @@ def read_text(path: Path, what: str = "label") -> str:
         raise MmfastError(f"{path} cannot be read as a {what}: {error}") from None
 
 
+def is_class(text: str, spec: LabelSpec) -> bool:
+    """Whether a text is a class's number or name."""
+    try:
+        number(text, spec, "")
+    except MmfastError:
+        return False
+    return True
+
+
 def number(text: str, spec: LabelSpec, where: str) -> Tensor:
     """A class given by number or by name. Raises MmfastError for what is neither, and for a name of several classes."""
     if text in spec.names:

@@ -129,15 +129,18 @@ class Ranks:
     def in_turn(self, machines: bool = True) -> Iterator[None]:
         """The first rank of each machine goes before its others, which find what it has made and kept.
 
-        machines: where False, the first rank of all goes before all others, however long it takes.
+        machines: where False, the first rank of all goes before all others. All leave together, however long it takes.
         """
         leads = not self.local if machines else self.first
-        key = f"turn/{next(self.turns)}/{self.machine if machines else 'all'}"
+        turn = f"turn/{next(self.turns)}"
+        key = f"{turn}/{self.machine if machines else 'all'}"
         if self.count > 1 and not leads:
             self.store.wait([key], PATIENCE)
         yield
-        if self.count > 1 and leads:
+        if self.count > 1:
             self.store.set(key, "done")
+            self.store.set(f"{turn}/rank/{self.index}", "done")
+            self.store.wait([f"{turn}/rank/{k}" for k in range(self.count)], PATIENCE)
 
 
 ALONE = Ranks()

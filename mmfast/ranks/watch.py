@@ -60,6 +60,7 @@ class Watch:
         self.wait(BY_ITSELF if patience is not None and self.index == 0 else patience)
         if self.index == 0:
             self._tell_all(how)
+            self.wait(EXPLAINED)  # a listener that still waits for a message would abort this process as it ends
         return said
 
     def wait(self, patience: float | None) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib.util
 import os
+import re
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from PIL import Image
 
 from mmfast.config import Config
 from mmfast.errors import MmfastError, missing_extra, notice, unknown
-from mmfast.files import write_text
+from mmfast.files import read_text, write_text
 from mmfast.run import TENSORBOARD
 from mmfast.trust import imported
 
@@ -116,13 +117,16 @@ class WandB:
 
         self.wandb, name = wandb, folder.resolve().name
         kept = folder / "wandb.id"
-        if not kept.exists():  # two runs may have folders of one name
+        if not os.path.lexists(kept):  # two runs may have folders of one name
             plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:48]
             write_text(kept, f"{plain}-{secrets.token_hex(4)}\n")
+        identity = "" if kept.is_symlink() else read_text(kept, 100).strip()
+        if not re.fullmatch(r"[\w-]{1,64}", identity):
+            raise MmfastError(f"{kept} holds no run's identity; remove it")
         self.run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "mmfast"),
             name=name,
-            id=kept.read_text().strip(),
+            id=identity,
             dir=str(folder),
             config=dataclasses.asdict(config),
             resume="allow",

@@ -166,21 +166,25 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
         if begun and _every(train.validate_every, begun) and "validation.loss" not in trainer.stats.last():
             # What it needs could not be read at the time.
             watch.measured(trainer.validate())
-            board.add([trainer.stats.last()])
+            found = trainer.stats.last()
+            board.add([{name: x for name, x in found.items() if name == "step" or name.startswith("validation.")}])
             trainer.checkpoint()
+            if ranks.any(stop.asked)[0]:
+                interrupt()
         while trainer.done < train.steps:
-            if trainer.done and _every(train.sample_every, trainer.done):
-                trainer.flush()  # some logs take no figures of a step before the last picture's
-                # Before the first step: those that a kill left undrawn.
-                gallery, again = Gallery(run, trainer.done, board), trainer.done > begun
-                average, drawing = trainer.ema.model, trainer.drawing
-                sample_run(gallery, average, config, trainer.data, quiet=quiet, again=again, ranks=drawing)
             try:
+                if trainer.done and _every(train.sample_every, trainer.done):
+                    trainer.flush()  # some logs take no figures of a step before the last picture's
+                    # Before the first step: those that a kill left undrawn.
+                    gallery, again = Gallery(run, trainer.done, board), trainer.done > begun
+                    average, drawing = trainer.ema.model, trainer.drawing
+                    sample_run(gallery, average, config, trainer.data, quiet=quiet, again=again, ranks=drawing)
                 trainer.step(batches, network)
                 if _every(train.validate_every, trainer.done):
                     watch.measured(trainer.validate())
             except MmfastError:  # an example that cannot be read: what was learnt before it is kept
-                trainer.checkpoint()
+                if trainer.saved < trainer.done:
+                    trainer.checkpoint()
                 raise
             watch.update()
             last = trainer.done == train.steps

@@ -26,8 +26,9 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
     An example has a time t, uniform but for the shares that `given_at_T` and `train.low_noise` move, and every modality
     a time of its own: 0 if it is given, T if it is unknown, else t or one of its own (`roles`). What is missing never
     counts. What is given counts only for a head that has not been told it, or that restores more than is given. Nothing
-    is given to a network that is not told (told=false). What is unknown, or leaves no trace, is read off the anchor, so
-    its part is weighted by the anchor's alpha_bar: what cannot be read there is not to drown what can.
+    is given to a network that is not told (told=false). What is unknown, or is read before anything is told and leaves
+    no trace, is read off the anchor, so its part is weighted by the anchor's alpha_bar: what cannot be read there is
+    not to drown what can.
     batch: on the model's device; numbers: int64 [B], the examples' numbers in the run.
     """
     batch = model.complete(batch, config.seed, numbers)
@@ -70,7 +71,7 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
     for k, (name, output) in enumerate(prediction.heads.items(), 1):
         part = model.part(name)
         if part.restores:
-            counts = present[:, k] * (1 - drawn.given[:, 0])
+            counts = present[:, k] * (1 - drawn.given[:, [model.anchor_name, *model.names].index(part.source)])
         elif part.diffused:
             counts = wanted[:, k]
         elif model.reads_untold(name):

@@ -57,8 +57,8 @@ class Stats:
             self.pending[-1] |= figures
             return
         line = _plain({**self.last(), **figures})
-        self.recent = "".join([*self.recent.splitlines(keepends=True)[:-1], json.dumps(line) + "\n"])
-        if self.writes:
+        self.recent = "".join([*self.recent.splitlines(keepends=True)[:-1], json.dumps(line) + "\n"])[-RECENT:]
+        if self.writes and "step" in line:
             self.run.heal_stats(line["step"], self.recent)
 
     def flush(self) -> list[Line]:

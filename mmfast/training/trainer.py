@@ -157,10 +157,12 @@ class Trainer:
     def validate(self) -> float:
         """The average's loss on held-out examples, for the last step's line too; keeps an average that is the best."""
         found = self.validation(self.ema.model)
-        self.stats.add_to_last({f"validation.{name}": value for name, value in found.items()})
         if found["loss"] < (self.best or {"loss": math.inf})["loss"]:
+            self._export(
+                BEST, "ema", {"step": self.done, "validation": found}
+            )  # where it fails all is still to be done
             self.best = {"step": self.done, "loss": found["loss"]}
-            self._export(BEST, "ema", {"step": self.done, "validation": found})
+        self.stats.add_to_last({f"validation.{name}": value for name, value in found.items()})
         return found["loss"]
 
     def _next(self, batches: Iterator[Batch]) -> Batch:

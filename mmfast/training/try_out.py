@@ -16,6 +16,7 @@ from mmfast.generate import check_sample
 from mmfast.held_out import held_out
 from mmfast.model import Model
 from mmfast.ranks import ALONE, Ranks
+from mmfast.sample import check_count
 from mmfast.training.examples import parts
 from mmfast.training.log import check_logs
 from mmfast.training.objective import Losses, losses
@@ -59,6 +60,7 @@ def rehearse(config: Config, data: Data, losses: Losses = losses, ranks: Ranks =
     parts(config, ranks, 0)
     check_logs(config)
     model = fitted(build_model(config), data)
+    check_count(model, config.train.batch_size, "train.batch_size")
     if config.evaluate.samples:
         check_measures(model, config)
     for part in (data.train, data.test):
@@ -81,8 +83,10 @@ def try_out(model: Model, batch: Batch, config: Config, losses: Losses) -> None:
             data, present = ({name: x[:2] for name, x in part.items()} for part in (batch.data, batch.present))
             few = Batch(data, present)
             losses(model, few, torch.arange(len(few)), config)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+        except (RuntimeError, ValueError, TypeError) as error:
+            if isinstance(error, MmfastError):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise MmfastError(f"backbone: a network with these options does not run ({reason}); change them") from None
         for name, E in model.encode(batch.filled()).items():
             E = E[batch.present[name]] if name in batch.present else E

@@ -108,3 +108,12 @@ def test_one_number_that_is_not_finite_is_refused(bad):
         precision_recall(good, other)
     with pytest.raises(MmfastError, match="real holds values that are not finite"):
         precision_recall(other, good)
+
+
+def test_one_sample_that_is_far_away_changes_nothing_for_the_others():
+    """What rounding may add is of a pair's own size: of the largest it would be wider than every ball."""
+    real = torch.randn(200, 16, generator=torch.Generator().manual_seed(0)).double()
+    fake = torch.randn(200, 16, generator=torch.Generator().manual_seed(1)).double() + 5
+    assert precision_recall(real, fake)[:2] == (0, 0)
+    fake[3, 2] = 1e8
+    assert precision_recall(real, fake)[:2] == (0, 0)

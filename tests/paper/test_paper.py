@@ -118,7 +118,7 @@ def test_options_are_chosen_by_other_images_in_a_folder_of_their_own(tmp_path):
     assert choice.work != plan.work and not choice.work.match("*-images")
     of = [p.config(p.task.method(OURS), 0).data.validation for p in (plan, choice)]
     assert of == [False, True]
-    assert paper.parse(["image-mask", "--work", str(tmp_path), "--validate"]).out == tmp_path / "results"
+    assert paper.parse(["image-mask", "--work", str(tmp_path), "--validate"]).out == tmp_path / "validation"
 
 
 def test_every_method_sees_as_many_images_and_has_the_same_backbone():
