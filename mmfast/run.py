@@ -102,7 +102,7 @@ class Run:
             os.fspath(run.folder).encode()
         except UnicodeEncodeError:
             raise MmfastError(
-                f"--out {folder!r} is not UTF-8, which files of weights cannot lie under; choose another"
+                f"--out {folder!r} is not UTF-8, so no weights could be read from there; choose another folder"
             ) from None
         try:
             run.folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,142 @@
+"""Faults that a newcomer met with data of their own: each by what it did."""
+
+import os
+import shlex
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny
+
+from mmfast import MmfastError
+from mmfast import config as configs
+from mmfast.build import build_data, build_model, with_found
+from mmfast.cli import main
+from mmfast.cli.init import _run_of
+from mmfast.data import sprites
+from mmfast.data import torchvision as torchvision_sets
+from mmfast.given import known_part
+from mmfast.guess import guess
+from mmfast.training.loop import fit
+
+RED, GREY = np.full((8, 8, 3), (200, 10, 10)), np.arange(64).reshape(8, 8)
+
+
+def pictures(folder, names, pixels=RED):
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, name in enumerate(names):
+        Image.fromarray((pixels + k).astype(np.uint8)).save(folder / f"{name}.png")
+
+
+def of_folder(root, **modalities):
+    image = {"kind": "image", "channels": 3, "size": 8}
+    plain = {"anchor": "image", "data": {"kind": "folder", "root": str(root)}, "backbone": {"kind": "mlp"}}
+    return configs.from_plain({**plain, "modalities": {"image": image, **modalities}}, "test")
+
+
+def test_an_empty_mapping_on_the_command_line_empties_what_the_file_says(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "anchor: image\nbackbone: {kind: mlp}\ndata: {kind: folder, root: ., folders: {image: pics}}\nmodalities:\n"
+        "  image: {kind: image, size: 8}\n  label: {kind: label}\nsample: {guidance_scale: {label: 2}}\n"
+    )
+    for key in ("data.folders", "sample.guidance_scale"):
+        section, _, name = key.partition(".")
+        assert getattr(getattr(configs.load(str(file)), section), name)
+        assert getattr(getattr(configs.load(str(file), [(key, "{}")]), section), name) == {}
+
+
+def test_a_table_without_a_modality_is_left_out(tmp_path):
+    pictures(tmp_path / "image", "abcdefgh")
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(f"image/{x}.png,a {x}\n" for x in "abcdefgh"))
+    assert len(build_data(of_folder(tmp_path)).train) > 0
+    with pytest.raises(MmfastError, match="has the columns text; one should be a modality: label"):
+        build_data(of_folder(tmp_path, label={"kind": "label", "classes": 2}))
+    (tmp_path / "labels.csv").write_text("file_name,breed name\n" + "".join(f"image/{x}.png,cat\n" for x in "abcd"))
+    (tmp_path / "metadata.csv").unlink()
+    assert any("'breed name', which cannot be a modality's name; rename it" in x for x in guess(tmp_path, 8).notes)
+
+
+def test_a_caption_that_cannot_be_read_is_an_example_that_cannot(tmp_path):
+    pictures(tmp_path / "image", [f"{k:02}" for k in range(20)])
+    (tmp_path / "text").mkdir()
+    for k in range(20):
+        (tmp_path / "text" / f"{k:02}.txt").write_bytes(b"caf\xe9" if k == 7 else f"thing {k}".encode())
+    config = of_folder(tmp_path, text={"kind": "caption", "text_encoder": "minilm"})
+    assert "thing 3" in with_found(config).modalities["text"].captions
+
+
+def test_a_label_is_not_known_in_part():
+    part = build_model(configs.load("digits", [("backbone", "{kind: mlp, width: 8, blocks: 1}")])).part("label")
+    with pytest.raises(MmfastError, match="known has label, a label, which has no parts; give all of it"):
+        known_part(part, "0", "known label")
+
+
+@pytest.mark.parametrize("names", [("with_mask", "without_mask"), ("cats", "masked_owl"), ("car", "segway")])
+def test_classes_may_be_called_as_masks_are(tmp_path, names):
+    for name in names:
+        pictures(tmp_path / name, "abcd")
+    found = guess(tmp_path, 8)
+    assert found.folders == {"image": "."} and found.modalities["label"]["names"] == sorted(names)
+
+
+def test_pictures_may_lie_beside_the_folder_of_their_masks(tmp_path):
+    pictures(tmp_path, "abcdefgh")
+    pictures(tmp_path / "mask", "abcdefgh", GREY % 2)
+    found = guess(tmp_path, 8)
+    assert found.modalities["mask"] == {"kind": "mask", "classes": 9, "size": 8} and found.folders == {"image": "."}
+    assert found.examples == 8
+
+
+def test_the_next_command_of_init_can_be_run(tmp_path, monkeypatch, capsys):
+    """Where pictures lie in the current folder a run may not; and a name has a space."""
+    pictures(tmp_path / "pics", [f"{k:02}" for k in range(30)])
+    monkeypatch.chdir(tmp_path / "pics")
+    monkeypatch.setattr("mmfast.propose.step_time", lambda config: 0.01)
+    assert main(["init", ".", "--out", "my own.yaml", "--minutes", "1", "--quiet"]) == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert words[:4] == ["next:", "mmfast", "check", "my own.yaml"] and words[-2] == "--out"
+    assert words[-1] == os.path.join("..", "runs", "my own")
+    assert _run_of(of_folder(tmp_path / "other"), "x") == os.path.join("runs", "x")
+
+
+@pytest.mark.parametrize("size", ["30", "50", "10x14", "49"])
+def test_init_takes_any_size(tmp_path, size, capsys):
+    pictures(tmp_path / "image", [f"{k:02}" for k in range(12)])
+    out = str(tmp_path / "my.yaml")
+    assert main(["init", str(tmp_path), "--out", out, "--size", size, "--minutes", "0.01", "--quiet"]) == 0
+    build_model(configs.load(out))
+
+
+def test_guidance_by_nothing_is_refused(tmp_path):
+    import mmfast
+    from mmfast import sweep
+
+    run = fit(tiny(train__steps=1), str(tmp_path / "run"), build_data(tiny()), quiet=True).run
+    loaded = mmfast.load(run.folder, "cpu")
+    with pytest.raises(MmfastError, match="guidance_scale is given, but nothing is given that it could guide by"):
+        loaded.sample(n=1, guidance_scale=3, steps=1)
+    for over, given, words in (
+        ({"guidance_scale": ["1", "2"]}, [], "over has guidance_scale, but nothing is given"),
+        ({"guidance_scale.mask": ["1", "2"]}, ["label"], "over has guidance_scale.mask, but mask is not given"),
+    ):
+        with pytest.raises(MmfastError, match=words):
+            sweep.sweep(loaded.model, loaded.config, loaded.data, over, given)
+    samples = loaded.sample(label=3, n=1, guidance_scale={"label": np.float32(2)}, steps=1)
+    samples.save(tmp_path / "saved")
+
+
+def test_sprites_of_the_same_size_in_bytes_are_not_taken_for_the_old_ones(tmp_path):
+    file = tmp_path / "a.png"
+    file.write_bytes(b"one")
+    before = sprites._listing(tmp_path, [file])
+    file.write_bytes(b"two")
+    os.utime(file, ns=(1, 1))
+    assert sprites._listing(tmp_path, [file]) != before
+
+
+def test_a_reader_that_unpickles_files_of_the_current_folder_is_none():
+    pytest.importorskip("torchvision")
+    for name in ("LSUN", "LSUNClass"):
+        with pytest.raises(MmfastError, match="whose reader runs code from a file in the current folder"):
+            torchvision_sets._load(name, "x", False, "{}")
