@@ -13,13 +13,13 @@ from mmfast.options import check
 IMAGE = {"image": {"kind": "image", "channels": 1, "size": 8}}
 COUNT, SHARE = ((1,), (0,)), ((0, 1), (-0.01, 1.01))
 U_NET = {
-    "channels": COUNT, "multipliers": (([1], []), ([0], [1, 0])), "blocks": COUNT, "head_channels": COUNT,
+    "channels": ((2,), (1,)), "multipliers": (([1], []), ([0], [1, 0])), "blocks": COUNT, "head_channels": COUNT,
     "patch": COUNT, "norm": (("group", "layer"), ("batch",)), "dropout": SHARE,
 }  # fmt: skip
 RANGES = {
     "unet": U_NET,
     "adm": U_NET | {"heads": ((0,), (-1,)), "classes": ((0,), (-1,))},
-    "mlp": {"width": COUNT, "blocks": COUNT, "features": COUNT, "dropout": SHARE},
+    "mlp": {"width": ((2,), (1,)), "blocks": COUNT, "features": COUNT, "dropout": SHARE},
     "dit": {
         "width": ((4,), (3,)), "blocks": ((2,), (1,)), "heads": COUNT, "patch": COUNT, "ratio": ((1e-3,), (0,)),
         "features": COUNT, "dropout": SHARE,
