@@ -57,7 +57,7 @@ def test_what_is_encoded_comes_back(name):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_network_says_the_encoding(name):
-    """A prediction for each number of E(x), from the features of the decoder; its loss is the mean squared error of what
+    """A prediction for each number of E(x), from the decoder's features; its loss is the mean squared error of what
     is known."""
     made, x = part(name)
     features = torch.randn(4, 16, 8, 8, requires_grad=True)
