@@ -177,7 +177,7 @@ public:
     // The columns of sigma, as `table` takes them.
     int64_t columns_of(const std::vector<int64_t>& levels) const {
         const auto count = static_cast<int64_t>(levels.size());
-        expect(!index_columns || !has_noise() || count == index_columns, "a level of the noise has no rows");
+        expect(!index_columns || !has_noise() || levels == starts_, "a level of the noise is no term's");
         return levels.empty() || index_columns ? -1 : count;
     }
     PyObject* coefs() const { return field(tables_, kCoefs); }
@@ -316,6 +316,10 @@ private:
             if (view.rank == 2) {
                 expect(view.size[0] == batch() && view.size[1] == terms(), "rows is not [batch, terms]");
                 index_columns = view.size[1];
+                int64_t at = 0;  // each term is a level of the noise: they follow on one another, and cover the channels
+                for (int k = 0; k < terms(); at += views_[k++].size[1])
+                    expect(starts_[k] == at && views_[k].size[1] > 0, "the blocks do not follow on one another");
+                expect(at == shape[1], "the blocks do not cover the channels");
             }
         }
         const int64_t count = batch() * std::max<int64_t>(index_columns, 1);

@@ -127,15 +127,14 @@ def check_times(name: str, t: object, batch: int, blocks: int, sched: Schedule) 
 
 
 def kept_rows(terms: Sequence[Any], noise: GivenNoise | None) -> GivenNoise | None:
-    """q_sample's noise by level, unchecked, where the times are rows of the tables of all steps as they lie: of blocks
-    in the order of their channels. None where they are not. terms: z0 and the encodings."""
+    """q_sample's noise by level, where the times may be rows of the tables of all steps as they lie, unchecked; None
+    where they are not. The extension sees whether the blocks follow on one another. terms: z0 and the encodings."""
     if noise is None:
         return None
     try:
-        blocks = _whole([(x.start, x.tensor.shape[1]) for x in terms], terms[0].channels)
-    except (AttributeError, IndexError):
+        return (*noise[:3], tuple([x.start for x in terms]))
+    except AttributeError:
         return None  # which the checks will say
-    return (*noise[:3], blocks.levels) if blocks is not None and blocks.in_order else None
 
 
 def kept_marginal(
