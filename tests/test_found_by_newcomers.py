@@ -101,7 +101,8 @@ def test_the_next_command_of_init_can_be_run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("size", ["30", "50", "10x14", "49"])
-def test_init_takes_any_size(tmp_path, size, capsys):
+def test_init_takes_any_size(tmp_path, size, monkeypatch):
+    monkeypatch.setattr("mmfast.propose.step_time", lambda config: 0.01)
     pictures(tmp_path / "image", [f"{k:02}" for k in range(12)])
     out = str(tmp_path / "my.yaml")
     assert main(["init", str(tmp_path), "--out", out, "--size", size, "--minutes", "0.01", "--quiet"]) == 0

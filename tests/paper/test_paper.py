@@ -359,7 +359,8 @@ def test_the_page_has_the_claims_with_other_numbers_of_images_too(tmp_path, monk
         paper._write(plan, args)
     page = (tmp_path / "results" / "image-mask.md").read_text()
     assert "| claim | 320 images seen | 640 images seen |" in page
-    assert "--images 640 --samples 40 --out results\n" in page
+    assert page.startswith("# Image and segmentation mask together (a smoke test, on digits)\n")
+    assert "--images 640 --samples 40 --smoke --out results\n" in page
     (tmp_path / "0-images").mkdir()  # of a run that has found nothing yet
     other = dataclasses.replace(plan, changes={**plan.changes, "train.learning_rate": 0.5})
     assert [found.images for found in paper._elsewhere(plan, 1)] == [320] and paper._elsewhere(other, 1) == []
