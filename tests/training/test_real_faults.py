@@ -41,7 +41,7 @@ def straight(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("share", [0.1, *(pytest.param(x, marks=pytest.mark.slow) for x in (0.35, 0.85)), 0.6])
+@pytest.mark.parametrize("share", [*(pytest.param(x, marks=pytest.mark.slow) for x in (0.1, 0.35, 0.85)), 0.6])
 def test_a_full_disk_costs_nothing(disk, straight, share):
     """Training stops with a line that says what to do, and after that was done ends as if nothing had been."""
     folder, resize = disk
@@ -73,6 +73,7 @@ def test_without_locks_a_run_is_as_with_them(straight, tmp_path):
     assert_same(tmp_path / "run", straight)
 
 
+@pytest.mark.slow
 def test_of_two_trainers_without_locks_one_goes_on(tmp_path):
     """The other says why it stops, and no step is there twice."""
     slow = [("train.steps", "4000"), ("train.checkpoint_every", "200"), ("train.log_every", "1"),
