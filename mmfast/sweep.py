@@ -90,9 +90,8 @@ def sweep(
         name = key.partition(".")[2]
         guides = {*given, *config.sample.first}
         if key.startswith("guidance_scale") and (name not in guides if name else not guides):
-            raise MmfastError(
-                f"over has {key}, but {name or 'nothing'} is {'not ' * bool(name)}given: it changes nothing"
-            )
+            which = f"{name} is not" if name else "nothing is"
+            raise MmfastError(f"over has {key}, but {which} given, so it changes nothing; give it, or leave it out")
     chosen = configs(config, over)
     count = check_count(model, config.evaluate.samples, "evaluate.samples")
     features = chosen_features(config.evaluate)

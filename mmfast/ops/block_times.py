@@ -42,14 +42,9 @@ class Blocks(NamedTuple):
     order: tuple[int, ...]  # the blocks by their channels
     levels: tuple[int, ...]  # the first channel of each, in that order
 
-    @property
-    def in_order(self) -> bool:
-        """Whether the encodings' blocks follow on z0's in their own order."""
-        return self.order == tuple(range(len(self.order)))
-
     def sorted(self, values: Tensor) -> Tensor:
         """[B, 1 + M], a column a block, in the order of their channels."""
-        if self.in_order:
+        if self.order == tuple(range(len(self.order))):
             return values
         if is_compiling():  # which must not see what is kept
             return torch.stack([values[:, i] for i in self.order], 1)

@@ -158,9 +158,8 @@ class Trainer:
         """The average's loss on held-out examples, for the last step's line too; keeps an average that is the best."""
         found = self.validation(self.ema.model)
         if found["loss"] < (self.best or {"loss": math.inf})["loss"]:
-            self._export(
-                BEST, "ema", {"step": self.done, "validation": found}
-            )  # where it fails all is still to be done
+            # The file first: where it cannot be written, all of this is still to be done.
+            self._export(BEST, "ema", {"step": self.done, "validation": found})
             self.best = {"step": self.done, "loss": found["loss"]}
         self.stats.add_to_last({f"validation.{name}": value for name, value in found.items()})
         return found["loss"]
