@@ -66,6 +66,27 @@ def test_a_caption_that_cannot_be_read_is_an_example_that_cannot(tmp_path):
     assert "thing 3" in with_found(config).modalities["text"].captions
 
 
+def test_a_label_that_is_no_class_does_not_hide_the_shares_of_the_others(tmp_path):
+    pictures(tmp_path / "image", [f"{k:02}" for k in range(30)])
+    (tmp_path / "label").mkdir()
+    for k in range(30):
+        (tmp_path / "label" / f"{k:02}.txt").write_text("oops" if k == 7 else str(k % 3))
+    config = of_folder(tmp_path, label={"kind": "label", "classes": 3})
+    assert not with_found(config).modalities["label"].class_counts  # it is told of when it is read
+    config.data.on_error = "skip"
+    assert len(with_found(config).modalities["label"].class_counts) == 3
+
+
+def test_what_is_called_as_masks_is_not_the_anchor(tmp_path):
+    """Coloured pictures, as many as of the other folder and first by their names."""
+    for name in ("annotated", "people"):
+        pictures(tmp_path / name, "abcd")
+    (tmp_path / "vec").mkdir()
+    for x in "abcd":
+        np.save(tmp_path / "vec" / f"{x}.npy", np.zeros(3))
+    assert guess(tmp_path, 8).anchor == "people"
+
+
 def test_a_label_is_not_known_in_part():
     part = build_model(configs.load("digits", [("backbone", "{kind: mlp, width: 8, blocks: 1}")])).part("label")
     with pytest.raises(MmfastError, match="known has label, a label, which has no parts; give all of it"):

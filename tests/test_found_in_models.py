@@ -1,5 +1,6 @@
 """Faults of rare combinations of modalities, that a reader found: each by what it did."""
 
+import json
 import threading
 
 import numpy as np
@@ -11,14 +12,14 @@ from mmfast import config as configs
 from mmfast import evaluate as evaluation
 from mmfast.build import build_model
 from mmfast.data.base import Batch, Data, InMemory
-from mmfast.export import _unet
+from mmfast.export import _unet, to_diffusers
 from mmfast.from_run import take_weights
 from mmfast.generate import generate
 from mmfast.modalities.codes import unit_rms
 from mmfast.modes import evaluating
 from mmfast.run import Run
 from mmfast.sample import sample
-from mmfast.training import train
+from mmfast.training import objective, train
 from mmfast.training.objective import losses
 
 IMAGE = {"kind": "image", "channels": 1, "size": 8}
@@ -89,6 +90,24 @@ def test_a_pipeline_is_of_times_that_training_has_shown():
                 _unet(build_model(found), found)
         else:
             _unet(build_model(found), found)
+
+
+def test_a_pipeline_has_the_noise_of_the_samples(tmp_path):
+    """DDIM with eta 1 is DDPM; of another eta diffusers' files say nothing."""
+    pytest.importorskip("diffusers")
+    levels = {"block_out_channels": [16, 16], "down_block_types": ["DownBlock2D"] * 2,
+              "up_block_types": ["UpBlock2D"] * 2, "layers_per_block": 1, "norm_num_groups": 4}  # fmt: skip
+    for eta, kind in ((0.0, "DDIMPipeline"), (1.0, "DDPMPipeline"), (0.5, None)):
+        found = config({"image": IMAGE}, backbone={"kind": "diffusers", **levels}, loss={"target": "eps"},
+                       sample={"sampler": "ddim", "eta": eta})  # fmt: skip
+        model, folder = build_model(found), tmp_path / str(eta)
+        if kind is None:
+            with pytest.raises(MmfastError, match=r"sample.eta is 0.5, which diffusers' DDIM"):
+                to_diffusers(model, found, folder)
+        else:
+            assert (
+                json.loads((to_diffusers(model, found, folder) / "model_index.json").read_text())["_class_name"] == kind
+            )
 
 
 def test_in_shared_channels_the_network_is_told_the_time_of_z():
@@ -185,6 +204,29 @@ def test_weights_of_another_meaning_are_not_kept(tmp_path):
         MmfastError, match=r"its modalities.second.rms is 0.5, and here it is 0.25; it should be the same"
     ):
         take_weights(build_model(other), other, folder)
+
+
+def test_weights_of_a_table_with_other_columns_are_not_kept(tmp_path):
+    (tmp_path / "run").mkdir()
+
+    def of(*columns):
+        row = {"kind": "table", "columns": list(columns), "means": [0, 0], "scales": [1, 1]}
+        return config({"row": row}, anchor="row", data={"kind": "table"})
+
+    (tmp_path / "run" / "config.yaml").write_text(configs.to_yaml(of("x", "y")))
+    with pytest.raises(MmfastError, match=r"its modalities.row.columns is \['x', 'y'\], and here it is \['y', 'x'\]"):
+        take_weights(build_model(of("y", "x")), of("y", "x"), tmp_path / "run")
+
+
+def test_where_no_example_lacks_anything_nobody_asks_who_does(monkeypatch):
+    """So that z_t is made in one call, without rows that torch picks."""
+    found, seen = config({"image": IMAGE, "mask": MASK}), []
+    real = objective.ops.q_sample
+    monkeypatch.setattr(objective.ops, "q_sample", lambda *a, **how: seen.append(how["present"]) or real(*a, **how))
+    data = {"image": torch.zeros(2, 1, 8, 8), "mask": torch.zeros(2, 8, 8, dtype=torch.long)}
+    for present in ({}, {"mask": torch.tensor([True, False])}):
+        losses(build_model(found), Batch(data, present), torch.arange(2), found)
+    assert seen[0] is None and seen[1].tolist() == [[1], [0]]
 
 
 @pytest.mark.parametrize("target, scaled", [("x0", True), ("eps", False)])

@@ -119,6 +119,8 @@ def test_options_are_chosen_by_other_images_in_a_folder_of_their_own(tmp_path):
     of = [p.config(p.task.method(OURS), 0).data.validation for p in (plan, choice)]
     assert of == [False, True]
     assert paper.parse(["image-mask", "--work", str(tmp_path), "--validate"]).out == tmp_path / "validation"
+    elsewhere = {paper.plan_of(paper.parse(["image-mask", "--data", data])).work.name for data in ("/a", "/b", "/a/.")}
+    assert len(elsewhere) == 2 and plan.work.name not in elsewhere  # models of other data are others
 
 
 def test_every_method_sees_as_many_images_and_has_the_same_backbone():

@@ -93,6 +93,19 @@ def test_a_log_of_ones_own_is_told_all(writer, tmp_path):
     assert all(isinstance(x, np.ndarray) and x.ndim == 3 and x.dtype == np.uint8 for _, x, _, _ in log.images)
 
 
+def test_of_a_validation_that_is_made_up_for_the_log_gets_what_it_lacked(writer, tmp_path, monkeypatch):
+    """The rest of the line it has had: after a step is purged, twice."""
+    options = {**SMALL, "train__log_to": f"[{writer}]", "train__validate_every": 3, "train__validate_examples": 8,
+               "train__sample_every": 0}  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "validate", lambda self: (_ for _ in ()).throw(MmfastError("b.png is damaged")))
+        with pytest.raises(MmfastError, match="damaged"):
+            fit(tiny(**options), str(tmp_path / "run"), build_data(tiny()), quiet=True)
+    fit(tiny(**options), str(tmp_path / "run"), build_data(tiny()), quiet=True)
+    of_3 = [{tag for tag, _, step in log.scalars if step == 3} for log in Writer.made]
+    assert "loss" in of_3[0] and of_3[1] and all(tag.startswith("validation/") for tag in of_3[1])
+
+
 @pytest.fixture(scope="module")
 def unlogged(tmp_path_factory):
     """The stats of the run without a log."""

@@ -94,6 +94,9 @@ def talk(folder):
                 assert file.exists() == bool(k)
                 time.sleep(0.1 * other)
                 file.write_text("by the first")
+                (folder / f"{machines}-{k}").write_text("")
+            # All leave together: nobody goes on to where the others' time is short.
+            assert (folder / f"{machines}-0").exists() and (folder / f"{machines}-1").exists()
             here.any(True)
             file.unlink(missing_ok=True)
             here.any(True)

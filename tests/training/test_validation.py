@@ -1,6 +1,7 @@
 """The loss of held-out examples: always of the same ones; the best average; and no kill loses a bit of it."""
 
 import json
+import signal
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from mmfast.data.base import InMemory
 from mmfast.errors import MmfastError
 from mmfast.files import load_tensors
 from mmfast.run import Run
+from mmfast.training import stats
 from mmfast.training.loop import fit, train
 from mmfast.training.objective import losses
 from mmfast.training.trainer import Trainer
@@ -226,6 +228,33 @@ def test_a_validation_that_failed_is_made_up_for(tmp_path, monkeypatch, at):
     for name in ("ema.best.safetensors", "trainer.safetensors"):
         (a, about), (b, wanted) = (load_tensors(folder / name) for folder in (run.folder, whole.folder))
         assert about == wanted and a.keys() == b.keys() and all(torch.equal(x, b[key]) for key, x in a.items()), name
+
+
+def test_to_stop_while_a_validation_is_made_up_for_is_to_stop(tmp_path, monkeypatch):
+    found, real = build_data(tiny()), Trainer.validate
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "validate", lambda self: (_ for _ in ()).throw(MmfastError("b.png is damaged")))
+        with pytest.raises(MmfastError, match="damaged"):
+            fit(tiny(**REAL), str(tmp_path / "run"), found, quiet=True)
+
+    def asked(self):
+        signal.raise_signal(signal.SIGTERM)
+        return real(self)
+
+    monkeypatch.setattr(Trainer, "validate", asked)
+    monkeypatch.setattr(Trainer, "step", None)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny(**REAL), str(tmp_path / "run"), found, quiet=True)
+    assert "validation.loss" in lines_of(Run(tmp_path / "run"))[-1]
+
+
+def test_what_a_state_keeps_of_the_lines_has_an_end(tmp_path, monkeypatch):
+    """Also where figures are added to the last of them."""
+    monkeypatch.setattr(stats, "RECENT", 300)
+    run = fit(tiny(**REAL), str(tmp_path / "run"), build_data(tiny()), quiet=True)
+    assert len(run.stats.recent) == 300
+    run.stats.add_to_last({"validation.loss": 1.0, "validation.other": 2.0})
+    assert len(run.stats.recent) == 300 and run.stats.last()["validation.other"] == 2
 
 
 def test_a_best_of_a_later_step_than_the_state_is_none_of_it(tmp_path):
