@@ -73,7 +73,8 @@ def eager_ops() -> SimpleNamespace:
 
     def q_sample(z0: Any, encodings: Any, t: Any, sched: Any, *, present: Any, **_: Any) -> Any:
         row = sched.alpha_bar.float()[t][:, None, None, None]
-        W = (sched.W.float()[t] * present)[:, :, None, None, None]
+        W = sched.W.float()[t] if present is None else sched.W.float()[t] * present
+        W = W[:, :, None, None, None]
         shape = z0.tensor.shape[2:]
         blocks = [row.sqrt() * z0.tensor]
         blocks += [(W[:, k] * E.tensor).expand(-1, -1, *shape) for k, E in enumerate(encodings.values())]

@@ -139,7 +139,7 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
         "given_probability": 0.2 if beside & {"mask", "feature_map"} else 0.25,
     }
     if beside == {"label"}:
-        train["low_noise"] = {"share": 0.25, "until": 0.1, "weight": 0.25}
+        train["low_noise"] = {"share": 0.15, "until": 0.1, "weight": 0.25}
     labels = [name for name, x in specs.items() if x["kind"] == "label"]
     return {
         "anchor": guessed.anchor,

@@ -63,7 +63,7 @@ KINDS = {
 # Beside an image that is the anchor the presets' options, and the image's.
 BESIDE = {
     "mask": {"weight.scale": 1.5, "loss_weight": 0.1},
-    "label": {"weight.kind": "none", "loss_weight": 0.06, "given_probability": 0.85},
+    "label": {"weight.kind": "none", "loss_weight": 0.06, "given_probability": 0.95},
     "embedding": {"weight.kind": "none", "loss_weight": 0.01, "given_probability": 0.5},
     "feature_map": {"weight.kind": "none", "loss_weight": 0.02},
     "caption": {"weight.kind": "none", "loss_weight": 0.02},
@@ -110,7 +110,7 @@ def test_the_defaults():
 
 # A config, with other parts; the weight and loss weight of its label.
 PLAIN = ("carried", 1.0, 1.0, None)
-USUAL = ("none", 1.0, 0.06, 0.85)
+USUAL = ("none", 1.0, 0.06, 0.95)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ USUAL = ("none", 1.0, 0.06, 0.85)
         (
             {"weight": {"scale": 0.17}},
             {},
-            ("carried", 0.17, 0.06, 0.85),
+            ("carried", 0.17, 0.06, 0.95),
         ),  # what is named is not mixed with the preset's
         ({"loss_weight": 2.0, "given_probability": None}, {}, ("none", 1.0, 2.0, None)),
         ({"diffused": True}, {}, PLAIN),

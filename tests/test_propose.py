@@ -70,7 +70,7 @@ def test_the_three_together():
     image, mask, label = made["modalities"].values()
     assert (image["given_probability"], image["given_at_T"], image["given_steps"]) == (0.85, 1.0, 1)
     assert (mask["weight"], mask["loss_weight"]) == ({"kind": "carried", "scale": 1.5}, 0.1)
-    assert (label["weight"], label["loss_weight"], label["given_probability"]) == ({"kind": "none"}, 0.06, 0.85)
+    assert (label["weight"], label["loss_weight"], label["given_probability"]) == ({"kind": "none"}, 0.06, 0.95)
     assert "low_noise" not in made["train"] and made["sample"]["first"] == ["label"]
 
 

@@ -38,7 +38,7 @@ class LabelSpec(base.Spec):
 class Label(Modality):
     kind = "label"
     Spec = LabelSpec
-    beside: ClassVar[dict[str, Any]] = {"weight": {"kind": "none"}, "loss_weight": 0.06, "given_probability": 0.85}
+    beside: ClassVar[dict[str, Any]] = {"weight": {"kind": "none"}, "loss_weight": 0.06, "given_probability": 0.95}
     metric, joint_metric = "accuracy", "agreement"
     discrete = True
     extensions = (".txt",)
