@@ -5,6 +5,7 @@ Both have a line for each method and a band over its seeds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -92,8 +93,14 @@ def _picture(bands: Mapping[str, Band], out: Path, x: str, y: str, log_x: bool) 
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.grid(True, which="major", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=min(len(bands), 3), frameon=False)
     canvas = FigureCanvasAgg(figure)
+    for columns in range(min(len(bands), 3), 0, -1):
+        legend = figure.legend(loc="outside upper center", ncols=columns, frameon=False, fontsize="small")
+        figure.set_figheight(4.0 + 0.2 * math.ceil(len(bands) / columns))
+        canvas.draw()
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
     write_atomically(out, lambda file: canvas.print_png(str(file)))
     return True
 

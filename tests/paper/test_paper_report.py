@@ -9,6 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PILImage
 
 from benchmarks.paper import curves, page, report
 from benchmarks.paper.report import Budget, Cell, Metric, Row, Verdict, summarise
@@ -325,6 +326,16 @@ def test_the_picture(tmp_path):
     assert file.read_bytes() != first
     assert not curves.draw({"mmfast": [[]]}, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize("words", [1, 9])
+def test_names_of_any_length_are_whole_in_the_picture(tmp_path, words):
+    """Nothing is drawn at the picture's edges, where a legend that is too wide would be cut."""
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install matplotlib")
+    named = {f"{i} " + " method" * words: [line([2.0, 1.0, 0.5])] for i in range(18)}
+    assert curves.draw(named, tmp_path / "curves.png")
+    pixels = np.asarray(PILImage.open(tmp_path / "curves.png").convert("L"))
+    assert pixels.shape[1] == 800 and (pixels[:, [0, 1, -2, -1]] == 255).all() and (pixels[:2] == 255).all()
 
 
 def test_the_error_against_t(tmp_path):
