@@ -13,11 +13,11 @@ from mmfast.data.base import Batch
 from mmfast.errors import MmfastError, unknown
 from mmfast.modalities import Modality, SpaceShape
 from mmfast.modalities.base import head_norm
-from mmfast.modalities.image import Image
+from mmfast.model_checks import check_parts, check_schedule, check_unknown
 from mmfast.ops import Block
 from mmfast.process import TARGETS
 from mmfast.schedule import Schedule
-from mmfast.sizes import height_width, plain
+from mmfast.sizes import plain
 
 SPACES = ("own", "shared")
 TIME_WIDTH = 128  # of the sinusoids of a modality's time
@@ -76,7 +76,7 @@ class Model(nn.Module):
             raise unknown("space", space, SPACES)
         if anchor not in parts:
             raise unknown("anchor", anchor, parts)
-        _check_parts(anchor, parts)
+        check_parts(anchor, parts)
         self.shape: tuple[int, int, int] = parts[anchor].z0_shape
         self.anchor_name, self.space, self.target, self.told = anchor, space, target, told
         self.parts = nn.ModuleDict(parts)
@@ -84,7 +84,7 @@ class Model(nn.Module):
         if set(schedule.names) != set(self.names):
             raise MmfastError(f"schedule has weights for {schedule.names}; it should have them for {self.names}")
         self.schedule = schedule
-        self._check_schedule()
+        check_schedule(schedule, target, space)
         # What leaves a trace in z_t: of the rest there is nothing to diffuse.
         marks = schedule.W[:, schedule.index(self.names)].abs().amax(0) > 0
         self.traced = tuple(name for name, mark in zip(self.names, marks.tolist(), strict=True) if mark)
@@ -94,12 +94,7 @@ class Model(nn.Module):
         # Of what is diffused itself, the block at time 0.
         first_W = self.schedule.W[0, schedule.index(self.names)].tolist()
         self.at_0 = {n: W for n, W in zip(self.names, first_W, strict=True) if self.part(n).diffused}
-        for name in self.traced:
-            if self.part(name).spec.unknown_probability > 0 and name not in self.fading:
-                raise MmfastError(
-                    f"modalities.{name}.unknown_probability is above 0, but its weight leaves a trace at T; use none, "
-                    "carried or bridge"
-                )
+        check_unknown({name: self.part(name).spec for name in self.traced if name not in self.fading})
         self.starts: dict[str, int] = {}
         self.channels = self.shape[0]
         for name in self.traced:
@@ -129,19 +124,6 @@ class Model(nn.Module):
                 layer = nn.Linear(part.channels + 1, width, bias=False)
                 self.tell_decoder[name] = layer
                 nn.init.normal_(layer.weight, std=part.channels**-0.5)
-
-    def _check_schedule(self) -> None:
-        last = self.schedule.alpha_bar[-1]
-        if self.target == "eps" and not bool(last.rsqrt().float().isfinite()):  # steps are in float32
-            raise MmfastError(
-                f"loss.target is 'eps', but alpha_bar_T = {float(last):.3g}: z_0 cannot be read from it; use x0 or v"
-            )
-        for name, W in zip(self.schedule.names, self.schedule.W[0], strict=True):
-            if self.space == "shared" and float(W) != 0:
-                raise MmfastError(
-                    f"modalities.{name}.weight gives W_0 = {float(W):.3g}; in shared channels W_0 should be 0: use "
-                    "bridge, or space=own"
-                )
 
     @classmethod
     def space_shape(cls, anchor: Modality, space: str) -> SpaceShape:
@@ -354,35 +336,3 @@ class Model(nn.Module):
                 code = torch.cat((told[name][:, :, 0, 0], given[:, k, None].to(told[name].dtype)), 1)
                 total = total + self.tell_decoder[name](code)
         return total
-
-
-def _check_parts(anchor: str, parts: Mapping[str, Modality]) -> None:
-    """Raise MmfastError for a modality that has no place beside this anchor."""
-    first = parts[anchor]
-    if getattr(first.spec, "ignore", None) is not None:
-        raise MmfastError(
-            f"modalities.{anchor}.ignore is {first.spec.ignore}, but {anchor} is the anchor, all of whose pixels are "
-            "diffused; leave it out, or choose another anchor"
-        )
-    grid = first.z0_shape[1:]
-    latent = getattr(first, "autoencoder", None) is not None
-    for name, part in parts.items():
-        size = grid if part is first else getattr(part.spec, "size", grid)
-        if height_width(size) != grid:
-            pictures = "; of pictures and vectors the anchor should be a picture" if grid[0] == 1 else ""
-            whose = "'s latents'" if latent else "'s"
-            raise MmfastError(
-                f"modalities.{name}.size is {plain(size)}; it should be {anchor}{whose}, {plain(grid)}{pictures}"
-            )
-        source = parts.get(part.source)
-        if part.derived and (not isinstance(source, Image) or source.spec.channels != part.spec.channels):
-            raise MmfastError(
-                f"modalities.{name}.of is {part.source!r}; it should be an image with {part.spec.channels} channels"
-            )
-        if latent and (part.derived or (isinstance(part, Image) and part is not first)):
-            raise MmfastError(
-                f"modalities.{name} is a {part.kind}, which has no place among the latents of {anchor}; leave it out, "
-                f"or modalities.{anchor}.autoencoder"
-            )
-        if part is not first and getattr(part, "autoencoder", None) is not None:
-            raise MmfastError(f"modalities.{name}.autoencoder is of an image that is not the anchor; leave it out")
