@@ -274,7 +274,7 @@ def test_files_that_are_not_what_they_say(capsys, folder):
     assert not (folder / "run").exists()
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow)])
 def test_a_file_that_breaks_later_keeps_the_steps_before(capsys, folder, workers):
     argv = start(folder, "--train.steps", "20", "--train.checkpoint_every", "1000", "--train.workers", workers)
     # The first file of either split is read before the run begins; the last of the training split comes later.

@@ -40,7 +40,7 @@ def sample(kind, count, place):
 
 
 # Such as take a millisecond; the slow ones are files and folders.
-@pytest.mark.parametrize(("kind", "count"), [("ops", 300)])
+@pytest.mark.parametrize(("kind", "count"), [("ops", 150)])
 def test_a_sample(kind, count, tmp_path):
     sample(kind, count, tmp_path)
 
@@ -181,6 +181,7 @@ def test_messages_are_short_and_printable():
     assert str(MmfastError(f"{text}mmfast.errors.MmfastError: what is wrong\n")) == "what is wrong"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_a_report_waits_for_no_pipe(tmp_path, capsys):
     run = tmp_path / "run"

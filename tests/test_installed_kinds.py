@@ -68,6 +68,7 @@ def commands(folder, path, *lines):
     return max(main(line) for line in lines)
 
 
+@pytest.mark.slow
 def test_two_kinds_from_a_package_train_and_are_sampled(tmp_path):
     """With no word about code, since their user has installed them."""
     fill(tmp_path / "data")

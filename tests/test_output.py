@@ -33,6 +33,7 @@ def test_what_cannot_be_written_is_one_line():
     assert "what was to be printed cannot be written: No space left on device" in err
 
 
+@pytest.mark.slow
 def test_names_without_letters_in_the_encoding_are_escaped(tmp_path):
     code = "import sys; from mmfast.cli.output import kept_going\nwith kept_going(): print('caf\\u00e9', '\\udcff')"
     found = subprocess.run(

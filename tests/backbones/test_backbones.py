@@ -111,6 +111,7 @@ def test_a_head_sees_how_bright_a_channel_is(features):
     assert pooled(x).shape == (1, 5)
 
 
+@pytest.mark.slow
 def test_freed_memory_is_kept_where_it_can_be():
     code = """
 import torch

@@ -142,6 +142,7 @@ def test_options_that_do_not_fit_are_named(options, message):
         small(**options)
 
 
+@pytest.mark.slow
 def test_it_learns_the_digits():
     """Every part of the loss falls, the label's too, which is read off the encoder."""
     options = "{kind: dit, width: 48, blocks: 2, heads: 3, patch: 2, features: 8}"

@@ -200,6 +200,7 @@ def test_bad_arguments_are_named(tmp_path, capsys):
         paper.main(["image-label", "--data", str(tmp_path / "none"), "--work", str(tmp_path)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", paper.ABLATIONS)
 def test_an_ablation_changes_one_thing_at_a_time_and_every_variant_builds(name):
     task = paper.load(name)
@@ -259,6 +260,7 @@ def test_bf16_is_said_to_be_slow_where_it_is(monkeypatch, capability, precision,
     assert len(found) == lines and all("--set train.precision=fp32" in line for line in found)
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_model_goes_on_from_ours_with_one_task(tmp_path):
     """Three quarters of the images as ours, then one; at a rate near zero there the weights are the first part's."""
     plan = paper.plan_of(paper.parse(["image-label", "--smoke", "--samples", "10", "--work", str(tmp_path)]))

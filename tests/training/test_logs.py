@@ -113,7 +113,10 @@ def unlogged(tmp_path_factory):
     return run.stats_file.read_bytes()
 
 
-@pytest.mark.parametrize("breaks", ["make", "add_scalar", "flush", "close", "add_image"])
+@pytest.mark.parametrize(
+    "breaks",
+    ["make", "add_scalar", *(pytest.param(x, marks=pytest.mark.slow) for x in ("flush", "close", "add_image"))],
+)
 def test_one_that_raises_is_left_out_and_said_once(writer, breaks, unlogged, tmp_path, monkeypatch, capsys):
     found = build_data(tiny())
     monkeypatch.setattr(Writer, "breaks", breaks)

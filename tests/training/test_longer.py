@@ -52,6 +52,7 @@ def test_continued_it_is_the_longer_run_bit_for_bit(tmp_path, capsys):
     assert "going on with" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_figures_that_other_options_were_asked_for_are_told_of(tmp_path, capsys):
     """They stay as they are; a sample's number in a grid is not what they hang on."""
     run, asked = tmp_path / "run", {"train.steps": "1", "evaluate.samples": "4", "evaluate.bound_steps": "1"}
@@ -76,6 +77,7 @@ def test_a_cosine_is_that_of_the_longer_run_from_there_on(tmp_path):
     assert rates["a"][3] < rates["a"][4]
 
 
+@pytest.mark.slow
 def test_figures_of_fewer_steps_are_kept(tmp_path):
     two = {"evaluate.samples": "8", "evaluate.bound_steps": "1"}
     train(options(**{"train.steps": "2"}, **two), str(tmp_path / "a"), quiet=True)

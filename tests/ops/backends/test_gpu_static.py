@@ -61,6 +61,7 @@ def test_nothing_compiled_fails(toy, capsys):
     assert "toy: not compiled, there is no compiler" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
 def test_masks_of_the_cuda_kernels(tmp_path):
     """The quickest source to compile; the whole report is `python -m benchmarks.gpu_static`."""
