@@ -29,17 +29,17 @@ from mmfast.config import Config
 from mmfast.errors import MmfastError, notice, unknown
 from mmfast.files import (
     append_text,
+    check_regular,
     is_temporary,
     load_into,
     load_tensors,
-    read_bytes,
     save_tensors,
     sync,
     write_atomically,
     write_text,
 )
 from mmfast.lock import Lock
-from mmfast.stats_lines import LONGEST_STATS, healed
+from mmfast.stats_lines import healed
 
 LOCK, TENSORBOARD = ".lock", "tensorboard"
 LAST, BEST = "ema.safetensors", "ema.best.safetensors"
@@ -290,10 +290,17 @@ class Run:
         try:
             before = b""
             if self.stats_file.exists():
-                before = read_bytes(self.stats_file, LONGEST_STATS)
+                check_regular(self.stats_file)
+                before = self.stats_file.read_bytes()  # however long: a run of many steps goes on
+            text, found = healed(before, step, recent)
         except OSError as error:
             raise MmfastError(f"{self.stats_file} cannot be read: {error.strerror}; permit it") from None
-        text, found = healed(before, step, recent)
+        except MemoryError:
+            size = self.stats_file.stat().st_size
+            raise MmfastError(
+                f"{self.stats_file} cannot be read: the memory has no room for its {size:,} bytes; make room, and "
+                "repeat the command"
+            ) from None
         if found:
             notice(f"{self.stats_file} was damaged: there is {', and '.join(found)}; training goes on as it was")
         if text.encode() != before:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
-
-# Of stats.jsonl, in bytes: some millions of steps.
-LONGEST_STATS = 2**30
 
 
 def stats_lines(data: bytes) -> Iterator[tuple[int, str]]:
     """The lines of stats that are whole, with their steps; a kill, a power cut or a disk may have spoilt others."""
-    for line in data.split(b"\n"):
+    for line in io.BytesIO(data):  # one at a time: there may be gigabytes
         try:
-            text = line.decode()
+            text = line.decode().removesuffix("\n")
             stats = json.loads(text)
         except (ValueError, RecursionError):
             continue

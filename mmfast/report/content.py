@@ -17,12 +17,14 @@ from mmfast.files import read_bytes
 from mmfast.generate import title
 from mmfast.image_files import picture_in, read_header
 from mmfast.run import Run
-from mmfast.stats_lines import LONGEST_STATS, stats_lines
+from mmfast.stats_lines import stats_lines
 
 # Pictures beside the grids that training draws: so many of the newest.
 OTHERS = 4
 # In bytes, of one picture within the page.
 LARGEST = 8 * 2**20
+# In bytes, of a file that is read for the page: the stats of some millions of steps.
+LONGEST = 2**30
 # Beyond these a number in a file is damage.
 MOST_STEPS, LARGEST_VALUE = 10**9, 1e100
 GRID = re.compile(r"step-(?P<step>\d{1,9})-(?P<direction>joint|given-(?P<given>.+))\.png")
@@ -88,7 +90,7 @@ def _bytes(file: Path, content: Content) -> bytes | None:
         notes.append(f"{file.name} is a link out of the run's folder, and is left out of this page.")
         return None
     try:
-        return read_bytes(file, LONGEST_STATS)
+        return read_bytes(file, LONGEST)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -130,6 +130,27 @@ def test_stats_that_cannot_be_read_are_named(tmp_path):
         Run(tmp_path).heal_stats(3)
 
 
+@pytest.mark.slow  # 3 GB of memory
+def test_stats_of_any_length_are_healed(tmp_path):
+    lines = [b'{"step": 1}\n', b'{"step": 2}\n']
+    file = tmp_path / "stats.jsonl"
+    file.write_bytes(lines[0])
+    with file.open("rb+") as opened:
+        opened.seek(2**30)
+        opened.write(b"\n" + lines[1])
+    assert Run(tmp_path).heal_stats(2).encode() == file.read_bytes() == b"".join(lines)
+
+
+def test_stats_beyond_the_memory_are_named(tmp_path, monkeypatch):
+    def full(*args):
+        raise MemoryError
+
+    (tmp_path / "stats.jsonl").write_bytes(b"{}\n" * 500)
+    monkeypatch.setattr("mmfast.run.healed", full)
+    with pytest.raises(MmfastError, match=r"the memory has no room for its 1,500 bytes; make room, and repeat"):
+        Run(tmp_path).heal_stats(2)
+
+
 def test_of_the_last_hundred_steps_those_left_out_count(tmp_path):
     """At step 150 they are 51 .. 150; a step on, 52 .. 151. What is not exactly true was not left out."""
     config = tiny(train__steps=200, train__max_skipped=1)
