@@ -61,6 +61,11 @@ class Decoded(Layer):
             return None
         return whole if len(whole) == self.layout.size else None
 
+    @property
+    def complete(self) -> bool:
+        """Whether each row is there, so that nothing is decoded again."""
+        return self._map is not None and bool(self.layout.sums(self._map).all())
+
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         columns = self.layout.columns
         data = {c.name: torch.empty(len(indices), *c.shape, dtype=self.blanks[c.name].dtype) for c in columns}

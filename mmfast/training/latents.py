@@ -14,7 +14,7 @@ from mmfast.autoencoders import Autoencoder
 from mmfast.config import Config
 from mmfast.data import Batch, Data, Examples
 from mmfast.data.base import Layer
-from mmfast.data.decoded import decoded
+from mmfast.data.decoded import Decoded, decoded
 from mmfast.data.rows import KEY
 from mmfast.model import Model
 from mmfast.progress import Bar
@@ -30,7 +30,7 @@ def with_latents(data: Data, model: Model, config: Config, device: torch.device,
 
     They lie in a memory-mapped file, found by the content of an image and by the autoencoder's weights. The data as it
     is where images are mirrored, where nobody knows the weights (of what is no torch module), where autoencoder.keep is
-    false, and where the data set has no cache, or one with no room.
+    false, and where the data set has no cache, or one with no room for them all.
     """
     autoencoder, options, examples = getattr(model.anchor, "autoencoder", None), config.data, data.train
     if autoencoder is None or not autoencoder.keep or data.flip:
@@ -52,12 +52,14 @@ def with_latents(data: Data, model: Model, config: Config, device: torch.device,
             bar.update(len(rows))
     blanks = {"z0": torch.zeros(autoencoder.shape)}
     kept = decoded(encoded, blanks, keys, about, options.cache, limit, {"z0": "whole"})
-    if kept is encoded:
+    if not isinstance(kept, Decoded):
         return data
     with Bar(len(examples), "encoding the images", "image", quiet=quiet) as bar:
         for rows in _chunks(len(examples)):
             kept.__getitems__(rows)
             bar.update(len(rows))
+    if not kept.complete:  # a process that loads data could not encode the rest: it is forked, and has no GPU
+        return data
     return dataclasses.replace(data, train=Latent(examples, kept, keys, model.anchor_name))
 
 

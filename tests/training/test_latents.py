@@ -1,5 +1,6 @@
 """Latents of the training images are computed once and kept, by image and by the autoencoder's weights."""
 
+import errno
 import json
 import sys
 
@@ -12,6 +13,7 @@ from PIL import Image
 from mmfast import config as configs
 from mmfast import trust
 from mmfast.build import build_data, build_model, load_run
+from mmfast.data.rows import Layout
 from mmfast.training import train
 from mmfast.training.latents import AT_ONCE, Latent, with_latents
 
@@ -150,6 +152,25 @@ def test_other_weights_have_latents_of_their_own(root, monkeypatch):
 def test_where_they_are_not_kept_training_encodes_as_it_goes(root, options):
     _, examples = opened(config(root, **options))
     assert not isinstance(examples, Latent) and whole(examples).z0 is None
+
+
+def test_where_the_disk_takes_some_alone_training_encodes_as_it_goes(root, monkeypatch, capsys):
+    """No process of train.workers may have to encode one: it could not, on a GPU."""
+    put = Layout.put
+
+    def full(self, file, index, row):
+        if "z0" in self.packings and index >= AT_ONCE:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        put(self, file, index, row)
+
+    monkeypatch.setattr(Layout, "put", full)
+    _, examples = opened(config(root))
+    assert not isinstance(examples, Latent) and whole(examples).z0 is None
+    assert capsys.readouterr().err.count("cannot be written to (No space left on device)") == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(trust, "_allowed", {("", f"{__name__}:net")})
+    _, examples = opened(config(root))
+    assert isinstance(examples, Latent) and len(whole(examples).z0) == len(examples) > AT_ONCE
 
 
 def test_of_an_image_that_is_another_since_no_latents_are_taken(root):
