@@ -84,6 +84,10 @@ class Run:
     def states(self) -> Path:
         return self.folder / "states"
 
+    def kept(self, step: int) -> Path:
+        """The state of a step that is kept for good, if it is."""
+        return self.states / f"step-{step:07d}.safetensors"
+
     @property
     def begun(self) -> bool:
         """Whether it has a state to go on from."""
@@ -200,7 +204,7 @@ class Run:
         as states/step-0001000.safetensors. That file comes first: a run that is killed between the two goes on from the
         state before and writes both again.
         """
-        current, kept = self.folder / STATE, self.states / f"step-{keep or 0:07d}.safetensors"
+        current, kept = self.folder / STATE, self.kept(keep or 0)
 
         def write() -> None:
             if self.stats_file.exists():

@@ -138,8 +138,10 @@ class Trainer:
             metadata = {"step": self.done, "stats": self.stats.recent}
             more = {"skipped": self.stats.skipped, "best": self.best}
             metadata |= {name: x for name, x in more.items() if x}
-            kept = every > 0 and self.done // every > self.saved // every
-            self.run.save_state(state, metadata, self.done if kept else None)
+            due = every > 0 and self.done // every > self.saved // every
+            # One that is there lacks a validation that has been made up for since.
+            keep = due or self.run.kept(self.done).exists()
+            self.run.save_state(state, metadata, self.done if keep else None)
         self.saved = self.done
         self.export()
         self.ranks.any(True)  # no rank leaves before it is written

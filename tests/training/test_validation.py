@@ -207,7 +207,7 @@ def test_an_example_that_cannot_be_read_keeps_what_was_learnt(tmp_path):
 @pytest.mark.parametrize("at", [4, 9])  # between checkpoints, and the last step of all
 def test_a_validation_that_failed_is_made_up_for(tmp_path, monkeypatch, at):
     """As if the example could always be read: lines, best average and state; also of those to whom logs are written."""
-    real = {**REAL, "train__validate_every": 2 if at == 4 else 3}
+    real = {**REAL, "train__validate_every": 2 if at == 4 else 3, "train__keep_every": at}
     whole = fit(tiny(**real), str(tmp_path / "whole"), build_data(tiny()), quiet=True).run
     found = build_data(tiny())
     with monkeypatch.context() as patch:
@@ -225,7 +225,7 @@ def test_a_validation_that_failed_is_made_up_for(tmp_path, monkeypatch, at):
     assert "validation.loss" not in lines_of(Run(tmp_path / "run"))[-1]
     run = fit(tiny(**real), str(tmp_path / "run"), found, quiet=True).run
     assert run.stats_file.read_bytes() == whole.stats_file.read_bytes()
-    for name in ("ema.best.safetensors", "trainer.safetensors"):
+    for name in ("ema.best.safetensors", "trainer.safetensors", f"states/step-{at:07d}.safetensors"):
         (a, about), (b, wanted) = (load_tensors(folder / name) for folder in (run.folder, whole.folder))
         assert about == wanted and a.keys() == b.keys() and all(torch.equal(x, b[key]) for key, x in a.items()), name
 
