@@ -1,10 +1,12 @@
 """Bad input to the command line: one line that names the argument and the remedy, exit code 2, nothing lost."""
 
+import errno
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -322,6 +324,35 @@ def test_a_process_that_loads_data_and_dies_keeps_the_steps_before(capsys, folde
     assert main(argv) == 0
     steps = [json.loads(line)["step"] for line in (folder / "run" / "stats.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 21)) and before in (signal.SIG_DFL, signal.getsignal(signal.SIGCHLD))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are not forked")
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("begun", [0, 1])
+def test_a_process_that_cannot_begin_is_one_line(capsys, folder, monkeypatch, begun):
+    """As where the user may have no more processes. Those that have begun end, and what was learnt is there."""
+    assert main(start(folder)) == 0
+    fork, left = os.fork, [begun]
+
+    def refuses():
+        left[0] -= 1
+        if left[0] < 0:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    longer = start(folder, "--train.steps", "5")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", refuses)
+        capsys.readouterr()
+        assert main([*longer, "--train.workers", "2"]) == 2
+    *_, said = capsys.readouterr().err.splitlines()
+    assert said == (
+        "mmfast: error: train.workers is 2, and the system does not let so many processes begin (Resource temporarily "
+        "unavailable); lower it, or make room, and repeat the command"
+    )
+    assert not multiprocessing.active_children() and left == [-1]
+    assert load_tensors(folder / "run" / "trainer.safetensors")[1]["step"] == 3
+    assert main([*longer, "--train.workers", "1"]) == 0
 
 
 def test_classes_that_do_not_fit(capsys, folder):

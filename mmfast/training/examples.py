@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import math
+import multiprocessing
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -159,12 +161,12 @@ class _Batches:
 class Loading:
     """The batches of a DataLoader, in order. `close` ends the processes that read them, which leave signals alone.
 
-    Raises MmfastError where the batch of a process is due that has died. torch would raise at once, in the middle of
-    whatever is computed then, and what was learnt could not be kept.
+    Raises MmfastError where a process cannot begin, and where the batch of one is due that has died. torch would raise
+    at once, in the middle of whatever is computed then, and what was learnt could not be kept.
     """
 
     def __init__(self, loader: DataLoader[Batch]) -> None:
-        self._batches, self._processes = iter(loader), loader.num_workers
+        self._batches, self._processes = _begun(loader), loader.num_workers
         self._hears = (
             self._processes > 0 and CHILD is not None and threading.current_thread() is threading.main_thread()
         )
@@ -193,6 +195,28 @@ class Loading:
         if self._hears:
             signal.signal(CHILD, self._before)
             self._hears = False
+
+
+def _begun(loader: DataLoader[Batch]) -> Any:
+    """The batches of a DataLoader. Raises MmfastError where a process cannot begin, and ends those that have begun."""
+    before, hook = multiprocessing.active_children(), sys.unraisablehook
+    try:
+        return iter(loader)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        for process in multiprocessing.active_children():
+            if process not in before:
+                process.kill()
+                process.join()
+        # What torch has half made goes here, and fails: with a traceback on stderr if nobody hears it.
+        sys.unraisablehook = lambda failure: None
+        traceback.clear_frames(error.__traceback__)
+    finally:
+        sys.unraisablehook = hook
+    raise MmfastError(
+        f"train.workers is {loader.num_workers}, and the system does not let so many processes begin ({reason}); lower "
+        "it, or make room, and repeat the command"
+    )
 
 
 def _is_of_a_death(error: Exception) -> bool:
