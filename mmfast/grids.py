@@ -12,7 +12,7 @@ from mmfast.config import Config
 from mmfast.data import Data
 from mmfast.files import write_atomically
 from mmfast.generate import generate, how_drawn, how_text, title
-from mmfast.held_out import Shuffled, held_out, true_values
+from mmfast.held_out import NoExamples, Shuffled, held_out, true_values
 from mmfast.model import Model
 from mmfast.pictures import sample_grid
 from mmfast.ranks import ALONE, Ranks
@@ -55,26 +55,30 @@ def sample_run(
 ) -> None:
     """Sample grids in every direction, as RUN/samples/step-*.png: joint, and given each modality in turn.
 
-    again: also those whose files are there. ranks: all draw, the first writes.
+    Joint alone where no held-out example has all modalities. again: also those whose files are there. ranks: all draw,
+    the first writes.
     """
     names, count, step = tuple(model.parts), config.sample.count, gallery.step
-    examples = held_out(Shuffled(data.test), count, model)
+    try:
+        examples = held_out(Shuffled(data.test), count, model).data
+    except NoExamples:
+        examples = {}
     parts = {name: model.part(name) for name in names}
-    for given in ["", *(name for name in names if len(names) > 1)]:
+    for given in ["", *(name for name in names if examples and len(names) > 1)]:
         name = f"given-{given}" if given else "joint"
         if ranks.told(gallery.file(name).exists()) and not again:
             continue
-        what = {given: examples.data[given]} if given else {}
+        what = {given: examples[given]} if given else {}
         text = f"samples given {given}, step {step:,}" if given else f"samples, step {step:,}"
         drawn = generate(model, config, count, what, progress=False if quiet else text, ranks=ranks)
         if not ranks.first:
             continue
         for part, x in drawn.items():
-            overview = parts[part].overview(x.cpu(), examples.data[part])
+            overview = parts[part].overview(x.cpu(), examples[part]) if examples else None
             if overview is not None:
                 gallery.hang(overview, f"{name}-{part}", "scatter")
         # Last, since it says that all of them are there.
         how = how_text({"seed": config.seed, **how_drawn(model, config, what, {})})
         text = f"{title(what, config.sample.first)}; step {step:,}; {how}"
-        truth = true_values(model, examples.data, [given]) if given else {}
+        truth = true_values(model, examples, [given]) if given else {}
         gallery.hang(sample_grid(parts, drawn, text, [given], truth=truth), name)

@@ -226,7 +226,7 @@ def test_all_that_is_wrong_is_listed(root):
 def test_what_training_refuses_beside_the_files(root):
     """No held-out example is whole; a backbone that does not fit; a device that is not there."""
     shutil.rmtree(root / "mask")
-    chosen = config(root)
+    chosen = config(root, evaluate={"samples": 2})
     first = survey(config(root, modalities={n: x for n, x in MODALITIES.items() if n != "mask"}))
     [held_out] = first_held_out(root)
     assert not first.wrong
@@ -234,7 +234,8 @@ def test_what_training_refuses_beside_the_files(root):
         if file.stem != held_out:
             save(root, f"mask/x/{file.stem}.png", np.zeros((SIZE, SIZE), np.uint8))
     assert survey(chosen).wrong == [
-        "data: no held-out example has all of image, mask, label, vector; raise data.test_fraction"
+        "data: no held-out example has all of image, mask, label, vector; raise data.test_fraction, or "
+        "set evaluate.samples to 0"
     ]
     save(root, f"mask/x/{held_out}.png", np.zeros((SIZE, SIZE), np.uint8))
     assert not survey(chosen).wrong

@@ -10,10 +10,10 @@ from torch import Tensor
 from mmfast.build import build_model, pick_device
 from mmfast.config import Config
 from mmfast.data import Batch, Data
-from mmfast.errors import MmfastError
+from mmfast.errors import MmfastError, notice
 from mmfast.evaluate import check_measures
 from mmfast.generate import check_sample
-from mmfast.held_out import held_out
+from mmfast.held_out import NoExamples, held_out
 from mmfast.model import Model
 from mmfast.ranks import ALONE, Ranks
 from mmfast.sample import check_count
@@ -67,7 +67,13 @@ def rehearse(config: Config, data: Data, losses: Losses = losses, ranks: Ranks =
         batch = part.__getitems__(range(min(len(part), config.train.batch_size)))
         check_batch(model, batch)
     try_out(model, batch, config, losses)
-    held_out(data.test, 1, model)
+    try:
+        held_out(data.test, 1, model)
+    except NoExamples as error:
+        if config.evaluate.samples:
+            raise NoExamples(f"{error}, or set evaluate.samples to 0") from None
+        if ranks.first:
+            notice(f"{error}, or the run's pictures are of joint samples alone")
     check_sample(model, config)
     return model
 

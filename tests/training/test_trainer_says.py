@@ -10,6 +10,7 @@ import torch
 from test_trainer import Known, data
 from tiny import tiny
 
+from mmfast.build import build_data
 from mmfast.data import Batch, Data
 from mmfast.data.base import InMemory
 from mmfast.errors import MmfastError
@@ -174,14 +175,28 @@ def test_in_another_thread_signals_are_left_alone():
     assert seen == [(before, False), "left"] and signal.getsignal(signal.SIGTERM) is before
 
 
-def test_held_out_examples_without_all_modalities_are_found_before_there_is_a_run():
-    class Unlabelled(InMemory):
-        def __getitems__(self, rows):
-            return Batch(super().__getitems__(rows).data, {"label": torch.zeros(len(rows), dtype=torch.bool)})
+class Unlabelled(InMemory):
+    def __getitems__(self, rows):
+        return Batch(super().__getitems__(rows).data, {"label": torch.zeros(len(rows), dtype=torch.bool)})
 
+
+def test_held_out_examples_without_all_modalities_are_found_before_there_is_a_run():
     both = Data(data().train, Unlabelled(data().test.tensors))
-    with pytest.raises(MmfastError, match="no held-out example has all of image, label, mask; raise"):
-        rehearse(tiny(), both, Known())
+    said = "data: no held-out example has all of image, label, mask; raise data.test_fraction, or set evaluate.samples "
+    with pytest.raises(MmfastError, match=f"^{said}to 0$"):
+        rehearse(tiny(evaluate__samples=2), both, Known())
+
+
+def test_without_evaluation_held_out_examples_may_lack_a_modality(tmp_path, capsys):
+    found = build_data(tiny())
+    both = Data(found.train, Unlabelled(found.test.tensors))
+    chosen = tiny(train__steps=2, train__sample_every=1, evaluate__samples=0)
+    run = fit(chosen, str(tmp_path / "run"), both, quiet=True).run
+    assert [file.name for file in run.samples.iterdir()] == ["step-0000001-joint.png"]
+    assert capsys.readouterr().err == (
+        "mmfast: data: no held-out example has all of image, label, mask; raise data.test_fraction, or the run's "
+        "pictures are of joint samples alone\n"
+    )
 
 
 def test_a_warning_of_the_rehearsal_is_its_callers():
