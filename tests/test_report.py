@@ -110,6 +110,14 @@ def test_a_missing_reference_is_none_and_a_lone_one_has_a_row_of_its_own(tmp_pat
     assert page.rows["recall.real_halves"]["Value"] == 1.0
 
 
+def test_the_page_of_a_run_without_an_image_speaks_of_none(tmp_path):
+    page = report(make(tmp_path / "run", **{"config.yaml": configs.to_yaml(configs.load("table"))}))
+    assert page.rows["frechet.samples"]["Meaning"] == (
+        "Frechet distance of the samples to real examples, over the numbers of row: 0 for the same distribution."
+    )
+    assert page.rows["x0_error.40"]["Meaning"].startswith("Mean squared error of the row predicted from z_t at t = 40")
+
+
 def test_the_curves_have_the_numbers_of_the_stats(run):
     page = report(run)
     window = STEPS // 50

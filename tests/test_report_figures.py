@@ -56,6 +56,15 @@ def test_a_figure_and_what_it_means(name):
     assert words in found.meaning and "{" not in found.meaning and found.meaning.endswith((".", "?"))
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_without_an_image_none_is_spoken_of(name):
+    said = explain(name, "row").meaning
+    if "_lpips_" not in name:
+        assert "image" not in said and "pixel" not in said
+    if name in ("bound.L1_bits", "frechet.samples", "x0_error.40"):
+        assert "row" in said
+
+
 def test_groups_are_in_their_order_and_a_reference_stands_beside():
     names = ["samples", "x0_error.1", "bound.L1", "label.joint_iou", "frechet.real_halves", "frechet.samples", "odd",
              "recall.real_halves"]  # fmt: skip

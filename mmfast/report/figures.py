@@ -14,12 +14,12 @@ SCORES = {
     "agreement": (HIGHER, "the share that agrees, 0 to 1"),
     "iou": (HIGHER, "intersection over union, the mean over the classes but the background, 0 to 1"),
     "cosine": (HIGHER, "the cosine of the angle between the two, -1 to 1"),
-    "rmse": (LOWER, "root mean square difference, of pixels in -1 to 1 or of a table's standardised columns"),
+    "rmse": (LOWER, "root mean square difference, of {columns}"),
     "lpips_alex": (LOWER, "perceptual distance (LPIPS over AlexNet)"),
     "lpips_vgg": (LOWER, "perceptual distance (LPIPS over VGG)"),
 }
-MODALITIES, DISTANCES = "Modalities against each other", "Samples against real images"
-BOUND, ERROR, OTHER = "Bound on held-out data", "Error of the predicted image", "Other figures"
+MODALITIES, DISTANCES = "Modalities against each other", "Samples against real data"
+BOUND, ERROR, OTHER = "Bound on held-out data", "Error of the prediction", "Other figures"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Rule:
-    """The figures whose whole name matches `pattern`; `meaning` and `reference` are filled in from its groups."""
+    """The figures whose whole name matches `pattern`; its groups fill in `meaning` and `reference`, as `IMAGE` does."""
 
     pattern: str
     group: str
@@ -45,12 +45,20 @@ class Rule:
 
 
 SCORE = "|".join(SCORES)
+# The words for an image that is diffused.
+IMAGE = {
+    "anchor": "image",
+    "reals": "real images",
+    "numbers": "pixels",
+    "columns": "pixels in -1 to 1 or of a table's standardised columns",
+    "scale": "; pixels lie in -1 to 1",
+}
 REVERSE = {
     None: "",
     "fitted": ", with reverse variances fitted to training data",
     "nearer": ", with fitted variances, and z_t itself in the network's place where that errs less",
 }
-UNITS = {None: "nats an example", "_bits": "bits per dimension of the image"}
+UNITS = {None: "nats an example", "_bits": "bits per dimension of the {anchor}"}
 # The bound of a modality is stated for each example and not per dimension.
 UNITS_OF_ONE = {None: "nats an example", "_bits": "bits an example"}
 PROCESS = r"bound\.(?:(?P<process>fitted|nearer)\.)?"
@@ -61,43 +69,44 @@ RULES = (
     Rule(
         rf"(?P<name>.+)\.joint_(?P<score>{SCORE})",
         MODALITIES,
-        "Both generated from noise: does {name} agree with the image generated with it? {says}, by the data's judge.",
+        "Both generated from noise: does {name} agree with the {anchor} generated with it? {says}, by the data's "
+        "judge.",
     ),
     Rule(
         rf"(?P<name>.+)\.conditional_(?P<score>{SCORE})",
         MODALITIES,
-        "The {name} of held-out examples given: does the image generated from it show it? {says}.",
+        "The {name} of held-out examples given: does the {anchor} generated from it show it? {says}.",
     ),
     Rule(
         rf"(?P<name>.+)\.recovered_(?P<score>{SCORE})",
         MODALITIES,
-        "Held-out real images given: is the {name} predicted from each the true one? {says}.",
+        "Held-out {reals} given: is the {name} predicted from each the true one? {says}.",
     ),
     Rule(
         r"(?P<kind>frechet)(?P<features>(?:_.+)?)\.samples",
         DISTANCES,
-        "Frechet distance of the samples to real images, over {over}: 0 for the same distribution.",
+        "Frechet distance of the samples to {reals}, over {over}: 0 for the same distribution.",
         LOWER,
         REAL,
     ),
     Rule(
         r"(?P<kind>precision)(?P<features>(?:_.+)?)\.samples",
         DISTANCES,
-        "The share of the samples that lie among the real images, over {over}, 0 to 1: are they good?",
+        "The share of the samples that lie among the {reals}, over {over}, 0 to 1: are they good?",
         HIGHER,
         REAL,
     ),
     Rule(
         r"(?P<kind>recall)(?P<features>(?:_.+)?)\.samples",
         DISTANCES,
-        "The share of the real images that lie among the samples, over {over}, 0 to 1: are they varied?",
+        "The share of the {reals} that lie among the samples, over {over}, 0 to 1: are they varied?",
         HIGHER,
         REAL,
     ),
     Rule(
         r"(?P<kind>frechet|precision|recall)(?P<features>(?:_.+)?)\.real_halves",
         DISTANCES,
-        "What one half of the real images reaches against the other, over {over}.",
+        "What one half of the {reals} reaches against the other, over {over}.",
     ),
     Rule(
         r"(?P<name>.+)\.ks\.samples",
@@ -133,11 +142,11 @@ RULES = (
     ),
     Rule(PROCESS + r"L1(?P<unit>_bits)?", BOUND, "L1: the denoising steps t = 2 to T, {units}{how}.", LOWER),
     Rule(r"bound\.L2(?P<unit>_bits)?", BOUND, "L2: the heads of the other modalities, {units}.", LOWER),
-    Rule(PROCESS + r"L3(?P<unit>_bits)?", BOUND, "L3: the last step, to the pixels, {units}{how}.", LOWER),
+    Rule(PROCESS + r"L3(?P<unit>_bits)?", BOUND, "L3: the last step, to the {anchor}, {units}{how}.", LOWER),
     Rule(
         PROCESS + r"pixels(?P<unit>_bits)?",
         BOUND,
-        "The image's share of the bound on -ln p, {units}{how}.",
+        "The {anchor}'s share of the bound on -ln p, {units}{how}.",
         LOWER,
     ),
     Rule(
@@ -156,36 +165,49 @@ RULES = (
     Rule(
         r"x0_error\.(?P<t>[0-9]{1,9})",
         ERROR,
-        "Mean squared error of the image predicted from z_t at t = {t}, nothing given; pixels lie in -1 to 1.",
+        "Mean squared error of the {anchor} predicted from z_t at t = {t}, nothing given{scale}.",
         LOWER,
     ),
 )
 
 
-def explain(name: str) -> Figure:
-    """The meaning of a figure of metrics.json; of a name that no rule knows, one without a meaning."""
+def explain(name: str, anchor: str = "") -> Figure:
+    """The meaning of a figure of metrics.json; of a name that no rule knows, one without a meaning.
+
+    anchor: the name of what is diffused where that is no image.
+    """
     for rule in RULES:
         if found := re.fullmatch(rule.pattern, name):
-            return _filled(name, rule, found.groupdict())
+            return _filled(name, rule, found.groupdict(), anchor)
     return Figure(name, OTHER, "No description of this figure is known to this version of mmfast.")
 
 
-def _filled(name: str, rule: Rule, groups: dict[str, str | None]) -> Figure:
+def _filled(name: str, rule: Rule, groups: dict[str, str | None], anchor: str) -> Figure:
+    other = {
+        "anchor": anchor,
+        "reals": "real examples",
+        "numbers": f"the numbers of {anchor}",
+        "columns": "standardised columns",
+        "scale": "",
+    }
+    diffused = other if anchor else IMAGE
     better, says = SCORES.get(groups.get("score") or "", (rule.better, ""))
     features = (groups.get("features") or "").removeprefix("_")
+    units = UNITS_OF_ONE[groups["one"]] if "one" in groups else UNITS[groups.get("unit")]
     words = {
         **groups,
-        "says": says[:1].upper() + says[1:],
-        "over": f"the features of {features}" if features else "pixels",
-        "units": UNITS_OF_ONE[groups["one"]] if "one" in groups else UNITS[groups.get("unit")],
+        **diffused,
+        "says": (says[:1].upper() + says[1:]).format(**diffused),
+        "over": f"the features of {features}" if features else diffused["numbers"],
+        "units": units.format(**diffused),
         "how": REVERSE[groups.get("process")],
     }
     return Figure(name, rule.group, rule.meaning.format(**words), better, rule.reference.format(**words))
 
 
-def explained(names: Iterable[str]) -> dict[str, list[Figure]]:
-    """The figures by group, in their order. One that stands beside another as its reference is not repeated."""
-    figures = [explain(name) for name in names]
+def explained(names: Iterable[str], anchor: str = "") -> dict[str, list[Figure]]:
+    """What `explain` says, by group, in their order. One that stands beside another as reference is not repeated."""
+    figures = [explain(name, anchor) for name in names]
     shown_beside = {figure.reference for figure in figures}
     groups: dict[str, list[Figure]] = {name: [] for name in (DISTANCES, MODALITIES, BOUND, ERROR, OTHER)}
     for figure in figures:

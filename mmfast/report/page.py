@@ -192,7 +192,7 @@ def _figures(content: Content) -> Markup:
         "Direction": lambda figure: figure.better or NONE,
     }
     parts: list[Markup] = []
-    for group, figures in explained(metrics).items():
+    for group, figures in explained(metrics, _other_anchor(content.config)).items():
         columns = {head: cells for head, of in between.items() if set(cells := [of(x) for x in figures]) != {NONE}}
         names, values = [x.name for x in figures], [_value(metrics[x.name]) for x in figures]
         rows = zip(names, values, *columns.values(), [x.meaning for x in figures], strict=True)
@@ -206,8 +206,13 @@ def _figures(content: Content) -> Markup:
     return join(*parts)
 
 
+def _other_anchor(config: Config | None) -> str:
+    """The name of the anchor, "" of an image."""
+    return "" if config is None or hasattr(config.modalities[config.anchor], "levels") else config.anchor
+
+
 def _error(metrics: Mapping[str, float], figures: Sequence[Figure]) -> Markup:
-    """The error of the predicted image against t, the times as far apart as they were chosen: evenly in log SNR."""
+    """The error of the prediction against t, the times as far apart as they were chosen: evenly in log SNR."""
     found = {int(figure.name.partition(".")[2]): metrics[figure.name] for figure in figures}
     points = sorted((t, x) for t, x in found.items() if finite(x))
     if not points:
@@ -215,7 +220,7 @@ def _error(metrics: Mapping[str, float], figures: Sequence[Figure]) -> Markup:
     times, errors = zip(*points, strict=True)
     worst = max(points, key=lambda point: point[1])
     about = (
-        f"Error of the predicted image at {len(points)} timesteps from {times[0]} to {times[-1]}: "
+        f"{ERROR} at {len(points)} timesteps from {times[0]} to {times[-1]}: "
         f"{number(errors[0])} at the first, {number(errors[-1])} at the last, "
         f"the largest {number(worst[1])} at {worst[0]}."
     )
