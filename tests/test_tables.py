@@ -98,7 +98,11 @@ def test_which_rows_are_held_out_hangs_on_each_alone(tmp_path):
         ({"columns": "[]"}, r"row 1, column 'note' is 'n0'; it should be a number"),
         ({"source": "none.csv"}, "none.csv cannot be read as a table"),
         ({"source": "tulips"}, "data.source is 'tulips'; it should be one of iris, wine"),
-        ({"label": "sort"}, "data.columns.label is 'sort'; it should be one of length"),
+        (
+            {"label": "sort"},
+            "data.source has no column 'sort', from which modalities.label is read; there are length, year, species, "
+            "note: write --data.columns.label COLUMN for the one that it is",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_table_is_named(tmp_path, change, message):

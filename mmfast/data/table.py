@@ -99,7 +99,11 @@ def _column(spec: Spec, name: str, table: Mapping[str, list[str]]) -> list[str]:
     """The cells of a label."""
     column = spec.columns.get(name, name)
     if column not in table:
-        raise unknown(f"data.columns.{name}", column, table)
+        raise MmfastError(
+            f"data.source has no column {column!r}, from which modalities.{name} is read; there are "
+            f"{', '.join(list(table)[:20])}{', ...' if len(table) > 20 else ''}: write --data.columns.{name} COLUMN "
+            "for the one that it is"
+        )
     return table[column]
 
 
