@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +53,7 @@ class TrainSpec:
     warmup: int = option(100, "steps over which the learning rate rises from zero", min=0)
     decay: str = option("cosine", "course of the learning rate after the warm-up", choices=("constant", "cosine"))
     weight_decay: float = option(0.0, "AdamW's weight decay", min=0)
-    grad_clip: float = option(1.0, "largest norm of the gradient", above=0)
+    grad_clip: float = option(1.0, "largest norm of the gradient", above=0, max=math.inf)
     ema_decay: float = option(0.998, "decay of the averaged weights", min=0, max=1)
     given_probability: float = option(
         0.25,

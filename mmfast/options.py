@@ -36,6 +36,7 @@ def option(
 ) -> Any:
     """A dataclass field with a help text and the values that it takes (min <= value, value > above, value <= max).
 
+    A number is finite, unless max is infinity.
     choices: the values, or a registry by name: what is added to that later is a choice too. read: of the key and what
     stands in a config, the value; for what Python's types do not say. Raises MmfastError. path: whether the text is the
     path of a file or a folder; or a function of the text, and of the path that it would be, where some are no paths.
@@ -277,6 +278,8 @@ def _check_number(key: str, value: float, bounds: Any) -> None:
     low, above, high = bounds.get("min"), bounds.get("above"), bounds.get("max")
     if math.isnan(value):
         raise MmfastError(f"{key} is NaN; it should be a number")
+    if math.isinf(value) and high != math.inf:
+        raise MmfastError(f"{key} is {value}; it should be a finite number")
     if low is not None and not value >= low:
         raise MmfastError(f"{key} is {value}; it should be at least {low}")
     if above is not None and not value > above:

@@ -228,6 +228,15 @@ def test_bounds(end):
             assert refusal(config, key, out) == f"{key} is {out}; it should be {word} {edge}"
 
 
+def test_a_number_is_finite_but_where_none_is_a_limit():
+    config = resolved()
+    for key in ("train.learning_rate", "modalities.label.loss_weight", "modalities.image.sigma", "sample.clamp"):
+        assert refusal(config, key, math.inf) == f"{key} is inf; it should be a finite number"
+    assert refusal(config, "modalities.mask.weight.scale", -math.inf).endswith("is -inf; it should be a finite number")
+    assert refusal(config, "train.learning_rate", math.nan) == "train.learning_rate is NaN; it should be a number"
+    assert refusal(config, "train.grad_clip", math.inf) == refusal(config, "data.cache_gb", math.inf) == ""
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -9,6 +9,7 @@ root/labels.csv, or the first folder of the anchor's path (cats). A folder of an
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class Spec:
     on_error: str = option("stop", skipping.ON_ERROR, choices=skipping.CHOICES)
     flip: bool = option(False, FLIP)
     cache: str = option("", HELP, path=True)
-    cache_gb: float = option(10.0, LIMIT, min=0)
+    cache_gb: float = option(10.0, LIMIT, min=0, max=math.inf)
 
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:

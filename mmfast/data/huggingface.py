@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Spec:
     on_error: str = option("stop", skipping.ON_ERROR, choices=skipping.CHOICES)
     flip: bool = option(False, FLIP)
     cache: str = option("", HELP, path=True)
-    cache_gb: float = option(10.0, LIMIT, min=0)
+    cache_gb: float = option(10.0, LIMIT, min=0, max=math.inf)
 
 
 @functools.lru_cache(maxsize=4)

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Spec:
     on_error: str = option("stop", skipping.ON_ERROR, choices=skipping.CHOICES)
     flip: bool = option(False, FLIP)
     cache: str = option("", HELP, path=True)
-    cache_gb: float = option(10.0, LIMIT, min=0)
+    cache_gb: float = option(10.0, LIMIT, min=0, max=math.inf)
 
 
 def _flat(example: Any) -> list[Any]:
