@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mmfast.errors import say
+from mmfast.words import plural
 
 # Plain lines: at most so many for the steps of one work, and without any figures one in so many seconds.
 MOST_LINES, PAUSE = 1000, 60.0
@@ -61,7 +62,7 @@ class Bar:
             how = {"total": total, "initial": done, "desc": text, "unit": unit, "leave": leave, "smoothing": 0.05}
             self._draw(lambda _: setattr(self, "bar", _Terminal(**how)))
         else:
-            say(f"{text}: {total - done:,} {unit}{'s' * (total - done != 1)}")
+            say(f"{text}: {plural(total - done, unit)}")
 
     def update(self, units: int = 1) -> None:
         """So many more are done."""
@@ -129,6 +130,6 @@ def duration(seconds: float) -> str:
     for size, unit, next_size, next_unit in ((86400, "day", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= size:
             count, rest = whole // size, whole % size // next_size
-            plural = "s" if unit == "day" and count != 1 else ""
-            return f"{count} {unit}{plural}" + (f" {rest} {next_unit}" if rest else "")
+            counted = plural(count, unit) if unit == "day" else f"{count} {unit}"
+            return counted + (f" {rest} {next_unit}" if rest else "")
     return f"{whole} s" if seconds >= 1 else "less than 1 s"

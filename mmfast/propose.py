@@ -23,6 +23,7 @@ from mmfast.run import Run
 from mmfast.sizes import Size, divides, height_width
 from mmfast.training import Trainer
 from mmfast.training.examples import loader
+from mmfast.words import plural
 
 # Channels of the U-Net's finest level. The presets have 32: they train on 96,000 images, and the figures of
 # docs/results.md are after 16,000. A wider network is taken where there is time for the one, a narrower one only where
@@ -102,9 +103,10 @@ def propose(
     config = configs.from_plain(plain, "init")
     training = config.train.steps * one / 60
     total = training + _figures(plain, one) * config.evaluate.samples / 60
+    counted = plural(round(training), "minute")
     head = [
-        f"# Written by `mmfast init{command}`, for {guessed.examples:,} examples.",
-        f"# {one:.3g} s a step on this machine: about {training:.0f} minutes, {total:.0f} with the figures.",
+        f"# Written by `mmfast init{command}`, for {plural(guessed.examples, 'example')}.",
+        f"# {one:.3g} s a step on this machine: about {counted}, {total:.0f} with the figures.",
     ]
     if folder is not None and (root := guessed.root.resolve()).is_relative_to(folder.resolve()):
         plain["data"]["root"] = str(root.relative_to(folder.resolve()))

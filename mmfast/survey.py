@@ -23,6 +23,7 @@ from mmfast.oddities import ODDITIES, PICTURES
 from mmfast.pictures import sample_grid
 from mmfast.progress import Bar, on_terminal
 from mmfast.training.try_out import check_batch, rehearse
+from mmfast.words import plural
 
 AT_ONCE, SHOWN = 64, 16
 UNREADABLE_AT_MOST = 10  # lines that say why, at the start of training
@@ -133,7 +134,7 @@ def brief(config: Config) -> list[str]:
         counts = {n: sum(stem in anchors for stem in x) for n, x in there.items() if x}
         parts = [f"{name} {n:,}" for name, n in counts.items() if name != config.anchor]
         held_out = f", {len(listing.split()['test']):,} of them held out" if len(anchors) > 1 else ""
-        lines.append("; ".join([f"{len(anchors):,} examples{held_out}", *([", ".join(parts)] if parts else [])]))
+        lines.append("; ".join([plural(len(anchors), "example") + held_out, *([", ".join(parts)] if parts else [])]))
         left_out = sum(map(len, listing.left_out.values()))
         if left_out:
             files = "file belongs" if left_out == 1 else "files belong"
@@ -244,7 +245,7 @@ def _empty_classes(found: Survey) -> list[str]:
     for name, seen in found.seen.items():
         empty = [k for k, count in seen.classes.items() if not count]
         if empty and seen.there:
-            lines.append(f"{name}: no example has {_some(empty)}, of {len(seen.classes)} classes")
+            lines.append(f"{name}: no example has {_some(empty)}, of {plural(len(seen.classes), 'class')}")
     return lines
 
 
@@ -262,7 +263,7 @@ def _sheet(found: Survey, examples: Examples, model: Model) -> PILImage.Image | 
     batch = model.complete(batch, found.config.seed, torch.arange(len(batch)))
     parts = {name: model.part(name) for name in batch.data if name in model.parts}
     data = {name: batch.data[name] for name in parts}
-    title = f"{len(batch)} of {len(examples)} examples, as the model will see them"
+    title = f"{len(batch)} of {plural(len(examples), 'example')}, as the model will see them"
     return sample_grid(parts, data, title, present=batch.present)
 
 

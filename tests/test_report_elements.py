@@ -48,10 +48,6 @@ def test_steps_that_no_line_is_of(steps, missing):
     assert [*content._missing(steps)] == missing
 
 
-def test_lines_are_counted_in_words():
-    assert [content._lines(k) for k in (1, 2, 1234)] == ["1 line", "2 lines", "1,234 lines"]
-
-
 @pytest.mark.parametrize(
     ("name", "found"),
     [
@@ -99,7 +95,8 @@ def test_the_times_of_the_error_are_marked_evenly_and_the_last_always(count, eve
     shown = [text for a, text in zip(found.of("text"), found.said("text"), strict=True) if a["text-anchor"] == "middle"]
     assert shown[:-1] == [str(t) for t in times[::-1][::every][::-1]]
     worst = "1 at 1" if count == 1 else "7 at 4"
-    assert f"{count} timesteps from 1 to {times[-1]}: 1 at the first, " in found.of("svg")[0]["aria-label"]
+    steps = "timestep" if count == 1 else "timesteps"
+    assert f"{count} {steps} from 1 to {times[-1]}: 1 at the first, " in found.of("svg")[0]["aria-label"]
     assert f"the largest {worst}." in found.of("svg")[0]["aria-label"] and len(found.of("circle")) == count
     assert page._error({"x0_error.1": float("nan")}, [figures.explain("x0_error.1")]) == ""
 

@@ -12,6 +12,7 @@ from mmfast import presets
 from mmfast.cli.shared import add_allow_code, add_overwrite, check_file, new_file, overrides, slug, write
 from mmfast.errors import MmfastError
 from mmfast.sizes import named
+from mmfast.words import plural
 
 if TYPE_CHECKING:
     from mmfast.config import Config
@@ -87,7 +88,7 @@ def page(found: Survey, name: str) -> list[str]:
     total, lines = found.train + found.test, []
     if total:
         share = f"{100 * found.test / total:.0f} per cent"
-        lines.append(f"{name}: {total:,} examples, of which {found.test:,} ({share}) are held out; read as")
+        lines.append(f"{name}: {plural(total, 'example')}, of which {found.test:,} ({share}) are held out; read as")
     width = max([len(x) for x in found.config.modalities] + [0])
     for part, spec in found.config.modalities.items():
         seen = found.seen.get(part)
@@ -98,7 +99,8 @@ def page(found: Survey, name: str) -> list[str]:
     lines += ["", "left out"] if found.left_out else []
     lines += [f"  {len(paths):,} {what}: {_names(paths)}" for what, paths in found.left_out.items()]
     if found.unreadable:
-        lines += ["", f"cannot be read: {len(found.unreadable):,} examples, which data.on_error: skip leaves out"]
+        count = plural(len(found.unreadable), "example")
+        lines += ["", f"cannot be read: {count}, which data.on_error: skip leaves out"]
         lines += _some(found.unreadable)
     lines += ["", "note", *(f"  {line}" for line in found.notes)] if found.notes else []
     if found.wrong:
@@ -120,14 +122,15 @@ def _modality(spec: Any, seen: Seen | None, anchor: bool) -> list[str]:
     if hasattr(spec, "size"):
         what += f", {named(spec.size)}"
     if hasattr(spec, "classes"):
-        what += f", {spec.classes} classes"
+        what += f", {plural(spec.classes, 'class')}"
     if hasattr(spec, "dim"):
-        what += f", {spec.dim} numbers"
+        what += f", {plural(spec.dim, 'number')}"
     if seen is None:
         return [f"{what}: made of the rest" if not anchor else what]
     if not seen.there + seen.missing:
         return [f"{what}: not read"]
-    lines = [f"{what}: {seen.there:,} of {seen.there + seen.missing:,} examples{' (the anchor)' if anchor else ''}"]
+    examples = plural(seen.there + seen.missing, "example")
+    lines = [f"{what}: {seen.there:,} of {examples}{' (the anchor)' if anchor else ''}"]
     if seen.formats:
         lines.append(
             f"files: {_counts(seen.formats)}; {_counts(Counter({f'{w} x {h}': n for (w, h), n in seen.sizes.items()}))}"

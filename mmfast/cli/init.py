@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mmfast.cli.shared import add_overwrite, check_file, write
 from mmfast.errors import MmfastError
 from mmfast.sizes import Size, height_width, read
+from mmfast.words import plural
 
 if TYPE_CHECKING:
     from mmfast.config import Config
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
             raise MmfastError(f"{error} (`mmfast check {args.data}` lists all that is wrong)") from None
         if not args.quiet:
             width = getattr(config.backbone, "channels", getattr(config.backbone, "width", 0))
-            print(f"timed: {width} channels, {config.train.precision}: {step:.3g} s a step", file=sys.stderr)
+            print(f"timed: {plural(width, 'channel')}, {config.train.precision}: {step:.3g} s a step", file=sys.stderr)
         return step
 
     size = f" --size {args.size}" if args.size is not None else ""
@@ -90,9 +91,10 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     write(out, lambda temporary: temporary.write_text(proposal.text, encoding="utf-8"))
     for note in guessed.notes:
         print(f"left out: {note}")
-    print(f"{out}: {', '.join(guessed.modalities)} of {guessed.examples:,} examples, {config.train.steps:,} steps")
-    unit = "minute" if round(proposal.training) == 1 else "minutes"
-    print(f"about {proposal.training:.0f} {unit} of training, {proposal.total:.0f} with the figures at the end")
+    examples, steps = plural(guessed.examples, "example"), plural(config.train.steps, "step")
+    print(f"{out}: {', '.join(guessed.modalities)} of {examples}, {steps}")
+    training = plural(round(proposal.training), "minute")
+    print(f"about {training} of training, {proposal.total:.0f} with the figures at the end")
     file = shlex.quote(str(out))
     print(f"next: mmfast check {file} && mmfast train {file} --out {shlex.quote(_run_of(config, out.stem))}")
     return 0

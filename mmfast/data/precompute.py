@@ -19,6 +19,7 @@ from mmfast.modalities.components import principal_axes
 from mmfast.progress import Bar
 from mmfast.sizes import Size
 from mmfast.trust import source_digest
+from mmfast.words import plural
 
 
 @dataclass
@@ -111,7 +112,7 @@ class _Images:
     def seen(self, examples: Examples, rows: Sequence[int]) -> Iterator[Tensor]:
         """The features of some examples' images, a batch at a time."""
         batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
-        with Bar(len(batches), f"features of {len(rows):,} images by {self.features.name}", "batch") as bar:
+        with Bar(len(batches), f"features of {plural(len(rows), 'image')} by {self.features.name}", "batch") as bar:
             for batch in batches:
                 yield features_of(self.features, examples.__getitems__(batch).data[self.anchor], self.cells)
                 bar.update()

@@ -18,6 +18,7 @@ from mmfast.generate import title
 from mmfast.image_files import picture_in, read_header
 from mmfast.run import Run
 from mmfast.stats_lines import stats_lines
+from mmfast.words import plural
 
 # Pictures beside the grids that training draws: so many of the newest.
 OTHERS = 4
@@ -113,7 +114,7 @@ def _stats(run: Run, content: Content) -> None:
             lines.setdefault(step, json.loads(line))
     if written > whole:
         content.notes.append(
-            f"stats.jsonl has {_lines(written - whole)} that cannot be read: damaged, or half written."
+            f"stats.jsonl has {plural(written - whole, 'line')} that cannot be read: damaged, or half written."
         )
     steps = sorted(lines)
     missing = list(_missing(steps))
@@ -141,10 +142,6 @@ def _stats(run: Run, content: Content) -> None:
         content.notes.append(f"Values in stats.jsonl that are no finite numbers are left out: {odd:,}.")
     content.steps = steps[-1] if steps else 0
     content.series = list(found.values())
-
-
-def _lines(count: int) -> str:
-    return f"{count:,} line{'s' if count > 1 else ''}"
 
 
 def _missing(steps: list[int]) -> Iterator[tuple[int, int]]:

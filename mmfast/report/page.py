@@ -18,6 +18,7 @@ from mmfast.report.elements import Markup, element, folded, join, table, terms
 from mmfast.report.figures import BOUND, ERROR, Figure, explained
 from mmfast.report.plot import curve, number, plot, running_mean
 from mmfast.sizes import named
+from mmfast.words import plural
 
 GENERATOR = "mmfast report"
 # Nothing is fetched and no script runs, whatever a file of the run says.
@@ -45,10 +46,10 @@ PARTS = {
 SELDOM = ("learning_rate", "validation.")
 # How a modality's options are put into words; those that are sizes.
 DETAILS = {
-    "classes": "{} classes",
+    "classes": "classes: {}",
     "channels": "channels: {}",
     "size": "{} pixels",
-    "dim": "vectors of {} numbers",
+    "dim": "vectors of length {}",
     "cells": "{} cells",
     "of": "made from {}",
     "network": "features of {}",
@@ -102,9 +103,9 @@ def _value(x: float | None) -> Markup:
 
 def _progress(content: Content) -> Markup:
     if content.config is None:
-        return element("p", f"{content.steps:,} steps are recorded.")
+        return element("p", f"Recorded: {plural(content.steps, 'step')}.")
     wanted = content.config.train.steps
-    said = f"{content.steps:,} of {wanted:,} steps"
+    said = f"{content.steps:,} of {plural(wanted, 'step')}"
     bar = element("progress", said, max=wanted, value=min(content.steps, wanted), aria_label="Steps of training")
     return element("p", bar, f" {said}")
 
@@ -135,7 +136,9 @@ def _trained(config: Config | None) -> Markup:
             said.append("diffused itself: the anchor")
         parts.append(element("li", element("b", name), f": {', '.join(said)}"))
     train, sample = config.train, config.sample
-    rate = f"learning rate {train.learning_rate:g}, {train.decay} after {train.warmup:,} steps of warm-up"
+    rate = f"learning rate {train.learning_rate:g}, {train.decay} after {plural(train.warmup, 'step')} of warm-up"
+    times, steps, drawn_in = (plural(n, "step") for n in (config.schedule.T, train.steps, sample.steps))
+    examples = plural(train.batch_size, "example")
     turns = f", {', then '.join(sample.first)} first" if sample.first else ""
     return terms(
         [
@@ -144,16 +147,16 @@ def _trained(config: Config | None) -> Markup:
             ("Network", _options(config.backbone)),
             (
                 "Process",
-                f"{config.schedule.kind} schedule of {config.schedule.T:,} steps, predicting {config.loss.target}",
+                f"{config.schedule.kind} schedule of {times}, predicting {config.loss.target}",
             ),
             (
                 "Training",
-                f"{train.steps:,} steps of {train.batch_size:,} examples ({train.steps * train.batch_size:,} in all), "
+                f"{steps} of {examples} ({train.steps * train.batch_size:,} in all), "
                 f"{rate}, average of the weights with decay {train.ema_decay:g}, {train.precision}, seed {config.seed}",
             ),
             (
                 "Sampling",
-                f"{sample.sampler}, {sample.steps} steps, guidance {guidance_text(sample.guidance_scale)}{turns}",
+                f"{sample.sampler}, {drawn_in}, guidance {guidance_text(sample.guidance_scale)}{turns}",
             ),
         ]
     )
@@ -200,7 +203,7 @@ def _figures(content: Content) -> Markup:
         if group == ERROR:
             parts += [element("h3", group), _error(metrics, figures), folded("The numbers", listed)]
         elif group == BOUND:
-            parts += [element("h3", group), folded(f"{len(figures)} figures", listed)]
+            parts += [element("h3", group), folded(plural(len(figures), "figure"), listed)]
         else:
             parts += [element("h3", group), listed]
     return join(*parts)
@@ -220,7 +223,7 @@ def _error(metrics: Mapping[str, float], figures: Sequence[Figure]) -> Markup:
     times, errors = zip(*points, strict=True)
     worst = max(points, key=lambda point: point[1])
     about = (
-        f"{ERROR} at {len(points)} timesteps from {times[0]} to {times[-1]}: "
+        f"{ERROR} at {plural(len(points), 'timestep')} from {times[0]} to {times[-1]}: "
         f"{number(errors[0])} at the first, {number(errors[-1])} at the last, "
         f"the largest {number(worst[1])} at {worst[0]}."
     )
@@ -264,11 +267,11 @@ def _classes(config: Config | None) -> Markup:
         names = getattr(spec, "names", [])
         if names:
             listed = element("ol", *(element("li", called) for called in names), start=0, class_="classes")
-            inside = folded(f"{len(names):,} classes", listed) if len(names) > MANY else listed
+            inside = folded(plural(len(names), "class"), listed) if len(names) > MANY else listed
             parts.append(join(element("h3", name), inside))
         elif count:
             background = ", 0 the background" if spec.kind == "mask" else ""
-            said = f"{count:,} classes, numbered 0 to {count - 1:,}{background}; the config gives them no names."
+            said = f"{plural(count, 'class')}, numbered 0 to {count - 1:,}{background}; the config gives them no names."
             parts.append(join(element("h3", name), element("p", said)))
     return join(*parts)
 

@@ -30,6 +30,7 @@ from mmfast.training.stop import Stop
 from mmfast.training.trainer import Trainer
 from mmfast.training.try_out import rehearse
 from mmfast.training.watch import Watch
+from mmfast.words import plural
 
 
 class Kept:
@@ -131,16 +132,17 @@ def train(
             data = build_data(config)
             files = files_of(config) if here.first else {}
         if not (quiet or files) and here.first:  # of files the command line has said more
-            print(f"{len(data.train):,} examples to train on, {len(data.test):,} held out", flush=True)
+            print(f"{plural(len(data.train), 'example')} to train on, {len(data.test):,} held out", flush=True)
         trainer = fit(config, out, data, quiet=quiet, files=files, allow_changed_data=allow_changed_data, start=start)
         run, average, silent = trainer.run, trainer.ema.model, quiet or not here.first
         directions = 1 + len(average.parts) if len(average.parts) > 1 else 1
         if not silent:
-            say(f"drawing {config.sample.count} samples in each of {directions} directions, for {run.samples}")
+            each = f" in each of {directions} directions" if directions > 1 else ""
+            say(f"drawing {plural(config.sample.count, 'sample')}{each}, for {run.samples}")
         sample_run(Gallery(run, trainer.done), average, config, data, quiet=quiet, ranks=trainer.drawing)
         if config.evaluate.samples and not here.told(run.metrics_file.exists()):
             if not silent:
-                say(f"drawing {config.evaluate.samples:,} samples in each direction, for {run.metrics_file}")
+                say(f"drawing {plural(config.evaluate.samples, 'sample')} in each direction, for {run.metrics_file}")
             evaluate_run(run, average, config, data, quiet=quiet, ranks=trainer.drawing)
         return run
 

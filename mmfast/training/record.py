@@ -16,6 +16,7 @@ from mmfast.data import Data, Examples
 from mmfast.errors import notice
 from mmfast.files import read_text
 from mmfast.progress import Bar
+from mmfast.words import plural
 
 # In bytes: the record of a million files.
 LONGEST = 2**28
@@ -157,22 +158,18 @@ def changes(old: Record, new: Record) -> list[str]:
     for part in PARTS if old.counts and new.counts else ():
         was, count = old.counts.get(part), new.counts[part]
         if was != count:
-            found.append(f"{count} {PARTS[part]} examples, which were {was}")
+            found.append(f"{plural(count, f'{PARTS[part]} example')}, which were {was}")
             continue
         before, now = old.examples.get(part, {}), new.examples[part]
         other = sorted(int(k) for k in now if before.get(k) != now[k])
         if other:
-            which = f"{_plural(len(now), f'{PARTS[part]} example')} looked at"
+            which = f"{plural(len(now), f'{PARTS[part]} example')} looked at"
             found.append(f"{len(other)} of {which} altered (number {_some(map(str, other))})")
     return found
 
 
 def _named(what: str, names: list[str]) -> list[str]:
-    return [f"{_plural(len(names), 'file')} {what} ({_some(sorted(names))})"] if names else []
-
-
-def _plural(count: int, thing: str) -> str:
-    return f"{count:,} {thing}{'s' * (count != 1)}"
+    return [f"{plural(len(names), 'file')} {what} ({_some(sorted(names))})"] if names else []
 
 
 def _some(names: Iterable[str]) -> str:

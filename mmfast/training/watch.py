@@ -13,6 +13,7 @@ from mmfast import memory
 from mmfast.config import Config
 from mmfast.errors import say
 from mmfast.progress import Bar, duration
+from mmfast.words import plural
 
 # A step's time is told after so many seconds, and two steps at least; the first is none of them, and may compile.
 TIMED = 2.0
@@ -46,7 +47,7 @@ class Watch(Bar):
         peak = memory.peak(self.device)
         kind = "GPU memory" if self.device.type == "cuda" else "memory"
         used = "" if peak is None else f"; {peak / 2**30:.2g} GiB of {kind} at the peak so far"
-        say(f"{seconds:.3g} s a step: about {duration(left * seconds)} for the {left:,} steps left{used}")
+        say(f"{seconds:.3g} s a step: about {duration(left * seconds)} for the {plural(left, 'step')} left{used}")
 
     def measured(self, loss: float) -> None:
         """The loss on held-out examples, to be shown from here on."""
