@@ -8,6 +8,7 @@ from PIL import Image
 from small_run import make
 
 from mmfast.cli import COMMANDS, main
+from mmfast.cli.shared import write_picture
 from mmfast.sweep import Point
 
 
@@ -119,6 +120,25 @@ def test_an_empty_folder_is_as_good_as_a_new_one(place, tmp_path, monkeypatch):
     points = [Point({"steps": "1"}, {"evaluations": 1.0, "frechet": 1.0, "recall": 1.0})]
     monkeypatch.setattr("mmfast.sweep.sweep", lambda *args: args[-1](points) or points)
     assert main([*SWEEP, "--out", str(tmp_path)]) == 0 and (tmp_path / "sweep.json").exists()
+
+
+def test_a_picture_that_is_too_large_for_jpeg_is_a_png(tmp_path, capsys):
+    (tmp_path / "x.png").write_bytes(b"another")
+    for name, size, written in (("x.jpg", (1, 65_501), "x-1.png"), ("y.jpeg", (65_500, 1), "y.jpeg")):
+        assert write_picture(tmp_path / name, Image.new("L", size)) == tmp_path / written
+        assert Image.open(tmp_path / written).size == size
+    assert capsys.readouterr().err == (
+        f"mmfast: the picture is 1 x 65,501 pixels, and a JPEG has at most 65,500 a side; it is written to "
+        f"{tmp_path / 'x-1.png'}, not to {tmp_path / 'x.jpg'}\n"
+    )
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["x-1.png", "x.png", "y.jpeg"]
+
+
+def test_where_a_grid_went_is_printed(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("mmfast.cli.shared.LARGEST_JPEG", 100)
+    assert main([*SAMPLE, "--out", "large.jpg"]) == 0
+    assert capsys.readouterr().out == "large.png\n" and Image.open(place / "large.png").size[0] > 100
 
 
 def test_the_picture_may_go_into_the_folder_of_the_samples(place, tmp_path, monkeypatch):

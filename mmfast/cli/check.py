@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmfast import presets
-from mmfast.cli.shared import add_allow_code, add_overwrite, check_file, new_file, overrides, slug, write
+from mmfast.cli.shared import add_allow_code, add_overwrite, check_file, new_file, overrides, slug, write_picture
 from mmfast.errors import MmfastError
 from mmfast.sizes import named
 from mmfast.words import plural
@@ -56,9 +56,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if nowhere:
         lines += ["", f"no contact sheet: {nowhere}"]
     elif found.sheet is not None:
-        sheet = found.sheet
-        write(file, lambda temporary: sheet.save(temporary))
-        lines += ["", f"contact sheet: {file}"]
+        lines += ["", f"contact sheet: {write_picture(file, found.sheet)}"]
     print("\n".join(lines))
     return 2 if found.wrong else 0
 

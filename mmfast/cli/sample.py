@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmfast.cli.shared import add_allow_code, add_overwrite, add_weights, check_file, new_file, slug, write
+from mmfast.cli.shared import (
+    add_allow_code,
+    add_overwrite,
+    add_weights,
+    check_file,
+    new_file,
+    slug,
+    write,
+    write_picture,
+)
 from mmfast.errors import MmfastError
 
 
@@ -128,8 +137,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         print(samples.save(args.save))
     stem = f"sample-{slug(' '.join(args.given)) or 'joint'}-seed{args.seed}"
     file = Path(args.out) if args.out else new_file(loaded.run.samples, stem)
-    write(file, lambda temporary: samples.grid().save(temporary))
-    print(file)
+    print(write_picture(file, samples.grid()))
     if args.npz:
         arrays: dict[str, Any] = {name: x.numpy() for name, x in samples.data.items()}
         npz = Path(args.npz)

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmfast.errors import MmfastError
+from mmfast.errors import MmfastError, notice
 from mmfast.trust import permit
+
+# Pixels of a side, as libjpeg writes it.
+LARGEST_JPEG = 65_500
 
 
 def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
@@ -78,6 +81,19 @@ def write(file: Path, write: Any) -> None:
         write_atomically(file, write)
     except OSError as error:
         raise MmfastError(f"{file} cannot be written: {error.strerror}; choose another place") from None
+
+
+def write_picture(file: Path, picture: Any) -> Path:
+    """Write a picture in the format of the file's ending; returns the file: a new .png where a JPEG cannot hold it."""
+    if file.suffix.lower() != ".png" and max(picture.size) > LARGEST_JPEG:
+        wanted, file = file, new_file(file.parent, file.stem)
+        width, height = picture.size
+        notice(
+            f"the picture is {width:,} x {height:,} pixels, and a JPEG has at most {LARGEST_JPEG:,} a side; it is "
+            f"written to {file}, not to {wanted}"
+        )
+    write(file, lambda temporary: picture.save(temporary))
+    return file
 
 
 def measure_by(args: Any, spec: Any) -> None:
