@@ -13,7 +13,7 @@ import torch
 from mmfast.backbones import diffusers as adapter
 from mmfast.config import Config
 from mmfast.errors import MmfastError, optional_package, unknown
-from mmfast.files import check_free, new_folder
+from mmfast.files import check_free, new_folder, path_of
 from mmfast.model import Model
 from mmfast.samplers import SAMPLERS
 
@@ -35,7 +35,7 @@ def to_diffusers(model: Model, config: Config, folder: str | os.PathLike[str], s
     """
     with optional_package("diffusers", "diffusers", "export"):
         import diffusers
-    folder = Path(folder)
+    folder = path_of("export's folder", folder)
     check_free("export's folder", folder)
     sampler = config.sample.sampler if sampler is None else sampler
     if sampler not in SAMPLERS:

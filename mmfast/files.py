@@ -210,6 +210,13 @@ def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path
     module.load_state_dict(dict(tensors))
 
 
+def path_of(what: str, value: object) -> Path:
+    """What a user gave as a path. Raises MmfastError, which calls it `what`, for anything else."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise MmfastError(f"{what} is {value!r}; it should be a path, as a text or a Path")
+    return Path(value)
+
+
 def check_free(what: str, folder: Path) -> None:
     """Raise MmfastError, which calls it `what`, where a file or a folder with something in it is already there."""
     if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):

@@ -14,7 +14,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmfast.errors import MmfastError, unknown
-from mmfast.files import new_folder
+from mmfast.files import new_folder, path_of
 from mmfast.modalities import Modality
 from mmfast.pictures import sample_grid
 from mmfast.saved import cells, write_file, write_rows
@@ -87,7 +87,7 @@ class Samples:
         folder/image/000.png, folder/mask/000.png (class numbers), folder/label/000.txt, folder/embedding/000.npy, and a
         line for each sample in folder/samples.jsonl. Whole or not at all. Raises MmfastError where there is something.
         """
-        folder = Path(folder)
+        folder = path_of("save's folder", folder)
         with new_folder("save's folder", folder) as made:
             self._write(made)
         return folder

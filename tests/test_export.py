@@ -140,6 +140,8 @@ def test_nothing_is_overwritten_and_names_are_checked(tmp_path):
     (tmp_path / "mine" / "file").write_text("kept")
     with pytest.raises(MmfastError, match=r"export's folder is .*mine, which is there already"):
         loaded.export("diffusers", tmp_path / "mine")
+    with pytest.raises(MmfastError, match="export's folder is 3; it should be a path"):
+        loaded.export("diffusers", 3)
     with pytest.raises(MmfastError, match="export's kind is 'onnx'; it should be one of diffusers"):
         loaded.export("onnx")
     with pytest.raises(MmfastError, match="export's sampler is 'euler'"):

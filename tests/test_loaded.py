@@ -243,6 +243,8 @@ def test_nothing_is_overwritten_or_left_half_written(run, tmp_path, monkeypatch)
     for name in ("file", "full"):
         with pytest.raises(MmfastError, match="is there already; nothing is overwritten"):
             drawn.save(tmp_path / name)
+    with pytest.raises(MmfastError, match=r"^save's folder is 3; it should be a path, as a text or a Path$"):
+        drawn.save(3)
     (tmp_path / "empty").mkdir()
     assert drawn.save(tmp_path / "empty") == tmp_path / "empty" and len(list((tmp_path / "empty").iterdir())) == 6
     with monkeypatch.context() as patch:
