@@ -131,11 +131,11 @@ class Label(Modality):
         return self.class_name(int(x))
 
     def values(self, text: str) -> list[str]:
-        """Those with commas between them; of "all", every class. A class of such a name is that class."""
+        """Those with commas between them, and spaces; of "all", every class. A class of such a name is that class."""
         if text in self.spec.names:
             return [text]
         if text != "all":
-            return text.split(",")
+            return [x if x in self.spec.names else x.strip() for x in text.split(",")]
         # By number, but where that is the name of another class.
         return [self.class_name(k) if str(k) in self.spec.names else str(k) for k in range(self.spec.classes)]
 

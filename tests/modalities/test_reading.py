@@ -169,7 +169,10 @@ def test_of_a_long_text_that_is_no_label_the_beginning_is_said(length, shown):
         part.parse("y" * length)
     assert [part.parse(x).item() for x in ("no", "yes", "1", "0")] == [0, 1, 1, 0]
     assert part.values("all") == ["0", "1"] and part.values("no,1") == ["no", "1"] and part.values("no") == ["no"]
+    assert part.values("no, 1 ") == ["no", "1"]
     assert part.plain(torch.tensor(1)) == "yes" and part.class_name(0) == "no"
+    spaced = modalities.kind("label").Spec(classes=2, names=["no", " yes"])
+    assert modalities.kind("label")("of", spaced, SpaceShape(4, 4)).values("no, yes") == ["no", " yes"]
 
 
 def test_names_are_one_a_class():
