@@ -268,8 +268,8 @@ def two_classes(path: Path | str, values: np.ndarray, coding: str = "") -> np.nd
     if coding and found not in ("", coding):
         usual = coding.replace("/", " and ")
         raise MmfastError(
-            f"{path} holds the values {_shown(values)}; most masks of this data hold {usual}: save it as they are, or "
-            "remove it"
+            f"{path} holds the values {_shown(values)}; most masks of this data hold {usual}: save it with {usual} in "
+            f"their place, or remove it; if most should be like this one, write modalities.NAME.values: {found}"
         )
     return (values > 127).astype(values.dtype) if found == CODINGS[1] else values
 
