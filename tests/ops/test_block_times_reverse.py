@@ -175,6 +175,10 @@ def moved(block, by):
     return Block(block.tensor, block.start + by, block.channels + by)
 
 
+def wider(block):
+    return Block(block.tensor, block.start, block.channels + 1)
+
+
 WRONG = {
     "a time for too few": (lambda: q(t=TIMES[:, :2]), r"t is torch.int64 \[3, 2\].*int64 \[3, 3\]"),
     "a time for too few samples": (lambda: q(t=TIMES[:1]), r"t is torch.int64 \[1, 3\].*int64 \[3, 3\]"),
@@ -193,6 +197,10 @@ WRONG = {
     ),
     "channels of nobody": (
         lambda: q(moved(Z0, 1), {name: moved(x, 1) for name, x in E.items()}),
+        "z0, encodings cover the channels .*cover all",
+    ),
+    "a channel of nobody at the end": (
+        lambda: q(wider(Z0), {name: wider(x) for name, x in E.items()}, seed=1),
         "z0, encodings cover the channels .*cover all",
     ),
     "an encoding left out": (lambda: q(encodings={"a": E["a"]}, t=TIMES[:, :2]), "z0, encodings cover the channels"),
