@@ -239,6 +239,7 @@ def test_ones_own_folder_trains(capsys, folder):
         assert Image.open(file).size[0] > 100
 
 
+@pytest.mark.slow
 def test_folders_that_are_classes_keep_their_names(capsys, folder):
     """In the run's config and on the command line; the same command goes on, and other names are refused."""
     assert main(start(folder)) == 0 and main(start(folder)) == 0
@@ -328,7 +329,7 @@ def test_a_process_that_loads_data_and_dies_keeps_the_steps_before(capsys, folde
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are not forked")
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("begun", [0, 1])
+@pytest.mark.parametrize("begun", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_cannot_begin_is_one_line(capsys, folder, monkeypatch, begun):
     """As where the user may have no more processes. Those that have begun end, and what was learnt is there."""
     assert main(start(folder)) == 0

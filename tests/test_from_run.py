@@ -98,6 +98,7 @@ def test_what_is_seen_of_another_weight_enters_by_zeros(first):
     assert all(torch.equal(model.state_dict()[n], x) for n, x in ema.items() if n.startswith("parts.mask"))
 
 
+@pytest.mark.slow
 def test_the_command_trains_from_it_and_leaves_it_alone(first, tmp_path, capsys):
     folder, backbone = first
     if backbone != MLP:

@@ -26,6 +26,7 @@ def test_a_reader_that_goes_is_no_error(buffered):
     assert (status, err) == (0, "") and out.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_what_cannot_be_written_is_one_line():
     status, _, err = shell("mmfast presets > /dev/full")

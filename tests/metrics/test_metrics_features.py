@@ -102,8 +102,9 @@ def test_efficientnet_knows_a_flower(efficientnet):
 
 @pytest.mark.parametrize(
     ("name", "shown", "size"),
-    [pytest.param("vgg16", "VGG16", 224, marks=pytest.mark.slow), ("vgg16@64", "VGG16@64", 64)],
+    [("vgg16", "VGG16", 224), ("vgg16@64", "VGG16@64", 64)],
 )
+@pytest.mark.slow
 def test_vgg16_features_are_the_mean_of_conv5_3(tmp_path, name, shown, size):
     """Random weights in torchvision's layout against the layers in float64, with ImageNet's mean and deviation."""
     pytest.importorskip("lpips", reason="pip install lpips")

@@ -29,7 +29,8 @@ def test_a_signal_to_one_rank_stops_all_after_the_step_in_hand(tmp_path):
     assert first == "mmfast: stopped; `mmfast train`, repeated, goes on where it stopped\n" and second == ""
 
 
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_dies_ends_all_and_is_named(tmp_path, rank):
     run = tmp_path / "run"
     job = Job(2, tmp_path, killed, rank, command(run, 100, train__checkpoint_every=3))
@@ -279,6 +280,7 @@ def unwritable(argv):
     return main(argv)
 
 
+@pytest.mark.slow
 def test_what_the_first_rank_cannot_write_ends_all(tmp_path):
     job = Job(2, tmp_path / "logs", unwritable, command(tmp_path / "run", 50, train__checkpoint_every=3))
     assert job.wait() == [2, 2] and job.said() == ["mmfast: error: the disk is full\n", ""]

@@ -54,7 +54,9 @@ def test_junk_between_and_in_place_of_lines(run, capsys, junk):
 
 
 @pytest.mark.parametrize("state", [STATE, PREVIOUS])
-@pytest.mark.parametrize("junk", [None, *(JUNK[name] for name in ("zeros", "no UTF-8", "nesting"))])
+@pytest.mark.parametrize(
+    "junk", [None, JUNK["zeros"], *(pytest.param(JUNK[x], marks=pytest.mark.slow) for x in ("no UTF-8", "nesting"))]
+)
 def test_what_the_checkpoint_holds_is_restored(run, straight, capsys, junk, state):
     """The whole file is junk, or gone; of the state before the newest the steps after it are made again."""
     file = run / "stats.jsonl"
