@@ -1,5 +1,6 @@
 """Runs, configs and data from elsewhere: they are read, and do nothing."""
 
+import faulthandler
 import json
 import os
 import shutil
@@ -231,6 +232,8 @@ def in_time(call):
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(20)
+    if thread.is_alive():
+        faulthandler.dump_traceback(sys.__stderr__)  # where it hangs
     assert not thread.is_alive(), "it hangs"
     (error,) = found
     assert isinstance(error, MmfastError) and "\n" not in str(error)
