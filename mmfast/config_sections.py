@@ -27,7 +27,9 @@ class ScheduleSpec:
 @dataclass
 class LossSpec:
     target: str = option("x0", "what the network predicts of the anchor", choices=tuple(TARGETS))
-    min_snr_gamma: float | None = option(None, "gamma of min-SNR-gamma weighting of the steps; null: none", above=0)
+    min_snr_gamma: float | None = option(
+        None, "gamma of min-SNR-gamma weighting of the steps; null: none", above=0, max=math.inf
+    )
     balance: str = option(
         "none",
         "rule that finds weights of the modalities' losses: none, learnt variances or the norms of gradients",
@@ -78,7 +80,10 @@ class TrainSpec:
     )
     validate_examples: int = option(512, "held-out examples for this loss, always the same ones", min=1, max=10**8)
     skip_above: float | None = option(
-        None, "leave out steps whose gradient has this norm or more; null: only if it is not finite", above=0
+        None,
+        "leave out steps whose gradient has this norm or more; null: only if it is not finite",
+        above=0,
+        max=math.inf,
     )
     max_skipped: int = option(20, "steps of the last 100 that may be left out before training stops", min=0, max=100)
     tensorboard: bool = option(True, "write TensorBoard's files, if it is installed")
@@ -91,7 +96,9 @@ class SampleSpec:
     steps: int = option(25, "steps of the sampler; heun and guidance ask the network more than once in each", min=1)
     eta: float = option(0.0, "noise of ddim, dpmpp_2m and dpmpp_3m: 0 for none, 1 for as much as ddpm's", min=0, max=1)
     guidance_scale: Any = option(1.0, "scale of the guidance: 1 for none; for each modality: {label: 2}", min=0)
-    clamp: float | None = option(1.0, "limit the predicted image to -clamp .. clamp; null: no limit", above=0)
+    clamp: float | None = option(
+        1.0, "limit the predicted image to -clamp .. clamp; null: no limit", above=0, max=math.inf
+    )
     batch_size: int = option(250, "samples drawn at a time", min=1)
     precision: str = option("fp32", "arithmetic of the network", choices=PRECISIONS)
     heads: str = option(

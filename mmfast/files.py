@@ -212,7 +212,7 @@ def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path
 
 def path_of(what: str, value: object) -> Path:
     """What a user gave as a path. Raises MmfastError, which calls it `what`, for anything else."""
-    if not isinstance(value, (str, os.PathLike)):
+    if not isinstance(value, (str, os.PathLike)) or "\0" in str(value):
         raise MmfastError(f"{what} is {value!r}; it should be a path, as a text or a Path")
     return Path(value)
 

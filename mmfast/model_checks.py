@@ -60,7 +60,7 @@ def check_schedule(schedule: Schedule, target: str, space: str) -> None:
 
 
 def check_unknown(specs: Mapping[str, Spec]) -> None:
-    """Raise MmfastError for what training leaves unknown at T, where its block still says something of it."""
+    """Raise MmfastError for what training would leave unknown; specs: of what z_T still says something of, by name."""
     for name, spec in specs.items():
         if spec.unknown_probability > 0:
             raise MmfastError(

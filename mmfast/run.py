@@ -297,6 +297,7 @@ class Run:
                 check_regular(self.stats_file)
                 before = self.stats_file.read_bytes()  # however long: a run of many steps goes on
             text, found = healed(before, step, recent)
+            written = text.encode()
         except OSError as error:
             raise MmfastError(f"{self.stats_file} cannot be read: {error.strerror}; permit it") from None
         except MemoryError:
@@ -307,9 +308,9 @@ class Run:
             ) from None
         if found:
             notice(f"{self.stats_file} was damaged: there is {', and '.join(found)}; training goes on as it was")
-        if text.encode() != before:
+        if written != before:
             self.guard(lambda: write_text(self.stats_file, text))
-        self.stats_size = len(text.encode())
+        self.stats_size = len(written)
         return text
 
     def append_stats(self, text: str) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -329,11 +330,20 @@ def test_a_process_that_loads_data_and_dies_keeps_the_steps_before(capsys, folde
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are not forked")
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("begun", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_process_that_cannot_begin_is_one_line(capsys, folder, monkeypatch, begun):
-    """As where the user may have no more processes. Those that have begun end, and what was learnt is there."""
+@pytest.mark.parametrize("begun", [pytest.param(0, marks=pytest.mark.slow), 1, None])
+def test_a_process_or_thread_that_cannot_begin_is_one_line(capsys, folder, monkeypatch, begun):
+    """As where the user may have no more processes, or, with None, no more of the threads that feed them.
+
+    Those that have begun end, and what was learnt is there.
+    """
     assert main(start(folder)) == 0
-    fork, left = os.fork, [begun]
+    fork, left = os.fork, [99 if begun is None else begun]
+    starts = threading.Thread.start
+
+    def feeds_nothing(thread):
+        if thread.name.startswith("QueueFeeder"):
+            raise RuntimeError("can't start new thread")
+        starts(thread)
 
     def refuses():
         left[0] -= 1
@@ -344,14 +354,17 @@ def test_a_process_that_cannot_begin_is_one_line(capsys, folder, monkeypatch, be
     longer = start(folder, "--train.steps", "5")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fork", refuses)
+        if begun is None:
+            patch.setattr(threading.Thread, "start", feeds_nothing)
         capsys.readouterr()
         assert main([*longer, "--train.workers", "2"]) == 2
     *_, said = capsys.readouterr().err.splitlines()
+    reason = "can't start new thread" if begun is None else "Resource temporarily unavailable"
     assert said == (
-        "mmfast: error: train.workers is 2, and the system does not let so many processes begin (Resource temporarily "
-        "unavailable); lower it, or make room, and repeat the command"
+        f"mmfast: error: train.workers is 2, and the system does not let so many processes begin ({reason}); lower it, "
+        "or make room, and repeat the command"
     )
-    assert not multiprocessing.active_children() and left == [-1]
+    assert not multiprocessing.active_children() and left == [97 if begun is None else -1]
     assert load_tensors(folder / "run" / "trainer.safetensors")[1]["step"] == 3
     assert main([*longer, "--train.workers", "1"]) == 0
 

@@ -132,6 +132,9 @@ def test_a_picture_that_is_too_large_for_jpeg_is_a_png(tmp_path, capsys):
         f"{tmp_path / 'x-1.png'}, not to {tmp_path / 'x.jpg'}\n"
     )
     assert sorted(file.name for file in tmp_path.iterdir()) == ["x-1.png", "x.png", "y.jpeg"]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")  # the user's own place may be one
+    assert write_picture(tmp_path / "link/x.jpg", Image.new("L", (1, 65_501))).exists()
 
 
 def test_where_a_grid_went_is_printed(place, monkeypatch, capsys):

@@ -103,6 +103,8 @@ def test_which_rows_are_held_out_hangs_on_each_alone(tmp_path):
             "data.source has no column 'sort', from which modalities.label is read; there are length, year, species, "
             "note: write --data.columns.label COLUMN for the one that it is",
         ),
+        # A table that stands first would take the label's column, which nothing names.
+        ({"label": "sort", "columns": "[]"}, "data.source has no column 'sort', from which modalities.label is read"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_named(tmp_path, change, message):

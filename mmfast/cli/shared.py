@@ -86,7 +86,7 @@ def write(file: Path, write: Any) -> None:
 def write_picture(file: Path, picture: Any) -> Path:
     """Write a picture in the format of the file's ending; returns the file: a new .png where a JPEG cannot hold it."""
     if file.suffix.lower() != ".png" and max(picture.size) > LARGEST_JPEG:
-        wanted, file = file, new_file(file.parent, file.stem)
+        wanted, file = file, _free(file.parent, file.stem)
         width, height = picture.size
         notice(
             f"the picture is {width:,} x {height:,} pixels, and a JPEG has at most {LARGEST_JPEG:,} a side; it is "
@@ -117,5 +117,9 @@ def new_file(folder: Path, stem: str) -> Path:
     """A name in the folder that is still free: samples are never overwritten."""
     if folder.is_symlink():
         raise MmfastError(f"{folder} is a link, and nothing is written through it; say another place with --out")
+    return _free(folder, stem)
+
+
+def _free(folder: Path, stem: str) -> Path:
     names = (folder / f"{stem}{f'-{k}' if k else ''}.png" for k in range(1_000_000))
-    return next(name for name in names if not name.exists())
+    return next(name for name in names if not os.path.lexists(name))

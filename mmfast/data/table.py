@@ -114,6 +114,8 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
         if name not in modalities:
             raise unknown("data.columns' modality", name, modalities)
     labels = [name for name, part in modalities.items() if part.kind == "label"]
+    for name in labels:  # before a table takes the column that nothing else names
+        _column(spec, name, table)
     taken = {spec.columns.get(name, name) for name in labels} | {c for p in modalities.values() for c in columns_of(p)}
     options: dict[str, dict[str, Any]] = {}
     train = _split(spec, table)[0]

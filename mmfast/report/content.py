@@ -155,7 +155,7 @@ def _progress(content: Content) -> None:
     if content.config is None:
         return
     wanted = content.config.train.steps
-    if not content.steps:
+    if not content.steps and not any(note.startswith("stats.jsonl cannot be read") for note in content.notes):
         content.notes.append("No step of training is recorded yet.")
     elif content.steps < wanted:
         content.notes.append(

@@ -6,6 +6,7 @@ accumulation and ranks change nothing. A step's batch is computed in parts, in t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import multiprocessing
@@ -202,21 +203,38 @@ def _begun(loader: DataLoader[Batch]) -> Any:
     before, hook = multiprocessing.active_children(), sys.unraisablehook
     try:
         return iter(loader)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        for process in multiprocessing.active_children():
-            if process not in before:
-                process.kill()
-                process.join()
-        # What torch has half made goes here, and fails: with a traceback on stderr if nobody hears it.
-        sys.unraisablehook = lambda failure: None
-        traceback.clear_frames(error.__traceback__)
+    except (OSError, RuntimeError) as error:
+        # A thread feeds each process; what else a RuntimeError says is of the data.
+        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        with _deaf():
+            for process in multiprocessing.active_children():
+                if process not in before:
+                    process.kill()
+                    process.join()
+            # What torch has half made goes here, and fails: with a traceback on stderr if nobody hears it.
+            sys.unraisablehook = lambda failure: None
+            traceback.clear_frames(error.__traceback__)
     finally:
         sys.unraisablehook = hook
     raise MmfastError(
         f"train.workers is {loader.num_workers}, and the system does not let so many processes begin ({reason}); lower "
         "it, or make room, and repeat the command"
     )
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Without torch's handler of the death of a process that loads data, which raises."""
+    if CHILD is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(CHILD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(CHILD, before)
 
 
 def _is_of_a_death(error: Exception) -> bool:

@@ -57,8 +57,11 @@ def with_latents(data: Data, model: Model, config: Config, device: torch.device,
     with Bar(len(examples), "encoding the images", "image", quiet=quiet) as bar:
         for rows in _chunks(len(examples)):
             kept.__getitems__(rows)
+            if not kept.writes:
+                break
             bar.update(len(rows))
-    if not kept.complete:  # a process that loads data could not encode the rest: it is forked, and has no GPU
+    # A process that loads data could not encode the rest: it is forked, and has no GPU.
+    if not (kept.writes and kept.complete):
         return data
     return dataclasses.replace(data, train=Latent(examples, kept, keys, model.anchor_name))
 

@@ -158,7 +158,7 @@ def changes(old: Record, new: Record) -> list[str]:
     for part in PARTS if old.counts and new.counts else ():
         was, count = old.counts.get(part), new.counts[part]
         if was != count:
-            found.append(f"{plural(count, f'{PARTS[part]} example')}, which were {was}")
+            found.append(f"{plural(count, f'{PARTS[part]} example')}, which were {was:,}")
             continue
         before, now = old.examples.get(part, {}), new.examples[part]
         other = sorted(int(k) for k in now if before.get(k) != now[k])

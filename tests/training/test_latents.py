@@ -159,12 +159,14 @@ def test_where_the_disk_takes_some_alone_training_encodes_as_it_goes(root, monke
     put = Layout.put
 
     def full(self, file, index, row):
-        if "z0" in self.packings and index >= AT_ONCE:
+        if "z0" in self.packings and index >= AT_ONCE // 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         put(self, file, index, row)
 
     monkeypatch.setattr(Layout, "put", full)
+    Net.seen = 0
     _, examples = opened(config(root))
+    assert Net.seen == 1 + AT_ONCE < len(examples)  # one to look at, and those until the disk was full
     assert not isinstance(examples, Latent) and whole(examples).z0 is None
     assert capsys.readouterr().err.count("cannot be written to (No space left on device)") == 1
     monkeypatch.undo()
