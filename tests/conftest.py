@@ -18,8 +18,8 @@ from mmfast.ops import backends
 torch.set_num_threads(1)
 
 # Derandomised, so that a run of the suite means the same everywhere; deadlines mean nothing on a shared machine.
-settings.register_profile("mmfast", deadline=None, max_examples=25, derandomize=True)
-settings.register_profile("thorough", settings.get_profile("mmfast"), max_examples=200)  # --hypothesis-profile=thorough
+settings.register_profile("mmfast", deadline=None, max_examples=20, derandomize=True)
+settings.register_profile("thorough", settings.get_profile("mmfast"), max_examples=160)  # --hypothesis-profile=thorough
 settings.load_profile("mmfast")
 
 

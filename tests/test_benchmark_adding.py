@@ -77,6 +77,7 @@ def test_it_begins_with_the_weights_and_goes_on_where_it_stopped(tmp_path, capsy
     assert {*arms.measured(found)} < {*arms.measured(adding.compared(found))}
 
 
+@pytest.mark.slow
 def test_the_time_of_a_step_is_of_the_steps_that_it_was_taken_over(tmp_path, monkeypatch):
     """Where a cell is stopped after training and begun again, the time is that of training all the same."""
     pytest.importorskip("sklearn")

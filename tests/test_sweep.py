@@ -188,6 +188,7 @@ def test_the_table_has_a_column_for_each_option_and_figure():
     ]
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     config = tmp_path / "tiny.yaml"
     from mmfast.config import to_yaml

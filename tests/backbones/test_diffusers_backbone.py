@@ -125,6 +125,7 @@ def test_a_config_takes_it():
     assert model.norm[0].num_groups == 4
 
 
+@pytest.mark.slow
 def test_without_diffusers_it_says_what_to_install():
     code = (
         "import sys; sys.modules['diffusers'] = None\n"

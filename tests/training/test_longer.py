@@ -66,6 +66,7 @@ def test_figures_that_other_options_were_asked_for_are_told_of(tmp_path, capsys)
         assert (run / "metrics.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_cosine_is_that_of_the_longer_run_from_there_on(tmp_path):
     rates = {}
     for name, lengths in (("a", (4, 8)), ("b", (8,))):

@@ -177,6 +177,7 @@ def see_alike(tmp_path, ranks):
     assert_one_curve(tmp_path / "ranks" / "run", tmp_path / "parts" / "run")
 
 
+@pytest.mark.slow
 def test_ranks_see_the_same_examples_times_and_noise(tmp_path):
     see_alike(tmp_path, 2)
 

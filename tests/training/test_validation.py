@@ -299,6 +299,7 @@ def test_sampling_and_evaluation_take_the_best_or_the_last(tmp_path, capsys):
     assert "has no best weights, ema.best.safetensors: no step of train.validate_every" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ranks_share_it_out_and_agree(tmp_path):
     options = {"train__validate_every": 5, "train__validate_examples": 40}
     assert main(command(tmp_path / "alone", 10, **options)) == 0

@@ -99,6 +99,7 @@ def exact(terms, starts, coefs, sigma, rows, key, ids, stream, shape):
     return want, (len(terms) + 2) * unit(dtype) * size + off
 
 
+@pytest.mark.slow
 def test_every_kind_of_term_with_short_and_long_rows(monkeypatch):
     """Each beside a whole tensor and mostly a label, in tiles of several rows and in tiles shorter than a row."""
     shape, g, seen = [2, 3, 2, 36], torch.Generator().manual_seed(5), set()
@@ -129,6 +130,7 @@ def test_every_kind_of_term_with_short_and_long_rows(monkeypatch):
     assert {(rows, *kind) for rows in ("short", "long") for kind in kinds} <= seen
 
 
+@pytest.mark.slow
 @given(problems(), st.sampled_from(BLOCKS), st.booleans())
 def test_combine_against_float64(problem, block, return_noise):
     terms, starts, coefs, sigma, rows, key, ids, stream, shape, dtype, _ = problem
@@ -146,6 +148,7 @@ def test_combine_against_float64(problem, block, return_noise):
         assert ((eps.double() - noise).abs() <= 4 * 2.0**-23 * noise.abs() + rounding(dtype, noise)).all()
 
 
+@pytest.mark.slow
 @given(problems(extra=1), st.sampled_from(BLOCKS), st.data())
 def test_step_against_float64(problem, block, data):
     terms, starts, coefs, sigma, rows, key, ids, stream, shape, dtype, g = problem
