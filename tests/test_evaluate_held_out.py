@@ -7,8 +7,9 @@ from tiny import tiny
 
 from mmfast.build import build_model
 from mmfast.data import Batch
+from mmfast.data.base import InMemory
 from mmfast.errors import MmfastError
-from mmfast.held_out import held_out
+from mmfast.held_out import Shuffled, held_out
 
 
 class Some:
@@ -49,3 +50,10 @@ def test_they_are_those_that_have_everything():
     assert torch.equal(hidden[-1], hidden[2]) and not torch.equal(hidden[0][1], hidden[1][1])
     with pytest.raises(MmfastError, match="no held-out example has all of image, label, mask, vector; raise"):
         held_out(Some(tensors, {"mask": numbers < 0}), 3, model)
+
+
+def test_shuffled_examples_are_all_of_them():
+    """Each once, in another order than the data set's, that is always the same."""
+    examples = InMemory({"x": torch.arange(100)})
+    one, other = (Shuffled(examples).__getitems__(range(100)).data["x"].tolist() for _ in range(2))
+    assert one == other and sorted(one) == list(range(100)) and one != sorted(one)

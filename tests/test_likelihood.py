@@ -10,9 +10,7 @@ import mmfast
 from mmfast import MmfastError, Schedule, loss
 from mmfast import config as configs
 from mmfast.data import Batch, Data
-from mmfast.data.base import InMemory
 from mmfast.evaluate import likelihood
-from mmfast.held_out import Shuffled
 from mmfast.likelihood import Timesteps, bound
 from mmfast.modalities.base import SpaceShape, code
 from mmfast.modalities.embedding import Embedding, EmbeddingSpec
@@ -375,13 +373,6 @@ def test_the_evaluation_fits_to_training_data():
         likelihood(model, config, Data(Damaged(whole), nobody), held)
     without = likelihood(model, config, Data(nobody, Train(whole)), held)
     assert set(without) == {name for name in found if "fitted" not in name and "nearer" not in name}
-
-
-def test_shuffled_examples_are_all_of_them():
-    """Each once, in another order than the data set's, that is always the same."""
-    examples = InMemory({"x": torch.arange(100)})
-    one, other = (Shuffled(examples).__getitems__(range(100)).data["x"].tolist() for _ in range(2))
-    assert one == other and sorted(one) == list(range(100)) and one != sorted(one)
 
 
 class Says(Fixed):

@@ -245,6 +245,8 @@ def test_nothing_is_overwritten_or_left_half_written(run, tmp_path, monkeypatch)
             drawn.save(tmp_path / name)
     with pytest.raises(MmfastError, match=r"^save's folder is 3; it should be a path, as a text or a Path$"):
         drawn.save(3)
+    with pytest.raises(MmfastError, match=r"^save's folder is 'a\\x00b'; it should be a path"):
+        drawn.save("a\0b")
     (tmp_path / "empty").mkdir()
     assert drawn.save(tmp_path / "empty") == tmp_path / "empty" and len(list((tmp_path / "empty").iterdir())) == 6
     with monkeypatch.context() as patch:

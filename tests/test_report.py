@@ -238,6 +238,12 @@ def test_an_unfinished_or_damaged_run_has_a_page_that_says_so(case, tmp_path, ca
     assert capsys.readouterr().err == ""
 
 
+def test_stats_that_are_too_long_to_be_read_are_not_taken_for_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(content, "LONGEST", 50)
+    said = notes(report(make(tmp_path / "run")))
+    assert "stats.jsonl cannot be read" in said and "No step of training" not in said
+
+
 def test_an_earlier_report_is_replaced_and_nothing_else_is(run, tmp_path, capsys):
     report(run)
     (run / "metrics.json").write_text('{"samples": 7}')

@@ -113,15 +113,14 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
     for name in spec.columns:
         if name not in modalities:
             raise unknown("data.columns' modality", name, modalities)
-    labels = [name for name, part in modalities.items() if part.kind == "label"]
-    for name in labels:  # before a table takes the column that nothing else names
-        _column(spec, name, table)
+    # Read before a table takes the column that nothing else names.
+    labels = {name: _column(spec, name, table) for name, part in modalities.items() if part.kind == "label"}
     taken = {spec.columns.get(name, name) for name in labels} | {c for p in modalities.values() for c in columns_of(p)}
     options: dict[str, dict[str, Any]] = {}
     train = _split(spec, table)[0]
     for name, part in modalities.items():
         if part.kind == "label":
-            column = _column(spec, name, table)
+            column = labels[name]
             names = sorted({x for x in column if x})
             if not part.names and not all(x.isdecimal() for x in names):
                 if part.classes not in (len(names), type(part)().classes):

@@ -168,9 +168,7 @@ class Loading:
 
     def __init__(self, loader: DataLoader[Batch]) -> None:
         self._batches, self._processes = _begun(loader), loader.num_workers
-        self._hears = (
-            self._processes > 0 and CHILD is not None and threading.current_thread() is threading.main_thread()
-        )
+        self._hears = self._processes > 0 and _hears_children()
         if self._hears:
             self._before = signal.signal(CHILD, signal.SIG_DFL)
 
@@ -224,10 +222,15 @@ def _begun(loader: DataLoader[Batch]) -> Any:
     )
 
 
+def _hears_children() -> bool:
+    """Whether this thread may choose what the end of a child process does."""
+    return CHILD is not None and threading.current_thread() is threading.main_thread()
+
+
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
     """Without torch's handler of the death of a process that loads data, which raises."""
-    if CHILD is None or threading.current_thread() is not threading.main_thread():
+    if not _hears_children():
         yield
         return
     before = signal.signal(CHILD, signal.SIG_DFL)
