@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from mmfast.options import option
 
 # What a folder that save_to_disk wrote holds: of several splits, of one.
 SAVED = ("dataset_dict.json", "dataset_info.json")
+# How many rows are read at a time where only their paths are wanted.
+ROWS = 1000
 
 
 def _is_folder(text: str, full: str) -> bool:
@@ -115,7 +117,27 @@ def _items(spec: Spec, modalities: Mapping[str, Any], anchor: str, part: str) ->
     # Of what is in memory alone, as from a generator, nothing may say what it is.
     fingerprint = getattr(found, "_fingerprint", None)
     about = {"fingerprint": fingerprint, "columns": columns} if fingerprint else None
-    return Items(len(found), get, modalities, called, anchor, about)
+    pictures = [column for column in {*columns.values()} if getattr(found.features[column], "decode", True) is False]
+    return Items(len(found), get, modalities, called, anchor, about, lambda: _versions(found, pictures))
+
+
+def _versions(found: Any, pictures: Sequence[str]) -> list[list[Any]]:
+    """The size and times of each picture file that a row names by its path: a fingerprint covers the path alone."""
+    if not pictures:
+        return [[]] * len(found)
+    paths, versions = found.flatten().select_columns([f"{column}.path" for column in pictures]), []
+    for start in range(0, len(found), ROWS):
+        part = paths[start : start + ROWS]
+        versions += [[_version(path) for path in row] for row in zip(*part.values(), strict=True)]
+    return versions
+
+
+def _version(path: str | None) -> list[int] | None:
+    try:
+        known = os.stat(path or "")
+    except (OSError, ValueError):  # most often a mere name, of a picture whose bytes are in the row
+        return None
+    return [known.st_size, known.st_mtime_ns, known.st_ctime_ns]
 
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:

@@ -33,7 +33,8 @@ class Items:
     """Examples by number: `get` gives a value for each modality, None for one that is missing.
 
     anchor: what no example may lack. about: what all of their values hang on, as JSON, for them to be kept once
-    decoded; None where nothing says it.
+    decoded; None where nothing says it. versions: makes, for each example, what is another when its files have changed,
+    as JSON; None where `about` says it all.
     """
 
     count: int
@@ -42,6 +43,7 @@ class Items:
     called: str
     anchor: str
     about: Mapping[str, Any] | None = None
+    versions: Callable[[], Sequence[object]] | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -172,7 +174,13 @@ def split(train: Items, test: Items | None, options: Any) -> Data:
 def _kept(items: Items, options: Any) -> Examples:
     if items.about is None:
         return items
-    keys = lambda: [key_of(items.about, index) for index in range(len(items))]  # noqa: E731
+    versions = items.versions
+
+    def keys() -> list[bytes]:
+        if versions is None:
+            return [key_of(items.about, index) for index in range(len(items))]
+        return [key_of(items.about, index, version) for index, version in enumerate(versions())]
+
     return decoded_once(items, items.specs, keys, {"called": items.called}, options)
 
 

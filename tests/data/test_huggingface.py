@@ -63,11 +63,19 @@ class Table(list):
     features = types.MappingProxyType({})
 
     def select_columns(self, names):
-        return [{name: row[name] for name in names} for row in self]
+        return Table({name: row[name] for name in names} for row in self)
 
     def cast_column(self, name, feature):
         assert feature.decode is False
+        self.features = {**self.features, name: feature}
         return self
+
+    def flatten(self):
+        return Table({f"{name}.path": x["path"] for name, x in row.items() if isinstance(x, dict)} for row in self)
+
+    def __getitem__(self, index):
+        part = super().__getitem__(index)
+        return {name: [row[name] for row in part] for name in part[0]} if isinstance(index, slice) else part
 
 
 def rows(seed=0):
@@ -205,3 +213,39 @@ def test_datasets_examples_are_decoded_once(stand_in, tmp_path, monkeypatch):
     stand_in._fingerprint = "f2"
     everything(build_data(config(hub(cache=str(tmp_path / "cache")))))
     assert {*read} == {*range(12)}
+
+
+def test_a_picture_that_a_row_names_by_its_path_is_read_again_when_it_changes(stand_in, tmp_path, monkeypatch):
+    """The fingerprint is that of the path alone."""
+    pictures = [picture for picture, _ in rows()]
+    pictures[5].save(tmp_path / "there.png")
+    stand_in._fingerprint = "f3"
+    stand_in[5]["img"] = {"bytes": None, "path": str(tmp_path / "there.png")}
+    chosen = config(hub(cache=str(tmp_path / "cache"), test="test"))
+    check_rows(build_data(chosen), pictures)
+    monkeypatch.setattr(huggingface, "ROWS", 5)  # any number of rows at a time are the same rows
+    read = counted(monkeypatch)
+    check_rows(build_data(chosen), pictures)
+    assert not read
+    pictures[5] = pictures[6]
+    pictures[5].save(tmp_path / "there.png")
+    check_rows(build_data(chosen), pictures)
+    assert {*read} == {5}
+
+
+def test_the_package_reads_a_changed_picture_again(tmp_path):
+    """A folder of pictures, of which `datasets` keeps the paths alone."""
+    pytest.importorskip("datasets")
+    pictures = [picture for picture, _ in rows()]
+    (tmp_path / "pets").mkdir()
+    for k, picture in enumerate(pictures):
+        picture.save(tmp_path / "pets" / f"{k:02}.png")
+    modalities = {"image": IMAGE}
+    data = {"kind": "huggingface", "path": str(tmp_path / "pets"), "test": "train", "cache": str(tmp_path / "cache")}
+    chosen = config(data, modalities)
+    for changed in ((), (5,), (0, 11)):
+        for k in changed:
+            pictures[k] = pictures[6]
+            pictures[k].save(tmp_path / "pets" / f"{k:02}.png")
+        batch = build_data(chosen).train.__getitems__(range(12))
+        assert torch.allclose(batch.data["image"], torch.stack([pixels(x) for x in pictures]), atol=1e-6)
