@@ -10,6 +10,7 @@ from mmfast.build import build_data
 from mmfast.errors import MmfastError
 
 
+@pytest.mark.slow
 def test_the_arms_lack_a_modality_or_the_same_examples():
     pytest.importorskip("sklearn")
     study = missing.study("digits")

@@ -266,6 +266,7 @@ def test_ddpm_pipeline(tmp_path):
     assert type(loaded.scheduler) is ours.DDPMScheduler and torch.equal(first, images(loaded, 1))
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("used", [False, True])
 def test_compiled(name, used):

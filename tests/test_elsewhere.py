@@ -71,6 +71,7 @@ def error(capsys, *command):
     return err
 
 
+@pytest.mark.slow
 def test_the_features_of_a_run_from_elsewhere_need_the_users_word(run, trap, capsys):
     plant(run / "config.yaml", "evaluate.features", "a_trap:net")
     command = ["eval", run, "--samples", "4", "--device", "cpu", "--quiet"]
@@ -82,6 +83,7 @@ def test_the_features_of_a_run_from_elsewhere_need_the_users_word(run, trap, cap
     assert main([str(x) for x in [*command, "--allow-code", "a_trap:net"]]) == 0 and trap.exists()
 
 
+@pytest.mark.slow
 def test_features_said_on_the_command_line_are_the_users_word(run, trap):
     assert main(["eval", str(run), "--samples", "4", "--device", "cpu", "--quiet", "--features", "a_trap:net"]) == 0
     assert trap.exists()
@@ -109,6 +111,7 @@ def test_the_network_of_a_modality_needs_the_users_word(run, trap, tmp_path, cap
     trust.check_code("modalities.emb.network", "a_trap:net")  # it was said in an option
 
 
+@pytest.mark.slow
 def test_nothing_is_written_through_a_link_in_a_run(run, tmp_path, capsys):
     treasure, chest = tmp_path / "treasure", tmp_path / "chest"
     chest.mkdir()
@@ -261,6 +264,7 @@ def test_what_is_no_file_is_an_error_at_once(reader, tmp_path):
         assert "file" in in_time(lambda path=path: READERS[reader](path))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_pipes_in_a_run(run, capsys):
     for name in ("config.yaml", "stats.jsonl", "metrics.json", ".lock", STATE):

@@ -187,6 +187,7 @@ print(*sorted(set(sys.modules) - before))
 """
 
 
+@pytest.mark.slow
 def test_mmfast_imports_little_beyond_torch():
     """By what takes the time, the modules: those of the ops, and none of training, of data or of the command line."""
     done = fresh.run(IMPORTS)

@@ -176,7 +176,10 @@ DAMAGED = {"empty": b"", "cut": b'{"samples": 16.0, "lab', "zeros": bytes(40), "
            "list": b"[1, 2]", "null": b'{"a": null}'}  # fmt: skip
 
 
-@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+@pytest.mark.parametrize(
+    "content",
+    [pytest.param(x, id=name, marks=[pytest.mark.slow] * (name not in ("cut", "null"))) for name, x in DAMAGED.items()],
+)
 def test_damaged_figures_are_named(capsys, tmp_path, finished, content):
     run, command = tmp_path / "run", ["train", "digits", "--quiet", *flags(TINY), "--out", str(tmp_path / "run")]
     command += ["--train.steps", "4", "--train.checkpoint_every", "2"]
@@ -303,6 +306,7 @@ def test_a_file_that_breaks_later_keeps_the_steps_before(capsys, folder, workers
     pytest.fail("no file broke after the start")
 
 
+@pytest.mark.slow
 def test_a_process_that_loads_data_and_dies_keeps_the_steps_before(capsys, folder, monkeypatch):
     """It is killed while a step is computed, as for its memory, and told of where its next batch is missing."""
     argv = start(folder, "--train.steps", "20", "--train.checkpoint_every", "1000", "--train.workers", "1")
@@ -328,6 +332,7 @@ def test_a_process_that_loads_data_and_dies_keeps_the_steps_before(capsys, folde
     assert steps == list(range(1, 21)) and before in (signal.SIG_DFL, signal.getsignal(signal.SIGCHLD))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are not forked")
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("begun", [pytest.param(0, marks=pytest.mark.slow), 1, None])

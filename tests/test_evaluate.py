@@ -313,6 +313,7 @@ def test_grids_in_every_direction(monkeypatch, tmp_path):
             assert torch.equal(given[name], world.truth[name][:2])
 
 
+@pytest.mark.slow
 def test_grids_without_a_board_and_with_bars(monkeypatch, tmp_path):
     """Of an image alone there is one: it is not drawn given itself."""
     world = World(monkeypatch, count=2, evaluate__samples=9).alone()

@@ -84,6 +84,7 @@ class Wrong:
         return found if isinstance(found, str) else None
 
 
+@pytest.mark.slow
 def test_the_fuzzer_sees_what_goes_wrong(tmp_path):
     from tests.fuzz import pool
 
@@ -93,6 +94,7 @@ def test_the_fuzzer_sees_what_goes_wrong(tmp_path):
         assert beginning in found[number], found[number]
 
 
+@pytest.mark.slow
 def test_a_hang_is_seen(tmp_path, monkeypatch):
     from tests.fuzz import pool
 
@@ -289,6 +291,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "name"), MANY_SAMPLES.values(), ids=MANY_SAMPLES)
 def test_samples_beyond_the_memory(words, name, run, request, capsys):
     command = request.node.callspec.id.split()[0]

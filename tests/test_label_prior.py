@@ -70,6 +70,7 @@ SOURCES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 def test_classes_are_counted_among_the_training_examples(source, tmp_path):
     data, anchor, classes = SOURCES[source]

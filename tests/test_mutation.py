@@ -103,6 +103,7 @@ def test_modules_are_named_from_the_package():
         sources(["lost.py"])
 
 
+@pytest.mark.slow
 def test_equivalent_mutants_are_mutants_and_have_a_reason():
     """One whose line has changed since is no longer known to be equivalent."""
     known = equivalents()

@@ -48,6 +48,7 @@ def test_what_leaves_no_trace_goes_with_the_last(small, monkeypatch, share):
         model.part(name).check(x, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [(), ("label",), ("image",)], ids=lambda n: "+".join(n) or "joint")
 def test_an_example_does_not_depend_on_its_batch(small, names):
     model = small[0]

@@ -14,9 +14,11 @@ from mmfast.backbones import dit, unet
 from mmfast.build import build_model
 from mmfast.errors import MmfastError
 
+# Seconds each, but for one: ADM is a U-Net too, and diffusers takes as long to import.
+COSTLY = ("adm", "diffusers")
 
-# Importing diffusers takes most of its time.
-@pytest.mark.parametrize("kind", [x if x != "diffusers" else pytest.param(x, marks=pytest.mark.slow) for x in SMALL])
+
+@pytest.mark.parametrize("kind", [pytest.param(x, marks=[pytest.mark.slow] * (x in COSTLY)) for x in SMALL])
 def test_each_backbone_learns_a_picture_by_value(kind):
     if kind == "diffusers":
         optional.diffusers()

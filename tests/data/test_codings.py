@@ -169,6 +169,7 @@ def train(root, run, steps, *more):
     return main(["train", str(source), "--out", str(run), "--quiet", *flags(FEW), "--train.steps", str(steps), *more])
 
 
+@pytest.mark.slow
 def test_a_run_keeps_it_and_what_it_is_given_is_judged_alone(root, white, tmp_path, capsys):
     run, said = tmp_path / "run", f"0/{white}"
     assert train(root, run, 2) == 0

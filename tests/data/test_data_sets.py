@@ -325,6 +325,7 @@ def test_sprites_say_what_is_wrong(game, tmp_path):
         opened(tmp_path, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path(sprites.Spec().root).is_dir(), reason=f"apt-get install {sprites.PACKAGE}")
 def test_the_real_sprites(tmp_path, monkeypatch):
     files = sprites._files(Path(sprites.Spec().root) / "core/images/units")

@@ -124,6 +124,7 @@ def test_check_finds_nothing_else(folders):
     assert len(wrong.wrong) == len(WRONG)
 
 
+@pytest.mark.slow
 def test_training_agrees(folders, tmp_path, capsys):
     root, _, _ = folders["right"]
     train(config(root), str(tmp_path / "right"), quiet=True)

@@ -138,6 +138,7 @@ def test_check_and_train_count_and_name_what_is_left_out(root, tmp_path, capsys,
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_file_that_is_damaged_during_training_ends_it_or_not(root, tmp_path, capfd, workers, monkeypatch):
     """After the second step. With `stop` what was learnt until then is kept, and goes on where the file is mended."""

@@ -120,6 +120,7 @@ def test_maps_are_read_in_their_own_shape(tmp_path):
         FeatureMap.read(file, spec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", ["none", pytest.param("carried", marks=pytest.mark.slow)])
 def test_it_trains_and_is_read_off_the_image(weight, tmp_path, monkeypatch):
     """Of the pixels themselves in 4 x 4 cells: what a short training finds is far nearer than chance."""

@@ -180,6 +180,7 @@ def test_gradients(traced_backend):
             torch.testing.assert_close(x.double(), want * count, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_compiled_into_one_graph(traced_backend):
     space = Space(9)
 

@@ -67,7 +67,7 @@ def results(function, t, present, seed, grad):
 # Without a gradient, one of each op: its results are compared with a gradient too.
 FORWARD = ("step, guided", "loss, each", "mask")
 # Seconds each, for what others show as well: a fixed t, and options of the formula.
-REPEATED = ("step without noise", "step to s", "step, guided", "loss at a fixed t", "loss of both")
+REPEATED = (*(name for name in CALLS if name.startswith("step")), "loss at a fixed t", "loss of both")
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,7 @@ def test_sizes_may_be_dynamic(traced_backend):
         assert counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [pytest.param("contiguous", marks=pytest.mark.slow), "channels last"])
 def test_gradients_of_other_layouts(traced_backend, layout):
     """Inductor relies on the strides that the fake kernel promises; the backward gets gradients of any."""

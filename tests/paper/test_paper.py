@@ -343,6 +343,7 @@ def test_a_variant_of_an_ablation_runs_and_its_result_is_found_again(tmp_path, n
         assert found and {m.metric for m in found[0].metrics} >= metrics
 
 
+@pytest.mark.slow
 def test_results_of_other_samples_are_made_again(alone, tmp_path):
     plan, method = copied(alone, tmp_path)
     other = plan_in(tmp_path, "12")

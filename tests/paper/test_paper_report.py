@@ -328,6 +328,7 @@ def test_the_picture(tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [pytest.param(1, marks=pytest.mark.slow), 9])
 def test_names_of_any_length_are_whole_in_the_picture(tmp_path, words):
     """Nothing is drawn at the picture's edges, where a legend that is too wide would be cut."""

@@ -244,6 +244,7 @@ def test_gradient_norms_are_of_the_features_that_heads_read(tmp_path):
     assert max(abs(x - 1) for x in expected) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULE)
 def test_a_run_that_goes_on_is_the_run_that_did_not_stop(rule, tmp_path):
     whole = run(tmp_path / "whole", train__steps=6, loss__balance=rule)

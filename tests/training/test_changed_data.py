@@ -113,7 +113,10 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change, words", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize(
+    "change, words",
+    [pytest.param(*x, id=name, marks=[pytest.mark.slow] * (name != "altered")) for name, x in CHANGES.items()],
+)
 def test_it_is_said_and_nothing_is_done_unless_it_is_allowed(folder, tmp_path, capsys, change, words):
     before = contents(tmp_path / "run")
     change(folder)
@@ -138,6 +141,7 @@ def test_another_config_is_said_before_other_data(folder, tmp_path, capsys):
     assert "another config (train.learning_rate" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_times_alone_change_nothing_and_what_is_as_it_was_is_not_read(folder, tmp_path, capsys, monkeypatch):
     read, real = [], record._digest
     monkeypatch.setattr(record, "_digest", lambda path, portion: read.append(path.name) or real(path, portion))
@@ -316,6 +320,7 @@ def test_a_record_of_another_form_is_refused_with_the_reason(tmp_path, capsys, c
     assert capsys.readouterr().err == said
 
 
+@pytest.mark.slow
 def test_a_table_that_changed_keeps_the_statistics_that_were_learnt_by(tmp_path, capsys):
     """Rows that came move each column's mean and scale; the network's input must not move with them."""
     table = tmp_path / "t.csv"

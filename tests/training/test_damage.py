@@ -99,6 +99,7 @@ def test_a_damaged_state_is_not_taken_up(run, capsys, damage):
 WAYS = ["half an optimiser", "step 7", "cut at 5000"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [DAMAGES[name] for name in WAYS], ids=WAYS)
 def test_a_damaged_state_costs_the_steps_since_the_one_before(run, straight, capsys, damage):
     damage(run / STATE)

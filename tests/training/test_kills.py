@@ -41,6 +41,7 @@ def kill_before(monkeypatch, picture):
 
 
 # Before the first, within, at the end: the slow ones are such places of other steps.
+@pytest.mark.slow
 @pytest.mark.parametrize("picture", [0, 7, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4, 8, 11))])
 def test_pictures_that_a_kill_left_undrawn_are_drawn(tmp_path, straight, monkeypatch, capsys, picture):
     """Checkpoints and pictures are of steps 2, 4 and 6: one comes after the other."""

@@ -54,6 +54,7 @@ def whole(tmp_path_factory):
     return contents(folder), files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [STATE, pytest.param(PICTURE.format("joint"), marks=pytest.mark.slow)])
 def test_every_file_is_there_in_the_end(whole, tmp_path, last):
     assert {KEPT, OVERVIEW.format("joint"), PICTURE.format("given-label")} < whole[0].keys()

@@ -228,6 +228,7 @@ def test_a_folder_that_is_deleted_under_it(tmp_path, monkeypatch, capsys):
     assert len(lines_of(run)) == 7
 
 
+@pytest.mark.slow
 def test_a_clock_that_is_set_back_loses_nothing_of_a_run_that_goes_on(tmp_path, monkeypatch):
     """Each part of the run is a day before the one before it; the last step of each but the last is made again."""
     pytest.importorskip("tensorboard")

@@ -208,6 +208,7 @@ def failing(rank, argv):
     return main(argv)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_an_example_that_one_rank_cannot_read_ends_all_with_what_was_learnt_kept(tmp_path, rank):
     run = tmp_path / "run"
@@ -233,6 +234,7 @@ def damaged(argv):
     return main(argv)
 
 
+@pytest.mark.slow
 def test_a_held_out_example_that_one_rank_cannot_read_ends_all_with_what_was_learnt_kept(tmp_path):
     run = tmp_path / "run"
     job = Job(2, tmp_path, damaged, command(run, 100, train__validate_every=3, train__validate_examples=32))

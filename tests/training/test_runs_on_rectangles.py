@@ -77,6 +77,7 @@ def test_halves_of_the_examples_are_mirrored_along_the_width(tmp_path):
     assert kinds == {True, False}
 
 
+@pytest.mark.slow
 def test_another_run_goes_on_with_its_weights(tmp_path):
     made = wide_run(tmp_path, "unet")
     train(made, str(tmp_path / "run"), quiet=True)

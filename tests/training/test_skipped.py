@@ -86,6 +86,7 @@ def test_a_step_left_out_leaves_everything_as_it_was(how, tmp_path, capsys):
     assert "not finite: 2, the last of them step 6." in page and "no finite numbers" not in page
 
 
+@pytest.mark.slow
 def test_resumed_it_counts_on(tmp_path, capsys):
     options = {**OPTIONS, "train__checkpoint_every": 4, "train__log_every": 1, "train__max_skipped": 2}
     straight = fit(tiny(**options), str(tmp_path / "straight"), data(), Breaks({2, 3}, HOWS["inf"]), quiet=True)
@@ -162,6 +163,7 @@ def test_a_state_that_counts_otherwise_is_damaged(tmp_path):
 # --- states that are kept -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_nth_state_is_kept_and_is_one_to_go_back_to(tmp_path):
     options = {**OPTIONS, "train__decay": "constant", "train__checkpoint_every": 5, "train__keep_every": 2}
     run = fit(tiny(**options), str(tmp_path / "run"), data(), Known(), quiet=True).run

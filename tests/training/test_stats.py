@@ -69,6 +69,7 @@ def test_what_the_checkpoint_holds_is_restored(run, straight, capsys, junk, stat
     assert_same(run, straight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [2, 250, *(pytest.param(x, marks=pytest.mark.slow) for x in (1, 150, 600))])
 def test_a_file_cut_anywhere_is_whole_again(run, straight, capsys, cut):
     file = run / "stats.jsonl"

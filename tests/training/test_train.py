@@ -133,6 +133,7 @@ def test_training_leaves_torchs_generator_and_no_open_lock(tmp_path):
         assert str((tmp_path / "run" / ".lock").resolve()) not in opened
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_train_one_run(tmp_path):
     run = Run.start(tmp_path / "run", tiny())
     second = Job(1, tmp_path / "second", main, ["train", "digits", "--out", str(run.folder), "--quiet", *flags(TINY)])
@@ -141,6 +142,7 @@ def test_two_processes_do_not_train_one_run(tmp_path):
     assert "another process" in said and "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_process_may_start_a_run_twice_and_keeps_the_lock(tmp_path):
     """A notebook after Ctrl-C: the run that it drops ends the lock no more than a worker that is forked has it."""
     first = Run.start(tmp_path / "run", tiny())

@@ -204,6 +204,7 @@ def test_an_example_that_cannot_be_read_keeps_what_was_learnt(tmp_path):
     assert Run.open(tmp_path / "run").load_state()[1]["step"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [4, 9])  # between checkpoints, and the last step of all
 def test_a_validation_that_failed_is_made_up_for(tmp_path, monkeypatch, at):
     """As if the example could always be read: lines, best average and state; also of those to whom logs are written."""
@@ -270,6 +271,7 @@ def test_a_best_of_a_later_step_than_the_state_is_none_of_it(tmp_path):
     assert metadata["step"] == 3 and metadata["best"]["step"] == 2 and run.best(metadata) is None
 
 
+@pytest.mark.slow
 def test_sampling_and_evaluation_take_the_best_or_the_last(tmp_path, capsys):
     folder = tmp_path / "run"
     options = {**REAL, "train__steps": 2, "train__ema_decay": 0.999}

@@ -100,6 +100,7 @@ def everything(dtype, width, device="cpu"):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [64, 67])
 def test_blocks_grids_and_the_order_of_threads_change_nothing(host, dtype, width):

@@ -183,6 +183,7 @@ USUAL = {(levels, dtype) for levels in LEVELS for dtype in DTYPES if levels == L
 INTERPRETED = {(LEVELS[0], DTYPES[2]), (LEVELS[2], DTYPES[0])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("on", "levels", "dtype"),
     [

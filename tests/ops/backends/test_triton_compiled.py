@@ -97,6 +97,7 @@ def test_levels_of_the_noise_do_not_spill():
             check(launch, 90)
 
 
+@pytest.mark.slow
 def test_arithmetic_is_rounded_as_ieee_says():
     """What the bits of the noise rest on: fused multiply-adds, a correctly rounded root, subnormals kept."""
     ptx = static.compiled(static.launches([torch.float32])["combine float32"], 90).asm["ptx"]

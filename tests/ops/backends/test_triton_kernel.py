@@ -114,6 +114,7 @@ def test_the_size_of_tiles_changes_no_bit():
         assert all(identical(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_each_other():
     """Of two tiles each and a part of one."""
     run.BLOCK = run.LANES = 2**10
