@@ -56,10 +56,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether it is a file that write_atomically began, in a process that was killed before it ended."""
-    return re.fullmatch(re.escape(TEMPORARY) + r".+-[a-z0-9_]{8}(\.[^.]*)?", path.name) is not None and (
-        path.is_file() and not path.is_symlink()
-    )
+    """Whether a killed process left this file half written: by write_atomically, or by safetensors for save_tensors."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    if re.fullmatch(re.escape(TEMPORARY) + r".+-[a-z0-9_]{8}(\.[^.]*)?", path.name):
+        return True
+    return re.fullmatch(r"\.tmp[A-Za-z0-9]{6}", path.name) is not None and _begins_as_ours(path)
+
+
+def _begins_as_ours(path: Path) -> bool:
+    """Whether a file is the beginning of what save_tensors writes, be it empty: others give files such names too."""
+    try:
+        head = beginning(path, 256)
+    except OSError:
+        return False
+    # After the header's length come the metadata, the digest and the text in either order.
+    return len(head) <= 8 or (head[8:].startswith(b'{"__metadata__":{"') and f'"{METADATA}":'.encode() in head)
 
 
 def check_regular(path: Path) -> None:

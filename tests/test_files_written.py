@@ -3,8 +3,12 @@
 import errno
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mmfast.errors import MmfastError
 from mmfast.files import (
@@ -86,6 +90,44 @@ def test_only_what_a_kill_left_is_temporary(tmp_path):
     (tmp_path / left[0]).symlink_to(tmp_path / "x.json")
     (tmp_path / ".tmp-mmfast-x-folder00").mkdir()
     assert not is_temporary(tmp_path / left[0]) and not is_temporary(tmp_path / ".tmp-mmfast-x-folder00")
+
+
+def test_what_safetensors_left_half_written_is_temporary(tmp_path):
+    """It writes to a file of its own first, by a name that is not ours: then the content tells."""
+    save_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(1000)}, {"step": 1})
+    whole, left = (tmp_path / "x.safetensors").read_bytes(), tmp_path / ".tmpAb0Zy9"
+    for content in (b"", whole[:8], whole[:300], whole):
+        left.write_bytes(content)
+        assert is_temporary(left)
+    left.write_bytes(b"notes of a user, which begin otherwise")
+    assert not is_temporary(left)
+    save_file({"x": torch.zeros(2)}, left, {"format": "pt"})
+    assert not is_temporary(left)
+    for name in ("tmpAb0Zy9", ".tmpAb0Zy", ".tmpAb0Zy9.png", ".tmp-b0Zy9"):
+        (tmp_path / name).write_bytes(whole)
+        assert not is_temporary(tmp_path / name)
+
+
+SAVES = """
+import sys, torch
+from pathlib import Path
+from mmfast.files import save_tensors
+tensors = {"x": torch.zeros(2**25)}
+while True:
+    save_tensors(Path(sys.argv[1]) / "x.safetensors", tensors, {"step": 1})
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_while_safetensors_writes_leaves_what_is_known_as_temporary(tmp_path):
+    for k in range(2):
+        process = subprocess.Popen([sys.executable, "-c", SAVES, str(tmp_path)])
+        while sum(len(name) == len(".tmp000000") for name in os.listdir(tmp_path)) <= k:
+            assert process.poll() is None
+        process.kill()
+        process.wait()
+    left = [path for path in tmp_path.iterdir() if path.name != "x.safetensors"]
+    assert left and all(is_temporary(path) for path in left), left
 
 
 def test_text_is_added_and_through_no_link(tmp_path):
