@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmfast.errors import MmfastError, unknown
@@ -102,21 +102,22 @@ def typed(section: type, part: DictConfig, prefix: str, origin: Origin) -> Any:
 
     Of an option that is a text the value is what the command line says, as it stands there; paths are absolute.
     """
-    part = _of_their_types(section(), part.copy(), prefix, origin.texts)
+    plain: Any = OmegaConf.to_container(part)
+    plain = _of_their_types(section(), plain, prefix, origin.texts)
     try:
-        found: Any = OmegaConf.to_object(OmegaConf.merge(_structured(section), part))
+        found: Any = OmegaConf.to_object(OmegaConf.merge(_structured(section), plain))
     except TypeError as error:  # a list where keys belong, or the reverse: OmegaConf does not say which
-        given, usual = dict(part.items()), section()
-        wrong = {str(k): x for k, x in given.items() if OmegaConf.is_config(x)}
-        key = next((k for k, x in wrong.items() if _is_list(x) != _is_list(getattr(usual, k, None))), None)
+        usual = section()
+        wrong = {str(k): x for k, x in plain.items() if isinstance(x, (dict, list))}
+        key = next((k for k, x in wrong.items() if isinstance(x, list) != isinstance(getattr(usual, k, None), list)), None)
         if key is None:
             raise MmfastError(f"{prefix.rstrip('.') or 'config'}: {one_line(error)}") from None
-        wanted = "a list" if _is_list(getattr(usual, key)) else "keys with values"
+        wanted = "a list" if isinstance(getattr(usual, key), list) else "keys with values"
         raise MmfastError(f"{prefix}{key} is {wrong[key]}; it should hold {wanted}") from None
     except OmegaConfBaseException as error:
         last = str(getattr(error, "full_key", None) or getattr(error, "key", None) or "")
         _check_option(section, last, prefix)
-        said = _of_another_type(section(), part, last, prefix) or f"{prefix}{last}: {one_line(error)}"
+        said = _of_another_type(section(), plain, last, prefix) or f"{prefix}{last}: {one_line(error)}"
         raise MmfastError(said) from None
     for field in dataclasses.fields(found):
         if read := field.metadata.get("read"):
@@ -155,7 +156,7 @@ def paths(section: Any, prefix: str) -> Iterator[tuple[str, Any, str, Any]]:
             yield key, section, field.name, is_path
 
 
-def _of_their_types(usual: Any, part: DictConfig, prefix: str, texts: Mapping[str, str]) -> DictConfig:
+def _of_their_types(usual: Any, part: dict[str, Any], prefix: str, texts: Mapping[str, str]) -> dict[str, Any]:
     """The part, with what OmegaConf would take for another value than was meant; `usual`: a dataclass of defaults."""
     for field in dataclasses.fields(usual):
         key, default = f"{prefix}{field.name}", getattr(usual, field.name)
@@ -164,10 +165,10 @@ def _of_their_types(usual: Any, part: DictConfig, prefix: str, texts: Mapping[st
             continue
         if isinstance(default, list):
             part[field.name] = _listed(part[field.name], texts.get(key, ""))
-        if dataclasses.is_dataclass(default) and isinstance(part[field.name], DictConfig):
+        if dataclasses.is_dataclass(default) and isinstance(part[field.name], dict):
             part[field.name] = _of_their_types(default, part[field.name], f"{key}.", texts)
         elif convert is not None:
-            value, said = _plain(part[field.name]), texts.get(key, "")
+            value, said = part[field.name], texts.get(key, "")
             if field.type == "str" and key in texts and said[:1] not in ("'", '"') and load_value(said, key) == value:
                 value = said
             part[field.name] = convert(key, value)
@@ -184,10 +185,6 @@ def _listed(value: Any, said: str) -> Any:
         quoted = not said or said.strip()[0] in ("'", '"')
         return [value] if quoted else [x.strip() for x in said.split(",")]
     return value
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _text(key: str, value: Any) -> Any:
@@ -238,21 +235,17 @@ _WANTED = {
 }
 
 
-def _of_another_type(usual: Any, part: DictConfig, path: str, prefix: str) -> str:
+def _of_another_type(usual: Any, part: dict[str, Any], path: str, prefix: str) -> str:
     """What an error says of the value at a path, if its option is of a type that has words."""
     name, _, rest = path.partition(".")
     name = name.partition("[")[0]
     field = next((f for f in dataclasses.fields(usual) if f.name == name and name in part), None)
     if field is None:
         return ""
-    if dataclasses.is_dataclass(within := getattr(usual, name)) and isinstance(part[name], DictConfig):
+    if dataclasses.is_dataclass(within := getattr(usual, name)) and isinstance(part[name], dict):
         return _of_another_type(within, part[name], rest, f"{prefix}{name}.")
     wanted = _WANTED.get(_type_of(field))
-    return f"{prefix}{name} is {_plain(part[name])!r}; it should be {wanted}" if wanted else ""
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, ListConfig))
+    return f"{prefix}{name} is {part[name]!r}; it should be {wanted}" if wanted else ""
 
 
 def one_line(error: Exception) -> str:
