@@ -108,11 +108,12 @@ def typed(section: type, part: DictConfig, prefix: str, origin: Origin) -> Any:
         found: Any = OmegaConf.to_object(OmegaConf.merge(_structured(section), plain))
     except TypeError as error:  # a list where keys belong, or the reverse: OmegaConf does not say which
         usual = section()
+        lists = {field.name for field in dataclasses.fields(usual) if isinstance(getattr(usual, field.name), list)}
         wrong = {str(k): x for k, x in plain.items() if isinstance(x, (dict, list))}
-        key = next((k for k, x in wrong.items() if isinstance(x, list) != isinstance(getattr(usual, k, None), list)), None)
+        key = next((k for k, x in wrong.items() if isinstance(x, list) != (k in lists)), None)
         if key is None:
             raise MmfastError(f"{prefix.rstrip('.') or 'config'}: {one_line(error)}") from None
-        wanted = "a list" if isinstance(getattr(usual, key), list) else "keys with values"
+        wanted = "a list" if key in lists else "keys with values"
         raise MmfastError(f"{prefix}{key} is {wrong[key]}; it should hold {wanted}") from None
     except OmegaConfBaseException as error:
         last = str(getattr(error, "full_key", None) or getattr(error, "key", None) or "")
