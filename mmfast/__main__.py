@@ -9,7 +9,7 @@ from mmfast.signals import STOPPED, answered, end_at_once
 
 
 def _stop(number: int, frame: Any) -> None:
-    """Nothing has been done yet that could be lost, and an exception would come out of the middle of an import."""
+    """End at once: there is no work to lose yet, and an exception would surface in the middle of an import."""
     try:
         os.write(2, b"mmfast: stopped before it had begun\n")
     finally:
@@ -17,15 +17,15 @@ def _stop(number: int, frame: Any) -> None:
 
 
 def main() -> int:
-    """`mmfast.cli.main`, whose imports take seconds: Ctrl-C is one line meanwhile, too."""
+    """Run `mmfast.cli.main`. Its imports take seconds, during which Ctrl-C also prints only one line."""
     try:
         with answered(_stop):
             from mmfast.cli import main as command
         return command()
-    except MmfastError as error:  # of the imports: a variable of the environment that is not right
+    except MmfastError as error:  # from the imports: an invalid environment variable
         print(f"mmfast: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # between the two, or a second one
+    except KeyboardInterrupt:  # between the two handlers, or a second Ctrl-C
         return STOPPED
     finally:
         end_at_once()

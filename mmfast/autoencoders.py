@@ -1,7 +1,7 @@
-"""Autoencoders, of which an image's latents are diffused in the place of its pixels.
+"""Autoencoders, whose latents of an image are diffused instead of its pixels.
 
-One is any object with `encode` and `decode`: a folder of one of diffusers' (AutoencoderKL and its kin), or a function
-of one's own. It is frozen: no part of the model's weights, and not written with a run.
+An autoencoder is any object with `encode` and `decode`: one of diffusers' (AutoencoderKL and similar), loaded from a
+folder, or the result of your own function. It is frozen, not part of the model's weights and not saved with a run.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from mmfast.trust import imported, names_code, source_digest
 
 @dataclass
 class AutoencoderSpec:
-    """Which, and how its latents are scaled: factor x (latents - shift), which should have a variance of about one."""
+    """Which autoencoder, and its scaling: factor x (latents - shift), which should have a variance of about one."""
 
     network: str = option(
         "",
-        "whose latents are diffused: the folder of an autoencoder of diffusers, or module:function; empty: none",
+        "autoencoder whose latents are diffused: the folder of one of diffusers', or module:function; empty: none",
         path=lambda text, full: not names_code(text),
     )
     factor: float | None = option(
-        None, "the latents are multiplied by it; null: by the network's scaling_factor, or 1", above=0
+        None, "factor that scales the latents; null: the network's scaling_factor, or 1", above=0
     )
-    shift: float | None = option(None, "taken off them before; null: the network's shift_factor, or 0")
+    shift: float | None = option(None, "subtracted from the latents first; null: the network's shift_factor, or 0")
     keep: bool = option(
         True, "encode the training images once and keep their latents in the data set's cache, unless they are mirrored"
     )
@@ -42,13 +42,13 @@ class AutoencoderSpec:
 class Autoencoder:
     """Pixels float [B, C, H, W] in -1 .. 1 <-> scaled latents float32 [B, *shape], without gradients.
 
-    key: what errors call it; pixels: the shape of an image. Raises MmfastError for a network that cannot be had, or
-    that makes latents of another shape than such an image's (a square's are square), or no such image of them.
+    key: the name used in errors; pixels: the shape of an image. Raises MmfastError for a network that cannot be loaded,
+    whose latents do not have the image's aspect ratio, or whose decoded images do not have its shape.
     """
 
     def __init__(self, key: str, spec: AutoencoderSpec, pixels: tuple[int, int, int]) -> None:
         name = f"{key}.network"
-        with torch.random.fork_rng(devices=[]):  # it takes nothing of the draws that the model's weights are
+        with torch.random.fork_rng(devices=[]):  # the model's initial weights stay the same
             self.network = _imported(name, spec.network) if names_code(spec.network) else _stored(name, spec.network)
             for method in ("encode", "decode"):
                 if not callable(getattr(self.network, method, None)):
@@ -71,19 +71,19 @@ class Autoencoder:
             if latents.dim() != 4 or len(latents) != 1 or latents.shape[2] * width != latents.shape[3] * height:
                 wanted = "side, side]" if height == width else "rows, columns], rows to columns as height to width"
                 raise MmfastError(
-                    f"{name} makes latents {list(latents.shape)} of an image [1, {', '.join(map(str, pixels))}]; they "
-                    f"should be [1, channels, {wanted}"
+                    f"{name} makes latents {list(latents.shape)} from an image [1, {', '.join(map(str, pixels))}]; "
+                    f"they should be [1, channels, {wanted}"
                 )
             self.shape: tuple[int, int, int] = (latents.shape[1], latents.shape[2], latents.shape[3])
             found = self._try(name, "decode", latents)
             if tuple(found.shape[1:]) != pixels:
                 raise MmfastError(
-                    f"{name} makes an image {list(found.shape[1:])} of latents {list(self.shape)}; it should be "
+                    f"{name} makes an image {list(found.shape[1:])} from latents {list(self.shape)}; it should be "
                     f"{list(pixels)}, as modality {key.split('.')[1]} is"
                 )
 
     def digest(self) -> str | None:
-        """A hash of what the network is: its class, of one's own its code, and its weights. None of no torch module."""
+        """A hash of the network's class, weights and, if it is the user's, code. None if it is not a torch module."""
         if not isinstance(self.network, nn.Module):
             return None
         found = hashlib.sha256(f"{type(self.network).__module__}.{type(self.network).__qualname__}".encode())
@@ -95,7 +95,7 @@ class Autoencoder:
         return found.hexdigest()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Autoencoder:
-        return self  # frozen, so that copies of a model share it
+        return self  # it is frozen, so copies of a model can share it
 
     def _try(self, name: str, method: str, x: Tensor) -> Tensor:
         try:
@@ -105,7 +105,7 @@ class Autoencoder:
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """Images -> scaled latents; of a distribution of them its mode."""
+        """Images -> scaled latents; the mode if the network returns a distribution."""
         found = self._on(x).encode(x.float())
         found = found if isinstance(found, Tensor) else _first(found, "latents", "latent_dist")
         found = found if isinstance(found, Tensor) else found.mode()
@@ -123,11 +123,11 @@ class Autoencoder:
 
 
 def _first(found: Any, *names: str) -> Any:
-    """The first of these attributes that a result of diffusers has."""
+    """The first of these attributes that a diffusers output has."""
     for name in names:
         if (x := getattr(found, name, None)) is not None:
             return x
-    raise TypeError(f"it gives a {type(found).__name__}; it should give a tensor")
+    raise TypeError(f"it returns a {type(found).__name__}; it should return a tensor")
 
 
 def _imported(key: str, name: str) -> Any:
@@ -142,7 +142,7 @@ def _imported(key: str, name: str) -> Any:
 
 
 def _stored(key: str, folder: str) -> Any:
-    """diffusers' autoencoder in a folder, as save_pretrained writes it; its weights as safetensors alone."""
+    """Load a diffusers autoencoder from a folder that save_pretrained wrote, with weights in safetensors only."""
     try:
         text = read_text(Path(folder) / "config.json", 2**20)
         name = json.loads(text)["_class_name"]
@@ -155,7 +155,7 @@ def _stored(key: str, folder: str) -> Any:
         import diffusers
     kind = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin) and hasattr(kind, "decode")):
-        raise MmfastError(f"{key}: {folder}/config.json names {name!r}, which is no autoencoder of diffusers")
+        raise MmfastError(f"{key}: {folder}/config.json names {name!r}, which is not an autoencoder of diffusers")
     try:
         return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True)  # type: ignore[attr-defined]
     except (OSError, ValueError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""From a config to the things it describes."""
+"""Build what a config describes: schedule, model, data and device."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def build_schedule(config: Config) -> Schedule:
 
 
 def build_model(config: Config) -> Model:
-    """The model with its initial weights, a function of config.seed."""
+    """The model with its initial weights, which depend on config.seed alone."""
     kinds = {name: modalities.kind(spec.kind) for name, spec in config.modalities.items()}
     kinds |= {
         name: modalities.diffused_itself(kinds[name]) for name, spec in config.modalities.items() if spec.diffused
     }
     spec = config.modalities[config.anchor]
     if spec.encoder != "fixed" and not kinds[config.anchor].bounded:
-        raise MmfastError(f"modalities.{config.anchor}.encoder is {spec.encoder!r}; of the anchor it should be fixed")
+        raise MmfastError(f"modalities.{config.anchor}.encoder is {spec.encoder!r}; for the anchor it should be fixed")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)  # the CPU's alone
         with _made(f"modalities.{config.anchor}: a modality"):
@@ -68,24 +68,24 @@ def build_model(config: Config) -> Model:
 
 @contextlib.contextmanager
 def _made(what: str) -> Iterator[None]:
-    """Around what makes it. Raises MmfastError where it needs more than the memory, or than can be counted."""
+    """Raise MmfastError if making it needs more memory than there is, or overflows a size."""
     try:
         yield
     except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
-        if isinstance(error, TypeError) and "overflow" not in str(error).lower():  # torch has that for some of these
+        if isinstance(error, TypeError) and "overflow" not in str(error).lower():  # torch's type for some overflows
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MmfastError(f"{what} with these options cannot be made ({reason}); choose smaller ones") from None
 
 
 def stored(config: Config) -> dict[str, Any]:
-    """The specs of the modalities that the data set holds: not made of others, nor computed by a network."""
+    """The specs of the modalities that the data set holds, neither made from others nor computed by a network."""
     specs = config.modalities.items()
     return {n: x for n, x in specs if not modalities.kind(x.kind).derived and not getattr(x, "network", "")}
 
 
 def files_of(config: Config) -> dict[str, Path]:
-    """The files that the examples of a config's data are in, by their paths from `data.root`; {} where it has none."""
+    """The files of the examples of a config's data, by their paths relative to `data.root`; {} if it has none."""
     kind = data.kind(config.data.kind)
     own, look = getattr(kind, "files", None), getattr(kind, "look", None)
     if own is not None:
@@ -100,11 +100,11 @@ def files_of(config: Config) -> dict[str, Path]:
 
 
 def check_beside_data(config: Config, what: str, place: Path) -> None:
-    """Raise MmfastError, which calls it `what`, for a place whose pictures would be examples of a config's data."""
+    """Raise MmfastError, naming `what`, if pictures in `place` would become examples of a config's data."""
     folders = getattr(data.kind(config.data.kind), "folders", None)
     for folder in folders(config.data, stored(config)) if folders is not None else ():
         inside = os.path.relpath(os.path.realpath(place), os.path.realpath(folder))
-        if not any(part.startswith(".") for part in Path(inside).parts):  # nor "..", nor what is hidden
+        if not any(part.startswith(".") for part in Path(inside).parts):  # neither ".." nor a hidden folder
             raise MmfastError(
                 f"{what} is {place}, which lies among the data in {folder}, so that its pictures would be examples; "
                 "choose another place"
@@ -112,10 +112,10 @@ def check_beside_data(config: Config, what: str, place: Path) -> None:
 
 
 def with_found(config: Config, before: Config | None = None) -> Config:
-    """The config with what its data alone can say, where it says nothing of its own: class names, columns, scales.
+    """The config with class names, columns and scales filled in from the data where it does not specify them.
 
-    So a run keeps them, shows them in its pictures, and takes them: `--given label=cats`. before: the config of the run
-    that goes on, whose statistics stay, whatever the data are now.
+    The run then stores them, shows them in its pictures and accepts them: `--given label=cats`. before: the config of
+    the run being resumed, whose statistics are kept even if the data has changed.
     """
     found = getattr(data.kind(config.data.kind), "found", None)
     parts = dict(config.modalities)
@@ -125,14 +125,14 @@ def with_found(config: Config, before: Config | None = None) -> Config:
         if was is not None and was.kind == spec.kind:
             keys = [key for key in modalities.kind(spec.kind).statistics if not getattr(parts[name], key)]
             kept = {key: getattr(was, key) for key in keys}
-            if all(len(x) == len(getattr(spec, key)) for key, x in kept.items()):  # else it is another config
+            if all(len(x) == len(getattr(spec, key)) for key, x in kept.items()):  # otherwise it is another config
                 spec = dataclasses.replace(spec, **kept)
         parts[name] = spec
     return dataclasses.replace(config, modalities=parts)
 
 
 def build_data(config: Config) -> Data:
-    """The data set, which must hold every modality of the config. Raises MmfastError where it does not."""
+    """The data set. Raises MmfastError unless it holds every modality of the config."""
     read = stored(config)
     networks = {name: spec for name, spec in config.modalities.items() if getattr(spec, "network", "")}
     for name, spec in networks.items():
@@ -152,16 +152,19 @@ def build_data(config: Config) -> Data:
     anchor = config.modalities[config.anchor]
     for key, asked in (("fraction", anchor.labelled_fraction < 1), ("share", anchor.labelled_share is not None)):
         if asked:
-            raise MmfastError(f"modalities.{config.anchor}.labelled_{key} is of the anchor, which every example has")
+            raise MmfastError(
+                f"modalities.{config.anchor}.labelled_{key} is set for the anchor, which every example has; leave it "
+                "out"
+            )
     return with_few_labels(found, config.modalities)
 
 
 def load_run(
     folder: str | Path, device: str = "auto", what: str = "--device", weights: str = "last"
 ) -> tuple[Run, Config, Model]:
-    """A run's folder, its config and its averaged model, ready for mmfast.sample.sample.
+    """Load a run: its folder, its config and its averaged model, ready for mmfast.sample.sample.
 
-    weights: the last, or the best on held-out examples. Raises MmfastError where there are none.
+    weights: "last", or "best" for the best on held-out examples. Raises MmfastError if there are none.
     """
     run = Run.open(folder)
     config = run.config()
@@ -171,7 +174,7 @@ def load_run(
 
 
 def pick_device(name: str, what: str = "--device") -> torch.device:
-    """A device by name; "auto" is the first GPU (under torchrun, as with "cuda", the rank's own), else the CPU."""
+    """A device by name. "auto" is the first GPU, or the CPU without one; under torchrun, each rank has its own GPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

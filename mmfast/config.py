@@ -1,4 +1,4 @@
-"""Typed configs: defaults, then a YAML file (a preset or one's own), then the command line."""
+"""Typed configs: defaults, overridden by a YAML file (a preset or your own), overridden by the command line."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from mmfast.trust import permitted
 
 
 def load(source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
-    """A preset's name or a YAML file, with overrides ("train.steps", "100") put over it.
+    """Load a preset by name or a YAML file, with overrides such as ("train.steps", "100").
 
-    Relative paths in a file are relative to the folder that it is in; those of overrides and presets, to the current
-    folder. The config has absolute ones.
+    Relative paths in a file are relative to its folder; those in overrides and presets, to the current folder. The
+    config returned has absolute paths.
 
     Raises MmfastError, naming the key, for anything unknown, of the wrong type or out of bounds; and for a cache
-    that is the config's own choice (`has_own_cache`).
+    that only the config chose (`has_own_cache`).
     """
     config = from_plain(load_yaml(read(source), source), source, overrides, folder_of(source))
     if has_own_cache(config):
         folder = config.data.cache
         raise MmfastError(
-            f"data.cache is {folder!r}, which {source} names and which is no cache of mmfast's yet; where you want it "
-            f"there, add --data.cache {folder} once, else leave it out: the user's cache folder is taken then"
+            f"data.cache is {folder!r}, which {source} names and which is not yet a cache of mmfast's; to use it, add "
+            f"--data.cache {folder} once, else leave it out: then the user's cache folder is used"
         )
     return config
 
 
 def load_again(file: str) -> Config:
-    """The config of a run, as it was resolved; a cache that is the config's own choice is left out.
+    """Load the resolved config of a run; a cache that only the config chose is left out.
 
-    Its paths are absolute. Those of a run of an earlier version may be relative, to the folder that it was made from.
+    Its paths are absolute. Paths of a run of an earlier version may be relative to the folder in which it was started.
     """
     config = from_plain(load_yaml(read(file), file), file, folder=None)
     if has_own_cache(config):
@@ -55,28 +55,28 @@ def load_again(file: str) -> Config:
 
 
 def has_own_cache(config: Config) -> bool:
-    """Whether a config names a folder to write to that neither the user has given nor mmfast has made a cache of."""
+    """Whether the cache is a folder that the user did not give and that mmfast has not made a cache before."""
     folder = getattr(config.data, "cache", "")
     return bool(folder) and not permitted("data.cache", folder) and not is_cache(Path(folder))
 
 
 def from_plain(found: Any, source: str, overrides: Iterable[tuple[str, str]] = (), folder: str | None = "") -> Config:
-    """What YAML holds, as `load` takes it; source: what errors call it; folder: as `Origin` has it."""
+    """A config from parsed YAML, as `load` makes it. source: its name in errors; folder: as in `Origin`."""
     overrides = list(overrides)
     return resolve(overridden(found, source, overrides), source, origin_of(folder, overrides))
 
 
 def check_name(name: str) -> None:
-    """Raise MmfastError for a modality's name that cannot name a file and a part of the network."""
+    """Raise MmfastError for a modality's name that cannot name both a file and a part of the network."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or hasattr(nn.ModuleDict, name) or name == "training":
         raise MmfastError(
-            f"modalities.{name}: {name!r} cannot be a modality's name; it should begin with a letter, have letters, "
-            "digits, _ and - alone, and be no name that torch's modules have, such as type, values or half"
+            f"modalities.{name}: {name!r} cannot be a modality's name; it should begin with a letter, contain only "
+            "letters, digits, _ and -, and not be a name that torch's modules have, such as type, values or half"
         )
 
 
 def resolve(raw: DictConfig, source: str = "config", origin: Origin | None = None) -> Config:
-    """Give every part of a plain config the types and defaults of its kind, make paths absolute, check the bounds."""
+    """Give every section of a plain config the types and defaults of its kind, make paths absolute, check bounds."""
     origin = origin or Origin()
     known = [f.name for f in dataclasses.fields(Config)]
     for key in raw:
@@ -118,22 +118,22 @@ def resolve(raw: DictConfig, source: str = "config", origin: Origin | None = Non
             f"{config.train.batch_size}"
         )
     if config.train.cuda_graphs and (config.train.accumulation > 1 or config.train.compile):
-        # A graph's gradients are where the last replay put them, so there is nothing to add them to.
-        raise MmfastError("train.cuda_graphs is true; it goes with train.accumulation=1 and train.compile=false only")
+        # Each replay overwrites a graph's gradients, so they cannot accumulate.
+        raise MmfastError("train.cuda_graphs is true; it needs train.accumulation=1 and train.compile=false")
     if config.train.shard and (config.train.cuda_graphs or config.train.compile):
-        raise MmfastError("train.shard is true; it goes with train.cuda_graphs=false and train.compile=false only")
+        raise MmfastError("train.shard is true; it needs train.cuda_graphs=false and train.compile=false")
     if config.train.shard and config.loss.balance == "gradient_norm":
-        raise MmfastError("loss.balance is gradient_norm; it goes with train.shard=false only, or take uncertainty")
+        raise MmfastError("loss.balance is gradient_norm; it needs train.shard=false, or use uncertainty")
     return config
 
 
 def _modalities(raw: DictConfig) -> dict[str, DictConfig]:
-    """What a config says of each modality. Kinds of installed packages are looked for where they are not known yet."""
+    """Each modality's section of a config. Registers the kinds of installed packages if a kind is not known yet."""
     names = [*map(str, _section(raw, "modalities"))]
     for name in names:
         check_name(name)
     found = {name: _section(raw, f"modalities.{name}") for name in names}
-    if any(part.get("kind") not in [*modalities.KINDS] for part in found.values()):  # to look takes milliseconds
+    if any(part.get("kind") not in [*modalities.KINDS] for part in found.values()):  # looking takes milliseconds
         modalities.add_installed()
     return found
 
@@ -141,7 +141,10 @@ def _modalities(raw: DictConfig) -> dict[str, DictConfig]:
 def _defaults(
     config: Config, sections: Mapping[str, DictConfig], name: str, kind: type[modalities.Modality]
 ) -> Mapping[str, Any]:
-    """The presets' options of a modality, which were measured with an image as the anchor, and what is told of it."""
+    """The presets' options for a modality, or {} unless they apply.
+
+    They were tuned with an image as the anchor, space=own and told=true.
+    """
     of_an_image = config.anchor in sections and sections[config.anchor].get("kind") == "image"
     if config.space != "own" or not config.told or not of_an_image:
         return {}
@@ -150,17 +153,17 @@ def _defaults(
     others = [part.get("kind") for n, part in sections.items() if n != name and not part.get("diffused")]
     found = modalities.anchor_defaults(known for k, known in modalities.KINDS.items() if k in others)
     shares = [key for key in found if key != "given_steps"]
-    return {} if any(key in sections[name] for key in shares) else found  # they belong together
+    return {} if any(key in sections[name] for key in shares) else found  # the shares were tuned together
 
 
 def _check_times(config: Config, name: str, spec: Any) -> None:
-    """Raise MmfastError where a modality's shares of the examples do not fit together, or with the space."""
+    """Raise MmfastError if a modality's probabilities contradict each other, its role or the space."""
     given = config.train.given_probability if spec.given_probability is None else spec.given_probability
     total = given + spec.unknown_probability + spec.own_time_probability
     if total > 1 + 1e-9:
         raise MmfastError(
             f"modalities.{name}: its given ({given:g}), unknown ({spec.unknown_probability:g}) and own_time "
-            f"({spec.own_time_probability:g}) probability add up to {total:g}; at most 1 is possible"
+            f"({spec.own_time_probability:g}) probability add up to {total:g}; they should add up to at most 1"
         )
     if name == config.anchor and spec.unknown_probability + spec.own_time_probability > 0:
         raise MmfastError(
@@ -175,7 +178,7 @@ def _check_times(config: Config, name: str, spec: Any) -> None:
 
 
 def _check_offset(config: Config) -> None:
-    """Raise MmfastError for offsets that no model of this config can have; whether a modality has a trace it knows."""
+    """Raise MmfastError for offsets that no model of this config can have; only the model knows which leave a trace."""
     for name, share in config.sample.offset.items():
         if name not in config.modalities:
             raise unknown("sample.offset", name, config.modalities)
@@ -187,7 +190,7 @@ def _check_offset(config: Config) -> None:
 
 
 def _check_guidance(config: Config) -> None:
-    """Raise MmfastError unless the guidance is a number, or a number for each of some modalities."""
+    """Raise MmfastError unless the guidance scale is a number, or a mapping from modalities to numbers."""
     scales = config.sample.guidance_scale
     for name, scale in scales.items() if isinstance(scales, dict) else [("", scales)]:
         if name and name not in config.modalities:
@@ -216,12 +219,12 @@ def _kind(part: DictConfig, key: str, default: str | None, kinds: Collection[str
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved config, every option written out."""
+    """The resolved config as YAML, with every option."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
-# What may change in a run that goes on: how long, where and how it computes, what it shows. It changes nothing of what
-# is learnt at a step but the learning rate's decay, which is that of the longer run from there on.
+# What may change when a run is resumed: how long, where and how it computes, and what it shows. What a step learns
+# stays the same except for the learning rate, whose decay is that of the longer run from there on.
 FREE = re.compile(
     r"train\.(steps|accumulation|device|shard|compile|cuda_graphs|workers|max_skipped|tensorboard|log_to"
     r"|(log|sample|checkpoint|keep|validate)_every)"
@@ -231,19 +234,19 @@ FREE = re.compile(
 
 
 def fixed(changed: Mapping[str, Any], places: Collection[str] = ()) -> list[str]:
-    """Those of the keys (of `changes`) that no run may change; places: of its data, if a record tells of it."""
+    """The changed keys that a resumed run may not change. places: those of its data's paths, if the run records it."""
     return [key for key in changed if not FREE.fullmatch(key) and key not in places]
 
 
 def places(config: Config) -> set[str]:
-    """The keys that say where the data lies."""
+    """The keys that specify where the data is."""
     return {key for key, *_ in paths(config.data, "data.")}
 
 
 def changes(old: Config, new: Config) -> dict[str, str]:
     """The keys in which two configs differ, each with both values as "old -> new".
 
-    Two paths that lead to the same place do not.
+    Two paths to the same place do not differ.
     """
 
     def flat(value: Any, prefix: str = "") -> dict[str, Any]:

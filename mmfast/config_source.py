@@ -1,4 +1,4 @@
-"""What a config is read from: a preset or a file, and options put over it. Nothing here knows what an option means."""
+"""Where configs come from: a preset or a file, and overrides. Nothing here depends on what an option means."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from mmfast.options import Origin, one_line
 from mmfast.plain_yaml import load_value
 from mmfast.trust import permit
 
-# In bytes: the names of some hundred thousand classes.
+# In bytes: enough for the names of some hundred thousand classes.
 LONGEST = 2**22
 
 
 def read(source: str) -> str:
-    """The text of a preset or of a YAML file. Raises MmfastError for another name, or a file that cannot be read."""
+    """The text of a preset or of a YAML file. Raises MmfastError for any other name and for an unreadable file."""
     if source in presets.names():
         return presets.text(source)
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
         raise unknown("config", source, [*presets.names(), "or the path of a .yaml file"])
     try:
-        return read_text(path, LONGEST)  # YAML takes a byte order mark
+        return read_text(path, LONGEST)  # YAML accepts a byte order mark
     except OSError as error:
         raise MmfastError(f"config {source} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise MmfastError(f"config {source} is no text in UTF-8 ({error.reason}); save it as UTF-8") from None
+        raise MmfastError(f"config {source} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
 
 
 def overridden(found: Any, source: str, overrides: Iterable[tuple[str, str]]) -> DictConfig:
-    """What YAML holds, with overrides ("train.steps", "100") put over it. Raises MmfastError for what no config can."""
+    """Parsed YAML with overrides such as ("train.steps", "100") applied. Raises MmfastError if it is not a config."""
     try:
         raw = OmegaConf.create(found or {})
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise MmfastError(f"{source} holds what no config can: {one_line(error)}") from None
+        raise MmfastError(f"{source} cannot be a config: {one_line(error)}") from None
     if not isinstance(raw, DictConfig):
         raise MmfastError(f"{source} holds a {type(raw).__name__}; it should hold keys, as the presets do")
     for key, value in _kinds_first(overrides):
@@ -50,7 +50,7 @@ def overridden(found: Any, source: str, overrides: Iterable[tuple[str, str]]) ->
 
 
 def _kinds_first(overrides: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """With the kind of a part before its other options: it clears those of another kind, wherever it stands."""
+    """The overrides with each section's kind before its other options, because setting a kind clears them."""
     found: list[tuple[str, str]] = []
     for key, value in overrides:
         part, _, last = key.rpartition(".")
@@ -62,21 +62,21 @@ def _kinds_first(overrides: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def folder_of(source: str) -> str:
-    """What relative paths in a config are relative to: the folder that its file is in; of a preset the current one, "".
+    """The folder to which a config's relative paths are relative: its file's, or "", the current one, for a preset.
 
-    A link to a file means what the file does.
+    For a link to a file, it is the folder of the file itself.
     """
     return "" if source in presets.names() else os.path.dirname(os.path.realpath(source))
 
 
 def origin_of(folder: str | None, overrides: Sequence[tuple[str, str]]) -> Origin:
-    """Where the values come from that `overridden` puts together."""
+    """The origin of the values that `overridden` combines."""
     said = {name for key, value in overrides for name in _keys(key, load_value(value, f"--{key} {value}"))}
     return Origin(folder, dict(overrides), frozenset(said))
 
 
 def _keys(key: str, value: Any) -> Iterator[str]:
-    """The keys that an override gives a value."""
+    """The keys that an override sets."""
     if isinstance(value, dict):
         for name, x in value.items():
             yield from _keys(f"{key}.{name}", x)
@@ -86,7 +86,9 @@ def _keys(key: str, value: Any) -> Iterator[str]:
 
 def _override(raw: DictConfig, key: str, value: str) -> None:
     if not all(key.split(".")):
-        raise MmfastError(f"--{key} is no option's name; it should be words with dots between them, as --train.steps")
+        raise MmfastError(
+            f"--{key} is not an option's name; it should be words separated by dots, such as --train.steps"
+        )
     new = load_value(value, f"--{key} {value}")
     for given in (new, value):
         permit(key, given)
@@ -94,8 +96,8 @@ def _override(raw: DictConfig, key: str, value: str) -> None:
         parent, _, last = key.rpartition(".")
         if last == "kind" and parent and new != OmegaConf.select(raw, key):
             key, new = parent, {"kind": new}
-        # Another kind has other options: what was said of the old one does not carry over.
-        merge = not (isinstance(new, dict) and (not new or "kind" in new))  # {} empties what the file says
+        # Another kind has other options, so those of the old one do not carry over.
+        merge = not (isinstance(new, dict) and (not new or "kind" in new))  # {} clears the file's values
         OmegaConf.update(raw, key, new, merge=merge, force_add=True)
     except (OmegaConfBaseException, TypeError, ValueError, LookupError, AttributeError) as error:
         raise MmfastError(f"--{key} {value}: {one_line(error)}") from None

@@ -1,9 +1,9 @@
 """diffusers' DDPMScheduler and DDIMScheduler on the fused kernels: `from mmfast.diffusers import DDPMScheduler`.
 
-They are diffusers' own classes, with `step`, `add_noise` and `get_velocity` in one pass each; a call that the kernels
-do not cover (thresholding, learned variances, tensors of other kinds or places, ...) is diffusers' to answer. What is
-deterministic equals diffusers' to rounding. Noise comes from mmfast's generator with a seed drawn from the torch
-generator given, so it repeats under a seed as diffusers' does, but is other noise.
+They are diffusers' own classes, with `step`, `add_noise` and `get_velocity` in one pass each. Calls that the kernels do
+not cover (thresholding, learned variances, tensors of other types or devices, ...) fall back to diffusers.
+Deterministic results equal diffusers' up to rounding. Noise comes from mmfast's generator, seeded from the given torch
+generator: it is reproducible, but differs from diffusers' noise.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class _Steps(NamedTuple):
     """The tables of ops.step_by_table, for the terms sample and model_output."""
 
     tables: ops.Tables
-    bound: float | None  # of the predicted original sample
-    rows: dict[int | None, tuple[int, bool]]  # of each timestep that is covered: its row, and whether it has noise
+    bound: float | None  # clipping range of the predicted original sample
+    rows: dict[int | None, tuple[int, bool]]  # for each covered timestep, its row and whether it adds noise
 
 
 _ZERO = torch.zeros((), device="cpu")
@@ -52,10 +52,10 @@ _TO_X0: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 
 
 def _fits(x: object, y: object) -> bool:
-    """Whether these two are tensors of one shape, type and place for which there is a kernel; diffusers itself is
-    faster than the reference.
+    """Whether both are tensors of one shape, dtype and device, and there is a kernel for them.
 
-    Not within torch.compile, which fuses diffusers' own ops with their neighbours.
+    Without a kernel, diffusers is faster than the reference. Within torch.compile it is False, because diffusers' own
+    ops can be fused with their neighbours there.
     """
     if type(x) is not Tensor or type(y) is not Tensor or torch.compiler.is_compiling():
         return False
@@ -65,12 +65,12 @@ def _fits(x: object, y: object) -> bool:
 
 
 def _at(alphas: Tensor, timesteps: Tensor, before_all: Tensor) -> Tensor:
-    """alphas at the timesteps, and `before_all` where one is negative."""
+    """alphas at the timesteps, and `before_all` at negative ones."""
     return torch.where(timesteps < 0, before_all.cpu(), alphas[timesteps.clamp(0, len(alphas) - 1)])
 
 
 def _integer(timestep: object) -> int | None:
-    """The timestep as an int, or None for what is not a single one."""
+    """The timestep as an int; None if it is not a single integer."""
     if isinstance(timestep, Tensor):
         value = timestep.item() if timestep.numel() == 1 else None
         return value if type(value) is int else None
@@ -78,9 +78,9 @@ def _integer(timestep: object) -> int | None:
 
 
 def _identity(generator: Any, batch: int, device: torch.device) -> tuple[int, Tensor | None] | None:
-    """The noise's seed and sample ids from torch's generator, or from a list of them, one a sample; None if unfit.
+    """The noise's seed and sample ids from a torch generator, or a list with one per sample; None if unsupported.
 
-    One generator gives the seed. A list gives each sample an id of its own, 48 random bits, so that its noise depends
+    A single generator gives the seed. A list gives each sample its own id of 48 random bits, so that its noise depends
     on its own generator alone.
     """
     if isinstance(generator, list) and len(generator) != 1:
@@ -93,19 +93,19 @@ def _identity(generator: Any, batch: int, device: torch.device) -> tuple[int, Te
 
 
 def _ours(generator: object) -> bool:
-    """Whether a seed can be drawn from it; None is torch's default one."""
+    """Whether a seed can be drawn from it; None means torch's default generator."""
     return generator is None or (isinstance(generator, torch.Generator) and generator.device.type == "cpu")
 
 
 def _output(kind: Any, found: tuple[Tensor, Tensor]) -> Any:
-    """kind(*found), in a third of the time that its checks of the fields take."""
+    """kind(*found), without its checks of the fields, in a third of the time."""
     output = kind.__new__(kind)
     output["prev_sample"], output["pred_original_sample"] = found
     return output
 
 
 class _Fused:
-    """What both schedulers share: the tables, and the calls of the ops."""
+    """What both schedulers share: the tables and the calls to the ops."""
 
     alphas_cumprod: Tensor
     timesteps: Tensor
@@ -113,39 +113,39 @@ class _Fused:
     _tables: dict[Hashable, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """A pipeline saves its parts under their __module__: so what it saves loads wherever diffusers is."""
+        """Set __module__, under which a pipeline saves its parts, so that it loads wherever diffusers is installed."""
         self = super().__new__(cls)
         self.__dict__["__module__"] = "diffusers"
         return self
 
     def __setattr__(self, name: str, value: object) -> None:
-        """Any attribute may be what the tables were made from, so setting one forgets them."""
+        """Clear the tables, because they may depend on any attribute."""
         super().__setattr__(name, value)
         self.__dict__["_tables"] = {}
 
     def _table(self, make: Callable[..., Any], like: Tensor, *options: float) -> Any:
-        """make(like, *options), for tensors like this one, kept until something changes."""
+        """make(like, *options), cached for tensors like this one until something changes."""
         alphas = self.alphas_cumprod
-        # A tensor made in inference mode counts no changes; elsewhere the user may write into the tensors.
+        # The user may write into the tensors. Those made in inference mode do not count their changes.
         versions = around.version(alphas), around.version(self.timesteps)
         key = (make.__name__, like.dtype, like.device, *versions, *options)
         found = self._tables.get(key)
         if found is None:
             if len(self._tables) >= _MOST_TABLES:
                 self._tables.clear()
-            # What is kept outlives the mode that this call is made in: no inference tensors, wrappers or fakes.
+            # The cache outlives the mode of this call, so it must not hold inference tensors, wrappers or fakes.
             with around.outside():
                 found = self._tables[key] = make(like, *options)
         return found
 
     def _forward(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The tables of add_noise, for the terms sample and noise, and of get_velocity: [T, 2] each."""
+        """The tables of add_noise and get_velocity for the terms sample and noise: [T, 2] each."""
         alphas = self.alphas_cumprod.to(like.device, arithmetic(like.dtype))
         signal, spread = alphas**0.5, (1 - alphas) ** 0.5
         return torch.stack((signal, spread), 1), torch.stack((-spread, signal), 1)
 
     def _mix(self, which: int, x: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor | None:
-        """add_noise (0) or get_velocity (1); None where diffusers has to do it."""
+        """add_noise (0) or get_velocity (1); None if diffusers has to do it."""
         if not _fits(x, noise) or not isinstance(timesteps, Tensor) or timesteps.device != x.device:
             return None
         batch, rows = len(x), timesteps
@@ -174,7 +174,7 @@ class _Fused:
     def _step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any, *options: float
     ) -> tuple[Tensor, Tensor] | None:
-        """prev_sample and pred_original_sample; None where diffusers has to do it."""
+        """prev_sample and pred_original_sample; None if diffusers has to do it."""
         if not _fits(sample, model_output):
             return None
         steps: _Steps = self._table(self._steps, sample, *options)
@@ -191,24 +191,24 @@ class _Fused:
         return ops.step_by_table(terms, tables, row, clamp=steps.bound, seed=seed, sample_ids=ids)
 
     def _steps(self, like: Tensor, *options: float) -> _Steps:
-        """The tables of every timestep, or _NONE where the config is not covered.
+        """The tables of every timestep, or _NONE if the config is not covered.
 
-        The coefficients are made as diffusers makes them, in float32: it leaves 1 - abar_t / abar_s but three digits,
-        and the results are to be equal.
+        The coefficients are computed in float32, as in diffusers, to get equal results: there 1 - abar_t / abar_s has
+        only three digits.
         """
         raise NotImplementedError
 
     def _covered(self) -> bool:
-        """Whether x_0 is predicted and clipped as the kernels can."""
+        """Whether the kernels support how x_0 is predicted and clipped."""
         c = self.config
         return c.prediction_type in _TO_X0 and not c.thresholding and (not c.clip_sample or c.clip_sample_range > 0)
 
     def _finish(
         self, like: Tensor, timesteps: Tensor, alphas: Tensor, coefs: Sequence[Tensor], sigma: Tensor
     ) -> _Steps:
-        """The tables from the coefficients of sample, model_output and x_0, and the deviation; as `like` needs them.
+        """The tables from the coefficients of sample, model_output and x_0 and the deviation, for tensors like `like`.
 
-        A row in which something is not finite (x_0 from epsilon where abar_t is 0) is not covered.
+        A row with a value that is not finite (x_0 from epsilon where abar_t is 0) is not covered.
         """
         signal, spread = (alphas**0.5).double(), ((1 - alphas) ** 0.5).double()
         to_x0 = _TO_X0[self.config.prediction_type](signal, spread)
@@ -217,7 +217,7 @@ class _Fused:
         rows: dict[int | None, tuple[int, bool]] = {}
         for i, (t, fine, noisy) in enumerate(zip(*(x.tolist() for x in (timesteps, covered, sigma > 0)), strict=True)):
             if fine:
-                rows.setdefault(t, (i, noisy))  # the first of equal ones, as in diffusers
+                rows.setdefault(t, (i, noisy))  # the first of equal timesteps, as in diffusers
         tables = tables.to(like.device, arithmetic(like.dtype))
         bound = float(self.config.clip_sample_range) if self.config.clip_sample else None
         return _Steps(ops.Tables(tables[:, 2:5], tables[:, 5], tables[:, :2]), bound, rows)

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: each message names the argument, what it was and what it should be."""
+"""Errors that a user can fix: each message names the argument, what it was and what it should be."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-# Characters of a message: a value that it shows may print as megabytes.
+# Characters of a message, because a value that it shows may print as megabytes.
 LONGEST = 1500
 
 
@@ -20,10 +20,10 @@ class MmfastError(ValueError):
 
 
 def _one_line(text: str) -> str:
-    """A text as one line that can be printed, whatever stands in the values and names of files that it shows."""
+    """A text as one printable line, whatever values and file names it contains."""
     lines = [line.strip() for line in text.strip().splitlines()]
     if len(lines) > 1 and any("Traceback (most recent call last)" in line for line in lines):
-        # From a process that loads data: its traceback, and then the error, which is one line.
+        # From a process that loads data: its traceback, then the error, which is one line.
         lines = [lines[-1].removeprefix(f"{MmfastError.__module__}.{MmfastError.__name__}: ")]
     line = " ".join(lines)
     if len(line) > LONGEST:
@@ -32,11 +32,11 @@ def _one_line(text: str) -> str:
 
 
 class BackendError(MmfastError):
-    """A backend was asked for that does not exist or cannot run here."""
+    """A requested backend does not exist or cannot run here."""
 
 
 def unknown(what: str, value: object, known: Iterable[object]) -> MmfastError:
-    """The error for a name that is not among the known ones, with the nearest of them as a suggestion."""
+    """The error for an unknown name, which suggests the nearest known one."""
     names = [str(name) for name in known]
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -50,12 +50,12 @@ def missing_extra(package: str, extra: str, purpose: str) -> MmfastError:
 
 @contextlib.contextmanager
 def optional_package(package: str, extra: str, purpose: str) -> Iterator[None]:
-    """Around the import of an optional package. Raises MmfastError where it is not installed, or fails to import."""
+    """Guard the import of an optional package. Raises MmfastError if it is not installed or fails to import."""
     try:
         yield
     except ModuleNotFoundError as error:
         raise missing_extra(package, extra, purpose) from error
-    except Exception as error:  # whatever a release raises beside a torch that is too old for it
+    except Exception as error:  # a release may raise anything if torch is too old for it
         raise MmfastError(
             f"{purpose} needs {package}, which is installed but fails to import: {type(error).__name__}: {error}; "
             f"install another version of {package}, or of torch"
@@ -63,13 +63,13 @@ def optional_package(package: str, extra: str, purpose: str) -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """A line on stderr, if somebody reads it; above the bar where there is one."""
-    tqdm: Any = sys.modules.get("tqdm")  # where it has not been imported there is no bar
+    """Print a line on stderr, above the progress bar if there is one. Failures are ignored."""
+    tqdm: Any = sys.modules.get("tqdm")  # if it has not been imported, there is no bar
     write = print if tqdm is None else tqdm.tqdm.write
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # a terminal that has closed, or none at all
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # the terminal has closed, or there is none
         write(line, file=sys.stderr)
 
 
 def notice(line: str) -> None:
-    """Say on stderr, in one line, what is no error but should be known."""
+    """Print a notice of one line on stderr: not an error, but something that the user should know."""
     say(f"mmfast: {line}")

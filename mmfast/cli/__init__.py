@@ -1,4 +1,4 @@
-"""The command line: `mmfast COMMAND`, one file a command."""
+"""The command line: `mmfast COMMAND`, one file per command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmfast.ranks import joined
 from mmfast.signals import STOPPED, answered, interrupt
 from mmfast.trust import allow_code
 
-# Each a module with `add`, which declares its options, and `run`, which returns the exit status.
+# Each module has `add`, which declares the command's options, and `run`, which returns the exit status.
 COMMANDS = {
     "presets": presets,
     "check": check,
@@ -32,25 +32,25 @@ COMMANDS = {
     "info": info,
 }
 
-# What the processes of torchrun do together.
+# The commands that torchrun's processes run together.
 TOGETHER = ("train", "sample", "eval")
 
 EPILOG = """\
 examples:
-  mmfast presets                                   the presets, and what data they want
-  mmfast check my/data                             what the data holds, and what is wrong with it
-  mmfast init my/data --out my.yaml --minutes 30   a config for it that trains in that time
-  mmfast train digits --out runs/digits            train the preset, or continue the run that is there
-  mmfast sample runs/digits --given label=3 --n 64 images and masks of the digit 3
-  mmfast eval runs/digits                          the figures of a run
-  mmfast sweep runs/digits --given label --over guidance_scale=1,2,4    what guidance trades
-  mmfast report runs/digits                        a page of a run: curves, samples, figures
-  mmfast info                                      backends, devices, versions
+  mmfast presets                                   list the presets and the data they need
+  mmfast check my/data                             show what the data holds, and what is wrong with it
+  mmfast init my/data --out my.yaml --minutes 30   write a config for it that trains in that time
+  mmfast train digits --out runs/digits            train the preset, or resume the run in that folder
+  mmfast sample runs/digits --given label=3 --n 64 draw 64 images and masks of the digit 3
+  mmfast eval runs/digits                          measure the run on held-out data
+  mmfast sweep runs/digits --given label --over guidance_scale=1,2,4    plot what guidance trades off
+  mmfast report runs/digits                        write a page about the run: curves, samples, figures
+  mmfast info                                      show backends, devices and versions
 """
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are one line, like all others."""
+    """An ArgumentParser whose errors take one line, like all other errors."""
 
     def error(self, message: str) -> NoReturn:
         raise MmfastError(f"{message}; see `{self.prog} --help`")
@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     top = Parser(
         prog="mmfast",
-        description="Multimodal, multitask diffusion: images with their masks, labels and embeddings, any from any.",
+        description="Multimodal, multitask diffusion: images with masks, labels and embeddings, any given any other.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -71,13 +71,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; returns 0, 2 after the one-line error of bad input, or 130 where a signal has stopped it."""
+    """Run the program.
+
+    Returns 0 for success, 1 if its output could not be written, 2 after the one-line error for bad input, and 130 if a
+    signal stopped it.
+    """
     with answered(interrupt), kept_going() as output:
         status = _main(argv)
     let_go_of_stderr()
     lost = None if output is None or isinstance(output.error, BrokenPipeError) else output.error
     if lost is not None and status == 0:
-        print(f"mmfast: error: what was to be printed cannot be written: {lost.strerror}", file=sys.stderr)
+        print(f"mmfast: error: the output cannot be written: {lost.strerror}", file=sys.stderr)
         return 1
     return status
 
@@ -85,12 +89,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     command = ""
     try:
-        if any("\0" in word for word in argv or ()):  # which no shell hands on, and no path may hold
-            raise MmfastError("a word of the command holds a null character; leave it out")
+        if any("\0" in word for word in argv or ()):  # no shell passes one on, and no path may contain one
+            raise MmfastError("an argument contains a null character; leave it out")
         args, rest = parser().parse_known_args(argv)
         command = args.command
         if args.command not in ("train", "check") and rest:
-            raise MmfastError(f"{rest[0]} is no option of `mmfast {args.command}`; see `mmfast {args.command} --help`")
+            raise MmfastError(
+                f"{rest[0]} is not an option of `mmfast {args.command}`; see `mmfast {args.command} --help`"
+            )
         allow_code(*getattr(args, "allow_code", ()))
         if args.command not in ("info", "presets", "report"):
             keep_freed_memory()
@@ -110,7 +116,7 @@ def _main(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):  # the terminal has closed
             train = command == "train"
-            then = "`mmfast train`, repeated, goes on where it stopped" if train else "no file is half written"
+            then = "repeat the `mmfast train` command to resume" if train else "no file is half written"
             print(f"mmfast: stopped; {then}", file=sys.stderr)
         return STOPPED
 

@@ -25,12 +25,12 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "check",
         help="check data before training on it",
-        description="Read all the data of a folder or a config as training will, and report on it in one page. The "
-        "exit status is 2 if training would stop. With a config, its options can be set (--key value).",
+        description="Read all the data of a folder or a config as training will, and print a one-page report. The exit "
+        "status is 2 if training would stop. The config's options can be set (--key value).",
         allow_abbrev=False,
     )
     command.add_argument("data", metavar="DIR|CONFIG.yaml|PRESET", help="a folder of data, or a config")
-    command.add_argument("--sheet", metavar="FILE.png", help="file for the contact sheet [a new file here]")
+    command.add_argument("--sheet", metavar="FILE.png", help="file for the contact sheet [a new one in this folder]")
     add_overwrite(command)
     add_allow_code(command)
     command.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _config(data: str, rest: Sequence[str]) -> tuple[Config, list[str]]:
-    """The config, or one for a folder, with notes on what was left out of it."""
+    """The config that `data` names, or one guessed for a folder, and notes on what the guess leaves out."""
     from mmfast import config as configs
     from mmfast.guess import DRAFT, guess, most_pixels
     from mmfast.plain_yaml import load_value
@@ -70,7 +70,7 @@ def _config(data: str, rest: Sequence[str]) -> tuple[Config, list[str]]:
     is_config = data in presets.names() or Path(data).suffix in (".yaml", ".yml")
     if not is_config and not Path(data).is_dir():
         raise MmfastError(
-            f"{data!r} is no folder; it should be one, a .yaml file, or one of {', '.join(presets.names())}"
+            f"{data!r} is not a folder; it should be a folder, a .yaml file, or one of {', '.join(presets.names())}"
         )
     if is_config:
         return configs.load(data, overrides(rest)), []
@@ -86,7 +86,7 @@ def page(found: Survey, name: str) -> list[str]:
     total, lines = found.train + found.test, []
     if total:
         share = f"{100 * found.test / total:.0f} per cent"
-        lines.append(f"{name}: {plural(total, 'example')}, of which {found.test:,} ({share}) are held out; read as")
+        lines.append(f"{name}: {plural(total, 'example')}, {found.test:,} ({share}) of them held out; read as")
     width = max([len(x) for x in found.config.modalities] + [0])
     for part, spec in found.config.modalities.items():
         seen = found.seen.get(part)
@@ -98,7 +98,7 @@ def page(found: Survey, name: str) -> list[str]:
     lines += [f"  {len(paths):,} {what}: {_names(paths)}" for what, paths in found.left_out.items()]
     if found.unreadable:
         count = plural(len(found.unreadable), "example")
-        lines += ["", f"cannot be read: {count}, which data.on_error: skip leaves out"]
+        lines += ["", f"cannot be read: {count}, left out by data.on_error: skip"]
         lines += _some(found.unreadable)
     lines += ["", "note", *(f"  {line}" for line in found.notes)] if found.notes else []
     if found.wrong:
@@ -124,7 +124,7 @@ def _modality(spec: Any, seen: Seen | None, anchor: bool) -> list[str]:
     if hasattr(spec, "dim"):
         what += f", {plural(spec.dim, 'number')}"
     if seen is None:
-        return [f"{what}: made of the rest" if not anchor else what]
+        return [f"{what}: made from the rest" if not anchor else what]
     if not seen.there + seen.missing:
         return [f"{what}: not read"]
     examples = plural(seen.there + seen.missing, "example")
@@ -144,7 +144,7 @@ def _modality(spec: Any, seen: Seen | None, anchor: bool) -> list[str]:
 
 
 def _counts(counts: Counter[str], most: int = 4) -> str:
-    """The commonest, with their numbers."""
+    """The most common names with their counts."""
     shown = ", ".join(f"{name} {n:,}" for name, n in counts.most_common(most))
     more = len(counts) - most
     return shown + (f" and {more:,} more" if more > 0 else "")

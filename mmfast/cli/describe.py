@@ -11,14 +11,14 @@ from mmfast.options import Origin, listed, typed
 
 
 def describe(config: Config | None = None) -> str:
-    """Every option with its help and its value in the config; None: of every kind there is, with its default."""
+    """Every option with its help and its value in the config; for None, every kind's options and their defaults."""
     chosen = config or Config()
     parts = [("the run", chosen, ""), *((name, getattr(chosen, name), f"{name}.") for name in SECTIONS)]
     if config is None:
         parts += [(f"data, kind {kind}", data.kind(kind).Spec(), "data.") for kind in data.KINDS]
         parts += [(f"backbone, kind {kind}", backbones.kind(kind).Spec(), "backbone.") for kind in backbones.KINDS]
         parts += [
-            (f"modalities, kind {kind}, beside the anchor", _beside(part), "modalities.NAME.")
+            (f"modalities, kind {kind}, not the anchor", _beside(part), "modalities.NAME.")
             for kind, part in modalities.KINDS.items()
         ]
     else:
@@ -30,5 +30,5 @@ def describe(config: Config | None = None) -> str:
 
 
 def _beside(kind: type[Modality]) -> Spec:
-    """The options of a modality that a config names with its kind alone, and that is not the anchor."""
+    """The options of a modality that is not the anchor and of which a config gives only the kind."""
     return typed(kind.Spec, OmegaConf.create(dict(kind.beside)), "", Origin())

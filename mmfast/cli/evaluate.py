@@ -16,18 +16,20 @@ def add(commands: Any) -> None:
     evaluate = commands.add_parser(
         "eval",
         help="evaluate a run",
-        description="Compare samples of a run with held-out data, and print the figures. The run is only read.",
+        description="Compare samples of a run with held-out data, and print the figures. The run is not changed.",
         allow_abbrev=False,
     )
     evaluate.add_argument("run", metavar="RUN", help="the folder of a run")
-    evaluate.add_argument("--samples", type=int, help="samples for each direction [the config's]")
+    evaluate.add_argument("--samples", type=int, help="samples per direction [the config's]")
     evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     evaluate.add_argument(
         "--features",
         help="features for distances: pixels, efficientnet-lite0, vgg16, vgg16@64 or module:function [the config's]",
     )
     evaluate.add_argument("--features-weights", metavar="FILE", help="weights of that network [the package's]")
-    evaluate.add_argument("--lpips", choices=("alex", "vgg"), help="also LPIPS of restored images [the config's]")
+    evaluate.add_argument(
+        "--lpips", choices=("alex", "vgg"), help="also measure LPIPS of restored images [the config's]"
+    )
     evaluate.add_argument("--lpips-weights", metavar="FILE", help="weights of that network [the package's]")
     evaluate.add_argument("--json", metavar="FILE", help="also write the figures to a file")
     add_overwrite(evaluate)
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     config.evaluate.samples = config.evaluate.samples or 1000
     measure_by(args, config.evaluate)
     if args.lpips_weights is not None and not config.evaluate.lpips:
-        raise MmfastError("--lpips-weights is given, but no --lpips, which says whose weights they are")
+        raise MmfastError("--lpips-weights is given without --lpips; add --lpips, the network that they belong to")
     with args.ranks.in_turn():
         data = build_data(config)
     metrics = evaluate(model, config, data, quiet=args.quiet or not args.ranks.first, ranks=args.ranks)

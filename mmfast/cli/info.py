@@ -19,14 +19,14 @@ def add(commands: Any) -> None:
     info = commands.add_parser(
         "info",
         help="show backends, devices and versions",
-        description="Show which backends can run here and why the others cannot, with the devices and the versions.",
+        description="Show which backends can run here, why the others cannot, and the devices and versions.",
         allow_abbrev=False,
     )
     info.add_argument("--json", action="store_true", help="print JSON")
 
 
 def machine() -> dict[str, Any]:
-    """Versions and devices here, by name: texts, numbers and lists of texts."""
+    """The versions and devices of this machine by name, as strings, numbers and lists of strings."""
     return {
         "mmfast": mmfast.__version__,
         "python": platform.python_version(),
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from mmfast.ops import backends
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the report says it all
+        warnings.simplefilter("ignore")  # the report says the same
         serves = {device: _serves(device) for device in ("cpu", "cuda")}
     found = machine() | {"backends": backends.report(), "serves": serves}
     if args.json:

@@ -23,8 +23,8 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "init",
         help="write a config for a folder of data",
-        description="Write a config for a folder of images with masks, labels or embeddings. It has the kinds, classes "
-        "and sizes of the files, the presets' options, and a network and steps that fit the time on this machine.",
+        description="Write a config for a folder of images with masks, labels or embeddings. Kinds, classes and sizes "
+        "come from the files, options from the presets, and the network and the steps fit the time on this machine.",
         allow_abbrev=False,
     )
     command.add_argument("data", metavar="DIR", help="a folder of data")
@@ -33,15 +33,16 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--size",
         metavar="SIDE|HEIGHTxWIDTH",
-        help="of images in pixels [near the pictures' own and of their shape, at most as many as 32 x 32; 64 on a GPU]",
+        help="image size in pixels [near the pictures' size and shape, with no more pixels than 32 x 32, or 64 x 64 "
+        "on a GPU]",
     )
-    command.add_argument("--outside", action="store_true", help="links may lead out of DIR (data.outside)")
+    command.add_argument("--outside", action="store_true", help="follow links that lead out of DIR (data.outside)")
     add_overwrite(command)
-    command.add_argument("--quiet", action="store_true", help="do not tell what is timed")
+    command.add_argument("--quiet", action="store_true", help="do not print the timings")
 
 
 def _size(text: str | None) -> Size | None:
-    """32 or 24x40 as a size. Raises MmfastError for another text, and for what is below 1."""
+    """Read 32 or 24x40 as a size. Raises MmfastError for any other text, and for sizes below 1."""
     if text is None:
         return None
     size = read("--size", text.split("x") if "x" in text else text)
@@ -51,7 +52,7 @@ def _size(text: str | None) -> Size | None:
 
 
 def _run_of(config: Config, name: str) -> str:
-    """A folder for the run, which must not lie among the data's pictures."""
+    """A folder for the run that is not among the data's pictures."""
     from mmfast.build import check_beside_data
 
     for folder in ("runs", os.path.join(os.pardir, "runs")):

@@ -1,4 +1,4 @@
-"""What the commands print: a reader that goes, a full disk or a name that is no text end nothing that is computed."""
+"""The commands' output: a closed pipe, a full disk or an unprintable name never ends a computation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Output(io.TextIOBase):
-    """A stream that drops what cannot be written to `stream` from the first such time on; `error`: why."""
+    """A stream that writes to `stream` until a write fails, then drops everything; `error` is the reason."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -44,13 +44,13 @@ class Output(io.TextIOBase):
 
 
 def _drop(stream: Any) -> None:
-    """Let what is still to be written to a stream go nowhere: else Python tries again when it ends, with status 120."""
+    """Send a stream's pending output to the null device: else Python retries at exit and ends with status 120."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def let_go_of_stderr() -> None:
-    """Drop what waits to be written to stderr where nobody reads it any more, as on a terminal that has closed."""
+    """Drop pending output to stderr if nobody reads it any more, for instance because the terminal has closed."""
     if sys.stderr is not None:
         try:
             sys.stderr.flush()
@@ -60,8 +60,8 @@ def let_go_of_stderr() -> None:
 
 @contextlib.contextmanager
 def kept_going() -> Iterator[Output | None]:
-    """Prints go through an Output meanwhile; names that stdout's encoding has no letters for are escaped."""
-    if sys.stdout is None:  # closed: then print does nothing
+    """Send prints through an Output, and escape characters that stdout's encoding lacks."""
+    if sys.stdout is None:  # closed, so print does nothing
         yield None
         return
     with contextlib.suppress(AttributeError, io.UnsupportedOperation, ValueError):

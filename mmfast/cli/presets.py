@@ -13,7 +13,7 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "presets",
         help="list the presets, or print one to copy",
-        description="List the presets with what they train and their data. With a name, print the YAML of that preset.",
+        description="List the presets, what they train and their data. With a name, print the YAML of that preset.",
         allow_abbrev=False,
     )
     command.add_argument("name", metavar="NAME", nargs="?", help="the preset to print")
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def listing() -> str:
-    """Two lines a preset: its name and what it trains, and its data."""
+    """Two lines per preset: its name and what it trains, then its data."""
     names = presets.names()
     width = max(map(len, names))
     abouts = [(name, presets.about(name)) for name in names]

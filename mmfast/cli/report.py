@@ -15,9 +15,9 @@ from mmfast.errors import MmfastError
 def add(commands: Any) -> None:
     command = commands.add_parser(
         "report",
-        help="write an HTML page of a run",
-        description="Write one HTML file of a run that needs nothing else: curves, samples, figures with their "
-        "meaning, the config. It also works for a run that is unfinished or damaged, and says so.",
+        help="write an HTML page about a run",
+        description="Write a self-contained HTML page about a run: curves, samples, figures with their meanings, and "
+        "the config. It also works for a run that is unfinished or damaged, and says so.",
         allow_abbrev=False,
     )
     command.add_argument("run", metavar="RUN", help="the folder of a run")
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _check_place(out: Path) -> None:
-    """Raise MmfastError where another file than an earlier report has the name."""
+    """Raise MmfastError if a file that is not an earlier report has the name."""
     from mmfast.files import beginning
     from mmfast.report import GENERATOR
 
@@ -52,4 +52,4 @@ def _check_place(out: Path) -> None:
     except OSError as error:
         raise MmfastError(f"{out} cannot be written: {error.strerror}; choose another place") from None
     if there is not None and f'content="{GENERATOR}"'.encode() not in there:
-        raise MmfastError(f"{out} is there already and is no report of mmfast's; choose another --out, or remove it")
+        raise MmfastError(f"{out} already exists and is not a report of mmfast's; choose another --out, or remove it")

@@ -24,8 +24,8 @@ def add(commands: Any) -> None:
     sample = commands.add_parser(
         "sample",
         help="draw samples from a run",
-        description="Draw samples from a run, all modalities together or the rest of what is given, and save a picture "
-        "of them.",
+        description="Draw samples from a run, either all modalities together or the rest given some of them, and save "
+        "a picture of them.",
         allow_abbrev=False,
     )
     sample.add_argument("run", metavar="RUN", help="the folder of a run")
@@ -36,8 +36,8 @@ def add(commands: Any) -> None:
         metavar="NAME=VALUE",
         action="extend",
         help="modalities that are given: label=3, image=file.png, mask=file.png, embedding=file.npy, caption='a text', "
-        "row=COLUMN=NUMBER,COLUMN=NUMBER, NAME=data for held-out examples of the run's data; several values get a row "
-        "each: label=cats,dogs, or label=all",
+        "row=COLUMN=NUMBER,COLUMN=NUMBER, NAME=data for held-out examples of the run's data; each of several values "
+        "gets its own row: label=cats,dogs, or label=all",
     )
     sample.add_argument(
         "--known",
@@ -45,10 +45,12 @@ def add(commands: Any) -> None:
         default=[],
         metavar="NAME=PART",
         action="extend",
-        help="the known part of a given modality, whose rest is drawn: image=white.png (white where it is known), "
-        "embedding=0-31 (places), row=COLUMN,COLUMN",
+        help="the known part of a given modality, the rest of which is drawn: image=white.png (white where known), "
+        "embedding=0-31 (positions), row=COLUMN,COLUMN",
     )
-    sample.add_argument("--n", type=int, help="number of samples [16], or of each of several values [4]")
+    sample.add_argument(
+        "--n", type=int, help="number of samples [16], or of samples per value if there are several [4]"
+    )
     sample.add_argument("--steps", type=int, help="steps of the sampler [the config's]")
     sample.add_argument("--sampler", help="ddpm, ddim, heun, dpmpp_2m or dpmpp_3m [the config's]")
     sample.add_argument("--eta", type=float, help="noise added by ddim, dpmpp_2m and dpmpp_3m, 0 to 1 [the config's]")
@@ -56,20 +58,21 @@ def add(commands: Any) -> None:
         "--guidance_scale",
         nargs="+",
         metavar="SCALE",
-        help="scale of the guidance: 1 for none; for each modality: label=2 mask=1.5 [the config's]",
+        help="guidance scale: 1 for none; one per modality: label=2 mask=1.5 [the config's]",
     )
     sample.add_argument(
         "--first",
         nargs="*",
         metavar="NAME",
-        help="modalities to draw first, one after another, the rest given them; no name: all together [the config's]",
+        help="modalities to draw first, one after another, before the rest given them; without a name, all are drawn "
+        "together [the config's]",
     )
     sample.add_argument(
         "--offset",
         nargs="*",
         metavar="NAME=SHARE",
-        help="lead of a modality's time over the anchor's as a share of T: mask=0.2 (a lag: mask=-0.2); no name: "
-        "all at one time [the config's]",
+        help="how far a modality's time leads the anchor's, as a share of T: mask=0.2 (mask=-0.2 lags); without a "
+        "name, all have the same time [the config's]",
     )
     sample.add_argument("--seed", type=int, default=0, help="seed of the noise [0]")
     sample.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
@@ -89,7 +92,7 @@ def _given(pairs: Sequence[str], option: str = "--given") -> dict[str, str]:
         if not equals or not text:
             raise MmfastError(f"{option} {pair} has no value; it should be {name}=VALUE")
         if name in given:
-            raise MmfastError(f"{option} has {name} twice; several values have commas between them, as {name}=A,B")
+            raise MmfastError(f"{option} has {name} twice; separate several values with commas, as in {name}=A,B")
         given[name] = text
     return given
 
@@ -103,8 +106,8 @@ def _number(option: str, pair: str, usual: str) -> tuple[str, float]:
 
 
 def _guidance(words: Sequence[str]) -> float | dict[str, float]:
-    """One number for all, or one by name."""
-    usual = "a number, or NAME=NUMBER, as label=2"
+    """One number for all modalities, or one for each by name."""
+    usual = "a number, or NAME=NUMBER, such as label=2"
     if len(words) == 1 and "=" not in words[0]:
         return _number("guidance_scale", f"={words[0]}", usual)[1]
     return dict(_number("guidance_scale", word, usual) for word in words)
@@ -125,7 +128,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     names = ("steps", "sampler", "eta", "first", "seed", "ranks")
     options: dict[str, Any] = {name: getattr(args, name) for name in names}
     if args.offset is not None:
-        options["offset"] = dict(_number("offset", pair, "NAME=SHARE, as mask=0.2") for pair in args.offset)
+        options["offset"] = dict(_number("offset", pair, "NAME=SHARE, such as mask=0.2") for pair in args.offset)
     if args.guidance_scale is not None:
         options["guidance_scale"] = _guidance(args.guidance_scale)
     loaded = load(args.run, args.device, args.weights)
@@ -133,7 +136,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     samples = loaded.sample(args.n, given=given, known=known, progress=not args.quiet, **options)
     if not args.ranks.first:
         return 0
-    if args.save:  # first, as the other files may go into its folder
+    if args.save:  # first, because the other files may go into its folder
         print(samples.save(args.save))
     stem = f"sample-{slug(' '.join(args.given)) or 'joint'}-seed{args.seed}"
     file = Path(args.out) if args.out else new_file(loaded.run.samples, stem)

@@ -1,4 +1,4 @@
-"""What the commands share: options of the config, and files that they write."""
+"""What the commands share: options of the config, and the files that they write."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from mmfast.errors import MmfastError, notice
 from mmfast.trust import permit
 
-# Pixels of a side, as libjpeg writes it.
+# The longest side, in pixels, that libjpeg writes.
 LARGEST_JPEG = 65_500
 
 
@@ -20,7 +20,7 @@ def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
     while i < len(rest):
         word = rest[i]
         if not word.startswith("--") or len(word) < 3:
-            raise MmfastError(f"{word!r} is out of place; options of the config are --key value, as --train.steps 100")
+            raise MmfastError(f"{word!r} is out of place; set config options by --key value, as in --train.steps 100")
         key, equals, value = word[2:].partition("=")
         if not equals:
             if i + 1 >= len(rest) or rest[i + 1].startswith("--"):
@@ -51,13 +51,13 @@ def add_weights(command: Any) -> None:
 
 
 def add_overwrite(command: Any) -> None:
-    command.add_argument("--overwrite", action="store_true", help="replace a file that is named and is there already")
+    command.add_argument("--overwrite", action="store_true", help="replace an output file that already exists")
 
 
 def check_file(option: str, name: str | None, overwrite: bool, *endings: str) -> None:
-    """Raise MmfastError unless the file that the user names can be written: said before the work for it is done.
+    """Raise MmfastError unless the file that the user names can be written, before any work is done for it.
 
-    Nothing that is there is overwritten without --overwrite, and what is no file never is. endings: that it may have.
+    A file is overwritten only with --overwrite, anything else never. endings: those that the name may have.
     """
     if name is None:
         return
@@ -65,11 +65,11 @@ def check_file(option: str, name: str | None, overwrite: bool, *endings: str) ->
     if endings and path.suffix.lower() not in endings:
         raise MmfastError(f"{option} is {name}; it should end in {' or '.join(endings)}")
     if path.exists() and not path.is_file():
-        raise MmfastError(f"{option} is {name}, which is there and is no file; choose another name")
+        raise MmfastError(f"{option} is {name}, which exists and is not a file; choose another name")
     if os.path.lexists(path) and not overwrite:
-        raise MmfastError(f"{option} is {name}, which is there already; choose another name, or add --overwrite")
+        raise MmfastError(f"{option} is {name}, which already exists; choose another name, or add --overwrite")
     if not path.parent.is_dir():
-        raise MmfastError(f"{option} is {name}, and {path.parent} is no folder; make it, or choose another place")
+        raise MmfastError(f"{option} is {name}, and {path.parent} is not a folder; create it, or choose another place")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise MmfastError(f"{option} is {name}, and {path.parent} cannot be written to; choose another place")
 
@@ -84,21 +84,26 @@ def write(file: Path, write: Any) -> None:
 
 
 def write_picture(file: Path, picture: Any) -> Path:
-    """Write a picture in the format of the file's ending; returns the file: a new .png where a JPEG cannot hold it."""
+    """Write a picture in the format that the file's name says.
+
+    Returns the file: a new .png if the picture is too large for a JPEG.
+    """
     if file.suffix.lower() != ".png" and max(picture.size) > LARGEST_JPEG:
         wanted, file = file, _free(file.parent, file.stem)
         width, height = picture.size
         notice(
-            f"the picture is {width:,} x {height:,} pixels, and a JPEG has at most {LARGEST_JPEG:,} a side; it is "
-            f"written to {file}, not to {wanted}"
+            f"the picture is {width:,} x {height:,} pixels, and a JPEG has at most {LARGEST_JPEG:,} per side; it is "
+            f"written to {file} instead of {wanted}"
         )
     write(file, lambda temporary: picture.save(temporary))
     return file
 
 
 def measure_by(args: Any, spec: Any) -> None:
-    """Put the networks that measure into a config's part `evaluate`, as the command line says; a config's weights are
-    those of its own network."""
+    """Set the measuring networks in a config's `evaluate` section as the command line says.
+
+    The config's weights are those of its own network, so another network does not use them.
+    """
     permit("evaluate.features", args.features)
     for name in ("features", "lpips"):
         asked, weights = getattr(args, name, None), getattr(args, f"{name}_weights", None)
@@ -114,9 +119,9 @@ def slug(text: str) -> str:
 
 
 def new_file(folder: Path, stem: str) -> Path:
-    """A name in the folder that is still free: samples are never overwritten."""
+    """A name that is still free in the folder, because samples are never overwritten."""
     if folder.is_symlink():
-        raise MmfastError(f"{folder} is a link, and nothing is written through it; say another place with --out")
+        raise MmfastError(f"{folder} is a link, and nothing is written through links; choose another place with --out")
     return _free(folder, stem)
 
 

@@ -14,9 +14,9 @@ from mmfast.errors import MmfastError
 def add(commands: Any) -> None:
     command = commands.add_parser(
         "sweep",
-        help="measure sampling options and draw a curve of what they trade",
-        description="Draw samples of a run with every combination of some sampling options, measure them, and draw the "
-        "figures as a curve: quality against steps for several samplers, or agreement against recall over guidance.",
+        help="measure sampling options and plot what they trade off",
+        description="Draw samples of a run with every combination of some sampling options, measure them, and plot the "
+        "figures: quality against steps for several samplers, or agreement against recall as guidance grows.",
         allow_abbrev=False,
     )
     command.add_argument("run", metavar="RUN", help="the folder of a run")
@@ -26,16 +26,18 @@ def add(commands: Any) -> None:
         required=True,
         action="extend",
         metavar="KEY=V,V",
-        help="options of sampling and their values: guidance_scale=1,1.5,2,4, guidance_scale.label=1,2 for one "
+        help="sampling options and their values: guidance_scale=1,1.5,2,4, guidance_scale.label=1,2 for one "
         "modality, steps=5,10,20,50, sampler=ddim,dpmpp_2m",
     )
     command.add_argument(
         "--given", nargs="+", default=[], metavar="NAME", help="modalities to give, taken from held-out examples"
     )
-    command.add_argument("--samples", type=int, help="samples for each point [the config's]")
+    command.add_argument("--samples", type=int, help="samples per point [the config's]")
     command.add_argument("--features", help="features for distances, as in `mmfast eval` [the config's]")
-    command.add_argument("--x", metavar="FIGURE", help="the picture's horizontal axis [evaluations, or recall]")
-    command.add_argument("--y", metavar="FIGURE", help="its vertical axis [the Frechet distance, or agreement]")
+    command.add_argument("--x", metavar="FIGURE", help="figure on the horizontal axis [evaluations, or recall]")
+    command.add_argument(
+        "--y", metavar="FIGURE", help="figure on the vertical axis [the Frechet distance, or agreement]"
+    )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     command.add_argument("--out", metavar="DIR", help="a new folder for sweep.json and sweep.png [one in RUN/sweeps]")
     add_allow_code(command)
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
     def save(points: list[sweep.Point]) -> None:
         if len(points) == 1:
-            sweep.axes(points, args.x, args.y)  # a misspelt figure is said now, not at the end
+            sweep.axes(points, args.x, args.y)  # reports a misspelt figure now and not at the end
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -88,6 +90,6 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _new_folder(parent: Path, stem: str) -> Path:
     if parent.is_symlink():
-        raise MmfastError(f"{parent} is a link, and nothing is written through it; say another place with --out")
+        raise MmfastError(f"{parent} is a link, and nothing is written through links; choose another place with --out")
     names = (parent / f"{stem}{f'-{k}' if k else ''}" for k in range(1_000_000))
     return next(name for name in names if not name.exists())

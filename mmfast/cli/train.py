@@ -29,12 +29,10 @@ def add(commands: Any) -> None:
         "--from",
         dest="start",
         metavar="RUN",
-        help="begin with the weights of this run: kept for what both have, fresh for what is new; it is only read",
+        help="start from the weights of this run; what it lacks starts with fresh ones, and it is not changed",
     )
     add_allow_code(train)
-    train.add_argument(
-        "--allow-changed-data", action="store_true", help="continue a run although its data has changed since"
-    )
+    train.add_argument("--allow-changed-data", action="store_true", help="continue a run even if its data has changed")
     train.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
@@ -50,20 +48,18 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if args.help:
         config = None if args.config is None else configs.load(args.config, overrides(rest))
         print("usage: mmfast train PRESET|CONFIG.yaml --out RUN [--key value ...] [--quiet]\n")
-        print("Train into the folder RUN; the same command again goes on where the run stopped.")
-        print("--from RUN begins with the weights of another run, and keeps those of what both have.")
-        print("--allow-code module:function runs this code of yours where the config names it.")
-        print(
-            "--allow-changed-data continues a run although its data has changed since. --quiet shows no progress bars."
-        )
-        print(f"presets: {', '.join(presets.names())} (`mmfast presets` tells of them)\n")
+        print("Train into the folder RUN. Repeat the command to resume a run that stopped.")
+        print("--from RUN starts from the weights of another run, as far as both have the same parts.")
+        print("--allow-code module:function allows the config to run this function of yours.")
+        print("--allow-changed-data continues a run even if its data has changed. --quiet hides the progress bars.")
+        print(f"presets: {', '.join(presets.names())} (`mmfast presets` describes them)\n")
         whose = "their defaults" if config is None else f"their values in {args.config}"
         print(f"options of the config, with {whose}:\n\n{describe(config)}")
         return 0
     if args.config is None:
         raise MmfastError(f"no config given; name a YAML file or a preset: {', '.join(presets.names())}")
     if args.out is None:
-        raise MmfastError("no --out RUN given; it should be the run's folder, new or to go on with")
+        raise MmfastError("no --out RUN given; it should be the run's folder, a new one or one to resume")
     known = [args.config in presets.names(), args.config.endswith((".yaml", ".yml"))]
     if not any(known) and any(word in presets.names() or word.endswith((".yaml", ".yml")) for word in rest):
         raise MmfastError("the config comes first: mmfast train PRESET|CONFIG.yaml --out RUN [--key value ...]")

@@ -1,7 +1,7 @@
-"""The presets: a config each, as a YAML file in this folder, which begins with two comments.
+"""The presets: configs as YAML files in this folder, each of which begins with two comments of one line.
 
-# What it trains, in a line.
-# Data: where its data comes from, in a line.
+# What it trains.
+# Data: where its data comes from.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mmfast.errors import unknown
 
 
 class About(NamedTuple):
-    """What a preset trains and where its data comes from, a line each."""
+    """What a preset trains and where its data comes from, one line each."""
 
     what: str
     data: str
@@ -25,7 +25,7 @@ def names() -> list[str]:
 
 
 def text(name: str) -> str:
-    """A preset as it is written. Raises MmfastError for a name that is none."""
+    """The YAML text of a preset. Raises MmfastError for an unknown name."""
     if name not in names():
         raise unknown("preset", name, names())
     return (resources.files(__name__) / f"{name}.yaml").read_text(encoding="utf-8")

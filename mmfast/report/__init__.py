@@ -1,4 +1,4 @@
-"""The page of a run: `content` reads its folder, `figures` knows what the figures mean, `page` writes HTML of it."""
+"""The page about a run: `content` reads its folder, `figures` explains the figures, and `page` writes the HTML."""
 
 from mmfast.report.content import Content, gather
 from mmfast.report.page import GENERATOR, page

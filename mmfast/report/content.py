@@ -1,4 +1,4 @@
-"""What a run's folder holds, as data for its page. What is missing or damaged becomes a note and never an error."""
+"""The content of a run's folder, as data for its page. Missing or damaged files become notes and never errors."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from mmfast.run import Run
 from mmfast.stats_lines import stats_lines
 from mmfast.words import plural
 
-# Pictures beside the grids that training draws: so many of the newest.
+# How many of the newest pictures are shown in addition to the grids that training draws.
 OTHERS = 4
-# In bytes, of one picture within the page.
+# In bytes, of one picture in the page.
 LARGEST = 8 * 2**20
-# In bytes, of a file that is read for the page: the stats of some millions of steps.
+# In bytes, of a file that is read for the page: enough for the stats of some millions of steps.
 LONGEST = 2**30
-# Beyond these a number in a file is damage.
+# A number in a file beyond these is taken for damage.
 MOST_STEPS, LARGEST_VALUE = 10**9, 1e100
 GRID = re.compile(r"step-(?P<step>\d{1,9})-(?P<direction>joint|given-(?P<given>.+))\.png")
 
 
 @dataclass(frozen=True)
 class Series:
-    """One quantity of stats.jsonl: its values, all finite, at steps that rise."""
+    """One quantity of stats.jsonl: its values, all finite, at increasing steps."""
 
     name: str
     steps: list[int]
@@ -53,7 +53,7 @@ class Picture:
 
 @dataclass
 class Content:
-    """All that the page tells. config is None where this version cannot read it; config_text is the file's text."""
+    """Everything on the page. config is None if this version cannot read it; config_text is the file's text."""
 
     folder: Path
     config: Config | None = None
@@ -67,7 +67,7 @@ class Content:
 
 
 def gather(run: Run) -> Content:
-    """What the folder of a run holds. Raises nothing for what is missing or damaged in it: `notes` tells."""
+    """Read the folder of a run. Never raises for missing or damaged files, which are listed in `notes`."""
     content = Content(run.folder)
     content.config_text = (_bytes(run.config_file, content) or b"").decode("utf-8-sig", "replace")
     try:
@@ -82,9 +82,10 @@ def gather(run: Run) -> Content:
 
 
 def _bytes(file: Path, content: Content) -> bytes | None:
-    """A file's content; None where it is not there, or cannot be read, which is noted.
+    """A file's content; None if it is missing or cannot be read. The latter is noted.
 
-    So is a link out of the run's folder: the page is passed on, and a run from elsewhere could name any file.
+    A link out of the run's folder is noted and not followed: the page may be passed on, and a run from elsewhere could
+    name any file.
     """
     notes, root = content.notes, os.path.realpath(content.folder)
     if os.path.commonpath((os.path.realpath(file), root)) != root:
@@ -100,8 +101,8 @@ def _bytes(file: Path, content: Content) -> bytes | None:
 
 
 def finite(value: Any) -> bool:
-    """Whether a value of JSON is a number that can be drawn."""
-    return type(value) in (int, float) and abs(value) < LARGEST_VALUE  # which NaN is not
+    """Whether a JSON value is a number that can be drawn."""
+    return type(value) in (int, float) and abs(value) < LARGEST_VALUE  # NaN is not
 
 
 def _stats(run: Run, content: Content) -> None:
@@ -135,17 +136,17 @@ def _stats(run: Run, content: Content) -> None:
             series.values.append(float(value))
     if skipped:
         content.notes.append(
-            f"Steps that training left out, since their gradient was too large or not finite: {len(skipped):,}, the "
+            f"Steps that training skipped because their gradient was too large or not finite: {len(skipped):,}, the "
             f"last of them step {max(skipped):,}."
         )
     if odd:
-        content.notes.append(f"Values in stats.jsonl that are no finite numbers are left out: {odd:,}.")
+        content.notes.append(f"Values in stats.jsonl that are not finite numbers are left out: {odd:,}.")
     content.steps = steps[-1] if steps else 0
     content.series = list(found.values())
 
 
 def _missing(steps: list[int]) -> Iterator[tuple[int, int]]:
-    """The ranges of steps, both ends included, that lie before or between those that are there."""
+    """The ranges of steps, both ends included, that are missing before or between the given ones."""
     for before, step in zip([0, *steps], steps, strict=False):
         if step > before + 1:
             yield before + 1, step - 1
@@ -159,8 +160,8 @@ def _progress(content: Content) -> None:
         content.notes.append("No step of training is recorded yet.")
     elif content.steps < wanted:
         content.notes.append(
-            f"The run is not finished: step {content.steps:,} of {wanted:,} is the last one recorded. It is being "
-            "trained, or was stopped; the command below goes on with it."
+            f"The run is not finished: step {content.steps:,} of {wanted:,} is the last one recorded. It is still "
+            "training, or was stopped; the command below resumes it."
         )
 
 
@@ -178,8 +179,7 @@ def _metrics(run: Run, content: Content) -> None:
     except (ValueError, RecursionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         content.notes.append(
-            f"metrics.json cannot be read: {reason}. Remove it, and the command that goes on with the run "
-            "makes it again."
+            f"metrics.json cannot be read: {reason}. Remove it, and the command that resumes the run writes it again."
         )
         return
     for name, value in found.items():
@@ -188,11 +188,11 @@ def _metrics(run: Run, content: Content) -> None:
             if not math.isfinite(value):
                 content.notes.append(f"{name} in metrics.json is {value}.")
         else:
-            content.notes.append(f"{name} in metrics.json is no number: left out.")
+            content.notes.append(f"{name} in metrics.json is not a number and is left out.")
 
 
 def _pictures(run: Run, content: Content) -> None:
-    """The newest whole grid of every direction, and the newest pictures that were drawn by hand."""
+    """Collect the newest readable grid of every direction, and the newest pictures drawn by hand."""
     try:
         files = [file for file in run.samples.iterdir() if file.suffix == ".png" and not file.name.startswith(".")]
         newest = sorted(files, key=lambda file: (-file.stat().st_mtime, file.name))
@@ -216,7 +216,7 @@ def _pictures(run: Run, content: Content) -> None:
 
 
 def _whole(files: Iterable[tuple[Path, str]], count: int, content: Content) -> list[Picture]:
-    """The first `count` pictures that are whole, of files with their captions; a note for each that is not."""
+    """The first `count` readable pictures among files with captions; each unreadable one is noted."""
     found: list[Picture] = []
     for file, caption in files:
         if len(found) == count:

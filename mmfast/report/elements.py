@@ -1,4 +1,4 @@
-"""HTML as nested calls. What is not markup already is escaped, so that no text of a file can become any."""
+"""HTML as nested calls. Anything that is not Markup is escaped, so text from a file never becomes markup."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Markup(str):
     """Text that is HTML already."""
 
 
-# Elements without content, and so without an end.
+# Elements without content, and so without an end tag.
 VOID = ("meta", "img")
 
 
@@ -22,17 +22,17 @@ def element(tag: str, *content: object, **attributes: object) -> Markup:
 
 
 def join(*content: object) -> Markup:
-    """One after the other, text escaped."""
+    """Concatenate the arguments, escaping text."""
     return Markup("".join(x if isinstance(x, Markup) else escape(str(x)) for x in content))
 
 
 def folded(summary: str, *inside: object) -> Markup:
-    """What is shown when its summary is chosen."""
+    """Content that is hidden until its summary is clicked."""
     return element("details", element("summary", summary), *inside)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
-    """Rows under heads; the first cell of a row is its name. On a phone a row is a card."""
+    """Rows under heads; the first cell of a row is its name. On a phone, each row is a card."""
     top = element("tr", *(element("th", head, scope="col") for head in heads))
     body = [
         element(
@@ -46,5 +46,5 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
 
 
 def terms(pairs: Iterable[tuple[str, object]]) -> Markup:
-    """Names with what is said of each."""
+    """A list of names and their descriptions."""
     return element("dl", *(join(element("dt", name), element("dd", text)) for name, text in pairs))

@@ -1,4 +1,4 @@
-"""What the figures of metrics.json mean: one rule a family, found by the figure's name."""
+"""What the figures of metrics.json mean: one rule per family, found by the figure's name."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 HIGHER, LOWER = "higher is better", "lower is better"
 
-# What a modality is scored by: its name, whether it should be high, and what it says.
+# The scores of modalities: name, whether higher or lower is better, and meaning.
 SCORES = {
     "accuracy": (HIGHER, "the share that is right, 0 to 1"),
     "agreement": (HIGHER, "the share that agrees, 0 to 1"),
-    "iou": (HIGHER, "intersection over union, the mean over the classes but the background, 0 to 1"),
+    "iou": (HIGHER, "intersection over union, the mean over the classes except the background, 0 to 1"),
     "cosine": (HIGHER, "the cosine of the angle between the two, -1 to 1"),
     "rmse": (LOWER, "root mean square difference, of {columns}"),
     "lpips_alex": (LOWER, "perceptual distance (LPIPS over AlexNet)"),
@@ -24,7 +24,7 @@ BOUND, ERROR, OTHER = "Bound on held-out data", "Error of the prediction", "Othe
 
 @dataclass(frozen=True)
 class Figure:
-    """What a figure means. reference: the name of the figure that real data reach in its place; "" for none."""
+    """What a figure means. reference: the name of the same figure between real data; "" for none."""
 
     name: str
     group: str
@@ -35,7 +35,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Rule:
-    """The figures whose whole name matches `pattern`; its groups fill in `meaning` and `reference`, as `IMAGE` does."""
+    """Figures whose whole name matches `pattern`. Its groups and `IMAGE` fill in `meaning` and `reference`."""
 
     pattern: str
     group: str
@@ -45,7 +45,7 @@ class Rule:
 
 
 SCORE = "|".join(SCORES)
-# The words for an image that is diffused.
+# The words to use if the anchor is an image.
 IMAGE = {
     "anchor": "image",
     "reals": "real images",
@@ -56,11 +56,11 @@ IMAGE = {
 REVERSE = {
     None: "",
     "fitted": ", with reverse variances fitted to training data",
-    "nearer": ", with fitted variances, and z_t itself in the network's place where that errs less",
+    "nearer": ", with fitted variances, and z_t itself in place of the network's prediction where that errs less",
 }
-UNITS = {None: "nats an example", "_bits": "bits per dimension of the {anchor}"}
-# The bound of a modality is stated for each example and not per dimension.
-UNITS_OF_ONE = {None: "nats an example", "_bits": "bits an example"}
+UNITS = {None: "nats per example", "_bits": "bits per dimension of the {anchor}"}
+# The bound of a modality is given per example and not per dimension.
+UNITS_OF_ONE = {None: "nats per example", "_bits": "bits per example"}
 PROCESS = r"bound\.(?:(?P<process>fitted|nearer)\.)?"
 REAL = "{kind}{features}.real_halves"
 
@@ -75,12 +75,12 @@ RULES = (
     Rule(
         rf"(?P<name>.+)\.conditional_(?P<score>{SCORE})",
         MODALITIES,
-        "The {name} of held-out examples given: does the {anchor} generated from it show it? {says}.",
+        "Given the {name} of held-out examples: does the {anchor} generated from it show it? {says}.",
     ),
     Rule(
         rf"(?P<name>.+)\.recovered_(?P<score>{SCORE})",
         MODALITIES,
-        "Held-out {reals} given: is the {name} predicted from each the true one? {says}.",
+        "Given held-out {reals}: is the {name} predicted from each the true one? {says}.",
     ),
     Rule(
         r"(?P<kind>frechet)(?P<features>(?:_.+)?)\.samples",
@@ -106,12 +106,12 @@ RULES = (
     Rule(
         r"(?P<kind>frechet|precision|recall)(?P<features>(?:_.+)?)\.real_halves",
         DISTANCES,
-        "What one half of the {reals} reaches against the other, over {over}.",
+        "The same figure for one half of the {reals} against the other, over {over}.",
     ),
     Rule(
         r"(?P<name>.+)\.ks\.samples",
         DISTANCES,
-        "Kolmogorov and Smirnov's distance of {name} to real rows, the mean over its columns, 0 to 1.",
+        "Kolmogorov-Smirnov distance of {name} to real rows, the mean over its columns, 0 to 1.",
         LOWER,
         "{name}.ks.real_halves",
     ),
@@ -125,13 +125,13 @@ RULES = (
     Rule(
         r"(?P<name>.+)\.(?:ks|energy)\.real_halves",
         DISTANCES,
-        "What one half of the real rows of {name} reaches against the other.",
+        "The same figure for one half of the real rows of {name} against the other.",
     ),
     Rule(
         r"(?P<name>.+)\.logistic_regression_accuracy",
         MODALITIES,
-        "For comparison: how often scikit-learn's logistic regression, of the training rows, finds the {name} of "
-        "held-out rows.",
+        "For comparison: how often scikit-learn's logistic regression, fitted to the training rows, predicts the "
+        "{name} of held-out rows correctly.",
         HIGHER,
     ),
     Rule(
@@ -158,8 +158,8 @@ RULES = (
     Rule(
         PROCESS + r"density\.(?P<name>.+)",
         BOUND,
-        "The share of {name} in the bound, nats an example{how}. Of a density: it may be negative, and is not to be "
-        "added to the others.",
+        "The share of {name} in the bound, nats per example{how}. It is of a density, so it may be negative and must "
+        "not be added to the others.",
         LOWER,
     ),
     Rule(
@@ -172,14 +172,14 @@ RULES = (
 
 
 def explain(name: str, anchor: str = "") -> Figure:
-    """The meaning of a figure of metrics.json; of a name that no rule knows, one without a meaning.
+    """The meaning of a figure of metrics.json, or a placeholder if no rule matches its name.
 
-    anchor: the name of what is diffused where that is no image.
+    anchor: the anchor's name if it is not an image.
     """
     for rule in RULES:
         if found := re.fullmatch(rule.pattern, name):
             return _filled(name, rule, found.groupdict(), anchor)
-    return Figure(name, OTHER, "No description of this figure is known to this version of mmfast.")
+    return Figure(name, OTHER, "This version of mmfast has no description of this figure.")
 
 
 def _filled(name: str, rule: Rule, groups: dict[str, str | None], anchor: str) -> Figure:
@@ -206,7 +206,7 @@ def _filled(name: str, rule: Rule, groups: dict[str, str | None], anchor: str) -
 
 
 def explained(names: Iterable[str], anchor: str = "") -> dict[str, list[Figure]]:
-    """What `explain` says, by group, in their order. One that stands beside another as reference is not repeated."""
+    """The meanings by group, in the groups' order. Figures shown as the reference of another are not repeated."""
     figures = [explain(name, anchor) for name in names]
     shown_beside = {figure.reference for figure in figures}
     groups: dict[str, list[Figure]] = {name: [] for name in (DISTANCES, MODALITIES, BOUND, ERROR, OTHER)}

@@ -1,4 +1,4 @@
-"""The page of a run: its content as one HTML file that fetches nothing from anywhere."""
+"""The page about a run: its content as one HTML file that fetches nothing."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from mmfast.sizes import named
 from mmfast.words import plural
 
 GENERATOR = "mmfast report"
-# Nothing is fetched and no script runs, whatever a file of the run says.
+# Nothing is fetched and no script runs, whatever the run's files contain.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-# In the place of a number or a direction that does not exist.
+# Stands for a number or a direction that does not exist.
 NONE = "none"
-# Of a series, the share that its running mean is taken over.
+# The share of a series that each value of its running mean covers.
 SHARE = 1 / 50
 # More classes than this are folded away.
 MANY = 30
@@ -36,15 +36,15 @@ SERIES = {
     "grad_norm": "Norm of the gradient, before it is clipped",
     "validation.loss": "Loss of held-out examples, by the averaged weights",
 }
-# The beginnings of the names of series, as words.
+# What the prefixes of series' names mean.
 PARTS = {
     "loss.": "Loss, part of ",
     "balance.": "Weight of the loss of ",
     "validation.loss.": "Loss of held-out examples, part of ",
 }
-# What is measured now and then: each value is shown, and no mean.
+# Series that are measured now and then: their values are shown and not averaged.
 SELDOM = ("learning_rate", "validation.")
-# How a modality's options are put into words; those that are sizes.
+# How a modality's options are put into words, and which of them are sizes.
 DETAILS = {
     "classes": "classes: {}",
     "channels": "channels: {}",
@@ -58,7 +58,7 @@ SIZES = ("size", "cells")
 
 
 def page(content: Content, machine: Mapping[str, str]) -> str:
-    """The whole page. machine: what is to be told of this machine, by name."""
+    """The whole page. machine: facts about this machine, by name."""
     name = content.folder.resolve().name
     sections = [
         ("trained", "What was trained", _trained(content.config)),
@@ -97,7 +97,7 @@ def page(content: Content, machine: Mapping[str, str]) -> str:
 
 
 def _value(x: float | None) -> Markup:
-    """A number as people read it, with all its digits in the markup."""
+    """A number rounded for reading, with all its digits in the markup."""
     return Markup(NONE) if x is None else element("data", number(x), value=repr(x))
 
 
@@ -117,7 +117,7 @@ def _notes(notes: Sequence[str]) -> Markup:
 
 
 def _options(section: Any, but: Sequence[str] = ()) -> str:
-    """The options of a part of the config in one line, its kind first; those that are empty, off or 0 are left out."""
+    """A config section's options in one line, its kind first, without those that are empty, off or 0."""
     plain = {
         k: v for k, v in dataclasses.asdict(section).items() if k not in but and v not in (None, "", [], {}, False)
     }
@@ -133,7 +133,7 @@ def _trained(config: Config | None) -> Markup:
         found: dict[str, Any] = {key: x for key in DETAILS if (x := getattr(spec, key, ""))}
         said = [spec.kind, *(DETAILS[key].format(named(x) if key in SIZES else x) for key, x in found.items())]
         if name == config.anchor:
-            said.append("diffused itself: the anchor")
+            said.append("the anchor, diffused itself")
         parts.append(element("li", element("b", name), f": {', '.join(said)}"))
     train, sample = config.train, config.sample
     rate = f"learning rate {train.learning_rate:g}, {train.decay} after {plural(train.warmup, 'step')} of warm-up"
@@ -189,7 +189,7 @@ def _figures(content: Content) -> Markup:
     if not metrics:
         return element("p", "No figures yet: they are written when training ends, or printed by mmfast eval.")
 
-    # What stands between a figure's value and its meaning, where a figure of the group has it.
+    # The columns between value and meaning; a group shows those that any of its figures fills.
     between = {
         "Real against real": lambda figure: _value(metrics.get(figure.reference)),
         "Direction": lambda figure: figure.better or NONE,
@@ -210,12 +210,12 @@ def _figures(content: Content) -> Markup:
 
 
 def _other_anchor(config: Config | None) -> str:
-    """The name of the anchor, "" of an image."""
+    """The name of the anchor; "" if it is an image."""
     return "" if config is None or hasattr(config.modalities[config.anchor], "levels") else config.anchor
 
 
 def _error(metrics: Mapping[str, float], figures: Sequence[Figure]) -> Markup:
-    """The error of the prediction against t, the times as far apart as they were chosen: evenly in log SNR."""
+    """Plot the prediction error against t. The times were chosen evenly in log SNR and are spaced evenly."""
     found = {int(figure.name.partition(".")[2]): metrics[figure.name] for figure in figures}
     points = sorted((t, x) for t, x in found.items() if finite(x))
     if not points:
@@ -228,7 +228,7 @@ def _error(metrics: Mapping[str, float], figures: Sequence[Figure]) -> Markup:
         f"the largest {number(worst[1])} at {worst[0]}."
     )
     label = "t, evenly spaced in log SNR; more noise to the right"
-    # Every second text where there are many: they must not meet.
+    # Label only some of many times, so that the labels do not overlap.
     every = 1 + len(times) // 11
     marks = [(float(k), str(t)) for k, t in enumerate(times) if (len(times) - 1 - k) % every == 0]
     places = [float(k) for k in range(len(times))]
@@ -251,7 +251,7 @@ def _curves(series: Sequence[Series]) -> Markup:
         mean = float(running_mean(np.asarray(one.values), window)[-1])
         about = (
             f"{name}, from step {one.steps[0]:,} to {one.steps[-1]:,}: {number(one.values[0])} at first, "
-            f"{number(mean)} in the mean of the last {window:,}."
+            f"{number(mean)} as the mean of the last {window:,}."
         )
         plots.append(plot(name, about, curve(one.steps, one.values, window), "step"))
         rows.append([one.name, *map(_value, (one.values[0], one.values[-1], mean)), f"{window:,}"])
@@ -280,7 +280,7 @@ def _commands(content: Content) -> Markup:
     run = shlex.quote(str(content.folder))
     file = shlex.quote(str(content.folder / "config.yaml"))
     found = [
-        ("Go on with it, or train it longer with more --train.steps", f"mmfast train {file} --out {run}"),
+        ("Resume it, or train it longer with more --train.steps", f"mmfast train {file} --out {run}"),
         ("Draw samples", f"mmfast sample {run} --n 64"),
     ]
     for name, spec in content.config.modalities.items() if content.config else ():
@@ -288,7 +288,9 @@ def _commands(content: Content) -> Markup:
             given = shlex.quote(f"{name}={spec.names[0] if spec.names else 0}")
             found.append((f"Draw samples of one {name}", f"mmfast sample {run} --given {given}"))
         elif content.config and len(content.config.modalities) > 1:
-            found.append((f"Draw the rest for held-out examples of {name}", f"mmfast sample {run} --given {name}=data"))
+            found.append(
+                (f"Draw the rest given {name} of held-out examples", f"mmfast sample {run} --given {name}=data")
+            )
     found += [
         ("Measure the figures again", f"mmfast eval {run}"),
         ("Write this page again", f"mmfast report {run}"),
@@ -297,5 +299,5 @@ def _commands(content: Content) -> Markup:
 
 
 def _machine(machine: Mapping[str, str]) -> Markup:
-    said = "Of the machine that wrote this page. A run does not record the one that trained it."
+    said = "The machine that wrote this page. A run does not record which one trained it."
     return join(element("p", said), terms(machine.items()))

@@ -1,4 +1,4 @@
-"""Line plots as inline SVG: in the page's colours, with words for those who cannot see them."""
+"""Line plots as inline SVG, in the page's colours and with a text alternative."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 
 from mmfast.report.elements import Markup, element, join
 
-# In units of the view: it is scaled to the width there is, about 1 to 1 on a phone.
+# In units of the view box, which is scaled to the available width, about 1 to 1 on a phone.
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 400, 230, 58, 18, 10, 36
-# The most points of a curve; more cannot be told apart.
+# The most points of a curve; more would be indistinguishable.
 POINTS = 300
-# A positive quantity is drawn to a logarithmic scale where it spans at least this factor.
+# A positive quantity that spans at least this factor is drawn on a logarithmic scale.
 WIDE = 30.0
 
 
 @dataclass(frozen=True)
 class Curve:
-    """y against x, both finite, x rising; low and high: the ends of a band behind it, as long as y."""
+    """y against x, both finite, x increasing; low and high: the ends of a band behind it, as long as y."""
 
     x: np.ndarray
     y: np.ndarray
@@ -29,15 +29,15 @@ class Curve:
 
 
 def running_mean(y: np.ndarray, window: int) -> np.ndarray:
-    """The mean of each value and the window - 1 before it, of fewer at the beginning."""
-    sums = np.concatenate(([0.0], np.cumsum(y, dtype=np.longdouble)))  # a high beginning leaves the rest its digits
+    """The mean of each value and the window - 1 values before it; of fewer at the beginning."""
+    sums = np.concatenate(([0.0], np.cumsum(y, dtype=np.longdouble)))  # a high start costs the rest no digits
     ends = np.arange(1, len(y) + 1)
     starts = np.maximum(ends - window, 0)
     return ((sums[ends] - sums[starts]) / (ends - starts)).astype(float)
 
 
 def curve(x: Sequence[float], y: Sequence[float], window: int = 1) -> Curve:
-    """The running mean of y with the range of its values behind it, in at most POINTS points, the last among them."""
+    """The running mean of y and the range of its values, in at most POINTS points that include the last."""
     there, values = np.asarray(x, float), np.asarray(y, float)
     mean = running_mean(values, window)
     starts = np.unique(np.linspace(0, len(values), min(POINTS, len(values)), endpoint=False).astype(int))
@@ -47,7 +47,7 @@ def curve(x: Sequence[float], y: Sequence[float], window: int = 1) -> Curve:
 
 
 def number(x: float) -> str:
-    """A number for people: four digits, thousands apart, powers of ten only where they help."""
+    """Format a number for reading: four digits, thousands separators, an exponent only where it helps."""
     if math.isfinite(x) and x == int(x) and abs(x) < 1e7:
         return f"{int(x):,}"
     return f"{x:,.4g}" if 1e-3 <= abs(x) < 1e5 else f"{x:.4g}"
@@ -62,7 +62,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def powers(low: float, high: float) -> list[float]:
-    """At most five powers of ten within low .. high, evenly apart; of fewer than two, 2 and 5 times one as well."""
+    """At most five evenly spaced powers of ten within low .. high; if fewer than two, multiples by 2 and 5 as well."""
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
     found = [10.0**k for k in range(first, last + 1, 1 + (last - first) // 5)]
     if len(found) > 1:
@@ -73,7 +73,7 @@ def powers(low: float, high: float) -> list[float]:
 def plot(
     name: str, about: str, curve: Curve, x_label: str, x_ticks: Sequence[tuple[float, str]] = (), dots: bool = False
 ) -> Markup:
-    """One curve, with axes. about: what it shows, for those who cannot see it. x_ticks: (place, text); none: round."""
+    """Draw one curve with axes. about: the text alternative. x_ticks: (place, text); empty for round numbers."""
     positive = bool((curve.low > 0).all())
     logarithmic = positive and curve.high.max() / curve.low.min() >= WIDE
     scale = np.log10 if logarithmic else np.asarray
