@@ -1,4 +1,4 @@
-"""The figures of a trained model, those of metrics.json."""
+"""The figures of a trained model, as in metrics.json."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from mmfast.run import Run
 from mmfast.sample import check_count
 from mmfast.trust import imported
 
-# How many training examples the reverse variances are fitted to, and timesteps the error of z_0 is measured at.
+# The numbers of training examples that the reverse variances are fitted to, and of timesteps in the error of z_0.
 FITTED_TO, CURVE = 256, 12
 
 
 def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, ranks: Ranks = ALONE) -> dict[str, float]:
-    """The figures of a model, on samples drawn from z_T.
+    """Measure a model on samples drawn from z_T.
 
-    For each modality beside the anchor: joint_* (does it agree with the image generated with it, by the data
-    set's judge; drawn as config.sample.first says), conditional_* (does the image generated from it show it, by the
-    judge) and recovered_* (is it what goes with a held-out real image). The Frechet distance of the samples to the
-    real data, and their precision and recall, beside those of one half of the real data to the other. The bound on
-    held-out data (`mmfast.likelihood.bound`), with the posterior's variance and with those fitted to training data; and
-    x0_error.T, the mean squared error of the predicted z_0 at timesteps T. ranks share out the draws, the features and
-    the bound; all have the figures.
+    For each modality except the anchor: joint_* (does it agree with the image generated with it, by the data set's
+    judge; drawn in the order of config.sample.first), conditional_* (does the image generated from it show it, by the
+    judge) and recovered_* (is it predicted correctly from a held-out real image). Then the Frechet distance, precision
+    and recall of the samples against real data, and those of one half of the real data against the other; the bound on
+    held-out data (`mmfast.likelihood.bound`), with the posterior's variance and with variances fitted to training data;
+    and x0_error.T, the mean squared error of the predicted z_0 at timestep T. The ranks share the draws, the features
+    and the bound, and each returns all figures.
     """
     anchor, count, spec = model.anchor_name, config.evaluate.samples, config.evaluate
-    features, lpips = measures(model, config)  # first what may be missing: nothing is drawn in vain
+    features, lpips = measures(model, config)  # first, so that nothing is drawn in vain
     with ranks.in_turn(), silenced(quiet):
         judges = data.judges()
     truth = held_out(Shuffled(data.test), count, model)
@@ -60,7 +60,7 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
     for k, name in enumerate(model.names):
         part = model.part(name)
         if part.derived:
-            # It follows from an image, so there is one question: what is made of that image when it is given.
+            # It is derived from an image, so the only question is how well that image is restored from it.
             restored = draw(name, 3 + k)[part.source]
             metrics[f"{name}.conditional_{part.metric}"] = part.score(restored, truth.data[name])
             if lpips is not None:
@@ -84,9 +84,9 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
 
 
 def measures(model: Model, config: Config) -> tuple[Extractor, LPIPS | None]:
-    """What images are compared by: their features and, where the config names a network for it, LPIPS.
+    """The features by which images are compared and, if the config names a network for it, LPIPS.
 
-    Raises MmfastError for what is not there, and for what these images, or this model, cannot be compared by.
+    Raises MmfastError for what is not installed, and for what does not suit these images or this model.
     """
     _check_measures(model, config)
     spec = config.evaluate
@@ -94,9 +94,9 @@ def measures(model: Model, config: Config) -> tuple[Extractor, LPIPS | None]:
 
 
 def check_measures(model: Model, config: Config) -> None:
-    """Raise MmfastError where `measures` would: before training, so that nothing is missing after it.
+    """Raise MmfastError where `measures` would, to find out before training what would be missing after it.
 
-    Code of the user's is imported and not called: a network of theirs may be large.
+    The user's code is imported but not called, because its network may be large.
     """
     if ":" in config.evaluate.features:
         _check_measures(model, config)
@@ -110,7 +110,7 @@ def _check_measures(model: Model, config: Config) -> None:
     check_count(model, spec.samples, "evaluate.samples")
     if spec.features != "pixels" and not model.anchor.bounded:
         raise MmfastError(
-            f"evaluate.features is {spec.features!r}, a network that sees images; the anchor is a {model.anchor.kind}, "
+            f"evaluate.features is {spec.features!r}, a network for images; the anchor is a {model.anchor.kind}, "
             "so it should be pixels"
         )
     if spec.lpips and not any(part.derived for part in model.parts.values()):
@@ -118,9 +118,9 @@ def _check_measures(model: Model, config: Config) -> None:
 
 
 def likelihood(model: Model, config: Config, data: Data, batch: Batch, ranks: Ranks = ALONE) -> dict[str, float]:
-    """The bound on a held-out batch, its reverse variances fitted to training data; and x0_error against t.
+    """The bound on a held-out batch, also with reverse variances fitted to training data, and x0_error by t.
 
-    Without the fitted ones where no training example has all of the model's modalities. Some models have no bound.
+    There are no fitted variances if no training example has all of the model's modalities. Some models have no bound.
     """
     size, seed = config.sample.batch_size, config.seed
     times = times_by_snr(model.schedule, CURVE)

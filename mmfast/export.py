@@ -1,4 +1,4 @@
-"""A trained model written for another library: a pipeline that diffusers loads by itself."""
+"""Export a trained model for another library: a pipeline that diffusers loads without mmfast."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ SCHEDULES = {"cosine": "squaredcos_cap_v2", "linear": "linear"}
 
 
 def to_diffusers(model: Model, config: Config, folder: str | os.PathLike[str], sampler: str | None = None) -> Path:
-    """Write the anchor's generation as a pipeline of diffusers: `DiffusionPipeline.from_pretrained(folder)`.
+    """Export the anchor's generation as a diffusers pipeline, for `DiffusionPipeline.from_pretrained(folder)`.
 
-    The network is UNet2DModel with these weights. With other modalities it is what the network does where all of them
-    are unknown: their channels hold nothing there, and their times' embedding is a constant that joins a bias. Where
-    the image is diffused as latents, the pipeline has the autoencoder too. `num_inference_steps` is an argument of the
-    pipeline; DDIM equals ours with `use_clipped_model_output=True`, for numbers of steps that divide T.
+    The network is a UNet2DModel with these weights. Other modalities count as unknown: their channels are then empty,
+    and the embedding of their times is a constant that is added to a bias. If the image is diffused as latents, the
+    pipeline includes the autoencoder. `num_inference_steps` is an argument of the pipeline; DDIM equals ours with
+    `use_clipped_model_output=True`, for numbers of steps that divide T.
 
-    sampler: "ddpm", "ddim" or "dpmpp_2m", in place of the config's.
-    folder: new. Whole or not at all. Raises MmfastError where diffusers is not installed, where it has no counterpart
-    of the model, and where something is in the folder.
+    sampler: "ddpm", "ddim" or "dpmpp_2m", instead of the config's.
+    folder: a new one, written completely or not at all. Raises MmfastError if diffusers is not installed or has no
+    counterpart of the model, or if the folder is not empty.
     """
     with optional_package("diffusers", "diffusers", "export"):
         import diffusers
@@ -41,8 +41,10 @@ def to_diffusers(model: Model, config: Config, folder: str | os.PathLike[str], s
     if sampler not in SAMPLERS:
         raise unknown("export's sampler", sampler, SAMPLERS)
     if sampler not in SCHEDULERS:
-        raise MmfastError(f"export's sampler is {sampler!r}, which diffusers has not; it should be of {[*SCHEDULERS]}")
-    if sampler == "ddim" and config.sample.eta == 1:  # the same step, and diffusers' files say nothing of eta
+        raise MmfastError(
+            f"export's sampler is {sampler!r}, which diffusers lacks; it should be one of {[*SCHEDULERS]}"
+        )
+    if sampler == "ddim" and config.sample.eta == 1:  # the same step, and diffusers' files do not store eta
         sampler = "ddpm"
     net = _unet(model, config)
     bounded = model.anchor.bounded and not model.latent  # as `sample` clamps
@@ -51,7 +53,7 @@ def to_diffusers(model: Model, config: Config, folder: str | os.PathLike[str], s
         if model.shape[1] != model.shape[2]:
             raise MmfastError(
                 f"modalities.{model.anchor_name} has latents of {list(model.shape[1:])}, and diffusers' pipeline of "
-                "latents draws squares alone; export needs a square size"
+                "latents draws only squares; export needs a square size"
             )
         pipeline = diffusers.LDMPipeline(_vae(diffusers, model), net, scheduler)
     else:
@@ -62,10 +64,10 @@ def to_diffusers(model: Model, config: Config, folder: str | os.PathLike[str], s
 
 
 def _check(model: Model, config: Config) -> None:
-    """Raise MmfastError where the model does what UNet2DModel cannot."""
+    """Raise MmfastError if the model does something that UNet2DModel cannot."""
     if not isinstance(model.backbone, adapter.Backbone):
         raise MmfastError(
-            f"backbone.kind is {config.backbone.kind}, of which diffusers has no counterpart; export needs a run with "
+            f"backbone.kind is {config.backbone.kind}, for which diffusers has no counterpart; export needs a run with "
             "backbone.kind=diffusers"
         )
     if model.names and (model.space == "shared" or not model.told):
@@ -78,19 +80,19 @@ def _check(model: Model, config: Config) -> None:
         if name in model.time_of and not part.spec.unknown_probability > 0:
             other = ", or with weight.kind=none" if part.uniform else ""
             raise MmfastError(
-                f"modalities.{name}.unknown_probability is 0, so the network has never had the image without {name}; "
-                f"export needs a run with some{other}"
+                f"modalities.{name}.unknown_probability is 0, so the network has never seen the image without {name}; "
+                f"export needs a run in which it is above 0{other}"
             )
         if part.in_place and name not in model.traced and model.target != "eps":
             raise MmfastError(
                 f"modalities.{name} is seen in the image's own pixels, scaled by the time, which diffusers' network "
-                "does not; export needs a run with loss.target=eps, or without it"
+                "does not support; export needs a run with loss.target=eps, or without this modality"
             )
 
 
 @torch.no_grad()
 def _unet(model: Model, config: Config) -> Any:
-    """UNet2DModel that says of z_t what the model says of the anchor, all else unknown."""
+    """A UNet2DModel that predicts from z_t what the model predicts for the anchor, all else unknown."""
     _check(model, config)
     channels, *size = model.shape
     own = {name: x.detach().cpu() for name, x in model.backbone.net.state_dict().items()}
@@ -123,7 +125,7 @@ def _vae(diffusers: Any, model: Model) -> Any:
 
 
 def _schedule(config: Config) -> dict[str, Any]:
-    """The options that diffusers' schedulers share. Its linear schedule has our bounds, its cosine one our offset."""
+    """Options common to diffusers' schedulers. Its linear schedule has our bounds, its cosine schedule our offset."""
     return {
         "num_train_timesteps": config.schedule.T,
         "beta_schedule": SCHEDULES[config.schedule.kind],
@@ -145,7 +147,7 @@ def _ddpm(diffusers: Any, config: Config, clamp: float | None) -> Any:
 def _ddim(diffusers: Any, config: Config, clamp: float | None) -> Any:
     if config.sample.eta:
         raise MmfastError(
-            f"sample.eta is {config.sample.eta:g}, which diffusers' DDIM takes with every call and keeps in no file; "
+            f"sample.eta is {config.sample.eta:g}, which diffusers' DDIM takes with every call and does not store; "
             "export with 0 or 1"
         )
     return diffusers.DDIMScheduler(set_alpha_to_one=True, **_schedule(config), **_clip(clamp))
@@ -154,25 +156,25 @@ def _ddim(diffusers: Any, config: Config, clamp: float | None) -> Any:
 def _dpmpp_2m(diffusers: Any, config: Config, clamp: float | None) -> Any:
     if clamp is not None:
         raise MmfastError(
-            f"sample.clamp is {clamp}, and diffusers' DPM-Solver++ holds no image within bounds; export with "
+            f"sample.clamp is {clamp}, and diffusers' DPM-Solver++ does not clamp images; export with "
             "sampler='ddim' or 'ddpm', or a run with sample.clamp=null"
         )
     eta = config.sample.eta
     if eta not in (0, 1):
         raise MmfastError(
-            f"sample.eta is {eta:g}, and diffusers' DPM-Solver++ takes 0 or 1 alone; export with one of them"
+            f"sample.eta is {eta:g}, and diffusers' DPM-Solver++ takes only 0 or 1; export with one of them"
         )
     return diffusers.DPMSolverMultistepScheduler(
         algorithm_type="sde-dpmsolver++" if eta else "dpmsolver++", **_schedule(config)
     )
 
 
-# From (diffusers, config, clamp) to the scheduler of the sampler.
+# By sampler, a function of (diffusers, config, clamp) that makes the scheduler.
 SCHEDULERS: dict[str, Callable[[Any, Config, float | None], Any]] = {
     "ddpm": _ddpm,
     "ddim": _ddim,
     "dpmpp_2m": _dpmpp_2m,
 }
 
-# By the library that reads what is written.
+# By the library that reads the export.
 EXPORTS: dict[str, Callable[..., Path]] = {"diffusers": to_diffusers}

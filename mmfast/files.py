@@ -1,4 +1,4 @@
-"""Files that are never half written: each is whole and on the disk before it takes its name. Tensors have a digest."""
+"""Files that are never half written: each is complete on the disk before it takes its name. Tensors have a digest."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from torch import Tensor
 
 from mmfast.errors import MmfastError
 
-# How the name of a file begins that is not whole yet.
+# The prefix of the names of incomplete files.
 TEMPORARY = ".tmp-mmfast-"
-# The names of the strings that a file of tensors carries.
+# The names of the strings in the metadata of a file of tensors.
 METADATA, DIGEST = "mmfast", "digest"
-# For os.open: no link is followed, and no pipe waited for, where the system can.
+# For os.open: follow no link and wait for no pipe, where the system supports it.
 NO_LINK = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
-# In bytes: a hundred thousand tensors' worth.
+# In bytes: enough for a hundred thousand tensors.
 LONGEST_HEADER = 2**25
-# In bytes: many times a state's lines of stats. JSON may take some thirty times its length in memory.
+# In bytes: many times a state's lines of stats. Parsed JSON may take some thirty times its length in memory.
 LONGEST_METADATA = 2**22
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, and put it in its place only when it is whole and on the disk."""
+    """Let `write` fill a temporary file, and rename it to `path` only when it is complete and on the disk."""
     handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.name}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -51,12 +51,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Put a text file in its place atomically."""
+    """Write a text file atomically."""
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a killed process left this file half written: by write_atomically, or by safetensors for save_tensors."""
+    """Whether it is a temporary file of write_atomically, or of safetensors below it, that a killed process left behind."""
     if path.is_symlink() or not path.is_file():
         return False
     if re.fullmatch(re.escape(TEMPORARY) + r".+-[a-z0-9_]{8}(\.[^.]*)?", path.name):
@@ -65,24 +65,24 @@ def is_temporary(path: Path) -> bool:
 
 
 def _begins_as_ours(path: Path) -> bool:
-    """Whether a file is the beginning of what save_tensors writes, be it empty: others give files such names too."""
+    """Whether the file begins as one of save_tensors does or is empty; other programs use such names too."""
     try:
         head = beginning(path, 256)
     except OSError:
         return False
-    # After the header's length come the metadata, the digest and the text in either order.
+    # The header's length comes first, then the metadata and the digest in either order.
     return len(head) <= 8 or (head[8:].startswith(b'{"__metadata__":{"') and f'"{METADATA}":'.encode() in head)
 
 
 def check_regular(path: Path) -> None:
-    """Raise OSError where there is a pipe, a socket or a device: reading it may wait for ever, or never end."""
+    """Raise OSError for a pipe, a socket or a device: reading one may block, or never end."""
     mode = os.stat(path).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder is an error of the system's own
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder raises OSError anyway
         raise OSError(errno.EINVAL, "it is a pipe, a socket or a device; it should be a file")
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """A file's content. Raises OSError for one of more than `most` bytes, and for what is no file."""
+    """A file's content. Raises OSError if it has more than `most` bytes or is not a regular file."""
     check_regular(path)
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size <= most:
@@ -93,19 +93,19 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def beginning(path: Path, count: int) -> bytes:
-    """The first bytes of a file, at most `count`. Raises OSError for what is no file."""
+    """The first bytes of a file, at most `count`. Raises OSError if it is not a regular file."""
     check_regular(path)
     with open(path, "rb") as file:
         return file.read(count)
 
 
 def read_text(path: Path, most: int) -> str:
-    """A text file in UTF-8. Raises OSError as `read_bytes` does."""
+    """The text of a UTF-8 file. Raises OSError as `read_bytes` does."""
     return read_bytes(path, most).decode()
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add to a text file, all or nothing. Raises OSError where it is a link: what that leads to is not touched."""
+    """Append to a text file, all or nothing. Raises OSError for a link, whose target is not touched."""
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_LINK, 0o666)
     with open(handle, "ab", buffering=0) as file:
         size, left = os.fstat(handle).st_size, memoryview(text.encode())
@@ -118,7 +118,7 @@ def append_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until what was written to a file is on the disk."""
+    """Wait until a file's content is on the disk."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
@@ -133,7 +133,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Tensors by name, with a JSON dictionary and the digest of it all, as one safetensors file, atomically."""
+    """Save tensors by name, a JSON dictionary and the digest of both as one safetensors file, atomically."""
     plain = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
     text = json.dumps(metadata)
 
@@ -147,9 +147,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What save_tensors wrote; a file of an earlier version, which has no digest, loads unchecked.
+    """Load what save_tensors wrote. A file of an earlier version has no digest and loads unchecked.
 
-    Raises MmfastError for a file that is missing, truncated, damaged or another's.
+    Raises MmfastError for a file that is missing, truncated, damaged or not mmfast's.
     """
     try:
         check_regular(path)
@@ -160,7 +160,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 raise ValueError(f"its metadata is longer than {LONGEST_METADATA} bytes")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = json.loads(texts.get(METADATA, "null"))
-        if METADATA in texts and len(texts) > 1:  # any other string is the digest, or was
+        if METADATA in texts and len(texts) > 1:  # any other string is the digest, intact or damaged
             kept, now = texts.get(DIGEST, "missing"), digest(tensors, texts[METADATA])
             if kept != now:
                 raise ValueError(f"the digest of its content is {now[:12]}; it should be {kept[:12]}")
@@ -168,7 +168,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise MmfastError(f"{path} does not exist") from None
     except OSError as error:
         raise MmfastError(f"{path} cannot be read: {error.strerror}") from None
-    except MemoryError:  # of a file that claims, or has, more bytes than there is room for
+    except MemoryError:  # the file claims, or has, more bytes than fit in memory
         size = path.stat().st_size
         raise MmfastError(f"{path} cannot be read: the memory has no room for its {size:,} bytes") from None
     except (SafetensorError, ValueError, RecursionError) as error:
@@ -179,7 +179,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: str) -> str:
-    """The sha256 of a text, and of the name, type, shape and bytes of every tensor (on the CPU, contiguous)."""
+    """The sha256 of a text and of the name, type, shape and bytes of every tensor (on the CPU, contiguous)."""
     ordered = sorted(tensors.items())
     head = json.dumps([metadata, [[name, str(x.dtype), list(x.shape)] for name, x in ordered]])
     found = hashlib.sha256(head.encode())
@@ -189,15 +189,15 @@ def digest(tensors: Mapping[str, Tensor], metadata: str) -> str:
 
 
 def _check_header(path: Path) -> None:
-    """Raise ValueError for a safetensors header that is longer than the file, or than any that was written."""
+    """Raise ValueError for a safetensors header that is longer than the file or LONGEST_HEADER."""
     with open(path, "rb") as file:
         length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
     if not length <= min(size - 8, LONGEST_HEADER):
-        raise ValueError(f"it has {size} bytes, and its header should have {length}; {LONGEST_HEADER} is the most")
+        raise ValueError(f"it has {size} bytes, and its header claims {length}; {LONGEST_HEADER} is the most")
 
 
 def check_fit(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
-    """Raise MmfastError for the first tensor that is not of the wanted names, types and shapes, or not finite."""
+    """Raise MmfastError for the first tensor whose name, type or shape is not as wanted, or that is not finite."""
     for name in sorted(tensors.keys() | wanted.keys()):
         if name not in wanted:
             what = "does not belong there"
@@ -217,29 +217,29 @@ def _kind(x: Tensor) -> str:
 
 
 def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """load_state_dict of finite tensors that fit. Raises MmfastError for others, before anything is loaded."""
+    """load_state_dict, with `check_fit` before anything is loaded."""
     check_fit(tensors, module.state_dict(), path)
     module.load_state_dict(dict(tensors))
 
 
 def path_of(what: str, value: object) -> Path:
-    """What a user gave as a path. Raises MmfastError, which calls it `what`, for anything else."""
+    """The path that a user gave. Raises MmfastError, naming `what`, for anything that is not a path."""
     if not isinstance(value, (str, os.PathLike)) or "\0" in str(value):
-        raise MmfastError(f"{what} is {value!r}; it should be a path, as a text or a Path")
+        raise MmfastError(f"{what} is {value!r}; it should be a path, as a str or a Path")
     return Path(value)
 
 
 def check_free(what: str, folder: Path) -> None:
-    """Raise MmfastError, which calls it `what`, where a file or a folder with something in it is already there."""
+    """Raise MmfastError, naming `what`, if the folder's name is taken by anything but an empty folder."""
     if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-        raise MmfastError(f"{what} is {folder}, which is there already; nothing is overwritten: choose a new folder")
+        raise MmfastError(f"{what} is {folder}, which already exists; nothing is overwritten: choose a new folder")
 
 
 @contextlib.contextmanager
 def new_folder(what: str, folder: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `folder` at the end: whole or not at all.
+    """Yield a folder to fill, which becomes `folder` at the end: completely or not at all.
 
-    Raises MmfastError, which calls it `what`, where there is something already, or where it cannot be written.
+    Raises MmfastError, naming `what`, if `folder` is not free or cannot be written.
     """
     check_free(what, folder)
     try:

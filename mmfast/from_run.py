@@ -1,9 +1,9 @@
-"""A run's weights to start another from: of what both have they are kept, and what is new is fresh.
+"""Start a run from another run's weights: what both have is kept, and what is new is initialised afresh.
 
-A modality that is new has an encoder, a head and embeddings of its own, which are fresh. What the network sees of it
-enters by weights of zero, so at first, where it is not given, the others are predicted as they were. So does what is
-seen of one whose encoder or weight W is another, since its channels mean other things. But hidden parts, seen in the
-image's own pixels, change the scale in which it is seen (`Model.fades_image`).
+A new modality has its own encoder, head and embeddings, which are fresh. The weights of its input channels are zero, so
+at first, where it is not given, the other modalities are predicted as before. The same goes for a modality whose
+encoder or weight W has changed, because its channels mean something else. Hidden parts are an exception: they are seen
+in the image's own pixels and change the scale in which the image is seen (`Model.fades_image`).
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from mmfast.model import Model
 from mmfast.run import Run
 from mmfast.sizes import plain
 
-# Options of a backbone that no weight hangs on.
+# Options of a backbone on which no weight depends.
 FREE = ("dropout",)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Which modalities' weights were kept, which are fresh, and which of the run's were left out."""
+    """The modalities whose weights were kept, those that are fresh, and those of the run that were left out."""
 
     folder: Path
     kept: tuple[str, ...]
     fresh: tuple[str, ...]
     left_out: tuple[str, ...]
-    scaled: bool = False  # whether the image is now seen scaled by its time, or no longer
+    scaled: bool = False  # whether the image is newly, or no longer, scaled by its time
 
     def __str__(self) -> str:
         found = f"weights of {self.folder}: kept the backbone and {', '.join(self.kept)}"
         found += f"; fresh: {', '.join(self.fresh) or 'nothing'}"
         found += f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
-        return found + ("; the image is seen in another scale, so what is predicted differs at first" * self.scaled)
+        return found + ("; the image is seen at another scale, so predictions differ at first" * self.scaled)
 
 
 def take_weights(model: Model, config: Config, folder: str | Path) -> Kept:
-    """Fill a model of this config with the averaged weights of the run in `folder`, which is only read.
+    """Fill a model of this config with the averaged weights of the run in `folder`, which is not changed.
 
-    Raises MmfastError, before anything is changed, where there is no run, or where a part that both have differs.
+    Raises MmfastError, before anything is changed, if there is no run, or if a part that both have differs.
     """
     run = Run.open(folder)
     theirs = run.config()
@@ -74,7 +74,7 @@ def take_weights(model: Model, config: Config, folder: str | Path) -> Kept:
         if new.shape != x.shape:
             raise MmfastError(
                 f"--from {folder}: {key} is {list(new.shape)}; here it is {list(x.shape)}: the options of what both "
-                "have should be the same, or the modality should have another name, to be fresh"
+                "have should be the same, or the modality should have another name, to start afresh"
             )
         found[key] = new
     model.load_state_dict({**state, **found})
@@ -84,7 +84,7 @@ def take_weights(model: Model, config: Config, folder: str | Path) -> Kept:
 
 
 def _check(config: Config, theirs: Config, folder: Path) -> None:
-    """Raise MmfastError where the weights of their config would mean another thing in this one."""
+    """Raise MmfastError if the weights of their config would mean something else in this one."""
 
     def shape(spec: Any) -> dict[str, Any]:
         return {key: x for key, x in dataclasses.asdict(spec).items() if key not in FREE}
@@ -99,7 +99,7 @@ def _check(config: Config, theirs: Config, folder: Path) -> None:
         was, now = theirs.modalities[name], config.modalities[name]
         pairs[f"modalities.{name}.kind"] = was.kind, now.kind
         pairs[f"modalities.{name}.diffused"] = was.diffused, now.diffused
-        for key in ("names", "columns"):  # their order
+        for key in ("names", "columns"):  # in their order
             if getattr(was, key, None) and getattr(now, key, None):
                 pairs[f"modalities.{name}.{key}"] = getattr(was, key), getattr(now, key)
         for key in ("components", "rms"):
@@ -112,7 +112,7 @@ def _check(config: Config, theirs: Config, folder: Path) -> None:
 
 
 def _inputs(config: Config, model: Model) -> set[str]:
-    """The backbone's weights that stand at its input: those whose shape another number of channels changes."""
+    """The backbone's input weights: those whose shape depends on the number of channels."""
     with torch.device("meta"):
         wider = backbones.kind(config.backbone.kind).Backbone(
             config.backbone, len(model.seen_layout()) + 1, plain(model.shape[1:])
@@ -122,9 +122,9 @@ def _inputs(config: Config, model: Model) -> set[str]:
 
 
 def _widened(weight: Tensor, like: Tensor, old: Model, new: Model, kept: Collection[str]) -> Tensor:
-    """An input's weight [out, channels k, ...] with its channels where the new model sees them; zero for new ones.
+    """An input weight [out, channels k, ...] with its channels in the new model's order; zero for new ones.
 
-    kept: of which modalities the channels mean what they meant ("": those of all together).
+    kept: the modalities whose channels still mean the same ("": those of all together).
     """
     before = {place: i for i, place in enumerate(old.seen_layout()) if place[0] in kept}
     columns = weight.unflatten(1, (len(old.seen_layout()), -1))

@@ -1,4 +1,4 @@
-"""Sampling as a config says: with its sampler and steps, and its modalities together or one after another."""
+"""Sampling as a config specifies: its sampler and steps, and its modalities together or one after another."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def settings(config: Config, given: Iterable[str] = ()) -> dict[str, Any]:
-    """config.sample as the arguments of mmfast.sample.sample, where these modalities are given."""
+    """config.sample as arguments of mmfast.sample.sample, if these modalities are given."""
     spec = config.sample
     steps = [own for name in given if (own := config.modalities[name].given_steps) is not None]
     return {
@@ -45,14 +45,14 @@ def settings(config: Config, given: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def check_sample(model: Model, config: Config) -> None:
-    """Raise MmfastError for an order of drawing, `sample.first` or `sample.offset`, that this model cannot have."""
+    """Raise MmfastError if this model cannot be sampled with the config's `first`, `offset` or `count`."""
     check_first(model, config.sample.first)
     check_offset(model, config.sample.offset, "sample.offset")
     check_count(model, config.sample.count, "sample.count")
 
 
 def check_first(model: Model, first: Iterable[str]) -> None:
-    """Raise MmfastError for a name that is no modality of the model, or one that is made from another."""
+    """Raise MmfastError for a name that is not a modality of the model, or is made from another."""
     if not isinstance(first, Iterable):
         raise MmfastError(f"first is a {type(first).__name__}; it should be a modality's name, or a list of them")
     for name in first:
@@ -63,7 +63,7 @@ def check_first(model: Model, first: Iterable[str]) -> None:
 
 
 def title(given: Iterable[str], first: Iterable[str]) -> str:
-    """What a picture of samples says of how they were drawn; given: names, or NAME=VALUE."""
+    """The title of a picture of samples: how they were drawn. given: names, or NAME=VALUE."""
     given = list(given)
     names = {pair.partition("=")[0] for pair in given}
     turns = [name for name in dict.fromkeys(first) if name not in names]
@@ -76,9 +76,9 @@ def title(given: Iterable[str], first: Iterable[str]) -> str:
 def how_drawn(
     model: Model, config: Config, given: Iterable[str], options: Mapping[str, Any], in_part: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """The steps (of each turn, where they differ), sampler, eta and guidance of `generate` with these options.
+    """The steps (of each turn, if they differ), sampler, eta and guidance of `generate` with these options.
 
-    given: what is given whole; in_part: what is given in part.
+    given: what is given as a whole; in_part: what is given in part.
     """
     steps, known = [], list(given)
     order = turns(model, known, options.get("first", config.sample.first))
@@ -96,35 +96,35 @@ def how_drawn(
 
 
 def _eta(how: Mapping[str, Any], asked: Mapping[str, Any]) -> float:
-    """The eta of a draw: the config's is for the samplers that take one."""
-    if "eta" in asked or not how["eta"] or how["sampler"] not in SAMPLERS:  # a name that is none is refused later
+    """The eta of a draw. The config's applies only to samplers that take one."""
+    if "eta" in asked or not how["eta"] or how["sampler"] not in SAMPLERS:  # an unknown sampler is refused later
         return how["eta"]
     return how["eta"] if takes_eta(how["sampler"]) else 0.0
 
 
 def how_text(how: Mapping[str, Any]) -> str:
-    """seed 0, 25 steps, guidance 1.5; how: that of `how_drawn`, and the seed."""
+    """seed 0, 25 steps, guidance 1.5. how: the result of `how_drawn`, and the seed."""
     guidance, steps = guidance_text(how["guidance_scale"]), how["steps"]
     counts = " then ".join(map(str, steps)) if isinstance(steps, list) else steps
     return f"seed {how['seed']}, {counts} step{'s' * (counts != 1)}, guidance {guidance}"
 
 
 def guidance_text(scale: float | Mapping[str, float]) -> str:
-    """A guidance scale as people read it: 1.5, or label=2 mask=1."""
+    """A guidance scale as text: 1.5, or label=2 mask=1."""
     if isinstance(scale, Mapping):
         return " ".join(f"{name}={x:g}" for name, x in scale.items())
     return f"{scale:g}"
 
 
 def turns(model: Model, given: Iterable[str], first: str | Iterable[str]) -> list[str | None]:
-    """What `generate` draws in turn: those of `first` that are not given, and None for all that is left, together."""
+    """What `generate` draws in turn: each of `first` that is not given, and None for all the rest together."""
     first, known = [first] if isinstance(first, str) else first, {*given}
     found: list[str | None] = [name for name in dict.fromkeys(first) if name not in known]
     return [*found, None] if not found or known | set(found) < model.parts.keys() else found
 
 
 def drawn_by_prior(model: Model, given: Collection[str], order: Sequence[str | None]) -> str | None:
-    """The first of `turns`, where nothing is given and it has a prior, so that it is drawn without the network."""
+    """The first of `turns` if nothing is given and it has a prior, from which it is drawn without the network."""
     first = order[0] if len(order) > 1 and not given else None
     return first if first is not None and model.part(first).prior() is not None else None
 
@@ -145,19 +145,20 @@ def generate(
     ranks: Ranks = ALONE,
     **options: Unpack[SampleOptions],
 ) -> dict[str, Tensor]:
-    """`mmfast.sample.sample` as the config says: every modality by name, on the model's device.
+    """Sample as the config specifies (`mmfast.sample.sample`): every modality by name, on the model's device.
 
-    first: modalities that are drawn one after another before the rest, each given those before it, since
-    p(x, y) = p(x) p(y | x); None for config.sample.first, empty for all together. Each turn is a whole run of the
-    sampler, with noise of its own, and is guided by what was drawn before it as by what was given. Only a label that is
-    drawn before all else comes from its prior, the share of each class in the training data (`class_counts`), where
-    that is known. What comes later is unknown meanwhile, where training has shown that (`unknown_probability`), else it
-    is drawn along. Within a turn the times keep to the offsets (`config.sample.offset`) of what is drawn in it. known:
-    what is known of what is given in part, as `sample` has it; what is in `first` too is drawn around it. ranks: each
-    draws an even share, and all have the whole; a sample is the same whoever draws it, but for rounding. options:
-    arguments of `sample` in place of the config's.
+    first: modalities to draw one after another before the rest, each given those before it, since
+    p(x, y) = p(x) p(y | x); None for config.sample.first, empty for all together. Each turn is a full run of the
+    sampler with its own noise, guided by what was drawn before it as well as by what was given. Only a label that is
+    drawn before everything else comes from its prior instead, the share of each class in the training data
+    (`class_counts`), if that is known. During a turn, modalities of later turns are unknown if training covered that
+    (`unknown_probability`); otherwise they are drawn along with it. Within a turn, the times keep to the offsets
+    (`config.sample.offset`) of what is drawn in it. known: the known part of what is given in part, as in `sample`; if
+    it is in `first` too, its rest is drawn in its turn. ranks: each draws an even share, and all return all samples; a
+    sample does not depend on which rank draws it, except for rounding. options: arguments of `sample` that replace the
+    config's.
 
-    Raises MmfastError for a name in `first` that is no modality of the model, or that follows from another.
+    Raises MmfastError for a name in `first` that is not a modality of the model, or is made from another.
     """
     every = filled("generate", SAMPLE, options)
     given, inside = as_given(model, given, known)
@@ -172,7 +173,7 @@ def generate(
     seed = as_int(seed)
     if not isinstance(seed, int):
         raise MmfastError(f"seed is a {type(seed).__name__}; it should be an int")
-    asked = guidance is not config.sample.guidance_scale  # the config's is for whatever is given
+    asked = guidance is not config.sample.guidance_scale  # the config's applies to whatever is given
     for name in guidance if isinstance(guidance, Mapping) and asked else ():
         if name not in {*whole, *first}:
             raise unknown("guidance_scale's modality", name, [*whole, *first])
@@ -199,7 +200,7 @@ def generate(
 
 
 def _of_prior(part: Modality, ids: Tensor, seed: int) -> Tensor:
-    """x [len(ids), ...] drawn of a modality's prior, each with noise of its own."""
+    """x [len(ids), ...] drawn from a modality's prior, each with its own noise."""
     prior = part.prior()
     assert prior is not None
     noise = ops.randn([len(ids), *prior.shape[1:]], seed=seed, sample_ids=ids, stream=HEAD_NOISE)
@@ -215,7 +216,7 @@ def _by_all(
     known: dict[str, Tensor],
     options: dict[str, Any],
 ) -> dict[str, Tensor]:
-    """`generate` with the samples shared out; given and known: of `as_given`."""
+    """`generate` with the samples divided among the ranks. given and known: the results of `as_given`."""
     count = how_many(model, count, given)
     ids = options.pop("sample_ids", None)
     ids = torch.arange(count) if ids is None else ids

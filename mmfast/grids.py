@@ -1,4 +1,4 @@
-"""Sample grids of a run in every direction: pictures in its folder, and on a board beside it."""
+"""Sample grids of a run in every direction: pictures in its folder, and on a board if there is one."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mmfast.run import Run
 
 
 class Board(Protocol):
-    """Where pictures are shown beside their files, as TensorBoard is."""
+    """A place that shows pictures in addition to their files, such as TensorBoard."""
 
     def picture(self, name: str, picture: PILImage.Image, step: int) -> None: ...
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Where the pictures of one step of a run hang: in files in RUN/samples, and on a board if there is one."""
+    """Where the pictures of one step of a run go: files in RUN/samples, and a board if there is one."""
 
     run: Run
     step: int
@@ -53,10 +53,10 @@ def sample_run(
     again: bool = True,
     ranks: Ranks = ALONE,
 ) -> None:
-    """Sample grids in every direction, as RUN/samples/step-*.png: joint, and given each modality in turn.
+    """Write sample grids in every direction as RUN/samples/step-*.png: joint, and given each modality in turn.
 
-    Joint alone where no held-out example has all modalities. again: also those whose files are there. ranks: all draw,
-    the first writes.
+    Only the joint one if no held-out example has all modalities. again: redraw those whose files exist. ranks: all
+    draw, the first writes.
     """
     names, count, step = tuple(model.parts), config.sample.count, gallery.step
     try:
@@ -77,7 +77,7 @@ def sample_run(
             overview = parts[part].overview(x.cpu(), examples[part]) if examples else None
             if overview is not None:
                 gallery.hang(overview, f"{name}-{part}", "scatter")
-        # Last, since it says that all of them are there.
+        # Last, because this file shows that all pictures of its direction are written.
         how = how_text({"seed": config.seed, **how_drawn(model, config, what, {})})
         text = f"{title(what, config.sample.first)}; step {step:,}; {how}"
         truth = true_values(model, examples, [given]) if given else {}

@@ -13,14 +13,14 @@ from mmfast.model import Model
 
 
 class NoExamples(MmfastError):
-    """No example has all modalities that are to be compared."""
+    """No example has all the modalities to compare."""
 
 
 def held_out(examples: Examples, count: int, model: Model) -> Batch:
-    """`count` examples that lack no modality of the data's, again from the first when they run out.
+    """The first `count` examples that have all modalities of the data, repeated from the start if they run out.
 
-    What is made from other modalities is made from each example once: the same hidden parts in every evaluation.
-    Raises NoExamples where there is none, and MmfastError for one that cannot be read.
+    Derived modalities are made once per example, so every evaluation has the same hidden parts. Raises NoExamples if
+    there are none, and MmfastError for one that cannot be read.
     """
     names = [name for name, part in model.parts.items() if not part.derived]
     found: list[dict[str, Tensor]] = []
@@ -42,12 +42,12 @@ def held_out(examples: Examples, count: int, model: Model) -> Batch:
 
 
 def true_values(model: Model, data: Mapping[str, Tensor], given: Sequence[str]) -> dict[str, Tensor]:
-    """What examples have in the place of what was drawn given a part of them; not what follows from another."""
+    """The true values of the modalities that were drawn, except those derived from another modality."""
     return {name: x for name, x in data.items() if name not in given and not model.part(name).derived}
 
 
 class Shuffled:
-    """Examples in an order of chance, always the same: neighbours in a data set are often kin."""
+    """Examples in a fixed random order, because neighbours in a data set are often related."""
 
     def __init__(self, examples: Examples) -> None:
         self.examples = examples

@@ -1,4 +1,4 @@
-"""Picture files: opened as the formats that are meant and no other, and upright."""
+"""Picture files, opened only in the supported formats and turned upright."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ from mmfast.errors import MmfastError
 from mmfast.files import check_regular
 from mmfast.sizes import Size, height_width, middle
 
-# The endings of pictures in a data folder.
+# The file name extensions of pictures in a data folder.
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-# Of the many formats that Pillow knows, some run programs on what they read (PostScript: Ghostscript).
+# No others, because some of Pillow's formats run programs on what they read (PostScript: Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-# The greatest number of 16 bits.
+# The largest 16-bit number.
 MOST_16 = 2**16 - 1
-# What Pillow raises for damaged files, beside OSError.
+# What Pillow raises for damaged files.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error)
-# What it raises for a picture of too many pixels: a file of some bytes may claim any number of them.
+# What it raises for a picture with too many pixels; a file of a few bytes may claim any number of them.
 BOMB = (PILImage.DecompressionBombError, PILImage.DecompressionBombWarning)
-# The variable that raises its limit, of 179 megapixels. A config, which may come from anywhere, cannot.
+# The environment variable that raises its limit of 179 megapixels. A config, which may come from anywhere, cannot.
 MEGAPIXELS = "MMFAST_MEGAPIXELS"
 
 
 @contextlib.contextmanager
 def _named(path: Path | str, what: str) -> Iterator[None]:
-    """Raises MmfastError, naming a file or a picture, for whatever Pillow says of it meanwhile."""
+    """Turn Pillow's errors into MmfastErrors that name the file or picture."""
     try:
         yield
-    except MmfastError:  # said within
+    except MmfastError:  # raised within
         raise
     except BOMB:
         raise MmfastError(
-            f"{path} has more pixels than a {what} may have, {_most_pixels() / 1e6:.4g} million; if it is meant, set "
-            f"the variable {MEGAPIXELS} to as many million as it has"
+            f"{path} has more pixels than a {what} may have, {_most_pixels() / 1e6:.4g} million; if that is meant, "
+            f"set the variable {MEGAPIXELS} to as many million as it has"
         ) from None
     except UnidentifiedImageError:
         raise MmfastError(f"{path} cannot be read as a {what}: it is none of {', '.join(FORMATS)}") from None
     except DAMAGED as error:
-        # What the system says would name the path again.
+        # str() of an OSError would name the path again.
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise MmfastError(f"{path} cannot be read as a {what}: {said.splitlines()[0]}; mend or remove it") from None
 
 
 def _most_pixels() -> float:
-    """Those that Pillow opens: twice its own number, from which on it warns."""
+    """The most pixels that Pillow opens: twice MAX_IMAGE_PIXELS, above which it warns."""
     text = os.environ.get(MEGAPIXELS, "")
     if text:
         try:
@@ -70,7 +70,7 @@ def _most_pixels() -> float:
 
 @contextlib.contextmanager
 def _opened(path: Path, what: str) -> Iterator[PILImage.Image]:
-    """The file, opened as one of FORMATS. Raises MmfastError, as `_named` does."""
+    """Open the file as one of FORMATS. Raises MmfastError as `_named` does."""
     with _named(path, what):
         check_regular(path)
         _most_pixels()
@@ -79,7 +79,7 @@ def _opened(path: Path, what: str) -> Iterator[PILImage.Image]:
 
 
 def load_picture(path: Path, what: str = "picture") -> PILImage.Image:
-    """The picture in a file, whole and turned as its EXIF data says.
+    """The picture in a file, fully loaded and turned upright by its EXIF data.
 
     Raises MmfastError, naming the file, for one that is missing, damaged, of another format or far too large (see
     MEGAPIXELS).
@@ -89,7 +89,7 @@ def load_picture(path: Path, what: str = "picture") -> PILImage.Image:
 
 
 def picture_in(data: bytes, where: str, what: str = "picture") -> PILImage.Image:
-    """`load_picture` of a file's content; errors call it `where`."""
+    """`load_picture` for a file's content, which errors call `where`."""
     with _named(where, what):
         _most_pixels()
         with PILImage.open(io.BytesIO(data), formats=FORMATS) as file:
@@ -97,9 +97,9 @@ def picture_in(data: bytes, where: str, what: str = "picture") -> PILImage.Image
 
 
 def upright(picture: PILImage.Image, where: Path | str, what: str = "picture") -> PILImage.Image:
-    """A picture, whole and turned as its EXIF data says; the original stays. Raises MmfastError as `load_picture`.
+    """A copy of a picture, fully loaded and turned upright by its EXIF data. Raises MmfastError as `load_picture` does.
 
-    EXIF data that cannot be read says nothing, as viewers have it.
+    EXIF data that cannot be read is ignored, as in viewers.
     """
     if picture.mode == "F":
         raise MmfastError(
@@ -117,7 +117,7 @@ def upright(picture: PILImage.Image, where: Path | str, what: str = "picture") -
 
 @contextlib.contextmanager
 def no_programs() -> Iterator[None]:
-    """Pillow runs no program meanwhile: where another package opens pictures, they may be of any format it knows."""
+    """Keep Pillow from running programs, for when another package opens pictures of any format."""
     before = EpsImagePlugin.gs_binary
     EpsImagePlugin.gs_binary = False
     try:
@@ -127,7 +127,7 @@ def no_programs() -> Iterator[None]:
 
 
 class Header(NamedTuple):
-    """What a picture file says of itself: its size as it stands upright, and how it is stored."""
+    """What a picture's header states: its size when upright, and how it is stored."""
 
     size: tuple[int, int]
     mode: str
@@ -138,7 +138,7 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path) -> Header:
-    """A picture's header, without its pixels. Raises MmfastError for what is wrong there, as `load_picture` does."""
+    """Read a picture's header without its pixels. Raises MmfastError as `load_picture` does."""
     with _opened(path, "picture") as file:
         orientation = _orientation(file.info)
         size = file.size[::-1] if orientation in (5, 6, 7, 8) else file.size
@@ -147,7 +147,7 @@ def read_header(path: Path) -> Header:
 
 
 def _orientation(info: Mapping[Any, Any]) -> int:
-    """In EXIF's numbering, by a picture's EXIF data or else by its XMP data, as Pillow turns it upright."""
+    """The orientation, in EXIF's numbering, from the EXIF data or else the XMP data, as Pillow reads it."""
     exif = PILImage.Exif()
     with contextlib.suppress(*DAMAGED):
         exif.load(info.get("exif", b""))
@@ -163,7 +163,7 @@ def _orientation(info: Mapping[Any, Any]) -> int:
 
 
 def check_shapes(paths: Sequence[Path]) -> None:
-    """`check_sizes` of the pictures in files."""
+    """`check_sizes` for picture files."""
     if len(paths) < 2:
         return
     first, *others = [read_header(path).size for path in paths]
@@ -172,16 +172,16 @@ def check_shapes(paths: Sequence[Path]) -> None:
 
 
 def check_sizes(sizes: Mapping[str, tuple[int, int]]) -> None:
-    """Raise MmfastError unless the pictures of one example have one shape, to a pixel, whatever their sizes.
+    """Raise MmfastError unless the pictures of one example have the same aspect ratio, to within a pixel.
 
-    sizes: (width, height) of each, by what errors call it.
+    sizes: (width, height) of each, by its name in errors.
     """
     (name, first), *others = sizes.items()
     for other, size in others:
         if not _alike(first, size):
             raise MmfastError(
                 f"{other} is {size[0]} x {size[1]} and {name} is {first[0]} x {first[1]}: they differ in shape, so "
-                "that their middles are not the same part; crop or pad them alike"
+                "their middles are not the same part; crop or pad them alike"
             )
 
 
@@ -190,7 +190,7 @@ def _alike(a: tuple[int, int], b: tuple[int, int]) -> bool:
 
 
 def middle_resized(picture: PILImage.Image, size: Size, how: PILImage.Resampling) -> PILImage.Image:
-    """The middle of a picture, as much of it as has the shape of `size`, resized to that."""
+    """The largest part in the middle of a picture that has the aspect ratio of `size`, resized to `size`."""
     height, width = height_width(size)
     if picture.size == (width, height):
         return picture
@@ -198,7 +198,7 @@ def middle_resized(picture: PILImage.Image, size: Size, how: PILImage.Resampling
 
 
 def check_colour(name: str, colour: str) -> tuple[int, ...]:
-    """The red, green and blue, 0 .. 255, of a colour's name or #rrggbb. Raises MmfastError for another text."""
+    """Red, green and blue, 0 .. 255, of a colour name or #rrggbb. Raises MmfastError for any other text."""
     try:
         return ImageColor.getrgb(colour)[:3]
     except ValueError:
@@ -208,19 +208,19 @@ def check_colour(name: str, colour: str) -> tuple[int, ...]:
 def grey_or_colour(
     picture: PILImage.Image, channels: int, background: str | None, where: Path | str = "picture"
 ) -> PILImage.Image:
-    """A picture of mode L or RGB, or F in 0 .. 255 of one with 16 bits a pixel.
+    """Convert a picture to mode L or RGB, or to F in 0 .. 255 if it has 16 bits per pixel.
 
-    background: the colour behind transparent pixels; None to take colours as they are, whatever the alpha. Raises
-    MmfastError, which calls it `where`, for numbers that 16 bits do not hold.
+    background: the colour behind transparent pixels; None to ignore the alpha. Raises MmfastError, naming `where`, for
+    numbers that do not fit in 16 bits.
     """
-    if picture.mode.startswith("I"):  # of a PNG with 16 bits
+    if picture.mode.startswith("I"):  # a 16-bit PNG
         values = np.asarray(picture)
         if not 0 <= int(values.min()) <= int(values.max()) <= MOST_16:
             raise MmfastError(
-                f"{where} runs from {values.min()} to {values.max()}; a picture of 16 bits should lie in 0 .. {MOST_16}"
+                f"{where} runs from {values.min()} to {values.max()}; a picture of 16 bits should be in 0 .. {MOST_16}"
             )
         return PILImage.fromarray(values.astype(np.float32) / 257)
-    if picture.mode == "La":  # which Pillow converts to nothing else
+    if picture.mode == "La":  # Pillow converts it to nothing else
         picture = picture.convert("LA")
     if background is not None and picture.has_transparency_data:
         behind = PILImage.new("RGBA", picture.size, (*check_colour("background", background), 255))
@@ -229,15 +229,15 @@ def grey_or_colour(
 
 
 def white(picture: PILImage.Image, size: Size) -> np.ndarray:
-    """Where a picture, its middle resized, is white: bool [height, width]."""
+    """Where the resized middle of a picture is white: bool [height, width]."""
     grey = middle_resized(grey_or_colour(picture, 1, None), size, PILImage.Resampling.NEAREST)
     return np.asarray(grey) > 127
 
 
 def class_numbers(path: Path | str, picture: PILImage.Image) -> PILImage.Image:
-    """A mask's picture with its numbers as pixels: grey and palette files as they are, grey ones in colour as grey.
+    """A mask's picture with class numbers as pixels. Grey pictures that are stored in colour are made grey.
 
-    Raises MmfastError for a coloured one, and for one with transparent pixels.
+    Raises MmfastError for a coloured picture, and for one with transparent pixels.
     """
     if picture.mode in ("P", "L", "1") or picture.mode.startswith("I"):
         return picture
@@ -250,7 +250,7 @@ def class_numbers(path: Path | str, picture: PILImage.Image) -> PILImage.Image:
     return PILImage.fromarray(pixels[..., 0])
 
 
-# Pixels of antialiased edges and of JPEG lie between black and white; so many at the most.
+# What still counts as black or white, and the largest share of pixels between, from antialiased edges and JPEG.
 NEARLY, BETWEEN = 7, 0.25
 
 
@@ -259,23 +259,23 @@ CODINGS = ("0/1", "0/255")
 
 
 def two_classes(path: Path | str, values: np.ndarray, coding: str = "") -> np.ndarray:
-    """The whole of a two-class mask's values as 0 and 1: they are 0 and 1 already, or black and white, split at 127.
+    """All values of a two-class mask as 0 and 1, from 0 and 1 or from black and white, split at 127.
 
-    coding: the one of CODINGS that they have to have; empty for either. Raises MmfastError for any other, with the
-    values found.
+    coding: the one of CODINGS that they must have; empty for either. Raises MmfastError, with the values found, for any
+    other.
     """
     found = coding_of(path, values)
     if coding and found not in ("", coding):
         usual = coding.replace("/", " and ")
         raise MmfastError(
-            f"{path} holds the values {_shown(values)}; most masks of this data hold {usual}: save it with {usual} in "
-            f"their place, or remove it; if most should be like this one, write modalities.NAME.values: {found}"
+            f"{path} holds the values {_shown(values)}; most masks of this data hold {usual}: save it with {usual} "
+            f"instead, or remove it; if most should be like this one, set modalities.NAME.values: {found}"
         )
     return (values > 127).astype(values.dtype) if found == CODINGS[1] else values
 
 
 def coding_of(path: Path | str, values: np.ndarray) -> str:
-    """The one of CODINGS that a two-class mask's values have; empty for zeros alone. Raises MmfastError for others."""
+    """The one of CODINGS that a two-class mask's values have; empty if all are 0. Raises MmfastError for others."""
     if values.min() >= 0 and values.max() <= 1:
         return CODINGS[0] if values.max() else ""
     white, grey = values >= 255 - NEARLY, (values > NEARLY) & (values < 255 - NEARLY)

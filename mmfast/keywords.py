@@ -1,7 +1,7 @@
-"""Keyword arguments that are many, or that several functions share: each declared once, with its type and default.
+"""Long or shared lists of keyword arguments, each declared once with its type and default.
 
-A function takes them as `**options: Unpack[Some]`, with a TypedDict for type checkers and a dict of the defaults. What
-help() and completion show is the whole list (`shows`).
+A function takes them as `**options: Unpack[Some]`, with a TypedDict for type checkers and a dict of the defaults. With
+`shows`, help() and completion show the whole list.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def filled(function: str, defaults: Options, given: Options) -> Options:
 
 
 def unexpected(function: str, defaults: Mapping[str, object], given: Mapping[str, object]) -> TypeError:
-    """What Python says of an argument that a function does not take, and those that it takes."""
+    """Python's error for an unexpected keyword argument, with a list of the valid ones."""
     name = next(name for name in given if name not in defaults)
     return TypeError(f"{function}() got an unexpected keyword argument {name!r}; its options are {', '.join(defaults)}")
 
 
 def shows(kind: type, defaults: Mapping[str, object]) -> Callable[[Function], Function]:
-    """Have a function's signature list the options of the TypedDict `kind`, each with its default."""
+    """Make a function's signature list the options of the TypedDict `kind`, each with its default."""
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
@@ -55,5 +55,5 @@ def shows(kind: type, defaults: Mapping[str, object]) -> Callable[[Function], Fu
 
 
 def _written(annotation: object) -> object:
-    """An annotation as the source has it."""
+    """An annotation as written in the source."""
     return annotation.__forward_arg__ if isinstance(annotation, ForwardRef) else annotation

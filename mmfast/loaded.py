@@ -1,4 +1,4 @@
-"""A trained run in Python and on the command line: loaded once, then sampled."""
+"""A trained run, loaded once and then sampled, in Python and on the command line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mmfast.run import Run
 from mmfast.sample import check_count, plain_numbers
 from mmfast.samples import Samples, whole
 
-# The choices of `Loaded.sample` that have their value from the config otherwise: of which type, and in words.
+# The options of `Loaded.sample` whose defaults are the config's: their types, also in words.
 OPTIONS: dict[str, tuple[Any, str]] = {
     "steps": (int, "a whole number"),
     "sampler": (str, "a name"),
@@ -38,9 +38,9 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "batch_size": (int, "a whole number"),
     "precision": (str, "a name"),
     "heads": (str, "a name"),
-    "progress": ((bool, str), "a truth value or a text"),
+    "progress": ((bool, str), "True, False or a text"),
 }
-# How many samples where nothing says it: in all, or for each of several values.
+# The default numbers of samples: in all, and for each of several values.
 COUNT, EACH = 16, 4
 
 
@@ -57,7 +57,7 @@ class Loaded:
 
     @functools.cached_property
     def data(self) -> Data:
-        """The run's data set, opened when it is first asked for."""
+        """The run's data set, opened on first use."""
         return build_data(self.config)
 
     def sample(
@@ -72,19 +72,19 @@ class Loaded:
     ) -> Samples:
         """Draw samples, as `mmfast sample` does: `sample(label="cats", n=8, guidance_scale=2)`.
 
-        A modality's name, among the arguments or in `given`, says its value: a text as on the command line ("cats",
+        Give a modality by its name, as an argument or in `given`. Its value is a text as on the command line ("cats",
         "3", "file.png", "data" for held-out examples), a number, a path, a PIL picture, an array or a tensor [...]; a
-        list of n, or a tensor [n, ...], has one for each sample. An array of uint8 is a picture, [H, W] or [H, W, 3];
-        any other is x as the model has it. Several values in a text ("cats,dogs"; "all" for every class) are drawn n
-        times each, all with the same noise, in a row of the grid each.
+        list of n, or a tensor [n, ...], has one value per sample. A uint8 array is a picture, [H, W] or [H, W, 3]; any
+        other array is x as the model represents it. Each of several values in a text ("cats,dogs"; "all" for every
+        class) is drawn n times, with the same noise as the others, and has its own row in the grid.
 
-        known: what is known of a modality that is given in part, the rest of which is drawn around it
-        (`mmfast.sample.sample`): of a picture one that is white there, or an array of bool [H, W]; of numbers a text of
-        places, "0-31,40"; of a table's row the columns' names. A row that is given by some of its columns, as a dict
-        or as "radius=14,texture=20", needs none.
+        known: the known part of a modality that is given in part, around which the rest is drawn
+        (`mmfast.sample.sample`). For a picture, another one that is white there, or a bool array [H, W]; for numbers, a
+        text of positions, "0-31,40"; for a table's row, the columns' names. A row that is given by some of its columns,
+        as a dict or as "radius=14,texture=20", needs no entry.
 
-        n: how many samples; None for as many as a list holds, else 16, or 4 for each of several values. more: options
-        in place of the config's, those of OPTIONS (`mmfast.generate.generate`).
+        n: the number of samples; None for the length of a given list, else 16, or 4 for each of several values. more:
+        also the options named in OPTIONS, which replace the config's (`mmfast.generate.generate`).
 
         Raises MmfastError naming the argument.
         """
@@ -104,7 +104,7 @@ class Loaded:
         first = options.get("first", self.config.sample.first)
         scale = options.get("guidance_scale", 1)
         if scale != 1 and not isinstance(scale, Mapping) and not first and not {*values} - {*inside}:
-            raise MmfastError("guidance_scale is given, but nothing is given that it could guide by; leave it out")
+            raise MmfastError("guidance_scale is set, but nothing is given to guide by; leave it out")
         n, several = _how_many(rows, n)
         check_count(self.model, n * several, "n")
         of_data = [name for name, value in values.items() if name not in rows]
@@ -134,17 +134,17 @@ class Loaded:
         )
 
     def export(self, kind: str, folder: str | os.PathLike[str] | None = None, **options: Any) -> Path:
-        """Write the model for another library, into a new folder; None: RUN/KIND. Returns the folder.
+        """Export the model for another library into a new folder, by default RUN/KIND. Returns the folder.
 
         kind: "diffusers", a pipeline of the anchor's generation that `DiffusionPipeline.from_pretrained` loads
-        (`mmfast.export.to_diffusers`, which takes the options). Raises MmfastError where there is no counterpart.
+        (`mmfast.export.to_diffusers`, which takes the options). Raises MmfastError if there is no counterpart.
         """
         if kind not in EXPORTS:
             raise unknown("export's kind", kind, EXPORTS)
         return EXPORTS[kind](self.model, self.config, self.run.folder / kind if folder is None else folder, **options)
 
     def _inside(self, values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, tuple[Any, Tensor]]:
-        """By name, the value of what is given in part and what is known of it, bool [...]."""
+        """The values of what is given in part, by name, each with the known part, bool [...]."""
         found: dict[str, tuple[Any, Tensor]] = {}
         for name, value in values.items():
             part = self.model.part(name) if name in self.model.parts else None
@@ -160,7 +160,7 @@ class Loaded:
         return found
 
     def _rows(self, values: Mapping[str, Any]) -> dict[str, list[Tensor]]:
-        """By name, x for each of several values: [1, ...] for all samples, or one for each. Without held-out data."""
+        """By name, x for each of several values, [1, ...] or with one row per sample. Leaves out held-out data."""
         rows = {}
         for name, value in values.items():
             if name not in self.model.parts:
@@ -174,9 +174,9 @@ class Loaded:
 
 
 def load(folder: str | os.PathLike[str], device: str = "auto", weights: str = "last") -> Loaded:
-    """A run, ready to sample. Raises MmfastError where the folder holds none, or no such device is there.
+    """Load a run to sample from. Raises MmfastError if the folder holds no run, or if there is no such device.
 
-    weights: the last, or the best on held-out examples.
+    weights: "last", or "best" for the best on held-out examples.
     """
     if not isinstance(folder, (str, os.PathLike)):
         raise MmfastError(f"load's folder is a {type(folder).__name__}; it should be the path of a run's folder")
@@ -184,16 +184,16 @@ def load(folder: str | os.PathLike[str], device: str = "auto", weights: str = "l
 
 
 def _is_data(part: Modality, value: Any) -> bool:
-    """Whether a text stands for held-out examples; a class of this name is that class."""
+    """Whether a value stands for held-out examples: "data", unless a class has that name."""
     return isinstance(value, str) and value == "data" and value not in getattr(part.spec, "names", ())
 
 
 def _how_many(rows: Mapping[str, list[Tensor]], n: int | None) -> tuple[int, int]:
-    """How many samples of each of several values, and how many values. Raises MmfastError where they do not fit."""
+    """How many samples of each of several values, and how many values. Raises MmfastError if they do not match."""
     values = {name: len(found) for name, found in rows.items() if len(found) > 1}
     if len({*values.values()}) > 1:
         found = " and ".join(f"{count} of {name}" for name, count in values.items())
-        raise MmfastError(f"given are {found}; there should be one of each, or as many of all")
+        raise MmfastError(f"{found} are given; there should be one of each, or the same number of all")
     several = max(values.values(), default=1)
     sizes = {name: len(x) for name, found in rows.items() for x in found if len(x) != 1}
     n = n or max(sizes.values(), default=COUNT if several == 1 else EACH)
@@ -204,7 +204,7 @@ def _how_many(rows: Mapping[str, list[Tensor]], n: int | None) -> tuple[int, int
 
 
 def _option(name: str, value: Any) -> Any:
-    """An option's value, of the type that it should be. Raises MmfastError for another."""
+    """An option's value. Raises MmfastError if it is not of the option's type."""
     types, words = OPTIONS[name]
     value = plain_numbers(value)
     if not isinstance(value, types) or (isinstance(value, bool) and name != "progress"):

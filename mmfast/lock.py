@@ -1,4 +1,4 @@
-"""A lock on a file that a process has, however often it takes it, until it drops it or ends, however it ends."""
+"""A file lock that a process may take repeatedly, and that it holds until it drops it or ends, however it ends."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mmfast.files import NO_LINK
 
 
 class Lock:
-    """A locked file. Closing the file again anywhere would end its lock, so this process opens it once."""
+    """A locked file. Closing any handle of the file would release the lock, so a process opens it only once."""
 
     def __init__(self, handle: int) -> None:
         weakref.finalize(self, os.close, handle)
 
 
-# By process, for one that is forked has no lock of its parent's, and by file.
+# By process, because a forked one does not inherit its parent's locks, and by file.
 _taken: weakref.WeakValueDictionary[tuple[int, int, int], Lock] = weakref.WeakValueDictionary()
 
 
@@ -30,9 +30,9 @@ def _key(file: os.stat_result) -> tuple[int, int, int]:
 
 
 def take(path: Path) -> Lock | None:
-    """The lock, while what is returned is kept; None where the file system or Windows has none.
+    """Take the lock, which is held as long as the result is kept; None if the file system or Windows has no locks.
 
-    Raises BlockingIOError or PermissionError where another process has it, and OSError for a link.
+    Raises BlockingIOError or PermissionError if another process has it, and OSError for a link.
     """
     if fcntl is None:
         return None
@@ -41,7 +41,7 @@ def take(path: Path) -> Lock | None:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
     lock = Lock(handle)
     try:
-        # A record lock: processes that load data do not inherit it.
+        # A record lock, which processes that load data do not inherit.
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         raise

@@ -1,4 +1,4 @@
-"""The host's memory: keep what was freed, where asking the system for it again costs more than the arithmetic."""
+"""The host's memory: keep it when freed, because getting it back from the system can cost more than the arithmetic."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 
 from mmfast.errors import MmfastError
 
-# glibc's names for what mallopt sets.
+# glibc's numbers of the parameters that mallopt sets.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Let the process keep freed memory and use it again: no page is asked for twice. Whether it could be set.
+    """Make the process keep and reuse freed memory. Returns whether that was possible.
 
-    A training step on a CPU frees and allocates the same hundreds of megabytes each time; glibc otherwise maps and
-    unmaps every large tensor, and the system clears each page anew. Only for programs of one's own: it holds for the
-    whole process. Elsewhere than with glibc it does nothing.
+    A training step on a CPU frees and allocates the same hundreds of megabytes each time. By default, glibc maps and
+    unmaps every large tensor, and the system clears each page again. The setting affects the whole process, so use it
+    only in your own programs. Without glibc it does nothing.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -31,9 +31,9 @@ def keep_freed_memory() -> bool:
 
 
 def peak(device: torch.device) -> int | None:
-    """The most memory in bytes that this process has had so far: of a GPU that torch took, else the host's.
+    """The peak memory of this process so far, in bytes: what torch has allocated on a GPU, else the host's.
 
-    None where the system does not tell.
+    None if the system does not report it.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -45,9 +45,9 @@ def peak(device: torch.device) -> int | None:
 
 
 def check_room(what: str, count: int, size: int) -> None:
-    """Raise MmfastError where an option `what` asks for more samples, of `size` bytes each, than the host holds.
+    """Raise MmfastError if the option `what` asks for more samples, of `size` bytes each, than fit in host memory.
 
-    Nothing is checked where the system does not tell how much memory it has.
+    Nothing is checked if the system does not report how much memory it has.
     """
     try:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

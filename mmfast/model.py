@@ -25,9 +25,9 @@ TIME_WIDTH = 128  # of the sinusoids of a modality's time
 
 @dataclass
 class Prediction:
-    """What the network says of z_t: of the anchor (eps, x0 or v) and of every other modality (its head's output).
+    """The network's predictions from z_t, for the anchor (eps, x0 or v) and every other modality (its head's output).
 
-    features: of the backbone, what all of it is read from.
+    features: the backbone's, from which all predictions are made.
     """
 
     anchor: Tensor
@@ -36,27 +36,28 @@ class Prediction:
 
 
 class Model(nn.Module):
-    """Encoders, backbone and heads over one diffusion space, in which every modality has a time of its own.
+    """Encoders, backbone and heads over one diffusion space, in which every modality has its own time.
 
     The space is the anchor's channels, followed (space="own") by a block of channels for each other modality that
     leaves a trace in z_t, in which the anchor is zero; with space="shared" every encoding is added into the anchor's
-    channels. A modality that is given is at time 0, one that is unknown at time T. A cast (`.half()`, `.double()`)
-    reaches the backbone and the anchor's head; the tables, the encoders and the other heads stay as they are.
+    channels. A given modality is at time 0, an unknown one at time T. A cast (`.half()`, `.double()`) affects the
+    backbone and the anchor's head; the tables, the encoders and the other heads stay as they are.
 
-    In own channels the network sees each block at its time: the encoding itself at time 0, nothing at time T, where the
-    block is noise that says nothing. What leaves no trace is seen beside the anchor where it is given. What is the same
-    at every pixel, as a label, is told to the decoder alone, so that the encoder reads before it is told. In shared
-    channels the encodings of what is given come beside z_t, with a plane for each modality that says whether it is.
+    In own channels the network sees each block at its time: the encoding itself at time 0, and nothing at time T, where
+    the block is mere noise. A given modality that leaves no trace is seen in channels next to the anchor's. One that is
+    the same at every pixel, such as a label, is told to the decoder alone, so that the encoder reads before it is told.
+    In shared channels the network sees, next to z_t, the encodings of what is given and for each modality a plane that
+    marks whether it is given.
 
     Args:
-        anchor: the name of the modality that is diffused itself: an image, or a vector, of one pixel.
-        parts: every modality by name, the anchor too; `build_head` not yet called.
-        schedule: with a weight for every modality but the anchor.
-        backbone: (in_channels, size) -> a module as mmfast.backbones describes; the size is a number for a square, else
-            [height, width].
+        anchor: the name of the modality that is diffused itself: an image, or a vector, which is one pixel.
+        parts: every modality by name, including the anchor, before `build_head` is called.
+        schedule: with a weight for every modality except the anchor.
+        backbone: (in_channels, size) -> a module as described in mmfast.backbones; the size is a number for a square,
+            else [height, width].
         space: "own" or "shared".
-        target: what the network predicts of the anchor: "eps", "x0" or "v".
-        told: whether the network is told what is given, or has z_t alone.
+        target: what the network predicts for the anchor: "eps", "x0" or "v".
+        told: whether the network is told what is given, or sees z_t alone.
     """
 
     def __init__(
@@ -85,13 +86,13 @@ class Model(nn.Module):
             raise MmfastError(f"schedule has weights for {schedule.names}; it should have them for {self.names}")
         self.schedule = schedule
         check_schedule(schedule, target, space)
-        # What leaves a trace in z_t: of the rest there is nothing to diffuse.
+        # What leaves a trace in z_t; the rest has nothing to diffuse.
         marks = schedule.W[:, schedule.index(self.names)].abs().amax(0) > 0
         self.traced = tuple(name for name, mark in zip(self.names, marks.tolist(), strict=True) if mark)
-        # At time T the block of what fades is noise that says nothing of it; with W_T of some size it is not.
+        # What fades: its block at time T is mere noise, because W_T is small.
         ends = schedule.W[-1, schedule.index(self.names)].abs() <= 0.1
         self.fading = tuple(name for name, end in zip(self.names, ends.tolist(), strict=True) if end)
-        # Of what is diffused itself, the block at time 0.
+        # The weight at time 0 of what is diffused itself, which scales its encoding there.
         first_W = self.schedule.W[0, schedule.index(self.names)].tolist()
         self.at_0 = {n: W for n, W in zip(self.names, first_W, strict=True) if self.part(n).diffused}
         check_unknown({name: self.part(name).spec for name in self.traced if name not in self.fading})
@@ -117,17 +118,17 @@ class Model(nn.Module):
             if name in self.traced or not (part.uniform or self._in_place(name)):
                 last = nn.Linear(width, width)
                 self.time_of[name] = nn.Sequential(nn.Linear(TIME_WIDTH, width), nn.SiLU(), last)
-                nn.init.zeros_(last.weight)  # at first there is one time
+                nn.init.zeros_(last.weight)  # at first the times have no effect
                 nn.init.zeros_(last.bias)
             if part.uniform:
-                # Of unit size from the start, as a class embedding; one input says whether it is told.
+                # Of unit size from the start, like a class embedding; one input marks whether it is told.
                 layer = nn.Linear(part.channels + 1, width, bias=False)
                 self.tell_decoder[name] = layer
                 nn.init.normal_(layer.weight, std=part.channels**-0.5)
 
     @classmethod
     def space_shape(cls, anchor: Modality, space: str) -> SpaceShape:
-        """The shape in the diffusion space of the modalities beside this anchor."""
+        """The shape of the other modalities in the diffusion space of this anchor."""
         channels, height, width = anchor.z0_shape
         return SpaceShape(height, width, channels if space == "shared" else None)
 
@@ -144,26 +145,26 @@ class Model(nn.Module):
 
     @property
     def latent(self) -> bool:
-        """Whether z_0 is an autoencoder's latents, and not the anchor's pixels."""
+        """Whether z_0 is an autoencoder's latents instead of the anchor's pixels."""
         return getattr(self.anchor, "autoencoder", None) is not None
 
     @property
     def without_bound(self) -> str:
-        """Why there is no bound of the data's likelihood: "" where there is one."""
+        """Why there is no bound on the data's likelihood; "" if there is one."""
         if self.latent:
             key = f"modalities.{self.anchor_name}.autoencoder"
-            return f"{key}: the bound is of pixels, and the model diffuses latents"
+            return f"{key}: the bound is for pixels, and the model diffuses latents"
         for name in self.names:
             if self.part(name).diffused:
-                return f"modalities.{name}.diffused: the bound is of heads, and there is none"
+                return f"modalities.{name}.diffused: the bound needs a head, and there is none"
         return ""
 
     def anchor_block(self, z: Tensor) -> Tensor:
-        """The anchor's channels of a tensor of the space [B, C, H, W]."""
+        """The anchor's channels of a tensor [B, C, H, W] in the space."""
         return z[:, : self.shape[0]]
 
     def seen_layout(self) -> list[tuple[str, str, int]]:
-        """The channels that the backbone sees, in order: of which modality, as what, and which of its channels."""
+        """The channels that the backbone sees, in order: the modality, its role, and the index of the channel in it."""
         parts = {name: self.part(name) for name in self.names}
         if self.space == "shared":
             widths = {self.anchor_name: self.shape[0], **{name: part.channels for name, part in parts.items()}}
@@ -179,30 +180,30 @@ class Model(nn.Module):
         return [(name, what, k) for name, what, width in blocks for k in range(width)]
 
     def _reveals(self, part: Modality) -> bool:
-        """Whether what is seen of this modality may stand in the anchor's block: unless it is made of another image."""
+        """Whether this modality may be seen in the anchor's block: unless it is made from another image."""
         return not part.derived or part.source == self.anchor_name
 
     def _in_place(self, name: str) -> bool:
-        """Whether what is seen of this modality stands in the anchor's own pixels."""
+        """Whether this modality is seen in the anchor's own pixels."""
         part = self.part(name)
         return name not in self.traced and part.in_place and self._reveals(part)
 
     @property
     def fades_image(self) -> bool:
-        """Whether the image is seen scaled by its time, as beside pixels at time 0."""
+        """Whether the image is seen scaled by its time, because pixels at time 0 are seen in it."""
         return self.space == "own" and self.target != "eps" and any(map(self._in_place, self.names))
 
     def _beside_channels(self, part: Modality) -> int:
-        """The channels in which a modality that leaves no trace is seen beside the anchor."""
+        """The number of channels, next to the anchor's, in which a modality that leaves no trace is seen."""
         return part.shown_channels if self._reveals(part) else part.channels
 
     def reads_untold(self, name: str) -> bool:
-        """Whether the head of this modality reads what has never been told of it, given or not."""
+        """Whether this modality's head reads features that were never told it, even if it is given."""
         part = self.part(name)
         return self.space == "own" and part.uniform and part.reads == "encoder"
 
     def in_space(self, name: str, encoding: Tensor) -> Block | Tensor:
-        """An encoding as a term of the space: a block of channels, or the tensor itself in shared ones."""
+        """An encoding as a term of the space: a block of channels, or in shared channels the tensor itself."""
         return Block(encoding, self.starts[name], self.channels) if self.space == "own" else encoding
 
     def anchor_in_space(self, z0: Tensor) -> Block | Tensor:
@@ -210,11 +211,11 @@ class Model(nn.Module):
         return Block(z0, 0, self.channels) if self.space == "own" and self.traced else z0
 
     def terms(self, encodings: Mapping[str, Tensor]) -> dict[str, Block | Tensor]:
-        """Those of the encodings that leave a trace, as terms of the space."""
+        """The encodings that leave a trace, as terms of the space."""
         return {name: self.in_space(name, encodings[name]) for name in self.traced if name in encodings}
 
     def complete(self, batch: Batch, seed: int, numbers: Tensor) -> Batch:
-        """The batch with the modalities that are made from others; numbers: int64 [B], the examples' identity."""
+        """Add the modalities that are made from others to a batch. numbers: int64 [B], the examples' identity."""
         data, present = dict(batch.data), dict(batch.present)
         for name in self.names:
             part = self.part(name)
@@ -225,43 +226,43 @@ class Model(nn.Module):
         return Batch(data, present, batch.z0)
 
     def encode(self, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """E_i(x_i) of every modality in `data` but the anchor."""
+        """E_i(x_i) of every modality in `data` except the anchor."""
         return {name: self.part(name).encode(data[name]) for name in self.names if name in data}
 
     def times(self, t: Tensor, given: Tensor) -> Tensor:
         """The modalities' times, int64 [B, 1 + N], the anchor's first: 0 for what is given, else t, [B] or [B, 1 + N].
 
-        given: [B, 1 + N] of 0 and 1. A network that is never told has the time of z_t for all.
+        given: [B, 1 + N] of 0 and 1. For a network that is never told, all have the time of z_t.
         """
         t = self._each(t)
         return torch.where(given > 0, 0, t) if self.told else t[:, :1].expand_as(t)
 
     def _each(self, t: Tensor) -> Tensor:
-        """Times [B, 1 + N] of times [B] for all, or as they are."""
+        """Times as [B, 1 + N]; times [B] are those of all modalities."""
         return t if t.dim() == 2 else t[:, None].expand(-1, 1 + len(self.names))
 
     def tell(self, anchor: Tensor | None, encodings: Mapping[str, Tensor], times: Tensor) -> dict[str, Tensor]:
         """What the network is told, by name: the encodings of what is given, at time 0, and zeros elsewhere.
 
-        anchor: its z_0; times: int64 [B, 1 + N], as `times` makes them.
+        anchor: its z_0; times: int64 [B, 1 + N], from `times`.
         """
         found = {} if anchor is None else {self.anchor_name: anchor}
         for k, name in enumerate((self.anchor_name, *self.names)):
             x = anchor if k == 0 else encodings.get(name)
             if x is not None:
-                # where, not a product: what is not given may be missing, and hold anything.
+                # where and not a product, because what is not given may be missing and hold anything.
                 found[name] = torch.where((times[:, k] == 0)[:, None, None, None], x, 0.0)
         return found
 
     def forward(self, z_t: Tensor, times: Tensor, told: Mapping[str, Tensor]) -> Prediction:
-        """z_t [B, C, H, W], times int64 [B, 1 + N] (or [B] for all), told by `tell` -> what the network says."""
+        """z_t [B, C, H, W], times int64 [B, 1 + N] (or [B] for all), `told` from `tell` -> the predictions."""
         times = self._each(times)
         given = times == 0
-        # A model that was cast, as by .half(): the network alone computes in that type.
+        # In a model that was cast, for instance by .half(), only the network computes in that type.
         dtype = self.out.weight.dtype
         z_t, told = z_t.to(dtype), {name: x.to(dtype) for name, x in told.items()}
         if self.space == "shared":
-            # The time of z_t, which is not that of an anchor that is given.
+            # The time of z_t, which is not the anchor's if that is given.
             found = self.backbone(self._with_planes(z_t, given, told), times.amax(1))
         elif self.names:
             x = self._seen(z_t, times, told)
@@ -283,13 +284,13 @@ class Model(nn.Module):
         return torch.cat((z_t, *planes, given.to(z_t.dtype)[:, :, None, None].expand(-1, -1, H, W)), 1)
 
     def _seen(self, z_t: Tensor, times: Tensor, told: Mapping[str, Tensor]) -> Tensor:
-        """In own channels: every block at its time, and what leaves no trace beside them."""
+        """In own channels: every block at its time, and next to them what leaves no trace."""
         B, (_, H, W), T = len(z_t), self.shape, self.schedule.T
         image = self.anchor_block(z_t)
         if self.anchor_name in told:
             image = torch.where((times[:, 0] == 0)[:, None, None, None], told[self.anchor_name], image)
-        # Beside pixels at time 0 the others fade as noise takes over: at T, what is hidden is as zero as an unknown
-        # block, and restoring has nothing but what is visible. A network that says eps needs all of the noise.
+        # If some pixels are seen at time 0, the others fade as noise takes over: at T, hidden ones are zero like an
+        # unknown block, and restoring has only what is visible. A network that predicts eps needs all of the noise.
         if self.fades_image:
             fade = self.schedule.alpha_bar[times[:, 0]].sqrt().to(image.dtype)
             image = image * fade[:, None, None, None]
@@ -319,7 +320,7 @@ class Model(nn.Module):
         return torch.cat((image, *blocks), 1)
 
     def _beside(self, x: Tensor, times: Tensor) -> Tensor:
-        """The embedding of the other modalities' times; of what the decoder alone is told the encoder knows nothing."""
+        """The embedding of the other modalities' times; what only the decoder is told stays hidden from the encoder."""
         total = x.new_zeros(len(x), self.backbone.embedding_width)
         for k, name in enumerate(self.names, 1):
             if name in self.time_of:
@@ -329,7 +330,7 @@ class Model(nn.Module):
         return total
 
     def _told(self, x: Tensor, given: Tensor, told: Mapping[str, Tensor]) -> Tensor:
-        """What the decoder is told of the modalities that are the same at every pixel."""
+        """What the decoder is told about modalities that are the same at every pixel, as an embedding."""
         total = x.new_zeros(len(x), self.backbone.embedding_width)
         for k, name in enumerate(self.names, 1):
             if name in self.tell_decoder and name in told:

@@ -1,4 +1,4 @@
-"""What parts and which schedule make no model together: errors that name the option."""
+"""Checks that parts and a schedule can form a model together; the errors name the option."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmfast.sizes import height_width, plain
 
 
 def check_parts(anchor: str, parts: Mapping[str, Modality]) -> None:
-    """Raise MmfastError for a modality that has no place beside this anchor."""
+    """Raise MmfastError for a modality that cannot be combined with this anchor."""
     first = parts[anchor]
     if getattr(first.spec, "ignore", None) is not None:
         raise MmfastError(
@@ -25,7 +25,7 @@ def check_parts(anchor: str, parts: Mapping[str, Modality]) -> None:
     for name, part in parts.items():
         size = grid if part is first else getattr(part.spec, "size", grid)
         if height_width(size) != grid:
-            pictures = "; of pictures and vectors the anchor should be a picture" if grid[0] == 1 else ""
+            pictures = "; with pictures and vectors, the anchor should be a picture" if grid[0] == 1 else ""
             whose = "'s latents'" if latent else "'s"
             raise MmfastError(
                 f"modalities.{name}.size is {plain(size)}; it should be {anchor}{whose}, {plain(grid)}{pictures}"
@@ -37,11 +37,11 @@ def check_parts(anchor: str, parts: Mapping[str, Modality]) -> None:
             )
         if latent and (part.derived or (isinstance(part, Image) and part is not first)):
             raise MmfastError(
-                f"modalities.{name} is a {part.kind}, which has no place among the latents of {anchor}; leave it out, "
-                f"or modalities.{anchor}.autoencoder"
+                f"modalities.{name} is a {part.kind}, which cannot be combined with latents of {anchor}; leave out "
+                f"either it or modalities.{anchor}.autoencoder"
             )
         if part is not first and getattr(part, "autoencoder", None) is not None:
-            raise MmfastError(f"modalities.{name}.autoencoder is of an image that is not the anchor; leave it out")
+            raise MmfastError(f"modalities.{name}.autoencoder is set for an image that is not the anchor; leave it out")
 
 
 def check_schedule(schedule: Schedule, target: str, space: str) -> None:
@@ -49,7 +49,7 @@ def check_schedule(schedule: Schedule, target: str, space: str) -> None:
     last = schedule.alpha_bar[-1]
     if target == "eps" and not bool(last.rsqrt().float().isfinite()):  # steps are in float32
         raise MmfastError(
-            f"loss.target is 'eps', but alpha_bar_T = {float(last):.3g}: z_0 cannot be read from it; use x0 or v"
+            f"loss.target is 'eps', but alpha_bar_T = {float(last):.3g}: z_0 cannot be recovered; use x0 or v"
         )
     for name, W in zip(schedule.names, schedule.W[0], strict=True):
         if space == "shared" and float(W) != 0:
@@ -60,7 +60,7 @@ def check_schedule(schedule: Schedule, target: str, space: str) -> None:
 
 
 def check_unknown(specs: Mapping[str, Spec]) -> None:
-    """Raise MmfastError for what training would leave unknown; specs: of what z_T still says something of, by name."""
+    """Raise MmfastError if training would make unknown what z_T still shows. specs: those of what it shows, by name."""
     for name, spec in specs.items():
         if spec.unknown_probability > 0:
             raise MmfastError(

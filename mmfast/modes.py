@@ -1,4 +1,4 @@
-"""The mode of a network while it is asked: no dropout, and afterwards each part as it was."""
+"""Evaluation mode for a network while it is in use, after which each module is as it was."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 @dataclass
 class _Asked:
-    """How many are asking a network now, and its parts that were in training mode before the first of them."""
+    """How many callers use a network now, and its modules that were in training mode before the first of them."""
 
     count: int = 0
     training: list[nn.Module] = field(default_factory=list)
@@ -25,9 +25,9 @@ _asked: weakref.WeakKeyDictionary[nn.Module, _Asked] = weakref.WeakKeyDictionary
 
 @contextlib.contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode within; some of it may have been so before, where it is frozen.
+    """Put a network in evaluation mode, and afterwards back; frozen modules that were in it before stay in it.
 
-    Several threads may be within at once: the last one to leave puts it back.
+    Several threads may be inside at once; the last one to leave restores the modes.
     """
     with _lock:
         asked = _asked.setdefault(network, _Asked())

@@ -11,7 +11,7 @@ from mmfast.sizes import height_width, middle, plain
 
 
 class Oddity(NamedTuple):
-    """What is odd about some picture files, of kinds of modalities, and what is done with them."""
+    """What is odd about some picture files of some kinds of modalities, and what is done with them."""
 
     kinds: tuple[str, ...]
     what: str

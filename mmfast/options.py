@@ -1,4 +1,4 @@
-"""Options: how one is declared (a dataclass field with its help and its bounds), read, checked and listed."""
+"""Options: how they are declared (as dataclass fields with help and bounds), read, checked and listed."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ def option(
     read: Callable[[str, Any], Any] | None = None,
     path: bool | Callable[[str, str], bool] = False,
 ) -> Any:
-    """A dataclass field with a help text and the values that it takes (min <= value, value > above, value <= max).
+    """A dataclass field with a help text and the values that it accepts (min <= value, value > above, value <= max).
 
-    A number is finite, unless max is infinity.
-    choices: the values, or a registry by name: what is added to that later is a choice too. read: of the key and what
-    stands in a config, the value; for what Python's types do not say. Raises MmfastError. path: whether the text is the
-    path of a file or a folder; or a function of the text, and of the path that it would be, where some are no paths.
+    A number must be finite, unless max is infinity.
+    choices: the valid values, or a registry of them by name, which may grow later. read: a function of the key and the
+    config's value that returns the option's value or raises MmfastError, for what Python's types do not express. path:
+    whether the text is the path of a file or a folder; if only some texts are, a function of the text and the path that
+    it would be.
     """
     choices = choices if isinstance(choices, Mapping) else tuple(choices)
     metadata = {"help": help, "min": min, "above": above, "max": max, "choices": choices, "read": read, "path": path}
@@ -59,11 +60,11 @@ def _field(default: Any, metadata: Mapping[str, Any]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where the values of a config come from: a file, with options of the command line put over it.
+    """Where the values of a config come from: a file, and options of the command line that override it.
 
-    folder: what relative paths of the file are relative to; "" is the current folder, and with None they stay as they
-    are. texts: by key, what the command line says of it as it stands there. said: the keys that have their value from
-    there. Their paths are relative to the current folder.
+    folder: what the file's relative paths are relative to; "" is the current folder, and None leaves them as they are.
+    texts: the command line's values by key, as typed. said: the keys that the command line sets, whose paths are
+    relative to the current folder.
     """
 
     folder: str | None = ""
@@ -71,23 +72,25 @@ class Origin:
     said: frozenset[str] = frozenset()
 
     def path(self, key: str, text: str) -> str | None:
-        """The absolute path that a text is, as the value of an option; None where it stays as it is."""
+        """The absolute path of an option's text; None to leave the text as it is."""
         folder = "" if key in self.said else self.folder
         return None if folder is None else absolute(key, folder, text)
 
 
 def absolute(key: str, folder: str, text: str) -> str:
-    """A path below a folder ("" is the current one) as an absolute one, without `..`. Raises MmfastError naming key."""
+    """The absolute form, without `..`, of a path in a folder ("": the current one). Raises MmfastError naming key."""
     try:
         full = text if os.path.isabs(text) else os.path.join(os.path.abspath(folder), text)
         plain, real = os.path.normpath(full), os.path.realpath(full)
-        return plain if os.path.realpath(plain) == real else real  # after a link, `..` leads elsewhere than it reads
-    except (OSError, ValueError) as error:  # a current folder that is gone; a null byte
-        raise MmfastError(f"{key} is {text!r}, no path: {getattr(error, 'strerror', None) or error}") from None
+        return plain if os.path.realpath(plain) == real else real  # after a link, `..` leads elsewhere
+    except (OSError, ValueError) as error:  # the current folder is gone, or a null byte
+        raise MmfastError(
+            f"{key} is {text!r}, which is not a path: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 def leads_to(path: str) -> str:
-    """The same text for all paths to one place."""
+    """The real path, which is the same for all paths to one place."""
     try:
         return os.path.realpath(path) if path else ""
     except (OSError, ValueError):
@@ -98,9 +101,9 @@ _structured = functools.cache(OmegaConf.structured)  # takes milliseconds; `merg
 
 
 def typed(section: type, part: DictConfig, prefix: str, origin: Origin) -> Any:
-    """A dataclass with the options of a config's part, each of its type. Raises MmfastError naming the key at fault.
+    """A dataclass with the options of a config's section, each of its type. Raises MmfastError naming the wrong key.
 
-    Of an option that is a text the value is what the command line says, as it stands there; paths are absolute.
+    Text options keep the command line's exact text; paths become absolute.
     """
     plain: Any = OmegaConf.to_container(part)
     plain = _of_their_types(section(), plain, prefix, origin.texts)
@@ -134,7 +137,7 @@ def typed(section: type, part: DictConfig, prefix: str, origin: Origin) -> Any:
 
 
 def _check_option(section: type, key: str, prefix: str) -> None:
-    """Raise MmfastError where a dataclass, or the one within it that the key leads to, has no such option."""
+    """Raise MmfastError if a dataclass, or the nested one that the key leads to, has no such option."""
     names = [f.name for f in dataclasses.fields(section)]
     first, _, rest = re.sub(r"\[.*", "", key).partition(".")
     if first in names:
@@ -144,11 +147,11 @@ def _check_option(section: type, key: str, prefix: str) -> None:
     elif key:
         near = difflib.get_close_matches(key, names, n=1)
         hint = f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(names)}"
-        raise MmfastError(f"{prefix}{key} is no option; {hint} (`mmfast train --help` lists all)") from None
+        raise MmfastError(f"{prefix}{key} is not an option; {hint} (`mmfast train --help` lists all)") from None
 
 
 def paths(section: Any, prefix: str) -> Iterator[tuple[str, Any, str, Any]]:
-    """The options of a dataclass, and of those within it, that are paths: key, owner, name, and which texts are."""
+    """The path options of a dataclass and of nested ones: key, owner, name, and which texts are paths."""
     for field in dataclasses.fields(section):
         value, key = getattr(section, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
@@ -158,7 +161,7 @@ def paths(section: Any, prefix: str) -> Iterator[tuple[str, Any, str, Any]]:
 
 
 def _of_their_types(usual: Any, part: dict[str, Any], prefix: str, texts: Mapping[str, str]) -> dict[str, Any]:
-    """The part, with what OmegaConf would take for another value than was meant; `usual`: a dataclass of defaults."""
+    """The section, with the values that OmegaConf would misread converted. usual: a dataclass of defaults."""
     for field in dataclasses.fields(usual):
         key, default = f"{prefix}{field.name}", getattr(usual, field.name)
         convert = _CONVERTED.get(_type_of(field))
@@ -181,7 +184,7 @@ def _type_of(field: Any) -> str:
 
 
 def _listed(value: Any, said: str) -> Any:
-    """One value as the list of it; said: on the command line, where commas part several, as in 1,2,4."""
+    """A single value as a list. said: its text on the command line, where commas separate several, as in 1,2,4."""
     if isinstance(value, (str, bool, int, float)):
         quoted = not said or said.strip()[0] in ("'", '"')
         return [value] if quoted else [x.strip() for x in said.split(",")]
@@ -189,18 +192,18 @@ def _listed(value: Any, said: str) -> Any:
 
 
 def _text(key: str, value: Any) -> Any:
-    """Texts as they are. Raises MmfastError for what YAML has read as something else, and cannot be given back."""
+    """Texts as they are. Raises MmfastError for values that YAML read as something else, because their text is lost."""
     if isinstance(value, (list, dict)):
         for x in value if isinstance(value, list) else [*value, *value.values()]:
             _text(key, x)
     elif isinstance(value, (bool, float)):
         shown = str(value).lower() if isinstance(value, bool) else value
-        raise MmfastError(f"{key} is {shown}, which YAML reads as no text; put it in quotes, as it should be")
+        raise MmfastError(f"{key} is {shown}, which YAML does not read as text; put it in quotes")
     return value
 
 
 def _whole(key: str, value: Any) -> Any:
-    """1e5, as text or as a number with nothing after the point, as the whole number that it is."""
+    """Convert texts such as 1e5, and floats without a fraction, to whole numbers."""
     if isinstance(value, float) or (isinstance(value, str) and not value.strip().lstrip("+-").isdecimal()):
         with contextlib.suppress(ValueError, OverflowError):
             if (number := float(value)) == int(number):
@@ -214,7 +217,7 @@ def _truth(key: str, value: Any) -> Any:
     return value
 
 
-# What OmegaConf would take, or make, of values that are not of an option's type.
+# Conversions and checks, by type, for values of other types that OmegaConf would accept.
 _CONVERTED: dict[str, Callable[[str, Any], Any]] = {
     "str": _text,
     "list[str]": _text,
@@ -224,20 +227,20 @@ _CONVERTED: dict[str, Callable[[str, Any], Any]] = {
 }
 
 
-# What an option of a type takes, in words.
+# What an option of a type accepts, in words.
 _WANTED = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
-    "list[int]": "a list of whole numbers, as [1, 2]",
-    "list[float]": "a list of numbers, as [0.5, 1]",
-    "list[str]": "a list of texts, as [a, b]",
-    "dict[str, float]": "a number for each name, as {a: 0.2}",
+    "list[int]": "a list of whole numbers, such as [1, 2]",
+    "list[float]": "a list of numbers, such as [0.5, 1]",
+    "list[str]": "a list of texts, such as [a, b]",
+    "dict[str, float]": "a number for each name, such as {a: 0.2}",
 }
 
 
 def _of_another_type(usual: Any, part: dict[str, Any], path: str, prefix: str) -> str:
-    """What an error says of the value at a path, if its option is of a type that has words."""
+    """The error for a value of the wrong type at a path; "" if its type has no words."""
     name, _, rest = path.partition(".")
     name = name.partition("[")[0]
     field = next((f for f in dataclasses.fields(usual) if f.name == name and name in part), None)
@@ -250,12 +253,12 @@ def _of_another_type(usual: Any, part: dict[str, Any], path: str, prefix: str) -
 
 
 def one_line(error: Exception) -> str:
-    """What it says first."""
+    """The first line of an error's message."""
     return str(error).strip().splitlines()[0]
 
 
 def check(section: Any, prefix: str) -> None:
-    """Raise MmfastError for the first option of a dataclass, or of those within it, that is out of its bounds."""
+    """Raise MmfastError for the first option of a dataclass, or of nested ones, that is out of bounds."""
     for field in dataclasses.fields(section):
         value, bounds, key = getattr(section, field.name), field.metadata, f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
@@ -283,7 +286,7 @@ def _check_number(key: str, value: float, bounds: Any) -> None:
 
 
 def listed(section: Any, prefix: str, but: Collection[str] = ()) -> list[str]:
-    """A line for each option of a dataclass, and of the dataclasses within it but for some: for --help."""
+    """Lines for --help, one per option of a dataclass and of nested ones. but: nested ones to leave out."""
     lines = []
     for field in dataclasses.fields(section):
         value, key = getattr(section, field.name), f"{prefix}{field.name}"

@@ -12,34 +12,34 @@ from torch import Tensor
 INK, PAPER, FAINT = (25, 25, 35), (250, 250, 248), (150, 150, 160)
 BELOW, ABOVE = (60, 110, 190), (200, 70, 60)
 GAP = 4
-# Sides of a square with one modality of an example, and the greatest width of a page, in pixels.
+# The smallest and largest side of a square with one modality of an example, and a page's greatest width, in pixels.
 SMALLEST, LARGEST, WIDEST = 64, 256, 1100
 
 
 class Shown(Protocol):
-    """What can draw an example of itself, as a modality can."""
+    """Anything that can draw one of its examples, such as a modality."""
 
     def show(self, x: Tensor, size: int) -> Image.Image: ...
 
 
 def fit(picture: Image.Image, size: int) -> Image.Image:
-    """A picture resized so that its longer side is `size`: enlarged, pixels as squares; reduced, their means."""
+    """Resize a picture so that its longer side is `size`: enlarged pixels are squares, reduced ones are averaged."""
     longer = max(picture.size)
     width, height = (max(1, round(side * size / longer)) for side in picture.size)
     return picture.resize((width, height), Image.Resampling.NEAREST if longer <= size else Image.Resampling.BOX)
 
 
 def tile_size(data: Iterable[Tensor]) -> int:
-    """The side of a square in which each pixel of the largest picture is as large as any other, 64 .. 256.
+    """The side, 64 .. 256, of a square in which all pixels of the largest picture have the same size.
 
-    data: tensors [B, ...], those of pictures and masks [B, ..., H, W].
+    data: tensors [B, ...], and [B, ..., H, W] for pictures and masks.
     """
     longest = max((max(x.shape[-2:]) for x in data if x.dim() > 2), default=SMALLEST)
     return min(longest * -(-SMALLEST // longest), LARGEST)
 
 
 def text_tile(text: str, size: int) -> Image.Image:
-    """A square with a word, or lines of them, in its middle, as large as fits."""
+    """A square with centred text, of one or more lines, as large as fits."""
     tile = Image.new("RGB", (size, size), PAPER)
     draw = ImageDraw.Draw(tile)
     points = size * 0.7
@@ -66,11 +66,11 @@ def sample_grid(
     present: Mapping[str, Tensor] | None = None,
     truth: Mapping[str, Tensor] | None = None,
 ) -> Image.Image:
-    """Examples in a grid, each one's modalities side by side under their names; `given` ones are marked.
+    """Draw examples in a grid, each one's modalities side by side under their names; `given` ones are marked.
 
     columns: None for four, or as many as a page holds. tile: the side of each picture; None for `tile_size`. present:
-    bool [B] for the modalities that not all have, as in a `Batch`. truth: of some modalities what the examples have
-    themselves, [B, ...], which stands beside them.
+    bool [B] for modalities that some examples lack, as in a `Batch`. truth: the true values [B, ...] of some
+    modalities, shown next to them.
     """
     there, tile = present or {}, tile_size(data.values()) if tile is None else tile
     shown: list[tuple[str, str, Tensor]] = []
@@ -105,7 +105,7 @@ def sample_grid(
 
 
 def shortened(text: str, width: float, font: Any) -> str:
-    """The text, or as much of its beginning as `width` pixels hold, and an ellipsis."""
+    """The text, shortened with an ellipsis if it is wider than `width` pixels."""
     short = text
     while short and font.getlength(short + ("..." if short != text else "")) > width:
         short = short[:-1]
@@ -131,7 +131,7 @@ def bars(values: Sequence[float], size: int, most: float = 3.0) -> Image.Image:
 def scatter_matrix(
     columns: Sequence[str], real: np.ndarray, drawn: np.ndarray, cell: int = 150, bins: int = 16
 ) -> Image.Image:
-    """Every column against every other, histograms on the diagonal: real rows in grey, drawn ones over them.
+    """Plot every column against every other, with histograms on the diagonal: real rows in grey, drawn ones in red.
 
     real, drawn: float [n, D] and [m, D], D the number of columns.
     """

@@ -1,4 +1,4 @@
-"""YAML without its surprises: a config is data, read as it is written."""
+"""YAML without surprises: a config is data, and is read as written."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mmfast.errors import MmfastError
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, in which only null, true, false and decimal numbers are anything but text.
+    """PyYAML's safe loader, in which every scalar except null, true, false and decimal numbers is text.
 
-    YAML 1.1, which PyYAML reads, makes 83 of 0123, False of no, 750 of 12:30 and a date of 2024-01-01. Aliases are
-    refused: a few hundred bytes of them can stand for gigabytes. So are tags, and a key that stands twice in one place.
+    YAML 1.1, which PyYAML reads, turns 0123 into 83, no into False, 12:30 into 750 and 2024-01-01 into a date. Aliases
+    are refused, because a few hundred bytes of them can expand to gigabytes. So are tags and duplicate keys.
     """
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
@@ -24,12 +24,12 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             raise yaml.composer.ComposerError(
-                None, None, "aliases (*name) are not read here; write the value out", event.start_mark
+                None, None, "aliases (*name) are not supported; write the value out", event.start_mark
             )
         if (tag := getattr(event, "tag", None)) is not None:
             shown = tag.replace("tag:yaml.org,2002:", "!!")
             raise yaml.composer.ComposerError(
-                None, None, f"tags ({shown}) are not read here; write the value alone", event.start_mark
+                None, None, f"tags ({shown}) are not supported; write the value alone", event.start_mark
             )
         return super().compose_node(parent, index)
 
@@ -39,14 +39,14 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode) and (before := seen.setdefault(key.value, key)) is not key:
                 line = before.start_mark.line + 1
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice, first in line {line}; remove one", key.start_mark
+                    None, None, f"the key {key.value!r} appears twice, first in line {line}; remove one", key.start_mark
                 )
         found: dict[Any, Any] = super().construct_mapping(node, deep)
         return found
 
 
-# By tag, and by the characters that such a value begins with. Floats are YAML 1.1's, with a dot and a signed exponent,
-# but for numbers to the base 60.
+# By tag: the pattern of its values, and the characters that they begin with. Floats are YAML 1.1's, with a dot and a
+# signed exponent, except for numbers in base 60.
 _PLAIN = {
     "null": (r"|~|null|Null|NULL", [*"~nN", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
@@ -61,29 +61,29 @@ for _tag, (_pattern, _first) in _PLAIN.items():
 
 
 def load_yaml(text: str, what: str) -> Any:
-    """The data in a YAML text. Raises MmfastError, naming `what` it is, for what is no YAML or has tags or aliases."""
+    """The data in a YAML text. Raises MmfastError, naming `what`, for invalid YAML, tags and aliases."""
     try:
         found = yaml.load(text, _Loader)
         filled_in = next((x for x in _strings(found) if "${" in x), None)
     except yaml.YAMLError as error:
         said = str(error).replace('"<unicode string>", ', "")
-        raise MmfastError(f"{what} is no valid YAML: {' '.join(said.split())}") from None
-    except (RecursionError, ValueError) as error:  # nested too deep; a number of thousands of digits
-        raise MmfastError(f"{what} is no YAML that can be read: {error}") from None
+        raise MmfastError(f"{what} is not valid YAML: {' '.join(said.split())}") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+        raise MmfastError(f"{what} cannot be read as YAML: {error}") from None
     if filled_in is not None:
-        raise MmfastError(f"{what} holds {filled_in!r}; nothing is filled in for ${{...}} here: write the value itself")
+        raise MmfastError(f"{what} holds {filled_in!r}; ${{...}} is not expanded: write the value itself")
     return found
 
 
 def load_value(text: str, what: str) -> Any:
-    """One value of the command line: a YAML list, mapping or quoted text, else null, a number, true, false or the text
-    as it is. Raises MmfastError as `load_yaml` does."""
+    """One value from the command line: a YAML list, mapping or quoted text, else null, a number, true, false or the
+    text as it is. Raises MmfastError as `load_yaml` does."""
     if text.strip()[:1] in ("[", "{", "'", '"'):
         return load_yaml(text, what)
     loader = _Loader("")
     tag = loader.resolve(yaml.ScalarNode, text.strip(), (True, False))
     if tag == "tag:yaml.org,2002:str":
-        return load_yaml(yaml.safe_dump(text), what)  # for the check of ${...}
+        return load_yaml(yaml.safe_dump(text), what)  # which checks for ${...}
     return load_yaml(text.strip(), what)
 
 

@@ -1,4 +1,4 @@
-"""What this machine's processor is good at."""
+"""What this machine's processor does well."""
 
 from __future__ import annotations
 

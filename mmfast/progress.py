@@ -1,6 +1,6 @@
-"""What a person sees of a long work: a bar on a terminal, plain lines elsewhere. Showing it never ends the work.
+"""The progress of long work: a bar on a terminal, plain lines elsewhere. Failing to show it never ends the work.
 
-Times are by a clock that never goes back, whatever is done to the machine's own.
+Times come from a monotonic clock, so changes of the system's clock do not affect them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from mmfast.errors import say
 from mmfast.words import plural
 
-# Plain lines: at most so many for the steps of one work, and without any figures one in so many seconds.
+# The most plain lines for the steps of one piece of work, and the seconds between lines without figures.
 MOST_LINES, PAUSE = 1000, 60.0
 
 
@@ -26,7 +26,7 @@ _SILENT = ContextVar("_SILENT", default=False)
 
 @contextlib.contextmanager
 def silenced(quiet: bool = True) -> Iterator[None]:
-    """No bars and no lines of theirs inside, however deep; if `quiet` is false, as outside."""
+    """Show no bars and none of their lines inside, at any depth. With quiet=False, change nothing."""
     token = _SILENT.set(quiet or _SILENT.get())
     try:
         yield
@@ -35,10 +35,9 @@ def silenced(quiet: bool = True) -> Iterator[None]:
 
 
 class Bar:
-    """`total` units of a work, of which `done` are done already: on stderr, as a bar or as lines of text.
+    """The progress of `total` units of work, `done` of them done already, on stderr as a bar or as lines of text.
 
-    leave: whether the bar stays when the work has ended. examples: how many of them a unit is, for their number a
-    second.
+    leave: whether the bar stays when the work has ended. examples: how many a unit has, to show examples per second.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class Bar:
             say(f"{text}: {plural(total - done, unit)}")
 
     def update(self, units: int = 1) -> None:
-        """So many more are done."""
+        """Record that `units` more are done."""
         self.done += units
         if self.bar is not None:
             self._draw(lambda bar: bar.update(units))
@@ -73,7 +72,7 @@ class Bar:
             self._line({})
 
     def show(self, figures: dict[str, str]) -> None:
-        """Figures beside the bar; or a line with them, but for lines that would be more than MOST_LINES."""
+        """Show figures next to the bar or in a line, unless there would be more than MOST_LINES lines."""
         if self.bar is not None:
             self._draw(lambda bar: bar.set_postfix(figures))
         elif not self.quiet and (self.done - self.shown_at) * MOST_LINES >= self.total:
@@ -106,9 +105,9 @@ class Bar:
 
 
 class _Terminal(tqdm):
-    """tqdm by the monotonic clock: by the other one it would stand still while that catches up with itself."""
+    """tqdm with the monotonic clock; with the system's, it would stand still after that has been set back."""
 
-    monitor_interval = 0  # its monitor compares with the other clock
+    monitor_interval = 0  # its monitor compares with the system's clock
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

@@ -1,4 +1,4 @@
-"""A config for what lies in a folder: the presets' proven options, and a network and steps that fit a time budget."""
+"""A config for the data in a folder: the presets' proven options, and a network and steps that fit a time budget."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ from mmfast.training.examples import loader
 from mmfast.words import plural
 
 # Channels of the U-Net's finest level. The presets have 32: they train on 96,000 images, and the figures of
-# docs/results.md are after 16,000. A wider network is taken where there is time for the one, a narrower one only where
-# there is not for the other.
+# docs/results.md are after 16,000. A wider network is chosen if there is time for the former, a narrower one only if
+# there is none for the latter.
 WIDTHS, USUAL, FOR_WIDER, FOR_NARROWER = (16, 32, 48, 64, 96, 128), 32, 96_000, 16_000
-# Of the time: what is for training, and what for the figures at the end; the rest is for pictures and checkpoints.
+# The shares of the time for training and for the figures at the end; the rest is for pictures and checkpoints.
 TRAINING, FIGURES = 0.8, 0.15
 SAMPLE_STEPS = 25
 MOST_STEPS, MOST_HELD_OUT = 200_000, 2_000
-# A modality that fewer of the examples have is shown more often (docs/results.md, on digits that lack one).
+# A modality that a smaller share of the examples has is shown more often (docs/results.md, on digits that lack one).
 OFTEN = 0.75
-# For each kind beside the anchor, why it has its options (`beside` of its class), and what it has beyond them.
+# For each kind that is not the anchor, the reason for its options (`beside` of its class), and further options.
 BESIDE: dict[str, tuple[str, dict[str, Any]]] = {
     "mask": (
-        "Diffused as the image is. It is read off a given image, and counts little, so that images are learnt too.",
+        "Diffused like the image. It is read off a given image, and weighs little, so that images are learnt too.",
         {},
     ),
-    "label": ("It leaves no trace in the noise: the encoder reads it, and only then is the decoder told.", {}),
+    "label": ("It leaves no trace in the noise: the encoder reads it, and only the decoder is told it.", {}),
     "embedding": (
-        "In a channel for each number, the same at every pixel; it leaves no trace in the noise.",
+        "It has a channel for each number, the same at every pixel, and leaves no trace in the noise.",
         {"layout": "channels"},
     ),
     "feature_map": ("It is read off the image, or given, and leaves no trace in the noise.", {}),
 }
-# Seconds that a step of training a config takes.
+# Measures the seconds that a training step takes with a config.
 Timer = Callable[[Config], float]
 
 
 @dataclass
 class Proposal:
-    """A config as text, and what it was made of: seconds a step, and minutes of training and in all."""
+    """A config as text and parsed, with its times: seconds per step, and minutes of training and in all."""
 
     text: str
     config: Config
@@ -66,11 +66,11 @@ class Proposal:
 def propose(
     guessed: Guess, minutes: float, timer: Timer, batch_size: int = 16, command: str = "", folder: Path | None = None
 ) -> Proposal:
-    """The config for a folder that trains in about so many minutes, figures included.
+    """Propose a config for a folder that trains in about this many minutes, figures included.
 
-    The presets' network, or a wider one of which the time holds as many images as they train on, or a narrower one
-    where it does not hold the few that they need; and steps to fill the time. folder: where the text is for; data below
-    it is named from there, so that both can be moved together.
+    The network is the presets', or a wider one if there is time to train it on as many images as they do, or a narrower
+    one if there is no time for the fewest that theirs needs. The steps fill the time. folder: where the text will be
+    saved; data below it gets a relative path, so that both can be moved together.
     """
     plain = options(guessed, batch_size)
     train, backbone, seconds = plain["train"], plain["backbone"], 60 * minutes * TRAINING
@@ -106,7 +106,7 @@ def propose(
     counted = plural(round(training), "minute")
     head = [
         f"# Written by `mmfast init{command}`, for {plural(guessed.examples, 'example')}.",
-        f"# {one:.3g} s a step on this machine: about {counted}, {total:.0f} with the figures.",
+        f"# {one:.3g} s per step on this machine: about {counted}, {total:.0f} with the figures.",
     ]
     if folder is not None and (root := guessed.root.resolve()).is_relative_to(folder.resolve()):
         plain["data"]["root"] = str(root.relative_to(folder.resolve()))
@@ -114,12 +114,12 @@ def propose(
 
 
 def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
-    """A config for what was guessed, as YAML holds one: the options of the presets, which train on the same kinds."""
+    """A config for a guess, as plain data: the options of the presets that train on the same kinds."""
     specs = guessed.modalities
     beside = {x["kind"] for name, x in specs.items() if name != guessed.anchor}
     anchor: dict[str, Any] = {"given_steps": 1} if beside else {}
     anchor |= modalities.anchor_defaults(map(modalities.kind, beside))
-    if beside == {"label"}:  # read off images at little noise (train.low_noise)
+    if beside == {"label"}:  # read off images at low noise (train.low_noise)
         anchor["given_probability"] = 0.0
     parts = {guessed.anchor: specs[guessed.anchor] | anchor}
     for name, x in specs.items():
@@ -128,7 +128,7 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
     for name, share in guessed.shares.items():
         if share < OFTEN:
             often = round((1 + share) / 2, 2)
-            weight = parts[name].get("loss_weight", 1.0) / often  # its loss counts in that share of the examples alone
+            weight = parts[name].get("loss_weight", 1.0) / often  # its loss counts only in that share of the examples
             parts[name] |= {"labelled_share": often, "loss_weight": round(weight, 3)}
     held_out = min(0.1, MOST_HELD_OUT / guessed.examples)
     side = _side(specs[guessed.anchor]["size"])
@@ -156,13 +156,13 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
 
 
 def _side(size: Size) -> int:
-    """The side of the square whose network a size has: of a rectangle the usual one with about as many pixels."""
+    """The side of the square whose network suits a size: for a rectangle, the usual side with about as many pixels."""
     height, width = height_width(size)
     return height if height == width else min(SIZES, key=lambda side: abs(math.log(side**2 / (height * width))))
 
 
 def _backbone(size: Size, mean: bool) -> dict[str, Any]:
-    """The presets' network, with a level more for each doubling of the size beyond theirs, where it can be halved."""
+    """The presets' network, with one more level for each doubling of the size beyond theirs, if it can be halved."""
     side = _side(size)
     if side < 16:
         return {"kind": "mlp", "width": 256, "blocks": 4, "features": 16, "dropout": 0.1}
@@ -183,7 +183,7 @@ def _backbone(size: Size, mean: bool) -> dict[str, Any]:
 
 
 def _figures(plain: Mapping[str, Any], step: float) -> float:
-    """About the seconds that one sample of the evaluation takes: a pass forward is a third of a step."""
+    """The approximate seconds per sample of the evaluation, taking a forward pass as a third of a step."""
     turns = 1 + len(plain["sample"].get("first", []))
     return (turns * SAMPLE_STEPS + 25) * step / plain["train"]["batch_size"] / 3
 
@@ -191,7 +191,7 @@ def _figures(plain: Mapping[str, Any], step: float) -> float:
 def _fill_time(plain: dict[str, Any], step: float, minutes: float) -> None:
     train, wanted = plain["train"], 60 * minutes
     steps = _rounded(min(MOST_STEPS, max(20.0, wanted * TRAINING / step)))
-    # As in the presets, where the average has a memory of a twelfth of the steps.
+    # As in the presets, where the average spans a twelfth of the steps.
     train |= {"steps": steps, "ema_decay": round(min(0.9999, max(0.9, 1 - 12 / steps)), 4)}
     if plain["backbone"].get("channels", 0) > 64:
         train["learning_rate"] = 1.0e-3
@@ -201,13 +201,13 @@ def _fill_time(plain: dict[str, Any], step: float, minutes: float) -> None:
 
 
 def _rounded(x: float) -> int:
-    """To two digits, downwards."""
+    """Round down to two digits."""
     unit = 10 ** max(0, int(math.log10(x)) - 1)
     return int(x // unit) * unit
 
 
 def _lines(plain: Mapping[str, Any]) -> list[str]:
-    """The config as YAML, a line an option or a section, with comments where a reader may ask why."""
+    """The config as YAML, one line per option or section, with comments where a reader may ask why."""
     lines = [f"anchor: {_flow(plain['anchor'])}", f"data: {_flow(plain['data'])}", "modalities:"]
     for name, spec in plain["modalities"].items():
         if name == plain["anchor"] and len(plain["modalities"]) > 1:
@@ -218,7 +218,7 @@ def _lines(plain: Mapping[str, Any]) -> list[str]:
                 lines.append(
                     "  # Many examples lack it. Those that have it are repeated until they are labelled_share of all,"
                 )
-                lines.append("  # and its loss weighs as much more.")
+                lines.append("  # and its loss weighs more accordingly.")
         lines += _entry(name, spec, "  ")
     for name in ("backbone", "loss", "train", "sample", "evaluate"):
         lines += _entry(name, plain[name], "")
@@ -226,7 +226,7 @@ def _lines(plain: Mapping[str, Any]) -> list[str]:
 
 
 def _entry(name: str, section: Mapping[str, Any], indent: str) -> list[str]:
-    """One line, or one for each option where that is too long."""
+    """One line, or one per option if that is too long."""
     line = f"{indent}{name}: {_flow(section)}"
     if len(line) <= 120:
         return [line]
@@ -239,7 +239,7 @@ def _flow(value: Any) -> str:
 
 
 def step_time(config: Config, seconds: float = 2.0, least: int = 3) -> float:
-    """The seconds that a step of training takes here, reading included: the median of some, after two to warm up."""
+    """The seconds per training step on this machine, data loading included: a median after two warm-up steps."""
     data = build_data(config)
     trainer = Trainer(config, Run(Path()), data)  # which writes nothing before a checkpoint
     batches = itertools.chain.from_iterable(loader(config, data.train, 0) for _ in itertools.count())
@@ -254,5 +254,5 @@ def step_time(config: Config, seconds: float = 2.0, least: int = 3) -> float:
 
 
 def usual_batch(device: str = "auto") -> int:
-    """The presets' batch; on a GPU, which a small one leaves idle, four times that."""
+    """The presets' batch size, or four times that on a GPU, which small batches leave idle."""
     return 64 if pick_device(device).type == "cuda" else 16

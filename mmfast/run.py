@@ -1,13 +1,13 @@
 """A run's folder: nothing in it is ever half written, and no run writes into another's.
 
 RUN/config.yaml          the resolved config
-RUN/trainer.safetensors  all that resuming needs: weights, averages, optimiser, step (and the one before it)
-                         trainer.damaged.safetensors: one that was found not to be whole, for you to remove
-RUN/model.safetensors    the weights; ema.safetensors their average: what sampling loads
-                         ema.best.safetensors: the average that was the best on held-out examples
-RUN/states/              states of every n-th step, where train.keep_every says so
-RUN/stats.jsonl          a line a step; samples/*.png, tensorboard/, metrics.json
-RUN/data.json            what the data was
+RUN/trainer.safetensors  all that resuming needs: weights, averages, optimiser, step (trainer.previous: the one before)
+                         trainer.damaged.safetensors: a state that was found damaged, for you to remove
+RUN/model.safetensors    the weights; ema.safetensors: their average, which sampling loads
+                         ema.best.safetensors: the average that was best on held-out examples
+RUN/states/              the state of every n-th step, if train.keep_every asks for them
+RUN/stats.jsonl          one line per step; also samples/*.png, tensorboard/, metrics.json
+RUN/data.json            a record of the data
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ LOCK, TENSORBOARD = ".lock", "tensorboard"
 LAST, BEST = "ema.safetensors", "ema.best.safetensors"
 # What sampling and evaluation may load, by the name of the option.
 WEIGHTS = {"last": LAST, "best": BEST}
-# What the figures of metrics.json hang on beside the weights.
+# The options on which the figures of metrics.json depend, apart from the weights.
 MEASURED = re.compile(r"evaluate\.|sample\.(?!count|batch_size)|modalities\.[^.]*\.given_steps")
 RECORD = "data.json"
 STATE, PREVIOUS, DAMAGED = "trainer.safetensors", "trainer.previous.safetensors", "trainer.damaged.safetensors"
 
-# A trainer's state, and what raises MmfastError for one (of a file) that cannot be taken up.
+# A trainer's state, and a check that raises MmfastError for a state (from a file) that cannot be resumed from.
 State = tuple[dict[str, Tensor], dict[str, Any]]
 Check = Callable[[dict[str, Tensor], dict[str, Any], Path], None]
 
@@ -60,7 +60,7 @@ class Run:
     """The folder of one run."""
 
     folder: Path
-    damaged: bool = field(default=False, compare=False, repr=False)  # the newest state, as load_state found it
+    damaged: bool = field(default=False, compare=False, repr=False)  # whether load_state found the newest state damaged
     lock: Lock | None = field(default=None, compare=False, repr=False)
     stats_size: int | None = field(default=None, compare=False, repr=False)  # in bytes, as this process left it
 
@@ -85,21 +85,21 @@ class Run:
         return self.folder / "states"
 
     def kept(self, step: int) -> Path:
-        """The state of a step that is kept for good, if it is."""
+        """The file of a step's state, if that is kept for good."""
         return self.states / f"step-{step:07d}.safetensors"
 
     @property
     def begun(self) -> bool:
-        """Whether it has a state to go on from."""
+        """Whether it has a state to resume from."""
         return any((self.folder / name).exists() for name in (STATE, PREVIOUS))
 
     @classmethod
     def start(cls, folder: str | Path, config: Config, accept: Callable[[Run], object] = lambda run: None) -> Run:
-        """Make a run's folder, or take up the run in it where nothing of its config has changed that is learnt from.
+        """Create a run's folder, or resume the run in it if no option that affects what it learns has changed.
 
-        What else has changed (`config.FREE`) is written into its config.yaml; figures of fewer steps are kept under the
-        number of those. accept: raises MmfastError where the run cannot go on for another reason, before anything is
-        changed. Raises MmfastError for another config, a folder with other things in it, or one that cannot be written.
+        Other changes (`config.FREE`) are written to its config.yaml; figures of fewer steps are kept in a file named by
+        their number. accept: raises MmfastError if the run cannot be resumed for another reason, before anything is
+        changed. Raises MmfastError for another config, a folder with other files in it, or one that cannot be written.
         """
         run = cls(Path(folder))
         try:
@@ -125,7 +125,7 @@ class Run:
                 raise MmfastError(
                     f"--out {folder} holds a run with another config ({'; '.join(fixed[:4])}"
                     f"{'; ...' if len(fixed) > 4 else ''}); nothing was changed: choose another --out, or repeat the "
-                    "command that made the run to go on with it"
+                    "command that made the run to resume it"
                 )
             if config.train.steps < before.train.steps:
                 raise MmfastError(
@@ -136,22 +136,23 @@ class Run:
             others = [file.name for file in run.folder.iterdir() if file.name != LOCK and not is_temporary(file)]
             if others:
                 raise MmfastError(
-                    f"--out {folder} holds files that are no run ({', '.join(sorted(others)[:3])}); choose a new folder"
+                    f"--out {folder} holds files that are not a run's ({', '.join(sorted(others)[:3])}); choose a new "
+                    "folder"
                 )
         run._check_links()
         run.guard(run._take_lock)
         accept(run)
         if changed:
-            notice(f"{folder}: going on with {', '.join(f'{key} {values}' for key, values in changed.items())}")
+            notice(f"{folder}: resuming with {', '.join(f'{key} {values}' for key, values in changed.items())}")
             if before is not None and "train.steps" in changed and run.metrics_file.exists():
                 kept = run.folder / f"metrics.step-{before.train.steps:07d}.json"
                 run.guard(lambda: os.replace(run.metrics_file, kept))
             elif any(map(MEASURED.match, changed)) and run.metrics_file.exists():
                 notice(
-                    f"{run.metrics_file} is there, with the figures of the options before; for others use `mmfast eval "
-                    f"{folder}`, or remove it and repeat the command"
+                    f"{run.metrics_file} has the figures of the previous options; for those of the new ones, use "
+                    f"`mmfast eval {folder}`, or remove it and repeat the command"
                 )
-        if before != config:  # which a path in another form makes too
+        if before != config:  # they also differ if a path has another form
             run.guard(lambda: write_text(run.config_file, configs.to_yaml(config)))
         run.guard(lambda: run.samples.mkdir(exist_ok=True))
         for folder in (run.folder, run.samples, run.states):  # half-written when a process was killed
@@ -160,7 +161,7 @@ class Run:
         return run
 
     def _check_links(self) -> None:
-        """Raise MmfastError for a link where a run writes in place; whatever else it writes takes a link's place."""
+        """Raise MmfastError for a link where a run writes in place. Its other writes replace a link."""
         for name in (LOCK, self.stats_file.name, self.samples.name, self.states.name, TENSORBOARD):
             if (self.folder / name).is_symlink():
                 raise MmfastError(
@@ -178,7 +179,7 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
-        """A run that exists. Raises MmfastError where there is none."""
+        """Open an existing run. Raises MmfastError if there is none."""
         run = cls(Path(folder))
         if not os.path.exists(run.config_file):  # unlike Path's, false for a name that is too long
             raise MmfastError(f"{folder} holds no run (no config.yaml); `mmfast train PRESET --out {folder}` makes one")
@@ -189,7 +190,7 @@ class Run:
         return configs.load_again(str(self.config_file))
 
     def guard(self, write: Callable[[], object]) -> None:
-        """Do a write, and turn the system's refusal into an error that says what to do."""
+        """Call `write`, and turn an OSError into an error that says what to do."""
         try:
             write()
         except OSError as error:
@@ -198,11 +199,11 @@ class Run:
             ) from None
 
     def save_state(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], keep: int | None = None) -> None:
-        """Save the trainer's state, and keep the one before it; a damaged one never takes the place of a whole one.
+        """Save the trainer's state and keep the one before it; a damaged one never replaces an intact one.
 
         The stats are on the disk before the state that follows them. keep: the state's step, to keep it for good too,
-        as states/step-0001000.safetensors. That file comes first: a run that is killed between the two goes on from the
-        state before and writes both again.
+        as states/step-0001000.safetensors. That file is written first: a run that is killed between the two resumes
+        from the state before and writes both again.
         """
         current, kept = self.folder / STATE, self.kept(keep or 0)
 
@@ -217,32 +218,32 @@ class Run:
             self.damaged = False
             if keep is None:
                 save_tensors(current, tensors, metadata)
-            else:  # no link: whoever puts a kept state in the newest one's place may write into that file
+            else:  # not a link: if a kept state is put in the newest one's place, that file may be written to
                 write_atomically(current, lambda temporary: shutil.copyfile(kept, temporary))
 
         self.guard(write)
 
     def best(self, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What a state knows of the best average, where that is there and whole; else a line on stderr says so."""
+        """What a state's metadata records of the best average, if that is intact; otherwise None, with a notice."""
         known = metadata.get("best")
         if not isinstance(known, dict) or [type(known.get(x)) for x in ("step", "loss")] != [int, float]:
             return None
         try:
             _, written = load_tensors(self.folder / BEST)
         except MmfastError as error:
-            notice(f"{error}; the best average from here on takes its place")
+            notice(f"{error}; the best average from here on replaces it")
             return None
-        # One of a later step, which is about to be made again, has taken its place.
+        # Otherwise it has been replaced by one of a later step, which is about to be repeated.
         return known if written.get("step") == known["step"] else None
 
     def load_state(self, check: Check = lambda tensors, metadata, path: None) -> State | None:
-        """The newest state that is whole and passes a check; None for a run that has none yet.
+        """Load the newest state that is intact and passes the check; None for a run that has none yet.
 
-        A line on stderr tells of a newer one that does not. Raises MmfastError where none does.
+        A notice reports a newer one that does not. Raises MmfastError if none does.
         """
         errors = []
         for path in (self.folder / STATE, self.folder / PREVIOUS):
-            if not path.exists():  # current: killed between the two renames of save_state
+            if not path.exists():  # the current one, if killed between the two renames of save_state
                 continue
             try:
                 tensors, metadata = load_tensors(path)
@@ -253,13 +254,13 @@ class Run:
             if errors:
                 self.damaged = True
                 notice(
-                    f"{errors[0]}; going on from the state before it, {path.name}, of step {metadata.get('step')}; the "
-                    f"other will be {DAMAGED}"
+                    f"{errors[0]}; resuming from the state before it, {path.name}, of step {metadata.get('step')}; the "
+                    f"other will be renamed {DAMAGED}"
                 )
             return tensors, metadata
         if errors:
             raise MmfastError(
-                f"{'; '.join(errors)}; no other state is there: repeat the command with a new "
+                f"{'; '.join(errors)}; there is no other state: repeat the command with a new "
                 f"--out, or remove {self.folder}/trainer*.safetensors to start again in this one"
             )
         return None
@@ -267,7 +268,7 @@ class Run:
     def load_weights(self, model: torch.nn.Module, which: str = "last") -> None:
         """Fill a model with averaged weights: the last, or those that were the best on held-out examples.
 
-        Raises MmfastError where there are none, or they are damaged.
+        Raises MmfastError if they are missing or damaged.
         """
         if which not in WEIGHTS:
             raise unknown("weights", which, WEIGHTS)
@@ -275,31 +276,31 @@ class Run:
         if which == "best" and not path.exists():
             raise MmfastError(
                 f"{self.folder} has no best weights, {path.name}: no step of train.validate_every was reached, or it "
-                "is 0; take the last"
+                "is 0; use the last"
             )
         try:
             tensors, _ = load_tensors(path)
             load_into(model, tensors, path)
         except MmfastError as error:
             if which == "best":
-                raise MmfastError(f"{error}; take the last weights") from None
-            raise MmfastError(f"{error}; the `mmfast train` command of the run, repeated, writes it again") from None
+                raise MmfastError(f"{error}; use the last weights") from None
+            raise MmfastError(f"{error}; repeat the run's `mmfast train` command to write it again") from None
 
     def heal_stats(self, step: int, recent: str = "") -> str:
-        """Leave one line for each of the steps 1 .. step in stats.jsonl; returns its text.
+        """Leave one line for each of the steps 1 .. step in stats.jsonl. Returns its text.
 
-        recent: lines that are known, in the place of any that are there. Later ones are dropped: they are about to be
-        made again. A line on stderr tells of steps that are missing, or were there twice and differ.
+        recent: known lines, which replace those in the file. Lines of later steps are dropped, because those are about
+        to be repeated. A notice reports steps without a line, or with two different ones.
         """
         try:
             before = b""
             if self.stats_file.exists():
                 check_regular(self.stats_file)
-                before = self.stats_file.read_bytes()  # however long: a run of many steps goes on
+                before = self.stats_file.read_bytes()  # of any length, so that a run of many steps can resume
             text, found = healed(before, step, recent)
             written = text.encode()
         except OSError as error:
-            raise MmfastError(f"{self.stats_file} cannot be read: {error.strerror}; permit it") from None
+            raise MmfastError(f"{self.stats_file} cannot be read: {error.strerror}; allow reading it") from None
         except MemoryError:
             size = self.stats_file.stat().st_size
             raise MmfastError(
@@ -307,7 +308,7 @@ class Run:
                 "repeat the command"
             ) from None
         if found:
-            notice(f"{self.stats_file} was damaged: there is {', and '.join(found)}; training goes on as it was")
+            notice(f"{self.stats_file} was damaged: there is {', and '.join(found)}; training itself is not affected")
         if written != before:
             self.guard(lambda: write_text(self.stats_file, text))
         self.stats_size = len(written)
@@ -319,12 +320,12 @@ class Run:
         self.stats_size = size + len(text.encode())
 
     def check_alone(self) -> None:
-        """Raise MmfastError where there is no lock, and stats.jsonl is not as this process left it."""
+        """Raise MmfastError if there is no lock, and stats.jsonl is not as this process left it."""
         if self.lock is None and self.stats_size is not None and self.stats_file.exists():
             size = self.stats_file.stat().st_size
             if size != self.stats_size:
                 raise MmfastError(
                     f"{self.stats_file} has {size:,} bytes; it should have {self.stats_size:,}, as this process left "
                     "it: another one trains in this folder, whose file system has no locks. This one stops, and saves "
-                    "nothing more; when no other is left, the same command goes on"
+                    "nothing more; when no other is left, repeat the command to resume"
                 )

@@ -1,4 +1,4 @@
-"""Samples as files: each value in a file of its type's ending, and rows of a table as .csv."""
+"""Samples as files: each value in a format that suits its type, and rows of a table as .csv."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 
 @functools.singledispatch
 def write_file(value: Any, stem: Path) -> Path:
-    """Write what `Modality.plain` returns to a file of its ending."""
+    """Write what `Modality.plain` returns to a file, with the extension of its type. Returns the file."""
     raise TypeError(type(value))
 
 
@@ -44,7 +44,7 @@ def _(value: np.ndarray, stem: Path) -> Path:
 
 
 def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Arrays of any names as an .npz file; np.savez takes some names for its own arguments."""
+    """Write arrays of any names to an .npz file; np.savez would take some names for its own arguments."""
     with zipfile.ZipFile(file, "w") as archive:
         for name, x in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
@@ -52,7 +52,7 @@ def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def cells(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers and the names of one sample as a row of a table: columns, labels."""
+    """The columns and labels of one sample as a row of a table."""
     row: dict[str, Any] = {}
     for name, value in sample.items():
         row |= value if isinstance(value, dict) else {name: value} if isinstance(value, str) else {}
@@ -60,7 +60,7 @@ def cells(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows of the same columns as a .csv file, with a line of names first."""
+    """Write rows of the same columns to a .csv file, with a header line of names."""
     with file.open("w", encoding="utf-8", newline="") as handle:
         writer = csv.DictWriter(handle, list(rows[0]))
         writer.writeheader()

@@ -19,20 +19,20 @@ def height_width(size: Size) -> tuple[int, int]:
 
 
 def plain(size: Size) -> int | list[int]:
-    """A size as configs and errors have it: a whole number for a square, else [height, width]."""
+    """A size as configs and errors show it: a whole number for a square, else [height, width]."""
     height, width = height_width(size)
     return height if height == width else [height, width]
 
 
 def named(size: Size) -> str:
-    """A size in words, as people read it."""
+    """A size as text to read."""
     height, width = height_width(size)
     return f"{height} x {width}" + ("" if height == width else " (height x width)")
 
 
 def read(key: str, value: Any) -> int | list[int]:
-    """An option's value as a size. Raises MmfastError, naming the key, for what is none."""
-    value = value.split(",") if isinstance(value, str) and "," in value else value  # as --image.size 48,64
+    """An option's value as a size. Raises MmfastError, naming the key, if it is not one."""
+    value = value.split(",") if isinstance(value, str) and "," in value else value  # such as --image.size 48,64
     sides = list(value) if isinstance(value, (list, tuple)) else [value]
     sides = [int(x) if isinstance(x, str) and x.strip().isdecimal() else x for x in sides]
     whole = all(isinstance(x, int) and not isinstance(x, bool) for x in sides)
@@ -47,9 +47,9 @@ def divides(by: int, size: Size) -> bool:
 
 
 def middle(whole: Size, size: Size) -> tuple[int, int, int, int]:
-    """The largest part of a picture that has the shape of `size`, in its middle: (left, top, right, bottom) in pixels.
+    """The largest centred part of a picture with the aspect ratio of `size`: (left, top, right, bottom) in pixels.
 
-    Of whole pixels, so that its shape is right to half a pixel; a square is exact.
+    It consists of whole pixels, so its shape is right to half a pixel; a square is exact.
     """
     (height, width), (rows, columns) = height_width(whole), height_width(size)
     inner_height = min(height, max(1, round(width * rows / columns)))

@@ -1,4 +1,4 @@
-"""The lines of stats.jsonl, one for each step, and what can be read of a file that was damaged."""
+"""The lines of stats.jsonl, one per step, and what can be recovered from a damaged file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 def stats_lines(data: bytes) -> Iterator[tuple[int, str]]:
-    """The lines of stats that are whole, with their steps; a kill, a power cut or a disk may have spoilt others."""
+    """The intact lines of stats, with their steps; a kill, a power cut or a disk may have damaged others."""
     for line in io.BytesIO(data):  # one at a time: there may be gigabytes
         try:
             text = line.decode().removesuffix("\n")
@@ -20,9 +20,9 @@ def stats_lines(data: bytes) -> Iterator[tuple[int, str]]:
 
 
 def healed(before: bytes, step: int, recent: str) -> tuple[str, list[str]]:
-    """One line for each of the steps 1 .. step, as far as there is one; and in words what was missing or unsure.
+    """One line for each of the steps 1 .. step, if there is one; and in words, what was missing or ambiguous.
 
-    before: the file's content. recent: lines that are known, in the place of any that are there.
+    before: the file's content. recent: known lines, which replace those in the file.
     """
     lines: dict[int, str] = {}
     unsure = set()
@@ -40,7 +40,7 @@ def healed(before: bytes, step: int, recent: str) -> tuple[str, list[str]]:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """[1, 2, 3, 5] -> "1 .. 3, 5"; four of them at most."""
+    """[1, 2, 3, 5] -> "1 .. 3, 5", with at most four ranges."""
     ends = [n for k, n in enumerate(numbers) if k == 0 or numbers[k - 1] != n - 1]
     last = [n for k, n in enumerate(numbers) if k == len(numbers) - 1 or numbers[k + 1] != n + 1]
     found = [f"{a}" if a == b else f"{a} .. {b}" for a, b in zip(ends, last, strict=True)]

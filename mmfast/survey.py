@@ -1,4 +1,4 @@
-"""What a data set holds as training will read it: counted, its oddities, and why training would stop."""
+"""A survey of a data set as training will read it: its contents, its oddities, and why training would stop."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from mmfast.training.try_out import check_batch, rehearse
 from mmfast.words import plural
 
 AT_ONCE, SHOWN = 64, 16
-UNREADABLE_AT_MOST = 10  # lines that say why, at the start of training
-HEADERS_AT_MOST = 2000  # of examples, whose pictures are opened at the start of training
-SELDOM = 0.25  # a modality that fewer of the examples have is worth a note
+UNREADABLE_AT_MOST = 10  # lines with reasons, at the start of training
+HEADERS_AT_MOST = 2000  # examples whose pictures are opened at the start of training
+SELDOM = 0.25  # a modality that a smaller share of the examples has is worth a note
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Seen:
 
     there: int = 0
     missing: int = 0
-    # A label's examples, or a mask's pixels, by class; none for what has no classes.
+    # The number of a label's examples, or a mask's pixels, by class; empty for what has no classes.
     classes: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -45,11 +45,11 @@ class Seen:
 
 @dataclass
 class Survey:
-    """A data set as a config reads it. Where `wrong` has lines, training would stop, with the first of them or another.
+    """A data set as a config reads it. If `wrong` has lines, training would stop, with the first of them or another.
 
-    odd: by modality and what is odd and done with it, the files. left_out: files that belong to nothing, by the reason.
-    unreadable: why examples cannot be read, a line each, where that is no reason to stop. notes: what else should be
-    known, a line each. sheet: some examples as the model will see them.
+    odd: files by modality and by what is odd and how it is handled. left_out: unused files by reason. unreadable: why
+    examples cannot be read, one line each, if training does not stop for it. notes: other remarks, one line each.
+    sheet: some examples as the model will see them.
     """
 
     config: Config
@@ -68,7 +68,7 @@ class Survey:
 def survey(config: Config, quiet: bool = True) -> Survey:
     """Read every example of a config's data once, as training does, and do all that it does before its first step.
 
-    quiet: no progress bar. No error is raised: each is a line of `wrong`.
+    quiet: no progress bar. Errors are not raised but become lines of `wrong`.
     """
     found = Survey(config)
     specs, listing, data, opened = stored(config), None, None, False
@@ -83,7 +83,7 @@ def survey(config: Config, quiet: bool = True) -> Survey:
         if not found.wrong:
             data, opened = build_data(config), True
             once = {n: dataclasses.replace(spec, labelled_share=None) for n, spec in config.modalities.items()}
-            if once != config.modalities:  # to count what there is, and each once
+            if once != config.modalities:  # to count each example once
                 data = build_data(dataclasses.replace(config, modalities=once))
     except MmfastError as error:
         found.wrong.append(str(error))
@@ -92,7 +92,7 @@ def survey(config: Config, quiet: bool = True) -> Survey:
         for name, spec in specs.items():
             found.seen[name] = _headers(found, name, spec, listing.paths.get(name, {}), listing.paths[config.anchor])
         if data is None and len(listing.paths[config.anchor]) > 1:
-            data = listing.data()  # for all that is wrong with the files, and not the first thing alone
+            data = listing.data()  # to find everything that is wrong with the files, not only the first thing
     if data is not None:
         skips = _skips(config) and (opened or listing is not None)
         reading, lines = (_as_they_are(config, listing), found.unreadable) if skips else (data, found.wrong)
@@ -111,20 +111,20 @@ def survey(config: Config, quiet: bool = True) -> Survey:
 
 
 def _seldom(found: Survey) -> list[str]:
-    """A line for each modality that few of the examples have, and that nothing shows more often."""
+    """A line for each modality that few of the examples have and that no option shows more often."""
     lines = []
     for name, seen in found.seen.items():
         share = seen.there / max(1, seen.there + seen.missing)
         if 0 < share < SELDOM and found.config.modalities[name].labelled_share is None:
             lines.append(
-                f"{name}: {100 * share:.2g} per cent of the examples have one, and training sees it as seldom; "
+                f"{name}: {100 * share:.2g} per cent of the examples have one, and training sees it just as rarely; "
                 f"modalities.{name}.labelled_share: 0.5 would show it more often"
             )
     return lines
 
 
 def brief(config: Config) -> list[str]:
-    """What training is about to work on, in lines: the examples, where files are, as their names alone say."""
+    """Lines about what training is about to work on. Examples in files are counted by the files' names."""
     lines, listing = [], None
     look = getattr(data_sets.kind(config.data.kind), "look", None)
     if look is not None:
@@ -137,8 +137,8 @@ def brief(config: Config) -> list[str]:
         lines.append("; ".join([plural(len(anchors), "example") + held_out, *([", ".join(parts)] if parts else [])]))
         left_out = sum(map(len, listing.left_out.values()))
         if left_out:
-            files = "file belongs" if left_out == 1 else "files belong"
-            lines.append(f"{left_out:,} {files} to nothing; `mmfast check` tells more")
+            files = "file is" if left_out == 1 else "files are"
+            lines.append(f"{left_out:,} {files} not used; `mmfast check` tells more")
         lines += _odd(config, listing)
     model = build_model(config)
     if _skips(config) and not (listing is not None and listing.problems):
@@ -148,7 +148,7 @@ def brief(config: Config) -> list[str]:
 
 
 def _odd(config: Config, listing: Any) -> list[str]:
-    """Lines of what is odd about the pictures: of all examples, or of some from all over where they are many."""
+    """Lines about odd pictures: among all examples, or among an evenly spaced selection if there are many."""
     found, anchors = Survey(config), listing.paths[config.anchor]
     some = {stem: anchors[stem] for stem in sorted(anchors)[:: max(1, -(-len(anchors) // HEADERS_AT_MOST))]}
     for name, spec in stored(config).items():
@@ -162,7 +162,7 @@ def _skips(config: Config) -> bool:
 
 
 def _as_they_are(config: Config, listing: Any) -> Data:
-    """The examples, and no others in the places of those that cannot be read."""
+    """The examples, without replacements for those that cannot be read."""
     if listing is not None:
         found: Data = listing.data("stop")
         return found
@@ -172,7 +172,7 @@ def _as_they_are(config: Config, listing: Any) -> Data:
 
 
 def _unreadable(data: Data, model: Model) -> list[str]:
-    """What is left out, named; all is read for it."""
+    """Lines about the examples that are left out, for which all are read."""
     reasons: list[str] = []
     with _bar(len(data.train) + len(data.test)) as bar:
         for part in (data.train, data.test):
@@ -184,12 +184,12 @@ def _unreadable(data: Data, model: Model) -> list[str]:
 
 
 def _headers(found: Survey, name: str, spec: Any, paths: Mapping[str, Path], anchors: Mapping[str, Path]) -> Seen:
-    """The sizes, formats and oddities of the pictures that go with an example."""
+    """The sizes, formats and oddities of the pictures that belong to an example."""
     seen = Seen()
     for path in (path for stem, path in paths.items() if stem in anchors and spec.kind in PICTURES):
         try:
             header = read_header(path)
-        except MmfastError:  # for reading to tell of, where that fails too
+        except MmfastError:  # reading will report it, if that fails too
             continue
         seen.sizes[header.size] += 1
         seen.formats[f"{header.format} {header.mode}"] += 1
@@ -213,18 +213,18 @@ def _read(found: Survey, examples: Examples, model: Model, wrong: list[str], qui
 
 
 def _bar(examples: int, quiet: bool = False) -> Bar:
-    """On a terminal alone: the page that follows says as much as its lines would."""
+    """A bar on a terminal only: elsewhere its lines would say no more than the page that follows."""
     return Bar(examples, "reading", "example", quiet=quiet or not on_terminal())
 
 
 def _batches(examples: Examples, model: Model, wrong: list[str]) -> Iterator[Batch]:
-    """Every example that can be read, in order; a line of `wrong` for each other one."""
+    """Every readable example, in order; each other one adds a line to `wrong`."""
     for start in range(0, len(examples), AT_ONCE):
         yield from _readable(examples, model, range(start, min(start + AT_ONCE, len(examples))), wrong)
 
 
 def _readable(examples: Examples, model: Model, rows: range, wrong: list[str]) -> Iterator[Batch]:
-    """The rows, by halves where one of them cannot be read."""
+    """The rows as one batch, or by halves if one of them cannot be read."""
     try:
         batch = examples.__getitems__(rows)
         check_batch(model, batch)
@@ -254,7 +254,7 @@ def _some(things: list[str], most: int = 8) -> str:
 
 
 def _sheet(found: Survey, examples: Examples, model: Model) -> PILImage.Image | None:
-    """Examples from all over the training set, as the model will see them."""
+    """A picture of examples spread over the training set, as the model will see them."""
     count = min(SHOWN, len(examples))
     batches = list(_batches(Chosen(examples, [k * len(examples) // count for k in range(count)]), model, []))
     if not batches:
@@ -269,7 +269,7 @@ def _sheet(found: Survey, examples: Examples, model: Model) -> PILImage.Image | 
 
 @dataclass
 class Chosen:
-    """Some of the examples."""
+    """A selection of the examples."""
 
     examples: Examples
     rows: list[int]

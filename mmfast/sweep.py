@@ -1,4 +1,4 @@
-"""The figures of a run's samples over ranges of the sampling options: what guidance, steps and samplers trade."""
+"""The figures of a run's samples over ranges of the sampling options: what guidance, steps and samplers trade off."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from mmfast.held_out import Shuffled, held_out
 from mmfast.model import Model
 from mmfast.sample import check_count, takes_eta
 
-# What is no option of one draw.
+# Options that do not affect a sweep's draws.
 NOT_SWEPT = ("count", "batch_size", "resample")
 
 
 @dataclass(frozen=True)
 class Point:
-    """options: those that were swept, by key as they were written; figures: of the samples drawn with them."""
+    """options: those that were swept, by key and as written; figures: those of the samples drawn with them."""
 
     options: dict[str, str]
     figures: dict[str, float]
 
 
 def configs(config: Config, over: Mapping[str, Sequence[str]]) -> list[tuple[dict[str, str], Config]]:
-    """The config at every combination of the values, the last key's changing fastest.
+    """The config with every combination of the values; the last key's values change fastest.
 
-    over: by key of config.sample ("steps", "guidance_scale", "guidance_scale.label"), the values as texts, which are
-    read as a config's are. Raises MmfastError naming the key, before anything is drawn.
+    over: values by key of config.sample ("steps", "guidance_scale", "guidance_scale.label"), as texts that are read
+    like a config's. Raises MmfastError naming the key, before anything is drawn.
     """
     plain, names = dataclasses.asdict(config), [f.name for f in dataclasses.fields(config.sample)]
     swept = [name for name in names if name not in NOT_SWEPT]
@@ -44,20 +44,20 @@ def configs(config: Config, over: Mapping[str, Sequence[str]]) -> list[tuple[dic
         if key.partition(".")[0] not in swept:
             raise unknown("over's option", key, swept)
         if not values:
-            raise MmfastError(f"over[{key!r}] has no value; it should have some, as {key}=1,2")
+            raise MmfastError(f"over[{key!r}] has no value; it should have some, such as {key}=1,2")
         if "." in key and key.partition(".")[0] in over:
             raise MmfastError(f"over has {key!r} and {key.partition('.')[0]!r}; it should have one of the two")
     found = []
     for values in itertools.product(*over.values()):
         options = dict(zip(over, values, strict=True))
         whole = [key for key in options if "." in key and not isinstance(plain["sample"][key.split(".")[0]], Mapping)]
-        emptied = [(f"sample.{key.split('.')[0]}", "{}") for key in whole]  # a number for all makes way for one by name
+        emptied = [(f"sample.{key.split('.')[0]}", "{}") for key in whole]  # numbers by name replace a single one
         written = [(f"sample.{key}", value) for key, value in options.items()]
         made = from_plain(plain, "config", [*emptied, *written])
         if "eta" in over and made.sample.eta and not takes_eta(made.sample.sampler):
             raise MmfastError(
                 f"over['eta'] has {options['eta']}, and {made.sample.sampler} takes none; sweep it with a sampler that "
-                "does, as sampler=ddim"
+                "does, such as sampler=ddim"
             )
         found.append((options, made))
     return found
@@ -74,11 +74,11 @@ def sweep(
 ) -> list[Point]:
     """Draw config.evaluate.samples samples with every combination of options, from the same noise, and measure them.
 
-    The figures: the Frechet distance, precision and recall of the images (`mmfast.evaluate.distances`); for each
-    modality that the data set has a judge for, NAME.agreement: what the judge reads off the images against what was
-    given, or was drawn with them; and the network's evaluations a sample, guidance's included.
+    The figures: the Frechet distance, precision and recall of the images (`mmfast.distances`); NAME.agreement for each
+    modality for which the data set has a judge: how well what it reads off the images agrees with what was given or
+    drawn with them; and the network evaluations per sample, including those for guidance.
 
-    given: names; their values are those of held-out examples. each: called with the points so far after each.
+    given: names; their values are those of held-out examples. each: called after each point with the points so far.
     Raises MmfastError naming the argument.
     """
     for name in given:
@@ -104,7 +104,7 @@ def sweep(
     points: list[Point] = []
     for number, (options, settings) in enumerate(chosen):
         text = f"{number + 1}/{len(chosen)} " + " ".join(f"{key}={value}" for key, value in options.items())
-        # What is given may have steps of its own; here the steps are what is asked about.
+        # What is given may set its own steps, but here the swept ones count.
         how: dict[str, Any] = {"steps": settings.sample.steps} if "steps" in options else {}
         with _counted(model) as asked:
             drawn = generate(model, settings, count, known, progress=progress and text, **how)
@@ -121,7 +121,7 @@ def sweep(
 
 @contextlib.contextmanager
 def _counted(model: Model) -> Iterator[list[None]]:
-    """A list that grows by one whenever the network is asked."""
+    """A list that grows by one whenever the network is evaluated."""
     asked: list[None] = []
     handle = model.register_forward_hook(lambda *_: asked.append(None))
     try:
@@ -136,7 +136,7 @@ def text(points: Sequence[Point]) -> str:
 
 
 def table(points: Sequence[Point]) -> str:
-    """The points as lines of text, a column each."""
+    """The points as lines of text, with a column for each option and figure."""
     rows = [[*points[0].options, *points[0].figures]]
     rows += [[*p.options.values(), *(f"{x:.4g}" for x in p.figures.values())] for p in points]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -144,10 +144,10 @@ def table(points: Sequence[Point]) -> str:
 
 
 def axes(points: Sequence[Point], x: str | None = None, y: str | None = None) -> tuple[str, str]:
-    """Which figures a picture shows: these, or the Frechet distance against the cost where steps or samplers vary, and
-    else agreement (precision where nothing is judged) against recall.
+    """The figures that a picture shows: x and y if given, else the Frechet distance against the cost if that varies,
+    else agreement (precision if nothing is judged) against recall.
 
-    Raises MmfastError for a name that is no figure.
+    Raises MmfastError for a name that is not a figure.
     """
     figures = points[0].figures
     for option, name in (("x", x), ("y", y)):
@@ -163,9 +163,9 @@ def axes(points: Sequence[Point], x: str | None = None, y: str | None = None) ->
 
 
 def picture(points: Sequence[Point], file: Path, x: str, y: str, title: str = "") -> None:
-    """One figure against another, a line for each combination of the other options, as a PNG.
+    """Plot one figure against another as a PNG, with a line for each combination of the other options.
 
-    The option with the most values goes along a line, and its values stand beside the points.
+    The option with the most values varies along a line, and its values label the points.
     Raises MmfastError without matplotlib.
     """
     try:
@@ -194,7 +194,7 @@ def picture(points: Sequence[Point], file: Path, x: str, y: str, title: str = ""
                 shown.append(tick)
         plot.set_xticks(shown, [f"{tick:g}" for tick in shown])
         plot.set_xticks([], minor=True)
-    plot.set_xlabel("evaluations of the network a sample" if x == "evaluations" else x)
+    plot.set_xlabel("network evaluations per sample" if x == "evaluations" else x)
     plot.set_ylabel(y)
     plot.set_title(title, fontsize=10)
     plot.grid(alpha=0.3)
@@ -209,8 +209,10 @@ def options_of(pairs: Iterable[str]) -> dict[str, list[str]]:
     for pair in pairs:
         key, _, values = pair.partition("=")
         if not values or not all(values.split(",")):
-            raise MmfastError(f"--over {pair} has no values; it should be KEY=VALUE,VALUE, as guidance_scale=1,2,4")
+            raise MmfastError(
+                f"--over {pair} has no values; it should be KEY=VALUE,VALUE, such as guidance_scale=1,2,4"
+            )
         if key in found:
-            raise MmfastError(f"--over has {key} twice; give all its values at once, as {key}={values},...")
+            raise MmfastError(f"--over has {key} twice; give all its values at once, as in {key}={values},...")
         found[key] = values.split(",")
     return found

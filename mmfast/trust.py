@@ -1,6 +1,7 @@
-"""The user's permission: without it no code that a config names is run, and no folder written to that it names.
+"""The user's permission, without which no code that a config names is run, and no folder that it names is written to.
 
-A config may come from anywhere. The user permits a value by giving it, for that option alone: the last part of its key.
+A config may come from anywhere. The user permits a value by giving it for an option, and for that option alone, which
+is known by the last part of its key.
 """
 
 from __future__ import annotations
@@ -15,24 +16,24 @@ from typing import Any
 
 from mmfast.errors import MmfastError
 
-# (option, value); of code that may be named by any option, ("", name).
+# (option, value), or ("", name) for code that any option may name.
 _allowed: set[tuple[str, str]] = set()
 
 
 def allow_code(*names: str) -> None:
     """Let configs name this code of yours, each "module:function", in this process.
 
-    The command line does so with --allow-code, and with a value of the very option that names some.
+    On the command line, --allow-code does this, and so does giving the code as the value of the option itself.
     """
     for name in names:
         module, _, function = name.partition(":")
         if not module or not function:
-            raise MmfastError(f"--allow-code is {name!r}; it should be module:function, as the config has it")
+            raise MmfastError(f"--allow-code is {name!r}; it should be module:function, as in the config")
         _allowed.add(("", name))
 
 
 def permit(key: str, value: Any) -> None:
-    """Permit what the user himself gave for an option, or for each of those in a dict."""
+    """Permit what the user gave for an option, or for each of the options in a dict."""
     if isinstance(value, dict):
         for name, x in value.items():
             permit(f"{key}.{name}", x)
@@ -44,7 +45,7 @@ def permit(key: str, value: Any) -> None:
 
 
 def permitted(key: str, value: str) -> bool:
-    """Whether the user himself gave an option of this name, in whatever section, this value."""
+    """Whether the user gave this value for an option of this name, in any section."""
     return (_option(key), value) in _allowed
 
 
@@ -53,21 +54,21 @@ def _option(key: str) -> str:
 
 
 def names_code(name: str) -> bool:
-    """Whether it is module:function, and no path of a file or a folder whose name has a colon."""
+    """Whether it is module:function, and not the path of a file or a folder with a colon in its name."""
     return ":" in name and not os.path.isabs(name)
 
 
 def check_code(key: str, name: str) -> None:
-    """Raise MmfastError where a config's `key` names code, module:function, that the user has not."""
+    """Raise MmfastError if a config's `key` names code, module:function, that the user has not permitted."""
     if names_code(name) and ("", name) not in _allowed and not permitted(key, name):
         raise MmfastError(
-            f"{key} is {name!r}, code that a config names; where you trust it, add --allow-code {name} "
+            f"{key} is {name!r}, code that a config names; if you trust it, add --allow-code {name} "
             f"(in Python: mmfast.trust.allow_code({name!r}))"
         )
 
 
 def imported(key: str, name: str) -> Any:
-    """What a config's `key` names, module:function. Raises MmfastError where the user has not, or it is not there."""
+    """Import what a config's `key` names, module:function. Raises MmfastError if it is not permitted or not found."""
     check_code(key, name)
     module, _, attribute = name.partition(":")
     try:
@@ -75,14 +76,15 @@ def imported(key: str, name: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise MmfastError(
-            f"{key} is {name!r}, which cannot be had: {reason}; it should be module:function, the module importable"
+            f"{key} is {name!r}, which cannot be imported: {reason}; it should be module:function, with a module that "
+            "can be imported"
         ) from None
 
 
 def source_digest(module: str) -> str:
-    """A hash of a module's file: what is kept of what its code has made is another's when that changes.
+    """A hash of a module's file, so that cached results of its code are not used after the code has changed.
 
-    Empty for a module without a file. Of a module within a package that is not imported yet, the package is imported.
+    Empty for a module without a file. Imports the package of a module in a package that is not imported yet.
     """
     loaded = sys.modules.get(module)
     try:

@@ -2,7 +2,7 @@
 
 A checkpoint is a dictionary of tensors. ADM was trained on images in -1 .. 1 to predict the noise and, in three more
 channels, a variance that nothing here uses. Its schedules are Schedule.cosine(1000) at 64 pixels and
-Schedule.linear(1000) above; a checkpoint does not say which, so the config has to.
+Schedule.linear(1000) above; a checkpoint does not state which, so the config has to.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mmfast.files import check_regular
 from mmfast.model import Model
 from mmfast.sizes import Size
 
-# A layer's name in a checkpoint, and here.
+# A layer's name in a checkpoint, and its name here.
 FIXED = {
     "time_embed.0": "backbone.time.0",
     "time_embed.2": "backbone.time.2",
@@ -48,7 +48,7 @@ SAME = "backbone.channels, multipliers, blocks, attention and classes should be 
 class Network(nn.Module):
     """ADM itself: x [B, 3, H, W], t int64 [B] from 1, class y int64 [B] -> [B, 6, H, W].
 
-    The first three channels are the noise; the rest say where in its range the logarithm of the variance lies.
+    The first three channels are the noise; the rest place the logarithm of the variance within its range.
     """
 
     def __init__(self, spec: Spec, size: Size, channels: int = 3, outputs: int = 6) -> None:
@@ -63,18 +63,18 @@ class Network(nn.Module):
 
 
 def load_adm(source: str | Path | Mapping[str, Tensor], model: Model | Network, *, new_attention_order: bool) -> None:
-    """Fill a model with a checkpoint of ADM; every tensor of it is used, and every one of the network is filled.
+    """Load an ADM checkpoint into a model, using every tensor of the checkpoint and filling every one of the network.
 
-    A Model then predicts ADM's noise for its anchor whatever else it is told, to be trained on from there: the channels
-    of the other modalities, their times and what the decoder is told have weights of zero, and the other modalities'
-    heads stay as they were. (Told the anchor itself, the network sees that in z_t's place.)
-    Without backbone.classes the class is ADM's mean over the classes, which is added to the time's bias.
+    A Model then predicts ADM's noise for its anchor whatever else it is told, and can be trained from there: the
+    channels of the other modalities, their times and what the decoder is told have weights of zero, and the other
+    modalities' heads stay as they were. (If the anchor itself is told, the network sees it instead of z_t.)
+    Without backbone.classes, the mean of ADM's class embeddings is added to the time's bias.
 
     Args:
-        source: the file (as 64x64_diffusion.pt), or its tensors by name.
-        model: with a backbone of kind adm and the checkpoint's dimensions; it changes only if all of it fits.
+        source: the file (such as 64x64_diffusion.pt), or its tensors by name.
+        model: with a backbone of kind adm and the checkpoint's dimensions; it changes only if everything fits.
         new_attention_order: the flag use_new_attention_order of the checkpoint: True for ADM's ImageNet-64, False for
-            the larger ones. A checkpoint does not say, and the wrong order fits as well, to no use.
+            the larger ones. A checkpoint does not state it, and with the wrong order it loads but is useless.
 
     Raises MmfastError for a file that cannot be read, or tensors that do not fit.
     """
@@ -95,7 +95,7 @@ def load_adm(source: str | Path | Mapping[str, Tensor], model: Model | Network, 
         raise MmfastError(f"{where} is for {inputs.shape[1]} input channels; it should be for the anchor's, {anchor}")
     wanted = {n: x for n, x in model.state_dict().items() if n.split(".")[0] in ("backbone", "norm", "out")}
     _fit(found, wanted, model.backbone, where, new_attention_order)
-    if isinstance(model, Model):  # the last layers of what the embedding is told beside the anchor's time
+    if isinstance(model, Model):  # the last layers of what is added to the embedding of the anchor's time
         ends = ("time_of", "2"), ("tell_decoder", None)
         keys = {n: (n.split(".")[0], n.split(".")[-2]) for n in model.state_dict()}
         added = {n: model.state_dict()[n] for n, k in keys.items() if k in ends or (k[0], None) in ends}
@@ -118,7 +118,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 def _place(name: str) -> str | None:
-    """The name here of a checkpoint's tensor; None for one that has no place."""
+    """The model's name for a checkpoint's tensor; None if it has no counterpart."""
     layer, _, kind = name.rpartition(".")
     if layer in FIXED:
         return f"{FIXED[layer]}.{kind}"
@@ -128,7 +128,7 @@ def _place(name: str) -> str | None:
     side, block, index, within = match.groups()
     if bool(block) == (side == "middle_block"):
         return None
-    # The first of the input blocks is the convolution before them all.
+    # The first input block is the convolution before all blocks.
     level = "middle" if not block else f"down.{int(block) - 1}" if side == "input_blocks." else f"up.{int(block)}"
     return f"backbone.{level}.{index}.{WITHIN[within]}.{kind}"
 
@@ -136,11 +136,11 @@ def _place(name: str) -> str | None:
 def _fit(
     found: dict[str, Tensor], wanted: Mapping[str, Tensor], backbone: Backbone, where: str, new_attention_order: bool
 ) -> None:
-    """Bring the tensors found into the form of those wanted, or raise MmfastError."""
+    """Convert the tensors found to the form of those wanted, or raise MmfastError."""
     classes = None if backbone.label is not None else found.pop("backbone.label.weight", None)
-    for names, text in ((wanted.keys() - found, "lacks"), (found.keys() - wanted, "has, and the network has not,")):
+    for names, text in ((wanted.keys() - found, "lacks"), (found.keys() - wanted, "has, and the network lacks,")):
         if names:
-            raise MmfastError(f"{where} {text} {len(names)} tensors, as {min(names)}; {SAME}")
+            raise MmfastError(f"{where} {text} {len(names)} tensors, such as {min(names)}; {SAME}")
     heads = {name: layer.heads for name, layer in backbone.named_modules() if isinstance(layer, Attention)}
     for name, x in found.items():
         layer, _, kind = name.rpartition(".")
@@ -150,7 +150,7 @@ def _fit(
             x = _widened(x, wanted[name].shape[1])
         elif layer == "out":
             x = x[: len(wanted[name])]
-        elif wanted[name].dim() == 4 and x.dim() == 3:  # convolutions over a line of pixels, in the attentions
+        elif wanted[name].dim() == 4 and x.dim() == 3:  # the attentions' convolutions over a line of pixels
             x = x[..., None]
         if x.shape != wanted[name].shape:
             shapes = f"{list(x.shape)}; the network's is {list(wanted[name].shape)}"
@@ -171,6 +171,6 @@ def _by_kind(x: Tensor, heads: int) -> Tensor:
 
 
 def _widened(x: Tensor, channels: int) -> Tensor:
-    """A convolution's weight [out, in, h, w] with inputs of zero weight up to `channels` of them."""
+    """A convolution's weight [out, in, h, w], filled up to `channels` inputs with zeros."""
     blank = x.new_zeros(len(x), max(0, channels - x.shape[1]), *x.shape[2:])
     return torch.cat((x, blank), 1)

@@ -81,7 +81,9 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
             raise MmfastError(f"{error} (`mmfast check {args.data}` lists all that is wrong)") from None
         if not args.quiet:
             width = getattr(config.backbone, "channels", getattr(config.backbone, "width", 0))
-            print(f"timed: {plural(width, 'channel')}, {config.train.precision}: {step:.3g} s a step", file=sys.stderr)
+            print(
+                f"timed: {plural(width, 'channel')}, {config.train.precision}: {step:.3g} s per step", file=sys.stderr
+            )
         return step
 
     size = f" --size {args.size}" if args.size is not None else ""
