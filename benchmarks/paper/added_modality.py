@@ -1,4 +1,4 @@
-"""A seventh modality added to a trained model of six, in a third of the images, beside all seven from nothing."""
+"""A seventh modality added to a trained model of six in a third of the images, against all seven from nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.paper.page import three
 from benchmarks.paper.report import Metric, Row, Verdict
 from mmfast.pictures import sample_grid
 
-# The preset's six, and one more: a network's features of the whole image.
+# Added to the preset's six: a network's features of the whole image.
 VECTOR = "vector"
 SEVENTH: dict[str, Any] = {
     f"modalities.{VECTOR}": {
@@ -26,14 +26,14 @@ SEVENTH: dict[str, Any] = {
     }
 }
 ADDED = (VECTOR, "mask")
-# The share of the images that the model sees once it has the new modality, and how often that modality is given then:
-# as often in all as to the model that has had it from the first image on.
+# The share of the images that the model sees with the new modality, and how often that modality is given there: in
+# total as often as to the model that has had it from the first image on.
 SHARE, GIVEN = 1 / 3, 0.3
 DIRECTIONS = [*READ, *DRAW, Direction("image", VECTOR), Direction(VECTOR, "image")]
 
 
 def named(added: str) -> str:
-    """The method that has had six of the modalities first."""
+    """The name of the method that starts with the other six modalities."""
     return f"{added} added to the other six"
 
 
@@ -42,7 +42,7 @@ def touches(direction: Direction, added: str) -> bool:
 
 
 def scores(trained: Trained) -> list[Metric]:
-    """Of every direction of which the model has both ends."""
+    """The scores of every direction between two modalities of the model."""
     there = trained.model.parts
     return measured(trained, [d for d in DIRECTIONS if {d.given, d.target} <= {*there}])
 
@@ -64,7 +64,7 @@ def added(name: str) -> Method:
 
 
 def verdicts(rows: list[Row], slack: float = 1.0) -> list[Verdict]:
-    """Of each added modality: its own directions, and how many of all are within 5 per cent."""
+    """For each added modality: a claim for each of its own directions, and one for all directions."""
     found, within = [], f"within {LEVEL:.0%} of" if slack else "no worse than"
     for name in ADDED:
         asked = [d for d in DIRECTIONS if any((r.method, r.condition) == (named(name), d.condition) for r in rows)]
@@ -82,7 +82,7 @@ def verdicts(rows: list[Row], slack: float = 1.0) -> list[Verdict]:
 
 
 def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:
-    """What is drawn from nothing, by the model that has had all modalities from the first image on."""
+    """Unconditional samples of the model that has had all modalities from the first image on."""
     drawn, parts = trained.draw(purpose=10, count=16), {x: trained.model.part(x) for x in ("image", "mask")}
     shown = {name: drawn[name] for name in parts}
     return {"joint": ("Drawn from noise together.", sample_grid(parts, shown, "image and mask from noise"))}
@@ -99,8 +99,8 @@ def reference(trained: Trained) -> list[Metric]:
 TASK = Task(
     name="added-modality",
     title="A modality added to a trained model",
-    question="Does a model that was trained with six modalities and gets a seventh (`mmfast train ... --from RUN`), in "
-    "a third of the images, come within 5 per cent of one that had all seven from the first image on?",
+    question="Does a model trained with six modalities, which then gets a seventh (`mmfast train ... --from RUN`) in a "
+    "third of the images, come within 5 per cent of one that had all seven from the first image on?",
     methods=[Method(OURS, ours), *(added(name) for name in ADDED)],
     reference=reference,
     verdicts=verdicts,

@@ -1,4 +1,4 @@
-"""Any modality given any others: one model in every direction, against a model trained for a direction alone."""
+"""Any modality given any others: one model in every direction, against models trained for one direction each."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from mmfast.config import Config, load
 from mmfast.modalities import kind
 
 PRESET = "any-to-any"
-# How many given sets of three modalities and more are measured, of all that there are.
+# How many given sets of three or more modalities are measured.
 LARGER = 10
 UNIDIFFUSER = "UniDiffuser"
-# Of a claim about eight directions: how many of them it asks for, and how far behind counts as level at equal images.
+# How many of the eight directions the claim asks for, and how far behind still counts as level at equal images.
 WANTED, LEVEL = 6, 0.05
 
 
 @dataclass(frozen=True)
 class Direction:
-    """One modality drawn or read, `target`, given another."""
+    """One modality, `target`, drawn or predicted given another."""
 
     given: str
     target: str
@@ -59,10 +59,10 @@ DRAW = [Direction(name, "image") for name in ("mask", "label", "caption", "maske
 
 
 def given_sets(names: Sequence[str], made_from: Mapping[str, str], larger: int = LARGER) -> list[tuple[str, ...]]:
-    """What is given in turn: nothing, every one, every two, and `larger` sets of more, drawn at random but always so.
+    """The sets to give: nothing, each modality, each pair, and `larger` bigger sets, a fixed random choice.
 
-    made_from: of what is derived, from what; both are never given at once, since one is in the other. Something that is
-    not derived is always left to be drawn.
+    made_from: what each derived modality is made from. The two are never given together, because one contains the
+    other. At least one modality that is not derived is left to draw.
     """
 
     def fits(given: tuple[str, ...]) -> bool:
@@ -76,7 +76,7 @@ def given_sets(names: Sequence[str], made_from: Mapping[str, str], larger: int =
 
 
 def _scores(trained: Trained, given: tuple[str, ...]) -> list[Metric]:
-    """The score of each modality that is drawn: of images their quality, of what goes with them how well it fits."""
+    """The score of each modality drawn: the quality of images, and how well the other modalities fit."""
     truth = trained.held_out().data
     drawn = trained.draw({name: truth[name] for name in given}, purpose=1 + _number(trained, given))
     anchor, found = trained.model.anchor_name, []
@@ -84,7 +84,7 @@ def _scores(trained: Trained, given: tuple[str, ...]) -> list[Metric]:
         where, part = condition(given, name), trained.model.part(name)
         if name == anchor:
             found += measures.image_quality(trained, where, drawn[name])
-            # What of the given a judge sees in the image.
+            # The given modalities that a judge recognises in the image.
             found += [
                 Metric(
                     where,
@@ -103,12 +103,12 @@ def _scores(trained: Trained, given: tuple[str, ...]) -> list[Metric]:
 
 
 def _number(trained: Trained, given: tuple[str, ...]) -> int:
-    """The given set as a number: noise of its own."""
+    """The given set as a number, so that each set has its own noise."""
     return sum(2**i for i, name in enumerate(trained.model.parts) if name in given)
 
 
 def measured(trained: Trained, asked: Sequence[Direction]) -> list[Metric]:
-    """The scores of these directions, each given set drawn from once."""
+    """The scores of these directions, sampling once for each given set."""
     given = dict.fromkeys(direction.given for direction in asked)
     wanted = {direction.condition for direction in asked}
     return [m for name in given for m in _scores(trained, (name,)) if m.condition in wanted]
@@ -121,7 +121,7 @@ def ours(trained: Trained) -> Found:
 
 
 def named(trained: Trained) -> list[Metric]:
-    """The eight directions of ours alone."""
+    """The scores of ours in the eight directions only."""
     return measured(trained, [d for d in (*READ, *DRAW) if d.given in trained.model.parts])
 
 
@@ -135,12 +135,12 @@ def _read_alone(direction: Direction) -> Any:
 
 
 def single(direction: Direction, names: Sequence[str]) -> tuple[Method, Any]:
-    """The model trained for one direction alone, and its measure: by supervision, or with what is given always told."""
+    """The model for one direction and its measure: trained by supervision, or conditioned on what is given."""
     uses = (direction.given, direction.target)
     without = {f"modalities.{name}": None for name in names if name not in (direction.given, direction.target)}
     if direction.target == names[0]:
         given = f"modalities.{direction.given}"
-        # Dropped in a tenth, as is usual, and never diffused itself: nothing is learnt but the image.
+        # Dropped in a tenth of the examples, as is usual, and never diffused itself: only the image is learnt.
         told = {
             f"{given}.given_probability": 0.9,
             f"{given}.given_at_T": 0.0,
@@ -167,20 +167,21 @@ def single(direction: Direction, names: Sequence[str]) -> tuple[Method, Any]:
     return method, read
 
 
-# One for the whole image has a noise at every pixel: at this scale it is lost in it at the time that a mask is.
+# A modality of the whole image is repeated at every pixel, each with its own noise. At this scale it is lost in the
+# noise at about the same time as a mask.
 OF_THE_WHOLE = 0.25
 
 
 def unidiffuser(config: Config) -> dict[str, Any]:
-    """What makes of a config UniDiffuser's training: a time for each modality, and each is diffused itself.
+    """The changes that turn a config into UniDiffuser's training: each modality is diffused, with its own time.
 
-    Hidden parts are made from the image: they stay what is told, and are not restored by a head.
+    Hidden parts are made from the image. The model stays conditioned on them, and no head restores them.
     """
     change: dict[str, Any] = {}
     for name, spec in config.modalities.items():
         key = f"modalities.{name}"
         if name == config.anchor:
-            # Drawn in as many steps whatever is given: nothing is read in one.
+            # Always drawn in the same number of steps: nothing is predicted in one.
             change |= {f"{key}.given_probability": 0.0, f"{key}.given_at_T": None, f"{key}.given_steps": None}
         elif kind(spec.kind).derived:
             change[f"{key}.loss_weight"] = 0.0
@@ -198,12 +199,12 @@ def unidiffuser(config: Config) -> dict[str, Any]:
 
 
 def directions(names: Sequence[str]) -> list[Direction]:
-    """Those of the eight that these modalities have."""
+    """The directions, of the eight, that these modalities allow."""
     return [d for d in (*READ, *DRAW) if {d.given, d.target} <= {*names}]
 
 
 def behind(rows: list[Row], ours: str, theirs: str, where: str) -> tuple[float, str, float, float]:
-    """How far `ours` is behind another method in a condition, as a share of its score; the score's name, and both."""
+    """How far `ours` is behind another method, as a share of its score; then the score's name and both scores."""
     mine, other = means(rows, ours, where), means(rows, theirs, where)
     metric = next((name for name in other if name.startswith("FD-")), next(iter(other), ""))
     a, b = mine[metric], other[metric]
@@ -211,7 +212,7 @@ def behind(rows: list[Row], ours: str, theirs: str, where: str) -> tuple[float, 
 
 
 def verdicts(rows: list[Row], slack: float = 1.0) -> list[Verdict]:
-    """Each direction, and whether enough of them hold."""
+    """A claim for each direction, and one that enough of them hold."""
     found, held = [], 0
     asked = [d for d in (*READ, *DRAW) if any(row.method == d.name for row in rows)]
     for direction in asked:
@@ -225,14 +226,14 @@ def verdicts(rows: list[Row], slack: float = 1.0) -> list[Verdict]:
 
 
 def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:
-    """The matrix of directions: a row for what is given, a column for what is drawn."""
+    """The matrix of directions: a row for each given set, a column for each modality drawn."""
     rows = [(m.condition, m.metric, m.value) for m in ours(trained)[OURS]]
     names = [name for name, part in trained.model.parts.items() if not part.derived]
-    return {"matrix": ("What is drawn (across), given what (down), in the units of each.", matrix.picture(rows, names))}
+    return {"matrix": ("What is drawn (across) given what (down), each in its own unit.", matrix.picture(rows, names))}
 
 
 def reference(trained: Trained) -> list[Metric]:
-    """One half of the held-out images against the other, for every set that images are drawn of."""
+    """One half of the held-out images against the other, for every direction that draws images."""
     quality = measures.reference_quality(trained, condition((), trained.model.anchor_name))
     places = [condition((d.given,), d.target) for d in directions(list(trained.model.parts)) if d in DRAW]
     return [*quality, *(dataclasses.replace(m, condition=where) for where in places for m in quality)]
@@ -246,8 +247,8 @@ OTHER = Method(UNIDIFFUSER, lambda trained: {UNIDIFFUSER: named(trained)}, unidi
 TASK = Task(
     name="any_to_any",
     title="Any modality given any others",
-    question="Does one model of all modalities at once draw and read each of them, given any others, as well as a "
-    "model that was trained for one direction alone, on the same backbone and as many images seen?",
+    question="Does one model of all modalities draw and predict each of them, given any others, as well as a model "
+    "trained for one direction alone, with the same backbone and the same number of training images?",
     methods=[*METHODS, OTHER, *other_budgets(METHODS, {OURS: named, **{m.name: measure for m, measure in SINGLE}})],
     reference=reference,
     verdicts=verdicts,

@@ -1,4 +1,4 @@
-"""A cell is one method with one seed: trained, evaluated and kept in a folder of its own, once."""
+"""A cell is one method with one seed, trained and evaluated once and kept in its own folder."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from mmfast.model import Model
 from mmfast.training import fit, train
 
 RESULT, MINUTES = "result.json", "minutes.json"
-# The name under which the real data stands beside the methods.
+# The name of the real data among the methods.
 REAL = "real against real"
-# No seed of the comparison.
+# Not a seed of the comparison.
 JUDGE_SEED = 1000
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What every cell of a run of the benchmark has in common."""
+    """What all cells of a benchmark run share."""
 
     task: Task
     images: int
@@ -43,13 +43,13 @@ class Plan:
         return self.work / self.task.name / f"{method.name.replace(' ', '-')}-{seed}"
 
     def config(self, method: Method, seed: int) -> Config:
-        """A cell's config, with what its data says of it."""
+        """A cell's config, completed from its data."""
         return with_found(self.task.config(method, seed, self.images, self.changes))
 
     def cells(self, method: Method, seed: int) -> list[Cell] | None:
-        """What a finished cell found, by method; None for one that is not finished, or was with other samples.
+        """The results of a finished cell, one for each method; None if unfinished or made with another `samples`.
 
-        Raises MmfastError for one of another config.
+        Raises MmfastError if the cell has another config.
         """
         file = self.folder(method, seed) / RESULT
         if not file.exists():
@@ -61,7 +61,7 @@ class Plan:
 
 
 def trained(plan: Plan, method: Method, seed: int) -> tuple[Trained, list[dict[str, Any]], float]:
-    """The cell's model, trained or loaded; the curve of its loss; the minutes that training took."""
+    """The cell's model, trained or loaded, the curve of its loss and the minutes of training."""
     folder, config = plan.folder(method, seed), plan.config(method, seed)
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -96,13 +96,13 @@ def trained(plan: Plan, method: Method, seed: int) -> tuple[Trained, list[dict[s
         judge=judge,
         examples=plan.config(plan.task.method(OURS), seed) if plan.task.complete else None,
     )
-    # As many for every set that is compared, real halves too: distances, precision and recall depend on the number.
+    # The same number for every set, real halves too, because distances, precision and recall depend on it.
     count = min(plan.samples, len(found.data.test) // 2)
     return dataclasses.replace(found, samples=count), curve, minutes
 
 
 def _timed(file: Path, work: Any) -> float:
-    """Minutes of `work`, over all the times that it was begun but for those that were killed; and the code's state."""
+    """Run `work` unless it is done; its minutes, over all starts that were not killed. `file` also keeps the state."""
     before = json.loads(file.read_text()) if file.exists() else {"minutes": 0.0, "done": False}
     if before["done"]:
         return float(before["minutes"])
@@ -117,18 +117,18 @@ def _timed(file: Path, work: Any) -> float:
 
 
 def _images(config: Config) -> int:
-    """How many a model sees in training."""
+    """The number of images that a model sees in training."""
     return config.train.steps * config.train.batch_size
 
 
 def device_name(model: Model) -> str:
-    """Where a model is: "cpu", or the GPU's name."""
+    """A model's device: "cpu", or the GPU's name."""
     device = model.schedule.alpha_bar.device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def run(plan: Plan, method: Method, seed: int) -> None:
-    """Train and evaluate one cell, unless it is finished; its result appears whole or not at all."""
+    """Train and evaluate one cell unless it is finished. Its result is written atomically."""
     if plan.cells(method, seed) is not None:
         return
     found, curve, minutes = trained(plan, method, seed)

@@ -1,4 +1,4 @@
-"""What the paper's tasks are made of: a task is its preset, the methods that are compared, and their evaluation."""
+"""The building blocks of the paper's tasks: a task is a preset, the methods to compare and their evaluation."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from mmfast.held_out import held_out
 from mmfast.model import Model
 
 OURS = "mmfast"
-# With as many steps as an image takes that nothing is given of. The presets take fewer where it is mostly known what
-# is asked for, and train most of such examples at t = T, so these are not the best that many steps could do.
+# In as many steps as an unconditional image takes. The presets take fewer where what is given nearly determines the
+# rest, and train most of such examples at t = T, so this is not the best that many steps could do.
 MANY_STEPS = f"{OURS}, as it generates"
 
-# By method: an evaluation may answer for several, as one model serves several ways of inpainting.
+# By method. One evaluation may cover several methods: one model serves several ways of inpainting.
 Found = dict[str, list[Metric]]
 
 
@@ -52,7 +52,7 @@ class Trained:
     smoke: bool
     features: str
     judge: Callable[[], Model]
-    examples: Config | None = None  # whose data it is evaluated on, where that is not its own config's
+    examples: Config | None = None  # evaluate on the data of this config instead of its own
 
     @cached_property
     def data(self) -> Data:
@@ -60,25 +60,25 @@ class Trained:
 
     @cached_property
     def judges(self) -> dict[str, Any]:
-        """What reads a modality off images, made from real data alone."""
+        """Predictors of a modality from images, made from real data alone."""
         return self.data.judges()
 
     def held_out(self, count: int | None = None) -> Batch:
-        """Some of the test set, the same for every method: neighbours in a data set are often kin."""
+        """A fixed random part of the test set: neighbours in a data set are often related."""
         whole = held_out(self.data.test, len(self.data.test), self.model)
         rows = torch.randperm(len(whole), generator=torch.Generator().manual_seed(1))[: count or self.samples]
         return Batch({name: x[rows] for name, x in whole.data.items()})
 
     def said(self, data: dict[str, Tensor], given: str, target: str, seed: int | None = None) -> Tensor:
-        """The likeliest `target` in one pass (`supervised.answer`), in the precision that samples are drawn in."""
+        """Predict the likeliest `target` in one pass (`supervised.answer`), in the precision used for sampling."""
         return supervised.answer(self.model, data, given, target, self.config.sample.precision, seed=seed)
 
     def draw(
         self, given: Mapping[str, Tensor] | None = None, purpose: int = 0, count: int | None = None, **options: Any
     ) -> Any:
-        """Samples from z_T, of this seed and purpose: every modality by name, on the CPU.
+        """Sample every modality from z_T with the noise of this seed and purpose; by name, on the CPU.
 
-        options: instead of the config's.
+        options: override those of the config.
         """
         options = {"progress": f"sampling ({purpose})", **options, "seed": 1000 * (self.seed + 1) + purpose}
         drawn = generate(self.model, self.config, count or self.samples, given, **options)
@@ -89,11 +89,10 @@ class Trained:
 class Method:
     """One model to train: ours or a baseline.
 
-    change: put over the preset, with dots in the keys; None drops a key. supervised: (given, target) for a network that
-    says one of the other, without diffusion. share: of the images that the models see, 1 but in `other_budgets`. first:
-    a method that is trained first, and whose weights this one begins with. rate: the share of the preset's learning
-    rate that it trains with. uses: the modalities that it is about: where a smoke run has not all of them, it is left
-    out.
+    change: overrides of the preset, with dots in the keys; None drops a key. supervised: (given, target) for a network
+    that predicts one from the other, without diffusion. share: the share of the run's images that it sees. first: a
+    method that is trained first and whose weights this one starts from. rate: a factor for the preset's learning rate.
+    uses: the modalities that it needs; a smoke run that lacks any of them leaves it out.
     """
 
     name: str
@@ -106,7 +105,7 @@ class Method:
     uses: tuple[str, ...] = ()
 
 
-# Ours trained on as many images as the single models it is compared with have seen together.
+# Ours, trained on as many images as the single models have seen together.
 TOTAL = f"{OURS}, with their images together"
 
 
@@ -116,9 +115,9 @@ def its_share(name: str) -> str:
 
 
 def other_budgets(methods: Sequence[Method], rows: Mapping[str, Callable[[Trained], list[Metric]]]) -> list[Method]:
-    """Ours at the total compute of the single models, and each of those at its share of ours.
+    """Ours at the total compute of the single models, and each of these at its share of ours.
 
-    rows: the evaluation of ours, and of each single model that together do what ours does, by name.
+    rows: by name, the evaluation of ours and of each of the single models that together do what ours does.
     """
 
     def again(method: Method, name: str, share: float) -> Method:
@@ -132,15 +131,15 @@ def other_budgets(methods: Sequence[Method], rows: Mapping[str, Callable[[Traine
     ]
 
 
-# Of its images, how many a fine-tuned model sees for its one task; and of the learning rate, what it begins with then.
+# The share of its images that a fine-tuned model spends on its one task, and the factor for the learning rate there.
 LAST, RATE = 0.25, 0.5
 
 
 def fine_tuned(methods: Sequence[Method], rows: Mapping[str, Callable[[Trained], list[Metric]]]) -> list[Method]:
-    """Ours, trained for one task alone in the last quarter of its images, as the paper's: that of each single model.
+    """Ours, fine-tuned as in the paper: the last quarter of its images trains only the task of each single model.
 
-    rows: the evaluation of the single models, by name. Ours keeps all its modalities; which are given, and how often,
-    is as the single model has it.
+    rows: the evaluation of the single models, by name. Ours keeps all its modalities; how often each is given is
+    taken from the single model.
     """
 
     joint = dataclasses.replace(next(m for m in methods if m.name == OURS), share=1 - LAST)
@@ -157,12 +156,12 @@ def fine_tuned(methods: Sequence[Method], rows: Mapping[str, Callable[[Trained],
 
 
 def renamed(rows: Sequence[Row], names: Mapping[str, str]) -> list[Row]:
-    """The rows of the methods in `names`, under other names."""
+    """The rows of the methods in `names`, renamed."""
     return [dataclasses.replace(row, method=names[row.method]) for row in rows if row.method in names]
 
 
 def sections(task: Task, rows: list[Row]) -> list[Section]:
-    """The comparisons at other budgets, of a task that has them and rows that were measured."""
+    """The comparisons at other budgets, if the task has them and they were measured."""
     measured = {row.method for row in rows}
     single = [method.name for method in task.methods if its_share(method.name) in measured]
     found = []
@@ -184,13 +183,13 @@ def sections(task: Task, rows: list[Row]) -> list[Section]:
 class Task:
     """An experiment of the paper.
 
-    reference: the same measures between halves of the real data. verdicts: what the experiment was to show, from the
-    rows; the second argument is how far behind a claim lets ours be, 1 for as far as at equal images and 0 for not at
-    all. pictures: by name, with captions, of generated images. judge: a network that only judges the others' samples.
-    features: of mmfast.metrics.features, never of a network that the model learns from. complete: every method is
-    evaluated on the examples that have all of our modalities, and not only its own. check: fails where what the
-    evaluation needs beside them is not installed. change: put over the preset for every method. smoke: the same for a
-    run of a minute, instead of `change`. preset: its name, where it is not the task's. Its notes are in notes/TASK.md.
+    reference: the same measures between halves of the real data. verdicts: the claims to check, from the rows; its
+    second argument is how far behind a claim lets ours be: 1 as far as at equal images, 0 not at all. pictures: of
+    generated images, by name, with captions. judge: a network that only judges the samples of the others. features: a
+    name in mmfast.metrics.features, never of a network that the model learns from. complete: evaluate every method on
+    the examples that have all of our modalities instead of its own. check: fails if something that the evaluation needs
+    is not installed. change: overrides of the preset for every method. smoke: used instead of `change` in a run of a
+    minute. preset: its name, if it is not the task's. The notes are in notes/TASK.md.
     """
 
     name: str
@@ -210,7 +209,7 @@ class Task:
 
     @property
     def notes(self) -> list[str]:
-        """What is to be known beside the numbers."""
+        """The remarks at the end of the page."""
         return notes.read(self.name)
 
     def method(self, name: str) -> Method:
@@ -235,17 +234,17 @@ class Task:
 def _put(raw: dict[str, Any], path: list[str], value: Any) -> None:
     *parents, last = path
     if path[0] == "modalities" and path[1] not in raw["modalities"] and parents[1:]:
-        return  # an option of what the method has dropped
+        return  # an option of a modality that the method drops
     for key in parents:
         raw = raw.setdefault(key, {})
     if value is None:
         raw.pop(last, None)
     else:
-        raw[last] = copy.deepcopy(value)  # a later change within it is not to reach the task
+        raw[last] = copy.deepcopy(value)  # a later change within it must not reach the task
 
 
 def described(config: Config) -> dict[str, Any]:
-    """The config as JSON would hold it, without the folders of this machine."""
+    """The config as plain JSON data, without this machine's folders."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     for name in ("root", "cache"):
         plain["data"].pop(name, None)
@@ -253,11 +252,11 @@ def described(config: Config) -> dict[str, Any]:
 
 
 def refuse_another(wanted: dict[str, Any], kept: dict[str, Any], where: Path) -> None:
-    """Raise MmfastError where what is kept was made with another config.
+    """Raise MmfastError if the kept results were made with another config.
 
-    An option that came later has its default in what was made before it, as it has in a run's config.
+    Options that were added since then count as their defaults, as they do when a run is loaded.
     """
-    with contextlib.suppress(MmfastError):  # an option that there is no more: another config
+    with contextlib.suppress(MmfastError):  # an option that no longer exists: another config
         kept = described(resolve(OmegaConf.create(kept)))
     if wanted != kept:
         keys = [f"{a}.{b}" for a in wanted if isinstance(wanted[a], dict) for b in wanted[a]
@@ -269,26 +268,26 @@ def refuse_another(wanted: dict[str, Any], kept: dict[str, Any], where: Path) ->
 
 
 def seeded(count: int, classes: int) -> Tensor:
-    """Labels 0, 1, 2, ... in turn: as many of each, the same for every method."""
+    """Labels 0, 1, 2, ... in turn: equally many of each, the same for every method."""
     return torch.arange(count) % classes
 
 
 def means(rows: list[Row], method: str, condition: str) -> dict[str, float]:
-    """A method's means by metric; NaN for what is not there, so that a verdict on it fails."""
+    """A method's means by metric. A missing one is NaN, so that a verdict on it fails."""
     found = {row.metric: row.mean for row in rows if (row.method, row.condition) == (method, condition)}
     return collections.defaultdict(lambda: math.nan, found)
 
 
 def near(amount: float, slack: float, unit: str = "") -> str:
-    """How a claim says that ours may be `amount` behind: "no worse than", where `slack` is 0."""
+    """The words of a claim that ours is at most `amount` behind; "no worse than" if `slack` is 0."""
     return f"within {amount:g}{unit} of" if slack else "no worse than"
 
 
 def at_least(claim: str, value: float, floor: float) -> Verdict:
-    """Whether value >= floor, with both."""
+    """Whether value >= floor, with both numbers as evidence."""
     return Verdict(claim, value >= floor, f"{three(value)}, to be at least {three(floor)}")
 
 
 def at_most(claim: str, value: float, ceiling: float) -> Verdict:
-    """Whether value <= ceiling, with both."""
+    """Whether value <= ceiling, with both numbers as evidence."""
     return Verdict(claim, value <= ceiling, f"{three(value)}, to be at most {three(ceiling)}")

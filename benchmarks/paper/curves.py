@@ -17,8 +17,8 @@ from mmfast.errors import missing_extra
 from mmfast.files import write_atomically
 
 CAPTION = (
-    "Training loss against images seen: the mean over seeds of a running mean, and a band from the lowest seed to the "
-    "highest. Each method's loss is its own, so shapes can be compared, levels not."
+    "Training loss against images seen: a running mean averaged over the seeds, and a band from the lowest seed to the "
+    "highest. Each method has its own loss, so compare the shapes, not the levels."
 )
 # The condition of the rows whose metrics are "t = 1" and so on.
 ERRORS = "mean squared error of the predicted image against t, held-out"
@@ -27,28 +27,28 @@ ERRORS_CAPTION = (
     "seeds, and a band from the lowest seed to the highest."
 )
 COLOURS = ("#d1495b", "#30638e", "#edae49", "#66788a", "#3d8b5f", "#7d5ba6", "#9fb1bd", "#8c5e3c")
-POINTS = 200  # along the axis
-WINDOW = 25  # a running mean is over one in so many of a curve's points
+POINTS = 200  # along the x axis
+WINDOW = 25  # a running mean covers 1 / WINDOW of a curve's points
 
 Curve = Sequence[Mapping[str, Any]]
-# Places along the axis, and there the lowest, mean and highest seed.
+# Places along the x axis, and the lowest, mean and highest seed there.
 Band = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def draw(by_method: Mapping[str, Sequence[Curve]], out: Path) -> bool:
-    """Draw the curves of each method's seeds; whether there is a picture (there may be no curve, or no matplotlib)."""
+    """Draw the curves of each method's seeds. Returns whether there is a picture: it needs a curve and matplotlib."""
     bands = {method: band(seeds) for method, seeds in by_method.items()}
     found = {method: x for method, x in bands.items() if x is not None}
     return _picture(found, out, "images seen", "training loss", log_x=False)
 
 
 def draw_errors(rows: Iterable[Any], out: Path) -> bool:
-    """Draw the error of z_0 against t that rows of the condition `ERRORS` hold; whether there is a picture."""
+    """Draw the error of z_0 against t from the rows of condition `ERRORS`. Returns whether there is a picture."""
     return _picture(error_bands(rows), out, "t", "mean squared error", log_x=True)
 
 
 def error_bands(rows: Iterable[Any]) -> dict[str, Band]:
-    """By method: the timesteps, rising, and there the lowest, mean and highest seed's error, of rows (report.Row)."""
+    """By method: the ascending timesteps and the lowest, mean and highest seed's error, from report.Row objects."""
     found: dict[str, dict[int, Sequence[float]]] = {}
     for row in rows:
         if row.condition == ERRORS and not row.failed:
@@ -62,7 +62,7 @@ def error_bands(rows: Iterable[Any]) -> dict[str, Band]:
 
 
 def _picture(bands: Mapping[str, Band], out: Path, x: str, y: str, log_x: bool) -> bool:
-    """A line and a band for each method, as a PNG; whether there is one (no band, or no matplotlib: none)."""
+    """Draw a line and a band for each method as a PNG. Returns whether there is one: it needs a band and matplotlib."""
     if not bands:
         return False
     try:
@@ -75,7 +75,7 @@ def _picture(bands: Mapping[str, Band], out: Path, x: str, y: str, log_x: bool) 
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axis = figure.add_subplot()
     for i, (method, (places, low, mean, high)) in enumerate(bands.items()):
-        # After all colours, the same ones dashed.
+        # Once all colours are used, repeat them dashed.
         colour, style = COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3]
         axis.plot(places, mean, style, color=colour, label=method, linewidth=1.6)
         axis.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -87,7 +87,7 @@ def _picture(bands: Mapping[str, Band], out: Path, x: str, y: str, log_x: bool) 
     else:
         axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    # Losses seldom span two decades: powers of ten alone would leave the axis bare.
+    # Losses seldom span two decades, so powers of ten alone would leave the axis bare.
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())
@@ -106,9 +106,10 @@ def _picture(bands: Mapping[str, Band], out: Path, x: str, y: str, log_x: bool) 
 
 
 def band(seeds: Sequence[Curve]) -> Band | None:
-    """Images seen, and there the lowest, mean and highest seed's loss, each [POINTS]; None without any curve.
+    """Images seen and the lowest, mean and highest seed's loss there, each [POINTS]; None without any curve.
 
-    The seeds are read at common places, as far as all of them go. Losses that are not finite and positive are left out.
+    The seeds are interpolated at common places that all of them cover. Losses that are not finite and positive are
+    left out.
     """
     lines = [line for line in map(_smooth, seeds) if line is not None]
     if not lines:
@@ -117,13 +118,13 @@ def band(seeds: Sequence[Curve]) -> Band | None:
     if first > last:
         return None
     images = np.linspace(first, last, POINTS)
-    # Between the points as a log axis shows it.
+    # Interpolate as a log axis shows it.
     losses = np.exp([np.interp(images, x, np.log(y)) for x, y in lines])
     return images, losses.min(0), losses.mean(0), losses.max(0)
 
 
 def _smooth(curve: Curve) -> tuple[np.ndarray, np.ndarray] | None:
-    """Images [n] and the running mean of the loss [n], over a centred window that is shorter at the ends."""
+    """Images [n] and the running mean of the loss [n] over a centred window, which is shorter at the ends."""
     points = np.array([(p["images"], p["loss"]) for p in curve], dtype=np.float64).reshape(-1, 2)
     points = points[np.isfinite(points).all(1) & (points[:, 1] > 0)]
     if not len(points):

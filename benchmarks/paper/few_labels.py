@@ -1,4 +1,4 @@
-"""Few labels: one model of all images and some labels, against models of what is labelled alone."""
+"""Few labels: one model of all images and some labels, against models of the labelled images alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.paper.report import Metric, Row, Verdict
 
 SHARES = (0.01, 0.05, 0.2)
 LABEL = "modalities.label"
-# Ours, with what has a label repeated until it is this share of the training examples.
+# Ours, with the labelled examples repeated until they are this share of the training examples.
 REPEATED, REPEATED_TO = f"{OURS}, labels repeated", 0.5
 Measure = Callable[[Trained], list[Metric]]
 
@@ -23,7 +23,7 @@ def named(name: str, share: float) -> str:
 
 
 def at(share: float, methods: Sequence[Method], measures: dict[str, Measure]) -> list[Method]:
-    """The methods with so many labels: ours has the images of all examples, the others what is labelled alone."""
+    """The methods with this share of labels: ours sees all images, the others only the labelled ones."""
     found = []
     for method in (method for method in methods if method.name in measures):
         measure = measures[method.name]
@@ -46,9 +46,9 @@ def _at(share: float, method: Method, measure: Measure, more: dict[str, Any]) ->
 
 
 def verdicts(rows: list[Row], slack: float = 1.0) -> list[Verdict]:
-    """Read better than by a classifier, and drawn better than by a class-conditional model, of what is labelled.
+    """Claims: ours predicts and draws no worse than a classifier and a class-conditional model of the labelled images.
 
-    They are claims of ours with the labels repeated, where that was measured.
+    They are about ours with repeated labels, if that was measured.
     """
     found = []
     for share in SHARES:
@@ -75,8 +75,8 @@ MEASURES: dict[str, Measure] = {
 TASK = Task(
     name="few-labels",
     title="Few labels",
-    question="Where few images have a label, does one model of all images draw and read better than models of what is "
-    "labelled, on as many images seen?",
+    question="If few images have a label, does one model of all images draw and predict better than models of the "
+    "labelled images, with the same number of training images?",
     methods=[
         Method(OURS, lambda trained: {OURS: image_label.main(trained)}),
         *(method for share in SHARES for method in at(share, image_label.METHODS, MEASURES)),

@@ -40,12 +40,12 @@ IMAGE, REGRESSOR = "image alone", "regressor alone"
 
 
 def _embed(trained: Trained) -> Any:
-    """The network itself, along the axes of the data's embeddings."""
+    """The embedding network itself, projected on the axes of the data's embeddings."""
     return trained.judges["embedding"]
 
 
 def _match(condition: str, said: Tensor, true: Tensor) -> list[Metric]:
-    """Cosine of each pair of maps or vectors, and where the true one ranks among all."""
+    """Cosine of each pair of maps or vectors, and the rank of the true one among all."""
     said, true = said.flatten(1), true.flatten(1)
     rank = retrieval_rank(said, true)
     return [
@@ -56,7 +56,7 @@ def _match(condition: str, said: Tensor, true: Tensor) -> list[Metric]:
 
 
 def _pairs(trained: Trained, condition: str, first: list[str], **options: Any) -> list[Metric]:
-    """Of images and embeddings from noise: how good the images are, and whether the embeddings are theirs."""
+    """Measures of images and embeddings from noise: the quality of the images and how well their embeddings match."""
     drawn = trained.draw(purpose=1, first=first, **options)
     matched = _match(condition, drawn["embedding"], _embed(trained)(drawn["image"]))
     return [*measures.image_quality(trained, condition, drawn["image"]), *matched]
@@ -72,7 +72,7 @@ def _of_embedding(trained: Trained, **options: Any) -> list[Metric]:
 
 
 def noisy(embed: Callable[[Tensor], Tensor], truth: dict[str, Tensor], seed: int) -> Found:
-    """What the network itself says of held-out images with a little noise: how far off an image may be."""
+    """The network's own answers for held-out images with a little noise: how much error an image may have."""
     found = {}
     for sigma in NOISE:
         noise = torch.randn(truth["image"].shape, generator=torch.Generator().manual_seed(seed))
@@ -82,14 +82,14 @@ def noisy(embed: Callable[[Tensor], Tensor], truth: dict[str, Tensor], seed: int
 
 
 def _read(trained: Trained, **options: Any) -> list[Metric]:
-    """Of embeddings read off held-out images."""
+    """Measures of embeddings predicted from held-out images."""
     truth = trained.held_out().data
     read = trained.draw({"image": truth["image"]}, 3, len(truth["image"]), **options)["embedding"]
     return _match(OF_IMAGE, read, truth["embedding"])
 
 
 def main(trained: Trained) -> list[Metric]:
-    """What the claims are about."""
+    """The measures that the claims need."""
     by_ddpm = _pairs(trained, BY_DDPM, ORDERS[JOINT], **measures.DDPM)
     return [*_pairs(trained, JOINT, ORDERS[JOINT]), *by_ddpm, *_read(trained)]
 
@@ -128,7 +128,7 @@ def regressor(trained: Trained) -> Found:
 
 
 def reference(trained: Trained) -> list[Metric]:
-    """One half of the held-out images against the other, in pairs: what chance gives."""
+    """One half of the held-out images against the other; the cosine of random pairs is chance level."""
     a, b = measures.two_halves(trained)
     embed: Callable[[Tensor], Tensor] = _embed(trained)
     chance = [m for m in _match(JOINT, embed(a), embed(b)) if m.metric == "cosine"]
@@ -163,7 +163,7 @@ def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:
     part = trained.model.part("image")
     parts = {"image": part, "embedding": trained.model.part("embedding"), "again": part}
     data = {**joint, "again": again["image"]}
-    caption = "Drawn from noise together: image and embedding; beside them another image for the same embedding."
+    caption = "Image and embedding drawn from noise together, and another image drawn for the same embedding."
     return {"joint": (caption, sample_grid(parts, data, "image and embedding from noise, and an image from it"))}
 
 
@@ -175,8 +175,8 @@ METHODS = [
 TASK = Task(
     name="image-embedding",
     title="Image and embedding together",
-    question="Does one model of images and their embeddings draw as well as an image model, with embeddings that are "
-    "those of its images?",
+    question="Does one model of images and their embeddings draw as well as an image model, with embeddings that match "
+    "its images?",
     methods=[*METHODS, *other_budgets(METHODS, {OURS: main, IMAGE: _images, REGRESSOR: _said})],
     reference=reference,
     verdicts=verdicts,

@@ -1,4 +1,4 @@
-"""Image and label: one model for both, against an image model, a class-conditional one and a classifier."""
+"""Image and label: one model for both, against an image model, a class-conditional model and a classifier."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _quality(trained: Trained, condition: str, images: Tensor) -> list[Metric]:
 
 
 def _joint(trained: Trained, condition: str = JOINT, **options: Any) -> list[Metric]:
-    """Of images and labels from noise: together, or with options that say in which order."""
+    """Measures of images and labels from noise: drawn together, or in the order that the options set."""
     drawn = trained.draw(purpose=1, **options)
     found = _quality(trained, condition, drawn["image"])
     if "label" in drawn:
@@ -73,7 +73,7 @@ def _accuracy(trained: Trained, answer: Callable[[dict[str, Tensor]], Tensor], c
 
 
 def _many(trained: Trained) -> int:
-    """How many labels are read: in one step each, so more than are drawn; of 5,000 a standard error of 0.006."""
+    """How many labels are predicted: one step each is cheap, and 5,000 of them give a standard error of 0.006."""
     return 5 * trained.samples
 
 
@@ -89,7 +89,7 @@ def measured(trained: Trained) -> list[Metric]:
 
 
 def main(trained: Trained) -> list[Metric]:
-    """What the claims are about."""
+    """The measures that the claims need."""
     return [*_joint(trained, first=[]), *drawn_for_a_label(trained), *_drawn_label(trained, _many(trained))]
 
 
@@ -114,7 +114,7 @@ def conditional(trained: Trained) -> Found:
 
 
 def dropped(trained: Trained) -> Found:
-    """Guidance needs a model that can do without the label too."""
+    """Measured with guidance too, which needs a model that can also draw without the label."""
     guided = {_guided(CONDITIONAL, s): drawn_for_a_label(trained, guidance_scale={"label": s}) for s in SCALES}
     return {DROPPED: drawn_for_a_label(trained), **guided}
 
@@ -135,7 +135,7 @@ def classifier(trained: Trained) -> Found:
 
 
 def reference(trained: Trained) -> list[Metric]:
-    """The judge on real images, and one half of the real test images against the other."""
+    """The judge on real images, and one half of the held-out images against the other."""
     name, features = _features(_judge(trained))
     truth, halves = trained.held_out().data, [features(half) for half in measures.two_halves(trained)]
     true = measures.agreement(_judge(trained)(truth["image"]), truth["label"])
@@ -147,7 +147,7 @@ def reference(trained: Trained) -> list[Metric]:
 
 
 def verdicts(rows: list[Row], slack: float = 1.0) -> list[Verdict]:
-    """Against a class-conditional model that can do without the label too, as ours can, and against the classifier."""
+    """Claims against the classifier and a class-conditional model that, as ours, can also draw without the label."""
     mine, theirs = (means(rows, name, OF_LABEL) for name in (OURS, DROPPED))
     distance = next((name for name in theirs if name.startswith("FD-")), "FD")
     together, in_turn = means(rows, OURS, JOINT), means(rows, _guided(OURS, SCALES[-1]), IN_TURN)
@@ -177,14 +177,14 @@ def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:
     parts = {name: trained.model.part(name) for name in joint}
     return {
         "joint": (
-            "Drawn from noise: the label first, and the image given it.",
+            "Drawn from noise: the label first, then the image given the label.",
             sample_grid(parts, joint, "image and label from noise"),
         ),
         "given-label": ("Drawn for a given label.", sample_grid(parts, given, "image from label", ["label"])),
     }
 
 
-# Without what serves to read labels: their loss, and more examples at little noise, where the image counts less.
+# Without what only helps to predict labels: their loss, and more examples at little noise, where the image counts less.
 DRAWS_ALONE = {
     "modalities.label.weight": {"kind": "none"},
     "modalities.label.loss_weight": 0.0,
@@ -211,8 +211,8 @@ SINGLE = {DROPPED: drawn_for_a_label, CLASSIFIER: classified}
 TASK = Task(
     name="image-label",
     title="Image and label together",
-    question="Does one model of images and labels draw as well as a class-conditional one, and classify as well as a "
-    "classifier, on the same backbone and as many images seen?",
+    question="Does one model of images and labels draw as well as a class-conditional model and classify as well as a "
+    "classifier, with the same backbone and the same number of training images?",
     methods=[
         *METHODS,
         *fine_tuned(METHODS, SINGLE),

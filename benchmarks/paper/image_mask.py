@@ -33,7 +33,7 @@ IMAGE, SEGMENTATION, JUDGE = "image alone", "segmentation alone", "judge"
 
 
 def _segments(trained: Trained, images: Tensor) -> Tensor:
-    """What the judge sees in images: a segmentation model of its own seed, no part of the comparison."""
+    """The masks that the judge predicts: a segmentation model with its own seed, not part of the comparison."""
     given, how = {"image": images.clamp(-1, 1)}, trained.config.sample.precision
     return supervised.answer(trained.judge(), given, "image", "mask", how)
 
@@ -43,7 +43,7 @@ def _iou(model: Model, condition: str, a: Tensor, b: Tensor, name: str = "mean I
 
 
 def _drawn(trained: Trained, condition: str, **options: Any) -> list[Metric]:
-    """Of images from noise, and of the masks drawn with them where there are any."""
+    """Measures of images from noise, and of the masks drawn with them if there are any."""
     drawn = trained.draw(purpose=1, **options)
     found = measures.image_quality(trained, condition, drawn["image"])
     if "mask" in drawn:
@@ -71,7 +71,7 @@ def _masks(trained: Trained, **options: Any) -> list[Metric]:
 
 
 def _both(trained: Trained) -> list[Metric]:
-    """By both samplers."""
+    """Measures with both samplers."""
     return [*_drawn(trained, JOINT), *_drawn(trained, BY_DDPM, **measures.DDPM)]
 
 
@@ -100,7 +100,7 @@ def judge(trained: Trained) -> Found:
 
 
 def reference(trained: Trained) -> list[Metric]:
-    """One half of the held-out images against the other, and what the judge makes of real ones."""
+    """One half of the held-out images against the other, and the judge on real images."""
     truth = trained.held_out().data
     seen = _iou(trained.model, JOINT, truth["mask"], _segments(trained, truth["image"]), "mask against judge")
     quality = measures.reference_quality(trained, JOINT)
@@ -126,14 +126,14 @@ def verdicts(rows: list[Row], slack: float = 1.0) -> list[Verdict]:
 
 
 def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:
-    """Generated pairs only: the art itself is not ours to show."""
+    """Generated pairs only, because we may not show the original art."""
     joint = trained.draw(purpose=10, count=24)
     parts = {name: trained.model.part(name) for name in joint}
     again = trained.draw({"mask": joint["mask"]}, purpose=11, count=24)
     return {
-        "joint": ("Drawn from noise together: image and mask.", sample_grid(parts, joint, "image and mask from noise")),
+        "joint": ("Image and mask drawn from noise together.", sample_grid(parts, joint, "image and mask from noise")),
         "given-mask": (
-            "Other images for the masks of the picture above.",
+            "Other images for the masks of the pairs drawn together.",
             sample_grid(parts, again, "image from mask", ["mask"]),
         ),
     }
@@ -147,8 +147,8 @@ METHODS = [
 TASK = Task(
     name="image-mask",
     title="Image and segmentation mask together",
-    question="Does one model of images and masks draw as well as an image model, and segment as well as a segmentation "
-    "model, on the same backbone and as many images seen?",
+    question="Does one model of images and masks draw as well as an image model and segment as well as a segmentation "
+    "model, with the same backbone and the same number of training images?",
     methods=[
         *METHODS,
         *fine_tuned(METHODS, {SEGMENTATION: _segmented}),

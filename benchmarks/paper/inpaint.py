@@ -1,9 +1,9 @@
-"""Hidden pixels from an unconditional model: the baselines that the masked-image task is measured against.
+"""Hidden pixels from an unconditional model: the inpainting baselines of the masked-image task.
 
-Both follow a path of times from noise to data, and differ in the path, in where it starts and in when the visible
-pixels are put in. RePaint (Lugmayr et al., 2022, algorithm 1) starts from noise, puts them in after every step, noised
-as the rest is, and goes back up now and then so that the two halves come to agree. SDEdit (Meng et al., 2022) starts
-half way, from the image with its hidden pixels filled crudely.
+Both follow a path of times from noise to data. They differ in the path, in its start and in when the visible pixels are
+inserted. RePaint (Lugmayr et al., 2022, algorithm 1) starts from noise, inserts them after every step at the noise
+level of the rest, and goes back up from time to time so that the two parts come to agree. SDEdit (Meng et al., 2022)
+starts half way, from the image with its hidden pixels filled crudely.
 
 The number of network evaluations is `evaluations(path)`, of `repaint_path` or `sdedit_path`.
 """
@@ -22,16 +22,16 @@ from mmfast.model import Model
 from mmfast.options import PRECISIONS
 from mmfast.samplers import timesteps
 
-# Far from the package's own streams (mmfast.streams): this noise meets neither training's nor the sampler's.
+# Far from the package's own streams (mmfast.streams), so that this noise is neither training's nor the sampler's.
 STREAM = 0x8000
 
 
 def repaint_path(T: int, steps: int = 50, jump_length: int = 5, resamplings: int = 5) -> list[int]:
-    """The times that RePaint visits, from T to 0: each step is s < t (denoise) or s > t (noise again).
+    """The times that RePaint visits, from T to 0: a step t -> s denoises if s < t and adds noise if s > t.
 
     On the grid of `steps` + 1 times it jumps back up by `jump_length` grid steps, `resamplings` - 1 times each, from
     the grid's level 1, 1 + jump_length, 1 + 2 jump_length, ... as far as there is room above; never from data itself.
-    With jump_length = 1 that is the paper's algorithm 1, every step made `resamplings` times.
+    With jump_length = 1 this is the paper's algorithm 1, with every step made `resamplings` times.
     """
     grid = timesteps(T, steps)[::-1]  # by level: 0 is data
     for name, value in (("jump_length", jump_length), ("resamplings", resamplings)):
@@ -52,7 +52,7 @@ def repaint_path(T: int, steps: int = 50, jump_length: int = 5, resamplings: int
 
 
 def sdedit_path(T: int, steps: int = 50, strength: float = 0.5) -> list[int]:
-    """The times that SDEdit visits: `steps` steps, evenly from strength T to 0."""
+    """The times that SDEdit visits: `steps` even steps from strength T to 0."""
     if not isinstance(strength, (int, float)) or not 0 < strength <= 1:
         raise MmfastError(f"strength is {strength!r}; it should be a fraction of T, above 0 and at most 1")
     start = max(1, round(strength * T))
@@ -62,7 +62,7 @@ def sdedit_path(T: int, steps: int = 50, strength: float = 0.5) -> list[int]:
 
 
 def evaluations(path: Sequence[int]) -> int:
-    """How often a path asks the network: once for each step down."""
+    """The number of network evaluations of a path: one for each step down."""
     return sum(s < t for t, s in itertools.pairwise(path))
 
 
@@ -83,15 +83,15 @@ def repaint(
     """RePaint (Lugmayr et al., 2022) with an unconditional model.
 
     Args:
-        model: with the anchor alone.
-        image: float [B, C, H, W] in -1 .. 1; hidden pixels are never read and may hold anything.
+        model: has only the anchor.
+        image: float [B, C, H, W] in -1 .. 1; hidden pixels are never read and may have any value.
         mask: [B, 1, H, W], 1 or True where a pixel is visible.
         steps, jump_length, resamplings: see `repaint_path`.
         seed, sample_ids: the noise's identity (ids int64 [B], 0 .. B - 1 if None), the same in any batch.
-        clamp: hold the predicted z_0 within -clamp .. clamp; None not to.
+        clamp: limit the predicted z_0 to -clamp .. clamp; None for no limit.
         precision: the network's arithmetic, "fp32" or "bf16".
 
-    Returns [B, C, H, W] on the model's device: visible pixels exactly as they were, the hidden ones drawn.
+    Returns [B, C, H, W] on the model's device, with the visible pixels unchanged and the hidden ones drawn.
     """
     path = repaint_path(model.schedule.T, steps, jump_length, resamplings)
 
@@ -117,14 +117,14 @@ def sdedit(
     batch_size: int = 256,
     precision: str = "fp32",
 ) -> Tensor:
-    """SDEdit (Meng et al., 2022) with an unconditional model: fill crudely, noise to strength T, denoise, paste.
+    """SDEdit (Meng et al., 2022) with an unconditional model: fill crudely, add noise to strength T, denoise, paste.
 
     Args:
         strength, steps: see `sdedit_path`.
         fill: "mean" of the example's visible pixels, by channel, or the "nearest" visible pixel; 0 if none is visible.
-        paste_each_step: put the visible pixels in after every step, noised as the rest is; else only at the end.
-        paste: put them back at the end; False leaves them as they were drawn, as the article does.
-        the rest: as for `repaint`, and so is the result.
+        paste_each_step: insert the visible pixels after every step, at the noise level of the rest.
+        paste: put them back at the end. False leaves them as they were drawn, as the article does.
+        the rest: as for `repaint`, including the result.
     """
     path = sdedit_path(model.schedule.T, steps, strength)
     if fill not in FILLS:
@@ -139,18 +139,18 @@ def sdedit(
 
 
 def mean_of_visible(known: Tensor, shown: Tensor) -> Tensor:
-    """The mean of the visible pixels, by example and channel: [B, C, H, W] (0 where hidden) -> [B, C, 1, 1]."""
+    """The mean of the visible pixels by example and channel: [B, C, H, W] (0 where hidden) -> [B, C, 1, 1]."""
     return known.sum((2, 3), keepdim=True) / shown.sum((2, 3), keepdim=True).clamp(min=1)
 
 
 def nearest_visible(known: Tensor, shown: Tensor) -> Tensor:
-    """At every pixel the value of the nearest visible one (of equally near ones the first, by rows): [B, C, H, W]."""
+    """The value of the nearest visible pixel at every pixel, [B, C, H, W]; ties go to the first in row order."""
     B, C, H, W = known.shape
     pixels = torch.arange(H * W, device=known.device)
     at = torch.stack((pixels // W, pixels % W), 1)
-    # Integers, with the pixel's number in the last place: no two are equal.
+    # Integers, with the pixel's number as the tie-breaker.
     rank = (at[:, None] - at[None]).square().sum(2) * (H * W) + pixels
-    # One example at a time: (H W)^2 numbers each.
+    # One example at a time, because each takes (H W)^2 numbers.
     nearest = [rank.masked_fill(~row, torch.iinfo(rank.dtype).max).argmin(1) for row in shown.reshape(B, H * W)]
     index = torch.stack(nearest)[:, None].expand(B, C, -1)
     return known.flatten(2).gather(2, index).reshape(B, C, H, W)
@@ -173,7 +173,7 @@ def _inpaint(
     precision: str,
     paste: bool = True,
 ) -> Tensor:
-    """Both methods: z from `start`(known, shown, ids) along the path, in batches; then the visible pixels put back."""
+    """Run either method in batches: follow the path from `start`(known, shown, ids), then put visible pixels back."""
     _check(model, image, mask, sample_ids, clamp, batch_size)
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
@@ -185,7 +185,7 @@ def _inpaint(
     try:
         for rows in torch.arange(len(image)).split(batch_size):
             shown = mask[rows.to(mask.device)].to(device).bool()
-            # The only use of the image: from here on nobody sees its hidden pixels.
+            # The only use of the image: nothing after this sees its hidden pixels.
             known = image[rows.to(image.device)].to(device).float().masked_fill(~shown, 0)
             batch = ids[rows.to(ids.device)].to(device)
             z = start(known, shown, batch)
@@ -207,9 +207,9 @@ def _follow(
     clamp: float | None,
     bf16: bool,
 ) -> Tensor:
-    """z along the path's times: denoised on the way down, noised on the way up, the visible pixels put in if given."""
+    """Follow the path from z: denoise on the way down, add noise on the way up, insert the visible pixels if given."""
     schedule = model.schedule
-    draws = itertools.count(1)  # every use of noise has a number of its own; the start's is 0
+    draws = itertools.count(1)  # a number for every use of noise; the start has 0
     for t, s in itertools.pairwise(path):
         if s > t:
             z = _up(model, z, t, s, seed, ids, next(draws))
@@ -227,14 +227,14 @@ def _follow(
 
 
 def _noised(model: Model, z0: Tensor, t: int, seed: int, ids: Tensor, draw: int) -> Tensor:
-    """A draw of q(z_t | z_0)."""
+    """A sample of q(z_t | z_0)."""
     return ops.q_sample(
         z0, {}, t, model.schedule, return_noise=False, seed=seed, sample_ids=ids, stream=STREAM, draw=draw
     )
 
 
 def _up(model: Model, z: Tensor, s: int, t: int, seed: int, ids: Tensor, draw: int) -> Tensor:
-    """A draw of q(z_t | z_s) = N(sqrt(a) z_s, (1 - a) I), s < t, a = abar_t/abar_s: many forward steps in one."""
+    """A sample of q(z_t | z_s) = N(sqrt(a) z_s, (1 - a) I), s < t, a = abar_t/abar_s: many forward steps in one."""
     a = process.jump(model.schedule, t, s).a
     of_z, sigma = (x.to(z.dtype) for x in (a.sqrt()[:, None], (1 - a).sqrt()))
     result = ops.combine([z], of_z, sigma, seed=seed, sample_ids=ids, stream=STREAM, draw=draw)

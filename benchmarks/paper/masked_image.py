@@ -30,8 +30,8 @@ from mmfast.modalities.base import SpaceShape
 from mmfast.modalities.masked_image import Masked, MaskedSpec
 from mmfast.pictures import sample_grid
 
-# Steps of restoring by the share that is hidden, chosen on a part of the training data by LPIPS: a small hole wants the
-# mean of what could be there, which one step gives, a large one a draw of it.
+# Steps of restoration by hidden share, chosen by LPIPS on a part of the training data. For a small hole, the mean of
+# what could be there is best, and one step gives it; for a large hole, a sample is.
 STEPS = {0.1: 1, 0.25: 1, 0.5: 2, 0.75: 4}
 RATIOS = tuple(STEPS)
 DRAWN, LPIPS_NAME = "drawn from noise", "LPIPS of hidden pixels"
@@ -39,7 +39,7 @@ BY_DDPM = measures.by_ddpm(DRAWN)
 ONE_STEP = f"{OURS}, head in one step"
 RESTORATION, IMAGE = "restoration alone", "image alone"
 SDEDIT, REPAINT = "SDEdit, image alone", "RePaint, image alone"
-# The article's own baselines: SDEdit as it is, and the image as it is given, its hidden squares of one grey.
+# The article's own baselines: plain SDEdit, and the given image with its hidden squares in one grey.
 NOT_PUT_BACK = f"{SDEDIT}, nothing put back"
 UNRESTORED = {"not restored, black squares": -1.0, "not restored, grey squares": 0.0}
 
@@ -49,14 +49,14 @@ def _condition(ratio: float) -> str:
 
 
 def _hide(image: Tensor, ratio: float) -> Tensor:
-    """The same blocks, an eighth of the side each, of the same images hidden for every method and seed."""
+    """Hide blocks of an eighth of the side, the same blocks of the same images for every method and seed."""
     _, channels, size, _ = image.shape
     spec = MaskedSpec(channels=channels, size=size, block=max(1, size // 8))
     return Masked("masked", spec, SpaceShape(size, size)).hide(image, ratio, 12345, torch.arange(len(image)))
 
 
 def _score(trained: Trained, ratio: float, restored: Tensor, masked: Tensor, put_back: bool = True) -> list[Metric]:
-    """Of the hidden pixels only; what is visible is put back first, unless put_back is False."""
+    """Score the hidden pixels only, after putting the visible ones back unless put_back is False."""
     image, seen = masked[:, :-1], masked[:, -1:]
     whole = torch.where(seen > 0, image, restored.clamp(-1, 1)) if put_back else restored.clamp(-1, 1)
     condition, hidden = _condition(ratio), (seen == 0).expand_as(image)
@@ -71,7 +71,7 @@ def _images(trained: Trained) -> Tensor:
 
 
 def main(trained: Trained) -> list[Metric]:
-    """What the claims are about."""
+    """The measures that the claims need."""
     image, found = _images(trained), _drawn(trained)
     for k, ratio in enumerate(RATIOS):
         found += _restored(trained, k, _hide(image, ratio), STEPS[ratio])
@@ -79,7 +79,7 @@ def main(trained: Trained) -> list[Metric]:
 
 
 def _restored(trained: Trained, k: int, masked: Tensor, steps: int) -> list[Metric]:
-    """Of restorations with the k-th ratio hidden."""
+    """Measures of restorations with the k-th ratio hidden."""
     drawn = trained.draw({"masked": masked}, purpose=20 + k, count=len(masked), steps=steps)
     return _score(trained, RATIOS[k], drawn["image"], masked)
 
@@ -134,7 +134,7 @@ def _drawn(trained: Trained) -> list[Metric]:
 
 
 def reference(trained: Trained) -> list[Metric]:
-    """Hidden pixels taken from other images at random: what knowing nothing of the image amounts to."""
+    """Hidden pixels taken from other images: the score of knowing nothing about the image."""
     image = _images(trained)
     found = []
     for ratio in RATIOS:
@@ -145,7 +145,7 @@ def reference(trained: Trained) -> list[Metric]:
 
 
 def verdicts(rows: list[Row], slack: float = 1.0) -> list[Verdict]:
-    """Against restoration alone: as good where little is hidden, better where much is; and it still generates."""
+    """Claims: as good as restoration alone if little is hidden, better if much is, and it still generates."""
     found = []
     for ratio in RATIOS:
         mine, alone = (means(rows, name, _condition(ratio))[LPIPS_NAME] for name in (OURS, RESTORATION))
@@ -165,7 +165,7 @@ def verdicts(rows: list[Row], slack: float = 1.0) -> list[Verdict]:
 
 
 def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:
-    """Of generated images only: the art itself is not ours to show."""
+    """Generated images only, because we may not show the original art."""
     image = trained.draw(purpose=10, count=16)["image"].clamp(-1, 1)
     masked = torch.cat([_hide(image[k::4], ratio) for k, ratio in enumerate(RATIOS)])
     whole = torch.cat([image[k::4] for k in range(len(RATIOS))])
@@ -187,8 +187,8 @@ METHODS = [
 TASK = Task(
     name="masked-image",
     title="Generation and the restoration of hidden parts",
-    question="Does a model that both generates images and restores hidden blocks restore better than one trained to "
-    "restore alone, and than inpainting with a model that only generates?",
+    question="Does a model that both generates images and restores hidden blocks restore better than one trained only "
+    "to restore, and better than inpainting with a model that only generates?",
     methods=[*METHODS, *other_budgets(METHODS, {OURS: main, RESTORATION: _alone, IMAGE: _drawn})],
     reference=reference,
     verdicts=verdicts,

@@ -1,4 +1,4 @@
-"""A matrix of directions as a picture: a row for what is given, a column for what is drawn, a score in each cell."""
+"""A matrix of directions as a picture: a row for each given set, a column for each modality drawn, a score per cell."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ PAPER, INK, BEST, WORST = (255, 255, 255), (30, 30, 30), (198, 226, 205), (247, 
 
 
 def picture(rows: Sequence[tuple[str, str, float]], names: Sequence[str]) -> Image.Image:
-    """rows: (condition "given a, b: drawn", metric, score), of which the first metric of a condition is shown.
+    """Draw the matrix from rows (condition "given a, b: drawn", metric, score), showing each condition's first metric.
 
-    A cell is the greener the better its score is among those of its column, the Frechet distance the lower the better.
+    The better a score is within its column, the greener its cell. A lower Frechet distance is better.
     """
     cells: dict[tuple[str, str], tuple[str, float]] = {}
     for where, metric, value in rows:

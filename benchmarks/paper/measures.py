@@ -18,8 +18,7 @@ from mmfast.metrics.features import Extractor, extractor
 from mmfast.metrics.frechet import frechet_distance
 from mmfast.metrics.precision_recall import precision_recall
 
-# The other sampler that images are drawn with, beside the preset's: it is slow, and which of two models draws better
-# can hang on it.
+# A second sampler besides the preset's. It is slow, but which of two models draws better can depend on the sampler.
 DDPM: dict[str, Any] = {"sampler": "ddpm", "steps": 100}
 
 # The reverse processes of the bound, by the keys' prefix (mmfast.reverse.fit).
@@ -31,7 +30,7 @@ REVERSES = {
 
 
 def quality(condition: str, name: str, fake: Tensor, true: Tensor) -> list[Metric]:
-    """Frechet distance, precision and recall, over features [n, D] of images and of real ones."""
+    """Frechet distance, precision and recall over features [n, D] of generated and real images."""
     measured = precision_recall(true, fake)
     return [
         Metric(condition, f"FD-{name}", frechet_distance(fake, true), higher_is_better=False),
@@ -41,18 +40,18 @@ def quality(condition: str, name: str, fake: Tensor, true: Tensor) -> list[Metri
 
 
 def real(trained: Trained, count: int, seed: int = 0) -> Tensor:
-    """Held-out images, shuffled: at most `count`."""
+    """At most `count` held-out images, shuffled."""
     test = trained.data.test
     return test.__getitems__(shuffled(count, len(test), seed).tolist()).data["image"]
 
 
 def by_ddpm(condition: str) -> str:
-    """The condition's name where what is drawn is drawn by `DDPM`."""
+    """The condition's name for samples drawn with `DDPM`."""
     return f"{condition}, by DDPM in {DDPM['steps']} steps"
 
 
 def two_halves(trained: Trained) -> tuple[Tensor, Tensor]:
-    """Two disjoint sets of held-out images, each of as many as there are samples."""
+    """Two disjoint sets of held-out images, each as large as the set of samples."""
     images = real(trained, 2 * trained.samples)
     return images[: trained.samples], images[trained.samples :]
 
@@ -71,7 +70,7 @@ def reference_quality(trained: Trained, condition: str) -> list[Metric]:
 
 
 def _of_real(trained: Trained, features: Extractor, images: Tensor) -> Tensor:
-    """Features of real images, which every cell wants again: computed once and kept (mmfast.data.cache)."""
+    """Features of real images, cached (mmfast.data.cache) because every cell needs the same ones."""
     if trained.smoke:
         return features(images)
     key = {"network": trained.features, "images": hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()}
@@ -80,13 +79,13 @@ def _of_real(trained: Trained, features: Extractor, images: Tensor) -> Tensor:
 
 
 def bits(trained: Trained, count: int) -> list[Metric]:
-    """The bound on held-out data (mmfast.likelihood): a condition for each reverse process, a column for each part.
+    """The bound on held-out data (mmfast.likelihood) and the error of the predicted image against t.
 
-    And the error of the predicted image against t.
+    The bound has a condition for each reverse process and a column for each part.
     """
     batch = trained.held_out(min(count, trained.samples))
     found = likelihood(trained.model, trained.config, trained.data, batch)
-    # Of all that the model models: models of different modalities are not to be compared by it.
+    # The bound covers all modalities of the model: do not compare models of different modalities by it.
     of = f"bound of {' and '.join(trained.model.parts)}, held-out"
     rows = [
         Metric(f"{of}, {how}", column, found[f"{prefix}.{key}"], higher_is_better=False)
@@ -99,7 +98,7 @@ def bits(trained: Trained, count: int) -> list[Metric]:
 
 
 def _columns(trained: Trained) -> dict[str, str]:
-    """The columns of the bound: keys of mmfast.likelihood.bound, and what they are called."""
+    """The columns of the bound: keys of mmfast.likelihood.bound and their titles."""
     found = {f"{part}_bits": f"{part} (bits per dimension)" for part in (*PARTS, "pixels")}
     for name in trained.model.names:
         found[f"discrete.{name}_bits"] = f"{name} (bits an example)"
@@ -113,5 +112,5 @@ def agreement(a: Tensor, b: Tensor) -> float:
 
 
 def shuffled(count: int, among: int, seed: int = 0) -> Tensor:
-    """`count` of 0 .. among - 1, drawn without putting back, the same every time."""
+    """`count` of 0 .. among - 1 in random order, without repetition; the same every time."""
     return torch.randperm(among, generator=torch.Generator().manual_seed(seed))[:count]

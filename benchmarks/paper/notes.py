@@ -1,4 +1,4 @@
-"""The notes at the end of a task's page: notes/TASK.md, a bullet each."""
+"""The notes at the end of a task's page: the bullets of notes/TASK.md."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)]+)\)")
 
 
 def read(task: str) -> list[str]:
-    """The notes of a task, each in one line; none where there is no file.
+    """The notes of a task, each as one line; none if there is no file.
 
-    A bullet that is a link and nothing else stands for the text of that file, which several tasks may share.
+    A bullet that is only a link stands for the text of that file, which several tasks may share.
     """
     file = FOLDER / f"{task}.md"
     if not file.exists():

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from benchmarks.paper.report import Budget, Row, Section, Verdict
 
-# As many conditions of one method have tables of their own; more stand in one.
+# Up to this many conditions measured for one method alone get a table each; more share one.
 FEW = 6
 
 
 def three(x: float) -> str:
-    """A number with three significant digits, never in powers of ten where digits will do: 0.0123, 12.0, 1230."""
+    """A number with three significant digits, without an exponent where possible: 0.0123, 12.0, 1230."""
     if not math.isfinite(x):
         return "failed"
     if x == 0:
@@ -58,7 +58,7 @@ def text(
 
 
 def _alone(rows: Sequence[Row]) -> list[str]:
-    """The conditions of one method alone, where there are so many that a table for each would hide the others."""
+    """The conditions measured for only one method, if a table for each would hide the others."""
     methods = {row.condition: set[str]() for row in rows}
     for row in rows:
         methods[row.condition].add(row.method)
@@ -67,7 +67,7 @@ def _alone(rows: Sequence[Row]) -> list[str]:
 
 
 def conditions(rows: Sequence[Row], n_seeds: int) -> str:
-    """Conditions as rows and metrics as columns, of one method."""
+    """A table of one method, with conditions as rows and metrics as columns."""
     metrics = {row.metric: row.higher_is_better for row in rows}
     lines = ["| condition | " + " | ".join(f"{_cell(m)} {'↑' if up else '↓'}" for m, up in metrics.items()) + " |"]
     lines.append("|---" * (1 + len(metrics)) + "|")
@@ -79,7 +79,7 @@ def conditions(rows: Sequence[Row], n_seeds: int) -> str:
 
 
 def _section(section: Section, rows: Sequence[Row], n_seeds: int) -> list[str]:
-    """Its tables, of the conditions under which what stands here alone was measured, and its claims."""
+    """The section's tables, for the conditions that its own methods were measured under, and its claims."""
     found = [row for method in section.methods for row in rows if row.method == method]
     measured = {(row.condition, row.metric) for row in found if row.method in section.own}
     parts = [f"## {section.title}", section.text]
@@ -96,7 +96,7 @@ def _claims(verdicts: Sequence[Verdict]) -> str:
 
 
 def _budgets(claims: Sequence[Budget]) -> str:
-    """The claims of the first with each number of images seen in training."""
+    """The claims of the first budget, at each number of training images."""
     columns = sorted(claims, key=lambda budget: budget.images)
     found = [{v.claim: f"{'yes' if v.holds else 'no'}: {v.evidence}" for v in budget.verdicts} for budget in columns]
     heads = [f"{b.images:,} images seen" + f" ([page]({b.page}))" * bool(b.page) for b in columns]
@@ -106,7 +106,7 @@ def _budgets(claims: Sequence[Budget]) -> str:
 
 
 def table(rows: Sequence[Row], reference: Sequence[Row], n_seeds: int) -> str:
-    """Methods as rows and metrics as columns, the reference rows last; rows of one condition."""
+    """A table of one condition, with methods as rows, the reference rows last, and metrics as columns."""
     metrics = {row.metric: row.higher_is_better for row in (*rows, *reference)}
     lines = ["| method | " + " | ".join(f"{_cell(m)} {'↑' if up else '↓'}" for m, up in metrics.items()) + " |"]
     lines.append("|---" * (1 + len(metrics)) + "|")
@@ -121,10 +121,10 @@ def table(rows: Sequence[Row], reference: Sequence[Row], n_seeds: int) -> str:
 
 
 def best(rows: Sequence[Row], n_seeds: int = 0) -> str | None:
-    """The method that is better than each of the others by more than the sum of the two standard errors, if any.
+    """The method that is better than every other by more than the sum of the two standard errors, if any.
 
-    One seed has no standard error, so it neither wins nor is beaten for certain; a method that failed is no rival, and
-    one of fewer than `n_seeds` seeds does not win.
+    A method with one seed has no standard error, so it cannot win, and none can win against it. A failed method is left
+    out, and a method with fewer than `n_seeds` seeds cannot win.
     """
     rivals = [row for row in rows if not row.failed]
     if len(rivals) < 2:
@@ -148,7 +148,7 @@ def _value(row: Row | None, winner: str | None, expected: int | None) -> str:
         return "failed"
     shown = three(row.mean) if row.stderr is None else f"{three(row.mean)} ± {three(row.stderr)}"
     shown = f"**{shown}**" if row.method == winner else shown
-    # A method that lacks seeds says so; a reference has as many values as it has.
+    # Mark a method that lacks seeds; a reference may have any number of values.
     return shown if expected in (None, row.n_seeds) else f"{shown} (n = {row.n_seeds})"
 
 
@@ -216,5 +216,5 @@ def _distinct(names: Any) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """Text that does not break a table."""
+    """Escape text for a table cell."""
     return text.replace("|", "\\|").replace("\n", " ")

@@ -1,8 +1,8 @@
 """The report of one of the paper's tasks: TASK.json, the page TASK.md and its pictures, as TASK-curves.png.
 
-A cell is one method trained once, with one seed. A row is what the cells of a method say of one metric under one
-condition: its mean over the seeds, and its standard error. A number that is not finite is a failure: it is null in the
-JSON, "failed" on the page, and the row has no mean, rather than that of the seeds that happened to work.
+A cell is one method trained once, with one seed. A row summarises the cells of a method for one metric under one
+condition: the mean over the seeds and its standard error. A number that is not finite is a failure: it is null in the
+JSON and "failed" on the page, and the row has no mean. A mean of only the seeds that worked would mislead.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CHANGED = " with changes"
 
 @dataclass
 class Metric:
-    """One number that a cell was judged by. `condition` says what was given, `metric` what was measured."""
+    """One measured number of a cell. `condition` states what was given, `metric` what was measured."""
 
     condition: str
     metric: str
@@ -41,17 +41,17 @@ class Metric:
     higher_is_better: bool
 
     def __post_init__(self) -> None:
-        self.value = float(self.value)  # a tensor or NumPy's number may be handed in
+        self.value = float(self.value)  # may be a tensor or a NumPy number
 
 
 @dataclass
 class Cell:
     """One method with one seed.
 
-    images: how many it saw in training; minutes: of "train" and "evaluate"; curve: a thinned list of dictionaries
-    with "step", "images" and "loss"; threads: torch's; device: "cpu" or a GPU's name; trained_at and commit: the state
-    of the code that it was trained and evaluated by (`state`), None outside a checkout; samples: how many the
-    evaluation was to draw; drawn: how many it drew.
+    images: the number seen in training; minutes: of "train" and "evaluate"; curve: a thinned list of dictionaries with
+    "step", "images" and "loss"; threads: torch's; device: "cpu" or a GPU's name; trained_at and commit: the state of
+    the code at training and at evaluation (`state`), None outside a checkout; samples: how many the evaluation was
+    asked to draw; drawn: how many it drew.
     """
 
     method: str
@@ -70,12 +70,12 @@ class Cell:
     torch: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that JSON can hold: numbers that are not finite become null."""
+        """A dictionary for JSON: numbers that are not finite become null."""
         return _plain(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, cell: dict[str, Any]) -> Cell:
-        """The cell of `to_json`'s dictionary; a null value or loss comes back as NaN."""
+        """The inverse of `to_json`: a null value or loss becomes NaN."""
         try:
             metrics = [Metric(**{**m, "value": _number(m["value"])}) for m in cell["metrics"]]
             curve = [{**point, "loss": _number(point["loss"])} for point in cell.get("curve", [])]
@@ -89,9 +89,9 @@ class Cell:
 
 @dataclass
 class Row:
-    """A method's metric over its seeds; `values` in the order of the seeds, `failed` the seeds without a number.
+    """A method's metric over its seeds: `values` in the order of the seeds, `failed` the seeds without a number.
 
-    stderr is the sample standard deviation over sqrt(n), None for n = 1; mean is NaN where a seed failed.
+    stderr is the sample standard deviation over sqrt(n), None for n = 1; mean is NaN if a seed failed.
     """
 
     method: str
@@ -107,7 +107,7 @@ class Row:
 
 @dataclass
 class Verdict:
-    """A claim of the paper, whether it holds here, and the numbers that say so."""
+    """A claim of the paper, whether it holds here, and the numbers that show it."""
 
     claim: str
     holds: bool
@@ -116,7 +116,7 @@ class Verdict:
 
 @dataclass
 class Budget:
-    """The claims with so many images seen in training; page: another page that has them, as a link from this one."""
+    """The claims at one number of training images; page: another page that has them, as a link from this one."""
 
     images: int
     verdicts: list[Verdict]
@@ -125,9 +125,9 @@ class Budget:
 
 @dataclass
 class Section:
-    """Some methods compared on another footing than the rest: in tables and claims of their own.
+    """A separate comparison of some methods, with its own tables and claims.
 
-    methods: those compared, in order; own: those of them that stand nowhere else on the page.
+    methods: those compared, in order; own: those of them that appear nowhere else on the page.
     """
 
     title: str
@@ -138,7 +138,7 @@ class Section:
 
 
 def kept_below(task: str, out: Path) -> list[Budget]:
-    """The claims of the same task's reports in folders of `out`, as out/h100/TASK.json: made with other options."""
+    """The claims of the same task's reports below `out`, such as out/h100/TASK.json, made with other options."""
     found = []
     for file in sorted(out.glob(f"*/{task}.json")):
         report = json.loads(file.read_text(encoding="utf-8"))
@@ -148,10 +148,10 @@ def kept_below(task: str, out: Path) -> list[Budget]:
 
 
 def summarise(cells: Sequence[Cell]) -> list[Row]:
-    """A row for each method, condition and metric: ours first, else all in the order in which they come.
+    """A row for each method, condition and metric: ours first, the others in the order given.
 
-    Raises MmfastError for cells that do not belong together: a method twice with one seed, or trained on different
-    numbers of images, a metric twice in a cell, or one of two minds about what is better.
+    Raises MmfastError for inconsistent cells: a method twice with one seed or with different numbers of images, a
+    metric twice in a cell, or a metric that is better higher in one cell and lower in another.
     """
     better: dict[str, bool] = {}
     values: dict[tuple[str, str, str], dict[int, float]] = {}
@@ -176,7 +176,7 @@ def _row(method: str, condition: str, metric: str, by_seed: dict[int, float], hi
 
 
 def _by_method(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
-    """The cells of each method in the order of their seeds; our method first."""
+    """The cells of each method, sorted by seed; our method first."""
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(cell.method, []).append(cell)
@@ -202,19 +202,19 @@ def write(
     options: Sequence[str] = (),
     sections: Sequence[Section] = (),
 ) -> Path:
-    """Write out/TASK.json, out/TASK-curves.png, out/TASK-errors.png and out/TASK.md; each is replaced when it is whole.
+    """Write out/TASK.json, out/TASK-curves.png, out/TASK-errors.png and out/TASK.md, each atomically.
 
     Args:
         task: the stable name, as in `python -m benchmarks.paper TASK`.
         cells: those of all methods and seeds; at least one.
-        reference_rows: the same metrics of something that is no method, for instance "real halves".
-        claims: first of the cells, then of other budgets, for comparison.
-        notes: what is to be known beside them.
+        reference_rows: the same metrics of something other than a method, for instance "real halves".
+        claims: first those of the cells, then those of other budgets, for comparison.
+        notes: remarks at the end of the page.
         pictures: (caption, file name in `out`).
-        options: what the command was given beside the usual, for the page to say it again.
-        sections: comparisons of some of the methods on another footing.
+        options: other options of the command, for the page to repeat it.
+        sections: separate comparisons of some of the methods.
 
-    Returns the page's path. The JSON is written first: without matplotlib there is no picture, and a line says so.
+    Returns the page's path. The JSON is written first. Without matplotlib there is no picture, and a line is printed.
     """
     if not cells:
         raise MmfastError("cells is empty; a report needs at least one result, so run the task first")
@@ -223,7 +223,7 @@ def write(
     report["sections"] = {section.title: [dataclasses.asdict(v) for v in section.verdicts] for section in sections}
     _write(out / f"{task}.json", json.dumps(_plain(report), indent=2, allow_nan=False) + "\n")
     groups = _by_method(cells)
-    # Several methods may be ways of using one model: its curve is drawn once.
+    # Several methods may use one model; its curve is drawn once.
     drawn: dict[str, list[Any]] = {}
     for method, group in groups.items():
         found = [cell.curve for cell in group]
@@ -267,7 +267,7 @@ def _report(
 
 
 def _machine(cells: Sequence[Cell]) -> dict[str, Any]:
-    """What the times and the last bits of the numbers depend on; no model and no host name."""
+    """What the times and the last bits of the numbers depend on; no CPU model and no host name."""
     return {
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": sorted({cell.threads for cell in cells}),
@@ -279,7 +279,7 @@ def _machine(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def current_commit() -> tuple[str | None, bool | None]:
-    """HEAD, and whether anything but the results differs from it; None for both outside a git checkout."""
+    """HEAD, and whether anything except the results differs from it; (None, None) outside a git checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
@@ -292,7 +292,7 @@ def current_commit() -> tuple[str | None, bool | None]:
 
 
 def state() -> str | None:
-    """The commit of the code, marked where it was changed since; None outside a git checkout."""
+    """The commit of the code, marked if it has been changed since; None outside a git checkout."""
     commit, dirty = current_commit()
     return f"{commit}{CHANGED}" if commit and dirty else commit
 
@@ -306,7 +306,7 @@ def _number(x: float | None) -> float:
 
 
 def _plain(x: Any) -> Any:
-    """The same as JSON holds it: null for numbers that are not finite, Python's for NumPy's, text for what is else."""
+    """Convert for JSON: numbers that are not finite to None, NumPy's numbers to Python's, anything else to text."""
     if isinstance(x, dict):
         return {str(key): _plain(value) for key, value in x.items()}
     if isinstance(x, (list, tuple)):

@@ -1,4 +1,4 @@
-"""A task on its own: the same network trained to say one modality of another, with no diffusion."""
+"""One task alone: the same network trained to predict one modality from another, without diffusion."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmfast.training.objective import Losses
 def predict(
     model: Model, data: dict[str, Tensor], given: str, target: str, precision: str, z: Tensor | None = None
 ) -> Tensor:
-    """What the head of `target` says when the network is told `given` and sees z (None: zeros) in the place of z_T.
+    """The output of `target`'s head when the network is told `given` and sees z instead of z_T (zeros if None).
 
     precision: the network's arithmetic, "fp32" or "bf16".
     """
@@ -32,7 +32,7 @@ def predict(
 
 
 def loss(given: str, target: str) -> Losses:
-    """The loss of the head alone, for `mmfast.training.fit`: all else is as the diffusion model has it."""
+    """The loss of the head alone, for `mmfast.training.fit`; everything else is as in the diffusion model."""
 
     def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[str, Tensor]:
         data = model.complete(batch, config.seed, numbers).filled()
@@ -55,7 +55,7 @@ def answer(
 ) -> Tensor:
     """The likeliest `target` of each example, [n, ...] on the CPU.
 
-    With a seed it sees noise, as a diffusion model must. precision: as `predict` has it.
+    seed: show the network noise, as a diffusion model needs; None shows it zeros. precision: as for `predict`.
     """
     found, device = [], model.schedule.alpha_bar.device
     for rows in torch.arange(len(data[given])).split(batch_size):
