@@ -56,7 +56,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether it is a temporary file of write_atomically, or of safetensors below it, that a killed process left behind."""
+    """Whether a killed process left it behind: a temporary file of write_atomically, or of safetensors for it."""
     if path.is_symlink() or not path.is_file():
         return False
     if re.fullmatch(re.escape(TEMPORARY) + r".+-[a-z0-9_]{8}(\.[^.]*)?", path.name):
