@@ -191,7 +191,7 @@ def test_figures_are_of_pixels_and_there_is_no_bound():
     config.evaluate.samples = 8
     found = evaluate(model, config, data, quiet=True)
     assert "frechet.samples" in found and "x0_error.1000" in found and not [n for n in found if "bound" in n]
-    with pytest.raises(MmfastError, match="the bound is of pixels, and the model diffuses latents"):
+    with pytest.raises(MmfastError, match="the bound is for pixels, and the model diffuses latents"):
         bound(model, data.test.__getitems__([0]))
 
 
@@ -204,11 +204,11 @@ def test_figures_are_of_pixels_and_there_is_no_bound():
         ),
         (
             {"network": f"{ME}:absent"},
-            "which cannot be had: .* has no attribute 'absent'; it should be module:function",
+            "which cannot be imported: .* has no attribute 'absent'; it should be module:function",
         ),
         ({"network": f"{ME}:no_decoder"}, "a Linear without encode; it should have encode and decode"),
-        ({"network": f"{ME}:half"}, r"makes an image \[1, 8, 4\] of latents \[4, 4, 4\]; it should be \[1, 8, 8\]"),
-        ({"network": "os:getcwd"}, "code that a config names; where you trust it"),
+        ({"network": f"{ME}:half"}, r"makes an image \[1, 8, 4\] from latents \[4, 4, 4\]; it should be \[1, 8, 8\]"),
+        ({"network": "os:getcwd"}, "code that a config names; if you trust it"),
     ],
 )
 def test_what_cannot_be_had_is_named(autoencoder, message):
@@ -229,7 +229,7 @@ class Flat(Cells):
 @pytest.mark.parametrize("shape", [(16,), (1, 4, 16), (2, 4, 4, 4), (1, 4, 4, 8), (1, 4, 8, 4)])
 def test_latents_of_another_shape_than_the_image_s_are_refused(shape, monkeypatch):
     monkeypatch.setattr(autoencoders, "imported", lambda key, name: lambda: Flat(*shape))
-    with pytest.raises(MmfastError, match=rf"latents {re.escape(str([*shape]))} of an image \[1, 1, 8"):
+    with pytest.raises(MmfastError, match=rf"latents {re.escape(str([*shape]))} from an image \[1, 1, 8"):
         Autoencoder("x", AutoencoderSpec(network="a:b"), (1, 8, 8))
 
 
@@ -253,7 +253,7 @@ def test_a_network_is_frozen_and_unscaled_where_nothing_says_how(monkeypatch):
 def test_a_folder_that_names_another_class_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
     optional.diffusers()
-    with pytest.raises(MmfastError, match="names 'UNet2DModel', which is no autoencoder of diffusers"):
+    with pytest.raises(MmfastError, match="names 'UNet2DModel', which is not an autoencoder of diffusers"):
         made({"network": str(tmp_path)})
 
 
@@ -261,8 +261,8 @@ def test_a_folder_that_names_another_class_is_refused(tmp_path):
     ("beside", "message"),
     [
         ({"kind": "mask", "size": 8}, "modalities.other.size is 8; it should be image's latents', 4"),
-        ({"kind": "masked", "channels": 1, "size": 4}, "modalities.other is a masked, which has no place among"),
-        ({"kind": "image", "channels": 1, "size": 4}, "modalities.other is a image, which has no place among"),
+        ({"kind": "masked", "channels": 1, "size": 4}, "modalities.other is a masked, which cannot be combined with"),
+        ({"kind": "image", "channels": 1, "size": 4}, "modalities.other is a image, which cannot be combined with"),
     ],
 )
 def test_what_has_no_place_beside_latents_is_named(beside, message):
@@ -271,7 +271,7 @@ def test_what_has_no_place_beside_latents_is_named(beside, message):
 
 
 def test_an_autoencoder_of_another_image_than_the_anchor_is_refused():
-    with pytest.raises(MmfastError, match=r"modalities.other.autoencoder is of an image that is not the anchor"):
+    with pytest.raises(MmfastError, match=r"modalities.other.autoencoder is set for an image that is not the anchor"):
         made(None, other={"kind": "image", "channels": 1, "size": 8, "autoencoder": OWN})
 
 

@@ -75,7 +75,7 @@ def test_an_encoder_of_ones_own_runs_on_ones_own_word(monkeypatch):
     assert texts.encode("test_captions:mine", ["eel"], 4).tolist() == [[3, 2, 0, 1]]
     with pytest.raises(MmfastError, match=r"gives \[1, 4\] for 1 texts; it should be \[1, 5\]"):
         texts.encode("test_captions:mine", ["eel"], 5)
-    with pytest.raises(MmfastError, match="which cannot be had"):
+    with pytest.raises(MmfastError, match="which cannot be imported"):
         texts.encode("test_captions:none", ["eel"], 4)
 
 

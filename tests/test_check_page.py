@@ -49,7 +49,7 @@ def found():
 def test_the_page(found):
     labels = ", ".join(f"{k} {100 - k}" for k in range(12))
     assert check.page(found, "my/data") == [
-        "my/data: 1,200 examples, of which 200 (17 per cent) are held out; read as",
+        "my/data: 1,200 examples, 200 (17 per cent) of them held out; read as",
         "  photo   image, colour, 8 x 12 (height x width): 1,200 of 1,200 examples (the anchor)",
         "          files: PNG RGB 1,100, JPEG RGB 90, BMP L 6, GIF P 3 and 1 more; 12 x 8 1,150, 640 x 480 50",
         "  mask    mask, 8 x 12 (height x width), 2 classes: 900 of 1,200 examples",
@@ -79,7 +79,7 @@ def test_the_page_where_training_would_stop(found):
     found.wrong, found.unreadable = [f"wrong {k}" for k in range(20)], [f"bad {k}" for k in range(1021)]
     assert check.page(found, "x")[9:] == [
         "",
-        "cannot be read: 1,021 examples, which data.on_error: skip leaves out",
+        "cannot be read: 1,021 examples, left out by data.on_error: skip",
         *(f"  bad {k}" for k in range(20)),
         "  and 1,001 more",
         "",
@@ -228,7 +228,9 @@ def test_check_hands_on_what_it_is_told(tmp_path, monkeypatch, capsys):
         capsys.readouterr().err
     )
     assert main(["check", "data"]) == 2 and main(["check", "no"]) == 2
-    assert capsys.readouterr().err.startswith("mmfast: error: 'no' is no folder; it should be one, a .yaml file, or")
+    assert capsys.readouterr().err.startswith(
+        "mmfast: error: 'no' is not a folder; it should be a folder, a .yaml file"
+    )
 
 
 def test_no_sheet_is_written_among_the_data(tmp_path, monkeypatch, capsys):

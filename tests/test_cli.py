@@ -134,5 +134,5 @@ def test_names_of_new_pictures(tmp_path):
         assert new_file(tmp_path, "x").name == name
         (tmp_path / name).write_text("")
     (tmp_path / "link").symlink_to(tmp_path)
-    with pytest.raises(MmfastError, match="link is a link, and nothing is written through it"):
+    with pytest.raises(MmfastError, match="link is a link, and nothing is written through links"):
         new_file(tmp_path / "link", "x")

@@ -75,8 +75,8 @@ def test_only_the_first_rank_of_eval_talks(opened, capsys):
     ("words", "said"),
     [
         ("--samples 1", "--samples is 1; it should be at least 2"),
-        ("--lpips-weights l.bin", "--lpips-weights is given, but no --lpips, which says whose weights they are"),
-        ("--json there", "--json is there, which is there already"),
+        ("--lpips-weights l.bin", "--lpips-weights is given without --lpips; add --lpips, the network"),
+        ("--json there", "--json is there, which already exists"),
     ],
 )
 def test_what_eval_refuses(opened, capsys, words, said):
@@ -154,7 +154,7 @@ def test_what_sweep_refuses(swept, capsys):
     assert "mmfast: error: file/new cannot be made: Not a directory; choose another place" in capsys.readouterr().err
     Path("R/sweeps").symlink_to("there")
     assert main(["sweep", "R", "--over", "steps=1"]) == 2
-    assert "R/sweeps is a link, and nothing is written through it; say another place with" in capsys.readouterr().err
+    assert "R/sweeps is a link, and nothing is written through links; choose another place" in capsys.readouterr().err
 
 
 def test_a_sweep_without_a_picture_keeps_its_figures(swept, monkeypatch, capsys):

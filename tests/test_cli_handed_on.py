@@ -96,15 +96,15 @@ def test_one_number_is_for_all_and_no_name_is_none(drawn):
         ("--n 0", "--n is 0; it should be at least 1"),
         ("--given label", "--given label has no value; it should be label=VALUE"),
         ("--given label=", "--given label= has no value; it should be label=VALUE"),
-        ("--given label=1 label=2", "--given has label twice; several values have commas between them, as label=A,B"),
+        ("--given label=1 label=2", "--given has label twice; separate several values with commas, as in label=A,B"),
         ("--known image", "--known image has no value; it should be image=VALUE"),
         ("--guidance_scale much", "--guidance_scale =much has no number; it should be a number, or NAME=NUMBER"),
         ("--guidance_scale 1 2", "--guidance_scale 1 has no number; it should be a number, or NAME=NUMBER"),
-        ("--offset mask=a", "--offset mask=a has no number; it should be NAME=SHARE, as mask=0.2"),
+        ("--offset mask=a", "--offset mask=a has no number; it should be NAME=SHARE, such as mask=0.2"),
         ("--out x.gif", "--out is x.gif; it should end in .png or .jpg or .jpeg"),
         ("--npz x.png", "--npz is x.png; it should end in .npz"),
-        ("--out no/x.png", "--out is no/x.png, and no is no folder; make it, or choose another place"),
-        ("--out there.png", "--out is there.png, which is there already; choose another name, or add --overwrite"),
+        ("--out no/x.png", "--out is no/x.png, and no is not a folder; create it, or choose another place"),
+        ("--out there.png", "--out is there.png, which already exists; choose another name, or add --overwrite"),
         ("--save there.png", "--save is there.png, which "),
     ],
 )
@@ -142,8 +142,8 @@ def test_a_file_that_can_be_written(tmp_path, monkeypatch):
     check_file("--x", "new.PNG", False, ".png")
     check_file("--x", "new", False)
     for name, overwrite, said in (
-        ("folder.npz", True, "which is there and is no file; choose another name"),
-        ("broken", False, "which is there already; choose another name, or add --overwrite"),
+        ("folder.npz", True, "which exists and is not a file; choose another name"),
+        ("broken", False, "which already exists; choose another name, or add --overwrite"),
     ):
         with pytest.raises(MmfastError, match=f"--x is {name}, {said}"):
             check_file("--x", name, overwrite)

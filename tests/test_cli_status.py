@@ -46,7 +46,7 @@ def test_what_ends_a_command_is_one_line(command, capsys, error, status, said):
 def test_a_training_that_is_stopped_says_how_it_goes_on(command, capsys):
     command.does = raising(KeyboardInterrupt())
     assert main(["train"]) == 130
-    assert capsys.readouterr().err == "mmfast: stopped; `mmfast train`, repeated, goes on where it stopped\n"
+    assert capsys.readouterr().err == "mmfast: stopped; repeat the `mmfast train` command to resume\n"
 
 
 def test_an_error_of_the_system_s_own_about_no_file_is_not_hidden(command):
@@ -88,7 +88,7 @@ FULL, GONE = OSError(errno.ENOSPC, "No space left on device"), BrokenPipeError(e
 @pytest.mark.parametrize(
     ("error", "of_command", "status", "said"),
     [
-        (FULL, 0, 1, "mmfast: error: what was to be printed cannot be written: No space left on device\n"),
+        (FULL, 0, 1, "mmfast: error: the output cannot be written: No space left on device\n"),
         (FULL, 2, 2, ""),
         (GONE, 0, 0, ""),
         (GONE, 2, 2, ""),
@@ -116,7 +116,7 @@ def test_what_is_not_known_is_handed_to_the_commands_with_options_of_a_config_al
     assert rest == ["--train.steps", "5"] and args.ranks.count == 1
     assert main(["info", "--train.steps", "5"]) == 2 and not command.seen
     assert capsys.readouterr().err == (
-        "mmfast: error: --train.steps is no option of `mmfast info`; see `mmfast info --help`\n"
+        "mmfast: error: --train.steps is not an option of `mmfast info`; see `mmfast info --help`\n"
     )
     assert main(["info"]) == 0 and command.seen.pop()[1] == []
     assert main(["no"]) == 2 and "invalid choice: 'no'" in capsys.readouterr().err
@@ -127,7 +127,7 @@ def test_what_is_not_known_is_handed_to_the_commands_with_options_of_a_config_al
 def test_a_null_character_is_in_no_word(command, capsys, words):
     """Handed on by Python alone."""
     assert main(words) == 2 and not command.seen
-    assert capsys.readouterr().err == "mmfast: error: a word of the command holds a null character; leave it out\n"
+    assert capsys.readouterr().err == "mmfast: error: an argument contains a null character; leave it out\n"
 
 
 def test_code_is_allowed_and_memory_kept_before_a_command_runs(command, monkeypatch):

@@ -71,10 +71,10 @@ def test_figures_that_cannot_be_read_are_one_line(trained, capsys, text, reason)
     ("words", "said"),
     [
         ("--out R", "no config given; name a YAML file or a preset: "),
-        ("digits", "no --out RUN given; it should be the run's folder, new or to go on with"),
+        ("digits", "no --out RUN given; it should be the run's folder, a new one or one to resume"),
         ("5 --train.steps digits --out R", "the config comes first: mmfast train PRESET|CONFIG.yaml --out RUN"),
         ("5 --train.steps my.yml --out R", "the config comes first: mmfast train PRESET|CONFIG.yaml --out RUN"),
-        ("digits --out R x.yaml", "'x.yaml' is out of place; options of the config are --key value"),
+        ("digits --out R x.yaml", "'x.yaml' is out of place; set config options by --key value"),
         ("no.yaml --out R", "no.yaml"),
     ],
 )
@@ -94,7 +94,7 @@ def test_help_tells_of_every_option_with_its_value(trained, capsys):
         "with their defaults:\n\nthe run\n",
     ):
         assert words in usual
-    assert f"presets: {', '.join(presets.names())} (`mmfast presets` tells of them)" in usual
+    assert f"presets: {', '.join(presets.names())} (`mmfast presets` describes them)" in usual
     assert main(["train", "digits", "--train.steps", "4321", "-h"]) == 0
     own = capsys.readouterr().out
     assert "with their values in digits:" in own and "4321" in own and "4321" not in usual and not trained.calls

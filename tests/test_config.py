@@ -79,7 +79,7 @@ def test_a_config_is_utf_8_whatever_the_locale(tmp_path, encoding):
 def test_a_config_of_another_encoding_is_an_error(tmp_path, encoding):
     file = tmp_path / "x.yaml"
     file.write_bytes("anchor: caf\u00e9".encode(encoding))
-    with pytest.raises(MmfastError, match=r"x\.yaml is no text in UTF-8 .*; save it as UTF-8"):
+    with pytest.raises(MmfastError, match=r"x\.yaml is not UTF-8 text .*; save it as UTF-8"):
         configs.load(str(file))
 
 
@@ -122,9 +122,9 @@ def test_options_that_do_not_go_together():
     assert [configs.load("digits", [size, (parts, n)]).train.accumulation for n in "236"] == [2, 3, 6]
     graphs, compiled, shard = (f"train.{name}" for name in ("cuda_graphs", "compile", "shard"))
     for other in ((parts, "2"), (compiled, "true")):
-        broken(r"train\.cuda_graphs is true; it goes with train\.accumulation=1 and", (graphs, "true"), size, other)
+        broken(r"train\.cuda_graphs is true; it needs train\.accumulation=1 and", (graphs, "true"), size, other)
     for other in (graphs, compiled):
-        broken(r"train\.shard is true; it goes with train\.cuda_graphs=false and", (shard, "true"), (other, "true"))
+        broken(r"train\.shard is true; it needs train\.cuda_graphs=false and", (shard, "true"), (other, "true"))
     for key in (graphs, shard):
         assert configs.load("digits", [(key, "true")])
     assert configs.load("digits", [size, (parts, "2"), (compiled, "true")])
@@ -133,9 +133,9 @@ def test_options_that_do_not_go_together():
 def test_probabilities_of_a_modality_may_add_up_to_one_and_no_more():
     shares = [(f"modalities.mask.{name}_probability", x) for name, x in (("unknown", "0.3"), ("own_time", "0.3"))]
     assert configs.load("digits", [*shares, ("modalities.mask.given_probability", "0.4")])
-    broken("add up to 1.01; at most 1 is possible", *shares, ("modalities.mask.given_probability", "0.41"))
+    broken("add up to 1.01; they should add up to at most 1", *shares, ("modalities.mask.given_probability", "0.41"))
     usual = ("modalities.mask.given_probability", "null")
-    broken("add up to 1.2; at most 1", *shares, usual, ("train.given_probability", "0.6"))
+    broken("add up to 1.2; they should add up to at most 1", *shares, usual, ("train.given_probability", "0.6"))
 
 
 def test_offsets_that_no_model_can_have():
@@ -168,7 +168,7 @@ def test_configs_that_are_none(tmp_path):
 
 @pytest.mark.parametrize("key", ["train..steps", ".train", "train.", ".", ""])
 def test_a_key_with_an_empty_word_is_no_option(key):
-    said = f"--{key} is no option's name; it should be words with dots between them, as --train.steps"
+    said = f"--{key} is not an option's name; it should be words separated by dots, such as --train.steps"
     with pytest.raises(MmfastError) as found:
         configs.load("digits", [(key, "3")])
     assert str(found.value) == said

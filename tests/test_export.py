@@ -118,8 +118,8 @@ def test_a_run_writes_one_that_needs_no_mmfast(tmp_path):
 @pytest.mark.parametrize(
     ("options", "modalities", "message"),
     [
-        ([("backbone", "{kind: mlp, width: 8}")], ALONE, "backbone.kind is mlp, of which diffusers has no counterpart"),
-        ([], MASK, "modalities.other.unknown_probability is 0, so the network has never had the image without other"),
+        ([("backbone", "{kind: mlp, width: 8}")], ALONE, "kind is mlp, for which diffusers has no counterpart"),
+        ([], MASK, "modalities.other.unknown_probability is 0, so the network has never seen the image without other"),
         ([("told", "false")], BESIDE, "the other modalities in z_t"),
         ([("space", "shared")], {**ALONE, "label": BESIDE["label"]}, "the other modalities in z_t"),
         ([], MASKED, "modalities.other is seen in the image's own pixels"),
@@ -138,7 +138,7 @@ def test_nothing_is_overwritten_and_names_are_checked(tmp_path):
     loaded = mmfast.loaded.Loaded(mmfast.run.Run(tmp_path), config, model)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("kept")
-    with pytest.raises(MmfastError, match=r"export's folder is .*mine, which is there already"):
+    with pytest.raises(MmfastError, match=r"export's folder is .*mine, which already exists"):
         loaded.export("diffusers", tmp_path / "mine")
     with pytest.raises(MmfastError, match="export's folder is 3; it should be a path"):
         loaded.export("diffusers", 3)

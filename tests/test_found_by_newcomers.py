@@ -136,7 +136,7 @@ def test_guidance_by_nothing_is_refused(tmp_path):
 
     run = fit(tiny(train__steps=1), str(tmp_path / "run"), build_data(tiny()), quiet=True).run
     loaded = mmfast.load(run.folder, "cpu")
-    with pytest.raises(MmfastError, match="guidance_scale is given, but nothing is given that it could guide by"):
+    with pytest.raises(MmfastError, match="guidance_scale is set, but nothing is given to guide by"):
         loaded.sample(n=1, guidance_scale=3, steps=1)
     for over, given, words in (
         ({"guidance_scale": ["1", "2"]}, [], "over has guidance_scale, but nothing is given"),

@@ -234,7 +234,7 @@ def test_damaged_headers_of_numbers(header, tmp_path):
 def test_odd_names_of_options(key):
     with pytest.raises(MmfastError) as found:
         configs.load("digits", [(key, "3")])
-    assert f"--{key}" in str(found.value) or "no option" in str(found.value) or "should be one of" in str(found.value)
+    assert f"--{key}" in str(found.value) or "not an option" in str(found.value) or "should be one" in str(found.value)
 
 
 LONG = "a" * 400  # longer than a file's name can be

@@ -241,9 +241,9 @@ def test_nothing_is_overwritten_or_left_half_written(run, tmp_path, monkeypatch)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("mine")
     for name in ("file", "full"):
-        with pytest.raises(MmfastError, match="is there already; nothing is overwritten"):
+        with pytest.raises(MmfastError, match="already exists; nothing is overwritten"):
             drawn.save(tmp_path / name)
-    with pytest.raises(MmfastError, match=r"^save's folder is 3; it should be a path, as a text or a Path$"):
+    with pytest.raises(MmfastError, match=r"^save's folder is 3; it should be a path, as a str or a Path$"):
         drawn.save(3)
     with pytest.raises(MmfastError, match=r"^save's folder is 'a\\x00b'; it should be a path"):
         drawn.save("a\0b")

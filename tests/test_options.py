@@ -241,15 +241,15 @@ def test_a_number_is_finite_but_where_none_is_a_limit():
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"train": {"stepz": 3}}, "train.stepz is no option; did you mean train.steps?"),
+        ({"train": {"stepz": 3}}, "train.stepz is not an option; did you mean train.steps?"),
         ({"backbone": {"kind": "mlp", "qq": 3}},
-         "backbone.qq is no option; there are kind, width, blocks, features, dropout"),
+         "backbone.qq is not an option; there are kind, width, blocks, features, dropout"),
         ({"train": {"low_noise": {"shar": 1}}},
-         "train.low_noise.shar is no option; did you mean train.low_noise.share?"),
+         "train.low_noise.shar is not an option; did you mean train.low_noise.share?"),
         ({"train": {"low_noise": {"qq": {"a": 1}}}},
-         "train.low_noise.qq is no option; there are share, until, weight"),
+         "train.low_noise.qq is not an option; there are share, until, weight"),
         ({"modalities": {"image": {"kind": "image", "weight": {"kin": "none"}}}},
-         "modalities.image.weight.kin is no option; did you mean modalities.image.weight.kind?"),
+         "modalities.image.weight.kin is not an option; did you mean modalities.image.weight.kind?"),
     ],
 )  # fmt: skip
 def test_what_is_no_option_is_told_with_the_nearest_or_with_all(more, said):

@@ -31,7 +31,7 @@ def test_a_reader_that_goes_is_no_error(buffered):
 def test_what_cannot_be_written_is_one_line():
     status, _, err = shell("mmfast presets > /dev/full")
     assert status == 1 and err.count("\n") == 1
-    assert "what was to be printed cannot be written: No space left on device" in err
+    assert "the output cannot be written: No space left on device" in err
 
 
 @pytest.mark.slow

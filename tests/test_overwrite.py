@@ -67,7 +67,7 @@ def refused(words, file, capsys, monkeypatch, more=()):
 def test_what_is_there_stays_unless_it_is_to_be_overwritten(written, capsys, monkeypatch):
     """A link is there, too, even one to nothing; and it is what is overwritten, not the file that it leads to."""
     words, begins, file = written
-    target, usual = file.parent / "target", "which is there already; choose another name, or add --overwrite\n"
+    target, usual = file.parent / "target", "which already exists; choose another name, or add --overwrite\n"
     file.symlink_to(target)
     assert refused(words, file, capsys, monkeypatch).endswith(usual)
     target.write_text("mine")
@@ -81,15 +81,15 @@ def test_what_is_no_file_and_where_there_is_no_folder(written, capsys, monkeypat
     words, _, file = written
     for more in ((), ("--overwrite",)):
         file.mkdir()
-        assert "which is there and is no file" in refused(words, file, capsys, monkeypatch, more)
+        assert "which exists and is not a file" in refused(words, file, capsys, monkeypatch, more)
         file.rmdir()
         os.mkfifo(file)
-        assert "which is there and is no file" in refused(words, file, capsys, monkeypatch, more)
+        assert "which exists and is not a file" in refused(words, file, capsys, monkeypatch, more)
         file.unlink()
         lost = file.parent / "none" / file.name
-        assert f"{lost.parent} is no folder; make it" in refused(words, lost, capsys, monkeypatch, more)
+        assert f"{lost.parent} is not a folder; create it" in refused(words, lost, capsys, monkeypatch, more)
         below = file.parent / "data/image/0.png" / file.name
-        assert "0.png is no folder; make it" in refused(words, below, capsys, monkeypatch, more)
+        assert "0.png is not a folder; create it" in refused(words, below, capsys, monkeypatch, more)
 
 
 def test_a_folder_that_cannot_be_written_to(written, capsys, monkeypatch):
@@ -111,7 +111,7 @@ def test_folders_are_new_ones(words, place, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(place)
     (tmp_path / "mine").write_text("mine")
     assert main([*words, str(tmp_path)]) == 2
-    assert f"{tmp_path}, which is there already; nothing is overwritten: choose a new" in capsys.readouterr().err
+    assert f"{tmp_path}, which already exists; nothing is overwritten: choose a new" in capsys.readouterr().err
     assert [(x.name, x.read_text()) for x in tmp_path.iterdir()] == [("mine", "mine")]
 
 
@@ -128,7 +128,7 @@ def test_a_picture_that_is_too_large_for_jpeg_is_a_png(tmp_path, capsys):
         assert write_picture(tmp_path / name, Image.new("L", size)) == tmp_path / written
         assert Image.open(tmp_path / written).size == size
     assert capsys.readouterr().err == (
-        f"mmfast: the picture is 1 x 65,501 pixels, and a JPEG has at most 65,500 a side; it is written to "
+        f"mmfast: the picture is 1 x 65,501 pixels, and a JPEG has at most 65,500 per side; it is written to "
         f"{tmp_path / 'x-1.png'}, not to {tmp_path / 'x.jpg'}\n"
     )
     assert sorted(file.name for file in tmp_path.iterdir()) == ["x-1.png", "x.png", "y.jpeg"]

@@ -58,15 +58,15 @@ def test_aliases_tags_and_interpolation_are_refused(monkeypatch):
     monkeypatch.setenv("SECRET", "s3cret")
     for text, match in (
         (bomb, "aliases"),
-        ("a: !!python/object/apply:os.getcwd []", r"tags \(!!python/object/apply:os.getcwd\) are not read here"),
-        ("a: !!map [b]", r"tags \(!!map\) are not read here"),
-        ("a: !!str 1", r"tags \(!!str\) are not read here"),
-        ("!mine {a: 1}", r"tags \(!mine\) are not read here; write the value alone in line 1"),
-        *((f"a: {x}", "x is no valid YAML: tags") for x in ("!!set {b}", "!!int '5'", "!!binary aGk=", "! b")),
+        ("a: !!python/object/apply:os.getcwd []", r"tags \(!!python/object/apply:os.getcwd\) are not supported"),
+        ("a: !!map [b]", r"tags \(!!map\) are not supported"),
+        ("a: !!str 1", r"tags \(!!str\) are not supported"),
+        ("!mine {a: 1}", r"tags \(!mine\) are not supported; write the value alone in line 1"),
+        *((f"a: {x}", "x is not valid YAML: tags") for x in ("!!set {b}", "!!int '5'", "!!binary aGk=", "! b")),
         ("data: {root: '${oc.env:SECRET}'}", "write the value itself"),
-        ("a: [" * 5000, "x is no"),
-        ("a: " + "7" * 5000, "x is no"),
-        ("a: b: c", "x is no valid YAML"),
+        ("a: [" * 5000, "x cannot be read as YAML"),
+        ("a: " + "7" * 5000, "x cannot be read as YAML"),
+        ("a: b: c", "x is not valid YAML"),
     ):
         with pytest.raises(MmfastError, match=match) as error:
             load_yaml(text, "x")
@@ -78,7 +78,7 @@ def test_aliases_tags_and_interpolation_are_refused(monkeypatch):
 @pytest.mark.parametrize("text", ["seed: 1\ntrain: {}\nseed: 2", "train: {steps: 1, 'steps': 2}", "[{a: 1, a: 1}]"])
 def test_a_key_that_stands_twice_is_refused(text):
     with pytest.raises(
-        MmfastError, match=r"x is no valid YAML: the key '(seed|steps|a)' stands twice, first in line 1"
+        MmfastError, match=r"x is not valid YAML: the key '(seed|steps|a)' appears twice, first in line 1"
     ):
         load_yaml(text, "x")
     assert load_yaml("a: {b: 1}\nc: {b: 2}", "x") == {"a": {"b": 1}, "c": {"b": 2}}
@@ -119,7 +119,7 @@ def test_no_text_on_the_command_line_is_the_empty_one(text):
     ],
 )
 def test_a_file_has_quotes_where_a_text_is_wanted_that_is_none(text, key):
-    with pytest.raises(MmfastError, match=rf"{key} is (1\.5|true), which YAML reads as no text; put it in quotes"):
+    with pytest.raises(MmfastError, match=rf"{key} is (1\.5|true), which YAML does not read as text; put it in quotes"):
         configs.from_plain({**PLAIN, **load_yaml(text, "x")}, "x")
 
 
@@ -155,7 +155,7 @@ def test_a_list_of_one_may_be_the_one():
 
 
 def test_what_is_no_yaml_is_named_by_its_file_and_line():
-    with pytest.raises(MmfastError, match=r"^my.yaml is no valid YAML: the key 'a' .* in line 2, column 1: a: 2 \^$"):
+    with pytest.raises(MmfastError, match=r"^my.yaml is not valid YAML: the key 'a' .* in line 2, column 1: a: 2 \^$"):
         load_yaml("a: 1\na: 2\n", "my.yaml")
 
 

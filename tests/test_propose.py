@@ -125,7 +125,7 @@ def test_the_text_is_the_config(tmp_path):
     assert made.config.modalities["label"].names == names
     assert made.config.data.root == str(tmp_path / "my data, 'old'")
     assert made.text.startswith(
-        "# Written by `mmfast init my data`, for 4,000 examples.\n# 0.24 s a step on this machine"
+        "# Written by `mmfast init my data`, for 4,000 examples.\n# 0.24 s per step on this machine"
     )
     assert (
         len(made.text.splitlines()) < 45 and sum(line.lstrip().startswith("#") for line in made.text.splitlines()) == 4
@@ -162,7 +162,7 @@ def test_three_commands(data, capsys, monkeypatch):
     assert main(["check", "my.yaml", "--quiet"]) == 0
     assert main(["train", "my.yaml", "--out", "run", "--quiet", *flags(FEW)]) == 0
     before = (data.parent / "my.yaml").read_text()
-    assert main(["init", "data"]) == 2 and "my.yaml, which is there already" in capsys.readouterr().err
+    assert main(["init", "data"]) == 2 and "my.yaml, which already exists" in capsys.readouterr().err
     assert (data.parent / "my.yaml").read_text() == before
 
 

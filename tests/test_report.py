@@ -251,9 +251,9 @@ def test_an_earlier_report_is_replaced_and_nothing_else_is(run, tmp_path, capsys
     other = tmp_path / "mine.html"
     other.write_text("my page")
     for out, said in (
-        (other, "which is there already; choose another name, or add --overwrite"),
+        (other, "which already exists; choose another name, or add --overwrite"),
         (tmp_path / "a.pdf", "--out is .*a.pdf; it should end in .html or .htm"),
-        (tmp_path / "none" / "a.html", "none is no folder; make it, or choose another place"),
+        (tmp_path / "none" / "a.html", "none is not a folder; create it, or choose another place"),
         (tmp_path, "should end in .html"),
     ):
         assert main(["report", str(run), "--out", str(out)]) == 2
@@ -261,7 +261,7 @@ def test_an_earlier_report_is_replaced_and_nothing_else_is(run, tmp_path, capsys
         assert re.search(said, error) and error.count("\n") == 1
     kept = (run / "report.html").read_bytes()
     (run / "report.html").write_text("my page")
-    assert main(["report", str(run)]) == 2 and "is there already and is no report" in capsys.readouterr().err
+    assert main(["report", str(run)]) == 2 and "already exists and is not a report" in capsys.readouterr().err
     assert (run / "report.html").read_text() == "my page"
     (run / "report.html").write_bytes(kept)
     assert other.read_text() == "my page" and sorted(x.name for x in tmp_path.iterdir()) == ["mine.html", "run"]
@@ -284,7 +284,7 @@ def test_every_score_of_a_modality_has_its_meaning():
     assert {figures.explain(name).better for name in higher} == {figures.HIGHER}
     assert figures.explain("frechet_vgg16@64.samples").reference == "frechet_vgg16@64.real_halves"
     assert "my-vector" in figures.explain("bound.density.my-vector").meaning
-    assert "bits an example" in figures.explain("bound.discrete.label_bits").meaning
+    assert "bits per example" in figures.explain("bound.discrete.label_bits").meaning
     assert "label in" in figures.explain("bound.discrete.label_bits").meaning
     assert "bits per dimension" in figures.explain("bound.pixels_bits").meaning
     assert figures.explain("cat.fluff").better == "" and "No description" in figures.explain("cat.fluff").meaning

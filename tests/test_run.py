@@ -78,7 +78,7 @@ def test_a_folder_with_other_things_in_it_is_no_run(tmp_path):
     other.mkdir()
     for name in "dcba":
         (other / name).write_text(name)
-    with pytest.raises(MmfastError, match=r"holds files that are no run \(a, b, c\); choose a new folder"):
+    with pytest.raises(MmfastError, match=r"holds files that are not a run's \(a, b, c\); choose a new folder"):
         Run.start(other, tiny())
     assert sorted(file.name for file in other.iterdir()) == [*"abcd"]
     (tmp_path / "file").write_text("")

@@ -34,7 +34,7 @@ REFUSED = {
     ),
     "no number": ({"count": 0}, "count is 0; it should be a whole number of at least 1"),
     "half a number": ({"count": 2.5}, "count is 2.5; it should be a whole number of at least 1"),
-    "a truth value": ({"count": True}, "count is True; it should be a whole number of at least 1"),
+    "True, False": ({"count": True}, "count is True; it should be a whole number of at least 1"),
     "a batch of none": ({"batch_size": 0}, "batch_size is 0; it should be a whole number of at least 1"),
     "a batch in words": ({"batch_size": "all"}, "batch_size is 'all'; it should be a whole number of at least 1"),
     "a clamp of none": ({"clamp": 0}, "clamp is 0; it should be above 0, or None"),

@@ -291,7 +291,7 @@ def test_the_exit_status_is_2_where_training_would_stop(here, capsys):
     assert (here.parent / "s.png").exists() and "nothing is wrong" not in shown
     assert main(["check", "my.yaml", "--sheet", "s.gif"]) == 2
     assert main(["check", "nothing"]) == 2
-    assert "'nothing' is no folder; it should be one, a .yaml file, or one of any-to-any" in capsys.readouterr().err
+    assert "'nothing' is not a folder; it should be a folder, a .yaml file, or one of any" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -329,6 +329,6 @@ def test_training_begins_with_the_same_in_short(here, capsys):
     parameters = sum(p.numel() for p in build_model(configs.load("my.yaml")).parameters())
     assert capsys.readouterr().out.splitlines()[:3] == [
         "12 examples, 1 of them held out; mask 8, label 12, vector 12",
-        "1 file belongs to nothing; `mmfast check` tells more",
+        "1 file is not used; `mmfast check` tells more",
         f"{parameters:,} parameters, on cpu",
     ]

@@ -170,7 +170,7 @@ def test_the_cost_is_on_a_logarithmic_axis_that_names_what_was_asked(tmp_path, m
     assert axes.get_xscale() == "log" and not axes.texts
     assert axes.get_xticks().tolist() == [10, 13, 25] and len(axes.get_xticks(minor=True)) == 0
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["10", "13", "25"]
-    assert axes.get_xlabel() == "evaluations of the network a sample"
+    assert axes.get_xlabel() == "network evaluations per sample"
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["sampler ddim", "sampler heun"]
 
 

@@ -32,7 +32,7 @@ def test_what_is_permitted(monkeypatch):
     assert trust.permitted("z.c", "x:y") and trust.permitted("c", "3") and not trust.permitted("a.b", "x:y")
     trust.check_code("other.c", "x:y")
     for key, name in (("other.d", "x:y"), ("other.c", "x:z")):
-        with pytest.raises(MmfastError, match=f"{key} is '{name}', code that a config names; where you trust it, add"):
+        with pytest.raises(MmfastError, match=f"{key} is '{name}', code that a config names; if you trust it, add"):
             trust.check_code(key, name)
     trust.allow_code("x:z")
     trust.check_code("anything", "x:z")

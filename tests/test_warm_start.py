@@ -310,7 +310,10 @@ def edited(**changes):
             ["lacks 1 tensors", "backbone.middle.1.qkv.bias", "channels"],
         ),
         (lambda: edited(input_blocks__1__0__op__weight=torch.zeros(1)), ["input_blocks.1.0.op.weight", "no place"]),
-        (lambda: edited(input_blocks__40__0__in_layers__0__bias=torch.zeros(1)), ["has not", "backbone.down.39"]),
+        (
+            lambda: edited(input_blocks__40__0__in_layers__0__bias=torch.zeros(1)),
+            ["the network lacks", "backbone.down.39"],
+        ),
         (lambda: edited(middle_block__1__qkv__bias=torch.zeros(5)), ["[5]", "[288]"]),
         (lambda: edited(middle_block__1__qkv__bias=torch.tensor(0.0)), ["[1]", "[288]"]),
         (lambda: edited(out__2__weight=torch.zeros(2, 32, 3, 3)), ["[2, 32, 3, 3]", "[3, 32, 3, 3]"]),

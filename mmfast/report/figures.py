@@ -179,7 +179,7 @@ def explain(name: str, anchor: str = "") -> Figure:
     for rule in RULES:
         if found := re.fullmatch(rule.pattern, name):
             return _filled(name, rule, found.groupdict(), anchor)
-    return Figure(name, OTHER, "This version of mmfast has no description of this figure.")
+    return Figure(name, OTHER, "No description of this figure in this version of mmfast.")
 
 
 def _filled(name: str, rule: Rule, groups: dict[str, str | None], anchor: str) -> Figure:

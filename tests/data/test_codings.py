@@ -84,8 +84,8 @@ def test_a_file_of_the_other_coding_is_named(root, white):
         shown = ", ".join(map(str, np.unique(pixels)))
         wrong = survey(config(root)).wrong
         assert wrong == [
-            f"{root}/mask/04.png holds the values {shown}; most masks of this data hold {name}: save it with {name} in "
-            f"their place, or remove it; if most should be like this one, write modalities.NAME.values: 0/{wanted}"
+            f"{root}/mask/04.png holds the values {shown}; most masks of this data hold {name}: save it with {name} "
+            f"instead, or remove it; if most should be like this one, set modalities.NAME.values: 0/{wanted}"
         ]
         with pytest.raises(MmfastError, match=r"mask/04\.png holds the values"):
             masks(build_data(config(root)))

@@ -120,9 +120,9 @@ def test_a_config_says_how_many_and_nothing_left_is_an_error():
     with pytest.raises(MmfastError, match=r"modalities.label.labelled_only is true, but no training example has label"):
         build_data(config.load("digits", [("modalities.label.labelled_fraction", "1e-9"),
                                           ("modalities.label.labelled_only", "true")]))  # fmt: skip
-    with pytest.raises(MmfastError, match=r"modalities.image.labelled_fraction is of the anchor"):
+    with pytest.raises(MmfastError, match=r"modalities.image.labelled_fraction is set for the anchor"):
         build_data(config.load("digits", [("modalities.image.labelled_fraction", "0.5")]))
-    with pytest.raises(MmfastError, match=r"modalities.image.labelled_share is of the anchor"):
+    with pytest.raises(MmfastError, match=r"modalities.image.labelled_share is set for the anchor"):
         build_data(config.load("digits", [("modalities.image.labelled_share", "0.5")]))
     with pytest.raises(MmfastError, match=r"modalities.label.labelled_share is 0.5, but no training example has label"):
         build_data(config.load("digits", [("modalities.label.labelled_fraction", "1e-9"),

@@ -127,7 +127,7 @@ def test_check_and_train_count_and_name_what_is_left_out(root, tmp_path, capsys,
     file.write_text(json.dumps({**DRAFT, **FEW, "data": data, "modalities": MODALITIES}))
     assert main(["check", "x.yaml", "--quiet"]) == 0
     shown = capsys.readouterr().out
-    assert "cannot be read: 2 examples, which data.on_error: skip leaves out" in shown and "nothing is wrong" in shown
+    assert "cannot be read: 2 examples, left out by data.on_error: skip" in shown and "nothing is wrong" in shown
     assert main(["train", "x.yaml", "--out", "run"]) == 0
     out, err = capsys.readouterr()
     assert "2 of the examples cannot be read, and others take their places" in out

@@ -157,7 +157,7 @@ def test_a_model_of_it_has_no_bound():
     config = tiny(**WHOLE, train__steps=1)
     model, data = build_model(config), build_data(config)
     batch = data.test.__getitems__(range(4))
-    with pytest.raises(MmfastError, match=r"modalities\.label\.diffused: the bound is of heads, and there is none"):
+    with pytest.raises(MmfastError, match=r"modalities\.label\.diffused: the bound needs a head, and there is none"):
         bound(model, batch)
     with pytest.raises(MmfastError, match=r"modalities\.label\.diffused is true"):
         model.part("label").nll(torch.zeros(4, 9, 1, 1), batch.data["label"])

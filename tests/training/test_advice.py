@@ -91,7 +91,7 @@ MISSING = {
     "LPIPS of nothing": ({"lpips": "alex"}, "evaluate.lpips is 'alex', but no modality hides parts of an image"),
     "code that is not there": (
         {"features": "no_such_module:net"},
-        "evaluate.features is 'no_such_module:net', which cannot be had: No module named",
+        "evaluate.features is 'no_such_module:net', which cannot be imported: No module named",
     ),
 }
 

@@ -175,7 +175,7 @@ def test_losses_of_no_modality_are_refused(rule):
 
 
 def test_shards_have_no_gradient_norms():
-    with pytest.raises(MmfastError, match=r"loss\.balance is gradient_norm; it goes with train\.shard=false"):
+    with pytest.raises(MmfastError, match=r"loss\.balance is gradient_norm; it needs train\.shard=false"):
         configs.load("digits", [("loss.balance", "gradient_norm"), ("train.shard", "true")])
     configs.load("digits", [("loss.balance", "uncertainty"), ("train.shard", "true")])
 

@@ -173,7 +173,7 @@ def test_damaged_weights_draw_nothing(run, straight, capsys, damage):
     for command in ("sample", "eval"):
         assert main([command, str(run)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert "ema.safetensors" in line and "`mmfast train` command of the run, repeated, writes it again" in line
+        assert "ema.safetensors" in line and "repeat the run's `mmfast train` command to write it again" in line
         assert contents(run) == before
     assert again(run, capsys) == (0, [])  # the remedy
     assert_same(run, straight)

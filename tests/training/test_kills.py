@@ -80,7 +80,7 @@ def test_asked_to_stop_where_a_picture_is_due(tmp_path, straight, monkeypatch, c
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", interrupted)
-        assert again(run, capsys) == (130, ["mmfast: stopped; `mmfast train`, repeated, goes on where it stopped"])
+        assert again(run, capsys) == (130, ["mmfast: stopped; repeat the `mmfast train` command to resume"])
     assert load_tensors(run / STATE)[1]["step"] == 4 and not list((run / "samples").glob("step-0000004*"))
     assert again(run, capsys) == (0, [])
     assert_same(run, straight)

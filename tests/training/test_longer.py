@@ -42,14 +42,14 @@ def test_continued_it_is_the_longer_run_bit_for_bit(tmp_path, capsys):
     capsys.readouterr()
     train(options(**{"train.steps": "9", "train.log_every": "2"}), str(tmp_path / "a"), quiet=True)
     said = capsys.readouterr().err
-    assert "going on with train.steps 5 -> 9, train.log_every 50 -> 2" in said
+    assert "resuming with train.steps 5 -> 9, train.log_every 50 -> 2" in said
     train(options(**{"train.steps": "9"}), str(tmp_path / "b"), quiet=True)
     assert_same(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "a/stats.jsonl").read_bytes() == (tmp_path / "b/stats.jsonl").read_bytes()
     assert Run.open(tmp_path / "a").config().train.steps == 9
     # The same command again changes nothing and says nothing.
     train(options(**{"train.steps": "9", "train.log_every": "2"}), str(tmp_path / "a"), quiet=True)
-    assert "going on with" not in capsys.readouterr().err
+    assert "resuming with" not in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def test_figures_that_other_options_were_asked_for_are_told_of(tmp_path, capsys)
         capsys.readouterr()
         train(options(**{**asked, "sample.count": "2", **more}), str(run), quiet=True)
         said = capsys.readouterr().err
-        assert ("metrics.json is there, with the figures of the options before; for others use" in said) is told
+        assert ("metrics.json has the figures of the previous options; for those of the new ones, use" in said) is told
         assert (run / "metrics.json").read_bytes() == before
 
 

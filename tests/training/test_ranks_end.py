@@ -26,7 +26,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_step_in_hand(tmp_path):
     assert job.wait() == [130, 130]
     assert load_tensors(run / "trainer.safetensors")[1]["step"] == 7 == len(stats(run))
     first, second = job.said()
-    assert first == "mmfast: stopped; `mmfast train`, repeated, goes on where it stopped\n" and second == ""
+    assert first == "mmfast: stopped; repeat the `mmfast train` command to resume\n" and second == ""
 
 
 @pytest.mark.slow
@@ -325,6 +325,6 @@ def test_torchrun_is_stopped_and_goes_on(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode != 0 and said.count("mmfast: ") == 1
-    assert "mmfast: stopped; `mmfast train`, repeated, goes on where it stopped" in said
+    assert "mmfast: stopped; repeat the `mmfast train` command to resume" in said
     step = load_tensors(run / "trainer.safetensors")[1]["step"]
     assert 0 < step == len(stats(run)) < 100_000

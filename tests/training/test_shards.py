@@ -70,7 +70,7 @@ def test_shards_are_cut_anew_for_another_number_of_ranks(fsdp2, tmp_path):
 
 def test_shards_do_not_go_with_graphs_or_the_compiler():
     for name in ("cuda_graphs", "compile"):
-        with pytest.raises(MmfastError, match=r"train.shard is true; it goes with train.cuda_graphs=false and"):
+        with pytest.raises(MmfastError, match=r"train.shard is true; it needs train.cuda_graphs=false and"):
             tiny(train__shard="true", **{f"train__{name}": "true"})
 
 

@@ -83,7 +83,7 @@ def test_a_step_left_out_leaves_everything_as_it_was(how, tmp_path, capsys):
     assert about["skipped"] == 2 and about["step"] == 7
     assert main(["report", str(found.run.folder)]) == 0
     page = (found.run.folder / "report.html").read_text()
-    assert "not finite: 2, the last of them step 6." in page and "no finite numbers" not in page
+    assert "not finite: 2, the last of them step 6." in page and "not finite numbers" not in page
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ def test_a_step_that_is_there_twice_is_said_and_kept_once(tmp_path, capsys):
     assert heal(run, capsys, 3, 1, 2, 3, 4) == ([(1, 0), (2, 1), (3, 2)], "")  # the fourth will be made again
     found, words = heal(run, capsys, 3, 1, 2, 2, 3)
     assert found == [(1, 0), (2, 1), (3, 3)]
-    assert words == "two for steps 2, of which the first is kept; training goes on as it was"
+    assert words == "two for steps 2, of which the first is kept; training itself is not affected"
     found, words = heal(run, capsys, 12, 12, 3, 3, 7, 9)
     assert found == [(3, 1), (7, 3), (9, 4), (12, 0)]
     assert words.startswith("no line for steps 1 .. 2, 4 .. 6, 8, 10 .. 11, and two for steps 3, of which")
