@@ -1,13 +1,13 @@
-"""A modality added to a trained model (`mmfast train ... --from RUN`), beside training with all of them from nothing.
+"""A modality added to a trained model (`mmfast train ... --from RUN`), against training everything from nothing.
 
     python -m benchmarks.adding                 # digits; or a preset or config file of your own
     python -m benchmarks.adding --given-probability 0.7 --validate
 
-trains one arm with everything; and for each modality but the anchor, one without it, and from the weights of that one
-with everything, for a third of the steps. --set and --given-probability change this stage alone. --validate measures
-on a tenth of the training examples, which is then not trained on: to choose options by. An arm is within 5 per cent in
-a figure if it is at most so much below it (of a distance: above it), as means over the seeds. It goes on where it
-stopped, and writes benchmarks/results/adding.json.
+trains one arm with everything and, for each modality except the anchor, one without it. From the weights of each of
+these it trains one with everything for a third of the steps. --set and --given-probability change only this stage. To
+choose options, --validate measures on a tenth of the training examples, which are then not trained on. An arm is within
+5 per cent in a figure if its mean over the seeds is at most so much worse: lower, or higher for a distance. If stopped,
+the same command resumes. It writes benchmarks/results/adding.json.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def added(name: str) -> str:
 def study(
     base: str, changes: Mapping[str, str], given_probability: float | None = None, validate: bool = False
 ) -> arms.Study:
-    """The arms of a config; changes: of the added stage; given_probability: of the added modality there."""
+    """The arms of a config. changes, given_probability: options of the added stage, and of the added modality there."""
     config = configs.load(base)
     names = [name for name in config.modalities if name != config.anchor]
     first = {without(name): name for name in names}
@@ -49,7 +49,7 @@ def study(
 
 
 def behind(found: arms.Found, arm: str, key: str) -> float:
-    """By how much of the figure of everything from nothing an arm is worse; below 0 where it is better."""
+    """How much worse an arm is, as a share of the figure of everything from nothing; negative if better."""
     mean, whole = (statistics.mean(one[key] for one in found[name]) for name in (arm, ALL))
     return (whole - mean if arms.FIGURES[key][1] else mean - whole) / whole
 
@@ -60,7 +60,7 @@ def compared(found: arms.Found) -> arms.Found:
 
 
 def verdicts(found: arms.Found) -> list[str]:
-    """Of each added modality, how many figures are within 5 per cent, and the worst of them."""
+    """For each added modality, how many figures are within 5 per cent, and the worst one."""
     keys, lines = arms.measured(found), []
     for arm in found:
         if arm != ALL:

@@ -1,4 +1,4 @@
-"""A config in several arms, each trained with several seeds, and what `mmfast eval` measures of them."""
+"""Several arms of a config, each trained with several seeds and measured as by `mmfast eval`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from mmfast.run import Run
 from mmfast.training import fit
 
 RESULTS = Path(__file__).resolve().parent / "results"
-# By name in metrics.json: its title, and whether more is better.
+# By name in metrics.json: the title, and whether higher is better.
 FIGURES = {
     "label.joint_agreement": ("drawn together: the label is the image's", True),
     "mask.joint_iou": ("drawn together: IoU of mask and ink", True),
     "label.conditional_accuracy": ("given a label: the image shows it", True),
     "mask.conditional_iou": ("given a mask: IoU of the image's ink", True),
-    "label.recovered_accuracy": ("read off an image: accuracy of the label", True),
-    "mask.recovered_iou": ("read off an image: IoU of the mask", True),
+    "label.recovered_accuracy": ("predicted from an image: accuracy of the label", True),
+    "mask.recovered_iou": ("predicted from an image: IoU of the mask", True),
     "frechet.samples": ("Frechet distance of the images, pixels", False),
 }
 Figures = dict[str, Any]
@@ -42,9 +42,9 @@ Found = dict[str, list[Figures]]  # by arm, the figures of each seed
 class Study:
     """Models to compare.
 
-    arms: by name, what each puts over `base`, a preset or a file. data: what is trained on and measured on.
-    without: by arm, a modality that it has not. after: by arm, the one whose weights it begins with, and its share of
-    the steps.
+    arms: by name, the overrides of `base`, a preset or a file. data: makes the data to train and measure on.
+    without: by arm, a modality that it lacks. after: by arm, the arm whose weights it starts from and its share of the
+    steps.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Study:
     after: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
     def config(self, arm: str, steps: int, samples: int, seed: int, device: str = "cpu") -> Config:
-        """An arm's config: the base, and what a benchmark decides."""
+        """An arm's config: the base, and what the benchmark sets."""
         steps = round(steps * self.after[arm][1]) if arm in self.after else steps
         decided = {
             "seed": seed,
@@ -73,9 +73,9 @@ class Study:
         return dataclasses.replace(config, modalities=kept)
 
     def cell(self, arm: str, seed: int, args: argparse.Namespace) -> Figures:
-        """An arm's figures with one seed; what is there is not done again.
+        """An arm's figures with one seed; existing results are reused.
 
-        Raises MmfastError where what is there was made with other options or of other data.
+        Raises MmfastError if the existing results were made with other options or other data.
         """
         config = self.config(arm, args.steps, args.samples, seed, args.device)
         start = None
@@ -98,7 +98,7 @@ class Study:
         before = Run(folder).load_state() if folder.exists() else None
         steps, begun = before[1]["step"] if before else 0, time.process_time()
         trainer = fit(config, str(folder), data, quiet=True, start=start)
-        # Of all the times that it was begun but for those that were killed: their steps do not count either.
+        # Over all starts that were not killed; the steps of killed ones do not count either.
         taken = json.loads(timing.read_text()) if timing.exists() else {"seconds": 0.0, "steps": 0}
         taken["seconds"] += time.process_time() - begun if trainer.done > steps else 0.0
         taken["steps"] += trainer.done - steps
@@ -115,7 +115,7 @@ class Study:
         return Path(args.work) / f"{args.steps}-steps" / f"{arm.replace(' ', '-')}-{seed}"
 
     def run(self, args: argparse.Namespace) -> Found:
-        """Every arm with every seed, written to `args.out`/NAME.json."""
+        """Run every arm with every seed and write the figures to `args.out`/NAME.json."""
         found: Found = {arm: [] for arm in self.arms}
         for seed in range(args.seeds):
             for arm, each in found.items():
@@ -134,7 +134,7 @@ def device_name(device: str) -> str:
 
 
 def parser(name: str, description: str | None, steps: int, samples: int, seeds: int) -> argparse.ArgumentParser:
-    """The options that every study has."""
+    """A parser with the options of every study."""
     found = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=description)
     found.add_argument("--steps", type=int, default=steps, help=f"optimiser steps of each model [{steps}]")
     found.add_argument("--samples", type=int, default=samples, help=f"samples a direction [{samples}]")
@@ -152,7 +152,7 @@ def measured(found: Found) -> list[str]:
 
 
 def table(found: Found) -> str:
-    """Means over the seeds in Markdown, each with the range."""
+    """A Markdown table of means over the seeds, each with its range."""
     lines = ["| | " + " | ".join(found) + " |", "|---" * (1 + len(found)) + "|"]
     for key in measured(found):
         columns = [[one[key] for one in each] for each in found.values()]

@@ -1,9 +1,9 @@
-"""The balance of the losses, on digits with label and mask: the config's weights, none, and those that training finds.
+"""The balance of the losses on digits with label and mask: the config's weights, equal ones, and automatic ones.
 
     python -m benchmarks.balance
 
-trains every arm with every seed on nine tenths of the training digits, and measures it on the tenth: what is chosen
-here has not seen the test set. It goes on where it stopped, and writes benchmarks/results/balance.json.
+trains every arm with every seed on nine tenths of the training digits and measures it on the remaining tenth, so that
+nothing is chosen on the test set. If stopped, the same command resumes. It writes benchmarks/results/balance.json.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mmfast.config import Config
 from mmfast.data import Data
 from mmfast.data.base import InMemory
 
-# By arm, what is put over the preset.
+# By arm, the overrides of the preset.
 EVEN = {"modalities.label.loss_weight": "1", "modalities.mask.loss_weight": "1"}
 ARMS: dict[str, dict[str, str]] = {
     "the preset's weights": {},
@@ -26,7 +26,7 @@ SHARE = 10  # one in so many training examples is for validation
 
 
 def validation(config: Config) -> Data:
-    """The training set in two: nine tenths to train on, and a tenth held out."""
+    """The training set split in two: nine tenths to train on, a tenth to measure on."""
     found = build_data(config)
     rows = range(len(found.train))
     held, seen = [k for k in rows if k % SHARE == 0], [k for k in rows if k % SHARE]

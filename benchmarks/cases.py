@@ -1,7 +1,7 @@
-"""What is timed: every op and direction, and for each the ways that a user could pick.
+"""The timed cases: every op and direction, each with the implementations that a user could choose from.
 
-A case says what its providers do alike; every one of them looks the coefficients up by t. float32, two modalities
-that cover the whole image.
+All providers of a case compute the same thing and look the coefficients up by t. float32, two modalities that cover
+the whole image.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STEP = 500
 
 @dataclass(frozen=True)
 class Case:
-    """op and case name it; `tensors` of the image's size are read and written at least; `build` makes the providers."""
+    """`tensors` is how many tensors of the image's size are read and written at least; `build` makes the providers."""
 
     op: str
     case: str
@@ -61,7 +61,7 @@ def _row(table: Tensor, t: Tensor) -> tuple[Tensor, ...]:
 
 
 def _compiled(function: Callable[..., object], noisy: bool) -> dict[str, Callable[..., object]]:
-    """The function compiled, and where it makes noise in both ways that Inductor has."""
+    """The compiled function; a noisy one in both of Inductor's random modes."""
     options = {COMPILE: None, FALLBACK: {"fallback_random": True}} if noisy else {COMPILE: None}
     return {
         name: torch.compile(function, fullgraph=True, dynamic=False, options=option) for name, option in options.items()
@@ -116,7 +116,7 @@ def q_sample_backward(s: Setting) -> Providers:
 
 
 def q_sample_recorded(s: Setting) -> Providers:
-    """The forward pass with its gradients to be had: what it costs to record them."""
+    """The forward pass with gradients recorded, to show the overhead of recording."""
     table, t, z0 = _marginal(s), s.t, s.z0
     a, b = (x.clone().requires_grad_() for x in (s.a, s.b))
 
@@ -129,7 +129,7 @@ def q_sample_recorded(s: Setting) -> Providers:
 
 
 def add_noise(s: Setting) -> Providers:
-    """No modality beside the image, the noise handed in: what diffusers' schedulers do."""
+    """Only the image, with the noise passed in, as diffusers' schedulers do."""
     x, t = s.plain.alpha_bar, s.t
     table = s.table(x.sqrt(), (1 - x).sqrt())
 
@@ -156,7 +156,7 @@ def q_sample_given(s: Setting) -> Providers:
 
 
 def q_sample_by_block(s: Setting) -> Providers:
-    """A channel for the image and each modality, and a time for each: three blocks of the same size in all."""
+    """A channel and a time for the image and for each modality: three blocks of the same size."""
     table, t, blocks = _marginal(s), s.times, [x[:, :1].contiguous() for x in (s.z0, s.a, s.b)]
     coefs, sigmas = table[:, :3].contiguous(), table[:, 3].contiguous()
 
@@ -245,7 +245,7 @@ def _loss(s: Setting) -> Tensor:
 
 
 def loss(s: Setting) -> Providers:
-    """min-SNR weights, target eps, handed in; the loss and the gradient for the prediction."""
+    """The loss and the gradient for the prediction, with min-SNR weights and target eps, which is passed in."""
     table, t, eps = _loss(s), s.t, s.eps
 
     def formula(prediction: Tensor) -> Tensor:
@@ -258,7 +258,7 @@ def loss(s: Setting) -> Providers:
 
 
 def loss_again(s: Setting) -> Providers:
-    """The same; ours makes the noise again from its identity, the others are handed it."""
+    """The same, but ours regenerates the noise from its seed, and the others get it passed in."""
     table, t, eps = _loss(s), s.t, s.eps
 
     def formula(prediction: Tensor) -> Tensor:
@@ -271,7 +271,7 @@ def loss_again(s: Setting) -> Providers:
 
 
 def block_mask(s: Setting) -> Providers:
-    """Half of the blocks of 4 x 4 hidden, exactly."""
+    """Exactly half of the 4 x 4 blocks hidden."""
     B, _, H, W = s.size
     down, across = H // 4, W // 4
 
@@ -295,7 +295,7 @@ def _diffusers():  # type: ignore[no-untyped-def]
 
 
 def memory_copy(size: tuple[int, ...], tensors: float, device: str) -> Callable[[], object]:
-    """A copy that moves as many bytes as reading and writing this many tensors in all."""
+    """A copy that moves as many bytes as reading and writing this many tensors in total."""
     elements = max(1, int(torch.Size(size).numel() * tensors / 2))
     source, target = torch.ones(elements, device=device), torch.empty(elements, device=device)
     return lambda: target.copy_(source)
@@ -321,5 +321,5 @@ CASES = (
 
 
 def selected(pattern: str) -> Iterator[Case]:
-    """The cases whose name holds the pattern."""
+    """The cases whose name contains the pattern."""
     return (case for case in CASES if pattern in f"{case.op} {case.case}")

@@ -1,7 +1,7 @@
-"""What a compiled graph should get where no noise is made: one op of ours, or torch's ops for Inductor to fuse.
+"""Whether a compiled graph without noise should have one op of ours, or torch's ops for Inductor to fuse.
 
-`python -m benchmarks.compiled` times q_sample with the noise handed in and posterior_mean, alone and between pointwise
-neighbours, compiled both ways; float32, two modalities. Writes benchmarks/results/compiled.csv.
+`python -m benchmarks.compiled` times q_sample with the noise passed in and posterior_mean, alone and between pointwise
+neighbours, compiled both ways, in float32 with two modalities. Writes benchmarks/results/compiled.csv.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _with(dispatch, plain, function, *args):  # type: ignore[no-untyped-def]
-    dispatch.PLAIN_IN_GRAPHS = plain  # the compiled graph is guarded on it
+    dispatch.PLAIN_IN_GRAPHS = plain  # the compiled graph has a guard on it
     return function(*args)
 
 

@@ -1,4 +1,4 @@
-"""Compiles csrc/cuda for the host, under the shim of tests/support/cuda_shim: _mmfast_cuda that runs without a GPU."""
+"""Compile csrc/cuda for the host with the shim of tests/support/cuda_shim: a _mmfast_cuda that runs without a GPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def compiler() -> str | None:
 
 
 def build(optimise: str = "-O1") -> Path:
-    """The path of the extension, compiled unless a temporary folder has it from the very same sources."""
+    """The path of the extension, compiled unless a temporary folder already has it from the same sources."""
     import pybind11
 
     flags = [*FLAGS, optimise]
@@ -54,9 +54,9 @@ def build(optimise: str = "-O1") -> Path:
 
 
 def load(optimise: str = "-O1") -> tuple[Any, ctypes.CDLL]:
-    """The extension, and its library: run_threads_backwards(1) turns a block's threads, run_nothing(1) stops all."""
+    """The extension and its library: run_threads_backwards(1) reverses a block's threads, run_nothing(1) skips them."""
     library = build(optimise)
-    # Not the name of the extension for a GPU: that one may be there too, and pybind11 has a module of a name once.
+    # A name of its own: the extension for a GPU may be loaded too, and pybind11 allows each module name once.
     spec = importlib.util.spec_from_file_location("cuda_on_host._mmfast_cuda", library)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

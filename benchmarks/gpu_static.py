@@ -1,9 +1,9 @@
-"""What the machine code of the GPU kernels says of them: python -m benchmarks.gpu_static [--json FILE]
+"""Static checks of the GPU kernels' machine code: python -m benchmarks.gpu_static [--json FILE]
 
-Each kernel is compiled for each target, and its registers, its spills and the widths of its accesses to global memory
-are read off. The times are those that the bytes the code moves in a typical case take at the card's bandwidth, by its
-data sheet. No GPU ran any of it. The exit code is 1 if a kernel spills, has no 128-bit loads or stores where a thread
-moves whole vectors, or if nothing could be compiled.
+Each kernel is compiled for each target, and its registers, spills and widths of global memory accesses are reported.
+The times are the bytes moved in a typical case divided by the card's bandwidth from its data sheet; no GPU is used. The
+exit code is 1 if a kernel spills or lacks 128-bit loads or stores where a thread moves whole vectors, or if nothing
+could be compiled.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NO_GPU = (
 
 
 def collect(backends: Sequence[str], targets: Sequence[str]) -> tuple[list[Row], dict[str, str]]:
-    """The rows of the backends, and for those that have none why not."""
+    """The rows of the backends, and the reasons for those that have none."""
     rows, missing = [], {}
     for backend in backends:
         module = SOURCES[backend]
@@ -50,7 +50,7 @@ def collect(backends: Sequence[str], targets: Sequence[str]) -> tuple[list[Row],
 
 
 def microseconds(row: Row, shape: Sequence[int]) -> float:
-    """The time that the row's bytes take at the bandwidth of the target's card."""
+    """The time to move the row's bytes at the bandwidth of the target's card."""
     return prod(shape) * row.bytes_per_element / (CARDS[row.target][1] * 1e9) * 1e6
 
 
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_static", description=__doc__.splitlines()[0])
     parser.add_argument("--targets", default=",".join(CARDS), help="comma-separated, of " + ", ".join(CARDS))
     parser.add_argument("--backends", default=",".join(SOURCES), help="comma-separated, of " + ", ".join(SOURCES))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to this file")
     options = parser.parse_args(arguments)
     targets, backends = options.targets.split(","), options.backends.split(",")
     for given, known in ((targets, CARDS), (backends, SOURCES)):

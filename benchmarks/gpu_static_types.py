@@ -1,4 +1,4 @@
-"""What is read off one compiled GPU kernel, without running it."""
+"""The properties of one compiled GPU kernel, read from its machine code without running it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from dataclasses import dataclass
 
 
 class CannotCompileError(RuntimeError):
-    """A source of compiled kernels has not the tools it needs here; the message is one line."""
+    """The tools to compile a source of kernels are missing; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One kernel compiled for one target.
 
-    Loads and stores are instructions on global memory (LDG, STG) in the machine code: those of 128 bits and those of
-    fewer. bytes_per_element is what the code moves in the typical case that `note` names, over the elements of its
-    output; least_bytes_per_element is every input read once and every output written once.
+    Loads and stores are instructions on global memory (LDG, STG) in the machine code, of 128 bits or fewer.
+    bytes_per_element counts the bytes moved per output element in the typical case that `note` names;
+    least_bytes_per_element reads every input once and writes every output once.
     """
 
     backend: str  # "cuda", "triton"
     kernel: str  # "combine float32"
     target: str  # "sm_90"
-    registers: int  # a thread
+    registers: int  # per thread
     spills: int  # bytes of spill stores and loads
     loads_128: int
     stores_128: int
@@ -30,11 +30,11 @@ class Row:
     bytes_per_element: float
     least_bytes_per_element: float
     note: str = ""
-    expects: tuple[str, ...] = ("loads", "stores")  # which of them a thread makes of whole vectors
+    expects: tuple[str, ...] = ("loads", "stores")  # which of them use whole vectors
 
     @property
     def problem(self) -> str:
-        """Why this kernel is not as it should be, or nothing: spills, or no 128-bit loads or stores."""
+        """What is wrong with this kernel, or "": spills, or no 128-bit loads or stores."""
         if self.spills:
             return f"spills {self.spills} bytes"
         counts = {"loads": self.loads_128, "stores": self.stores_128}

@@ -1,10 +1,10 @@
-"""The host's time of every op up to the launch: `python -m benchmarks.host`. Needs g++, and no GPU.
+"""The host overhead of every op up to the launch: `python -m benchmarks.host`. Needs g++, but no GPU.
 
-The CUDA backend is compiled for the host, with launches that do nothing (tests/support/cuda_shim): what is left is what
-a call costs before the GPU begins, but for torch's look-up of the current stream and for its CUDA allocator, which a
-machine without a GPU does not have. Beside it the CPU backend, whose kernels run on these tiny tensors, and what
-eager torch takes for the same formula. Last, for scale, what torch takes for one multiplication. All of a case
-alternate in one run; medians, in microseconds a call.
+The CUDA backend is compiled for the host, with launches that do nothing (tests/support/cuda_shim). What remains is the
+time of a call before the GPU starts, except for torch's look-up of the current stream and its CUDA allocator, which a
+machine without a GPU does not have. For comparison: the CPU backend, whose kernels run on these tiny tensors, eager
+torch for the same formula and, for scale, one multiplication in torch. All alternate in one run for each case. The
+figures are medians in microseconds per call.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def least() -> list[Case]:
-    """What torch itself takes for the least that can be differentiated: a multiplication by 2."""
+    """The simplest differentiable operation in torch: a multiplication by 2."""
     import torch
 
     from benchmarks.cases import EAGER, Case
@@ -77,7 +77,7 @@ def least() -> list[Case]:
 
 @contextmanager
 def cuda_that_launches_nothing() -> Iterator[Callable[[Callable[[], object]], Callable[[], object]]]:
-    """Gives a function that makes a call go through the CUDA backend, on tensors of the host."""
+    """Yield a function that routes a call through the CUDA backend, on host tensors."""
     from benchmarks.cuda_on_host import load
     from mmfast.ops import around, backends
     from mmfast.ops.backends import cuda

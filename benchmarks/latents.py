@@ -1,7 +1,7 @@
-"""A training step on latents that were kept, against one that encodes its images: python -m benchmarks.latents
+"""A training step on cached latents, against one that encodes its images: python -m benchmarks.latents
 
-The autoencoder is diffusers' AutoencoderKL, a quarter as wide as Stable Diffusion's, at random weights; the network is
-a small DiT. Steps of both kinds are taken in turn.
+The autoencoder is diffusers' AutoencoderKL, a quarter as wide as Stable Diffusion's, with random weights; the network
+is a small DiT. Steps of both kinds alternate.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main() -> None:
             torch.stack(list(losses(model, batch, torch.arange(len(batch)), made).values())).sum().backward()
             optimizer.step()
             optimizer.zero_grad()
-            if turn:  # the first is to warm up
+            if turn:  # the first turn is a warm-up
                 times[side].append(time.perf_counter() - start)
     ratios = [a / b for a, b in zip(times["encoded"], times["kept"], strict=True)]
     found = {f"{side}_s": round(statistics.median(x), 4) for side, x in times.items()}

@@ -1,8 +1,8 @@
-"""What bounds the CPU's noise, and how far from it we are: `python -m benchmarks.limit` (x86 with AVX-512, GCC).
+"""How close the CPU's noise generator is to its limit: `python -m benchmarks.limit` (x86 with AVX-512, GCC).
 
-Compiles the kernel's inner loop alone, counts its instructions by what executes them, and times it on one core within
-the first cache. An AVX-512 core executes two vector instructions a cycle, on the ports 0 and 5; loads and stores have
-ports of their own. So the bound is half the number of the former.
+Compiles the kernel's inner loop alone, counts its instructions by kind, and times it on one core within the first-level
+cache. An AVX-512 core executes two vector instructions per cycle, on ports 0 and 5; loads and stores have other ports.
+So the bound, in cycles, is half the number of vector instructions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KINDS = {
     "conversions, integer sums, masks": r"vcvt|vpadd|vpand|vptest|vblend",
     "square roots": r"vsqrt",
 }
-ELEMENTS = 128  # that one turn of the loop makes
+ELEMENTS = 128  # per turn of the loop
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def count(program: Path) -> Counter[str]:
-    """The instructions on vectors in the longest loop of `make`, by kind."""
+    """The vector instructions in the longest loop of `make`, by kind."""
     text = subprocess.run(["objdump", "-d", "--no-show-raw-insn", program], capture_output=True, text=True, check=True)
     body = re.search(r"<make>:\n(.*?)\n\n", text.stdout + "\n\n", re.S)
     assert body is not None
@@ -71,7 +71,7 @@ def count(program: Path) -> Counter[str]:
     counts: Counter[str] = Counter()
     for line in lines[first:last]:
         name = line[1].split()[0]
-        # Moves and broadcasts from memory are loads; of what works on registers, every one takes a port.
+        # Moves and broadcasts from memory are loads. Every instruction on registers takes a port.
         for kind, pattern in KINDS.items():
             if re.match(pattern, name):
                 counts[kind] += 1

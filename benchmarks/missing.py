@@ -1,15 +1,15 @@
-"""Examples that lack a modality, beside leaving them out: what either costs, in every figure of the evaluation.
+"""What examples that lack a modality cost, compared with leaving them out, in every figure of the evaluation.
 
     python -m benchmarks.missing                # digits; or a preset or config file of your own
     python -m benchmarks.missing emoji.yaml --steps 2200 --samples 392 --only mask --name missing-emoji
 
-trains one arm with everything, three for each modality but the anchor, which half of the training examples then lack,
-and one without those examples, always the same half. In the second arm of a modality the examples that have it are
-repeated until they are three quarters of what training sees (`labelled_share`), and its `loss_weight` is divided by
-that share, as `mmfast init` proposes. In the third its `given_probability` is divided by it too. All are measured on
-the same test set by the same judges. The cost of an arm is the rise of its errors over the first arm's: the error of a
-share is what it lacks of 1, that of a distance is the distance, and the rises of the figures are averaged as ratios.
-It goes on where it stopped, and writes benchmarks/results/missing.json.
+trains one arm with everything, three arms for each modality except the anchor, which half of the training examples then
+lack, and one arm without those examples, always the same half. In the second arm of a modality, the examples that have
+it are repeated until they are three quarters of the training examples (`labelled_share`), and its `loss_weight` is
+divided by that share, as `mmfast init` proposes. In the third, its `given_probability` is divided by it too. All are
+measured on the same test set by the same judges. The cost of an arm is the rise of its errors over those of the first
+arm: the error of a share is 1 minus the share, that of a distance is the distance itself, and the rises are averaged
+geometrically. If stopped, the same command resumes. It writes benchmarks/results/missing.json.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from mmfast.build import build_data
 from mmfast.errors import unknown
 
 ALL, LEFT_OUT = "all examples, whole", "half of the examples"
-LEAST_ERROR = 1e-4  # of a figure that is perfect, so that a ratio to it is finite
+LEAST_ERROR = 1e-4  # the error of a perfect figure, so that a ratio to it is finite
 
 
-SHARE = 0.75  # of the examples that have the modality, where they are repeated
+SHARE = 0.75  # of the examples with the modality, if they are repeated
 
 
 def lacking(name: str, repeated: bool = False, given: bool = False) -> str:
-    """An arm's name; repeated: what has it is, and weighted; given: and given as often as in the base."""
+    """An arm's name. repeated: the others are repeated and weighted. given: and given as often as in the base."""
     if given:
         return f"half without {name}, the others repeated, weighted and given"
     return f"half without {name}" + ", the others repeated and weighted" * repeated
 
 
 def study(base: str, name: str = "missing", only: Sequence[str] = ()) -> arms.Study:
-    """The arms of a config, for all modalities or `only` some. No arm lacks the anchor, which every example has."""
+    """The arms of a config, for all modalities or `only` some. Every example has the anchor, so no arm lacks it."""
     config = configs.load(base)
     names = [modality for modality in config.modalities if modality != config.anchor]
     for modality in only:
@@ -64,9 +64,9 @@ def study(base: str, name: str = "missing", only: Sequence[str] = ()) -> arms.St
 
 
 def cost(found: arms.Found, arm: str, keys: Sequence[str]) -> float:
-    """How much larger an arm's errors are than those of all examples, whole: the geometric mean over the figures, - 1.
+    """The relative rise of an arm's errors over those of all examples, whole: a geometric mean over the figures, - 1.
 
-    A figure's error is that of its mean over the seeds.
+    A figure's error is the error of its mean over the seeds.
     """
     return math.exp(statistics.mean(math.log(error(found[arm], key) / error(found[ALL], key)) for key in keys)) - 1
 
@@ -77,7 +77,7 @@ def error(each: Sequence[arms.Figures], key: str) -> float:
 
 
 def verdicts(found: arms.Found) -> list[str]:
-    """What it costs that half of the examples lack each modality, and whether that is under half of the last arm's."""
+    """The cost if half of the examples lack each modality, and whether it is under half of the last arm's cost."""
     keys, without = arms.measured(found), cost(found, LEFT_OUT, arms.measured(found))
     lines = [f"- {LEFT_OUT}: errors {without:+.1%}"]
     for arm in found:
@@ -91,7 +91,7 @@ def verdicts(found: arms.Found) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     options = arms.parser("missing", __doc__, steps=3500, samples=1000, seeds=3)
     options.add_argument("base", nargs="?", default="digits", help="a preset or a config file [digits]")
-    options.add_argument("--name", default="missing", help="of the file of results, without .json [missing]")
+    options.add_argument("--name", default="missing", help="name of the results file, without .json [missing]")
     options.add_argument(
         "--only", nargs="+", metavar="NAME", default=[], help="modalities with arms [all but the anchor]"
     )

@@ -1,6 +1,6 @@
 """Every op against eager torch, torch.compile, diffusers and a memory copy: `python -m benchmarks.ops`.
 
-Writes benchmarks/results/ops.csv and ops.png, and prints the same as a table. On a machine with a GPU it runs there.
+Writes benchmarks/results/ops.csv and ops.png, and prints the results as a table. Runs on the GPU if there is one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--sizes", default=",".join(SIZES), help=f"[{','.join(SIZES)}]")
     parser.add_argument("--only", default="", help="only the cases whose name holds this, such as step or 'backward'")
     parser.add_argument("--device", help="cpu or cuda [cuda if there is one]")
-    parser.add_argument("--out", type=Path, default=RESULTS / "ops.csv", help="the CSV file; the picture is beside it")
+    parser.add_argument("--out", type=Path, default=RESULTS / "ops.csv", help="the CSV file; the picture is next to it")
     args = parser.parse_args()
     with_warm_allocator("benchmarks.ops")
 
@@ -45,7 +45,7 @@ def main() -> None:
         size = tuple(int(n) for n in name.split("x"))
         for case in selected(args.only):
             rows += measure(case, size, device, args.seconds)
-            tables.write(rows, args.out)  # what was measured is kept, whatever comes after
+            tables.write(rows, args.out)  # keep what was measured, whatever happens later
     from benchmarks.picture import draw
 
     draw(rows, args.out.with_suffix(".png"), f"mmfast {mmfast.__version__}, {title}")
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def measure(case, size: tuple[int, ...], device: str, seconds: float) -> list[dict[str, object]]:  # type: ignore[no-untyped-def]
-    """One case and size: a row for every provider, printed as they come."""
+    """Measure one case and size: a row for every provider, printed at once."""
     import torch
 
     from benchmarks.cases import COPY, EAGER, Setting, memory_copy

@@ -1,13 +1,13 @@
-"""Training and sampling side by side with diffusers and denoising-diffusion-pytorch: `python -m benchmarks.peers`.
+"""Training and sampling compared with diffusers and denoising-diffusion-pytorch: `python -m benchmarks.peers`.
 
-Each of their networks is trained by its own library and by mmfast, with equal shapes and parameters: a step is noise,
-loss, backward pass, clipping, optimiser and average, in the order of the library's own training script, on a batch in
-memory. Sampling is 64 images in 50 steps of DDIM. mmfast's own U-Net of like size is beside them, timed twice: how far
-those two differ is what the machine's noise does. All alternate in one run; a row has medians, and the median of the
-ratios of neighbouring turns, by the clock and in processor time, which other programs on the machine hardly change.
+Each of their networks is trained by its own library and by mmfast, with equal shapes and parameters. A step is noise,
+loss, backward pass, clipping, optimiser and weight averaging, in the order of the library's own training script, on a
+batch in memory. Sampling is 64 images in 50 steps of DDIM. mmfast's own U-Net of similar size is timed twice, and the
+difference shows the machine's noise. All alternate in one run. A row has medians, and the median of the ratios of
+neighbouring turns, in wall time and in CPU time, which other programs on the machine hardly change.
 Writes benchmarks/results/peers.csv.
 
-It needs more than mmfast: pip install 'mmfast[peers]'
+It needs extra packages: pip install 'mmfast[peers]'
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Job = Callable[[], object]
 
 @dataclass
 class Pair:
-    """One network under mmfast and under the library that it is from: a step of training, and a run of sampling."""
+    """One network in mmfast and in its own library: a step of training and a run of sampling."""
 
     network: str
     parameters: int
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of torch [2]")
     parser.add_argument("--out", type=Path, default=RESULTS / "peers.csv", help="the CSV file")
     args = parser.parse_args()
-    # Where a core is taken away, threads that wait in a loop cost all sides many times what they compute.
+    # If a core is taken away, threads that spin cost all sides many times what they compute.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with_warm_allocator("benchmarks.peers")
 
@@ -81,7 +81,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Turn:
-    """Seconds of one turn: on the clock, and of the processor, over all threads and of this program alone."""
+    """Seconds of one turn: wall time, and CPU time of this program over all threads."""
 
     wall: float
     cpu: float
@@ -91,7 +91,7 @@ Turns = dict[tuple[str, str], list[Turn]]
 
 
 def alternate(jobs: dict[tuple[str, str], Job], rounds: int, warm: int) -> Turns:
-    """The turns of each job, round after round. Each round begins with another job, so that none always follows one."""
+    """The turns of each job, round after round. Each round starts with another job, so that no job is always first."""
     turns: Turns = {key: [] for key in jobs}
     order = list(jobs)
     for turn in range(warm + rounds):
@@ -106,7 +106,7 @@ def alternate(jobs: dict[tuple[str, str], Job], rounds: int, warm: int) -> Turns
 
 
 def compared(what: str, pair: Pair, turns: Turns, args: argparse.Namespace) -> Iterator[dict[str, object]]:
-    """The rows of a network: each library's medians, and how many times as long it takes as mmfast does."""
+    """The rows of a network: each library's medians and their ratios to mmfast's times."""
     names = {"train": "a step of training", "draw": f"{SAMPLES} images in {STEPS} steps"}
     for who in getattr(pair, what):
         own, mmfast = turns[pair.network, who], turns[pair.network, "mmfast"]
@@ -126,7 +126,7 @@ def compared(what: str, pair: Pair, turns: Turns, args: argparse.Namespace) -> I
 
 
 def by_mmfast(model: Any, config: Any, images: Any) -> tuple[Job, Job]:
-    """A step of mmfast's trainer, and its sampling."""
+    """A step of mmfast's trainer, and its sampler."""
     import torch
 
     from mmfast.data import Batch
@@ -147,7 +147,7 @@ def by_mmfast(model: Any, config: Any, images: Any) -> tuple[Job, Job]:
         optimizer.zero_grad(set_to_none=True)
         done[0] += 1
         ema.update(model, done[0])
-        total.item()  # as theirs, which show the loss at every step
+        total.item()  # as in their scripts, which show the loss at every step
 
     return train, lambda: sample(model, SAMPLES, steps=STEPS, sampler="ddim", batch_size=SAMPLES, seed=done[0])
 
@@ -161,7 +161,7 @@ def config_of(images: Any, backbone: dict[str, Any]) -> Any:
 
 
 def own(images: Any, channels: int) -> Pair:
-    """mmfast's U-Net, of about the levels, blocks and channels of the other two; twice, to show what the noise does."""
+    """mmfast's U-Net with about the levels, blocks and channels of the other two; twice, to show the noise."""
     from mmfast.build import build_model
 
     backbone = {"kind": "unet", "channels": channels, "multipliers": [1, 2, 2], "blocks": 2, "head_channels": 32,
@@ -252,7 +252,7 @@ def of_ddp(images: Any, channels: int) -> Pair:
         return Unet(dim=channels, dim_mults=(1, 2, 2), channels=images.shape[1])
 
     class Backbone(nn.Module):
-        """It without its last layer, which becomes the model's."""
+        """The network without its last layer, which becomes the model's."""
 
         def __init__(self, in_channels: int, size: int) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""The picture of benchmarks/results/ops.csv, a panel for each size and a group of bars for each case.
+"""Draw benchmarks/results/ops.csv, with a panel for each size and a group of bars for each case.
 
 `python -m benchmarks.picture FILE.csv` draws it again.
 """
@@ -20,11 +20,11 @@ COLOURS = {
 }
 
 
-LEAST = 0.2  # of the axis: what is less is a copy beside a call whose time is the host's
+LEAST = 0.2  # the axis starts here; only a copy is faster, next to a call that takes the host's time
 
 
 def draw(rows: list[dict[str, object]], out: Path, title: str) -> None:
-    """Times over mmfast's own (below 1: faster than mmfast), on a logarithmic axis."""
+    """Draw times relative to mmfast's (below 1: faster than mmfast) on a logarithmic axis."""
     try:
         import matplotlib
     except ImportError:

@@ -1,10 +1,10 @@
-"""An epoch's time over pictures in a folder, read from the cache of decoded examples, against a tensor in memory.
+"""The time of an epoch over pictures in a folder, read from the cache of decoded examples, against tensors in memory.
 
     python -m benchmarks.reading
 
-makes pictures and their masks in a folder, opens it twice, as mmfast does and as tensors that hold the same numbers,
-and goes through both in turn, in the order of training. The first epoch decodes; the rest is what counts. A turn is an
-epoch of reading alone, as the trainer reads, and with --train another one with a step of a small network a batch.
+makes pictures and their masks in a folder. It opens them as mmfast does and as tensors with the same numbers, and reads
+both in turn, in the order of training. The first epoch decodes the files and does not count. A turn is an epoch of
+reading alone, as the trainer reads; with --train, another one has a step of a small network for each batch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mmfast.training.trainer import check_batch
 
 
 def make(root: Path, count: int, side: int) -> None:
-    """Pictures with structure, as JPEGs, and masks of what is bright in them."""
+    """Write structured pictures as JPEGs, and masks of their bright parts."""
     rng = np.random.default_rng(0)
     for kind in ("image", "mask"):
         (root / kind).mkdir(parents=True)
@@ -77,7 +77,7 @@ def config(root: Path, cache: Path, size: int, batch: int) -> Config:
 
 
 def epoch(chosen: Config, examples: Examples, work: Callable[[Any], None]) -> float:
-    """Seconds of one epoch, its order and its number of batches those of training."""
+    """Seconds of one epoch, with the order and the number of batches of training."""
     batches = loader(chosen, examples, 0)
     start = time.perf_counter()
     for _ in range(len(examples) // chosen.train.batch_size):
@@ -86,7 +86,7 @@ def epoch(chosen: Config, examples: Examples, work: Callable[[Any], None]) -> fl
 
 
 def training(chosen: Config) -> Callable[[Any], None]:
-    """A step of a small network, as far as its gradient."""
+    """A step of a small network, up to its gradient."""
     model = build_model(chosen)
     numbers = torch.arange(chosen.train.batch_size)
 
@@ -99,7 +99,7 @@ def training(chosen: Config) -> Callable[[Any], None]:
 
 
 def sides(data: Data) -> dict[str, Examples]:
-    """What is compared: the folder, whose first epoch this is, and tensors of the same numbers."""
+    """The two sides: the folder, which this reads for the first time, and tensors of the same numbers."""
     batches = [data.train.__getitems__(range(i, min(i + 64, len(data.train)))) for i in range(0, len(data.train), 64)]
     whole = {name: torch.cat([batch.data[name] for batch in batches]) for name in batches[0].data}
     return {"folder": data.train, "tensor in memory": InMemory(whole)}
@@ -124,7 +124,7 @@ def main() -> None:
         start = time.perf_counter()
         compared = sides(folder.open(chosen.data, parts, "image"))
         first = time.perf_counter() - start
-        again = dataclasses.replace(chosen.data)  # a second run finds what the first has decoded
+        again = dataclasses.replace(chosen.data)  # a second run finds the examples that the first decoded
         compared["folder"] = folder.open(again, parts, "image").train
         rows = []
         works: dict[str, Callable[[Any], None]] = {"reading": lambda batch: None}

@@ -1,9 +1,9 @@
-"""What training at the scale of ADM would take, counted and not run: `python -m benchmarks.scale`.
+"""The cost of training at the scale of ADM, computed without running it: `python -m benchmarks.scale`.
 
-For the presets imagenet64 and imagenet128: the operations of one training image, of the whole published training, the
-hours of a GPU that this comes to at an assumed utilisation, and the memory. Nothing is allocated and no GPU is used:
-the networks are made on torch's meta device. The counts are checked against the throughput that ADM's authors call
-theoretical (Dhariwal and Nichol, 2021, table 7: 100% of a V100's 120 TFLOP/s), which they counted with other software.
+For the presets imagenet64 and imagenet128: the operations of one training image and of the whole published training,
+the GPU hours at an assumed utilisation, and the memory. Nothing is allocated and no GPU is used, because the networks
+are on torch's meta device. The counts are checked against the throughput that ADM's authors call theoretical (Dhariwal
+and Nichol, 2021, table 7: 100% of a V100's 120 TFLOP/s), which they counted with other software.
 Writes benchmarks/results/scale.json.
 """
 
@@ -26,15 +26,15 @@ from mmfast.build import build_model
 from mmfast.warm_start import Network
 
 RESULTS = Path(__file__).parent / "results"
-PEAK = {"A100": 312e12, "H100": 989e12}  # FLOP/s in bf16 with float32 sums, dense, as NVIDIA's data sheets have it
+PEAK = {"A100": 312e12, "H100": 989e12}  # dense FLOP/s in bf16 with float32 accumulation, from NVIDIA's data sheets
 UTILISATION = (0.3, 0.4)  # an assumption: ADM's authors reached 0.38 and 0.41 at these sizes (table 7)
-V100 = 120e12  # FLOP/s that the authors count with
-PASSES = 3  # a forward pass, and a backward pass of twice its operations
-# Images a V100-second at 100% (table 7); steps of 256 images, and the V100-days that they took (table 10).
+V100 = 120e12  # FLOP/s that the authors assume
+PASSES = 3  # a forward pass, and a backward pass with twice its operations
+# Images per V100-second at 100% (table 7); steps of 256 images and the V100-days that they took (table 10).
 THROUGHPUT = {"imagenet64": 182.3, "imagenet128": 65.2, "imagenet256": 17.9}
 TRAINED = {"imagenet128": (4_360_000, 521), "imagenet256": (1_980_000, 916)}
 ADM_256 = Spec(channels=256, multipliers=[1, 1, 2, 2, 4, 4], blocks=2, classes=1000)
-# Bytes a parameter: weight, gradient, the two moments of AdamW and the averaged weight in float32; bf16 copy of a pass.
+# Bytes per parameter: weight, gradient, the two moments of AdamW and the average in float32; a bf16 copy for a pass.
 STATE = {"weights": 4, "gradients": 4, "AdamW": 8, "average": 4, "bf16 copy": 2}
 
 
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def check(name: str) -> dict[str, Any]:
-    """ADM's own network, with its table of classes and its six outputs, beside what its authors say."""
+    """Compare the count for ADM's own network, with class table and six outputs, with the published figures."""
     size = int(name.removeprefix("imagenet"))
     spec = ADM_256 if name == "imagenet256" else replace(configs.load(name).backbone, classes=1000)
     with torch.device("meta"):
@@ -100,7 +100,7 @@ def check(name: str) -> dict[str, Any]:
 
 
 def estimate(name: str) -> dict[str, Any]:
-    """The preset's whole model and its training: operations, hours and memory."""
+    """Operations, hours and memory of training the preset's whole model."""
     config = configs.load(name)
     with torch.device("meta"):
         model = build_model(config).to("meta")
@@ -133,16 +133,16 @@ def parameters(module: nn.Module) -> int:
 
 
 def forward_flop(call: Callable[[], object]) -> int:
-    """Operations of convolutions and matrix products; norms and the rest are memory's business."""
+    """Operations of convolutions and matrix products; norms and the rest are memory-bound."""
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
 
 
 def held(module: nn.Module, call: Callable[[], object]) -> int:
-    """Bytes that a forward pass keeps for the backward pass, all in float32 and attentions written out.
+    """Bytes that a forward pass keeps for the backward pass, all in float32 and with unfused attention.
 
-    So more than a GPU keeps, where convolutions are in bf16 and attentions fused.
+    This is more than a GPU keeps, where convolutions are in bf16 and attention is fused.
     """
     kept: dict[int, Any] = {}
     own = {p.untyped_storage()._cdata for p in module.parameters()}
@@ -150,7 +150,7 @@ def held(module: nn.Module, call: Callable[[], object]) -> int:
     def keep(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage  # kept alive, so that no other takes its address
+            kept[storage._cdata] = storage  # kept alive, so that no other storage gets its address
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):

@@ -1,4 +1,4 @@
-"""The CUDA C++ kernels of csrc/cuda compiled by nvcc, for gpu_static.py."""
+"""The CUDA C++ kernels of csrc/cuda, compiled by nvcc for gpu_static.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.gpu_static_types import CannotCompileError, Row
 SOURCES = ["elementwise", "sums", "masks"]
 FOLDER = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
 
-# As the C++ compiler spells the element types in a kernel's name; t, j and m are the masks' unsigned integers.
+# The element types as mangled in a kernel's name; t, j and m are the masks' unsigned integers.
 TYPES = {
     "f": ("float32", 4), "d": ("float64", 8), "NS_4bf16E": ("bfloat16", 2), "NS_3f16E": ("float16", 2),
     "t": ("2 bytes", 2), "j": ("4 bytes", 4), "m": ("8 bytes", 8),
@@ -25,9 +25,9 @@ NAME = re.compile(
     r"(?:Lb([01])E)?"
 )
 
-ITEM = 8192  # elements a partial sum, as in task.h
-# By kernel: the typical case; how many tensors of the output's size it reads and writes, in all; the doubles that each
-# item's partial sums write and read again, which are the only bytes beyond the least; and what a thread moves whole.
+ITEM = 8192  # elements per partial sum, as in task.h
+# By kernel: the typical case; how many tensors of the output's size it reads and writes in total; the doubles that each
+# item's partial sums write and read again, the only bytes above the minimum; and what a thread moves as whole vectors.
 CASES: dict[str, tuple[str, float, int, tuple[str, ...]]] = {
     "combine": ("q_sample, 2 modalities: reads z0 and 2 encodings, writes z_t and eps", 5, 0, ("loads", "stores")),
     "step": ("2 modalities, clamped: reads z_t, eps and 2 encodings, writes z_s", 5, 0, ("loads", "stores")),
@@ -39,7 +39,7 @@ CASES: dict[str, tuple[str, float, int, tuple[str, ...]]] = {
 
 
 def tool(name: str) -> str:
-    """The path of one of CUDA's binary tools: on PATH, beside nvcc, or the copy that Triton brings."""
+    """The path of a CUDA binary tool: on PATH, next to nvcc, or Triton's copy."""
     nvcc, triton = shutil.which("nvcc"), find_spec("triton")
     places = [Path(nvcc).resolve().parent] if nvcc else []
     places += [Path(p) / "backends" / "nvidia" / "bin" for p in (triton and triton.submodule_search_locations) or []]
@@ -50,7 +50,7 @@ def tool(name: str) -> str:
 
 
 def compile_source(source: str, target: str, folder: str) -> tuple[str, str]:
-    """What the assembler says of a source's kernels, and their machine code."""
+    """The assembler's report on a source's kernels, and their machine code."""
     cubin = str(Path(folder) / f"{source}.{target}.cubin")
     command = [tool("nvcc"), "-std=c++17", "-O3", f"-arch={target}", "-cubin", "-Xptxas", "-v", "-o", cubin]
     compiled = subprocess.run([*command, str(FOLDER / f"{source}.cu")], capture_output=True, text=True)
@@ -63,7 +63,7 @@ def compile_source(source: str, target: str, folder: str) -> tuple[str, str]:
 
 
 def widths(code: str, instruction: str) -> tuple[int, int]:
-    """How many of an instruction are of 128 bits or more, and how many of fewer."""
+    """How many instructions of this kind have 128 bits or more, and how many have fewer."""
     found = re.findall(rf"\b{instruction}\.[\w.]+", code)
     wide = sum(".128" in x or ".256" in x for x in found)
     return wide, len(found) - wide
@@ -106,7 +106,7 @@ def kernel_rows(target: str, report: str, code: str) -> list[Row]:
 
 
 def rows(targets: Sequence[str]) -> list[Row]:
-    """Every kernel for every target, such as "sm_90"; about twenty seconds a target."""
+    """Every kernel for every target, such as "sm_90"; takes about twenty seconds per target."""
     with tempfile.TemporaryDirectory() as folder:
         found = [
             row

@@ -1,7 +1,7 @@
-"""What Triton's compiler makes of the kernels, read off the machine code without a GPU.
+"""The machine code that Triton compiles from the kernels, analysed without a GPU.
 
-Each op is called on tensors without data, and its launches are noted instead of run: so what is compiled here is what
-those calls would compile, down to what Triton knows of every argument. Loads and stores are counted in the SASS.
+Each op is called on tensors without data, and its launches are recorded instead of run. So the kernels compiled here
+are those of real calls, down to what Triton knows about every argument. Loads and stores are counted in the SASS.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Launch(NamedTuple):
 
 @contextlib.contextmanager
 def noted() -> Iterator[list[Launch]]:
-    """The launches of a block, which are not run."""
+    """Record the launches of a with block instead of running them."""
     launches: list[Launch] = []
 
     def note(kernel: Any, programs: int, warps: int, *arguments: object, **constants: object) -> None:
@@ -55,7 +55,7 @@ def noted() -> Iterator[list[Launch]]:
 
 
 def compiled(launch: Launch, sm: int) -> Any:
-    """The launch's kernel, compiled for sm_<sm> as the launch would have it."""
+    """The launch's kernel, compiled for sm_<sm> as the launch would compile it."""
     kernel, target = launch.kernel, GPUTarget("cuda", sm, 32)
     compiler = make_backend(target)
     bind = create_function_from_signature(kernel.signature, kernel.params, compiler)
@@ -76,7 +76,7 @@ class Case(NamedTuple):
 
 
 def _terms(dtype: torch.dtype) -> list[Term]:
-    """A tensor, one value a channel, a block of the upper half of the channels."""
+    """A tensor, one value per channel, and a block of the upper half of the channels."""
     B, C, H, W = SHAPE
     sizes = [(B, C, H, W), (B, C, 1, 1), (B, C // 2, H, W)]
     tensors = [torch.empty(size, dtype=dtype, device="meta") for size in sizes]
@@ -141,7 +141,7 @@ def _cases() -> dict[str, Case]:
 
 
 def launches(dtypes: Sequence[torch.dtype] = DTYPES) -> dict[str, Launch]:
-    """The first launch of every case with every type, by title. Those after it add up the sums of items."""
+    """The first launch of every case with every type, by title. Later launches only add up partial sums."""
     found = {}
     for title, case in _cases().items():
         for dtype in dtypes[:1] if title == "random_words" else dtypes:
@@ -153,7 +153,7 @@ def launches(dtypes: Sequence[torch.dtype] = DTYPES) -> dict[str, Launch]:
 
 
 def machine_code(cubin: bytes) -> tuple[str, int]:
-    """The SASS of a kernel and its registers a thread."""
+    """The SASS of a kernel and its registers per thread."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -165,7 +165,7 @@ def machine_code(cubin: bytes) -> tuple[str, int]:
 
 
 def widths(sass: str, instruction: str) -> list[int]:
-    """The bits that every such instruction (LDG, STG, LDL, STL) moves in a thread."""
+    """The bits that each instruction of this kind (LDG, STG, LDL, STL) moves per thread."""
     found = re.findall(rf"\b{instruction}\.(\S+)", sass)
     bits = [re.search(r"\b(?:U|S)?(8|16|64|128|256)\b", modifiers) for modifiers in found]
     return [int(match[1]) if match else 32 for match in bits]

@@ -1,4 +1,4 @@
-"""Results as CSV files: a line for each row, with the keys of the first as the columns."""
+"""Results as CSV files: a line for each row, with the keys of the first row as the columns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write(rows: Sequence[Mapping[str, object]], out: Path) -> None:
-    """Write the rows, of which there is at least one, in place of what the file was; its folder is made."""
+    """Write the rows (at least one) to the file, replacing it. Creates its folder."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])

@@ -1,4 +1,4 @@
-"""Timing on a shared machine: every provider alternates in one run, on one kept-warm allocator, and medians count."""
+"""Timing on a shared machine: all providers alternate in one run with one warm allocator, and medians count."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-# Fresh pages cost more than the arithmetic here, so freed memory is kept by both sides alike: no mmap for large
-# blocks, no trimming. glibc reads these at start-up; other allocators ignore them.
+# Fresh pages cost more than the arithmetic here, so all sides keep freed memory: no mmap for large blocks, no trimming.
+# glibc reads these at start-up; other allocators ignore them.
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
@@ -19,7 +19,7 @@ ALLOCATOR = {
 
 
 def with_warm_allocator(module: str) -> None:
-    """Start the running benchmark again, once, with the allocator's settings in its environment."""
+    """Restart the running benchmark once, with the allocator's settings in its environment."""
     if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
         os.environ.update(ALLOCATOR)
         os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
@@ -27,7 +27,7 @@ def with_warm_allocator(module: str) -> None:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds a call: the 20th, 50th and 80th percentile."""
+    """Seconds per call: the 20th, 50th and 80th percentile."""
 
     p20: float
     p50: float
@@ -39,8 +39,8 @@ def alternate(
 ) -> dict[str, Times]:
     """Time the providers in turn, round after round, for about `seconds` and at least `least` rounds.
 
-    A provider's turn is as many calls as take ten milliseconds, as in a loop, so that the clock and the caches that
-    the others left behind do not decide on a call of microseconds.
+    A provider's turn is a loop of about ten milliseconds, so that the clock and the caches left by the others do not
+    dominate a call of microseconds.
     """
     calls = {name: _calls_a_turn(call, device) for name, call in providers.items()}
     times: dict[str, list[float]] = {name: [] for name in providers}
@@ -69,7 +69,7 @@ def _calls_a_turn(call: Callable[[], object], device: str) -> int:
 
 
 def peak_memory(call: Callable[[], object], device: str) -> int:
-    """Bytes that a call has at once beside what was there before, its result among them."""
+    """Peak bytes that a call allocates on top of what was there before, including its result."""
     import torch
 
     if device == "cuda":

@@ -1,7 +1,7 @@
-"""What the fused ops change in a whole training step: `python -m benchmarks.training`.
+"""The effect of the fused ops on a whole training step: `python -m benchmarks.training`.
 
-The `digits` preset and a U-Net at 32x32, each with the fused ops and with the same formulas in eager torch (its own
-noise, kept for the loss). Steps of both alternate; a step is loss, backward and optimiser. Writes
+Runs the `digits` preset and a U-Net at 32x32, each with the fused ops and with the same formulas in eager torch (with
+torch's noise, kept for the loss). Steps of both alternate; a step is loss, backward and optimiser. Writes
 benchmarks/results/training.csv.
 """
 
@@ -48,14 +48,14 @@ def main() -> None:
 
 
 class Timed:
-    """The ops that training calls, and the seconds that their forward passes took."""
+    """The ops that training calls, with the seconds that their forward passes took."""
 
     def __init__(self, ops: Any, wait: Callable[[], object]) -> None:
         self.ops, self.wait, self.seconds = ops, wait, 0.0
 
     def __getattr__(self, name: str) -> Any:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            self.wait()  # for what the network still has to do
+            self.wait()  # for pending work of the network
             start = time.perf_counter()
             result = getattr(self.ops, name)(*args, **kwargs)
             self.wait()
@@ -66,7 +66,7 @@ class Timed:
 
 
 def eager_ops() -> SimpleNamespace:
-    """q_sample and diffusion_loss as a user writes them in eager torch, for own channels and target eps."""
+    """q_sample and diffusion_loss as a user would write them in eager torch, for own channels and target eps."""
     import torch
 
     kept: list[torch.Tensor] = []
@@ -91,7 +91,7 @@ def eager_ops() -> SimpleNamespace:
 
 
 def measure(name: str, options: list[tuple[str, str]], seconds: float, device: Any) -> list[dict[str, object]]:
-    """Both ways in turn. On a GPU it is waited for after every op and step, so that the times are the GPU's."""
+    """Time both kinds in turn. A GPU is synchronised after every op and step, so that the times are the GPU's."""
     import torch
 
     from mmfast import config as configs
