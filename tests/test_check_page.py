@@ -57,7 +57,7 @@ def test_the_page(found):
         "  label   label, 14 classes: 1,200 of 1,200 examples",
         f"          classes: {labels} and 2 more",
         "  vector  embedding, 4 numbers: not read",
-        "  hidden  masked, 8 x 12 (height x width): made of the rest",
+        "  hidden  masked, 8 x 12 (height x width): made from the rest",
         "",
         "odd, and what is done",
         "  photo: 2 grey (0.png, 1.png)",

@@ -195,7 +195,7 @@ def test_init_where_nothing_is_asked(proposed, tmp_path, capsys):
         "about 1 minute of training, 3 with the figures at the end",
         "next: mmfast check my.yaml && mmfast train my.yaml --out runs/my",
     ]
-    assert err == "timed: 24 channels, fp32: 0.25 s a step\n"
+    assert err == "timed: 24 channels, fp32: 0.25 s per step\n"
 
 
 def test_every_option_of_init(proposed, tmp_path, capsys):

@@ -93,7 +93,7 @@ def test_forms_of_a_path(project):
     assert written("/data/x") == "/data/x" and written("") == ""
     assert written("deep/..") == str(project / "pictures")  # as the system reads it, and not as the text looks
     assert written("a:b") == str(project / "a:b")
-    with pytest.raises(MmfastError, match=r"^data.root is 'a\\x00b', no path: .*embedded null \w+.*$"):
+    with pytest.raises(MmfastError, match=r"^data.root is 'a\\x00b', which is not a path: .*embedded null \w+.*$"):
         written("a\0b")
 
 
@@ -102,7 +102,7 @@ def test_a_current_folder_that_is_gone(project, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert root_of(project / "my.yaml") == str(project / "pictures")
-    with pytest.raises(MmfastError, match=r"^data.root is 'x', no path: No such file or directory$"):
+    with pytest.raises(MmfastError, match=r"^data.root is 'x', which is not a path: No such file or directory$"):
         root_of(project / "my.yaml", ("data.root", "x"))
 
 
@@ -223,7 +223,7 @@ def test_data_that_has_moved(project, tmp_path, capsys):
     assert train(project / "my.yaml", run, 3) == 2
     assert f"data.root is '{project}/pictures', no folder; it should be one" in capsys.readouterr().err
     assert train(project / "my.yaml", run, 3, "--data.root", "../moved") == 0
-    assert f"going on with data.root '{project}/pictures' -> '{tmp_path}/moved'" in capsys.readouterr().err
+    assert f"resuming with data.root '{project}/pictures' -> '{tmp_path}/moved'" in capsys.readouterr().err
     assert Run.open(run).config().data.root == str(tmp_path / "moved")
     # What lies there is compared as ever.
     (tmp_path / "moved/image/03.png").unlink()

@@ -323,7 +323,7 @@ def test_several_values_of_two_modalities_go_together(run, place, monkeypatch):
     monkeypatch.chdir(place)
     drawn = run.sample(1, label="cats,owls", photo="photo.png,data/photo/cats/0.png", steps=1)
     assert drawn.labels == ["cats", "owls"] and len(drawn) == 2
-    with pytest.raises(MmfastError, match="given are 3 of label and 2 of photo; there should be one of each"):
+    with pytest.raises(MmfastError, match="3 of label and 2 of photo are given; there should be one of each"):
         run.sample(1, label="all", photo="photo.png,photo.png", steps=1)
 
 

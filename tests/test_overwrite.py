@@ -129,7 +129,7 @@ def test_a_picture_that_is_too_large_for_jpeg_is_a_png(tmp_path, capsys):
         assert Image.open(tmp_path / written).size == size
     assert capsys.readouterr().err == (
         f"mmfast: the picture is 1 x 65,501 pixels, and a JPEG has at most 65,500 per side; it is written to "
-        f"{tmp_path / 'x-1.png'}, not to {tmp_path / 'x.jpg'}\n"
+        f"{tmp_path / 'x-1.png'} instead of {tmp_path / 'x.jpg'}\n"
     )
     assert sorted(file.name for file in tmp_path.iterdir()) == ["x-1.png", "x.png", "y.jpeg"]
     (tmp_path / "folder").mkdir()

@@ -105,7 +105,7 @@ def test_what_may_change_is_written_and_said(tmp_path, capsys):
     run = Run.start(tmp_path / "run", tiny(train__steps=5))
     assert capsys.readouterr().err == "" and run.metrics_file.exists()
     Run.start(tmp_path / "run", tiny(train__steps=5, train__log_every=3))
-    assert "going on with train.log_every 50 -> 3" in capsys.readouterr().err and run.metrics_file.exists()
+    assert "resuming with train.log_every 50 -> 3" in capsys.readouterr().err and run.metrics_file.exists()
     Run.start(tmp_path / "run", tiny(train__steps=8, train__log_every=3))
     assert (tmp_path / "run" / "metrics.step-0000005.json").exists() and not run.metrics_file.exists()
     assert run.config().train.steps == 8

@@ -274,7 +274,7 @@ def here(root, monkeypatch):
 def test_the_page_and_the_sheet(here, capsys, what):
     assert main(["check", what, "--quiet"]) == 0
     shown = capsys.readouterr().out
-    page = ["12 examples, of which 1 (8 per cent) are held out", "8 of 12 examples", "PNG L 8", "nothing is wrong"]
+    page = ["12 examples, 1 (8 per cent) of them held out", "8 of 12 examples", "PNG L 8", "nothing is wrong"]
     for words in (*page, "0 62.5, 1 25.0, 2 12.5", "image, colour, 8 x 8", "vector", "embedding, 4 numbers"):
         assert words in shown, shown
     with Image.open(here.parent / f"check-{what.split('.')[0]}.png") as sheet:
