@@ -30,7 +30,9 @@ def add(commands: Any) -> None:
         allow_abbrev=False,
     )
     command.add_argument("data", metavar="DIR|CONFIG.yaml|PRESET", help="a folder of data, or a config")
-    command.add_argument("--sheet", metavar="FILE.png", help="file for the contact sheet [a new one in this folder]")
+    command.add_argument(
+        "--sheet", metavar="FILE.png", help="file for the contact sheet [a new file in the current folder]"
+    )
     add_overwrite(command)
     add_allow_code(command)
     command.add_argument("--quiet", action="store_true", help="no progress bar")

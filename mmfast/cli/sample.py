@@ -48,9 +48,7 @@ def add(commands: Any) -> None:
         help="the known part of a given modality, the rest of which is drawn: image=white.png (white where known), "
         "embedding=0-31 (positions), row=COLUMN,COLUMN",
     )
-    sample.add_argument(
-        "--n", type=int, help="number of samples [16], or of samples per value if there are several [4]"
-    )
+    sample.add_argument("--n", type=int, help="number of samples [16], or per value if there are several [4]")
     sample.add_argument("--steps", type=int, help="steps of the sampler [the config's]")
     sample.add_argument("--sampler", help="ddpm, ddim, heun, dpmpp_2m or dpmpp_3m [the config's]")
     sample.add_argument("--eta", type=float, help="noise added by ddim, dpmpp_2m and dpmpp_3m, 0 to 1 [the config's]")
@@ -64,7 +62,7 @@ def add(commands: Any) -> None:
         "--first",
         nargs="*",
         metavar="NAME",
-        help="modalities to draw first, one after another, before the rest given them; without a name, all are drawn "
+        help="modalities to draw first, one after another; the rest is drawn given them; without a name, all are drawn "
         "together [the config's]",
     )
     sample.add_argument(
