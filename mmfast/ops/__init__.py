@@ -1,6 +1,6 @@
-"""The fused ops: one primitive, `combine`, and the formulas of the process that are made of it.
+"""The fused ops: the primitive `combine`, and the formulas of the diffusion process that are built on it.
 
-`call.py` says what one call is, `reference.py` what is right, `dispatch.py` who does it.
+`call.py` defines a call, `reference.py` its result, and `dispatch.py` chooses what computes it.
 """
 
 from mmfast.ops import backends, reference

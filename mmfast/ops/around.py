@@ -1,7 +1,7 @@
-"""What is at work around an op: gradients, compilers, tracers, transforms and dispatch modes all have to see it.
+"""What surrounds a call to an op: autograd, compilers, tracers, transforms and dispatch modes, which have to see it.
 
-torch has no public way to ask for some of these. Each private name is looked up once, here; where one is gone, the
-answer is the careful one, which costs speed and never a result.
+torch has no public API for some of these checks. Each private name is looked up once, here. If one is missing, the
+answer is conservative, which costs speed but never changes a result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mmfast.ops.call import Block, KeptTables
 
 
 def private(path: str, root: Any = torch) -> Any:
-    """A name of torch's that is not public, or None where this torch has none of that name."""
+    """Look up a private name of torch; None if this version does not have it."""
     try:
         return attrgetter(path)(root)
     except AttributeError:
@@ -38,11 +38,11 @@ _NO_MODES = private("_disable_current_modes", python_dispatch)
 _ZERO = private("_is_zerotensor", Tensor)
 _LEVEL = private("_current_level", forward_ad) is not None
 
-_local = threading.local()  # two threads must not fill one tensor
+_local = threading.local()  # two threads must not fill the same tensor
 
 
 def seed_tensor() -> Tensor:
-    """This thread's tensor to draw a seed in: to make one takes longer than to fill it."""
+    """This thread's buffer for drawing a seed; creating one takes longer than filling it."""
     try:
         return _local.seed
     except AttributeError:
@@ -52,12 +52,12 @@ def seed_tensor() -> Tensor:
 
 
 def fresh_seed(generator: torch.Generator | None = None) -> int:
-    """64 bits of a generator of the CPU's, torch's default one for None; csrc/torch_state.h has the same function."""
+    """Draw 64 bits from a CPU generator (None: torch's default). csrc/torch_state.h has the same function."""
     return int(seed_tensor().random_(-(1 << 63), None, generator=generator))
 
 
 def tell_extension(extension: Any) -> bool:
-    """Tell an extension what it looks at and calls in torch; whether it can then look for itself."""
+    """Give an extension the torch objects that it inspects and calls. Returns whether it can check a call by itself."""
     extension.use_exchange_api(getattr(Tensor, "__dlpack_c_exchange_api__", None))
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64)
     extension.tell(Tensor, torch.nn.Parameter, torch, dtypes, Block, KeptTables)
@@ -75,34 +75,34 @@ for _name in ("_mmfast_cpu", "_mmfast_cuda"):
 
 
 def can_look(name: str) -> bool:
-    """Whether this extension can see for itself that nothing is at work around a call."""
+    """Whether this extension can check by itself that nothing has to see a call."""
     return _told.get(name, False)
 
 
 def transformed() -> bool:
-    """Whether torch.func, forward mode or torch.jit is at work: all go through the reference's torch ops."""
-    if torch.compiler.is_compiling():  # the compiler cannot look at either, and traces the op itself
+    """Whether torch.func, forward-mode AD or torch.jit is active. They all need the reference's torch ops."""
+    if torch.compiler.is_compiling():  # the compiler cannot trace these checks, and traces the op itself
         return False
     if TRANSFORMS is None or TRACING is None or not _LEVEL:
         return True
-    # torch.jit.trace knows no list of sizes
+    # torch.jit.trace does not support lists of sizes
     return TRANSFORMS() is not None or forward_ad._current_level >= 0 or TRACING() is not None
 
 
 def watched() -> bool:
-    """Whether a compiler or dispatch mode has to see the ops."""
+    """Whether a compiler or a dispatch mode has to see the ops."""
     return torch.compiler.is_compiling() or MODES is None or MODES() > 0
 
 
 def by_torch_ops(grad: Tensor) -> bool:
-    """Whether a backward pass has to be made of torch's ops: to be differentiated, or for many gradients at once."""
+    """Whether a backward pass must use torch's ops: to be differentiated again, or for a batch of gradients."""
     if torch.is_grad_enabled() or transformed():
         return True
     return not torch.compiler.is_compiling() and (_BATCHED is None or _BATCHED(grad))
 
 
 def in_memory(x: Tensor) -> Tensor:
-    """x with its values where a kernel looks for them: no pending negation, no zeros that were never written."""
+    """Materialise x for a kernel: resolve a pending negation, and write out a zero tensor that has no storage."""
     if torch.compiler.is_compiling():
         return x
     if x.is_neg():
@@ -111,17 +111,17 @@ def in_memory(x: Tensor) -> Tensor:
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
-    """Whether any of the tensors is to be differentiated."""
+    """Whether gradients are enabled and any of the tensors requires one."""
     if not torch.is_grad_enabled():
         return False
-    for x in tensors:  # a loop: any() over a generator takes a microsecond more
+    for x in tensors:  # any() over a generator would take a microsecond more
         if x is not None and x.requires_grad:
             return True
     return False
 
 
 def ordinary(*tensors: Tensor | None) -> bool:
-    """Whether the tensors are torch's own, and not of a subclass with a mind of its own."""
+    """Whether all are plain tensors or parameters. A subclass may override what the ops do."""
     for x in tensors:
         if type(x) is not Tensor and x is not None and type(x) is not torch.nn.Parameter:
             return False
@@ -129,13 +129,13 @@ def ordinary(*tensors: Tensor | None) -> bool:
 
 
 def below_autograd() -> Any:
-    """Within it an op goes to its kernel, and not to its gradient's formula again."""
+    """A context in which an op calls its kernel directly, not its autograd formula again."""
     return contextlib.nullcontext() if BELOW_AUTOGRAD is None else BELOW_AUTOGRAD()
 
 
 @contextlib.contextmanager
 def outside() -> Any:
-    """Tensors made within are plain ones that outlive the call: no inference tensors, wrappers or fakes."""
+    """A context in which new tensors are plain and can outlive the call: no inference tensors, wrappers or fakes."""
     with torch.inference_mode(False), contextlib.ExitStack() as stack:
         for enter in (_NO_TRANSFORMS, _NO_MODES):
             if enter is not None:
@@ -144,5 +144,5 @@ def outside() -> Any:
 
 
 def version(x: Tensor) -> int:
-    """How often the tensor was written to; a tensor made in inference mode does not count."""
+    """The tensor's version counter; 0 for an inference tensor, which does not keep one."""
     return 0 if x.is_inference() else getattr(x, "_version", 0)

@@ -1,6 +1,6 @@
-"""Every backward pass, once for all backends: made of `scale`, `dots` and `row_sums`, the sums that a backend offers.
+"""The backward passes, shared by all backends and built on the sums that each has: `scale`, `dots` and `row_sums`.
 
-Under create_graph, and for batches of gradients, the reference's sums are taken, which are torch's own ops and can be
+Under create_graph, and for batches of gradients, they use the reference's sums, which are torch's own ops and can be
 differentiated again.
 """
 
@@ -20,7 +20,7 @@ from mmfast.ops.reference import per_sample
 
 
 def kernel(name: str, call: Call, *options: Any) -> Any:
-    """The op without a gradient, of a complete call."""
+    """Run the op on a complete call, without a gradient."""
     coefs = call.tables.coefs
     with around.below_autograd():
         if (around.watched() and around.BELOW_AUTOGRAD is not None) or not around.ordinary(coefs):
@@ -28,7 +28,7 @@ def kernel(name: str, call: Call, *options: Any) -> Any:
         return getattr(backends.for_terms(backends.choose(coefs.device.type), call.terms), name)(call, *options)
 
 
-# Of a term: its shape, and its first channel (-1: it is no block).
+# The shape of a term and its first channel (-1 if it is not a Block).
 Place = tuple[Sequence[int], int]
 
 
@@ -36,14 +36,14 @@ Place = tuple[Sequence[int], int]
 
 
 class Combine(torch.autograd.Function):
-    """`combine` with gradients for the terms, coefs and sigma; the noise has no inputs to pass one to.
+    """`combine` with gradients for the terms, coefs and sigma. The noise has no differentiable inputs.
 
-    done: the op's results, where they are there already, or whether the noise is wanted among them.
+    done: the op's results if they have already been computed; otherwise whether to return the noise too.
     """
 
     @staticmethod
     def forward(ctx, call, done, coefs, sigma, *tensors):  # type: ignore[no-untyped-def]
-        if isinstance(done, bool):  # what autograd hands in may come without a wrapper that it has in the call
+        if isinstance(done, bool):  # autograd may pass a tensor without the wrapper that it has in the call
             call = call._replace(terms=with_tensors(call.terms, tensors), tables=Tables(coefs, sigma))
             done = kernel("combine", call, done)
         out, eps = done
@@ -51,12 +51,12 @@ class Combine(torch.autograd.Function):
         _, _, needs_coefs, needs_sigma, *_ = ctx.needs_input_grad
         ctx.row, ctx.noise = None if isinstance(rows, Tensor) else rows, None
         ctx.places = [(x.tensor.shape, x.start) if isinstance(x, Block) else (x.shape, -1) for x in call.terms]
-        saved = [coefs, rows if isinstance(rows, Tensor) else None]  # so that a change of one in place is noticed
+        saved = [coefs, rows if isinstance(rows, Tensor) else None]  # saved, so that in-place changes are detected
         if needs_sigma and noise is not None:
             of_tensor = isinstance(noise.key, Tensor)
             ctx.noise = noise._replace(key=None if of_tensor else noise.key, sample_ids=None)
             saved += [noise.key if of_tensor else None, noise.sample_ids]
-        # Only the gradient of the coefficients reads the terms: without it they need not be kept alive.
+        # Only the gradient of the coefficients reads the terms; without it they need not be kept alive.
         ctx.save_for_backward(*saved, *(tensors if needs_coefs else ()))
         if eps is None:
             return out
@@ -80,18 +80,18 @@ class Combine(torch.autograd.Function):
 
 
 class Scaled(torch.autograd.Function):
-    """`combine` that is done, in the usual case: all terms are of the whole shape, and no table has a gradient.
+    """A finished `combine` in the usual case: all terms have the full shape, and no table needs a gradient.
 
-    The gradient of term k is coefs[:, k] grad, for which no term is read. call: the coefs and rows; done: as for
+    The gradient of term k is coefs[:, k] grad, which reads no term. call: the coefs and rows; done: as for
     `_record_done`.
     """
 
     @staticmethod
     def forward(ctx, call, done, *_terms):  # type: ignore[no-untyped-def]
         coefs, rows = call
-        if rows is None:  # an attribute of ctx, or None among what is saved, would take longer
+        if rows is None:  # setting an attribute of ctx, or saving a None, would take longer
             ctx.save_for_backward(coefs)
-        elif isinstance(rows, int):  # the whole table, as Combine does: a checkpoint may compute once by each
+        elif isinstance(rows, int):  # save the whole table like Combine: a checkpoint may use one and recompute by the other
             ctx.save_for_backward(coefs)
             ctx.row = rows
         else:
@@ -115,7 +115,7 @@ class Scaled(torch.autograd.Function):
 
 
 def _gradients(call: Call, grad: Tensor, places: Sequence[Place], needs: Sequence[bool]) -> list[Tensor | None]:
-    """combine_backward's gradients by what serves here, None for those that are not needed."""
+    """The gradients of combine_backward by whatever applies here; None for those that are not needed."""
     if around.by_torch_ops(grad):
         found = combine_backward(reference, call, grad, places, needs)
     elif around.watched() and around.BELOW_AUTOGRAD is not None:
@@ -130,7 +130,7 @@ def _gradients(call: Call, grad: Tensor, places: Sequence[Place], needs: Sequenc
 
 
 def with_tensors(terms: Sequence[Term], tensors: Sequence[Tensor]) -> list[Term]:
-    """The terms with other tensors in their places."""
+    """The terms with their tensors replaced."""
     return [
         Block(x, term.start, term.channels) if isinstance(term, Block) else x
         for term, x in zip(terms, tensors, strict=True)
@@ -141,7 +141,7 @@ def combine(call: Call, return_noise: bool) -> tuple[Tensor, Tensor | None]:
     """reference.combine, differentiable in the terms, coefs and sigma."""
     coefs, sigma, *_ = call.tables
     if call.rows is not None and around.needs_grad(coefs, sigma):
-        # A row of its own for each sample, by ops that pass the gradients on.
+        # Give each sample its own row, by differentiable ops.
         coefs, sigma, *_ = call.tables.own(call.rows, call.shape[0])
         call = call._replace(tables=Tables(coefs, sigma), rows=None)
     return _record(call, return_noise, coefs, sigma)
@@ -153,7 +153,7 @@ def _record(call: Call, done: Any, coefs: Tensor, sigma: Tensor | None) -> tuple
 
 
 def _record_done(terms: Sequence[Term], tables: Any, rows: Any, noise: Any, done: Any) -> tuple[Tensor, Tensor | None]:
-    """The results of `combine` with their gradients; done: these, and whether the gradients are products alone."""
+    """Attach gradients to the results of `combine`. done: the results, and whether the case of `Scaled` applies."""
     if done[2]:
         found = Scaled.apply((tables.coefs, rows), done, *terms)
         return found if type(found) is tuple else (found, None)
@@ -165,17 +165,18 @@ def _record_done(terms: Sequence[Term], tables: Any, rows: Any, noise: Any, done
 def combine_backward(
     backend: Any, call: Call, grad: Tensor, places: Sequence[Place], needs: Sequence[bool]
 ) -> list[Tensor]:
-    """Gradients of `combine` for the terms, coefs and sigma that `needs` (K + 2 flags) asks for, in order.
+    """Gradients of `combine` for those of the terms, coefs and sigma that `needs` (K + 2 flags) selects, in order.
 
-    d/d term_k = coefs[b, k] grad, summed over what the term was broadcast along; d/d coefs[b, k] = <grad[b],
-    term_k[b]>; d/d sigma[b] = <grad[b], eps[b]> with eps made again from its identity, over a level's channels for
-    each d/d sigma[b, l]. Sums are taken in float64, in an order that is a function of the shapes and types alone. Where
-    a coefficient is zero its term was not read and its gradient is zero; the coefficient's own gradient is the true
-    one. The terms themselves are needed for that alone; places: their shapes, and first channels (-1: no block).
+    d/d term_k = coefs[b, k] grad, summed over the dimensions that the term was broadcast along; d/d coefs[b, k] =
+    <grad[b], term_k[b]>; d/d sigma[b] = <grad[b], eps[b]> with eps regenerated from its identity, and for
+    d/d sigma[b, l] the same over the channels of level l. Sums are in float64, in an order that depends only on the
+    shapes and types. Where a coefficient is zero, its term was not read and the term's gradient is zero; the
+    coefficient's own gradient is the true one. Only that gradient reads the terms. places: the terms' shapes and
+    first channels (-1 if not a Block).
     """
     of_coefs, of_sigma = needs[-2:]
     grad, coefs, whole = grad.contiguous(), call.tables.coefs, grad.shape
-    # The terms of the whole shape get theirs in one pass over grad.
+    # One pass over grad gives the gradients of all terms of the full shape.
     alike = [k for k, (shape, start) in enumerate(places) if needs[k] and start < 0 and shape == whole]
     scaled = iter(backend.scale(grad, coefs, call.rows, alike) if alike else ())
     result = []
@@ -200,7 +201,7 @@ def combine_backward(
 
 
 def _levels_gradient(backend: Any, call: Call, grad: Tensor) -> Tensor:
-    """<grad[b], eps[b]> over the channels of each level: [B, L]. Rarely wanted: each level makes the noise again."""
+    """<grad[b], eps[b]> over the channels of each level: [B, L]. Rarely used, so each level regenerates the noise."""
     assert call.noise is not None
     levels, plain = call.noise.levels, call._replace(terms=[], noise=call.noise._replace(levels=()))
     if grad.dim() == 1:
@@ -213,14 +214,14 @@ def _levels_gradient(backend: Any, call: Call, grad: Tensor) -> Tensor:
 
 
 def _term_gradient(backend: Any, grad: Tensor, shape: Sequence[int], column: tuple[Tensor, Any, int]) -> Tensor:
-    """sum of coef[b] grad[b] over the dimensions that a term of `shape` is broadcast along."""
+    """The sum of coef[b] grad[b] over the dimensions that a term of `shape` is broadcast along."""
     coefs, rows, k = column
     kept = [d for d in range(grad.dim()) if shape[d] == grad.size(d)]
     summed = [d for d in range(grad.dim()) if shape[d] != grad.size(d)]
     if not summed:
         return backend.scale(grad, coefs, rows, [k])[0]
     dtype = grad.dtype
-    if 0 in summed:  # the coefficient must go in before the sum over samples; nothing is rounded to half
+    if 0 in summed:  # apply the coefficient before the sum over samples, without rounding to half precision
         grad = backend.scale(grad.to(coefs.dtype), coefs, rows, [k])[0]
     count = math.prod(shape)
     if count == 0 or grad.numel() == 0:
@@ -236,7 +237,7 @@ def _term_gradient(backend: Any, grad: Tensor, shape: Sequence[int], column: tup
 
 def step(call: Call, bounds: Bounds, return_x0: bool) -> tuple[Tensor, Tensor | None]:
     """reference.step, differentiable: two combinations around a clamp."""
-    wide = call.tables.coefs.dtype  # half precision may hold neither x0 nor the bounds
+    wide = call.tables.coefs.dtype  # x0 and the bounds may be out of range in half precision
     to_x0 = call.tables.to_x0
     assert to_x0 is not None
     terms = with_tensors(call.terms, [tensor_of(x).to(wide) for x in call.terms])
@@ -252,20 +253,20 @@ def step(call: Call, bounds: Bounds, return_x0: bool) -> tuple[Tensor, Tensor | 
 
 
 class SquaredError(torch.autograd.Function):
-    """`squared_error` with its gradient for term 0, which the forward pass has made already.
+    """`squared_error` with its gradient for term 0, which the forward pass computes.
 
-    scale: or the op's results with the gradient, where they are there already.
+    scale: the scale, or the op's results with the gradient if they have already been computed.
     """
 
     @staticmethod
     def forward(ctx, call, scale, first):  # type: ignore[no-untyped-def]
-        # Saved as torch saves: it goes with the backward pass that was the last, and a change in place is noticed.
+        # save_for_backward frees it after the last backward pass, and detects in-place changes.
         if isinstance(scale, tuple):
             loss, ready, _ = scale
             ctx.save_for_backward(ready, None)
             return loss
         factor = None
-        if first.dtype == torch.float16:  # its range would lose small gradients before a loss scale: keep c_0 r
+        if first.dtype == torch.float16:  # small gradients would underflow before a loss scale, so keep c_0 r
             weight = call.tables.weight
             factor = 2 * scale * pick(weight, call.rows, len(first))
             call, scale = call._replace(tables=call.tables._replace(weight=torch.ones_like(weight))), 0.5
@@ -282,7 +283,7 @@ class SquaredError(torch.autograd.Function):
         by_torch = around.by_torch_ops(grad)
         if factor is not None:
             grad = grad * factor
-        # The usual case, loss.backward(): there is nothing left to do. Looking at a GPU's values would wait for it.
+        # Usually, as in loss.backward(), nothing is left to do. Reading a GPU's values would wait for it.
         elif grad.device.type == "cpu" and not (by_torch or around.watched()) and bool((grad == 1).all()):
             return None, None, ready
         wide = grad.to(arithmetic(ready.dtype))
@@ -293,12 +294,12 @@ class SquaredError(torch.autograd.Function):
 
 
 def squared_error(call: Call, scale: float, return_grad: bool = False) -> tuple[Tensor, Tensor | None]:
-    """reference.squared_error's loss [B], differentiable in term 0 by the gradient made in the forward pass."""
+    """reference.squared_error's loss [B], differentiable in term 0 by the gradient from the forward pass."""
     return SquaredError.apply(call, scale, call.terms[0]), None
 
 
 class BlockMask(torch.autograd.Function):
-    """`block_mask`; what is hidden has no gradient."""
+    """`block_mask`; hidden values get a zero gradient."""
 
     @staticmethod
     def forward(ctx, x, *args):  # type: ignore[no-untyped-def]
@@ -322,7 +323,7 @@ def block_mask(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     return BlockMask.apply(x, *args)
 
 
-# Ops that are done, recorded: dispatch.at_once. Where a table needs a gradient the call has no rows.
+# How dispatch.at_once records a finished op. If a table needs a gradient, the call has no rows.
 RECORD: dict[str, Any] = {
     "combine": _record_done,
     "squared_error": lambda terms, _tables, _rows, _noise, done: (SquaredError.apply(None, done, terms[0]), None),
@@ -330,7 +331,7 @@ RECORD: dict[str, Any] = {
 
 
 library.backward_kernel(combine_backward)
-if around.BELOW_AUTOGRAD is not None:  # without it an op under a mode is made of torch's own ops: dispatch.py
+if around.BELOW_AUTOGRAD is not None:  # without it, dispatch.py uses torch's own ops under a mode
     library.gradient("combine", combine)
     library.gradient("step", step)
     library.gradient("squared_error", squared_error)

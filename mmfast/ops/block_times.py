@@ -1,11 +1,11 @@
-"""A time for each block of channels: what the ops make of t, and s, of int64 [B, 1 + M].
+"""A time for each block of channels: how the ops handle t and s of int64 [B, 1 + M].
 
-In own channels the space is a direct sum of blocks, that of z0 and one for each of M encodings, and each may have its
-own time: block_0 = sqrt(abar(t_0)) z_0 + sqrt(1 - abar(t_0)) eps_0 and block_i = W_i(t_i) E_i + sqrt(1 - abar(t_i))
-eps_i. Column 0 of the times is that of z0, column 1 + i that of encoding i.
+In own channels the space is a direct sum of blocks: one for z0 and one for each of the M encodings. Each block may have
+its own time: block_0 = sqrt(abar(t_0)) z_0 + sqrt(1 - abar(t_0)) eps_0 and block_i = W_i(t_i) E_i +
+sqrt(1 - abar(t_i)) eps_i. Column 0 of the times belongs to z0, and column 1 + i to encoding i.
 
-A block alone is an ordinary process of at most one modality. So the formulas serve as they are, with a row for each
-sample and block, and their results are the columns of one call. It is one kernel pass, in which each block is a level
+A single block is an ordinary process with at most one modality. The formulas therefore apply unchanged, with a row for
+each sample and block, and their results become the columns of one call: one kernel pass in which each block is a level
 of the noise.
 """
 
@@ -31,27 +31,27 @@ from mmfast.schedule import Schedule
 
 
 def by_block(t: object) -> bool:
-    """Whether these are times for each block."""
+    """Whether t has a time for each block."""
     return isinstance(t, Tensor) and t.dim() == 2
 
 
 class Blocks(NamedTuple):
-    """Where z0's block lies, and then each encoding's: (first channel, number) of them."""
+    """The position of z0's block and then of each encoding's, as (first channel, number of channels)."""
 
     spans: tuple[tuple[int, int], ...]
-    order: tuple[int, ...]  # the blocks by their channels
+    order: tuple[int, ...]  # the blocks sorted by channel
     levels: tuple[int, ...]  # the first channel of each, in that order
 
     def sorted(self, values: Tensor) -> Tensor:
-        """[B, 1 + M], a column a block, in the order of their channels."""
+        """Reorder [B, 1 + M], one column per block, by channel."""
         if self.order == tuple(range(len(self.order))):
             return values
-        if is_compiling():  # which must not see what is kept
+        if is_compiling():  # the compiler must not see cached tensors
             return torch.stack([values[:, i] for i in self.order], 1)
         return values.index_select(1, _index(self.order, values.device))
 
     def of(self, x: Tensor) -> list[Term]:
-        """A tensor of the whole space as its blocks, without a copy."""
+        """Split a tensor of the whole space into its blocks, without a copy."""
         if x.shape[1] == 1:
             x = x.expand(-1, sum(number for _, number in self.spans), *x.shape[2:])
         return [Block(x.narrow(1, *span), span[0], x.shape[1]) for span in self.spans]
@@ -64,7 +64,7 @@ def _index(order: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def _whole(spans: Sequence[tuple[int, int]], channels: int) -> Blocks | None:
-    """These blocks, if they follow on one another and cover all channels."""
+    """These blocks, if they are adjacent and together cover all channels; otherwise None."""
     return made_once(_blocks, tuple(spans), channels)
 
 
@@ -81,14 +81,14 @@ def _blocks(spans: tuple[tuple[int, int], ...], channels: int) -> Blocks | None:
 
 
 def _spans(terms: Sequence[Term], names: Sequence[str], t: Tensor) -> list[tuple[int, int]]:
-    """Where the terms lie. Raises MmfastError for one that is no block, and for too many."""
+    """The spans of the terms. Raises MmfastError for a term that is not a Block, and for too many terms."""
     for name, x in zip(names, terms, strict=True):
         if not isinstance(x, Block):
             raise MmfastError(
                 f"t is {list(t.shape)}, a time for each block, but {name} is a tensor of all channels; it should be a "
                 "Block of its own"
             )
-    encodings = len([name for name in names if name != "z0"])  # torch 2.4 compiles no list.count
+    encodings = len([name for name in names if name != "z0"])  # torch 2.4 cannot compile list.count
     if encodings >= MAX_LEVELS:
         raise MmfastError(
             f"encodings has {encodings} blocks; there are times of their own for {MAX_LEVELS - 1} at most"
@@ -105,7 +105,7 @@ def _cover(names: Sequence[str], spans: Sequence[tuple[int, int]]) -> str:
 
 
 def check_times(name: str, t: object, batch: int, blocks: int, sched: Schedule) -> Tensor:
-    """The times as int64 [B, 1 + M]. Raises MmfastError for others, and on the host for values outside 0 .. T."""
+    """The times as int64 [B, 1 + M]. Raises MmfastError for any other t, and on the host for values outside 0 .. T."""
     if not isinstance(t, Tensor) or t.dtype not in (torch.int64, torch.int32) or t.shape != (batch, blocks):
         given = f"{t.dtype} {list(t.shape)}" if isinstance(t, Tensor) else f"{t!r}"
         raise MmfastError(
@@ -122,48 +122,52 @@ def check_times(name: str, t: object, batch: int, blocks: int, sched: Schedule) 
 
 
 def kept_rows(terms: Sequence[Any], noise: GivenNoise | None) -> GivenNoise | None:
-    """q_sample's noise by level, where the times may be rows of the tables of all steps as they lie, unchecked; None
-    where they are not. The extension sees whether the blocks follow on one another. terms: z0 and the encodings."""
+    """q_sample's noise by level, unchecked, if the times may serve directly as rows of the tables of all steps.
+
+    None if they cannot. The extension checks that the blocks are adjacent. terms: z0 and the encodings.
+    """
     if noise is None:
         return None
     try:
         return (*noise[:3], tuple([x.start for x in terms]))
     except AttributeError:
-        return None  # which the checks will say
+        return None  # the checks will report it
 
 
 def kept_marginal(
     known: Tables, terms: Sequence[Any], t: Tensor, noise: GivenNoise | None, present: Tensor | None
 ) -> tuple[Tables, None, GivenNoise] | None:
-    """q_sample's tables by those of all steps, and its noise by level, unchecked: None where something is not as usual.
+    """q_sample's tables, taken from those of all steps, and its noise by level, unchecked. None in an unusual case.
 
     terms: z0 and the encodings.
     """
-    if noise is None:  # handed in, by blocks
+    if noise is None:  # given as a tensor, which `marginal` splits into blocks
         return None
     try:
         z0 = terms[0]
         blocks = _whole([(x.start, x.tensor.shape[1]) for x in terms], z0.channels)
         if blocks is None or t.shape != (z0.tensor.shape[0], len(terms)):
             return None
-        # Element (b, k) of column k's row t[b, k]: it raises for a time outside the tables, and `take` need not.
+        # Element (b, k) is column k of row t[b, k]. gather raises for a time outside the tables; take may not.
         tables = Tables(known.coefs.gather(0, t), blocks.sorted(known.sigma.take(t)))  # type: ignore[union-attr]
         if present is not None:
             if type(present) is not Tensor or present.shape != (len(t), len(terms) - 1):
                 return None
             tables = tables.only_present(present, 1)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-        return None  # which the checks will say
+        return None  # the checks will report it
     return tables, None, (*noise[:3], blocks.levels)
 
 
 def marginal(
     formula: Formula, sched: Schedule, names: tuple[str, ...], t: Time, terms: Sequence[Term], shape: Sequence[int]
 ) -> tuple[Tables, Blocks]:
-    """The coefficients of z0 and the encodings, and the noise's of every block: as further columns where the noise is
-    handed in by blocks, as sigma where it is made inside. terms: z0 and the encodings, gathered, of this shape.
+    """The coefficients of z0, of the encodings and of each block's noise.
 
-    Raises MmfastError for other times, and unless the terms are blocks that cover the channels, each once.
+    The noise's are further columns if the noise is given as a tensor, and sigma if it is generated. terms: z0 and the
+    encodings, gathered, of this shape.
+
+    Raises MmfastError for invalid times, and unless the terms are Blocks that cover every channel exactly once.
     """
     t = check_times("t", t, shape[0], len(terms), sched)
     channels = shape[1] if len(shape) > 1 else 1
@@ -175,7 +179,7 @@ def marginal(
             "block they should not overlap, and together cover all"
         )
     dtype = arithmetic(tensor_of(terms[0]).dtype)
-    if is_compiling():  # which must not see what is kept
+    if is_compiling():  # the compiler must not see cached tensors
         made = formula(process.block_jumps(sched, sched.index(names), t, t)).map(lambda x: x.to(dtype))
         coefs, sigma = made.coefs.unflatten(0, t.shape), made.sigma
         of_x = torch.cat((coefs[:, :1, 0], coefs[:, 1:, 1]), 1)
@@ -193,10 +197,11 @@ def marginal(
 
 
 def reverse(asked: ReverseCall, first: Sequence[Term], given: GivenNoise | None, bounds: Bounds) -> tuple[Call, Bounds]:
-    """The checked call of a formula of the jumps t_i -> s_i, and where it has z0hat: in z0's block alone.
+    """The checked call of a formula for the jumps t_i -> s_i, and the bounds of z0hat, which has z0's block only.
 
-    first: z_t and the predictions, of the whole space or (for a step) of z0's block; z0's block is what the encodings
-    leave. Elsewhere z0hat is not clamped: it goes into the coefficients. A block with s_i == t_i stays as it is.
+    first: z_t and the predictions, which cover the whole space or (for a step) z0's block; z0's block has the channels
+    that the encodings leave. In other blocks z0hat is not clamped and is folded into the coefficients. A block with
+    s_i == t_i stays unchanged.
     """
     formula, what, encodings, times, sched, present = asked
     names, encoded = select(encodings, sched)
@@ -235,7 +240,7 @@ def reverse(asked: ReverseCall, first: Sequence[Term], given: GivenNoise | None,
 
 
 def _beside(encoded: Sequence[Term], names: Sequence[str], t: Tensor, channels: int) -> Blocks:
-    """The encodings' blocks, and z0's: the run of channels that they leave. Raises MmfastError if it is not one."""
+    """The encodings' blocks, and z0's: the channels that they leave. Raises MmfastError if those are not one run."""
     spans = _spans(encoded, _titles(names), t)
     ends = [0, *(first + number for first, number in spans)]
     starts = [first for first, _ in spans]
@@ -251,10 +256,10 @@ def _beside(encoded: Sequence[Term], names: Sequence[str], t: Tensor, channels: 
 
 
 def _columns(made: Tables, stays: Tensor, predictions: int, alone: bool) -> Tables:
-    """From a formula's tables of blocks, a row for each sample and block, to those of the call: a row for each sample.
+    """Turn a formula's tables, with a row for each sample and block, into the call's, with a row for each sample.
 
-    made: coefs [B (1 + M), 1 + P + 1 (+ 1)] of a block's z_t, the predictions and its encoding (and of z0hat). The
-    call's columns: z_t's blocks, every prediction's (z0's block alone, if so), the encodings (and z0hat).
+    made: coefs [B (1 + M), 1 + P + 1 (+ 1)] for a block's z_t, the predictions, its encoding (and z0hat). The call's
+    columns: the blocks of z_t, those of each prediction (only z0's if `alone`), the encodings (and z0hat).
     """
     coefs, to_x0 = (None if x is None else x.unflatten(0, stays.shape) for x in (made.coefs, made.to_x0))
     assert coefs is not None
@@ -264,7 +269,7 @@ def _columns(made: Tables, stays: Tensor, predictions: int, alone: bool) -> Tabl
         own = torch.cat((coefs[:, :1, :kinds], linear[:, 1:]), 1)
         coefs = torch.cat((own, coefs[..., kinds:]), 2)
     of_z_t = torch.arange(coefs.shape[2], device=coefs.device) == 0
-    coefs = torch.where(stays[..., None], of_z_t.to(coefs.dtype), coefs)  # where t = s = 0 a formula has NaN
+    coefs = torch.where(stays[..., None], of_z_t.to(coefs.dtype), coefs)  # a formula gives NaN for t = s = 0
     sigma = None if made.sigma is None else torch.where(stays, 0.0, made.sigma.unflatten(0, stays.shape))
 
     def spread(x: Tensor) -> list[Tensor]:

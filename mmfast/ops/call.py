@@ -1,8 +1,8 @@
-"""What goes through the whole house: a `Call`, and the `Noise` that it asks for.
+"""The types that all layers of the ops share: a `Call`, and the `Noise` that it requests.
 
-A public op makes one of what `checks` has seen, `dispatch` finds who serves it, and a backend reads it (the C++ ones
-directly: csrc/call.h, which knows the order of the fields). Of what nobody has checked there are only the first four
-fields, which `dispatch.at_once` takes.
+A public op builds a Call from arguments that `checks` has validated, `dispatch` chooses an implementation, and a
+backend reads the Call. The C++ backends read it directly (csrc/call.h, which depends on the order of the fields).
+Unchecked calls exist only as their first four fields, which `dispatch.at_once` takes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor
 
 
 class Block(NamedTuple):
-    """A term that covers some channels of the diffusion space and is zero elsewhere, without being padded.
+    """A term that covers some channels of the diffusion space and is zero elsewhere, without padding in memory.
 
-    tensor: [B, c, ...], of which every dimension but the second may be 1; it covers the channels
-    start .. start + c of a space of `channels`.
+    tensor: [B, c, ...]; every dimension except the second may be 1. It covers the channels start .. start + c - 1 of a
+    space that has `channels` channels.
     """
 
     tensor: Tensor
@@ -30,13 +30,13 @@ Term = Tensor | Block
 
 
 class Noise(NamedTuple):
-    """The identity of the noise, instead of the noise: sample b's eps is a pure function of it and the element.
+    """The identity of the noise: sample b's eps is a pure function of the identity and the element's index.
 
     key: (seed, draw), two ints that fit int64, or int64 [2]; sample_ids: int64 [B], None for 0 .. B - 1; stream: 0 ..
     65535.
 
-    levels: the first channels of blocks of channels (dimension 1) that follow on one another from 0 on, each with a
-    scale of the noise of its own: sigma is then [R, L]. () for one scale, and sigma [R]. eps itself knows no levels.
+    levels: the first channels of adjacent blocks of channels (dimension 1), starting from 0. Each block has its own
+    noise scale, so sigma is [R, L]. () for a single scale and sigma [R]. eps itself does not depend on the levels.
     """
 
     key: Any
@@ -45,24 +45,25 @@ class Noise(NamedTuple):
     levels: tuple[int, ...] = ()
 
     def with_levels(self, levels: tuple[int, ...]) -> Noise:
-        """The same with other levels. By its constructor: torch 2.4 does not compile _replace."""
+        """A copy with other levels. It uses the constructor because torch 2.4 cannot compile _replace."""
         return Noise(self.key, self.sample_ids, self.stream, levels)
 
 
-# The fields of a Noise as a public op is given them, which nobody has checked: a plain tuple takes a fifth of the time.
+# The fields of a Noise as passed to a public op, unchecked. A plain tuple takes a fifth of the time.
 GivenNoise = tuple[Any, Tensor | None, int, tuple[int, ...]]
 
 MAX_LEVELS = 32  # as in csrc/cpu/plan.h
 
 
-# Which row of the tables serves each sample: int64 [B]; the one row for all; None for the tables' own order.
+# The row of the tables for each sample, int64 [B]; one row for all; or None: row b is sample b's, or one serves all.
 Rows = Tensor | int | None
 
 
 class Tables(NamedTuple):
-    """An op's coefficients, float64 for float64 and float32 for the rest, each [R, K] or [R]: reference.py.
+    """An op's coefficients, each [R, K] or [R]; reference.py defines them.
 
-    sigma is [R], or [R, L] with a column for each of the noise's levels.
+    They are float64 for float64 tensors and float32 for all others. sigma is [R], or [R, L] with a column for each of
+    the noise's levels.
     """
 
     coefs: Tensor
@@ -71,15 +72,15 @@ class Tables(NamedTuple):
     weight: Tensor | None = None
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Tables:
-        """f of every table."""
+        """Apply f to every table."""
         return Tables(*[None if x is None else f(x) for x in self])  # type: ignore[arg-type]
 
     def own(self, rows: Rows, batch: int) -> Tables:
-        """With a row of its own for each sample: [batch] or [batch, K]."""
+        """The tables with one row per sample: [batch] or [batch, K]."""
         return self.map(lambda x: pick(x, rows, batch))
 
     def only_present(self, present: Tensor, first: int) -> Tables:
-        """With the columns from `first` on, one a modality, cleared where `present` [B or 1, N] is."""
+        """The tables with column first + i multiplied by present[:, i], for `present` [B or 1, N]."""
         last = first + present.shape[1]
 
         def clear(table: Tensor) -> Tensor:
@@ -90,15 +91,15 @@ class Tables(NamedTuple):
 
 
 class KeptTables(Tables):
-    """Tables that the package keeps: plain tensors without a gradient, which csrc/call.h need not look at."""
+    """Tables that the package caches: plain tensors without a gradient, which csrc/call.h need not inspect."""
 
     __slots__ = ()
 
 
 class Call(NamedTuple):
-    """One call of the primitive, or of an op made of it.
+    """One call of the primitive, or of an op built on it.
 
-    terms: tensors that broadcast to shape = [B, ...], or `Block`s of its channels; all are of `dtype` and of one rank.
+    terms: tensors that broadcast to shape = [B, ...], or `Block`s of its channels, all of `dtype` and the same rank.
     """
 
     terms: Sequence[Term]
@@ -109,7 +110,7 @@ class Call(NamedTuple):
     dtype: torch.dtype
 
     def one_row(self) -> Call:
-        """With rows that are no int, for a backend that takes none: the tables cut to that row."""
+        """Replace int rows by tables cut to that row, for backends that do not accept an int."""
         if not isinstance(self.rows, int):
             return self
         row = slice(self.rows, self.rows + 1)
@@ -117,7 +118,7 @@ class Call(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """Where a step holds x0 and which channels it has: `channels` of them from `start` on, all where start is -1."""
+    """The range that a step clamps x0 to, and x0's channels: `channels` from `start` on, or all if start is -1."""
 
     low: float
     high: float
@@ -131,12 +132,12 @@ def tensor_of(term: Term) -> Tensor:
 
 
 def pick(table: Tensor, rows: Rows, batch: int) -> Tensor:
-    """The row of each sample: table[rows], or table itself, its one row serving every sample: [batch, ...]."""
+    """Each sample's row, [batch, ...]: table[rows], or without rows the table itself, a single row being shared."""
     if isinstance(rows, int):
         table, rows = table[rows : rows + 1], None
     return table.expand(batch, *table.shape[1:]) if rows is None else table.index_select(0, rows)
 
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:
-    """The type that a result of `dtype` is computed in: float64 for float64, float32 for the rest."""
+    """The type in which a result of `dtype` is computed: float64 for float64, float32 for all others."""
     return torch.float64 if dtype == torch.float64 else torch.float32

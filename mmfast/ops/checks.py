@@ -1,4 +1,4 @@
-"""What the public ops accept, checked, and a call brought to the form that the backends take."""
+"""Check the arguments of the public ops and convert them to the form that the backends take."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Seed = int | Tensor | None
 def gather(
     terms: Sequence[Term], like_first: bool = False, what: str = "terms"
 ) -> tuple[list[Term], list[int], torch.dtype]:
-    """The terms in one rank and type, and their common shape and type.
+    """Bring the terms to one rank and type; returns them with their common shape and type.
 
-    With like_first the others must broadcast to the first one's shape. Raises MmfastError naming the term.
+    With like_first, all must broadcast to the shape of the first. Raises MmfastError naming the term.
     """
     if isinstance(terms, Tensor) or not isinstance(terms, Sequence):
         raise MmfastError(f"{what} is a {type(terms).__name__}; it should be a list of tensors or Blocks")
@@ -70,7 +70,7 @@ def gather(
 
 
 def _name(what: str, i: int) -> str:
-    """How an error calls term i: "z_t, eps, encodings" names the first two, and the rest by their place."""
+    """The name of term i in an error: for "z_t, eps, encodings" it is z_t, eps, encodings[0], encodings[1], ..."""
     *first, rest = what.split(", ")
     return first[i] if i < len(first) else f"{rest}[{i - len(first)}]"
 
@@ -103,7 +103,7 @@ def _common_shape(shapes: list[list[int]], like_first: bool, what: str) -> list[
 
 
 def select(encodings: Encodings, sched: Schedule) -> tuple[tuple[str, ...], list[Term]]:
-    """The names and terms of the encodings that are there; a sequence is in the order of sched.names."""
+    """The names and terms of the encodings given; a sequence is in the order of sched.names."""
     if not isinstance(sched, Schedule):
         raise MmfastError(f"sched is a {type(sched).__name__}; it should be a mmfast.Schedule")
     if isinstance(encodings, Mapping):
@@ -125,25 +125,25 @@ def select(encodings: Encodings, sched: Schedule) -> tuple[tuple[str, ...], list
 
 
 def check_count(shape: Sequence[int]) -> None:
-    """Raise MmfastError for sizes whose product, of those that are not 0, torch cannot count in bytes."""
+    """Raise MmfastError if the product of the nonzero sizes is too large for torch to count in bytes."""
     if not torch.compiler.is_compiling() and math.prod([n or 1 for n in shape]) >= 1 << 59:
         raise MmfastError(f"shape is {shape!r}; it should have fewer than 2^59 numbers, sizes of 0 aside")
 
 
 def is_whole(value: object, symbolic: bool = False) -> TypeGuard[int]:
-    """Whether it is a whole number, symbolic: or the compiler's word for one. True and False are none."""
+    """Whether the value is an int, or with `symbolic` a torch.SymInt. True and False do not count."""
     return isinstance(value, (int, torch.SymInt) if symbolic else int) and not isinstance(value, bool)
 
 
 def flag(name: str, value: object) -> bool:
-    """A truth value. Raises MmfastError for anything else: whether a tensor is true may have no answer."""
+    """Convert a flag to bool. Raises MmfastError for other types: the truth value of a tensor may be undefined."""
     if not isinstance(value, (bool, int)):
         raise MmfastError(f"{name} is a {type(value).__name__}; it should be True or False")
     return bool(value)
 
 
 def device_of(device: object) -> torch.device:
-    """A device by name. Raises MmfastError for what names none."""
+    """Convert to a torch.device. Raises MmfastError if that fails, and for cuda if torch finds no GPU."""
     try:
         found = torch.device(device)  # type: ignore[call-overload]
     except (TypeError, RuntimeError, ValueError):
@@ -154,7 +154,7 @@ def device_of(device: object) -> torch.device:
 
 
 def check_batch(name: str, values: object, batch: int) -> None:
-    """Raise MmfastError for a [B] tensor of another length; ints and 0-dimensional tensors serve any batch."""
+    """Raise MmfastError for a [B] tensor of another length; ints and 0-dimensional tensors fit any batch."""
     if isinstance(values, Tensor) and values.dim() and values.shape[0] != batch:
         raise MmfastError(f"{name} has {values.shape[0]} entries; it should have {batch}, one a sample")
 
@@ -166,16 +166,16 @@ def check_given(noise: object, shape: Sequence[int]) -> None:
 
 
 def check_coefs(name: str, coefs: object, shape: tuple[int, ...]) -> None:
-    """Raise MmfastError unless these are real numbers of this shape; the first size may also be 1."""
+    """Raise MmfastError unless coefs is a real tensor of this shape; the first size may also be 1."""
     table = _real(name, coefs, list(shape))
     if table.dim() != len(shape) or table.shape[1:] != shape[1:] or table.shape[0] not in (1, shape[0]):
         raise MmfastError(f"{name} has shape {list(table.shape)}; it should be {list(shape)}, a row a sample")
 
 
 def check_tables(tables: Sequence[tuple[str, object, tuple[int, ...]]], rows: object, batch: int) -> None:
-    """Raise MmfastError for a table, of (name, table, sizes of a row), of another shape, and then for the rows.
+    """Check tables, given as (name, table, sizes of a row), and then the rows. Raises MmfastError.
 
-    Without rows each has a row a sample, or one for all; with rows all have as many as the first.
+    Without rows, each table has one row per sample or one for all. With rows, all have as many rows as the first.
     """
     count = None
     for name, table, sizes in tables:
@@ -205,7 +205,7 @@ def _listed(shape: Sequence[object]) -> str:
 
 
 def check_device(device: torch.device, terms: Sequence[Term], *tables: Tensor | None) -> None:
-    """Raise MmfastError unless everything is where the coefficients are: kernels take addresses on trust."""
+    """Raise MmfastError unless everything is on the coefficients' device; the kernels do not check addresses."""
     for term in (*terms, *tables):
         x = term.tensor if isinstance(term, Block) else term
         if x is not None and x.device != device:
@@ -227,8 +227,8 @@ def _check_rows(rows: object, count: int, batch: int, device: torch.device) -> N
 
 
 def check_row_values(rows: Rows, tables: Tables) -> None:
-    """Raise MmfastError for a row that a kernel refused: outside the tables, or one that begins with NaN."""
-    if rows is None or transformed() or watched():  # no values to look at
+    """Raise MmfastError for a row that a kernel rejected: one outside the tables, or one that begins with NaN."""
+    if rows is None or transformed() or watched():  # the values cannot be read
         return
     process.check_time("rows", rows, 0, len(tables.coefs) - 1)
     for table in (tables.coefs, tables.to_x0):
@@ -247,7 +247,7 @@ def check_present(present: Tensor, batch: int, modalities: int, device: torch.de
 
 
 def check_noise(given: GivenNoise, batch: int, device: torch.device) -> Noise:
-    """The noise's identity, checked, with a fresh seed for None."""
+    """The checked identity of the noise, with a fresh seed for None."""
     (seed, draw), sample_ids, stream, levels = given
     seed, draw, stream = as_int(seed), as_int(draw), as_int(stream)
     if not is_whole(stream) or not 0 <= stream < 1 << 16:
@@ -260,7 +260,7 @@ def check_noise(given: GivenNoise, batch: int, device: torch.device) -> Noise:
     if sample_ids is not None:
         sample_ids = _ids(sample_ids, batch, device)
     if seed is None:
-        # The default CPU generator, so that torch.manual_seed repeats it on every device.
+        # From the default CPU generator, so that torch.manual_seed makes it reproducible on every device.
         watching = watched() or transformed()
         seed = (
             torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64, device="cpu") if watching else fresh_seed()
@@ -271,7 +271,7 @@ def check_noise(given: GivenNoise, batch: int, device: torch.device) -> Noise:
 
 
 def check_levels(levels: object, sigma: object) -> tuple[int, ...]:
-    """The levels of the noise that a public op is given, () for None; the channels are checked by `within_channels`."""
+    """The checked noise levels of a public op, () for None. `within_channels` checks them against the channels."""
     if levels is None:
         return ()
     if sigma is None:
@@ -287,7 +287,7 @@ def check_levels(levels: object, sigma: object) -> tuple[int, ...]:
 
 
 def within_channels(levels: tuple[int, ...], shape: Sequence[int]) -> None:
-    """Raise MmfastError unless every level has a channel of the shape."""
+    """Raise MmfastError unless every level starts within the channels of the shape."""
     channels = shape[1] if len(shape) > 1 else 1
     if len(levels) > 1 and levels[-1] >= channels:
         raise MmfastError(f"levels is {list(levels)}; each should lie within the {channels} channels of the terms")

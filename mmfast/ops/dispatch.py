@@ -1,7 +1,7 @@
-"""The one door from the public ops to what serves them.
+"""The single path from the public ops to their implementations.
 
-`at_once` is tried first: the C++ looks at the tensors itself, and where nothing is at work around a call of plain
-tensors it is done in that one call. Everything else goes through `choose`, a ladder.
+`at_once` is tried first: the C++ extension inspects the tensors itself, and if they are plain and nothing else has to
+see the call, it finishes the op in that one call. Everything else goes through `choose`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from torch import Tensor
 from mmfast.ops import around, autograd, backends, library, reference
 from mmfast.ops.call import Call, Tables, pick, tensor_of
 
-# Whether a compiled graph gets a combination without noise as torch's ops, for Inductor to fuse, or as one op of ours:
-# benchmarks/compiled.py measures both.
+# Whether a compiled graph contains a combination without noise as torch's ops, which Inductor can fuse, or as one op of
+# ours. benchmarks/compiled.py measures both.
 PLAIN_IN_GRAPHS = True
 
 
 def at_once(name: str, terms: Any, tables: Any, rows: Any, noise: Any, *options: Any) -> Any:
-    """The op's two results by the extension, of the parts of a call that nobody has checked; None where anything is not
-    as usual.
+    """Run the op in an extension on the unchecked parts of a call; returns its two results, or None in unusual cases.
 
-    options: as the extension takes them (csrc/serve.h). Not within a compiler, which the caller has seen to.
+    options: as the extension takes them (csrc/serve.h). The caller makes sure that no compiler is tracing.
     """
     for function in backends.LOOKING[name]:
         found = function(terms, tables, rows, noise, *options)
@@ -35,14 +34,14 @@ def at_once(name: str, terms: Any, tables: Any, rows: Any, noise: Any, *options:
 
 
 def choose(tensors: list[Tensor | None], device: torch.device, terms: int = 0, noisy: bool = True) -> Any:
-    """Who serves a complete call on these tensors: a module with the ops of backends/__init__.py."""
-    # torch.func, forward mode and torch.jit know torch's own ops only.
+    """Choose the implementation for a complete call on these tensors: a module with the ops of backends/__init__.py."""
+    # torch.func, forward-mode AD and torch.jit support torch's own ops only.
     if around.transformed():
         return reference
-    # Inductor fuses torch's own ops with their neighbours; noise, of which it would make a graph of integers, not.
+    # Inductor fuses torch's own ops with their neighbours. Noise would become a graph of integer ops, so not for noise.
     if torch.compiler.is_compiling() and not noisy and PLAIN_IN_GRAPHS:
         return reference
-    # A compiler, a dispatch mode or a tensor subclass has to see one op, which has its gradient beside it.
+    # A compiler, a dispatch mode or a tensor subclass has to see a single op with a registered gradient.
     if around.watched() or not around.ordinary(*tensors):
         return reference if around.BELOW_AUTOGRAD is None else library
     # Autograd has to record it.
@@ -60,8 +59,8 @@ def of_call(call: Call) -> Any:
 def squared_error(call: Call, scale: float, fused: bool) -> Tensor:
     """reference.squared_error's loss [B], differentiable in the terms, coefs and sigma.
 
-    In term 0 alone by the gradient made in the forward pass; in anything else (and twice, with fused=False) by the ops
-    that it is made of.
+    If only term 0 needs a gradient, the forward pass computes it. Other gradients (and second ones, with fused=False)
+    go through the ops that the loss is built on.
     """
     others = [tensor_of(x) for x in call.terms[1:]]
     serves = of_call(call)

@@ -1,6 +1,6 @@
-"""The compiled kernels, `_mmfast_cpu` and `_mmfast_cuda`: loaded once, each on its own, or the reason why not.
+"""Load the compiled kernels `_mmfast_cpu` and `_mmfast_cuda`, each independently and once, or say why one is missing.
 
-They are installed beside the package, not in it, so that a checkout on Python's path never hides them.
+They are installed next to the package, not inside it, so that a checkout on Python's path never hides them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import functools
 import importlib
 from typing import Any
 
-# What this package and the extensions agree on (csrc/interface.h): raised with every change of a call between them.
+# The interface version shared with the extensions (csrc/interface.h). Increment it when a call between them changes.
 INTERFACE = 11
 
 
