@@ -91,7 +91,7 @@ class Scaled(torch.autograd.Function):
         coefs, rows = call
         if rows is None:  # setting an attribute of ctx, or saving a None, would take longer
             ctx.save_for_backward(coefs)
-        elif isinstance(rows, int):  # save the whole table like Combine: a checkpoint may use one and recompute by the other
+        elif isinstance(rows, int):  # the whole table, as Combine saves it: a checkpoint may recompute by the other
             ctx.save_for_backward(coefs)
             ctx.row = rows
         else:

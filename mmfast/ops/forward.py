@@ -1,4 +1,4 @@
-"""The forward process and the loss on its noise: `q_sample` and `diffusion_loss`, each in one pass."""
+"""The forward process and the diffusion loss: `q_sample` and `diffusion_loss`, each in one pass."""
 
 from __future__ import annotations
 
@@ -59,29 +59,29 @@ def q_sample(
     return_noise: bool = True,
     **identity: Unpack[Identity],
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """z_t ~ q(z_t | z_0, X) = N(sqrt(abar_t) z_0 + sum_i W_t^(i) E_i(x_i), (1 - abar_t) I), in one pass.
+    """Sample z_t ~ q(z_t | z_0, X) = N(sqrt(abar_t) z_0 + sum_i W_t^(i) E_i(x_i), (1 - abar_t) I), in one pass.
 
     Args:
         z0: the anchor in the diffusion space, [B, ...] (or a `Block` of it, zero elsewhere).
-        encodings: by modality name (or in the order of sched.names), each broadcasting to z0 or a `Block`; a
-            modality that is left out counts as missing.
-        t: int or int64 [B], in 0 .. T. Or int64 [B, 1 + M], a time for z0 and then one for each of the M encodings: all
-            are then `Block`s that cover the channels of the space, each once, and block i is at its own t_i.
+        encodings: a dict by modality name (or a sequence in the order of sched.names); each broadcasts to z0 or is a
+            `Block`. A modality that is left out counts as missing.
+        t: int or int64 [B], in 0 .. T. Or int64 [B, 1 + M], a time for z0 followed by one for each of the M encodings:
+            z0 and the encodings are then `Block`s that cover every channel exactly once, and block i has time t_i.
         seed, sample_ids, stream, draw: the identity of the noise (see `randn`).
         noise: eps itself, instead of an identity.
         present: bool or float [B, N], in the order of `encodings`: zero where a sample lacks a modality, whose
             encoding is then not read.
-        return_noise: whether to return eps too; without, it is never written to memory, and the identity makes it
-            again (`diffusion_loss`, `randn`).
+        return_noise: whether to return eps too. If False, eps is never written to memory; its identity regenerates it
+            (`diffusion_loss`, `randn`).
 
-    Returns z_t, and the eps that made it (the tensor handed in, if it is of z_t's type: copying it would cost as much
-    as the op). Raises MmfastError naming the argument at fault.
+    Returns z_t and the eps that produced it; `noise`, if given, is returned without a copy if it has z_t's dtype.
+    Raises MmfastError naming the argument at fault.
     """
     if type(return_noise) is not bool:
         return_noise = flag("return_noise", return_noise)
     marginal = _MARGINAL if noise is None else _MARGINAL_GIVEN
     given: GivenNoise | None = noise_of("q_sample", identity) if noise is None or identity else None
-    if noise is not None:  # its identity, if any, was looked at for misspelt words alone
+    if noise is not None:  # an identity, if any, was only checked for misspelt keywords
         given = None
     return_eps = return_noise and noise is None
     own_times = block_times.by_block(t)
@@ -118,7 +118,7 @@ def q_sample(
     if present is not None:
         check_present(present, batch[0], len(names), tables.coefs.device)
         if blocks is None:
-            process.check_time("t", t, 0, sched.T)  # torch picks the rows here, and looks at no NaN
+            process.check_time("t", t, 0, sched.T)  # torch selects the rows here, without checking for NaN
         tables, rows = tables.own(rows, batch[0]).only_present(present, 1), None
     made = None
     if given is not None:
@@ -134,7 +134,7 @@ def q_sample(
     call = Call(terms, tables, rows, made, batch, dtype)
     try:
         z, eps = dispatch.of_call(call).combine(call, return_eps)
-    except (ValueError, IndexError):  # of a row of the tables
+    except (ValueError, IndexError):  # from a row of the tables
         if blocks is None:
             process.check_time("t", t, 0, sched.T)
         raise
@@ -144,7 +144,7 @@ def q_sample(
 
 
 class LossOptions(Identity, total=False):
-    """The keywords of `diffusion_loss`, which explains them."""
+    """The keywords of `diffusion_loss`; see there."""
 
     target: str
     min_snr_gamma: float | None
@@ -166,20 +166,22 @@ def diffusion_loss(
     fused: bool = True,
     **options: Unpack[LossOptions],
 ) -> Tensor:
-    """The simple loss weight_t |prediction - target|^2, a mean over each sample's elements, in one pass.
+    """Compute the simple loss weight_t |prediction - target|^2, averaged over each sample's elements, in one pass.
 
-    The target is eps, x0 or v = sqrt(abar_t) eps - sqrt(1 - abar_t) z_0, formed inside. The gradient for the
-    prediction is made in the same pass as the loss, by a sum that does not depend on the threads; nothing else is
-    kept for it. For other gradients, or second ones, the loss is taken apart into differentiable ops (fused=False).
+    The target is eps, x0 or v = sqrt(abar_t) eps - sqrt(1 - abar_t) z_0, computed inside the op. The same pass computes
+    the gradient for the prediction, and saves nothing else for the backward pass. The sum does not depend on the number
+    of threads. Gradients for other arguments, and second ones (which need fused=False), go through differentiable ops.
 
     Args:
-        prediction, z0: [B, ...] of one shape.
+        prediction, z0: [B, ...] of the same shape.
         t: int or int64 [B], in 0 .. T.
-        noise: the eps that made z_t; or, to have it made again rather than kept, its identity in
-        seed, sample_ids, stream, draw: as they were given to `q_sample` (z0 the first channels of its space).
-        min_snr_gamma: weights the steps as min-SNR-gamma does (Hang et al., 2023); None for 1.
-        sample_weight: [B], for instance zero where a sample is not to count.
-        reduction: "mean" over the batch, a scalar; or "none", [B].
+        noise: the eps that produced z_t. Or leave it out and give its identity, from which it is regenerated:
+        seed, sample_ids, stream, draw: as given to `q_sample` (z0 being the first channels of its space).
+        fused: False for a loss that can be differentiated twice.
+        target: what the network predicts, "eps" (the default), "x0" or "v".
+        min_snr_gamma: weight the steps by min-SNR-gamma (Hang et al., 2023); None for a weight of 1.
+        sample_weight: [B], for instance zero for samples that should not count.
+        reduction: "mean" for the mean over the batch, a scalar; "none" for [B].
 
     Raises MmfastError naming the argument at fault.
     """
@@ -220,7 +222,7 @@ def diffusion_loss(
     if sample_weight is not None:
         check_coefs("sample_weight", sample_weight, (batch,))
         check_device(tables.coefs.device, [], sample_weight)
-        process.check_time("t", t, 0, sched.T)  # torch picks the rows here, and looks at no NaN
+        process.check_time("t", t, 0, sched.T)  # torch selects the rows here, without checking for NaN
         tables, rows = _weighted(tables.own(rows, batch), sample_weight), None
     call = Call(terms, tables, rows, made, shape, dtype)
     try:
@@ -232,13 +234,13 @@ def diffusion_loss(
 
 
 def _scale(shape: Sequence[int], reduction: str) -> float:
-    """What makes a mean of a sum over a sample's elements and, for "mean", over the batch."""
+    """The factor that turns a sum over a sample's elements (and, for "mean", over the batch) into a mean."""
     scale = 1 / max(1, math.prod(shape[1:]))
     return scale / max(1, shape[0]) if reduction == "mean" else scale
 
 
 def _weighted(tables: Tables, sample_weight: Tensor) -> Tables:
-    assert tables.weight is not None  # an Error has one
+    assert tables.weight is not None  # the tables of an Error have one
     return Tables(*tables[:3], (tables.weight * sample_weight).to(tables.weight.dtype))
 
 
@@ -250,7 +252,7 @@ def _at_once(
     sample_weight: Tensor | None,
     reduction: Literal["mean", "none"],
 ) -> Tensor | None:
-    """The loss by the extension; None where anything is not as usual."""
+    """The loss by the extension; None in an unusual case."""
     prediction: Term = terms[0]
     rows: Rows = t
     if not isinstance(prediction, Tensor) or not prediction.dim():
@@ -263,7 +265,7 @@ def _at_once(
             return None
         try:
             tables, rows = _weighted(tables.own(t, len(sample_weight)), sample_weight), None
-        except (IndexError, RuntimeError, TypeError):  # which the checks will say with the argument's name
+        except (IndexError, RuntimeError, TypeError):  # the checks will report it with the argument's name
             return None
     found = dispatch.at_once("squared_error", terms, tables, rows, identity, _scale(shape, reduction), False)
     if found is None:

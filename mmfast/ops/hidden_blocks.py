@@ -1,4 +1,4 @@
-"""The mask of the masked-image task: random blocks of an image hidden, in one pass."""
+"""Hide random blocks of images, for the masked-image task, in one pass."""
 
 from __future__ import annotations
 
@@ -30,23 +30,25 @@ def block_mask(
     exact: bool = True,
     **identity: Unpack[Identity],
 ) -> tuple[Tensor, Tensor]:
-    """Hide a share of the blocks of each image: returns x * mask and the mask, 1 where visible.
+    """Hide a share of the blocks of each image. Returns x * mask and the mask, which is 1 where visible.
 
-    Which blocks is a pure function of (seed, stream, sample id, draw), by the counter-based generator: the same for an
-    example in any batch, on any backend.
+    The choice of blocks is a pure function of (seed, stream, sample id, draw), computed by the counter-based generator:
+    it is the same for an example in any batch and on any backend.
 
     Args:
         x: [B, C, H, W].
-        ratio: the share of blocks to hide, in 0 .. 1; a number, or [B] for one a sample.
-        block_size: the blocks' side, or (height, width); blocks at the lower and right edge may be cut.
-        exact: hide exactly round(ratio * blocks) of them; otherwise each on its own with probability `ratio`.
-        seed, sample_ids, stream, draw: as for `randn`. The stream of its own keeps the mask independent of the noise.
+        ratio: the share of blocks to hide, in 0 .. 1; a number, or a floating tensor [B] with one per sample.
+        block_size: the side of the blocks, or (height, width). Blocks at the lower and right edges may be cut off.
+        exact: True hides exactly round(ratio * blocks) of them; False hides each independently with probability
+            `ratio`.
+        seed, sample_ids, stream, draw: as for `randn`. By default the mask has a stream of its own, which keeps it
+            independent of the noise.
 
-    Returns x * mask [B, C, H, W] (zero where hidden, whatever x holds) and mask [B, 1, H, W], in x's type.
+    Returns x * mask [B, C, H, W] (zero where hidden, whatever x holds) and mask [B, 1, H, W], both in x's dtype.
     Raises MmfastError naming the argument at fault.
     """
     noise = noise_of("block_mask", identity, stream=MASK)
-    # What is usual: the extension reads it as it is.
+    # The usual case, in which the extension reads the arguments directly.
     usual = exact is True and type(ratio) is float and type(block_size) is not list
     if usual and not is_compiling():
         found = backends.look("block_mask", x, ratio, noise, block_size, exact)
@@ -67,7 +69,7 @@ def block_mask(
     elif exact:
         assert isinstance(shares, Tensor)
         hidden = torch.round(shares * blocks).long().expand(B)
-    else:  # ranks below it: word * 2^31 + block
+    else:  # hides the ranks below it; a rank is word * 2^31 + block
         words = torch.as_tensor(shares, dtype=torch.float64, device=x.device) * 2.0**32
         words = torch.round(words).long().expand(B)
         hidden = torch.where(words >= 1 << 32, ALL, words.clamp(max=(1 << 32) - 1) << 31)
@@ -81,7 +83,7 @@ def block_mask(
 
 
 def _readable(x: Tensor) -> bool:
-    """Whether the values can be seen at no cost: on the host, and with nothing that traces or batches the op."""
+    """Whether reading the values is free: they are on the host, and nothing traces or batches the op."""
     return x.device.type == "cpu" and ordinary(x) and not is_compiling() and not watched() and not transformed()
 
 
@@ -95,7 +97,7 @@ def _block(block_size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _ratio(ratio: float | Tensor, batch: int, device: torch.device) -> float | Tensor:
-    """The ratio, or the ratios as float64 [B] or [1], in 0 .. 1."""
+    """The checked ratio, or the ratios as float64 [B] or [1], in 0 .. 1."""
     if type(ratio) is float and 0 <= ratio <= 1:
         return ratio
     if isinstance(ratio, Tensor):
@@ -104,7 +106,7 @@ def _ratio(ratio: float | Tensor, batch: int, device: torch.device) -> float | T
             raise MmfastError(f"ratio is {ratio.dtype} {list(ratio.shape)}; it should be a number or floats [B]")
         if ratio.device not in (device, torch.device("cpu")):
             raise MmfastError(f"ratio is on {ratio.device}; it should be on {device} with x")
-        # On a GPU it is not looked at, which would wait: held in its range instead.
+        # Reading values on a GPU would wait for it, so they are clamped instead.
         if _readable(ratio) and bool(ratio.isnan().any()):
             raise MmfastError("ratio holds NaN; it should lie in 0 .. 1")
         return ratio.to(device, torch.float64).clamp(0, 1).reshape(-1)

@@ -1,4 +1,4 @@
-"""The identity of noise, as the public ops take it: four keywords that each of them has."""
+"""The identity of the noise: four keywords that the public ops share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmfast.ops.checks import Seed
 
 
 class Identity(TypedDict, total=False):
-    """The identity of noise: an op's keywords, which `mmfast.ops.randn` explains."""
+    """The keywords that identify the noise; see `mmfast.ops.randn`."""
 
     seed: Seed
     sample_ids: Tensor | None
@@ -24,14 +24,14 @@ IDENTITY: Identity = {"seed": None, "sample_ids": None, "stream": 0, "draw": 0}
 
 
 def noise_from(options: Identity) -> GivenNoise:
-    """The noise of options that are all there, as `mmfast.keywords.filled` has them."""
+    """The noise from complete options, as returned by `mmfast.keywords.filled`."""
     return (options["seed"], options["draw"]), options["sample_ids"], options["stream"], ()
 
 
 def noise_of(function: str, identity: Identity, levels: tuple[int, ...] = (), stream: int = 0) -> GivenNoise:
-    """The noise of this identity; stream: where none is given.
+    """The noise of this identity; `stream` is the default stream.
 
-    Raises TypeError for another keyword, as of `function`.
+    Raises TypeError for an unknown keyword, naming `function`.
     """
     for name in identity:
         if name not in IDENTITY:

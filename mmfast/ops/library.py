@@ -1,5 +1,6 @@
-"""torch.library's view of the ops, for compilers, dispatch modes and tensor subclasses: a schema, a fake and a kernel
-each. Here alone a `Call` is spelt out flat, since a schema knows no objects.
+"""The ops in torch.library, for compilers, dispatch modes and tensor subclasses: a schema, a fake and a kernel each.
+
+Only here is a `Call` flattened, because a schema does not support objects.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def _flat_noise(noise: Noise | None, device: torch.device) -> tuple[Any, ...]:
         return None, None, 0
     key = noise.key
     if isinstance(key, tuple):  # under a compiler an int may be symbolic
-        # A small copy from pageable memory is staged by the driver: it does not wait for the GPU's work.
+        # The driver stages a small copy from pageable memory, so this does not wait for the GPU.
         key = torch.tensor(key, dtype=torch.int64).to(device, non_blocking=True)
     return key, noise.sample_ids, noise.stream
 
@@ -66,14 +67,14 @@ def _terms(tensors: Sequence[Tensor], starts: Sequence[int], shape: Sequence[int
 
 
 def flatten(call: Call) -> tuple[Any, ...]:
-    """The arguments of a schema that a complete call stands for, but for the noise's levels."""
+    """Flatten a complete call into the arguments of a schema, without the noise's levels."""
     call = call.one_row()
     noise = _flat_noise(call.noise, call.tables.coefs.device)
     return *_flat_terms(call.terms), *call.tables, call.rows, *noise, call.shape, call.dtype
 
 
 def unflatten(args: Sequence[Any], levels: Sequence[int] = ()) -> tuple[Call, Sequence[Any]]:
-    """The call that a schema's arguments stand for, and those that come after."""
+    """Rebuild the call from a schema's arguments; returns it with the arguments that follow it."""
     tensors, starts, coefs, sigma, to_x0, weight, rows, key, sample_ids, stream, shape, dtype, *rest = args
     tables = Tables(coefs, sigma, to_x0, weight)
     noise = _noise(key, sample_ids, stream, levels)
@@ -81,7 +82,7 @@ def unflatten(args: Sequence[Any], levels: Sequence[int] = ()) -> tuple[Call, Se
 
 
 def _both(found: tuple[Tensor, Tensor | None], wanted: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A schema always gives two tensors: the second is empty where there is none."""
+    """Both results as tensors, as the schema requires: an empty one replaces a missing second result."""
     first, second = found
     return first, first.new_empty(0, dtype=dtype) if second is None or not wanted else second
 
@@ -107,10 +108,10 @@ def squared_error(call: Call, scale: float, return_grad: bool) -> tuple[Tensor, 
 def combine_backward(
     call: Call, grad: Tensor, places: Sequence[tuple[Sequence[int], int]], needs: Sequence[bool]
 ) -> list[Tensor]:
-    """autograd.combine_backward, as torch's dispatcher sees it; a row of the tables for each sample."""
+    """autograd.combine_backward, as torch's dispatcher sees it; the tables have one row per sample."""
     noise = _flat_noise(call.noise, grad.device)
     tensors, starts = [tensor_of(x) for x in call.terms], [start for _, start in places]
-    if not tensors:  # they are not read: what counts is their shapes
+    if not tensors:  # only their shapes are used
         tensors = [grad.new_empty(()).expand(tuple(shape)) for shape, _ in places]
     args = grad, tensors, starts, call.tables.coefs, *noise, list(needs)
     return torch.ops.mmfast.combine_backward.default(*args, levels=_levels(call))
@@ -134,7 +135,7 @@ def block_mask(
 
 
 def kernel(name: str, function: Callable[[Any], Callable[..., Any]]) -> None:
-    """Serve the op `name` on the CPU and on CUDA by function(backend)(*args)."""
+    """Register function(backend)(*args) as the CPU and CUDA kernel of the op `name`."""
     for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
 
         def run(*args: Any, device: str = device, **named: Any) -> Any:
@@ -144,7 +145,7 @@ def kernel(name: str, function: Callable[[Any], Callable[..., Any]]) -> None:
 
 
 def _options(name: str, rest: Sequence[Any]) -> Sequence[Any]:
-    """What an implementation takes after the call, from what a schema has after it."""
+    """Convert the schema's arguments after the call to the implementation's."""
     return (Bounds(*rest[:4]), *rest[4:]) if name == "step" else rest
 
 
@@ -236,7 +237,7 @@ def _fake_block_mask(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 
 def backward_kernel(function: Callable[..., list[Tensor]]) -> None:
-    """Serve combine_backward by function(backend, call, grad, places, needs)."""
+    """Register function(backend, call, grad, places, needs) as the kernel of combine_backward."""
 
     def on(backend: Any) -> Callable[..., list[Tensor]]:
         def run(grad: Tensor, *args: Any, levels: Sequence[int] = ()) -> list[Tensor]:
@@ -252,14 +253,14 @@ def backward_kernel(function: Callable[..., list[Tensor]]) -> None:
 
 
 def gradient(name: str, function: Callable[..., tuple[Tensor, Tensor | None]]) -> None:
-    """Serve an op where a gradient is wanted by this function, differentiable and of a call; else by its kernel."""
+    """Register a differentiable function of a call for when a gradient is needed; otherwise the op's kernel runs."""
     plain = getattr(torch.ops.mmfast, name).default
 
     def run(*args: Any, levels: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         call, rest = unflatten(args, levels)
         tensors = [tensor_of(x) for x in call.terms]
         recorded = around.needs_grad(*tensors, *call.tables)
-        if name == "squared_error":  # of the rest dispatch.py takes care
+        if name == "squared_error":  # dispatch.py handles the other gradients
             recorded = around.needs_grad(*tensors[:1]) and not rest[-1]
         if not recorded:
             with around.below_autograd():
@@ -270,7 +271,7 @@ def gradient(name: str, function: Callable[..., tuple[Tensor, Tensor | None]]) -
 
 
 def mask_gradient(function: Callable[..., tuple[Tensor, Tensor]]) -> None:
-    """The same for block_mask."""
+    """Register a differentiable block_mask, as `gradient` does."""
 
     def run(x: Tensor, hidden: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         if around.needs_grad(x):

@@ -1,7 +1,7 @@
-"""The linear op as users call it: `combine`, and what is only it: the multimodal mean, the noise alone, and its words.
+"""The public linear op `combine` and its special cases: the multimodal mean, the noise alone, and the noise's words.
 
-All public ops are differentiable in every floating tensor argument, take float64, float32, bfloat16 and float16 of
-any strides, compute in float32 (float64 for float64), and never wait for a GPU.
+All public ops are differentiable in every floating-point tensor argument, accept float64, float32, bfloat16 and
+float16 with any strides, compute in float32 (float64 for float64), and never wait for a GPU.
 """
 
 from __future__ import annotations
@@ -61,20 +61,20 @@ def combine(
     return_noise: bool = False,
     **identity: Unpack[Identity],
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Per-sample linear combination: `out[b] = sum_k coefs[b, k] terms[k][b] + sigma[b] eps[b]`.
+    """Compute a linear combination per sample: `out[b] = sum_k coefs[b, k] terms[k][b] + sigma[b] eps[b]`.
 
     Args:
-        terms: K tensors that broadcast together to [B, ...], or `Block`s of its channels; a term whose
-            coefficient is zero is not read for that sample. Types promote as torch's do.
-        coefs: [B, K] or [1, K]; with rows a table [R, K].
-        sigma: [B] or [1], the scale of the noise; None for none. With rows [R].
-        rows: int64 [B], which row of the tables each sample has, or one for all; None for its own.
+        terms: K tensors that broadcast together to [B, ...], or `Block`s of its channels. A term is not read for a
+            sample whose coefficient is zero. Dtypes promote as in torch.
+        coefs: [B, K] or [1, K]; with rows, a table [R, K].
+        sigma: [B] or [1], the scale of the noise; None for no noise. With rows, [R].
+        rows: the row of the tables for each sample, int64 [B], or an int for all; None if row b is sample b's.
         seed, sample_ids, stream, draw: the identity of the noise, as for `randn`.
-        levels: the first channels (dimension 1) of blocks that follow on one another, rising from 0; sigma is then
-            [B, L], a scale for each block. eps is the same as without.
-        return_noise: return (out, eps).
+        levels: the first channels (dimension 1) of adjacent blocks, increasing from 0. sigma is then [B, L] (with rows,
+            [R, L]), a scale for each block. eps does not depend on the levels.
+        return_noise: whether to return (out, eps).
 
-    Returns out [B, ...], and eps of the same shape and type if asked for.
+    Returns out [B, ...], and eps of the same shape and dtype if requested.
     Raises MmfastError (a ValueError) naming the argument at fault.
     """
     if type(return_noise) is not bool:
@@ -98,7 +98,7 @@ def combine(
 
 
 def _of_batch(shape: Sequence[int], coefs: Tensor) -> list[int]:
-    """The shape of the result where the terms hold one sample for a batch of coefficients."""
+    """The shape of the result, which is batched if the terms hold one sample for a batch of coefficients."""
     batched = bool(shape) and shape[0] == 1 and isinstance(coefs, Tensor) and coefs.dim() == 2
     return [coefs.shape[0], *shape[1:]] if batched else list(shape)
 
@@ -108,7 +108,7 @@ def _combine(
 ) -> tuple[Tensor, Tensor | None]:
     """Check the tables and the noise of a call of known shape and type, and dispatch it."""
     terms, (coefs, sigma, *_), rows, _, shape, dtype = call
-    # A sample is the first dimension: a zero-dimensional tensor is one sample of one element.
+    # The first dimension counts the samples; a zero-dimensional tensor is one sample of one element.
     batch = list(shape) or [1]
     if not shape:
         terms = [x.reshape(1) for x in terms]  # type: ignore[union-attr]
@@ -118,7 +118,7 @@ def _combine(
     check_tables([(name, coefs, (len(terms),)), *of_noise], rows, batch[0])
     noise = None if given is None else check_noise(given, batch[0], coefs.device)
     if sigma is not None:
-        if sigma.shape[0] != coefs.shape[0]:  # one table of both, row by row
+        if sigma.shape[0] != coefs.shape[0]:  # give both tables the same number of rows
             coefs, sigma = coefs.expand(batch[0], -1), sigma.expand(batch[0], *sigma.shape[1:])
         sigma = in_memory(sigma.to(arithmetic(dtype)))
     check_device(coefs.device, terms, sigma)
@@ -140,18 +140,18 @@ def randn(
     device: torch.device | str = "cpu",
     **identity: Unpack[Identity],
 ) -> Tensor:
-    """Standard normal noise [B, ...] in which each sample depends on its identity alone.
+    """Generate standard normal noise [B, ...] in which each sample depends only on its identity.
 
-    Element e of a sample is a pure function of (seed, stream, sample id, draw, e): the same bits whatever the
+    Element e of a sample is a pure function of (seed, stream, sample id, draw, e). It has the same bits whatever the
     batch, its order, the number of threads or the instruction set (Philox4x32-10 and Box-Muller).
 
     Args:
         shape: [B, ...].
-        seed: int or int64 tensor of 64 bits; None takes a fresh one from torch's default generator, so that
-            torch.manual_seed repeats it.
+        seed: a 64-bit int, or an int64 tensor of one element. None draws a fresh seed from torch's default generator,
+            so torch.manual_seed makes it reproducible.
         sample_ids: int64 [B] in 0 .. 2^48 - 1; None for 0 .. B - 1.
-        stream: 0 .. 65535, for noise of different purposes.
-        draw: 0 .. 2^32 - 1, for repeated draws of one purpose; an int or an int64 tensor.
+        stream: 0 .. 65535, to separate noise for different purposes.
+        draw: 0 .. 2^32 - 1, for repeated draws for the same purpose; an int or an int64 tensor of one element.
 
     Raises MmfastError naming the argument at fault.
     """
@@ -161,12 +161,12 @@ def randn(
     if dtype not in FLOATS:
         raise MmfastError(f"dtype is {dtype}; it should be float32, float64, bfloat16 or float16")
     device, noise = device_of(device), noise_of("randn", identity)
-    # Not while a CUDA graph is made, whose memory the kept tables would be; and not a word of it to a compiler.
+    # Not while a CUDA graph is captured, since the cached tables would be in its memory, nor under a compiler.
     if shape and not watched() and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-        # A term that is not read says the shape, at the cost of one element.
+        # A term of one element, expanded and never read, carries the shape.
         like = torch.empty([1] * len(shape), dtype=dtype, device=device).expand(*shape)
         alone = _noise_alone(like.device, arithmetic(dtype))
-        # On the CPU the sum is the noise to the sign of a zero; elsewhere it is asked for beside the sum.
+        # On the CPU the sum equals the noise, to the sign of a zero; elsewhere the noise is requested as well.
         beside = like.device.type != "cpu"
         found = dispatch.at_once("combine", [like], alone, None, noise, beside, False)
         if found is not None:
@@ -179,17 +179,17 @@ def randn(
 
 @functools.cache
 def _noise_alone(device: torch.device, dtype: torch.dtype) -> Tables:
-    """The tables of nothing but noise: 0 x + 1 eps."""
+    """The tables for the noise alone: 0 x + 1 eps."""
     with outside():
         return KeptTables(torch.zeros(1, 1, device=device, dtype=dtype), torch.ones(1, device=device, dtype=dtype))
 
 
 @shows(Identity, IDENTITY)
 def random_words(shape: Sequence[int], *, device: torch.device | str = "cpu", **identity: Unpack[Identity]) -> Tensor:
-    """Random 32-bit words by identity: int64 [B, count], each in 0 .. 2^32 - 1.
+    """Generate random 32-bit words from an identity: int64 [B, count], each in 0 .. 2^32 - 1.
 
-    Word j of a sample is word j % 4 of its Philox block j // 4, a pure function of (seed, stream, sample id, draw, j);
-    shape: [B, count]; the rest as for `randn`. Raises MmfastError naming the argument at fault.
+    Word j of a sample is word j % 4 of its Philox block j // 4, a pure function of (seed, stream, sample id, draw, j).
+    shape: [B, count]; the other arguments are as for `randn`. Raises MmfastError naming the argument at fault.
     """
     if not isinstance(shape, Sequence) or len(shape) != 2 or not all(is_whole(n) and n >= 0 for n in shape):
         raise MmfastError(f"shape is {shape!r}; it should be [B, count], neither of them negative")
@@ -200,12 +200,12 @@ def random_words(shape: Sequence[int], *, device: torch.device | str = "cpu", **
 
 
 def multimodal_mean(encodings: Encodings, weights: Tensor) -> Tensor:
-    """m = sum_i weights[:, i] E_i(x_i), the weighted multimodal mean.
+    """Compute the weighted multimodal mean m = sum_i weights[:, i] E_i(x_i).
 
-    encodings: by name or in order, broadcasting together to [B, ...]; weights: [B, N] or [1, N].
-    Raises MmfastError naming the argument at fault.
+    encodings: a dict by name, or a sequence, that broadcast together to [B, ...]; weights: [B, N] or [1, N], in the
+    same order. Raises MmfastError naming the argument at fault.
     """
-    # A list first: to ask whether it is a Mapping takes longer.
+    # Test for a list first: testing for a Mapping takes longer.
     unnamed = type(encodings) is list or not isinstance(encodings, Mapping)
     terms: Any = encodings if unnamed else [*encodings.values()]  # type: ignore[union-attr]
     found = None if is_compiling() else dispatch.at_once("combine", terms, Tables(weights), None, None, False, False)

@@ -1,6 +1,6 @@
-"""The definition of every op, in plain torch: slow, readable, and right on any device.
+"""The definition of every op in plain torch: slow, readable, and correct on any device.
 
-The fast backends are tested against this file, and it runs where none of them can.
+The fast backends are tested against this file, and it is the fallback where none of them can run.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def philox4x32(counter: Tensor, key: Tensor, rounds: int = 10) -> Tensor:
 def random_words(noise: Noise, batch: int, count: int, device: torch.device) -> Tensor:
     """The first `count` 32-bit words of each sample: int64 [batch, count].
 
-    Philox's key is the 64-bit seed; its counter is (block of four words, draw, id bits 0-31, id bits 32-47 with the
-    stream in the top 16).
+    The Philox key is the 64-bit seed. The counter is (block of four words, draw, id bits 0-31, id bits 32-47 with the
+    stream in the top 16 bits).
     """
     seed, draw = torch.as_tensor(noise.key, device=device).unbind(-1)
     ids = torch.arange(batch, device=device) if noise.sample_ids is None else noise.sample_ids
@@ -69,9 +69,9 @@ def random_words(noise: Noise, batch: int, count: int, device: torch.device) -> 
 
 
 def box_muller(words: Tensor) -> Tensor:
-    """Standard normals (float32) from 32-bit words, in pairs: int64 [..., 2n] -> float32 [..., 2n].
+    """Turn 32-bit words into standard normals, in pairs: int64 [..., 2n] -> float32 [..., 2n].
 
-    u = (x_0 + 1/2) / 2^32 rounded as float32 arithmetic rounds it, never 0; theta = 2 pi x_1 / 2^32;
+    u = (x_0 + 1/2) / 2^32, rounded as in float32 arithmetic and never 0; theta = 2 pi x_1 / 2^32; the pair is
     (sqrt(-2 ln u) cos theta, sqrt(-2 ln u) sin theta). The smallest u gives 6.76 sigma.
     """
     x = words.unflatten(-1, (-1, 2))
@@ -94,23 +94,23 @@ def per_sample(values: Tensor, ndim: int) -> Tensor:
 
 
 def sum_samples(x: Tensor) -> Tensor:
-    """[B, ...] -> [B], for samples of any shape, a single number too."""
+    """[B, ...] -> [B], for samples of any shape, including scalars."""
     return x.reshape(len(x), math.prod(x.shape[1:])).sum(1)
 
 
 def in_space(term: Term, shape: Sequence[int]) -> Tensor:
-    """A term in the whole of `shape`: broadcast, or zero beside the channels of a block."""
+    """Expand a term to `shape`: broadcast it, or fill the channels outside a Block with zeros."""
     if not isinstance(term, Block):
         return term.expand(tuple(shape))
     covered = term.tensor.expand(shape[0], -1, *shape[2:])
-    if 0 in shape[2:]:  # without elements, which torch 2.4 does not pad
+    if 0 in shape[2:]:  # empty; torch 2.4 does not pad empty tensors
         return covered[:, :1].expand(tuple(shape))
     after = shape[1] - term.start - covered.size(1)
     return torch.nn.functional.pad(covered, [0, 0] * (len(shape) - 2) + [term.start, after])
 
 
 def _sum(terms: Sequence[Term], coefs: Tensor, call: Call) -> Tensor:
-    """sum_k coefs[b, k] term_k[b], in the type of the coefficients; not read where a coefficient is zero."""
+    """sum_k coefs[b, k] term_k[b], in the type of the coefficients; a term with a zero coefficient does not count."""
     shape = _shape(call)
     coefs = pick(coefs, call.rows, shape[0])
     out = coefs.new_zeros(tuple(shape))
@@ -121,7 +121,7 @@ def _sum(terms: Sequence[Term], coefs: Tensor, call: Call) -> Tensor:
 
 
 def per_channel(values: Tensor, levels: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """[B, L], a column for each of the levels -> [B, C, 1, ..., 1], or [B] for a shape of one dimension."""
+    """[B, L], with a column per level -> [B, C, 1, ..., 1], or [B] for a one-dimensional shape."""
     if len(shape) == 1:
         return values[:, 0]
     ends = [*levels[1:], shape[1]]
@@ -130,7 +130,7 @@ def per_channel(values: Tensor, levels: Sequence[int], shape: Sequence[int]) -> 
 
 
 def _with_noise(out: Tensor, call: Call) -> Tensor:
-    """out + sigma[b] eps[b], sigma[b, l] in the channels of level l; out itself without a sigma or an identity."""
+    """out + sigma[b] eps[b], with sigma[b, l] in the channels of level l; out itself without a sigma or an identity."""
     sigma = call.tables.sigma
     if sigma is None or call.noise is None:
         return out
@@ -144,12 +144,12 @@ def _shape(call: Call) -> Sequence[int]:
 
 
 def combine(call: Call, return_noise: bool) -> tuple[Tensor, Tensor | None]:
-    """The primitive: out[b] = sum_k coefs[b, k] term_k[b] + sigma[b] eps[b], and eps itself if wanted.
+    """The primitive: out[b] = sum_k coefs[b, k] term_k[b] + sigma[b] eps[b], and eps itself if requested.
 
-    coefs: [R, K] and sigma: [R] (None for no noise), tables of which sample b uses row rows[b] (row `rows`, if an
-    int); with rows None, R is B, or 1: one row for every sample. A term with a coefficient of zero counts as missing
-    for that sample, whatever it holds. With levels in the noise sigma is [R, L], and sigma[b, l] scales the noise of
-    the channels from levels[l] to those of the next. Returns out and eps, of the call's shape and type.
+    coefs: [R, K] and sigma: [R] (None for no noise) are tables. Sample b uses row rows[b], or row `rows` if it is an
+    int. If rows is None, R is B, or 1 for a row that all samples share. A term with a coefficient of zero counts as
+    missing for that sample, whatever it holds. If the noise has levels, sigma is [R, L], and sigma[b, l] scales the
+    noise of the channels from levels[l] up to the next level. Returns out and eps, of the call's shape and type.
     """
     out = _with_noise(_sum(call.terms, call.tables.coefs, call), call)
     eps = None
@@ -159,14 +159,14 @@ def combine(call: Call, return_noise: bool) -> tuple[Tensor, Tensor | None]:
 
 
 def step(call: Call, bounds: Bounds, return_x0: bool) -> tuple[Tensor, Tensor | None]:
-    """The sampler's step, two linear combinations around a clamp:
+    """The sampler's step, two linear combinations around a clamp.
 
     x0[b] = clamp(sum_k to_x0[b, k] term_k[b], low, high), in its channels, and
     out[b] = sum_k coefs[b, k] term_k[b] + coefs[b, K] x0[b] + sigma[b] eps[b].
 
-    to_x0: [R, K], coefs: [R, K + 1], sigma: [R] or None; the rest as for `combine`. A coefficient of zero keeps its
-    term out of its own sum alone. Nothing is rounded between the two. Returns out of the call's shape and x0 of its
-    channels, if wanted.
+    to_x0: [R, K], coefs: [R, K + 1], sigma: [R] or None; the rest is as for `combine`. A coefficient of zero excludes
+    its term from that sum only. x0 is not rounded before it enters the second sum. Returns out, of the call's shape,
+    and x0, of its channels, if requested.
     """
     to_x0 = call.tables.to_x0
     assert to_x0 is not None  # a step's tables have one
@@ -180,13 +180,13 @@ def step(call: Call, bounds: Bounds, return_x0: bool) -> tuple[Tensor, Tensor | 
 
 
 def squared_error(call: Call, scale: float, return_grad: bool) -> tuple[Tensor, Tensor | None]:
-    """The weighted squared norm of a combination, and its gradient for term 0, together.
+    """The weighted squared norm of a combination, and its gradient for term 0.
 
     r[b] = sum_k coefs[b, k] term_k[b] + sigma[b] eps[b]; loss[b] = scale weight[b] |r[b]|^2;
     grad[b] = d loss[b] / d term_0[b] = 2 scale weight[b] coefs[b, 0] r[b].
 
-    weight: [R]; the rest as for `combine`. Term 0 has the whole shape. Returns loss [B] in the type of the
-    coefficients (a sum taken in float64) and grad of the call's shape and type, if wanted.
+    weight: [R]; the rest is as for `combine`. Term 0 has the full shape. Returns loss [B] in the type of the
+    coefficients (summed in float64) and grad, of the call's shape and type, if requested.
     """
     weight = call.tables.weight
     assert weight is not None  # a squared error's tables have one
@@ -203,9 +203,10 @@ ALL = (1 << 63) - 1  # above every rank: hides every block
 
 
 def thresholds(words: Tensor, hidden: int | Tensor) -> Tensor:
-    """The rank of the first visible block where the `hidden` (int64 [B], or one for all) lowest are not: int64 [B].
+    """The rank of the first visible block when the `hidden` lowest ranks are hidden: int64 [B].
 
-    words: int64 [B, blocks]; a block's rank is word * 2^31 + its number, so that no two of a sample are equal.
+    words: int64 [B, blocks]; hidden: int64 [B], or an int for all. A block's rank is word * 2^31 + its number, so no
+    two ranks in a sample are equal.
     """
     B, blocks = words.shape
     ranks = (words << 31) + torch.arange(blocks, device=words.device)
@@ -216,7 +217,7 @@ def thresholds(words: Tensor, hidden: int | Tensor) -> Tensor:
 def threshold_of(
     x: Tensor, hidden: int | Tensor, block: Sequence[int], exact: bool, words: Callable[..., Tensor]
 ) -> Tensor:
-    """The rank below which a sample's blocks are hidden: int64 [B]. words: random_words of (B, count, device)."""
+    """The rank below which a sample's blocks are hidden: int64 [B]. words(B, count, device) returns random_words."""
     B, _, H, W = x.shape
     if exact:
         return thresholds(words(B, -(-H // block[0]) * -(-W // block[1]), x.device), hidden).contiguous()
@@ -228,12 +229,12 @@ def threshold_of(
 def block_mask(
     x: Tensor, hidden: int | Tensor, noise: Noise, block: Sequence[int], exact: bool
 ) -> tuple[Tensor, Tensor]:
-    """x with some of its blocks hidden, and the mask.
+    """Hide some blocks of x. Returns x * mask and the mask.
 
-    x: [B, C, H, W]; block: (height, width), numbered row by row, those at the lower and right edge cut. exact: the
-    `hidden` (int64 [B], or one for all) blocks of the lowest ranks are; else those of a rank below it. A block's rank
-    is random_words[b, block] * 2^31 + block. Returns x * mask (0 where hidden, whatever x holds) and mask [B, 1, H, W]
-    in x's type: 1 where visible.
+    x: [B, C, H, W]; block: (height, width). Blocks are numbered row by row and cut off at the lower and right edges. A
+    block's rank is random_words[b, block] * 2^31 + block. If exact, the `hidden` (int64 [B], or an int for all) blocks
+    of lowest rank are hidden; otherwise those with a rank below `hidden`. Returns x * mask (0 where hidden, whatever x
+    holds) and mask [B, 1, H, W] in x's type, 1 where visible.
     """
     B, _, H, W = x.shape
     down, across = -(-H // block[0]), -(-W // block[1])
@@ -245,20 +246,20 @@ def block_mask(
     return torch.where(visible, x, torch.zeros_like(x)).contiguous(), visible.to(x.dtype)
 
 
-# What a backward pass is made of: autograd.py. Here all of it can be differentiated again.
+# The building blocks of the backward passes (autograd.py). Here they can all be differentiated again.
 
 
 def scale(x: Tensor, coefs: Tensor, rows: Rows, columns: Sequence[int]) -> list[Tensor]:
-    """coefs[b, k] x[b] for each k of `columns`, in the type of x: [B, ...] each.
+    """coefs[b, k] x[b] for each k in `columns`, each [B, ...] in the type of x.
 
-    The other backends give zero where the coefficient is, whatever x holds.
+    The other backends return zero where the coefficient is zero, whatever x holds.
     """
     own = pick(coefs, rows, len(x))
     return [(per_sample(own[:, k], x.dim()) * x.to(own.dtype)).to(x.dtype) for k in columns]
 
 
 def dots(call: Call, grad: Tensor) -> Tensor:
-    """<grad[b], term_k[b]> for every term and then <grad[b], eps[b]> (0 without noise): float64 [B, K + 1]."""
+    """<grad[b], term_k[b]> for every term, then <grad[b], eps[b]> (0 without noise): float64 [B, K + 1]."""
     wide = grad.double()
     parts = [sum_samples(wide * in_space(x, grad.shape).double()) for x in call.terms]
     if call.noise is None:

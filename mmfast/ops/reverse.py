@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _MEAN, _SAMPLE = PosteriorMean(noisy=False), PosteriorMean(noisy=True)
 _CLAMPED = Step("eps", eta=1.0)
-# The noise, where x0 is held, and whether it is wanted.
+# The noise, the bounds that x0 is clamped to, and whether to return x0.
 How = tuple[GivenNoise | None, Bounds, bool]
 _PLAIN: How = (None, Bounds(-math.inf, math.inf), False)
 
@@ -36,14 +36,15 @@ def posterior_mean(
     z_t: Term, eps: Term, encodings: Encodings, t: Time, sched: Schedule, s: Time | None = None,
     *, present: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """The mean of q(z_s | z_t, eps, X) for the jump t -> s (s defaults to t - 1), in one pass.
+    """Compute the mean of q(z_s | z_t, eps, X) for the jump t -> s (s defaults to t - 1), in one pass.
 
-    1/sqrt(a) (z_t - (1 - a)/sqrt(1 - abar_t) eps) - sum_i w^(i) E_i(x_i), a = abar_t/abar_s,
+    It is 1/sqrt(a) (z_t - (1 - a)/sqrt(1 - abar_t) eps) - sum_i w^(i) E_i(x_i), with a = abar_t/abar_s and
     w = W_t/sqrt(a) - W_s. z_t, eps: [B, ...]; t in 1 .. T and s in 0 .. t - 1, ints or int64 [B]; encodings and
-    present as for q_sample.
+    present are as for q_sample.
 
-    Or t and s are int64 [B, 1 + M], with a time for each block as for q_sample: block i, of z_t and eps too, goes from
-    its t_i to its s_i (default t_i - 1, but 0 stays). The encodings' blocks leave z0's; one with s_i = t_i stays.
+    Or t and s are int64 [B, 1 + M], with a time for each block as for q_sample. Block i (of z_t and eps too) goes from
+    t_i to s_i, which defaults to t_i - 1, or 0 for t_i = 0. z0's block has the channels that the encodings' blocks
+    leave. A block with s_i = t_i stays unchanged.
 
     Raises MmfastError naming the argument at fault.
     """
@@ -51,13 +52,13 @@ def posterior_mean(
 
 
 class PosteriorOptions(Identity, total=False):
-    """The keywords of `posterior_sample`, which explains them."""
+    """The keywords of `posterior_sample`; see there."""
 
     present: Tensor | None
 
 
 class StepOptions(PosteriorOptions, total=False):
-    """The keywords of `step`, which explains them."""
+    """The keywords of `step`; see there."""
 
     target: str
     eta: float
@@ -77,12 +78,12 @@ def posterior_sample(
     z_t: Term, eps: Term, encodings: Encodings, t: Time, sched: Schedule, s: Time | None = None,
     clamp: float | tuple[float, float] | None = None, **options: Unpack[PosteriorOptions],
 ) -> Tensor:  # fmt: skip
-    """z_s ~ q(z_s | z_t, eps, X), the ancestral step of the jump t -> s (s defaults to t - 1), in one pass.
+    """Sample z_s ~ q(z_s | z_t, eps, X), the ancestral step of the jump t -> s (s defaults to t - 1), in one pass.
 
-    The mean is posterior_mean's; the variance (1 - a)(1 - abar_s)/(1 - abar_t), so none for s = 0. With clamp
-    (c for -c .. c, or a pair) the predicted z_0 is held within it and the mean taken in its x_0 form. The noise's
-    identity is as for `randn`. With a time for each block (posterior_mean) z_0 is held in its own block, where alone it
-    is not zero. Returns z_s [B, ...]. Raises MmfastError naming the argument at fault.
+    The mean is that of posterior_mean, and the variance is (1 - a)(1 - abar_s)/(1 - abar_t), which is 0 for s = 0. With
+    clamp (c for -c .. c, or a pair), the predicted z_0 is clamped and the mean is computed in its x_0 form. With a time
+    for each block (see posterior_mean), z_0 is clamped in its own block and is zero elsewhere. The noise's identity is
+    as for `randn`. Returns z_s [B, ...]. Raises MmfastError naming the argument at fault.
     """
     kind, chosen = _SAMPLE if clamp is None else _CLAMPED, filled("posterior_sample", POSTERIOR, options)
     how = noise_from(chosen), range_of(clamp), False
@@ -99,22 +100,28 @@ def step(
     s: Time | None = None,
     **options: Unpack[StepOptions],
 ) -> tuple[Tensor, Tensor]:
-    """One step of the sampler from t to s (the step before t if None), from the network's prediction, in one pass.
+    """Take one step of the sampler from t to s (t - 1 if None), from the network's prediction, in one pass.
 
-    prediction = unconditional + guidance_scale (prediction - unconditional), where there is an unconditional one;
-    z0hat from it and y_t = z_t - m_t, held within `clamp`; z_s = c0 z0hat + cy y_t + m_s + sigma eps' of DDIM (Song et
-    al., 2021) with eta: 1 is DDPM's ancestral step, 0 is deterministic.
+    With guidance, prediction = unconditional + guidance_scale (prediction - unconditional). z0hat follows from the
+    prediction and y_t = z_t - m_t, and is clamped. Then z_s = c0 z0hat + cy y_t + m_s + sigma eps', the step of DDIM
+    (Song et al., 2021).
 
     Args:
-        z_t: [B, ...]; prediction, unconditional: of the whole space, or a `Block` of it: z0hat is zero elsewhere.
-        encodings: E_i(xhat_i) or the truth where it is given, as for `q_sample`; so is present.
-        t, s: as for posterior_mean. With a time for each block the predictions are of all channels or `Block`s of
-            z0's, and z0hat is of z0's block.
-        target: what is predicted, "eps" (the default), "x0" or "v".
+        z_t: [B, ...].
+        prediction: of the whole space, or a `Block` of it; z0hat is then zero elsewhere.
+        encodings: E_i(xhat_i), or E_i of the true value where it is given; in the form that `q_sample` takes.
+        t, s: as for posterior_mean. With a time for each block, the predictions have all channels or are `Block`s of
+            z0's channels, and z0hat has z0's channels.
+        target: what the network predicts, "eps" (the default), "x0" or "v".
+        eta: 1 (the default) is DDPM's ancestral step, and 0 is deterministic.
         clamp: c for -c .. c, or a pair; None for no bounds.
-        seed, sample_ids, stream, draw: the identity of the noise, as for `randn`; unused for eta = 0.
+        unconditional: the network's prediction without the condition, of the prediction's channels; None for no
+            guidance.
+        guidance_scale: the scale of the guidance, which needs `unconditional`.
+        seed, sample_ids, stream, draw: the identity of the noise, as for `randn`; unused if eta is 0.
+        present: as for `q_sample`.
 
-    Returns z_s [B, ...] and z0hat, of the prediction's channels. Raises MmfastError naming the argument at fault.
+    Returns z_s [B, ...], and z0hat, of the prediction's channels. Raises MmfastError naming the argument at fault.
     """
     chosen = filled("step", STEP, options)
     unconditional, guidance_scale = chosen["unconditional"], chosen["guidance_scale"]
@@ -122,7 +129,7 @@ def step(
     if unconditional is not None:
         predictions, what = [prediction, unconditional], "z_t, prediction, unconditional, encodings"
         scale = guidance_scale
-        if scale is None:  # which means no guidance further on
+        if scale is None:  # below, None means no guidance
             _finite("guidance_scale", scale)
         if covered(prediction) != covered(unconditional):
             raise MmfastError("unconditional covers other channels than prediction; it should cover the same")
@@ -139,12 +146,12 @@ def step(
 def _asked(
     target: str, eta: float, guidance_scale: float | None, clamp: float | tuple[float, float] | None
 ) -> tuple[Step, Bounds]:
-    """The step's formula and where x0 is held, of options that nobody has checked."""
+    """The step's formula and the bounds of x0, from unchecked options."""
     return made_once(_step, target, eta, guidance_scale), range_of(clamp)
 
 
 def _step(target: str, eta: float, guidance_scale: float | None) -> Step:
-    """The step's formula, of checked options."""
+    """The step's formula, after checking the options."""
     if not isinstance(target, str) or target not in TARGETS:
         raise unknown("target", target, TARGETS)
     _finite("eta", eta)
@@ -165,10 +172,10 @@ def _compute(
     formula: Formula, what: str, encodings: Encodings, times: tuple[Time, Time | None], sched: Schedule,
     present: Tensor | None, first: list[Term], how: How = _PLAIN,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The formula on z_t, the predictions and the encodings: z_s and, where it goes through it, z0hat."""
+    """Apply the formula to z_t, the predictions and the encodings: z_s, and z0hat if the formula computes it."""
     t, s = times
     known = kept(formula, tuple(encodings), sched) if type(encodings) is dict else None
-    # A GPU's table is not looked at, and its row of t = 0 is NaN.
+    # t < 1 must not get here: its row is NaN, and the values of a table on a GPU are not checked.
     if known is None or s is not None or present is not None or (type(t) is int and t < 1):
         return _checked(ReverseCall(formula, what, encodings, times, sched, present), first, how)
     terms, noise = [*first, *encodings.values()], None if known.sigma is None else how[0]  # type: ignore[union-attr]
@@ -191,14 +198,14 @@ def _checked(asked: ReverseCall, first: list[Term], how: How) -> tuple[Tensor, T
     sched, device = asked.sched, call.tables.coefs.device
     serving = dispatch.of_call(call)
     if serving is reference and not is_compiling() and not own_times:
-        process.check_time("t", t, 1, sched.T)  # it takes a row of NaN for one like the others
+        process.check_time("t", t, 1, sched.T)  # the reference accepts a row of NaN
     check_device(device, call.terms)
     try:
         if call.tables.to_x0 is None:
             out, x0 = serving.combine(call, False)
         else:
             out, x0 = serving.step(call, bounds, return_x0)
-    except (ValueError, IndexError):  # of a row of the tables
+    except (ValueError, IndexError):  # from a row of the tables
         if not own_times:
             process.check_time("t", t, 1, sched.T)
         raise

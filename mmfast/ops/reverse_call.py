@@ -1,4 +1,4 @@
-"""What an op of the reverse process is asked: the formula of a jump t -> s, and what it is taken with."""
+"""The arguments of an op of the reverse process: the formula for a jump t -> s, and its inputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmfast.schedule import Schedule
 
 
 class ReverseCall(NamedTuple):
-    """A formula of the reverse process for a jump t -> s, and what it is taken with."""
+    """A formula of the reverse process for a jump t -> s, and its inputs."""
 
     formula: Formula
     what: str  # the terms' names, for errors
@@ -25,7 +25,7 @@ class ReverseCall(NamedTuple):
     present: Tensor | None
 
     def checked(self, first: list[Term], given: GivenNoise | None) -> tuple[Call, bool]:
-        """The checked call, and whether its terms are of no dimension."""
+        """The checked call, and whether its terms are zero-dimensional."""
         (t, s), sched, present = self.times, self.sched, self.present
         names, encoded = select(self.encodings, sched)
         terms, shape, dtype = gather([*first, *encoded], like_first=True, what=self.what)

@@ -1,4 +1,4 @@
-"""A sampler's step by tables of coefficients, a row for each step of a loop."""
+"""A sampler's step by tables of coefficients that have a row for each step of a loop."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ def step_by_table(
     levels: Sequence[int] | None = None,
     **identity: Unpack[Identity],
 ) -> tuple[Tensor, Tensor]:
-    """A sampler's step whose coefficients stand in tables, in one pass: of a loop's steps, each a row.
+    """Take a sampler's step with coefficients from tables, in one pass. In a loop, each row can be a step.
 
     x0 = clamp(sum_k to_x0[r, k] terms[k]), in its channels, and out = sum_k coefs[r, k] terms[k] + coefs[r, K] x0 +
-    sigma[r] eps, r the row of each sample.
+    sigma[r] eps, where r is the row of each sample.
 
     Args:
-        terms: K tensors or `Block`s; the first has the whole shape [B, ...].
+        terms: K tensors or `Block`s; the first has the full shape [B, ...].
         tables: `Tables` with to_x0 [R, K], coefs [R, K + 1] and sigma [R] (or None for no noise).
-        row: the row of every sample, or int64 [B]; None for a row each (R is B, or 1).
+        row: an int, the row for all samples; or int64 [B]; None for a row per sample (R is B, or 1).
         clamp: c for -c .. c, or a pair; None for no bounds.
-        channels: (first, number) of those that x0 has, a pair of ints; None for all. It is zero elsewhere.
+        channels: the channels of x0, a pair of ints (first, number); None for all. x0 is zero elsewhere.
         seed, sample_ids, stream, draw: the identity of the noise, as for `randn`.
-        levels: the first channels of blocks with a scale of the noise each, as for `combine`; sigma is then [R, L].
+        levels: the first channels of blocks that each have a noise scale, as for `combine`; sigma is then [R, L].
 
-    Returns out [B, ...] and x0, of its channels. Raises MmfastError naming the argument at fault.
+    Returns out [B, ...], and x0 of its channels. Raises MmfastError naming the argument at fault.
     """
     if not isinstance(tables, Tables) or tables.to_x0 is None:
         raise MmfastError("tables has no to_x0; it should be mmfast.ops.Tables(coefs, sigma, to_x0)")

@@ -1,7 +1,7 @@
-"""The coefficients of every op, from its formula (mmfast.process) and a schedule.
+"""Compute the coefficients of every op from its formula (mmfast.process) and a schedule.
 
-A formula turns a jump t -> s into the columns of an op's tables. Where s is the step before t, the tables of all
-steps are derived once, in float64, and kept with the schedule: a call then only says which row each sample has.
+A formula turns a jump t -> s into the columns of an op's tables. If s is the step before t, the tables of all steps are
+computed once, in float64, and cached with the schedule. A call then only selects a row for each sample.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Made = TypeVar("Made")
 
 
 class Formula(Protocol):
-    """From a jump, with the weights of the N modalities that an op is given, to its coefficients in float64."""
+    """Maps a jump, with the weights of the N modalities given to an op, to the op's coefficients in float64."""
 
-    first: int  # the lowest t that it holds for
+    first: int  # the smallest t that it is valid for
 
     def __call__(self, j: Jump) -> Tables: ...
 
@@ -40,23 +40,23 @@ def _once(make: Callable[..., Made], *args: Any) -> Made:
 
 
 def made_once(make: Callable[..., Made], *args: Any) -> Made:
-    """make(*args), one object for the same arguments, to keep tables by. A compiler keeps none and traces no cache."""
+    """make(*args), cached: equal arguments give the same object, a possible key. No caching under a compiler."""
     if is_compiling():
         return make(*args)
     try:
         return _once(make, *args)
-    except TypeError:  # an argument of a kind that cannot be looked up: `make` says what it should be
+    except TypeError:  # an unhashable argument; `make` raises the right error
         return make(*args)
 
 
 def columns(*parts: Tensor) -> Tensor:
-    """[R] and [R, n] side by side: [R, K]."""
+    """Concatenate columns, each [R] or [R, n], into [R, K]."""
     return torch.cat([x[:, None] if x.dim() == 1 else x for x in parts], 1)
 
 
 @dataclass(eq=False)
 class Marginal:
-    """z_t = sqrt(abar_t) z_0 + sum_i W_t^(i) E_i + sqrt(1 - abar_t) eps; eps made inside, or the last term."""
+    """z_t = sqrt(abar_t) z_0 + sum_i W_t^(i) E_i + sqrt(1 - abar_t) eps; eps is generated, or is the last term."""
 
     noise_given: bool
     first = 0
@@ -70,7 +70,7 @@ class Marginal:
 
 @dataclass(eq=False)
 class PosteriorMean:
-    """The posterior's mean from z_t, eps and the encodings; for a sample, with its noise."""
+    """The posterior's mean from z_t, eps and the encodings; if noisy, a sample."""
 
     noisy: bool
     first = 1
@@ -82,10 +82,10 @@ class PosteriorMean:
 
 @dataclass(eq=False)
 class Step:
-    """The step from z_t and the prediction through z0hat, with guidance where there are two predictions.
+    """The step from z_t and the prediction via z0hat, with guidance if there are two predictions.
 
-    prediction = unconditional + guidance_scale (conditional - unconditional); z0hat = cy' y_t + cp prediction, y_t =
-    z_t - m_t; z_s = c0 z0hat + cy y_t + m_s + sigma eps'. Terms: z_t, the predictions, the encodings.
+    prediction = unconditional + guidance_scale (conditional - unconditional); z0hat = cy' y_t + cp prediction with
+    y_t = z_t - m_t; z_s = c0 z0hat + cy y_t + m_s + sigma eps'. Terms: z_t, the predictions, the encodings.
     """
 
     target: str
@@ -108,7 +108,7 @@ class Step:
 
 @dataclass(eq=False)
 class Error:
-    """prediction - target, target = ca z_0 + cb eps; eps made inside, or the last term. And the step's weight."""
+    """prediction - target, with target = ca z_0 + cb eps, and the weight of the step. eps is generated, or is last."""
 
     target: str
     min_snr_gamma: float | None
@@ -134,11 +134,10 @@ def find(
     dtype: torch.dtype,
     batch: int,
 ) -> tuple[Tables, Rows]:
-    """The tables for the times t and s (None: the step before t) of an op on these modalities, in `dtype`, and which
-    row of them each sample has.
+    """The tables of an op on these modalities for the times t and s (None: the step before t), and each sample's row.
 
-    Raises MmfastError for times outside the schedule; but a tensor given without s is looked at by the kernel, which
-    raises ValueError (or IndexError: the reference), whereupon the op calls process.check_time.
+    The tables are in `dtype`. Raises MmfastError for times outside the schedule, except for a tensor t without s: the
+    kernel checks that and raises ValueError (the reference IndexError), and the op then calls process.check_time.
     """
     t, s = map(as_int, times)
     process.check_kind("t", t, formula.first, sched.T)
@@ -148,7 +147,7 @@ def find(
         process.check_kind("s", s, 0, t - 1)
         key: tuple[Any, ...] = (formula, names, dtype, t, s)
         return sched.derived.get(key) or _keep(sched, key, lambda: _jump(formula, sched, names, t, s)), None
-    if not batch and isinstance(t, Tensor) and not t.dim():  # one for all of no samples: no kernel looks at it
+    if not batch and isinstance(t, Tensor) and not t.dim():  # no sample, so no kernel checks t
         process.check_time("t", t, formula.first, sched.T)
     key = (formula, names, dtype)
     tables = sched.derived.get(key) or _keep(sched, key, lambda: _all_jumps(formula, sched, names))
@@ -156,9 +155,9 @@ def find(
 
 
 def kept(formula: Formula, names: tuple[str, ...], sched: Schedule) -> Tables | None:
-    """The float32 tables of all steps for these modalities, if they are kept.
+    """The float32 tables of all steps for these modalities, if they are cached.
 
-    None within a compiler, which must not see what is kept.
+    None under a compiler, which must not see cached tensors.
     """
     if is_compiling() or type(sched) is not Schedule:
         return None
@@ -166,7 +165,7 @@ def kept(formula: Formula, names: tuple[str, ...], sched: Schedule) -> Tables | 
 
 
 def own_rows(tables: Tables, t: object, batch: int) -> bool:
-    """Whether these are times that name a row of the tables for each sample, as far as one need not look at them."""
+    """Whether t can select a row of the tables for each sample, as far as can be told without reading a tensor."""
     if isinstance(t, Tensor):
         return t.dtype == torch.int64 and t.shape == (batch,)
     return type(t) is int and 0 <= t < len(tables.coefs)
@@ -175,8 +174,10 @@ def own_rows(tables: Tables, t: object, batch: int) -> bool:
 def kept_present(
     tables: Tables, terms: Sequence[Any], t: Time, noise: GivenNoise | None, present: Tensor
 ) -> tuple[Tables, None, GivenNoise | None] | None:
-    """A marginal's tables with a row for each sample, in which what it lacks is cleared, and its noise; None where the
-    two do not fit together, which the op's checks will say. terms: z0 and the encodings."""
+    """A marginal's tables with a row for each sample, zero where a modality is missing, and the noise.
+
+    None if the arguments do not match, which the op's checks will report. terms: z0 and the encodings.
+    """
     z0 = tensor_of(terms[0])
     if type(present) is not Tensor or present.dim() != 2 or present.shape[1] != len(terms) - 1:
         return None
@@ -192,7 +193,7 @@ def kept_present(
 
 
 def _rows(t: Time, sched: Schedule, batch: int) -> Rows:
-    """The row of the tables that each sample has."""
+    """The row of the tables for each sample."""
     if not isinstance(t, Tensor):
         return t
     if t.device != sched.alpha_bar.device:
@@ -202,30 +203,30 @@ def _rows(t: Time, sched: Schedule, batch: int) -> Rows:
     return t.long().expand(batch).contiguous()
 
 
-# Single jumps are kept for loops over a grid of times, whole tables for every kind of step that is taken. So many of
-# either are not one loop's.
+# Single jumps are cached for loops over a grid of times, and whole tables for each kind of step. No single loop needs
+# this many of either.
 _MOST_JUMPS, _MOST_TABLES = 4096, 64
 
 
 def _keep(sched: Schedule, key: tuple[Any, ...], jumps: Callable[[], Jump]) -> Tables:
     formula, _, dtype = key[:3]
-    alike = [kept for kept in list(sched.derived) if len(kept) == len(key)]  # another thread may keep one meanwhile
+    alike = [kept for kept in list(sched.derived) if len(kept) == len(key)]  # a copy: another thread may add one
     if len(alike) >= (_MOST_TABLES if len(key) == 3 else _MOST_JUMPS):
-        for kept in alike:  # not the tables for the jumps' sake: a captured graph reads them where they lie
+        for kept in alike:  # too many jumps do not evict tables, which a captured graph may read in place
             sched.derived.pop(kept, None)
-    # What is kept outlives the mode that this call is made in: no inference tensors, wrappers or fakes.
+    # Cached tables outlive the mode of this call: no inference tensors, wrappers or fakes.
     with around.outside():
         made = formula(jumps()).map(lambda x: x.to(dtype))
     if all(type(x) is Tensor and not x.requires_grad for x in made if x is not None):
         made = KeptTables(*made)
-    # What a CUDA graph is being made of is not computed yet, and its memory is the graph's.
+    # While a CUDA graph is captured, the tables are not computed yet, and their memory belongs to the graph.
     if not (sched.alpha_bar.is_cuda and torch.cuda.is_current_stream_capturing()):
         sched.derived[key] = made
     return made
 
 
 def _jump(formula: Formula, sched: Schedule, names: tuple[str, ...], t: Time, s: Time | None) -> Jump:
-    if formula.first == 0:  # q(z_t | z_0) and the loss: s plays no part
+    if formula.first == 0:  # q(z_t | z_0) and the loss do not use s
         alpha_bar, W = process.rows(sched.alpha_bar, t), process.rows(sched.W, t)
         j = Jump(alpha_bar, alpha_bar, W, W)
     else:
@@ -234,7 +235,7 @@ def _jump(formula: Formula, sched: Schedule, names: tuple[str, ...], t: Time, s:
 
 
 def _all_jumps(formula: Formula, sched: Schedule, names: tuple[str, ...]) -> Jump:
-    """The jumps t -> t - 1 for t = 0 .. T; the row of t = 0 is NaN where the formula has none."""
+    """The jumps t -> t - 1 for t = 0 .. T. The row of t = 0 is NaN if the formula is not valid there."""
     x, W = sched.alpha_bar, sched.W[:, sched.index(names)]
     if formula.first == 0:
         return Jump(x, x, W, W)
@@ -243,11 +244,11 @@ def _all_jumps(formula: Formula, sched: Schedule, names: tuple[str, ...]) -> Jum
 
 
 def range_of(clamp: float | tuple[float, float] | None) -> Bounds:
-    """The bounds that `clamp` names: a number c means -c .. c, None no bounds. Raises MmfastError."""
+    """The bounds that `clamp` specifies: c means -c .. c, None no bounds. Raises MmfastError for other values."""
     return made_once(_bounds, clamp)
 
 
-# A bound beyond it bounds no number of float32, and torch takes none there.
+# A larger bound has no effect on float32, and torch does not accept one there.
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -263,7 +264,7 @@ def _bounds(clamp: float | tuple[float, float] | None) -> Bounds:
 
 
 def covered(prediction: Term | None) -> tuple[int, int]:
-    """The first channel that a prediction covers and their number; (-1, 0) for all."""
+    """The first channel that a prediction covers and the number of channels; (-1, 0) for all."""
     if not isinstance(prediction, Block) or not isinstance(prediction.tensor, Tensor) or prediction.tensor.dim() < 2:
-        return -1, 0  # of the whole space, or refused by `gather`
+        return -1, 0  # the whole space, or something that `gather` rejects
     return prediction.start, prediction.tensor.shape[1]

@@ -1,4 +1,4 @@
-"""The copies that odd layouts need: a kernel is called again, with what it cannot read where it lies contiguous."""
+"""Copies for unusual layouts: if a kernel cannot read some terms in place, it is called again with contiguous ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mmfast.ops.call import Block, Call, Term
 
 
 def contiguous(terms: Sequence[Term], misfits: Sequence[int], shape: Sequence[int]) -> list[Term]:
-    """The terms with those of these numbers expanded to the shape, and contiguous."""
+    """The terms, with those whose indices are in `misfits` expanded to the shape and made contiguous."""
     terms = list(terms)
     for k in misfits:
         term = terms[k]
@@ -22,7 +22,7 @@ def contiguous(terms: Sequence[Term], misfits: Sequence[int], shape: Sequence[in
 
 
 def with_copies(function: Callable[..., Any], call: Call, *options: Any) -> Any:
-    """function(call, *options) of an extension, which gives the numbers of the terms that it cannot read, in a list."""
+    """Run function(call, *options) of an extension. If it returns a list of unreadable terms, copy them and retry."""
     found = function(call, *options)
     if type(found) is not list:
         return found

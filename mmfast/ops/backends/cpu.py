@@ -1,7 +1,7 @@
-"""The C++ kernels for the CPU (csrc/), which read a `Call` themselves. Signatures and meaning: reference.py.
+"""The C++ kernels for the CPU (csrc/), which read a `Call` directly. reference.py defines the functions.
 
-float32 arithmetic (float64 for float64), one fused multiply-add a term in the order of the terms. Sums are taken in
-float64, in an order that does not depend on the threads.
+They use float32 arithmetic (float64 for float64), with one fused multiply-add per term in the order of the terms. Sums
+are in float64, in an order that does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TITLES = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "baseline": "bas
 
 
 def unavailable() -> str | None:
-    """One line on why this backend cannot run here, or None when it can."""
+    """One line on why this backend cannot run here, or None if it can."""
     return _missing or None
 
 
@@ -39,12 +39,12 @@ def describe() -> str:
 
 
 def isas() -> list[str]:
-    """The instruction sets that this build and this CPU can run, best first."""
+    """The instruction sets that this build and this CPU support, best first."""
     return list(_cpu.isas())
 
 
 def set_isa(name: str | None) -> None:
-    """Use this instruction set from now on; None for the best. All give the same bits."""
+    """Use this instruction set from now on; None for the best. All give bit-identical results."""
     _cpu.set_isa(name or "")
 
 

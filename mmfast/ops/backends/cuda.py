@@ -1,10 +1,11 @@
-"""The CUDA C++ kernels (csrc/cuda/), which read a `Call` themselves. Signatures and meaning: reference.py.
+"""The CUDA C++ kernels (csrc/cuda/), which read a `Call` directly. reference.py defines the functions.
 
-One call into the extension reads the tensors, allocates the results and queues the kernels on torch's current stream:
-nothing here waits for the device, so all of it can be captured in a CUDA graph, after a first call that loads the
-kernels. float32 arithmetic (float64 for float64), one fused multiply-add a term in the order of the terms; sums in
-float64, in an order that is a function of the shapes and the types alone. The tests run the kernels on the host too,
-where there is no GPU.
+One call into the extension reads the tensors, allocates the results and queues the kernels on torch's current stream.
+Nothing here waits for the device, so a CUDA graph can capture it all after a first call, which loads the kernels.
+
+The kernels use float32 arithmetic (float64 for float64), with one fused multiply-add per term in the order of the
+terms. Sums are in float64, in an order that depends only on the shapes and types. The tests also run the kernels on
+the host, without a GPU.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ max_terms = 32 if _cuda is None else _cuda.max_terms
 
 
 def unavailable() -> str | None:
-    """One line on why this backend cannot run here, or None when it can.
+    """One line on why this backend cannot run here, or None if it can.
 
-    It does not start CUDA, which a process that forks must not do; so a GPU that the extension has no code for shows
-    only in the first call, as a RuntimeError.
+    This does not initialise CUDA, which a process must not do before it forks. A GPU that the extension has no code for
+    therefore shows up only in the first call, as a RuntimeError.
     """
     if _cuda is None:
         return f"{_missing or 'the extension _mmfast_cuda is not built'} where there is nvcc"
@@ -42,7 +43,7 @@ def describe() -> str:
 
 
 def _whole(call: Call) -> Call:
-    """With tables of one length that lie contiguous, which is how the kernels read them."""
+    """The call with contiguous tables of equal length, as the kernels require."""
     rows = next((len(x) for x in call.tables if x is not None and len(x) != 1), 1)
     return call._replace(tables=call.tables.map(lambda x: x.expand(rows, *x.shape[1:]).contiguous()))
 

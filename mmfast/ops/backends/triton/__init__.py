@@ -1,13 +1,14 @@
-"""The Triton kernels for GPUs (kernels.py), behind the signatures of reference.py.
+"""The Triton kernels for GPUs (kernels.py), with the signatures of reference.py.
 
-Run on one H100, by Triton 3.6, at 2296999 (tests/ops/backends/test_gpu.py): no GPU has run what changed since.
+Tested on one H100 with Triton 3.6 at 2296999 (tests/ops/backends/test_gpu.py); later changes have not run on a GPU.
 
-The kernels were compiled ahead of time for sm_80, sm_90, sm_100 and sm_120 by Triton 3.8 (for sm_90 by 3.6 too), and
-run by the interpreter of 3.8 on the CPU. With TRITON_INTERPRET=1, set before this is imported, it serves the CPU,
-slowly.
+The kernels were compiled ahead of time for sm_80, sm_90, sm_100 and sm_120 with Triton 3.8 (for sm_90 also with 3.6),
+and run on the CPU in the interpreter of 3.8. If TRITON_INTERPRET=1 is set before this module is imported, it serves the
+CPU, slowly.
 
-float32 arithmetic (float64 for float64), one fused multiply-add a term in the order of the terms, then x0, then the
-noise. Sums are in float64 and in a fixed order. Nothing waits for the GPU: a key that is a tensor is read there.
+They use float32 arithmetic (float64 for float64), with one fused multiply-add per term in the order of the terms, then
+x0, then the noise. Sums are in float64 and in a fixed order. Nothing waits for the GPU: the kernels read a key that is
+a tensor.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ name = "triton"
 devices = ("cpu", "cuda") if run.interpreted else ("cuda",)
 
 max_terms = 16
-DOTS_AT_ONCE = 4  # terms of one pass over a gradient: each needs registers for its lanes
+DOTS_AT_ONCE = 4  # terms in one pass over a gradient; each needs registers for its lanes
 
 
 def unavailable() -> str | None:
-    """One line on why this backend cannot run here, or None when it can."""
+    """One line on why this backend cannot run here, or None if it can."""
     if run.kernels is None:
         return f"Triton is not installed ({run.missing}); `pip install triton` does it on Linux"
     if not run.interpreted and not torch.cuda.is_available():
@@ -44,7 +45,7 @@ def describe() -> str:
 
 
 def _tables(call: Call) -> tuple[Call, Tables, Noise | None]:
-    """The call with no int for its rows; its tables, contiguous; and its noise, where that has a part in the sum."""
+    """The call without int rows, its contiguous tables, and its noise if that enters the sum."""
     call = call.one_row()
     tables = call.tables.map(Tensor.contiguous)
     if call.noise is None or tables.sigma is None:
@@ -126,15 +127,15 @@ def _sums(
     weights: tuple[Tensor | None, Tensor | None, int] = (None, None, 0),
     scale: float = 1.0,
 ) -> Tensor:
-    """The sums of x [n, inner] over inner, times scale * weight[row] in the weight's type if there is one: [n].
+    """The sums of x [n, inner] over inner, times scale * weight[row] in the weight's type if there is a weight: [n].
 
-    weights: the weight, the rows and the step of its table (run.table_of).
+    weights: the weight, the rows and the table_step (run.table_of).
     """
     count, inner = x.shape
     items = max(1, -(-inner // run.ITEM))
     last = items == 1
     sums = torch.empty(count, items, dtype=dtype if last else torch.float64, device=x.device)
-    # Lanes follow the length of the rows alone: so does the order of the sum.
+    # The lanes, and so the order of the sum, depend only on the length of the rows.
     most = run.lanes_of(x.dtype)
     lanes = min(most, 1 << max(inner - 1, 1).bit_length())
     height = most // lanes

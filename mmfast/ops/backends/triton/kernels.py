@@ -1,16 +1,16 @@
 """The Triton kernels, launched by the backend in __init__.py.
 
-Each program works on a tile of one sample. What a kernel is told about its K terms:
+Each program works on a tile of one sample. A kernel gets these for its K terms:
     terms    K pointers
-    places   K times (batch stride, row stride, begin, end): layout.py
-    KINDS    K times "whole", "value" or "rows"
-    CUTS     K times whether the term covers only a part of the sample
-so that a compiled kernel has no dead branches. ROWS says how the rows meet the tiles: "one" row in all, "long" rows (a
-tile touches two at most) or "short" ones.
+    places   K tuples (batch stride, row stride, begin, end): layout.py
+    KINDS    K strings: "whole", "value" or "rows"
+    CUTS     K flags: whether the term covers only a part of the sample
+KINDS and CUTS are constants, so a compiled kernel has no dead branches. ROWS specifies how rows relate to tiles: "one"
+row in total, "long" rows (a tile touches at most two) or "short" ones.
 
-Tables of coefficients have a row for each sample (table_step 1) or one for all (0); or `rows` names each sample's.
-sigma has a column for each of the noise's LEVELS, where there are any.
-Nothing depends on how many elements a tile has, nor on the grid. Sums have a fixed order: see ITEM and LANES.
+Tables of coefficients have a row for each sample (table_step 1) or one for all (0), or `rows` selects each sample's.
+sigma has a column for each of the noise's LEVELS, if there are any.
+Results depend neither on the tile size nor on the grid. Sums have a fixed order: see ITEM and LANES.
 """
 # mypy: ignore-errors
 
@@ -21,11 +21,11 @@ import triton.language as tl
 
 from mmfast.ops.backends.triton.noise import in_order, normals, philox_words
 
-# Sums are taken in float64. A program makes the partial sum of one item, of at most ITEM elements of one sample:
-# element i goes to lane i % LANES, in order, and then the lanes are added. The sums of items are added likewise.
+# Sums are in float64. A program computes the partial sum of one item, at most ITEM elements of one sample: element i
+# is added to lane i % LANES, in order, and then the lanes are added up. The sums of the items are added the same way.
 ITEM = tl.constexpr(8192)
 
-# Arguments of which Triton should not compile another kernel when they are 1 or divisible by 16.
+# Arguments for which Triton should not compile a specialised kernel if they are 1 or divisible by 16.
 NUMBERS = ("seed_low", "seed_high", "draw", "stream")
 
 
@@ -45,7 +45,7 @@ def within(i, start, begin, end):
 
 @triton.jit
 def load_value(term, row, first_row, end_row, row_stride, coef):
-    """The value that a term repeats in a row; 0 in a row that it does not cover, or where coef is 0."""
+    """The value that a term repeats along a row; 0 in a row that it does not cover, or if coef is 0."""
     covered = (row >= first_row) & (row < end_row) & (coef != 0)
     return tl.load(term + tl.cast(row - first_row, tl.int64) * row_stride, mask=covered, other=0.0)
 
@@ -53,7 +53,7 @@ def load_value(term, row, first_row, end_row, row_stride, coef):
 @triton.jit
 def load_term(term, place, b, start, i, elements, inner, coef, KIND: tl.constexpr, CUT: tl.constexpr,
               ROWS: tl.constexpr):  # fmt: skip
-    """The elements start + i of sample b of a term: 0 where it has none; not read where coef is 0."""
+    """The elements start + i of sample b of a term: 0 where it has none; nothing is read if coef is 0."""
     batch_stride, row_stride, begin, end = place
     term += tl.cast(b, tl.int64) * batch_stride
     ok = (i < elements - start) & (tl.full(i.shape, coef, coef.dtype) != 0)
@@ -96,7 +96,7 @@ def weighted_sum(terms, places, coefs, b, row, start, i, elements, inner, KINDS:
 
 @triton.jit
 def sigma_of(sigma, levels, row, start, i, LEVELS: tl.constexpr):
-    """The scale of the noise of the elements start + i; levels: the first elements of all levels but the first."""
+    """The noise scale of the elements start + i. levels: the first elements of all levels except the first."""
     if LEVELS == 0:
         scale = tl.load(sigma + row)
     else:
@@ -111,7 +111,7 @@ def combine(out, noise_out, terms, places, coefs, sigma, levels, rows, table_ste
             draw, ids, stream, elements, inner, tiles, KINDS: tl.constexpr, CUTS: tl.constexpr,
             ROWS: tl.constexpr, NOISY: tl.constexpr, LEVELS: tl.constexpr, OFFSET: tl.constexpr,
             BLOCK: tl.constexpr):  # fmt: skip
-    """out [B, elements] = sum of coef * term + sigma * noise, and the noise: a program a tile of BLOCK elements."""
+    """out [B, elements] = sum of coef * term + sigma * noise, and the noise: BLOCK elements per program."""
     identity = (key, seed_low, seed_high, draw, ids, stream)
     b = tl.program_id(0) // tiles
     start = tl.cast(tl.program_id(0) % tiles, OFFSET) * BLOCK
@@ -134,7 +134,7 @@ def step(out, x0_out, terms, places, to_x0, coefs, sigma, levels, rows, table_st
          high: tl.float64, x0_begin, x0_end, key, seed_low, seed_high, draw, ids, stream, elements,
          inner, tiles, KINDS: tl.constexpr, CUTS: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr,
          OFFSET: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """The sampler's step: x0, the first combination clamped, in [x0_begin, x0_end), and out, the second, with it."""
+    """The sampler's step: x0, the first combination, clamped, in [x0_begin, x0_end); and out, the second, with x0."""
     identity = (key, seed_low, seed_high, draw, ids, stream)
     REAL: tl.constexpr = coefs.dtype.element_ty
     b = tl.program_id(0) // tiles
@@ -152,7 +152,7 @@ def step(out, x0_out, terms, places, to_x0, coefs, sigma, levels, rows, table_st
                       tl.constexpr(CUTS[k]), ROWS).to(REAL)  # fmt: skip
         x0 = tl.fma(first, tl.where(first != 0, x, 0.0), x0)
         total = tl.fma(second, tl.where(second != 0, x, 0.0), total)
-    # Comparisons, not minimum and maximum: a NaN stays one.
+    # Comparisons, because minimum and maximum would not keep a NaN.
     low_bound, high_bound = tl.full(i.shape, low, REAL), tl.full(i.shape, high, REAL)
     x0 = tl.where(x0 < low_bound, low_bound, x0)
     x0 = tl.where(x0 > high_bound, high_bound, x0)
@@ -179,7 +179,7 @@ def squared_error(partial, grad, terms, places, coefs, sigma, levels, weight, ro
                   scale: tl.float64, key, seed_low, seed_high, draw, ids, stream, elements, inner, items,
                   KINDS: tl.constexpr, CUTS: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr,
                   OFFSET: tl.constexpr, LANES: tl.constexpr):  # fmt: skip
-    """partial [B, items]: sums of r^2, r being the combination; grad [B, elements] = 2 scale weight coef_0 r."""
+    """partial [B, items]: sums of r^2, where r is the combination; grad [B, elements] = 2 scale weight coef_0 r."""
     identity = (key, seed_low, seed_high, draw, ids, stream)
     REAL: tl.constexpr = coefs.dtype.element_ty
     b = tl.program_id(0) // items
@@ -237,9 +237,9 @@ def dots(partial, grad, terms, places, key, seed_low, seed_high, draw, ids, stre
 @triton.jit(do_not_specialize=["items", "count"])
 def row_sums(sums, x, weight, rows, table_step, scale: tl.float64, count, inner, items,
              OFFSET: tl.constexpr, HEIGHT: tl.constexpr, LANES: tl.constexpr):  # fmt: skip
-    """sums [count, items]: those of the items of each row of x [count, inner]; times scale weight, if there is one.
+    """sums [count, items]: the sums of the items of each row of x [count, inner], times scale * weight if there is one.
 
-    A program takes HEIGHT rows. With a weight there is one item in a row and a row is a sample.
+    A program handles HEIGHT rows. With a weight, a row has one item and is a sample.
     """
     r = tl.program_id(0) // items * HEIGHT + tl.arange(0, HEIGHT)
     wide = r.to(tl.int64)
@@ -275,7 +275,7 @@ def random_words(words, key, seed_low, seed_high, draw, ids, stream, count, tile
 def block_mask(out, mask, x, threshold, key, seed_low, seed_high, draw, ids, stream, channels, pixels,
                width, block_height, block_width, tiles, groups, CHANNELS: tl.constexpr,
                BLOCK: tl.constexpr):  # fmt: skip
-    """x [B, channels, pixels], 0 where hidden, and mask [B, pixels]: BLOCK pixels of CHANNELS channels a program."""
+    """x [B, channels, pixels], 0 where hidden, and mask [B, pixels]: BLOCK pixels, CHANNELS channels per program."""
     identity = (key, seed_low, seed_high, draw, ids, stream)
     tile, b = tl.program_id(0) % tiles, tl.program_id(0) // tiles // groups
     group = tl.program_id(0) // tiles % groups

@@ -1,6 +1,6 @@
-"""How a Triton kernel is launched: what it is told of keys, terms and tables, and over how many programs.
+"""Launch the Triton kernels: their arguments for keys, terms and tables, and the number of programs.
 
-Run on one H100 at 2296999 (tests/ops/backends/test_gpu.py): no GPU has run what changed since.
+Tested on one H100 at 2296999 (tests/ops/backends/test_gpu.py); later changes have not run on a GPU.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ except ImportError as error:
 interpreted = kernels is not None and not isinstance(kernels.combine, kernels.triton.JITFunction)
 
 ITEM = 8192  # as in kernels.py
-BLOCK = 1024  # elements a program: 8 a thread
-LANES = 1024  # of a sum of 4 bytes each: lanes_of. The order of the sum depends on it, its speed too
+BLOCK = 1024  # elements per program: 8 per thread
+LANES = 1024  # of a sum of 4-byte elements (lanes_of); sets the order of the sum and its speed
 WARPS, SUM_WARPS = 4, 8
 
 
@@ -40,7 +40,7 @@ def launch(kernel: Any, programs: int, warps: int, *arguments: object, **constan
 
 
 def identity(noise: Noise | None) -> tuple[object, ...]:
-    """What the kernels need to make noise: noise.py. Halves of 32 bits, so that no seed is another type."""
+    """The identity that the kernels take (noise.py). The seed is in 32-bit halves, so that its type never changes."""
     key, sample_ids, stream, _ = noise or Noise((0, 0))
     ids = None if sample_ids is None else sample_ids.contiguous()
     if isinstance(key, Tensor):
@@ -50,12 +50,12 @@ def identity(noise: Noise | None) -> tuple[object, ...]:
 
 
 def signed(word: int) -> int:
-    """The low 32 bits, as the int32 with these bits."""
+    """Reinterpret the low 32 bits as an int32."""
     return (word + 2**31) % 2**32 - 2**31
 
 
 def lay_out(terms: Sequence[Term], shape: Sequence[int]) -> tuple[list[Tensor], Layout]:
-    """The terms' tensors, made contiguous where they must be, and how they lie. shape: [B, ...], of some element."""
+    """The terms' tensors, made contiguous where necessary, and their layout. shape: [B, ...], not empty."""
     for _ in range(2):
         tensors = [tensor_of(x) for x in terms]
         sizes, strides = tuple(tuple(t.shape) for t in tensors), tuple(t.stride() for t in tensors)
@@ -68,7 +68,7 @@ def lay_out(terms: Sequence[Term], shape: Sequence[int]) -> tuple[list[Tensor], 
 
 
 def place(call: Call, tile: int) -> tuple[tuple[Tensor, ...], Layout, dict[str, object]]:
-    """The terms as they can be read, how they lie, and the constants of a kernel with tiles of this size."""
+    """The terms in a readable form, their layout, and the constants of a kernel with tiles of this size."""
     tensors, layout = lay_out(call.terms, call.shape)
     rows = "one" if layout.rows == 1 else "long" if layout.inner >= tile else "short"
     constants = {"KINDS": layout.kinds, "CUTS": layout.cuts, "ROWS": rows, "OFFSET": offset(call.shape)}
@@ -76,23 +76,23 @@ def place(call: Call, tile: int) -> tuple[tuple[Tensor, ...], Layout, dict[str, 
 
 
 def levels_of(call: Call) -> tuple[tuple[int, ...], int]:
-    """The first elements of the noise's levels but the first, and their number with it: 0 for one and sigma [R]."""
+    """The first elements of all noise levels except the first, and the number of levels (0 if sigma is [R])."""
     levels = () if call.noise is None or call.shape is None else call.noise.levels
     return tuple(first * math.prod(call.shape[2:]) for first in levels[1:]), len(levels)
 
 
 def offset(shape: Sequence[int]) -> object:
-    """The type of an element's number in a sample; a last tile may reach beyond the sample."""
+    """The type of an element's index in a sample; the last tile may extend beyond the sample."""
     return kernels.tl.int32 if math.prod(shape[1:]) < 2**31 - 2 * ITEM else kernels.tl.int64
 
 
 def lanes_of(dtype: torch.dtype) -> int:
-    """The lanes of a sum, such that every thread loads 16 bytes of the smaller types at once."""
+    """The number of lanes of a sum, chosen so that each thread loads 16 bytes of the smaller types at once."""
     return LANES * (2 if dtype.itemsize == 2 else 1)
 
 
 def table_of(rows: Rows, *tables: Tensor | None) -> tuple[Tensor | None, int]:
-    """`rows` and table_step: tables of one row, with no `rows`, serve every sample."""
+    """`rows` and table_step, which is 0 if tables of one row serve every sample."""
     lengths = {len(table) for table in tables if table is not None}
     assert len(lengths) == 1, "the tables of a call have the same rows"
     return (rows.contiguous(), 1) if isinstance(rows, Tensor) else (None, int(lengths != {1}))

@@ -1,7 +1,7 @@
-"""Where the elements of terms lie, for kernels that work on addresses: csrc/cpu/layout.h in Python, remembered.
+"""The memory layout of terms, for kernels that work on addresses: csrc/cpu/layout.h in Python, with a cache.
 
-A sample is rows x inner elements, chosen so that every term is regular on it: in every row it is contiguous or one
-value, and its rows are a stride apart. Pure integer work on sizes and strides.
+A sample is rows x inner elements, split so that every term is regular: in each row it is contiguous or a single value,
+and its rows are a fixed stride apart. This is pure integer work on sizes and strides.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Ints = tuple[int, ...]
 
 
 class Place(NamedTuple):
-    """A term in memory, in elements: it covers the elements [begin, end) of a sample, a block whole rows of it."""
+    """A term in memory, in elements. It covers the elements [begin, end) of a sample; a Block covers whole rows."""
 
     batch_stride: int
     row_stride: int
@@ -23,9 +23,9 @@ class Place(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """rows x inner, and of every term: its place, its kind, and whether it covers only a part of the sample.
+    """rows x inner, and for each term its place, its kind, and whether it covers only a part of the sample.
 
-    Kinds: "whole" (element e is at e - begin), "value" (one for each row) and "rows" (contiguous ones).
+    Kinds: "whole" (element e is at e - begin), "value" (one per row) and "rows" (contiguous rows).
     """
 
     rows: int
@@ -33,13 +33,13 @@ class Layout(NamedTuple):
     places: tuple[Place, ...]
     kinds: tuple[str, ...]
     cuts: tuple[bool, ...]
-    misfits: Ints  # the terms, by number, that must be made contiguous first
+    misfits: Ints  # the indices of the terms that must be made contiguous first
 
 
 def _collapse(size: Ints, stride: Ints, shape: Ints, unit: int) -> int | None:
-    """The stride of all these dimensions taken as one, innermost `unit` (0: any).
+    """The stride of all these dimensions collapsed into one, whose innermost stride is `unit` (0: any).
 
-    0 where the tensor is the same throughout, None where no single stride will do.
+    0 if the tensor is constant along them, None if no single stride works.
     """
     if all(n == 1 or mine == 1 or step == 0 for n, mine, step in zip(shape, size, stride, strict=True)):
         return 0
@@ -58,7 +58,7 @@ def _collapse(size: Ints, stride: Ints, shape: Ints, unit: int) -> int | None:
 
 
 def _fit(shape: Ints, size: Ints, stride: Ints, start: int, split: int) -> tuple[Place, str, bool] | None:
-    """The term with the dimensions [1, split) as rows and the rest as inner; None if it is not regular so."""
+    """The term with the dimensions [1, split) as rows and the rest as inner; None if that is not regular."""
     begin, end = 0, math.prod(shape[1:])
     if start >= 0:
         channel = math.prod(shape[2:])
@@ -82,7 +82,7 @@ def _fit(shape: Ints, size: Ints, stride: Ints, start: int, split: int) -> tuple
 
 @functools.lru_cache(maxsize=4096)
 def choose_layout(shape: Ints, sizes: tuple[Ints, ...], strides: tuple[Ints, ...], starts: Ints) -> Layout:
-    """The split of [B, ...] into rows and inner with the fewest misfits; among equals the longest rows win."""
+    """The split of [B, ...] into rows and inner with the fewest misfits, and on a tie the longest rows."""
     best: Layout | None = None
     for split in range(1, len(shape) + 1):
         fits = [_fit(shape, *term, split) for term in zip(sizes, strides, starts, strict=True)]

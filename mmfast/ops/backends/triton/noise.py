@@ -1,12 +1,12 @@
 """The noise in Triton: Philox and Box-Muller, as in csrc/philox.h and csrc/normal.h.
 
-The words are those of the reference bit for bit, the normals within 4 ulp of it.
+The words equal the reference's bit for bit, and the normals are within 4 ulp of it.
 
-An identity is (key, seed low, seed high, draw, ids, stream). key (int64 [2]: seed and draw) is read by the kernel;
-where it is None the numbers count, the seed in halves of 32 bits. ids: int64 [B], or None for 0, 1, 2, ...
+An identity is (key, seed low, seed high, draw, ids, stream). The kernel reads key (int64 [2]: seed and draw). If key is
+None, the numbers are used instead, with the seed in 32-bit halves. ids: int64 [B], or None for 0, 1, 2, ...
 
-Only builtins of tl, and none of its jitted functions (tl.sum, tl.cdiv), here and in kernels.py: the tests
-interpret a copy of these modules beside a Triton that was imported to compile.
+This file and kernels.py use only builtins of tl, not its jitted functions (tl.sum, tl.cdiv), because the tests
+interpret a copy of these modules next to a Triton that was imported to compile.
 """
 # mypy: ignore-errors
 
@@ -71,7 +71,7 @@ def flip_if_bit31(turn, x):
 
 @triton.jit
 def normal_pair(a, b):
-    """The two normals of the words (a, b)."""
+    """The two normals from the words (a, b)."""
     r = radius(a)
     y = (b << 2).to(tl.int32, bitcast=True).to(tl.float32) * 2.0**-32
     turn = b + 0x20000000
@@ -96,7 +96,7 @@ def in_order(x0, x1, x2, x3, SIZE: tl.constexpr):
 
 @triton.jit
 def normals(identity, b, start, SIZE: tl.constexpr):
-    """The noise of the elements [start, start + SIZE) of sample b, one Philox block for every four: float32 [SIZE]."""
+    """The noise of the elements [start, start + SIZE) of sample b, four per Philox block: float32 [SIZE]."""
     quad = tl.cast(start // 4, tl.uint32) + tl.arange(0, SIZE // 4).to(tl.uint32)
     w0, w1, w2, w3 = philox_words(identity, b, quad)
     n0, n1 = normal_pair(w0, w1)
