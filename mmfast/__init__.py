@@ -1,6 +1,6 @@
 """mmfast: multimodal, multitask diffusion on fused kernels.
 
-One model generates images together with their masks, labels and embeddings, any of them given any other.
+One model generates images together with their masks, labels and embeddings, and any of them given any other.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """What needs torch, whose import takes seconds, is imported on first use: a command hears Ctrl-C before."""
+        """Import modules that need torch on first use: that takes seconds, and a command handles Ctrl-C before."""
         if name in __all__ and name != "ops":
             found = getattr(importlib.import_module("mmfast.schedule"), name)
         else:
@@ -53,10 +53,11 @@ if not TYPE_CHECKING:
 
 
 def load(folder: str | PathLike[str], device: str = "auto") -> Loaded:
-    """A trained run, ready to sample: `mmfast.load("runs/digits").sample(label=3, n=8)` (`mmfast.loaded.Loaded`).
+    """Load a trained run for sampling: `mmfast.load("runs/digits").sample(label=3, n=8)`.
 
-    Raises MmfastError where there is none, or its files are damaged.
+    Returns a `mmfast.loaded.Loaded`. Raises MmfastError if the folder holds no run, its files are damaged or the device
+    does not exist.
     """
-    from mmfast.loaded import load  # what a program of ops alone need not wait for
+    from mmfast.loaded import load  # imported here so that programs that only use the ops need not wait for it
 
     return load(folder, device)

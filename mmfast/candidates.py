@@ -1,4 +1,4 @@
-"""The folders below a root as candidates for modalities: what their files seem to be."""
+"""The folders below a root as candidates for modalities, by what their files appear to be."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from mmfast.image_files import EXTENSIONS, class_numbers, load_picture
 
 T = TypeVar("T")
 
-# Folders whose pictures are masks by their name, or images; the first images there are is the anchor.
+# Words in the names of folders with masks, and beginnings of the names of folders with images.
 MASKS = ("mask", "seg", "annot", "trimap")
 IMAGES = ("image", "photo", "picture", "img", "rgb", "jpegimages")
-# More values than this are no classes of a mask.
+# More values than this are not the classes of a mask.
 MOST_VALUES = 64
 
 
 @dataclass
 class Candidate:
-    """The files of one folder, by stem, and the kind that they seem to be."""
+    """The files of one folder, by stem, and the kind that they appear to be."""
 
     folder: str
     kind: str
@@ -35,7 +35,7 @@ class Candidate:
 
 
 def candidate_of(path: Path, within: Path | None) -> Candidate | None:
-    """The files of a folder, of the kind that most of them are; None for what is no folder of such files."""
+    """The files of a folder that are of its most common kind; None if it is not a folder or holds no such files."""
     if path.name.startswith(".") or not path.is_dir():
         return None
     found = {kind: x.paths for kind, x in find_each(path, ENDINGS, within).items()}
@@ -49,8 +49,11 @@ ENDINGS = {"image": EXTENSIONS, **{name: kinds.kind(name).extensions for name in
 
 
 def _are_masks(name: str, paths: dict[str, Path]) -> bool:
-    """By the folder's name, if some can be masks at all; else grey or palette files of few values, all of them of
-    endings that masks have."""
+    """Whether the pictures are masks.
+
+    They are if the folder's name says so and some can be read as masks; or else if all files have a mask's extension
+    and those inspected hold few values.
+    """
     values = [or_none(class_values, path) for path in spread(list(paths.values()), 16)]
     counts = [len(x) for x in values if x is not None]
     if named_as_masks(name):
@@ -65,7 +68,7 @@ def named_as_masks(folder: str) -> bool:
 
 
 def as_pictures(found: Sequence[Candidate]) -> list[Candidate]:
-    """Masks as images, where their few values alone say that they are masks, and they are of no image."""
+    """Turn masks into images if only their few values suggest that they are masks, and they belong to no image."""
     images = {stem for x in found if x.kind == "image" for stem in x.paths}
 
     def of_none(x: Candidate) -> bool:
@@ -75,7 +78,7 @@ def as_pictures(found: Sequence[Candidate]) -> list[Candidate]:
 
 
 def is_one(found: Sequence[Candidate]) -> bool:
-    """Whether the folders are the classes of one modality: all hold pictures, and none is called as a modality is."""
+    """Whether the folders are the classes of one modality: all hold pictures, and none has a modality's name."""
     if not found:
         return True
     named = any(x.folder.lower().startswith(IMAGES) or x.kind != "image" for x in found)
@@ -83,7 +86,7 @@ def is_one(found: Sequence[Candidate]) -> bool:
 
 
 def or_none(read: Callable[[Path], T], path: Path) -> T | None:
-    """What is read of a file; None for one that cannot be read, of which `mmfast check` tells."""
+    """Read a file; None if it cannot be read, which `mmfast check` reports."""
     try:
         return read(path)
     except MmfastError:

@@ -1,4 +1,4 @@
-"""How far samples are from real data, beside how far one half of the real data is from the other."""
+"""Distances of samples to real data, and for comparison those between two halves of the real data."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from mmfast.model import Model
 from mmfast.ranks import ALONE, Ranks
 from mmfast.trust import check_code
 
-# Of precision and recall, as their authors chose it.
+# The number of neighbours for precision and recall, as in their paper.
 NEIGHBOURS = 3
 # Anchors x [B, ...] -> features [B, d].
 Features = Callable[[Tensor], Tensor]
 
 
 def chosen_features(spec: EvaluateSpec) -> Extractor:
-    """What distances are measured over. Raises MmfastError for code that a config names and the user has not."""
+    """The features that distances use. Raises MmfastError for code that a config names and the user did not allow."""
     check_code("evaluate.features", spec.features)
     return extractor(spec.features, spec.features_weights or None)
 
 
 def row_distances(part: Modality, name: str, x: Tensor, data: Data, most: int = 10_000) -> dict[str, float]:
-    """`Modality.distances` of samples to one half of the real data, beside those of the other half to it."""
+    """`Modality.distances` of samples to one half of the real data, and of the other half to it."""
     if not part.distances(x, x):
         return {}
     real = torch.cat([_present(examples, name, most) for examples in (once(data.train), data.test)])
@@ -46,13 +46,13 @@ def row_distances(part: Modality, name: str, x: Tensor, data: Data, most: int = 
 
 
 def _present(examples: Examples, name: str, most: int) -> Tensor:
-    """x of the examples that have it, at most so many."""
+    """x of the examples that have this modality, out of at most `most` examples."""
     batch = examples.__getitems__(_some(examples, most).tolist())
     return batch.data[name][batch.present[name]] if name in batch.present else batch.data[name]
 
 
 def _some(examples: Examples, most: int) -> Tensor:
-    """The rows of at most so many examples, drawn from all of them: data sets are often sorted by class."""
+    """The rows of at most `most` examples, sampled from all because data sets are often sorted by class."""
     count = len(examples)
     order = torch.arange(count) if count <= most else torch.randperm(count, generator=torch.Generator().manual_seed(1))
     return order[:most].sort().values
@@ -69,17 +69,17 @@ def distances(
 ) -> dict[str, float]:
     """Frechet distance, precision and recall over `features`: samples against real images, and two halves of these.
 
-    The real images are those of the training and the test set, at most `most` of each, in two halves: the first is
-    compared with the samples, and with as many images of the second, since all three depend on the numbers. Precision
-    and recall take as many images of the first half too. Distances over anything but pixels carry the features' name.
-    z0: what an anchor that is no image is compared as, [B, C, H, W].
+    The real images are at most `most` from each of the training and test sets, in two halves. The first half is
+    compared with the samples, and with as many images of the second, because all three metrics depend on sample size.
+    Precision and recall also use as many images of the first half. Unless the features are pixels, the metrics' names
+    include the features' name. z0: maps the anchor to the maps [B, C, H, W] that are compared, if it is not an image.
     """
     whole = lambda x: features(z0(x))  # noqa: E731
     return against(real_features(data, anchor, whole, most, ranks), images, whole, features.name, ranks)
 
 
 def real_features(data: Data, anchor: str, features: Features, most: int = 10_000, ranks: Ranks = ALONE) -> Tensor:
-    """The features of the real images of both sets, at most `most` of each, [n, d] in a shuffled order."""
+    """The features of the real images of both sets, at most `most` of each: [n, d] in a shuffled order."""
     parts = once(data.train), data.test
     chunks = [(part, rows) for part in parts for rows in _some(part, most).split(256)]
 
@@ -88,12 +88,12 @@ def real_features(data: Data, anchor: str, features: Features, most: int = 10_00
         return features(part.__getitems__(rows.tolist()).data[anchor])
 
     real = torch.cat(ranks.map(of_real, chunks))
-    # The halves are shuffled: neighbours in a data set are often kin.
+    # Shuffle the halves, because neighbours in a data set are often related.
     return real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
 
 
 def against(real: Tensor, images: Tensor, features: Features, named: str, ranks: Ranks = ALONE) -> dict[str, float]:
-    """The figures of `distances`; real: of `real_features`; named: the features' name."""
+    """The figures of `distances`. real: the result of `real_features`; named: the name of the features."""
     share = ranks.at_most(len(images), len(images))
     half, fake = len(real) // 2, torch.cat(ranks.map(features, images.split(share)))
     name = "" if named == "pixels" else f"_{named}"
@@ -110,6 +110,6 @@ def against(real: Tensor, images: Tensor, features: Features, named: str, ranks:
 
 
 def to_z0(model: Model) -> Callable[[Tensor], Tensor]:
-    """The anchor's z_0, of x on the host."""
+    """A function from the anchor's x on the host to z_0 on the host."""
     device = model.schedule.alpha_bar.device
     return lambda x: model.anchor.to_z0(x.to(device)).cpu()

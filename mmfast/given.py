@@ -1,4 +1,4 @@
-"""What a modality is given as: a text, a number, a path, a picture, an array or a tensor becomes x."""
+"""Convert given values of a modality to x: a text, a number, a path, a picture, an array or a tensor."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mmfast.modalities import Modality
 
 
 def taken(part: Modality, value: Any, where: str) -> Tensor:
-    """A value of one modality as x: [1, ...], or [n, ...] of a list or of a tensor with one for each sample.
+    """Convert a value of one modality to x: [1, ...], or [n, ...] for a list or a tensor with one for each sample.
 
-    Raises MmfastError, which calls it `where`, for what is no such x.
+    Raises MmfastError, naming it `where`, if that is not possible.
     """
     if isinstance(value, (list, tuple)):
         found = [taken(part, x, f"{where}[{i}]") for i, x in enumerate(value)]
@@ -35,10 +35,11 @@ def taken(part: Modality, value: Any, where: str) -> Tensor:
 
 
 def known_part(part: Modality, value: Any, where: str) -> Tensor:
-    """What is known of one x, bool of its shape: of a text or a path (`Modality.parse_known`), a picture or an array.
+    """Which values of one x are known, bool of its shape.
 
-    An array or a tensor is bool, 0 and 1, or, as a picture, above 127 where it is known; one of [H, W] is for all
-    channels. A picture is white where it is known. Raises MmfastError, which calls it `where`.
+    value: a text or a path (`Modality.parse_known`), a picture that is white where x is known, an array or a tensor.
+    An array or a tensor is bool, 0 and 1, or uint8 as in a picture, above 127 where x is known; [H, W] applies to all
+    channels. Raises MmfastError, naming it `where`.
     """
     shape = part.blank(part.spec).shape
     if isinstance(value, PILImage.Image) and len(shape) > 1:
@@ -56,7 +57,7 @@ def known_part(part: Modality, value: Any, where: str) -> Tensor:
 
 
 def _x(part: Modality, value: Any, where: str) -> Tensor:
-    """x of one value, [1, ...], or of a tensor of several; not checked."""
+    """x of one value, [1, ...], or of a tensor with several; not checked."""
     if isinstance(value, str):
         return part.parse(value)[None]
     if isinstance(value, os.PathLike):

@@ -1,4 +1,4 @@
-"""From a plain folder to the modalities that lie in it: kinds, classes, sizes, as the files themselves say."""
+"""Guess the modalities in a plain folder from its files: their kinds, classes and sizes."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ from mmfast.modalities.label import read_text
 from mmfast.sizes import Size, height_width, plain
 
 SIZES = (8, 16, 32, 64, 128, 256)
-# More texts than this are no classes of a label.
+# More different texts than this are not the classes of a label.
 MOST_CLASSES = 1000
 IGNORED = 255
-# A longer text is no class's name, but of another kind.
+# A longer text is not a class name.
 LONGEST_NAME = 100
-# A rectangle is guessed where the logarithms of width / height of so many pictures lie so near the usual one, and that
-# lies so far from a square's, which would lose an eighth of each picture.
+# A rectangle is guessed if log(width / height) is within ALIKE of the usual value for a share NEARLY_ALL of the
+# pictures, and the usual value differs by CLEARLY from that of a square, which would lose an eighth of each picture.
 NEARLY_ALL, ALIKE, CLEARLY = 0.95, 0.05, math.log(8 / 7)
-# The network with which data is looked at, where no config says one.
+# The network used to inspect data without a config.
 DRAFT = {"backbone": {"kind": "mlp", "width": 16, "blocks": 1, "features": 4}}
 
 
 def most_pixels() -> int:
-    """The greatest size of images that is guessed: what this machine trains on in a reasonable time."""
+    """The largest image size that is guessed: one that this machine can train on in a reasonable time."""
     return 64 if torch.cuda.is_available() else 32
 
 
 @dataclass
 class Guess:
-    """What lies in a folder: a dict of options for each modality, as a config has them, and what was left out and why.
+    """The contents of a folder: a dict of options for each modality, as in a config, and notes on what was left out.
 
-    folders: those of modalities with another name than their folder's. outside: whether links may lead out of root.
-    shares: of the examples that have a modality, where it has files or cells of its own.
+    folders: the folders of modalities that have another name. outside: whether links may lead out of root. shares: the
+    share of the examples that have a modality, for modalities with files or cells of their own.
     """
 
     root: Path
@@ -69,17 +69,17 @@ class Guess:
     shares: dict[str, float] = field(default_factory=dict)
 
     def data(self) -> dict[str, Any]:
-        """The options `data` of a config."""
+        """The `data` section of a config."""
         folders = {"folders": self.folders} if self.folders else {}
         outside = {"outside": True} if self.outside else {}
         return {"kind": "folder", "root": str(self.root), **folders, **outside}
 
 
 def guess(root: str | Path, most: int, size: Size | None = None, outside: bool = False) -> Guess:
-    """The modalities of a folder. Raises MmfastError where there are no pictures.
+    """Guess the modalities of a folder. Raises MmfastError if it holds no pictures.
 
-    size: of images and masks in pixels; None for one near the pictures' own, at most `most`, or where nearly all have
-    one other shape for a rectangle of about as many pixels. outside: links may lead out of the folder.
+    size: the size of images and masks in pixels. None for one near the pictures' own, at most `most`; if nearly all
+    have the same other shape, it is a rectangle with about as many pixels. outside: links may lead out of the folder.
     """
     root = Path(root)
     if not root.is_dir():
@@ -94,7 +94,7 @@ def guess(root: str | Path, most: int, size: Size | None = None, outside: bool =
         found = [Candidate(".", "image", find(root, EXTENSIONS, within).paths)]
     elif not any(x.kind == "image" for x in found):
         found = pictures
-    if not any(x.kind == "image" and x.paths for x in found):  # those that lie in root itself
+    if not any(x.kind == "image" and x.paths for x in found):  # look for pictures in root itself
         own = {stem: path for stem, path in find(root, EXTENSIONS, within).paths.items() if "/" not in stem}
         found = [*([Candidate(".", "image", own)] if own else []), *found]
     images = [x for x in found if x.kind == "image" and x.paths]
@@ -129,7 +129,7 @@ def guess(root: str | Path, most: int, size: Size | None = None, outside: bool =
 
 
 def _add_columns(guessed: Guess) -> None:
-    """Labels that are columns of a table beside the folders."""
+    """Add the labels that are columns of a table next to the folders."""
     path = find_table(guessed.root)
     table = None if path is None else read_table(path)
     for name, cells in table.columns.items() if table is not None else ():
@@ -147,7 +147,7 @@ def _add_columns(guessed: Guess) -> None:
 
 
 def _add(guessed: Guess, candidate: Candidate, options: dict[str, Any]) -> str:
-    """Note the modality under its folder's name, or its kind's where that cannot be a name; returns the name."""
+    """Add the modality under its folder's name, or its kind's if that is taken or invalid; returns the name."""
     name = candidate.folder
     try:
         check_name(name)
@@ -174,9 +174,9 @@ def _image(candidate: Candidate, most: int, size: Size | None) -> dict[str, Any]
 
 
 def _rectangle(sizes: Sequence[tuple[int, int]], side: int) -> Size:
-    """The size whose shape most pictures, (width, height) each, have: a square unless nearly all have another shape.
+    """The size that fits the pictures, each (width, height): a square unless nearly all have the same other shape.
 
-    A rectangle has at most as many pixels as the square, and sides that the square's network can halve as often.
+    A rectangle has at most as many pixels as the square, and sides that are multiples of a quarter of the square's.
     """
     shapes = sorted(math.log(width / height) for width, height in sizes)
     usual = shapes[len(shapes) // 2] if shapes else 0.0
@@ -198,16 +198,16 @@ def _is_grey(path: Path) -> bool:
 
 
 def _mask(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:
-    """Two classes, or as many as the greatest number says; 255 beside smaller ones counts nowhere.
+    """The options of a mask with two classes, or as many as the largest number implies; 255 is then ignored.
 
-    Where some files hold 0 and 1, and others 0 and 255, it is one of the two that are wrong.
+    If some files hold 0 and 1 and others 0 and 255, the mask has two classes, and one of the two codings is wrong.
     """
     values = [or_none(class_values, path) or set[int]() for path in candidate.paths.values()]
     every, both = set[int]().union(*values), any({1, IGNORED} <= x for x in values)
     options: dict[str, Any] = {"kind": "mask", "classes": 2, "size": size}
     numbers = every - {IGNORED}
     few = not numbers or max(numbers) < MOST_VALUES
-    # Of black and white with edges between them the values lie all over; class numbers are small, or dense.
+    # Black and white with antialiased edges has values all over the range; class numbers are small or dense.
     edges = not few and all(or_none(_two, path) for path in candidate.paths.values())
     if every <= {0, 1} or every == {0, IGNORED} or (every == {0, 1, IGNORED} and not both) or edges:
         return options
@@ -224,8 +224,8 @@ def _two(path: Path) -> bool:
 
 
 def _label(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:
-    found = {text for path in candidate.paths.values() if (text := or_none(read_text, path))}  # an empty one is none
-    texts = {text for text in found if len(text) <= LONGEST_NAME}  # a longer one is told of when it is read
+    found = {text for path in candidate.paths.values() if (text := or_none(read_text, path))}  # skip empty texts
+    texts = {text for text in found if len(text) <= LONGEST_NAME}  # a longer one is reported when it is read
     options = _classes(texts, guessed.examples)
     if options is None:
         guessed.notes.append(f"{candidate.folder}: {len(texts)} different texts, which are no classes")
@@ -233,7 +233,7 @@ def _label(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] |
 
 
 def _classes(texts: Iterable[str], examples: int) -> dict[str, Any] | None:
-    """A label's options for the classes of these names or numbers; None where they are too few or too many."""
+    """A label's options for classes with these names or numbers; None if they are too few or too many."""
     found = sorted({*texts})
     if not 1 < len(found) <= min(MOST_CLASSES, max(2, examples // 2)):
         return None
@@ -245,7 +245,7 @@ def _classes(texts: Iterable[str], examples: int) -> dict[str, Any] | None:
 
 
 def _class_folders(paths: dict[str, Path]) -> dict[str, Any] | None:
-    """A label of the first folders of the anchor's paths, where all lie in folders."""
+    """A label from the first folder in each of the anchor's paths; None unless all are in folders."""
     if not all("/" in stem for stem in paths):
         return None
     return _classes({stem.split("/")[0] for stem in paths}, len(paths))

@@ -1,4 +1,4 @@
-"""What is given in part: which numbers of x are known, and where they stand in the diffusion space."""
+"""Modalities that are given in part: which values of x are known, and their positions in the diffusion space."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from mmfast.model import Model
 
 @dataclass(frozen=True)
 class Inside:
-    """One modality that is given in part.
+    """A modality that is given in part.
 
-    x and known [B, ...]; encoding: E(x), of the anchor z_0, and where it is known: both broadcast to [B, C, H, W].
+    x, known: [B, ...]. encoding: E(x), or z_0 for the anchor; where: the positions at which it is known. Both broadcast
+    to [B, C, H, W].
     """
 
     x: Tensor
@@ -31,16 +32,16 @@ class Inside:
         return cls(x, known, encoding, part.known_in_space(known))
 
     def put_in(self, encoding: Tensor) -> Tensor:
-        """An encoding, or z_0, with the truth where that is known."""
+        """An encoding, or z_0, with the true values put in where they are known."""
         return torch.where(self.where, self.encoding.to(encoding.dtype), encoding)
 
     def put_in_x(self, x: Tensor) -> Tensor:
-        """An x with the truth where that is known."""
+        """An x with the true values put in where they are known."""
         return torch.where(self.known, self.x, x)
 
 
 def check_known(model: Model, given: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is known of what is given in part, bool [1 or count, ...]. Raises MmfastError where that cannot be."""
+    """What is known of modalities given in part, bool [1 or count, ...]. Raises MmfastError if that is invalid."""
     found = {}
     for name, there in known.items():
         if name not in given:

@@ -1,4 +1,4 @@
-"""The bound of the data's likelihood under the model: its four parts, and what is a probability and what a density."""
+"""The variational bound on the data's likelihood under the model, in parts and by modality."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mmfast.schedule import Schedule
 from mmfast.streams import EVALUATE, EVALUATE_TIME
 
 PARTS = ("L0", "L1", "L2", "L3")
-# The process that has the posterior's variance: its figures carry no name.
+# The process with the posterior's variance, whose figures have no name in their keys.
 PLAIN = ""
 
-# By part, reverse process (PLAIN for what is the same in all of them) and modality.
+# (part, reverse process, modality); PLAIN for parts that are the same in all reverse processes.
 Key = tuple[str, str, str]
 
 
@@ -36,27 +36,27 @@ def bound(
     reverses: Mapping[str, Reverse] | None = None,
     ranks: Ranks = ALONE,
 ) -> dict[str, float]:
-    """-ln p(X) <= L0 + L1 + L2 + L3 with every modality generated and nothing given, in means over the batch.
+    """Compute -ln p(X) <= L0 + L1 + L2 + L3 with every modality generated and none given, as means over the batch.
 
-    `bound.L0` to `bound.L3` are the parts in nats an example, with `_bits` in bits per dimension of the anchor. The
+    `bound.L0` to `bound.L3` are the parts in nats per example; with `_bits`, in bits per dimension of the anchor. The
     same numbers by modality, each with L0 and L1 of its own block of channels:
 
-    - `bound.pixels`, the anchor's: L0 + L1 + L3, nats an example; `_bits`: bits per dimension. Of a probability.
-    - `bound.discrete.NAME`, of a label or a mask: L0 + L1 + L2, nats an example; `_bits`: bits an example. Of a
+    - `bound.pixels`, of the anchor: L0 + L1 + L3, in nats per example; `_bits`: bits per dimension. A probability.
+    - `bound.discrete.NAME`, of a label or a mask: L0 + L1 + L2, in nats per example; `_bits`: bits per example. A
       probability.
-    - `bound.density.NAME`, of what is continuous: L0 + L1 + L2, nats an example. Of a density, so it may be negative
-      and is not to be added to the others. So is an anchor's that is no image: L0 + L1 + L3, of its z_0.
+    - `bound.density.NAME`, of a continuous modality: L0 + L1 + L2, in nats per example. A density, so it may be
+      negative and must not be added to the others. For an anchor that is not an image: L0 + L1 + L3, of its z_0.
 
-    A modality's figure is its share of the joint bound and no bound of its own: the network sees all of z_t. In shared
-    channels L0 and L1 cannot be told apart by modality, and are all in `bound.pixels`.
+    A modality's figure is its share of the joint bound, not a bound of its own, because the network sees all of z_t. In
+    shared channels L0 and L1 cannot be separated by modality, and `bound.pixels` contains them all.
 
-    These are of the posterior's variance, and 1 - a_1 for the decoder of z_1. With `reverses` (`mmfast.reverse.fit`)
-    there are beside them, for each by name, `bound.REVERSE.L1`, `.L3`, `.pixels`, `.discrete.NAME` and `.density.NAME`;
-    L0 and L2 know nothing of it.
+    These figures use the posterior's variance, and 1 - a_1 for the decoder of z_1. For each process in `reverses`
+    (`mmfast.reverse.fit`), the result also has `bound.REVERSE.L1`, `.L3`, `.pixels`, `.discrete.NAME` and
+    `.density.NAME`. L0 and L2 do not depend on the process.
 
-    The sums over t are Monte Carlo over `steps` timesteps an example (`Timesteps`); 0 for whole sums. batch: on any
-    device; `batch_size` examples at a time go to the model's, and ranks share them out. Raises MmfastError for a batch
-    without examples, for a reverse process of another model, and for a model that has none (`Model.without_bound`).
+    The sums over t are Monte Carlo estimates from `steps` timesteps per example (`Timesteps`); 0 for full sums. batch:
+    on any device; the model's device gets `batch_size` examples at a time, and ranks share them. Raises MmfastError for
+    a batch without examples, a reverse process of another model, and a model without a bound (`Model.without_bound`).
     """
     if model.without_bound:
         raise MmfastError(f"{model.without_bound}; leave the bound out")
@@ -79,7 +79,7 @@ def bound(
 
 
 def _check(model: Model, name: str, reverse: Reverse, like: Reverse) -> None:
-    """Raise MmfastError unless a reverse process has the blocks and the timesteps of the model."""
+    """Raise MmfastError unless a reverse process has the model's blocks and timesteps."""
     for block, variance in like.variance.items():
         if block not in reverse.variance or reverse.variance[block].shape != variance.shape:
             raise MmfastError(
@@ -89,7 +89,7 @@ def _check(model: Model, name: str, reverse: Reverse, like: Reverse) -> None:
 
 
 def _figures(model: Model, nats: Mapping[Key, float], reverse: str) -> dict[str, float]:
-    """The figures of one reverse process, by the names of `bound`."""
+    """The figures of one reverse process, under the names that `bound` documents."""
     own = {(part, name): x for (part, who, name), x in nats.items() if who == reverse or part in ("L0", "L2")}
     prefix = f"bound.{reverse}" if reverse else "bound"
     bit, dimensions, found = 1 / math.log(2), math.prod(model.shape), {}
@@ -123,7 +123,7 @@ def _terms(model: Model, these: Truth, processes: Mapping[str, Reverse], steps: 
         found[key] = found[key] + x if key in found else x
 
     for k in range(steps or schedule.T - 1):
-        # One draw of t = 2 .. T serves both sums; of L2's, t = 1 is left out: 1 of T terms.
+        # One draw of t = 2 .. T serves both sums; L2 thus leaves out t = 1, one of its T terms.
         if steps:
             how: dict[str, Any] = {"seed": seed, "sample_ids": numbers, "stream": EVALUATE_TIME, "draw": k}
             t, weight = times.draw(ops.random_words([len(numbers), 1], **how, device=numbers.device)[:, 0])
@@ -147,13 +147,13 @@ def _terms(model: Model, these: Truth, processes: Mapping[str, Reverse], steps: 
 
 
 class Timesteps:
-    """Timesteps of 2 .. T, drawn for sums over t: evenly, as SNR falls and as log SNR falls, a third of them each.
+    """Timesteps in 2 .. T, drawn for sums over t: a third uniformly, a third by the fall of SNR, a third of log SNR.
 
-    A term of L1 is 1/2 (SNR(t - 1) - SNR(t)) |z0hat - z_0|^2 where nothing but the anchor is generated and the variance
-    is the posterior's (Kingma et al., 2021), so even draws miss the few terms that hold most of the sum. Where the
-    error is about 1 / SNR, as that of a network that says eps is at large t, or the variance is fitted, terms follow
-    log SNR: under the cosine schedule, that falls as much in the last step as in hundreds before it. The even third
-    bounds the weights of the others.
+    If only the anchor is generated and the variance is the posterior's, a term of L1 is
+    1/2 (SNR(t - 1) - SNR(t)) |z0hat - z_0|^2 (Kingma et al., 2021), so uniform draws miss the few terms that dominate
+    the sum. If the error is about 1 / SNR, as for a network that predicts eps at large t, or if the variance is fitted,
+    the terms follow log SNR. Under the cosine schedule, that falls as much in the last step as in hundreds before it.
+    The uniform third bounds the weights of the others.
     """
 
     def __init__(self, schedule: Schedule) -> None:
@@ -162,7 +162,7 @@ class Timesteps:
         self.p = (1 / len(snr) + snr / snr.sum() + log / log.sum()) / 3
 
     def draw(self, words: Tensor) -> tuple[Tensor, Tensor]:
-        """t and 1/p(t), int64 and float32 [B], of 32-bit words [B]: terms weighted so have the sum as their mean."""
+        """t and 1/p(t), int64 and float32 [B], from 32-bit words [B]. The weighted terms have the sum as their mean."""
         u = (words.double() + 0.5) / 2.0**32
         at = torch.searchsorted(self.p.cumsum(0), u).clamp(max=len(self.p) - 1)
         return 2 + at, (1 / self.p[at]).float()

@@ -1,6 +1,6 @@
-"""The loss: the four parts of the bound, each under its name, and the simple loss that training minimises.
+"""The loss: the four parts of the variational bound, under their names, and the simple loss that training minimises.
 
-All return nats per sample, [B], summed over the sample's dimensions, but for `simple`, which is a mean.
+All return nats per sample, [B], summed over the sample's dimensions, except `simple`, which is a mean.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from mmfast.schedule import Schedule
 def L0(schedule: Schedule, z0: Term, encodings: Mapping[str, Term], present: Tensor | None = None) -> Tensor:
     """L0 = KL(q(z_T | z_0, X) || N(0, I)) = 1/2 [D v + |sqrt(abar_T) z_0 + m_T|^2 - D - D ln v], v = 1 - abar_T.
 
-    z0: [B, ...]; encodings by name; returns [B]. Without parameters unless encoders are learned.
+    z0: [B, ...]; encodings: by name. Returns float64 [B]. L0 has no parameters unless an encoder is learned.
     """
     mean, _ = ops.q_sample(z0, encodings, schedule.T, schedule, noise=_zeros(z0), present=present)
-    # In float64: a good schedule's L0 is the small difference of D v and D.
+    # In float64, since a good schedule's L0 is the small difference of D v and D.
     mean, v = mean.flatten(1).double(), 1 - schedule.alpha_bar[-1]
     D = mean.shape[1]
     return 0.5 * (D * v + mean.square().sum(1) - D - D * torch.log(v))
@@ -42,11 +42,11 @@ def L1(
 ) -> Tensor:
     """One term of L1 = sum_{t >= 2} KL(q(z_{t-1} | z_t, z_0, X) || p(z_{t-1} | z_t)): its value at t, float64 [B].
 
-    Of two isotropic Gaussians: 1/2 [|d|^2 / v + D (u/v - 1 - ln(u/v))], with u the posterior's variance, v that of p
-    (`variance`, float64 [B]; None: u, which leaves |d|^2 / 2u) and d the difference of the means,
-    c0 (z_0 - z0hat) + sum_i (W_{t-1} - cy W_t)^(i) (E_i(x_i) - E_i(xhat_i)), c0 and cy as in
-    `process.posterior_mean_x0`. The form in z_0 is finite at abar_T = 0, too. z0, z0_hat: [B, ...]. An encoding that is
-    given is the same on both sides and adds nothing. Raises MmfastError unless 2 <= t <= T.
+    For two isotropic Gaussians it is 1/2 [|d|^2 / v + D (u/v - 1 - ln(u/v))]. Here u is the posterior's variance, v is
+    that of p (`variance`, float64 [B]; None for u, which leaves |d|^2 / 2u), and d is the difference of the means,
+    c0 (z_0 - z0hat) + sum_i (W_{t-1} - cy W_t)^(i) (E_i(x_i) - E_i(xhat_i)), with c0 and cy as in
+    `process.posterior_mean_x0`. The form in z_0 is finite even if abar_T = 0. z0, z0_hat: [B, ...]. The encoding of a
+    given modality is the same on both sides and contributes nothing. Raises MmfastError unless 2 <= t <= T.
     """
     process.check_time("t", t, 2, schedule.T)
     j = process.jump(schedule, t)
@@ -64,7 +64,7 @@ def L1(
 def L2(nll: Mapping[str, Tensor]) -> Tensor:
     """One term of L2 = - sum_i E_t ln p(x_i | z_t): the sum of the modalities' -ln p(x_i | z_t) at t, [B].
 
-    nll: by modality, [B] (Modality.nll). The heads must recover every modality from z_t at every t.
+    nll: by modality, [B] (`Modality.nll`). L2 makes the heads recover every modality from z_t at every t.
     """
     if not nll:
         raise MmfastError("nll is empty; L2 sums over at least one modality")
@@ -76,9 +76,9 @@ def L3(
 ) -> Tensor:
     """L3 = -ln p(z_0 | z_1), a Gaussian around z0_hat integrated over each value's bin (Ho et al., 2020), [B].
 
-    z0, z0_hat: [B, ...] in -1 .. 1, z0 on `bins` evenly spaced levels; the last bins reach to infinity. variance:
-    float64 []; None: that of the first step, 1 - a_1. The source does not spell this part out; this is our reading.
-    bins=None: z_0 is continuous, and this is the Gaussian's density.
+    z0, z0_hat: [B, ...] in -1 .. 1, with z0 on `bins` evenly spaced levels; the outermost bins extend to infinity. If
+    bins is None, z_0 is continuous and L3 uses the Gaussian's density. variance: float64 []; None for that of the first
+    step, 1 - a_1. The paper does not specify this part; this is our interpretation.
     """
     z0, z0_hat = z0.double(), z0_hat.double()
     sigma = (1 - schedule.alpha_bar[1] if variance is None else variance).sqrt()
@@ -91,8 +91,8 @@ def L3(
 
 
 def _log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
-    """ln P(lower < x < upper) for a standard normal, exact in the tails too."""
-    # Reflect so that both ends lie as far left as they can: there the log of the distribution is accurate.
+    """ln P(lower < x < upper) for a standard normal, accurate in the tails too."""
+    # Reflect the interval to the left, where the log of the distribution function is accurate.
     reflect = lower > 0
     a, b = torch.where(reflect, -upper, lower), torch.where(reflect, -lower, upper)
     log_a, log_b = torch.special.log_ndtr(a), torch.special.log_ndtr(b)
@@ -115,11 +115,11 @@ def simple(
     target: str = "eps",
     min_snr_gamma: float | None = None,
 ) -> Tensor:
-    """The simple loss |target - prediction|^2, a mean over each sample's elements, [B].
+    """The simple loss |target - prediction|^2, averaged over each sample's elements, [B].
 
-    The target is eps, x0 or v = sqrt(abar_t) eps - sqrt(1 - abar_t) z_0; min_snr_gamma weights the steps as
-    min-SNR-gamma does (Hang et al., 2023). prediction, z0, eps: [B, ...]; t: int64 [B]. The fused op behind it,
-    ops.diffusion_loss, can make eps again from its identity, too.
+    The target is eps, x0 or v = sqrt(abar_t) eps - sqrt(1 - abar_t) z_0. min_snr_gamma weights the steps by
+    min-SNR-gamma (Hang et al., 2023). prediction, z0, eps: [B, ...]; t: int64 [B]. The underlying fused op,
+    ops.diffusion_loss, can also regenerate eps from its identity.
     """
     return ops.diffusion_loss(
         prediction, z0, t, schedule, noise=eps, target=target, min_snr_gamma=min_snr_gamma, reduction="none"

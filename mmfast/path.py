@@ -1,12 +1,12 @@
-"""The path of sampling: every block's time at every step, and the coefficients of the steps, made before the loop.
+"""The sampling path: each block's time at each step, and the coefficients of the steps, computed before the loop.
 
-In own channels the block of modality i is W_i(t_i) E_i + sqrt(1 - abar(t_i)) eps_i, at a time t_i of its own, and every
-step rule holds block by block (docs/reading-and-telling.md). One clock u runs down to 0 and each block follows it,
+In own channels the block of modality i is W_i(t_i) E_i + sqrt(1 - abar(t_i)) eps_i, with its own time t_i, and every
+step rule holds block by block (docs/reading-and-telling.md). A clock u runs down to 0, and each block follows it:
 
     t_i = min(max(u - lead_i, 0), T),    u from T + the largest lead down to 0,
 
-lead_i >= 0 the timesteps by which block i is ahead of the last. A block thus waits at T until its turn comes, and is
-decided at 0, where it stays. Without offsets there is no lead: the diagonal, t_i = u for all.
+where lead_i >= 0 is the number of timesteps by which block i is ahead of the last block. A block thus waits at T until
+its turn comes, and stays at 0 once it is decided. Without offsets no block leads: on this diagonal, t_i = u for all.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mmfast.samplers import PAST, AlphaBar, StepCoefficients, StepRule, check_sh
 
 
 def check_offset(model: Model, offset: Mapping[str, float], what: str = "offset") -> None:
-    """Raise MmfastError, which calls it `what`, for offsets that this model's modalities cannot have."""
+    """Raise MmfastError, naming the argument `what`, for offsets that this model's modalities cannot have."""
     if not isinstance(offset, Mapping):
         raise MmfastError(
             f"{what} is {offset!r}; it should be a dict from modality to a share of T, as {{'mask': 0.2}}"
@@ -49,11 +49,11 @@ def check_offset(model: Model, offset: Mapping[str, float], what: str = "offset"
 
 
 def leads(model: Model, offset: Mapping[str, float], known: Collection[str]) -> dict[str, int]:
-    """By how many timesteps the anchor and each modality are ahead of the last block, 0 .. 2 T.
+    """The number of timesteps by which the anchor and each modality are ahead of the last block, 0 .. 2 T.
 
-    offset: checked; known: those that are given, or unknown to the end. They go with the last block, as does what
-    leaves no trace. Where nothing would move between two blocks, since what lies between them is given, the later one
-    does not wait for that: two blocks in a row are at most T apart.
+    offset: already checked; known: modalities that are given, or stay unknown to the end. These, and modalities without
+    a trace in z_t, move with the last block. Two successive blocks are at most T apart: if nothing would move between
+    them because the block between them is given, the later one does not wait.
     """
     own = [name for name in (model.anchor_name, *model.traced) if name not in known]
     shares = {name: offset.get(name, 0.0) for name in own}
@@ -68,20 +68,21 @@ def leads(model: Model, offset: Mapping[str, float], known: Collection[str]) -> 
 
 @dataclass(frozen=True)
 class Plan:
-    """A path and its coefficients; those of the loop's float32 work are on the device.
+    """A path and its coefficients. Those that the loop uses in float32 are on the device.
 
     Attributes:
-        times: at each value of the clock, the times of the anchor and of every modality.
+        times: for each value of the clock, the times of the anchor and of every modality.
         clock: the same, int64 [steps + 1, 1 + N].
-        evaluations: of the network, each a step k of the path, from times[k] to times[k + 1], and whether it corrects:
-            the network is then asked at times[k + 1], and the step is made again.
-        tables: a row for each evaluation. Terms: z where the network is asked, whole or by its blocks; z_t where the
-            step starts, likewise (if any evaluation corrects); the network's predictions of the anchor; the encodings,
-            and those of `depth` steps before; z0hat of as many steps before; coefs have one more, z0hat's.
-        levels: the first channel of every block where each has a time of its own: z_t then comes by its blocks, and
-            sigma is [evaluations, L]. () on the diagonal.
-        depth: of how many steps before it a step takes the predictions.
-        W_T: the weights at the path's start, float64 [M], of what leaves a trace.
+        evaluations: of the network; each is a step k of the path, from times[k] to times[k + 1], and whether it
+            corrects: the network is then evaluated at times[k + 1], and the step is taken again.
+        tables: a row for each evaluation. Terms: z where the network is evaluated, whole or by its blocks; z_t where
+            the step starts, likewise (if any evaluation corrects); the network's predictions of the anchor; the
+            encodings, then those of the `depth` previous steps; z0hat of these previous steps. coefs has one more
+            column, that of z0hat.
+        levels: the first channel of each block if the blocks have their own times; z_t is then given by its blocks,
+            and sigma is [evaluations, L]. () on the diagonal.
+        depth: the number of previous steps whose predictions a step uses.
+        W_T: the weights at the start of the path, float64 [M], of the modalities with a trace in z_t.
     """
 
     times: list[list[int]]
@@ -94,7 +95,7 @@ class Plan:
 
     @property
     def corrects(self) -> bool:
-        """Whether any step is made twice."""
+        """Whether any step is taken twice."""
         return any(again for _, again in self.evaluations)
 
     def of_step(self, k: int) -> list[int]:
@@ -102,7 +103,7 @@ class Plan:
         return [i for i, (step, _) in enumerate(self.evaluations) if step == k]
 
     def with_truth(self, i: int, predictions: int) -> Tensor:
-        """coefs [1, K] of row i where the anchor is given: without the columns of the network's predictions of it."""
+        """coefs [1, K] of row i for a given anchor: without the columns of the network's predictions of it."""
         row, first = self.tables.coefs[i], (len(self.levels) or 1) * (2 if self.corrects else 1)
         return torch.cat((row[:first], row[first + predictions :]))[None]
 
@@ -110,18 +111,18 @@ class Plan:
 def plan(
     model: Model, grid: Sequence[int], ahead: Mapping[str, int], rule: StepRule, eta: float, scales: Sequence[float]
 ) -> Plan:
-    """The path of a clock through `grid`, from T + the largest lead down to 0, with the leads of `leads`.
+    """The path of a clock through `grid`, from T + the largest lead down to 0. ahead: the result of `leads`.
 
-    scales: of guidance, one for each modality that the network is also asked without.
+    scales: the guidance scales, one for each modality without which the network is also evaluated.
     """
-    schedule, alpha_bar = model.schedule, model.schedule.alpha_bar.cpu()  # once: what is read of a GPU waits for it
+    schedule, alpha_bar = model.schedule, model.schedule.alpha_bar.cpu()  # once, since it waits for a GPU
     abar = alpha_bar.tolist().__getitem__
     names = (model.anchor_name, *model.names)
     times = [[min(max(u - ahead[name], 0), schedule.T) for name in names] for u in grid]
     blocks = [names.index(name) for name in (model.anchor_name, *model.traced)]
     W = schedule.W.cpu()[:, schedule.index(model.traced)].tolist()
     apart = any(ahead.values())
-    # The network's prediction of the anchor, and those that are not told of a modality: guidance is linear.
+    # Guidance is linear in the network's prediction of the anchor and those that are not told one of the modalities.
     predictions = [1 + sum(scale - 1 for scale in scales), *(1 - scale for scale in scales)]
     jumps = [(k, n > 0, step) for k in range(len(grid) - 1) for n, step in enumerate(_jump(rule, abar, times, k, eta))]
     twice = any(again for _, again, _ in jumps)
@@ -131,8 +132,8 @@ def plan(
         t, s, asked = times[k], times[k + 1], times[k + again]
         steps = [every[block] for block in blocks]
         of_y, of_prediction = (float(c) for c in TARGETS[model.target].x0(alpha_bar[asked[0]]))
-        # z_s = of_y (z_t - m_t) + m_s + of_past z0hats + of_z0 z0hat + sigma noise, in which the encodings are mixed
-        # as the z0hats are. Without that a rule of second order would be of the first.
+        # z_s = of_y (z_t - m_t) + m_s + of_past z0hats + of_z0 z0hat + sigma noise. The encodings are mixed like the
+        # z0hats; otherwise a second-order rule would be of first order.
         of_E: list[list[float]] = []
         for column, (block, step) in enumerate(zip(blocks[1:], steps[1:], strict=True)):
             past = [*step.of_past, *[0.0] * (depth - len(step.of_past))]
@@ -159,7 +160,7 @@ def plan(
 
 
 def _jump(rule: StepRule, abar: AlphaBar, times: list[list[int]], i: int, eta: float) -> list[list[StepCoefficients]]:
-    """Step i's coefficients for the anchor and every modality, each by its own times, and those that correct it."""
+    """Step i's coefficients for the anchor and every modality, each at its own times; then the correction's, if any."""
     waits = StepCoefficients(of_z0=0.0, of_y=1.0)
     moves = list(zip(times[i], times[i + 1], _past(times, i), strict=True))
     made = {move: rule(abar, *move, eta) for move in dict.fromkeys(moves) if move[1] < move[0]}
@@ -170,10 +171,11 @@ def _jump(rule: StepRule, abar: AlphaBar, times: list[list[int]], i: int, eta: f
 
 
 def _past(times: list[list[int]], i: int) -> list[tuple[int, ...]]:
-    """For the anchor and every modality, its times in the steps before step i: those a rule may build on.
+    """For the anchor and every modality, its times in the steps before step i that a rule may extrapolate from.
 
-    None from before something was decided: it is told from then on, and the predictions before knew less. Extrapolated
-    over that jump, a rule would be of the first order. None from while the modality waited.
+    They exclude steps before a modality was decided: the network is told it from then on, so earlier predictions knew
+    less, and extrapolating over that jump would make a rule first order. They also exclude steps in which the modality
+    itself waited.
     """
     past: list[tuple[int, ...]] = [() for _ in times[i]]
     for j in range(i, max(i - PAST, 0), -1):

@@ -1,8 +1,8 @@
-"""The diffusion process: every formula of q, its posterior and the predictions, as coefficients.
+"""The diffusion process: all formulas of q, its posterior and the predictions, as coefficients.
 
-Everything a step does is a linear combination, so each formula here returns the coefficients of its terms, in
-float64 and per sample; mmfast.ops applies them in one pass. Symbols (design, section 1): abar_t the product of
-the a_t, W_t the cumulative weights, m_t = sum_i W_t^(i) E_i(x_i), y_t = z_t - m_t the ordinary DDPM variable.
+Every step is a linear combination, so each formula here returns the coefficients of its terms, in float64 and per
+sample; mmfast.ops applies them in one pass. Symbols (docs/how-it-works.md): abar_t is the product of the a_t, W_t are
+the cumulative weights, m_t = sum_i W_t^(i) E_i(x_i), and y_t = z_t - m_t is the ordinary DDPM variable.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def check_kind(name: str, t: Time, low: int, high: int) -> None:
 
 
 def check_time(name: str, t: Time, low: int, high: int) -> None:
-    """check_kind, and the values of a tensor on the host. One on a GPU is not read: that would wait for it."""
+    """Like check_kind, but also check the values of a tensor on the host. Reading one on a GPU would wait for it."""
     check_kind(name, t, low, high)
     if isinstance(t, Tensor) and t.numel() and readable(t):
         least, most = t.aminmax()
@@ -44,13 +44,13 @@ def check_time(name: str, t: Time, low: int, high: int) -> None:
 
 
 def readable(*times: Time) -> bool:
-    """Whether the values can be looked at without waiting for a GPU."""
+    """Whether the values can be read without waiting for a GPU."""
     on_host = all(not isinstance(time, Tensor) or time.device.type == "cpu" for time in times)
     return on_host and not torch.compiler.is_compiling()
 
 
 def rows(table: Tensor, t: Time) -> Tensor:
-    """The rows of a table [T + 1, ...] at t: [B, ...], or [1, ...] for an int. Raises MmfastError outside it."""
+    """The rows of a table [T + 1, ...] at t: [B, ...], or [1, ...] for an int. Raises MmfastError for an invalid t."""
     if not isinstance(t, Tensor):
         return table[t : t + 1]
     if torch.compiler.is_compiling():
@@ -66,9 +66,9 @@ def rows(table: Tensor, t: Time) -> Tensor:
 
 @dataclass(frozen=True)
 class Jump:
-    """The schedule seen from a jump t -> s, s < t, in float64: alpha_bar as [B], weights as [B, N] ([1] for ints).
+    """The schedule at a jump t -> s, s < t, in float64: alpha_bar as [B] and weights as [B, N] (B is 1 for ints).
 
-    a = a_{t|s} = abar_t / abar_s and w = w_{t|s} = W_t / sqrt(a_{t|s}) - W_s (design, section 2).
+    a = a_{t|s} = abar_t / abar_s and w = w_{t|s} = W_t / sqrt(a_{t|s}) - W_s.
     """
 
     alpha_bar_t: Tensor
@@ -81,7 +81,7 @@ class Jump:
         return self.alpha_bar_t / self.alpha_bar_s
 
     def of(self, columns: list[int]) -> Jump:
-        """The same jump with the weights of some modalities."""
+        """The same jump with only these columns of the weights."""
         return Jump(self.alpha_bar_t, self.alpha_bar_s, self.W_t[:, columns], self.W_s[:, columns])
 
     @property
@@ -102,13 +102,13 @@ def jump(schedule: Schedule, t: Time, s: Time | None = None) -> Jump:
 
 
 def block_jumps(schedule: Schedule, columns: list[int], t: Tensor, s: Tensor) -> Jump:
-    """The jumps t[b, i] -> s[b, i] of every block alone, a row for each (b, i); t, s: int64 [B, 1 + M], s <= t.
+    """The jumps t[b, i] -> s[b, i] of the individual blocks, a row for each (b, i); t, s: int64 [B, 1 + M], s <= t.
 
-    columns: those of W for the M encodings. Block 0 is z0's, of weight 0; so the weights are [B (1 + M), 1]. Where s is
-    t a formula may be 0/0.
+    columns: the columns of W for the M encodings. Block 0 is z0's and has weight 0, so the weights are [B (1 + M), 1].
+    If s equals t, a formula may be 0/0.
     """
     table, none = schedule.W, torch.zeros_like(schedule.alpha_bar)
-    W = torch.stack([none, *(table[:, k] for k in columns)], 1)  # by slices: a list of numbers would wait for a GPU
+    W = torch.stack([none, *(table[:, k] for k in columns)], 1)  # slices; indexing by a list would wait for a GPU
     abar_t, abar_s = (schedule.alpha_bar.take(x).reshape(-1) for x in (t, s))
     return Jump(abar_t, abar_s, *(W.gather(0, x).reshape(-1, 1) for x in (t, s)))
 
@@ -116,7 +116,7 @@ def block_jumps(schedule: Schedule, columns: list[int], t: Tensor, s: Tensor) ->
 def marginal(schedule: Schedule, t: Time) -> tuple[Tensor, Tensor, Tensor]:
     """q(z_t | z_0, X) = N(sqrt(abar_t) z_0 + m_t, (1 - abar_t) I).
 
-    Returns the coefficient of z_0 [B], those of the encodings W_t [B, N], and the noise's sigma [B].
+    Returns the coefficients of z_0 [B] and of the encodings, W_t [B, N], and sigma [B], the scale of the noise.
     """
     check_time("t", t, 0, schedule.T)
     alpha_bar = rows(schedule.alpha_bar, t)
@@ -133,10 +133,10 @@ def posterior_mean_eps(j: Jump) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def posterior_mean_x0(j: Jump) -> tuple[Tensor, Tensor, Tensor]:
-    """The same mean from z_0: c0 z_0 + cy (z_t - m_t) + m_s, the form to clamp z_0 in.
+    """The same mean from z_0, the form in which z_0 can be clamped: c0 z_0 + cy (z_t - m_t) + m_s.
 
-    c0 = sqrt(abar_s)(1 - a)/(1 - abar_t), cy = sqrt(a)(1 - abar_s)/(1 - abar_t). Returns c0 [B], the coefficient
-    cy of z_t [B], and W_s - cy W_t of the encodings [B, N].
+    c0 = sqrt(abar_s)(1 - a)/(1 - abar_t), cy = sqrt(a)(1 - abar_s)/(1 - abar_t). Returns c0 [B], the coefficient cy of
+    z_t [B], and the coefficients W_s - cy W_t of the encodings [B, N].
     """
     of_z0 = j.alpha_bar_s.sqrt() * (1 - j.a) / (1 - j.alpha_bar_t)
     of_y = j.a.sqrt() * (1 - j.alpha_bar_s) / (1 - j.alpha_bar_t)
@@ -151,14 +151,13 @@ def posterior_variance(j: Jump) -> Tensor:
 def ddim(
     alpha_bar_t: Any, alpha_bar_s: Any, eta: float, sqrt: Callable[[Any], Any] = torch.sqrt
 ) -> tuple[Any, Any, Any]:
-    """A step of DDIM (Song et al., 2021): y_s = c0 z0hat + cy y_t + sigma eps'; eta = 1 is DDPM's ancestral step.
+    """The step of DDIM (Song et al., 2021): y_s = c0 z0hat + cy y_t + sigma eps'; eta = 1 is DDPM's ancestral step.
 
     sigma = eta sqrt(posterior variance), cy = sqrt((1 - abar_s - sigma^2) / (1 - abar_t)), c0 = sqrt(abar_s) - cy
-    sqrt(abar_t). Returns c0, cy and sigma, of the kind that alpha_bar_t and alpha_bar_s are: tensors, or floats with
-    their sqrt.
+    sqrt(abar_t). Returns c0, cy and sigma. alpha_bar_t and alpha_bar_s are tensors, or floats with `sqrt` for floats.
     """
     a, v_t, v_s = alpha_bar_t / alpha_bar_s, 1 - alpha_bar_t, 1 - alpha_bar_s
-    # 1 - abar_s - sigma^2 with v_t = (1 - a) + a v_s put in: sums of positive numbers only.
+    # Substituting v_t = (1 - a) + a v_s into 1 - abar_s - sigma^2 leaves only sums of positive numbers.
     of_y = sqrt(v_s * ((1 - eta**2) * (1 - a) + a * v_s)) / v_t
     return sqrt(alpha_bar_s) * (1 - of_y * sqrt(a)), of_y, eta * sqrt((1 - a) * v_s / v_t)
 
@@ -170,12 +169,12 @@ def reverse_step(j: Jump, eta: float) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Target:
-    """What the network predicts of y_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps, as linear forms in alpha_bar.
+    """What the network predicts about y_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps, as functions of alpha_bar.
 
-    target: coefficients (of z_0, of eps) that make the training target;
-    x0: coefficients (of y_t, of the prediction) that read z_0 back out of it;
-    eps: the same for eps;
-    min_snr: the loss weight from SNR = abar_t/(1 - abar_t) and gamma (Hang et al., 2023: min-SNR-gamma).
+    target: the coefficients (of z_0, of eps) of the training target;
+    x0: the coefficients (of y_t, of the prediction) that recover z_0;
+    eps: the coefficients (of y_t, of the prediction) that recover eps;
+    min_snr: the loss weight from SNR = abar_t/(1 - abar_t) and gamma (min-SNR-gamma, Hang et al., 2023).
     """
 
     target: Callable[[Tensor], tuple[Tensor, Tensor]]

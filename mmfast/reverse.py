@@ -1,4 +1,4 @@
-"""The reverse process that a trained model stands for: what it makes of z_t, how far that is off, and its variances."""
+"""The reverse process that a trained model defines: its predictions from z_t, their errors, and its variances."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ from mmfast.ranks import ALONE, Ranks
 from mmfast.schedule import Schedule
 from mmfast.streams import ERROR
 
-# A network that is never wrong still gets a width, since its logarithm is taken.
+# A lower bound on errors, because their logarithm is taken.
 LEAST_ERROR = 1e-12
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Some examples on the model's device: all data, the anchor's as z_0; E(x) of what leaves a trace; numbers [B]."""
+    """Some examples on the model's device.
+
+    data: every modality, the anchor as z_0; encodings: E(x) of the modalities with a trace in z_t; numbers: [B].
+    """
 
     data: dict[str, Tensor]
     encodings: dict[str, Tensor]
@@ -34,7 +37,7 @@ class Truth:
 
 
 def rows(batch: Batch, batch_size: int, ranks: Ranks = ALONE) -> list[Tensor]:
-    """The numbers of a batch's examples, at most `batch_size` at a time. Raises MmfastError where it holds none."""
+    """The indices of a batch's examples, at most `batch_size` at a time. Raises MmfastError for an empty batch."""
     if not len(batch):
         raise MmfastError("batch holds 0 examples; it should hold at least one")
     if batch_size < 1:
@@ -43,7 +46,7 @@ def rows(batch: Batch, batch_size: int, ranks: Ranks = ALONE) -> list[Tensor]:
 
 
 def truth(model: Model, batch: Batch, numbers: Tensor) -> Truth:
-    """Those of the batch's examples. Raises MmfastError where one lacks a modality, of which there is no truth."""
+    """These examples of the batch as a Truth. Raises MmfastError if one of them lacks a modality."""
     for name in model.parts:
         there = batch.present.get(name)
         if name not in batch.data or (there is not None and not bool(there[numbers].all())):
@@ -57,7 +60,10 @@ def truth(model: Model, batch: Batch, numbers: Tensor) -> Truth:
 
 @dataclass(frozen=True)
 class Denoised:
-    """What the model makes of z_t with nothing given: z_0 of the anchor, E(xhat) of what leaves a trace, the heads."""
+    """The model's predictions from z_t with nothing given.
+
+    z0: of the anchor; encodings: E(xhat) of the modalities with a trace in z_t; heads: the outputs of the heads.
+    """
 
     z_t: Tensor
     z0: Tensor
@@ -66,9 +72,9 @@ class Denoised:
 
 
 def denoise(model: Model, truth: Truth, t: Tensor, *, seed: int, stream: int, draw: int) -> Denoised:
-    """z_t drawn from q(z_t | z_0, X) at t, int64 [B], and what the model says of it.
+    """Draw z_t from q(z_t | z_0, X) at t, int64 [B], and predict from it.
 
-    z_0 comes from the network's prediction and y_t = z_t - m_t, with the heads' encodings in m_t.
+    z_0 follows from the network's prediction and y_t = z_t - m_t, where m_t uses the heads' encodings.
     """
     schedule, z0 = model.schedule, model.anchor_in_space(truth.data[model.anchor_name])
     terms, numbers = model.terms(truth.encodings), truth.numbers
@@ -89,9 +95,9 @@ def denoise(model: Model, truth: Truth, t: Tensor, *, seed: int, stream: int, dr
 
 
 def blocks(model: Model, z0: Tensor, encodings: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
-    """z_0 and the encodings in each block of the space, by the modality whose block it is: each is diffused alone.
+    """z_0 and the encodings in each block of the space, by the block's modality. Each block is diffused separately.
 
-    In own channels z_0 is zero in every block but the anchor's. Shared channels are one block, the anchor's.
+    In own channels z_0 is zero in every block except the anchor's. Shared channels are one block, the anchor's.
     """
     if model.space == "shared":
         return {model.anchor_name: (z0, dict(encodings))}
@@ -104,7 +110,7 @@ def blocks(model: Model, z0: Tensor, encodings: Mapping[str, Tensor]) -> dict[st
 def divergences(
     model: Model, truth: Truth, said: Denoised, t: Tensor, variance: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """One term of L1 at t, int64 [B], in every block: float64 [B]; variance: of the blocks, float64 [T + 1]."""
+    """The term of L1 at t, int64 [B], by block: float64 [B] each. variance: by block, float64 [T + 1]."""
     true = blocks(model, truth.data[model.anchor_name], truth.encodings)
     found = {}
     for name, (z0_hat, E_hat) in blocks(model, said.z0, said.encodings).items():
@@ -115,24 +121,24 @@ def divergences(
 
 @dataclass(frozen=True)
 class Reverse:
-    """The steps p(z_{t-1} | z_t), Gaussians with one variance in each block of the space, and the decoder p(z_0 | z_1).
+    """The steps p(z_{t-1} | z_t), Gaussians with one variance per block of the space, and the decoder p(z_0 | z_1).
 
-    variance: by block (`blocks`), float64 [T + 1], at t = 2 .. T; of the anchor's block also at 1, the decoder's.
-    from_z: bool [T + 1]: where the anchor's z_0 is taken to be z_t / sqrt(abar_t) and not what the network says.
+    variance: by block (`blocks`), float64 [T + 1], valid at t = 2 .. T; the anchor's also at t = 1, for the decoder.
+    from_z: bool [T + 1], true where z_t / sqrt(abar_t) replaces the network's prediction of the anchor's z_0.
     """
 
     variance: dict[str, Tensor]
     from_z: Tensor
 
     def of(self, model: Model, said: Denoised, t: Tensor) -> Denoised:
-        """What the model makes of z_t at t, int64 [B], with the anchor's z_0 as this process takes it to be."""
+        """The model's predictions at t, int64 [B], with the anchor's z_0 replaced where `from_z` is true."""
         scale = process.rows(model.schedule.alpha_bar, t).rsqrt().to(said.z0.dtype)[:, None, None, None]
         z0 = torch.where(self.from_z[t][:, None, None, None], scale * model.anchor_block(said.z_t), said.z0)
         return dataclasses.replace(said, z0=z0)
 
 
 def posterior(model: Model) -> Reverse:
-    """The variance of q(z_{t-1} | z_t, z_0, X) at every step; of the decoder that of the first step, 1 - a_1."""
+    """The process with the variance of q(z_{t-1} | z_t, z_0, X); the decoder has that of the first step, 1 - a_1."""
     x = model.schedule.alpha_bar
     variance = torch.cat((x[:1], 1 - x[1:2], _steps(model.schedule)[1][1:]))
     return Reverse(dict.fromkeys(_sizes(model), variance), torch.zeros_like(x, dtype=torch.bool))
@@ -142,19 +148,20 @@ def posterior(model: Model) -> Reverse:
 def fit(
     model: Model, batch: Batch, times: int = 32, seed: int = 0, batch_size: int = 256, ranks: Ranks = ALONE
 ) -> dict[str, Reverse]:
-    """Reverse processes whose variances are fitted to data: "fitted", and in own channels "nearer".
+    """Fit the variances of reverse processes to data: "fitted", and in own channels also "nearer".
 
-    Of all isotropic variances that the examples share, u + E|d|^2 / D makes L1's term at t least, with u the
+    Among isotropic variances shared by all examples, u + E|d|^2 / D minimises L1's term at t, where u is the
     posterior's variance and d the error of the predicted mean, c0 (z0hat - z_0) in the anchor's block (`loss.L1`). This
     is the variance of Bao et al. ("Imperfect Mean", 2022); with the exact score it is that of Analytic-DPM (Bao et al.,
-    2022). The decoder's is E|z0hat - z_0|^2 / D at t = 1: the same with u = 0 and c0 = 1. "nearer" takes for z_0, at
-    each t, what errs less there: the network, or z_t / sqrt(abar_t), whose mean squared error is 1 / SNR(t).
+    2022). The decoder's variance is E|z0hat - z_0|^2 / D at t = 1, the same formula with u = 0 and c0 = 1. At each t,
+    "nearer" uses whichever z_0 has the smaller error: the network's, or z_t / sqrt(abar_t), whose mean squared error is
+    1 / SNR(t).
 
-    The errors E|d|^2 / (D c0^2) are measured at 1, 2 and `times` timesteps, evenly in log SNR (0: at every t); between
-    them ln of the error is linear in log SNR. A variance is part of the model, so its bound is one of the data that it
-    was not fitted to: give other examples than the bound's, such as training data. As far as the network is better on
-    these, the variances are too small and the bound is looser. batch: on any device. Raises MmfastError for a batch
-    without examples.
+    The errors E|d|^2 / (D c0^2) are measured at 1, 2 and `times` timesteps evenly spaced in log SNR (0: at every t).
+    Between them, ln of the error is interpolated linearly in log SNR. The variances are part of the model, so the bound
+    needs examples that they were not fitted to: pass other examples here, such as training data. If the network does
+    better on these, the variances are too small and the bound is looser. batch: on any device. Raises MmfastError for a
+    batch without examples.
     """
     schedule, anchor, sizes = model.schedule, model.anchor_name, _sizes(model)
     plain, (of_z0, u) = posterior(model), _steps(schedule)
@@ -172,7 +179,7 @@ def fit(
 
     measured = ranks.map(measure, rows(batch, batch_size, ranks))
     sums = {name: _total([part[name] for part in measured]) for name in sizes}
-    # L1 = E|d|^2 / 2u where the variance is u.
+    # With the variance u, L1 = E|d|^2 / 2u.
     scale = 2 * (u / of_z0.square())[torch.tensor(grid, device=u.device) - 1].cpu() / len(batch)
     errors = {name: _at_every_t(schedule, grid, x * scale / sizes[name]) for name, x in sums.items()}
     errors[anchor][0] = x0_error(model, batch, [1], seed, batch_size, ranks)[0].clamp(min=LEAST_ERROR)
@@ -190,11 +197,11 @@ def fit(
 def x0_error(
     model: Model, batch: Batch, times: Sequence[int], seed: int = 0, batch_size: int = 256, ranks: Ranks = ALONE
 ) -> Tensor:
-    """E|z0hat - z_0|^2 / D of the anchor at each of the timesteps, 1 .. T, with nothing given: float64 [len(times)].
+    """E|z0hat - z_0|^2 / D of the anchor at each timestep in 1 .. T, with nothing given: float64 [len(times)].
 
-    In squares of the pixels' unit, on the CPU. z_t is drawn from q(z_t | z_0, X). For scale: in own channels
-    z_t / sqrt(abar_t) alone has the error 1 / SNR(t). batch: on any device. Raises MmfastError for times outside 1 .. T
-    and for a batch without examples.
+    The result is in squared units of z_0, on the CPU. z_t is drawn from q(z_t | z_0, X). For comparison, in own
+    channels z_t / sqrt(abar_t) has the error 1 / SNR(t). batch: on any device. Raises MmfastError for times outside
+    1 .. T and for a batch without examples.
     """
     for t in times:
         process.check_time("times", t, 1, model.schedule.T)
@@ -211,9 +218,9 @@ def x0_error(
 
 
 def times_by_snr(schedule: Schedule, count: int) -> list[int]:
-    """At most `count` timesteps from 1 to T, evenly in log SNR as far as there are so many; 0 for all of them.
+    """Timesteps from 1 to T, evenly spaced in log SNR: at most `count`, but always 1 and T; all of them for 0.
 
-    1 and T are always among them. Raises MmfastError for a count below 0.
+    Raises MmfastError if count is negative.
     """
     if count < 0:
         raise MmfastError(f"count is {count}; it should be at least 0")
@@ -225,17 +232,17 @@ def times_by_snr(schedule: Schedule, count: int) -> list[int]:
 
 
 def log_snr(schedule: Schedule) -> Tensor:
-    """ln SNR(t) at t = 1 .. T, float64, held within that of abar = 1e-9 and of 1 - 1e-9: abar_T may be 0."""
+    """ln SNR(t) at t = 1 .. T, float64, with abar clamped to 1e-9 .. 1 - 1e-9 because abar_T may be 0."""
     return torch.logit(schedule.alpha_bar[1:], eps=1e-9)
 
 
 def _total(parts: Sequence[Tensor]) -> Tensor:
-    """Their sum, from left to right."""
+    """The sum, from left to right."""
     return sum(parts[1:], parts[0])
 
 
 def _at_every_t(schedule: Schedule, grid: list[int], errors: Tensor) -> Tensor:
-    """Errors at t = 1 .. T from those at the timesteps of the grid, on the schedule's device."""
+    """Interpolate errors at the timesteps of the grid to t = 1 .. T, on the schedule's device."""
     x = -log_snr(schedule).cpu().numpy()
     found = np.interp(x, x[np.array(grid) - 1], errors.clamp(min=LEAST_ERROR).log().numpy())
     return torch.from_numpy(np.exp(found)).to(schedule.alpha_bar.device)
@@ -253,7 +260,7 @@ def _widened(u: Tensor, of_z0: Tensor, errors: Tensor) -> Tensor:
 
 
 def _sizes(model: Model) -> dict[str, int]:
-    """How many numbers each block of the space has."""
+    """The number of elements in each block of the space."""
     (C, H, W), shared = model.shape, model.space == "shared"
     own = {} if shared else {name: model.part(name).channels * H * W for name in model.traced}
     return {model.anchor_name: C * H * W, **own}

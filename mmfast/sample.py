@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class SampleOptions(TypedDict, total=False):
-    """The keywords of `sample`, which explains them."""
+    """The keywords of `sample`; see there."""
 
     steps: int
     sampler: str
@@ -76,45 +76,51 @@ def sample(
     known: Mapping[str, Tensor] | None = None,
     **options: Unpack[SampleOptions],
 ) -> dict[str, Tensor]:
-    """Draw examples from z_T ~ N(m_T of what is given, I): all modalities, those given as they are.
+    """Sample all modalities, starting from z_T ~ N(m_T of the given modalities, I).
 
-    Joint generation gives nothing, conditional generation any subset (the anchor too: then z_t is made anew
-    around it, and only the others evolve), marginal generation ignores what it does not want of the result.
+    For joint generation give nothing, for conditional generation any subset of the modalities, and for marginal
+    generation ignore the parts of the result that you do not want. If the anchor is given, z_t is rebuilt around it at
+    each step and only the others evolve. Given modalities are returned unchanged.
 
     Args:
-        count: how many; None for as many as `given` holds.
-        given: by name, [count, ...] or [1, ...] for all.
-        known: by name, which part of what is given is known, bool of its shape (or that of one example): the rest of it
-            is drawn. The known part stands in every prediction, so that it is at its own noise level at each step, as
-            z_t's law has it, and comes back exactly. The network sees it through that noise alone and is not told:
-            this is the replacement method (Song et al., 2021), whose bias is that what is drawn agrees less with the
-            known part than it should (docs/reading-and-telling.md). An embedding's numbers are those of a vector of
-            unit RMS.
-        resample: where something is given in part, how often each step is taken (5), z_t being made of z_s again in
-            between (Lugmayr et al., 2022): the bias falls, and `resample` times as many evaluations are made.
-        steps, sampler: how many steps (50) of "ddpm" (the default), "ddim", "heun", "dpmpp_2m", "dpmpp_3m" or another
-            of SAMPLERS. A step evaluates the network once, heun's but the last twice.
-        eta: the noise that a step of "ddim", "dpmpp_2m" or "dpmpp_3m" adds: 0 for none, 1 for the ancestral step's.
-            dpmpp_2m is then SDE-DPM-Solver++(2M).
-        guidance_scale: 1 for none; one for all that is given, or by name. Each guided modality adds
-            (scale - 1) (prediction - prediction without it).
-        clamp: hold the predicted z_0 of an image within -clamp .. clamp (1); None not to. Other anchors and latents
-            have no such bounds.
-        seed, sample_ids: the noise's identity; example i is the same in any batch but for rounding.
-        precision: the network's arithmetic, "fp32" or "bf16"; the steps themselves are float32 in both.
-        heads: what is not given enters a step as its head's expected encoding, "soft" (the default), or as a draw's,
-            "sampled".
-        unknown: modalities that stay at time T, unknown to the rest: they are read off it at the end, by their heads.
-        offset: by name, how far a modality's time is ahead of the anchor's, as a share of T: {"mask": 0.2} decides the
-            mask before the image, -0.2 after it, each above -1 and below 1. It is a difference of times, since that is
-            what the network is told and what training has shown it (`own_time_probability`): all blocks go at one pace,
-            whatever the offsets, each from T down to 0, and `steps` are shared over the longer path. What has reached 0
-            is drawn, and told as given from then on; what has not yet begun waits at T. Near 1 one modality is drawn
-            and then the other given it, as `mmfast.generate.generate(first=...)` does. An offset of what is given or
-            unknown plays no part. It needs space=own and told, and a modality with a trace in z_t.
-        progress: show a bar, with this text.
+        count: the number of samples; None for as many as `given` holds.
+        given: a dict by name, each [count, ...], or [1, ...] for all samples.
+        known: a dict by name, for modalities that are given in part: which values are known, bool of the modality's
+            shape (or that of one example). The rest is sampled. The known values replace those in each prediction, so
+            that they are at the right noise level at each step, and come back exactly. The network sees them only
+            through that noise and is not told. This is the replacement method (Song et al., 2021). Its bias is that the
+            sampled part agrees less with the known part than it should (docs/reading-and-telling.md). The values of an
+            embedding are those of a vector of unit RMS.
+        resample: how often to take each step (5 by default) if something is given in part, returning from z_s to z_t in
+            between (Lugmayr et al., 2022). This reduces the bias, and the network is evaluated `resample` times as
+            often.
+        steps, sampler: the number of steps (50 by default) of "ddpm" (the default), "ddim", "heun", "dpmpp_2m",
+            "dpmpp_3m" or another of SAMPLERS. Each step evaluates the network once, but in heun twice except for the
+            last.
+        eta: the noise that a step of "ddim", "dpmpp_2m" or "dpmpp_3m" adds: 0 for none, 1 for as much as the ancestral
+            step. With 1, dpmpp_2m is SDE-DPM-Solver++(2M).
+        guidance_scale: 1 for no guidance; one number for all given modalities, or a dict by name. Each guided modality
+            adds (scale - 1) (prediction - prediction without it).
+        clamp: clamp the predicted z_0 of an image to -clamp .. clamp (1 by default); None for no clamp. Other anchors
+            and latents are never clamped.
+        seed, sample_ids: the noise's identity. A sample is the same in any batch, up to rounding.
+        batch_size: the number of samples that the network processes at a time.
+        precision: the network's arithmetic, "fp32" or "bf16"; the steps themselves are always float32.
+        heads: how a modality that is not given enters a step: "soft" (the default) for its head's expected encoding,
+            or "sampled" for the encoding of a sample.
+        unknown: modalities that stay at time T, unknown to the others; their heads predict them at the end.
+        offset: a dict by name: how far a modality's time is ahead of the anchor's, as a share of T between -1 and 1
+            (exclusive). {"mask": 0.2} decides the mask before the image, and -0.2 after it. An offset is a difference
+            of times because that is what the network is told and has seen in training (`own_time_probability`).
+            Whatever the offsets, all blocks move at the same pace from T down to 0, and `steps` are spread over the
+            longer path. A modality that has reached 0 is decided, and the network is told it as given from then on; one
+            that has not started waits at T. With an offset near 1, one modality is sampled and then the other given
+            it, as in `mmfast.generate.generate(first=...)`. Offsets of given or unknown modalities have no effect. An
+            offset needs a model with space=own and told, and a modality with a trace in z_t.
+        progress: True shows a progress bar; a text shows one with this text.
 
-    Returns every modality by name, [count, ...], on the model's device. Raises MmfastError naming the argument.
+    Returns every modality by name, [count, ...], on the model's device. Raises MmfastError naming the argument at
+    fault.
     """
     chosen = filled("sample", SAMPLE, options)
     given, inside = as_given(model, given, known)
@@ -125,12 +131,12 @@ def sample(
 def sample_checked(
     model: Model, count: int, given: Mapping[str, Tensor], inside: Mapping[str, Tensor], options: SampleOptions
 ) -> dict[str, Tensor]:
-    """`sample` with all of its options, given what was checked, or what a model has drawn: that may lie far out.
+    """Run `sample` with all its options, without checking `given`, which may be samples outside the range of data.
 
-    given, inside: as `as_given` makes them. Raises MmfastError for an option that is wrong.
+    given, inside: as returned by `as_given`. Raises MmfastError for an invalid option.
     """
     chosen: SampleOptions = {**options}
-    for name, value in chosen.items():  # numpy's numbers are numbers too
+    for name, value in chosen.items():  # NumPy's numbers are accepted too
         chosen[name] = plain_numbers(value)  # type: ignore[literal-required]
     whole = {name: x for name, x in given.items() if name not in inside}
     ids = _check(chosen, count)
@@ -150,7 +156,7 @@ def sample_checked(
 
 
 def _check(chosen: SampleOptions, count: int) -> Tensor:
-    """The ids of the samples. Raises MmfastError for an option that is wrong whatever the model."""
+    """The ids of the samples. Raises MmfastError for an option that is invalid for any model."""
     sampler, eta, clamp = chosen["sampler"], chosen["eta"], chosen["clamp"]
     for name, value, choices in (
         ("sampler", sampler, SAMPLERS),
@@ -181,7 +187,7 @@ def _check(chosen: SampleOptions, count: int) -> Tensor:
 def _unknown(model: Model, unknown: Collection[str], given: Mapping[str, Tensor]) -> Collection[str]:
     """The modalities that stay unknown.
 
-    Raises MmfastError for a name that is none, and for a model whose network sees all of z_t.
+    Raises MmfastError for an invalid name, and for a model whose network sees all of z_t.
     """
     unknown = [unknown] if isinstance(unknown, str) else unknown
     if not isinstance(unknown, Collection):
@@ -197,7 +203,7 @@ def _unknown(model: Model, unknown: Collection[str], given: Mapping[str, Tensor]
 def _settings(
     model: Model, chosen: SampleOptions, whole: Mapping[str, Tensor], in_part: bool, unknown: Collection[str]
 ) -> Settings:
-    """How the loop is to run; whole: what is given whole, in_part: whether anything is given in part."""
+    """The settings of the loop. whole: what is given completely; in_part: whether anything is given in part."""
     offset = chosen["offset"] or {}
     path.check_offset(model, offset)
     ahead = path.leads(model, offset, {*whole, *unknown})
@@ -207,7 +213,7 @@ def _settings(
         )
     grid = timesteps(model.schedule.T + max(ahead.values()), chosen["steps"])
     scales = _scales(chosen["guidance_scale"], whole)
-    if not model.told:  # there is no prediction with it and one without
+    if not model.told:  # the network is never told, so there is nothing to guide
         scales = {}
     return Settings(
         grid=grid,
@@ -227,13 +233,13 @@ def takes_eta(sampler: str) -> bool:
     rule = SAMPLERS[sampler]
 
     def alpha_bar(t: int) -> float:
-        return float(0.7**t)  # at any t that a rule may look at
+        return float(0.7**t)  # defined for every t that a rule may use
 
     return rule(alpha_bar, 2, 1, (), 0.0) != rule(alpha_bar, 2, 1, (), 1.0)
 
 
 def plain_numbers(value: Any) -> Any:
-    """A number of numpy's as Python's, in a dict too."""
+    """Convert a NumPy number to Python's type, also inside a dict."""
     if isinstance(value, Mapping):
         return {name: plain_numbers(x) for name, x in value.items()}
     return value.item() if isinstance(value, np.generic) else value
@@ -244,7 +250,7 @@ def _is_number(x: Any) -> bool:
 
 
 def _by_name(what: str, value: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """What is asked for by modality; None for nothing. Raises MmfastError for what is no dict."""
+    """The dict by modality, empty for None. Raises MmfastError for anything else."""
     if not isinstance(value, (Mapping, type(None))):
         raise MmfastError(f"{what} is a {type(value).__name__}; it should be a dict from modality to tensor")
     return value or {}
@@ -253,9 +259,10 @@ def _by_name(what: str, value: Mapping[str, Any] | None) -> Mapping[str, Any]:
 def as_given(
     model: Model, given: Mapping[str, Tensor] | None, known: Mapping[str, Tensor] | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What is given, its floats as float32, and what is known of what is given in part (`check_known`).
+    """What is given, with floats as float32, and which values are known of what is given in part (`check_known`).
 
-    Zeros stand where it is not known: anything may. Raises MmfastError for what is no tensor by name.
+    Unknown values are replaced by zeros, so they may be anything. Raises MmfastError unless `given` is a dict of
+    tensors.
     """
     found = {}
     for name, x in _by_name("given", given).items():
@@ -274,7 +281,7 @@ def as_given(
 
 
 def how_many(model: Model, count: int | None, given: Mapping[str, Tensor]) -> int:
-    """`count`, or as many as are given. Raises MmfastError where the two do not fit, or what is given is not right."""
+    """`count`, or the number given. Raises MmfastError if the two do not match, or a given value is invalid."""
     for name, x in given.items():
         if name not in model.parts:
             raise unknown_name("given modality", name, model.parts)
@@ -288,7 +295,7 @@ def how_many(model: Model, count: int | None, given: Mapping[str, Tensor]) -> in
 
 
 def check_count(model: Model, count: int, what: str = "count") -> int:
-    """The number of samples. Raises MmfastError, which calls it `what`, for none and for more than the memory holds."""
+    """Check the number of samples. Raises MmfastError, naming it `what`, if it is below 1 or memory is too small."""
     count = whole_number(what, count, 1)
     size = sum(part.blank(part.spec).nbytes for part in map(model.part, model.parts))
     check_room(what, count, size)

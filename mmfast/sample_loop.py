@@ -1,7 +1,7 @@
-"""The loop of sampling: one for joint, conditional and marginal generation, with any step rule.
+"""The sampling loop, the same for joint, conditional and marginal generation and for every step rule.
 
-In the shift view y_t = z_t - m_t is the ordinary DDPM variable, so a step of any standard sampler is: subtract
-m_t, step y, add m_s. With guidance, the conversion to z_0 and the clamp before it, that is one pass of the fused step.
+y_t = z_t - m_t is the ordinary DDPM variable, so a step of any standard sampler is: subtract m_t, step y, add m_s.
+Together with guidance, the conversion to z_0 and the clamp, that is one pass of the fused step.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from mmfast.model import Model, Prediction
 from mmfast.progress import Bar
 from mmfast.streams import HEAD_NOISE, SAMPLE
 
-# A step that is taken again has noise of its own, and so has the way back: from bit AGAIN on, how often it was taken.
+# A repeated step has noise of its own, and so has the way back. From bit AGAIN on, the draw counts the repetitions.
 AGAIN, BACK = 20, 1 << 19
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What `mmfast.sample.sample` was asked for: its arguments, checked; and the path that follows from them."""
+    """The checked arguments of `mmfast.sample.sample`, and the path that follows from them."""
 
     grid: list[int]
     plan: path.Plan
@@ -38,18 +38,18 @@ class Settings:
     resample: int
 
     def times(self, k: int) -> int:
-        """How often step k is taken: the last once."""
+        """How often step k is taken. The last step is taken once."""
         return self.resample if self.grid[k + 1] > 0 else 1
 
     @property
     def evaluations(self) -> int:
-        """Of the network, a sample."""
+        """The number of network evaluations per sample."""
         return sum(self.times(k) for k, _ in self.plan.evaluations)
 
 
 @dataclass
 class Said:
-    """A step's predictions: the network's of the anchor, the encodings of all that leaves a trace, and z0hat."""
+    """A step's predictions: the network's of the anchor, the encodings with a trace in z_t, and z0hat."""
 
     anchors: list[Tensor]
     E: dict[str, Tensor]
@@ -63,7 +63,7 @@ class Loop:
         self, model: Model, given: dict[str, Tensor], settings: Settings, ids: Tensor, part: dict[str, Tensor]
     ) -> None:
         self.model, self.settings, self.plan, self.ids = model, settings, settings.plan, ids
-        # Of what is given in part: x, what is known of it, its place in the space, and where that is known.
+        # The modalities that are given in part.
         self.inside = {name: Inside.of(model, name, given[name], there) for name, there in part.items()}
         whole = {name: x for name, x in given.items() if name not in part}
         x = whole.get(model.anchor_name)
@@ -74,14 +74,20 @@ class Loop:
         self._know(whole, self.anchor)
 
     def _know(self, new: Mapping[str, Tensor], z0: Tensor | None) -> None:
-        """Tell the network of these, from here on: what is given, and later what has been drawn; z0: the anchor's."""
+        """Condition on `new` from here on: modalities that are given, and later those that were drawn.
+
+        z0: the anchor's, if the anchor is among them.
+        """
         self.known.update(new)
         self.truth.update(self.model.encode(dict(new)))
         self.anchor_told = z0 if self.model.anchor_name in new else self.anchor_told
         self.told = {name: self._tell(without=name) for name in ["", *self.settings.scales]}
 
     def _tell(self, without: str) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the network is told when one of what is given is unknown ("": none); and the times, -1: the path's."""
+        """The times, and what the network is told if the given modality `without` is unknown ("" for none).
+
+        A time of -1 stands for the path's.
+        """
         names = (self.model.anchor_name, *self.model.names)
         flags = torch.tensor([[name in self.known and name != without for name in names]], device=self.ids.device)
         left_out = {*self.settings.unknown, *([without] if self._can_be_unknown(without) else [])}
@@ -91,9 +97,9 @@ class Loop:
         return times, self.model.tell(self.anchor_told, self.truth, times)
 
     def _can_be_unknown(self, name: str) -> bool:
-        """Whether training has shown this modality unknown. Else, untold of it, the network sees its block at t.
+        """Whether training included this modality as unknown. If not, and it is not told, its block is seen at t.
 
-        The anchor never is: its block of z_t is at t, and is looked at.
+        The anchor never counts as unknown, because the network sees its block of z_t at t.
         """
         model = self.model
         if not model.told or model.space == "shared" or name not in model.names:
@@ -101,12 +107,12 @@ class Loop:
         return name not in model.time_of or model.part(name).spec.unknown_probability > 0
 
     def _ask(self, z: Tensor, at: int, without: str = "") -> Prediction:
-        """The network's prediction at the path's point `at`, told of all that is known but one modality."""
+        """The network's prediction at point `at` of the path, told everything known except the modality `without`."""
         times, told = self.told[without]
         return self.model(z, torch.where(times < 0, self.plan.clock[at], times), told)
 
     def _predict(self, z: Tensor, at: int) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The network's predictions of the anchor, and its heads pushed away from those that are not told."""
+        """The network's predictions of the anchor, and the guided heads."""
         told = self._ask(z, at)
         anchors, heads = [told.anchor.float()], {name: x.float() for name, x in told.heads.items()}
         guided = dict(heads)
@@ -121,19 +127,19 @@ class Loop:
         return {"seed": self.settings.seed, "draw": draw, "sample_ids": self.ids, "stream": SAMPLE}
 
     def _step(self, i: int, z: Tensor, start: Tensor, said: Said, past: list[Said], draw: int) -> tuple[Tensor, Tensor]:
-        """z_s and z0hat of evaluation i, in one pass: the anchor is the truth where it is given, else predicted.
+        """z_s and z0hat of evaluation i, in one pass. The anchor is its true value if given, else predicted.
 
-        z: where the network was asked; start: z_t, the same unless the evaluation corrects a step; past: what was said
-        in the steps before, the last first. The terms are in the order of the plan's tables.
+        z: where the network was evaluated; start: z_t, the same unless the evaluation corrects a step; past: the
+        predictions of the previous steps, latest first. The terms are in the order of the plan's tables.
         """
         model, plan = self.model, self.plan
         noise = {**self._noise(draw), "levels": plan.levels or None}
-        past = [*past, *[said] * plan.depth][: plan.depth]  # what is not there yet counts nothing
+        past = [*past, *[said] * plan.depth][: plan.depth]  # missing predictions have zero coefficients
         of_z = [*self._blocks(z), *(self._blocks(start) if plan.corrects else [])]
         of_E = [term for each in (said, *past) for term in model.terms(each.E).values()]
 
         def around(truth: Tensor) -> Tensor:
-            """z_s with this for z_0, now and in the steps before."""
+            """z_s with `truth` for z_0, in this step and the previous ones."""
             of_z0 = [model.anchor_in_space(truth)] * (plan.depth + 1)
             assert plan.tables.sigma is not None
             coefs, sigma = plan.with_truth(i, len(said.anchors)), plan.tables.sigma[i : i + 1]
@@ -149,33 +155,33 @@ class Loop:
         part = self.inside.get(model.anchor_name)
         if part is None:
             return z_s, z0
-        # The same step, with the same noise, around the truth: taken where that is known.
+        # Where the true values are known, take the same step with the same noise around them.
         C = model.shape[0]
         z_s[:, :C] = torch.where(part.where, around(part.encoding)[:, :C], z_s[:, :C])
         return z_s, part.put_in(z0)
 
     def _blocks(self, z: Tensor) -> list[ops.Block | Tensor]:
-        """z as the terms of the plan's tables: whole, or by the blocks that have a time each, without a copy."""
+        """z as terms of the plan's tables: whole, or split without a copy into blocks if each has its own time."""
         ends = [*self.plan.levels[1:], z.shape[1]]
         blocks = zip(self.plan.levels, ends, strict=False)
         return [ops.Block(z[:, a:b], a, z.shape[1]) for a, b in blocks] or [z]
 
     def _drawn(self, k: int, z0: Tensor, heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What step k has brought to time 0 before the rest, and what was drawn of it."""
+        """The modalities that step k brought to time 0, with their results."""
         now, then = self.plan.times[k : k + 2]
         names = (self.model.anchor_name, *self.model.names)
         new = [name for name, t, s in zip(names, now, then, strict=True) if s == 0 < t]
         return {name: self._result(name, z0, heads) for name in new}
 
     def _result(self, name: str, z0: Tensor, heads: Mapping[str, Tensor]) -> Tensor:
-        """What was generated of a modality, with what was known of it in its place."""
+        """The generated modality, with its known part put in."""
         part = self.model.part(name)
         x = part.decode(heads[name]) if name in heads else part.from_z0(z0)
         inside = self.inside.get(name)
         return x if inside is None else inside.put_in_x(x)
 
     def _encode(self, name: str, head: Tensor, draw: int) -> Tensor:
-        """What a modality that is not given enters a step as: its head's expected encoding, or a draw's."""
+        """The encoding of a modality that is not given: its head's expected encoding, or the encoding of a sample."""
         part, inside = self.model.part(name), self.inside.get(name)
         if self.settings.sampled:
             draw = draw * len(self.model.names) + self.model.names.index(name)
@@ -188,7 +194,7 @@ class Loop:
     def _take(
         self, z: Tensor, k: int, past: list[Said], draw: int, bar: Bar
     ) -> tuple[Tensor, Said, Said, dict[str, Tensor]]:
-        """Step k: z_s, what was said of z_t and what was said last, and the last heads."""
+        """Take step k. Returns z_s, the predictions from z_t, the last predictions and the last heads."""
         start, first = z, None
         traced, truth = self.model.traced, self.truth
         for i in self.plan.of_step(k):
@@ -205,7 +211,7 @@ class Loop:
         return z, first, said, heads
 
     def _back(self, z: Tensor, said: Said, k: int, draw: int) -> Tensor:
-        """z_t made of z_s again: q(z_t | z_s, X) = N(sqrt(a) (z_s - m_s) + m_t, (1 - a) I)."""
+        """Noise z_s back to z_t: q(z_t | z_s, X) = N(sqrt(a) (z_s - m_s) + m_t, (1 - a) I)."""
         model = self.model
         j = process.jump(model.schedule, self.plan.clock[k, :1], self.plan.clock[k + 1, :1])
         of_z, columns = j.a.sqrt()[:, None], model.schedule.index(model.traced)

@@ -1,7 +1,8 @@
-"""The samplers' step rules: pure functions of the schedule, without model or network; and the grid of times.
+"""The samplers' step rules, which are pure functions of the schedule and need no model; and the grid of times.
 
-A rule says how the ordinary DDPM variable y_t = z_t - m_t goes from time t to s < t: y_s is a sum of y_t, the predicted
-z_0, those of the steps before, and noise, so a rule is a few coefficients. One of one's own is a function in SAMPLERS:
+A rule takes the ordinary DDPM variable y_t = z_t - m_t from time t to s < t. y_s is a linear combination of y_t, the
+predicted z_0, that of previous steps, and noise, so a rule is a few coefficients. To add your own, put a function in
+SAMPLERS:
 
     SAMPLERS["euler"] = euler    # then sample(model, sampler="euler"), or sample.sampler: euler in a config
 """
@@ -18,18 +19,18 @@ from mmfast.errors import MmfastError
 
 AlphaBar = Callable[[int], float]
 
-PAST = 3  # of how many steps before it a rule is told
+PAST = 3  # the number of previous steps whose times a rule gets
 
 
 @dataclass(frozen=True)
 class StepCoefficients:
     """y_s = of_z0 z0hat + of_y y_t + of_past[0] z0hat' + of_past[1] z0hat'' + ... + sigma noise.
 
-    z0hat is the network's prediction at t, z0hat' that of the step before, z0hat'' of the one before that.
+    z0hat is the network's prediction at t, z0hat' that of the previous step, and z0hat'' that of the step before.
 
-    corrected: the same step once more, after the network has also been asked at s, where the first attempt led. There
-        z0hat is the prediction at s and of_past[0] counts the one at t; y_t is as it was. The step that brings a
-        modality to time 0 is never corrected.
+    corrected: the same step again, after the network has also been evaluated at s, on the result of the first attempt.
+        z0hat is then the prediction at s, of_past[0] applies to the one at t, and y_t is unchanged. The step that
+        brings a modality to time 0 is never corrected.
     """
 
     of_z0: float
@@ -39,25 +40,25 @@ class StepCoefficients:
     corrected: StepCoefficients | None = None
 
 
-# (alpha_bar, t, s, the times of the steps before t, the last first, eta in 0 .. 1) -> the coefficients from t to s.
+# (alpha_bar, t, s, the times of the steps before t, latest first, eta in 0 .. 1) -> the coefficients from t to s.
 StepRule = Callable[[AlphaBar, int, int, tuple[int, ...], float], StepCoefficients]
 
 
 def ddpm(abar: AlphaBar, t: int, s: int, past: tuple[int, ...], eta: float) -> StepCoefficients:
-    """The ancestral step (Ho et al., 2020): the posterior's mean and variance with z0hat for z_0."""
+    """The ancestral step (Ho et al., 2020): the posterior's mean and variance with z0hat in place of z_0."""
     return StepCoefficients(*process.ddim(abar(t), abar(s), 1.0, math.sqrt))
 
 
 def ddim(abar: AlphaBar, t: int, s: int, past: tuple[int, ...], eta: float) -> StepCoefficients:
-    """DDIM (Song et al., 2021): deterministic for eta = 0, the ancestral step's noise for eta = 1."""
+    """DDIM (Song et al., 2021): deterministic for eta = 0, with the ancestral step's noise for eta = 1."""
     return StepCoefficients(*process.ddim(abar(t), abar(s), eta, math.sqrt))
 
 
 def heun(abar: AlphaBar, t: int, s: int, past: tuple[int, ...], eta: float) -> StepCoefficients:
-    """Heun's method: DDIM's step with the mean of z0hat at its two ends; second order, two evaluations a step.
+    """Heun's method: DDIM's step with the mean of z0hat at its two ends; second order, two evaluations per step.
 
-    It is the trapezoid rule for dz0hat in log-SNR, DPM-Solver++(2S) with r = 1 (Lu et al., 2022). Karras et al. (2022)
-    take it in sigma = sqrt(1/abar - 1), where a first step from abar near 0 diverges unless the grid is theirs.
+    It is the trapezoidal rule in log-SNR, that is DPM-Solver++(2S) with r = 1 (Lu et al., 2022). Karras et al. (2022)
+    apply it in sigma = sqrt(1/abar - 1), where a first step from abar near 0 diverges except on their grid.
     """
     first = ddim(abar, t, s, past, eta=0.0)
     half = first.of_z0 / 2
@@ -65,32 +66,32 @@ def heun(abar: AlphaBar, t: int, s: int, past: tuple[int, ...], eta: float) -> S
 
 
 def dpmpp_2m(abar: AlphaBar, t: int, s: int, past: tuple[int, ...], eta: float) -> StepCoefficients:
-    """DPM-Solver++(2M) (Lu et al., 2022): second order from the last step's z0hat; the ends are first order.
+    """DPM-Solver++(2M) (Lu et al., 2022): second order, using the previous step's z0hat; first order at both ends.
 
-    Deterministic for eta = 0; with the ancestral step's noise for eta = 1, SDE-DPM-Solver++(2M).
+    Deterministic for eta = 0. For eta = 1 it has the ancestral step's noise and is SDE-DPM-Solver++(2M).
     """
     first = ddim(abar, t, s, past, eta)
     if len(steps := _log_snr_steps(abar, (s, t, *past[:1]))) < 2:
         return first
-    # z0hat extrapolated along lambda: (1 + 1/2r) z0hat - (1/2r) z0hat', r the ratio of the steps.
+    # z0hat extrapolated in lambda: (1 + 1/2r) z0hat - (1/2r) z0hat', where r is the ratio of the steps.
     half = steps[0] / steps[1] / 2
     return StepCoefficients(first.of_z0 * (1 + half), first.of_y, first.sigma, of_past=(-first.of_z0 * half,))
 
 
 def dpmpp_3m(abar: AlphaBar, t: int, s: int, past: tuple[int, ...], eta: float) -> StepCoefficients:
-    """DPM-Solver++(3M) (after Lu et al., 2022): third order from two z0hat before; the ends are of lower order.
+    """DPM-Solver++(3M) (after Lu et al., 2022): third order, using two previous z0hats; lower order at both ends.
 
-    The published code, which diffusers follows, takes the parabola's curvature once where its integral counts it twice,
-    and is of the second order; so steps differ from theirs. What is not carried with sqrt(abar) is of the second order
-    here too, since it is integrated by z0hat's weights. eta as in dpmpp_2m.
+    The published code, which diffusers follows, counts the parabola's curvature once where its integral needs it twice,
+    which makes it second order, so its steps differ from these. Encodings whose weight is not `carried` are second
+    order here too, since they are integrated with z0hat's weights. eta is as in dpmpp_2m.
     """
     first = ddim(abar, t, s, past, eta)
     if len(steps := _log_snr_steps(abar, (s, t, *past[:2]))) < 3:
         return dpmpp_2m(abar, t, s, past, eta)
     r0, r1, signal = steps[1] / steps[0], steps[2] / steps[0], math.sqrt(abar(s))
-    h = -math.log1p(-first.of_z0 / signal)  # the step of lambda; with noise y_t decays as over a longer one
+    h = -math.log1p(-first.of_z0 / signal)  # the step in lambda; with noise, y_t decays as over a longer step
     decay = math.exp(-h)
-    # z0hat as a parabola in lambda: its value, slope and half of its curvature, each times its integral over the step.
+    # z0hat as a parabola in lambda: its value, slope and half its curvature, each times its integral over the step.
     value, slope = signal * -math.expm1(-h), signal * ((decay - 1) / h + 1)
     curve = signal * (1 - 2 * (decay - 1 + h) / h**2)
     by_r0 = slope * (1 + r0 / (r0 + r1)) + curve / (r0 + r1)  # of (z0hat - z0hat')/r0
@@ -100,7 +101,7 @@ def dpmpp_3m(abar: AlphaBar, t: int, s: int, past: tuple[int, ...], eta: float) 
 
 
 def _log_snr_steps(abar: AlphaBar, times: tuple[int, ...]) -> list[float]:
-    """Of times s < t < t' ...: the steps of lambda = ln(abar/(1 - abar))/2 between them, up to where it is infinite."""
+    """The steps in lambda = ln(abar/(1 - abar))/2 between times s < t < t' ..., up to where lambda is infinite."""
     found: list[float] = []
     for low, high in itertools.pairwise(times):
         if low == 0 or abar(high) == 0:
@@ -117,7 +118,7 @@ SAMPLERS: dict[str, StepRule] = {
     "dpmpp_3m": dpmpp_3m,
 }
 
-# How a modality that is not given enters a step: as its expected encoding, or as a draw's.
+# How a modality that is not given enters a step: as its expected encoding, or as the encoding of a sample.
 HEADS = ("soft", "sampled")
 
 
@@ -129,7 +130,7 @@ def timesteps(T: int, steps: int) -> list[int]:
 
 
 def check_share(what: str, share: float) -> None:
-    """Raise MmfastError, which calls it `what`, unless this is a number between -1 and 1."""
+    """Raise MmfastError, naming the argument `what`, unless `share` is a number between -1 and 1 (exclusive)."""
     number = isinstance(share, (int, float)) and not isinstance(share, bool)
     if not number or not math.isfinite(share) or abs(share) >= 1:
         raise MmfastError(

@@ -1,4 +1,4 @@
-"""Samples as people have them: seen as a grid, used as pictures and names, saved as files."""
+"""Samples for users: show them as a grid, use them as pictures and names, save them as files."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from mmfast.saved import cells, write_file, write_rows
 class Samples:
     """Samples, each with every modality.
 
-    data: tensors [len, ...] by name, on the host. how: the seed, steps, sampler and guidance. ids: the number of each
-    sample's noise. truth: what held-out examples that something was given of have in the place of what was drawn. In a
-    notebook they show themselves as their grid, the truth beside them.
+    data: tensors [len, ...] by name, on the host. how: the seed, steps, sampler and guidance. ids: the id of each
+    sample's noise. truth: if values were given from held-out examples, the true values of the sampled modalities.
+    A notebook shows samples as their grid, next to the truth.
     """
 
     data: dict[str, Tensor]
@@ -46,24 +46,24 @@ class Samples:
         return f"Samples({len(self)} of {', '.join(self.data)}; {self.title})"
 
     def __getitem__(self, name: str) -> list[Any]:
-        """A modality as a person has it: pictures (of a mask: its class numbers), class names, or arrays."""
+        """A modality in plain form: pictures (for a mask, its class numbers), class names, or arrays."""
         if name not in self.parts:
             raise unknown("samples' modality", name, self.parts)
         return [self.parts[name].plain(x) for x in self.data[name]]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Each sample in turn, its modalities by name."""
+        """Iterate over the samples, each a dict of its modalities by name."""
         columns = {name: self[name] for name in self.data}
         return iter([{name: found[i] for name, found in columns.items()} for i in range(len(self))])
 
     @property
     def images(self) -> list[PILImage.Image]:
-        """The anchor's pictures, a pixel for a pixel."""
+        """The anchor's pictures at their own size."""
         return self[self.anchor]
 
     @property
     def labels(self) -> list[str]:
-        """The names of the classes, or their numbers. Raises MmfastError unless there is one label an image."""
+        """The class names, or numbers if they have none. Raises MmfastError unless exactly one modality is a label."""
         names = [name for name, part in self.parts.items() if part.kind == "label"]
         if len(names) != 1:
             raise MmfastError(
@@ -72,7 +72,7 @@ class Samples:
         return self[names[0]]
 
     def grid(self, columns: int | None = None) -> PILImage.Image:
-        """All of them in one picture, each one's modalities side by side; a row for each of several given values."""
+        """All samples in one picture, each with its modalities side by side; a row for each of several given values."""
         columns = self.columns if columns is None else whole("columns", columns, 1)
         return sample_grid(self.parts, self.data, self.title, list(self.given), columns, truth=self.truth)
 
@@ -82,10 +82,11 @@ class Samples:
         return file.getvalue()
 
     def save(self, folder: str | Path) -> Path:
-        """Write each sample as files in a new folder, which `data: {kind: folder}` reads as the same samples.
+        """Write each sample as files to a new folder, which `data: {kind: folder}` reads as the same samples.
 
-        folder/image/000.png, folder/mask/000.png (class numbers), folder/label/000.txt, folder/embedding/000.npy, and a
-        line for each sample in folder/samples.jsonl. Whole or not at all. Raises MmfastError where there is something.
+        The files are folder/image/000.png, folder/mask/000.png (class numbers), folder/label/000.txt,
+        folder/embedding/000.npy, and folder/samples.jsonl with a line for each sample. The folder is written completely
+        or not at all. Raises MmfastError if it already exists and is not empty.
         """
         folder = path_of("save's folder", folder)
         with new_folder("save's folder", folder) as made:
@@ -111,7 +112,7 @@ class Samples:
 
 
 def whole(what: str, value: Any, least: int) -> int:
-    """A whole number of at least so many. Raises MmfastError, by the name `what`, for anything else."""
+    """Check a whole number of at least `least`. Raises MmfastError, naming it `what`, for anything else."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not least <= value < 2**63:
         raise MmfastError(f"{what} is {value!r}; it should be a whole number of at least {least}")
     return int(value)

@@ -1,7 +1,7 @@
 """The schedule: alpha_bar(t) and the modality weights W_i(t), from which everything else is derived.
 
-Design: the schedule is two functions of time. Both are tables in float64 from t = 0 (data) to t = T; the
-coefficients that the ops read are derived from them in float64 and kept as float32 (process.py).
+Both are float64 tables from t = 0 (data) to t = T. The coefficients that the ops read are computed from them in float64
+(process.py) and stored as float32, or as float64 for float64 tensors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _none(alpha_bar: Tensor) -> Tensor:
 
 
 def _carried(alpha_bar: Tensor) -> Tensor:
-    """W_t = sqrt(abar_t): the modality is diffused as the anchor is (own channels only, since W_0 = 1)."""
+    """W_t = sqrt(abar_t): the modality is diffused like the anchor (own channels only, since W_0 = 1)."""
     return alpha_bar.sqrt()
 
 
@@ -59,7 +59,10 @@ KINDS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Weight:
-    """A modality's cumulative weight W(t) = scale * kind(abar(t)); kinds: none, carried, bridge, shift, constant."""
+    """A modality's cumulative weight W(t) = scale * kind(abar(t)).
+
+    kind: "none", "carried", "bridge", "shift" or "constant".
+    """
 
     kind: str = "carried"
     scale: float = 1.0
@@ -72,17 +75,17 @@ class Weight:
 
 
 def none() -> Weight:
-    """W_t = 0."""
+    """W_t = 0: the modality leaves no trace in z_t."""
     return Weight("none")
 
 
 def carried(scale: float = 1.0) -> Weight:
-    """W_t = scale sqrt(abar_t), from W_0 = scale: for own channels only."""
+    """W_t = scale sqrt(abar_t), starting at W_0 = scale: for own channels only."""
     return Weight("carried", scale)
 
 
 def bridge(scale: float = 1.0) -> Weight:
-    """W_t = 4 scale sqrt(abar_t) (1 - sqrt(abar_t)): zero at both ends with its peak, `scale`, between."""
+    """W_t = 4 scale sqrt(abar_t) (1 - sqrt(abar_t)): zero at both ends, with a peak of `scale` between."""
     return Weight("bridge", scale)
 
 
@@ -92,7 +95,7 @@ def shift(scale: float = 1.0) -> Weight:
 
 
 def constant(scale: float = 1.0) -> Weight:
-    """w_t = scale at every step, the paper's literal form; W grows without bound, which Schedule warns of."""
+    """w_t = scale at every step, the paper's literal form. W_T is then large, about which Schedule warns."""
     return Weight("constant", scale)
 
 
@@ -104,8 +107,8 @@ class Schedule(nn.Module):
     """alpha_bar and the weights W of N modalities at t = 0 .. T.
 
     Args:
-        alpha_bar: [T + 1] (or a list), from alpha_bar[0] = 1 down to alpha_bar[T] >= 0, falling at every step.
-        weights: name -> W, by modality: `mmfast.bridge(2.0)`, any function alpha_bar -> W, or a table [T + 1].
+        alpha_bar: a tensor [T + 1] (or a list), decreasing at every step from alpha_bar[0] = 1 to alpha_bar[T] >= 0.
+        weights: a dict from modality name to W: `mmfast.bridge(2.0)`, any function alpha_bar -> W, or a table [T + 1].
 
     Attributes:
         alpha_bar: float64 [T + 1].
@@ -113,16 +116,16 @@ class Schedule(nn.Module):
         names: the modalities' names.
         T: the number of steps.
 
-    With alpha_bar[T] = 0 (zero terminal SNR) z_T says nothing of z_0, and a prediction of eps leaves z_0 open there:
-    the ops' steps from T are NaN. Predict v or x0, as `mmfast.Model` asks.
+    If alpha_bar[T] = 0 (zero terminal SNR), z_T contains no information about z_0, and a prediction of eps does not
+    determine z_0 at T: the ops' steps from T are NaN. Predict v or x0, as `mmfast.model.Model` requires.
 
-    The tables are not to be changed in place: the ops keep what they derive from them.
+    Do not change the tables in place: the ops cache values that are derived from them.
 
-    Warns, with L0 in nats a dimension, where z_T is far from N(0, I) for encodings of unit RMS.
+    Warns, stating L0 in nats per dimension, if z_T is far from N(0, I) for encodings of unit RMS.
     Raises MmfastError (a ValueError) for tables of the wrong shape or range.
     """
 
-    # A bound looser than this is a prior that sampling from N(0, I) visibly does not match.
+    # Above this L0, samples from N(0, I) visibly mismatch the true distribution of z_T.
     L0_WARNING = 0.01
 
     def __init__(self, alpha_bar: Tensor | list[float], weights: Mapping[str, WeightLike] | None = None) -> None:
@@ -139,7 +142,7 @@ class Schedule(nn.Module):
         self.W: Tensor
         self.register_buffer("alpha_bar", table, persistent=False)
         self.register_buffer("W", W, persistent=False)
-        # What the ops derive from the tables, and when: mmfast/ops/tables.py.
+        # A cache of what the ops derive from the tables: mmfast/ops/tables.py.
         self.derived: dict[Any, Any] = {}
         self._warn_if_far_from_prior()
 
@@ -151,7 +154,7 @@ class Schedule(nn.Module):
         beta_start: float = 1e-4,
         beta_end: float = 0.02,
     ) -> Schedule:
-        """1 - a_t rises linearly from beta_start to beta_end over T steps (Ho et al., 2020)."""
+        """A linear schedule: 1 - a_t rises from beta_start to beta_end over T steps (Ho et al., 2020)."""
         _check_steps(T := as_int(T))
         betas = torch.linspace(beta_start, beta_end, T, dtype=torch.float64, device="cpu")
         alpha_bar = _cumulative(1 - betas)
@@ -171,24 +174,27 @@ class Schedule(nn.Module):
         offset: float = 0.008,
         max_beta: float = 0.999,
     ) -> Schedule:
-        """abar_t ~ cos^2(pi/2 (t/T + offset)/(1 + offset)), with 1 - a_t <= max_beta (Nichol and Dhariwal, 2021)."""
+        """The cosine schedule (Nichol and Dhariwal, 2021).
+
+        abar_t ~ cos^2(pi/2 (t/T + offset)/(1 + offset)), with 1 - a_t <= max_beta.
+        """
         _check_steps(T := as_int(T))
         time = torch.arange(T + 1, dtype=torch.float64, device="cpu") / T
         f = torch.cos((time + offset) / (1 + offset) * (math.pi / 2)) ** 2
         return cls(_cumulative((f[1:] / f[:-1]).clamp(min=1 - max_beta)), weights)
 
     def index(self, names: tuple[str, ...]) -> list[int]:
-        """The columns of W for these modalities. Raises MmfastError for one that the schedule lacks."""
+        """The columns of W for these modalities. Raises MmfastError for one that the schedule does not have."""
         for name in names:
             if name not in self.names:
                 raise unknown("modality", name, self.names)
         return [self.names.index(name) for name in names]
 
     def prior_divergence(self) -> float:
-        """L0 in nats a dimension for unit-RMS data and encodings: KL(q(z_T | z_0, X) || N(0, 1)).
+        """L0 = KL(q(z_T | z_0, X) || N(0, 1)) in nats per dimension, for data and encodings of unit RMS.
 
-        1/2 (v + abar_T + sum_i W_T^(i)^2 - 1 - ln v), v = 1 - abar_T, taking z_0 and the encodings as
-        uncorrelated; infinite if v = 0. The exact L0 of an example is loss.L0.
+        1/2 (v + abar_T + sum_i W_T^(i)^2 - 1 - ln v) with v = 1 - abar_T, assuming that z_0 and the encodings are
+        uncorrelated; infinite if v = 0. loss.L0 is the exact L0 of an example.
         """
         v = 1 - float(self.alpha_bar[-1])
         mean_square = float(self.alpha_bar[-1] + self.W[-1].square().sum())
@@ -207,8 +213,8 @@ class Schedule(nn.Module):
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Schedule:
-        # A cast (.half(), .to(bfloat16)) must not reach the tables: 1 - abar in half precision is wrong. Only the
-        # device that fn moves to is taken from it.
+        # A cast (.half(), .to(bfloat16)) must not change the tables: 1 - abar in half precision is wrong. So only the
+        # device that fn moves to is used.
         for name, buffer in self._buffers.items():
             if buffer is not None:
                 self._buffers[name] = buffer.to(fn(buffer.new_empty(0)).device)
@@ -216,7 +222,7 @@ class Schedule(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy derives its own tables: they are kept by objects that are not the same ones there.
+        # A copy derives its own tables: the cache's keys are objects that are not identical in the copy.
         return {**self.__dict__, "derived": {}}
 
     def extra_repr(self) -> str:
@@ -224,7 +230,7 @@ class Schedule(nn.Module):
 
 
 def _table(name: str, values: Any) -> Tensor:
-    """Numbers as a float64 tensor of our own, on the host even where the default device is another."""
+    """Copy numbers to a float64 tensor on the host, whatever the default device."""
     try:
         return torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().clone()
     except (TypeError, ValueError, RuntimeError):
@@ -232,7 +238,7 @@ def _table(name: str, values: Any) -> Tensor:
 
 
 def _depth_of_caller() -> int:
-    """The stacklevel, for the function that asks, of the first frame outside this file."""
+    """The stacklevel, seen from the calling function, of the first frame outside this file."""
     frame, depth = sys._getframe(1), 1
     while frame is not None and frame.f_code.co_filename == __file__:
         frame, depth = frame.f_back, depth + 1  # type: ignore[assignment]
@@ -244,13 +250,13 @@ def _cumulative(a: Tensor) -> Tensor:
     return torch.cat((a.new_ones(1), a.cumprod(0)))
 
 
-# Steps: the tables of a schedule, and what the ops derive from them, have a row for each.
+# A limit, because a schedule's tables, and those that the ops derive from them, have a row for each step.
 MOST_STEPS = 100_000
 
 
 def as_int(x: Any) -> Any:
-    """A whole number of another type, such as numpy's, as an int; all else as it is."""
-    # An int first, since a compiler follows no abstract classes.
+    """Convert a whole number of another type, such as numpy's, to an int; return anything else unchanged."""
+    # Test for int first, since a compiler cannot trace abstract classes.
     return x if isinstance(x, (int, Tensor)) or not isinstance(x, numbers.Integral) else int(x)
 
 

@@ -1,4 +1,4 @@
-"""Signals that ask a program to stop: Ctrl-C, SIGTERM and, but under nohup, a terminal that closes."""
+"""Signals that ask a program to stop: Ctrl-C, SIGTERM and, except under nohup, the closing of the terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def asking() -> list[signal.Signals]:
 
 @contextlib.contextmanager
 def answered(answer: Handler) -> Iterator[None]:
-    """`answer` is the handler of these signals meanwhile; in a thread other than the main one nothing changes."""
+    """A context in which `answer` handles these signals. Has no effect outside the main thread."""
     global _ending
     main = threading.current_thread() is threading.main_thread()
     if main:
@@ -38,7 +38,7 @@ def answered(answer: Handler) -> Iterator[None]:
 
 
 def interrupt(number: int = signal.SIGINT, frame: Any = None) -> None:
-    """Raise KeyboardInterrupt, once: what comes while that ends the work does not disturb the end."""
+    """Raise KeyboardInterrupt, but only once, so that further signals do not disturb the shutdown."""
     global _ending
     if not _ending:
         _ending = True
@@ -46,6 +46,6 @@ def interrupt(number: int = signal.SIGINT, frame: Any = None) -> None:
 
 
 def end_at_once() -> None:
-    """From here on such a signal ends the process without a word: all is done but Python's own end."""
+    """From here on let these signals end the process silently: only Python's own shutdown is left."""
     for number in asking():
         signal.signal(number, signal.SIG_DFL)

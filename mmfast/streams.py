@@ -1,4 +1,4 @@
-"""The streams of the counter-based generator: noise of different purposes never meets, whatever the seed."""
+"""The streams of the counter-based generator. They keep noise for different purposes separate, whatever the seed."""
 
 TRAIN_NOISE = 0
 TIMESTEP = 1
