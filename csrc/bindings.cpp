@@ -1,9 +1,9 @@
-// _mmfast_cpu: the kernels on tensors. mmfast/ops/backends/cpu.py is the caller and keeps the tensors alive. No torch
-// here, so no torch version is built in.
+// _mmfast_cpu: the kernels on tensors. mmfast/ops/backends/cpu.py calls it and keeps the tensors alive. It does not use
+// torch's headers, so a build is not tied to a torch version.
 //
-// An op takes a Call (call.h) and gives its results; or, having done nothing, the list of the terms that must be made
-// contiguous first; or, of a call that nobody has checked, a number that says why it was left (torch_state.h: Seen).
-// Where a gradient is wanted of such a call, a third result says so: the op is done, and is still to be recorded.
+// An op takes a Call (call.h) and returns its results. If some terms must be made contiguous first, it does nothing and
+// returns their list. For an unchecked call it may also return a number that says why it did nothing (torch_state.h:
+// Seen). If such a call needs a gradient, a third result says that the op is done but still has to be recorded.
 #include "serve.h"
 
 #include <pybind11/pybind11.h>
@@ -18,8 +18,8 @@ using namespace mmfast;
 
 namespace {
 
-// A call's table as the kernels take it: rows in the table, and none of them NaN in its first column, which is a row
-// that means nothing. `columns` -1: a number a row.
+// A call's table in the form of the kernels. Checks that each row is in the table and does not start with NaN, which
+// marks an invalid row. If `columns` is -1, a row is a single number.
 Table table(Call& call, Call::Which which, int64_t columns) {
     const Call::Entries entries = call.table(which, columns);
     if (!entries.data) return {};
@@ -32,7 +32,7 @@ Table table(Call& call, Call::Which which, int64_t columns) {
             const int64_t at = call.index ? call.index[i] * entries.row_stride : 0;
             const double first = call.type == Type::f64 ? static_cast<const double*>(entries.data)[at]
                                                         : static_cast<const float*>(entries.data)[at];
-            expect(first == first, "rows holds a number whose row in the table means nothing");
+            expect(first == first, "rows selects an invalid row of the table, which starts with NaN");
         }
     }
     return {entries.data, entries.row_stride, entries.stride};
@@ -62,7 +62,7 @@ public:
         } else if (call.elements() > 0) {
             const auto tensors = call.tensors();
             misfits = choose_layout(call.shape, call.rank, tensors.data(), plan.terms, plan, terms_.data());
-            expect(!call.looking() || misfits.empty(), "a term does not lie as usual");
+            expect(!call.looking() || misfits.empty(), "a term is not regular in memory");
         }
         plan.term = terms_.data();
     }
@@ -78,8 +78,8 @@ private:
     std::vector<int64_t> levels_;
 };
 
-// Runs f(threads) without the interpreter's lock, but for an instant's work: to give the lock away and take it back costs
-// as much.
+// Runs f(threads) without the interpreter's lock, except for tiny work, for which releasing and retaking the lock costs
+// as much as the work.
 constexpr int64_t kWorthUnlocking = 2048;
 template <class F>
 void unlocked(int64_t elements, F f) {
@@ -90,10 +90,10 @@ void unlocked(int64_t elements, F f) {
     f(threads);
 }
 
-// combine(call, return_noise) -> (out, noise or None); of an unchecked call also whether its last term is noise, which
-// has to be of the whole shape
+// combine(call, return_noise) -> (out, noise or None). An unchecked call also has the option whether its last term is
+// noise, which must have the full shape.
 PyObject* combine_call(Call& call, PyObject* const* options) {
-    expect(!call.looking() || !yes(options[1]) || call.last_whole(), "the noise is not of the whole shape");
+    expect(!call.looking() || !yes(options[1]) || call.last_whole(), "the noise does not have the full shape");
     Planned planned(call, 0);
     const bool returns = yes(options[0]) && call.has_noise(), noisy = call.has(Call::kSigma) && call.has_noise();
     const NoiseArguments identity = call.noise(noisy || returns);
@@ -114,7 +114,8 @@ PyObject* step_call(Call& call, PyObject* const* options) {
     Plan& plan = planned.plan;
     plan.low = real(field(options[0], 0)), plan.high = real(field(options[0], 1));
     const int64_t start = integer(field(options[0], 2)), channels = integer(field(options[0], 3));
-    expect(start < 0 || (call.rank >= 2 && channels >= 0 && start <= call.shape[1] - channels), "x0 leaves the channels");
+    expect(start < 0 || (call.rank >= 2 && channels >= 0 && start <= call.shape[1] - channels),
+           "x0 exceeds the channels");
     plan.x0_begin = start < 0 ? 0 : start * call.channel();
     plan.x0_end = start < 0 ? call.sample() : plan.x0_begin + channels * call.channel();
     const NoiseArguments identity = call.noise(call.has(Call::kSigma));
@@ -136,9 +137,9 @@ void weigh(const Plan& plan, const double* sums, void* loss) {
     }
 }
 
-// squared_error(call, scale, return_grad) -> (loss, grad or None); the terms of an unchecked call have to be of one shape
+// squared_error(call, scale, return_grad) -> (loss, grad or None). The terms of an unchecked call must have one shape.
 PyObject* squared_error_call(Call& call, PyObject* const* options) {
-    expect(!call.looking() || call.all_whole(), "the terms are not of one shape");
+    expect(!call.looking() || call.all_whole(), "the terms do not have the same shape");
     Planned planned(call, 0);
     Plan& plan = planned.plan;
     expect(call.has(Call::kWeight) && call.terms() > 0, "a squared error needs a weight and a term");
@@ -146,7 +147,7 @@ PyObject* squared_error_call(Call& call, PyObject* const* options) {
     const NoiseArguments identity = call.noise(call.has(Call::kSigma));
     if (!planned.misfits.empty()) return list_of(planned.misfits);
     const bool recorded = call.seen == kRecorded;
-    // float16 has a gradient of its own: autograd.py.
+    // float16 has its own gradient: autograd.py.
     if (recorded && (call.others_recorded || call.tables_recorded || call.type == Type::f16)) return PyLong_FromLong(kUnusual);
     const Reference loss(new_tensor(call.coefs(), call.shape, 1, nullptr));
     const Reference grad(recorded || yes(options[1]) ? call.output() : Py_NewRef(Py_None));
@@ -162,7 +163,8 @@ PyObject* squared_error_call(Call& call, PyObject* const* options) {
 PyObject* dots_call(Call& call, PyObject* const* options) {
     Planned planned(call, -1);
     const View grad(options[0]);
-    expect(grad.type() == call.type && grad.contiguous() && grad.elements() == call.elements(), "grad does not fit");
+    expect(grad.type() == call.type && grad.contiguous() && grad.elements() == call.elements(),
+           "grad is not contiguous, or its type or size is not the call's");
     if (!planned.misfits.empty()) return list_of(planned.misfits);
     const int64_t sizes[] = {call.batch(), call.terms() + 1};
     const Reference sums(new_tensor(options[0], sizes, 2, dtype_of(Type::f64)));
@@ -183,16 +185,16 @@ void pick(const View& coefs, const int64_t* index, int64_t row, const std::vecto
     }
 }
 
-// outs[k] = coefs[b, columns[k]] x[b], new tensors; `put` takes them one by one.
+// outs[k] = coefs[b, columns[k]] x[b], new tensors, passed to `put` one by one.
 void scaled(PyObject* tensor, PyObject* table, PyObject* rows, const std::vector<int64_t>& columns, const Put& put) {
     const View x(tensor), coefs(table);
     const Type type = x.type();
-    expect(x.contiguous() && x.rank >= 1 && coefs.rank == 2, "x or coefs does not fit");
-    expect(coefs.is(dlpack::kFloat, type == Type::f64 ? 64 : 32), "coefs is not of the arithmetic's type");
+    expect(x.contiguous() && x.rank >= 1 && coefs.rank == 2, "x is not contiguous, or coefs is not [rows, columns]");
+    expect(coefs.is(dlpack::kFloat, type == Type::f64 ? 64 : 32), "coefs is not of the type that x is computed in");
     const int64_t batch = x.size[0];
     const int64_t row = PyLong_Check(rows) ? integer(rows) : -1;
     const int64_t* index = row >= 0 ? nullptr : integers(rows, batch, "rows is not an int64 tensor [batch]");
-    expect(row >= 0 || index || coefs.size[0] == 1 || coefs.size[0] == batch, "coefs has neither one row nor one a sample");
+    expect(row >= 0 || index || coefs.size[0] == 1 || coefs.size[0] == batch, "coefs has neither 1 nor batch rows");
     for (const int64_t k : columns) expect(k >= 0 && k < coefs.size[1], "a column is outside the table");
     const auto n = static_cast<int64_t>(columns.size());
     std::vector<double> wide(type == Type::f64 ? batch * n : 0);
@@ -242,11 +244,11 @@ Identities identities_of(const NoiseArguments& noise) {
     return {noise.key ? noise.key[0] : noise.seed, noise.key ? noise.key[1] : noise.draw, noise.ids, noise.stream};
 }
 
-// random_words(noise, words), words: int64 [batch, count], which is given back
+// random_words(noise, words) fills and returns words, int64 [batch, count].
 PyObject* py_random_words(PyObject* const* a, Py_ssize_t count) {
     expect(count == 2, "random_words takes 2 arguments");
     const View words(a[1]);
-    expect(words.is(dlpack::kInt, 64) && words.contiguous() && words.rank == 2, "words does not fit");
+    expect(words.is(dlpack::kInt, 64) && words.contiguous() && words.rank == 2, "words is not int64 [batch, count]");
     const Identities identities = identities_of(NoiseArguments(a[0], words.size[0], false, words.device));
     const int threads = thread_count();
     {

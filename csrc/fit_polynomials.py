@@ -1,16 +1,16 @@
-"""Make the polynomial coefficients of normal.h: python csrc/fit_polynomials.py
+"""Compute the polynomial coefficients of normal.h: python csrc/fit_polynomials.py
 
-Each is the minimax polynomial for the relative error, found in float64 by iteratively reweighted
-least squares (Lawson's algorithm) on Chebyshev nodes. The coefficients are then rounded to float32
-one by one from the constant upwards, the remaining ones fitted anew each time, so that later
-coefficients absorb the rounding of the earlier ones.
+Each polynomial is minimax in the relative error, found in float64 by iteratively reweighted least
+squares (Lawson's algorithm) on Chebyshev nodes. The coefficients are then rounded to float32 one by
+one from the constant upwards. Each time the remaining ones are refitted, so that they absorb the
+rounding of the earlier ones.
 """
 
 import numpy as np
 
 
 def lawson(basis, target, weight, rounds=3000):
-    """argmin_c max |weight * (basis @ c - target)|, and that maximum."""
+    """argmin_c max |weight * (basis @ c - target)|, and the minimum."""
     w = np.full(len(target), 1.0 / len(target))
     best = (None, np.inf)
     for _ in range(rounds):
@@ -25,9 +25,9 @@ def lawson(basis, target, weight, rounds=3000):
 
 
 def fit(function, low, high, degree, fixed=(), scale=None):
-    """float32 coefficients c_0.. of a polynomial near `function` on [low, high], the first ones given.
+    """Fit float32 coefficients c_0.. of a polynomial to `function` on [low, high]. fixed: the first ones.
 
-    What is minimised, and returned, is the error relative to `scale` (of the function itself if None).
+    Minimises the error relative to `scale` (the function itself if None), and returns it too.
     """
     nodes = np.cos(np.pi * (np.arange(2000) + 0.5) / 2000)
     x = (low + high) / 2 + (high - low) / 2 * nodes

@@ -1,5 +1,5 @@
-// bfloat16 and float16 as storage, and their conversions for lanes without instructions for them.
-// Stores round to nearest even; any NaN becomes bfloat16's 0x7FC0, and a quiet NaN in float16.
+// bfloat16 and float16 as storage types, and conversions for lanes that have no instructions for them.
+// Stores round to nearest even. Any NaN becomes 0x7FC0 in bfloat16, and a quiet NaN in float16.
 #pragma once
 
 #include "philox.h"

@@ -1,5 +1,5 @@
-// What the extensions and the Python package agree on: raised with every change of a call between them, here and in
-// mmfast/ops/extensions.py, which compares the two.
+// The version of the interface between the extensions and the Python package. Increment it here and in
+// mmfast/ops/extensions.py, which compares the two, when a call between them changes.
 #pragma once
 
 namespace mmfast {

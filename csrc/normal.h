@@ -1,15 +1,15 @@
-// Standard normals from pairs of 32-bit words (Box-Muller), on any lanes and to the same bits on all.
+// Standard normals from pairs of 32-bit words (Box-Muller), bit-identical on all lanes.
 //
 //     u = fma(a, 2^-32, 2^-33) in float32;   r = sqrt(-2 ln u);   theta = 2 pi b / 2^32
 //     first = r cos(theta), second = r sin(theta)
 //
-// All 32 bits of a count, so the tail reaches 6.76 sigma. Every operation is a correctly rounded
-// float32 one (the products that matter are fused), so lanes that have them agree to the bit.
+// All 32 bits of a word count, so the tail reaches 6.76 sigma. Every operation is a correctly rounded
+// float32 operation (the products that matter are fused), so all lanes agree bit for bit.
 //
-// The coefficients are minimax, printed by fit_polynomials.py. Over all 2^32 values of a and of b the
+// The coefficients are minimax, printed by fit_polynomials.py. Over all 2^32 values of a and of b, the
 // relative error was at most 1.74 * 2^-24 in r and 1.84 * 2^-24 in the cosine and the sine. Their sum is
-// below 3.6 * 2^-24 and so below 3.6 ulp; with the rounding of the product, and that of the exact value
-// it is compared to, the two floats are at most 4 apart. In 10^9 normals they were at most 3 apart.
+// below 3.6 * 2^-24, that is below 3.6 ulp. With the rounding of the product, and of the exact value that
+// it is compared to, the two floats differ by at most 4 ulp. In 10^9 normals they differed by at most 3.
 #pragma once
 
 #include "philox.h"
@@ -36,8 +36,8 @@ MMFAST_HD typename L::F radius(typename L::U a) {
                                -0.00564808957f, 0.0188788101f, -0.0128050316f, 0.00552456314f};
     const uint32_t low = 0x3F000001u;  // the bits of the first float above 1/2
     const auto u = L::fma(L::from_unsigned(a), L::splat(0x1p-32f), L::splat(0x1p-33f));
-    // u = 2^e m with m in (1/2, 1] and so e <= 0: both parts of -2 ln u are positive, nothing cancels,
-    // and u = 1 gives exactly 0.
+    // u = 2^e m with m in (1/2, 1], so e <= 0: neither part of -2 ln u is negative, nothing cancels, and
+    // u = 1 gives exactly 0.
     const auto shifted = L::add(L::bits(u), 0u - low);
     const auto e = L::from_signed(L::template shift_right<23>(shifted));
     const auto m = L::as_float(L::add(L::and_(shifted, 0x007FFFFFu), low));
@@ -46,10 +46,10 @@ MMFAST_HD typename L::F radius(typename L::U a) {
     return L::sqrt(L::fma(e, L::splat(-1.38629436f), log_m));  // -2 ln 2
 }
 
-// The normals of the words (a, b).
+// The two normals from the words (a, b).
 template <class L>
 MMFAST_HD void normal_pair(typename L::U a, typename L::U b, typename L::F& first, typename L::F& second) {
-    // The first coefficient of the sine, pi/2, is in two parts: 1.57079637 and the first one here.
+    // The first coefficient of the sine, pi/2, is split in two parts: 1.57079637 and the first entry here.
     const float sin_coefs[] = {-4.8797947e-08f, -0.64596349f, 0.0796803609f, -0.00460251188f};
     const float cos_coefs[] = {1.0f, -1.23370051f, 0.253668547f, -0.0208555963f, 0.00089448638f};
     const auto r = radius<L>(a);
@@ -65,8 +65,8 @@ MMFAST_HD void normal_pair(typename L::U a, typename L::U b, typename L::F& firs
     second = L::mul(r, L::flip_if_bit31(turn, sine));
 }
 
-// Two vectors for every one of L, so that independent chains of operations alternate: the chains are
-// long, and a processor looks ahead only so far.
+// Two vectors for each one of L, so that two independent chains of operations alternate. The chains are
+// longer than a processor can look ahead.
 template <class L>
 struct Twice {
     static constexpr int W = 2 * L::W;
@@ -103,7 +103,7 @@ struct Twice {
     static MMFAST_HD F flip_if_bit31(U t, F x) { return {L::flip_if_bit31(t.a, x.a), L::flip_if_bit31(t.b, x.b)}; }
 };
 
-// The normals of elements 4j..4j+3 for the L::W blocks j of L::blocks(first): n[i] has every 4j+i.
+// The normals of elements 4j..4j+3 for the L::W blocks j of L::blocks(first_block): n[i] holds elements 4j+i.
 template <class L>
 MMFAST_HD void normals(const NoiseStream& stream, uint32_t first_block, typename L::F n[4]) {
     using Pairs = Twice<L>;

@@ -1,4 +1,4 @@
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), on any lanes.
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), for any lane type.
 //
 // The noise of a sample is a pure function of (seed, stream, sample id, draw, element). Block j holds
 // elements 4j..4j+3 and has
@@ -6,8 +6,8 @@
 //     counter = (j, draw, id low, id bits 32..47 | stream << 16)
 // j is 32 bits wide, so a sample has at most 2^34 elements.
 //
-// Only j varies inside a sample. One of the two products of round 1 and one of round 2 are therefore
-// constants of the sample; NoiseStream holds them, and the lanes compute the rest.
+// Only j varies within a sample. So one of the two products of round 1 and one of round 2 are constant
+// for a sample; NoiseStream holds them, and the lanes compute the rest.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@
 #if defined(__CUDACC__)
 #define MMFAST_HD __host__ __device__ __forceinline__
 #elif defined(__GNUC__)
-// Always inlined: the same header is compiled for several instruction sets, and an out-of-line copy
-// made for one of them must never be linked into another.
+// Always inlined, because the header is compiled for several instruction sets, and an out-of-line copy
+// for one of them must never be linked into another.
 #define MMFAST_HD inline __attribute__((always_inline))
 #elif defined(_MSC_VER)
 #define MMFAST_HD __forceinline
@@ -33,10 +33,10 @@ MMFAST_HD uint32_t mul_high(uint32_t a, uint32_t b) {
     return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
 }
 
-// Everything about a sample's noise that does not depend on the element.
+// The part of a sample's noise that does not depend on the element.
 struct NoiseStream {
     uint32_t round1;              // xored into word 2 by round 1
-    uint32_t round2[3];           // xored into words 0 and 2 by round 2; word 3 after it ^ next key
+    uint32_t round2[3];           // xored into words 0 and 2 by round 2; word 3 after round 2 ^ next key
     uint32_t key[7][2];           // round keys of rounds 4..10
     uint32_t key3;                // word 0's round key of round 3
 
@@ -59,8 +59,8 @@ struct NoiseStream {
     }
 };
 
-// The four output words of the blocks `j`. L supplies, for its vector C of Philox words,
-//     mul(C a, uint32_t m, C& high, C& low)   the 64-bit products' halves
+// The four output words of the blocks `j`. For its vector C of Philox words, L provides
+//     mul(C a, uint32_t m, C& high, C& low)   the halves of the 64-bit products
 //     xor_(C, uint32_t), xor3(C, C, uint32_t)
 template <class L, class C>
 MMFAST_HD void philox(const NoiseStream& s, C j, C word[4]) {

@@ -1,8 +1,8 @@
-// Tensors as Python hands them over, seen without torch's headers: by DLPack's C exchange API where the
-// tensors' type offers it (torch 2.10 and later; about 50 ns a tensor), else by their Python attributes.
+// Reads tensors from Python without torch's headers: by DLPack's C exchange API if the tensors' type offers
+// it (torch 2.10 and later; about 50 ns per tensor), otherwise by their Python attributes.
 //
-// https://dmlc.github.io/dlpack/latest/c_api.html defines the structs; the API is stable across versions
-// of one major number.
+// https://dmlc.github.io/dlpack/latest/c_api.html defines the structs; the API is stable within a major
+// version.
 #pragma once
 
 #include <Python.h>
@@ -17,10 +17,10 @@
 
 namespace mmfast {
 
-// A Python exception is set and has only to be passed on.
+// A Python exception is set and only has to be passed on.
 struct PythonError : std::exception {};
 
-// A reference that we own, to an object that there is: null is an exception that Python has set.
+// An owned reference to an object. Constructing it from null throws, because Python has set an exception.
 class Reference {
 public:
     explicit Reference(PyObject* object) : object_(object) {
@@ -74,7 +74,7 @@ inline void use_exchange_api(PyObject* capsule) {
 
 constexpr int kMaxRank = 16;
 
-// The device that this extension's tensors are on, as DLPack numbers them: 1 the CPU, 2 CUDA.
+// The device of this extension's tensors, as DLPack numbers it: 1 is the CPU, 2 is CUDA.
 #ifndef MMFAST_DEVICE
 #define MMFAST_DEVICE 1
 #endif
@@ -103,14 +103,14 @@ inline bool yes(PyObject* value) {
     return truth;
 }
 
-// A tensor's address, type, sizes and strides, while the tensor lives.
+// A tensor's address, type, sizes and strides, valid while the tensor lives.
 struct View {
     void* data = nullptr;
     int rank = 0, device = 0;
     dlpack::DataType dtype{};
     const int64_t *size = nullptr, *stride = nullptr;
 
-    View() {}  // not defaulted, which would clear the space for sizes that is used without DLPack alone
+    View() {}  // not defaulted, which would zero own_, although only tensors read without DLPack use it
     explicit View(PyObject* tensor) { read(tensor); }
     void read(PyObject* tensor) {
         if (exchange_api()) {
@@ -124,7 +124,7 @@ struct View {
             by_attributes(tensor);
         }
         expect(rank <= kMaxRank, "a tensor has more than 16 dimensions");
-        expect(data || elements() == 0, "a tensor has no memory behind it");
+        expect(data || elements() == 0, "a tensor has no storage");
     }
     View(const View&) = delete;  // size and stride may point into the view
     View& operator=(const View&) = delete;
@@ -184,8 +184,8 @@ private:
     }
 };
 
-// A function of the module, of positional arguments only: the cheapest call that Python has. What it
-// throws becomes a Python exception.
+// A function of the module with positional arguments only, the cheapest call in Python. C++ exceptions
+// become Python exceptions.
 template <PyObject* (*f)(PyObject* const* args, Py_ssize_t count)>
 PyObject* method(PyObject*, PyObject* const* args, Py_ssize_t count) {
     try {

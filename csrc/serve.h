@@ -1,5 +1,5 @@
-// How both extensions serve Python: calls that somebody has checked or nobody, the gradients' products, masks, and the
-// table of methods.
+// The entry points from Python of both extensions: checked and unchecked calls, the products of gradients, masks, and
+// the table of methods.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 
 namespace mmfast {
 
-// An op of a call, with its options as Python gives them.
+// An op on a call, with its options as passed from Python.
 using Op = PyObject* (*)(Call& call, PyObject* const* options);
 
 // op(call, *options) for a complete call.
@@ -21,11 +21,11 @@ PyObject* serve(PyObject* const* a, Py_ssize_t count) {
     return op(call, a + 1);
 }
 
-// op(terms, tables, rows, noise, *options) for the parts of a call that nobody has checked; what is not as usual is
-// given back as a number, with nothing done.
+// op(terms, tables, rows, noise, *options) for the fields of an unchecked call. In an unusual case it does nothing and
+// returns a number.
 template <Op op, Py_ssize_t options>
 PyObject* look(PyObject* const* a, Py_ssize_t count) {
-    expect(count == 4 + options, "an op takes the four parts of a call, and its options");
+    expect(count == 4 + options, "an op takes the first four fields of a call and its options");
     try {
         Call call(a);
         if (call.seen == kUnusual || call.seen == kElsewhere) return PyLong_FromLong(call.seen);
@@ -37,7 +37,7 @@ PyObject* look(PyObject* const* a, Py_ssize_t count) {
     return PyLong_FromLong(kUnusual);
 }
 
-// What makes the products coefs[b, columns[k]] x[b] of (x, coefs, rows), new tensors, and puts them one by one.
+// Computes the products coefs[b, columns[k]] x[b] as new tensors, and passes them to `put` one by one.
 using Put = std::function<void(int64_t k, PyObject* out)>;
 using Scaled = void (*)(PyObject* x, PyObject* coefs, PyObject* rows, const std::vector<int64_t>& columns, const Put& put);
 
@@ -53,9 +53,9 @@ inline PyObject* scale_list(PyObject* const* a, Py_ssize_t count, Scaled scaled)
     return Py_NewRef(outs.get());
 }
 
-// look_scale(grad, coefs, rows, needed, before): the gradients of an op whose terms are all of the whole shape, for a
-// grad that nobody has looked at: a tuple as long as `needed`, in which term k stands at before + k; None for those
-// that are not needed. Or a number, with nothing done.
+// look_scale(grad, coefs, rows, needed, before): the gradients of an op whose terms all have the full shape, for an
+// unchecked grad. Returns a tuple as long as `needed`, with term k at before + k and None for those not needed; or does
+// nothing and returns a number.
 inline PyObject* look_scale(PyObject* const* a, Py_ssize_t count, Scaled scaled) {
     expect(count == 5 && PyTuple_Check(a[3]), "look_scale takes 5 arguments");
     if (!exchange_api() || !torch_state.watchers) return PyLong_FromLong(kUnusual);
@@ -82,9 +82,9 @@ inline PyObject* look_scale(PyObject* const* a, Py_ssize_t count, Scaled scaled)
     return PyLong_FromLong(kUnusual);
 }
 
-// The arguments of block_mask(x, hidden, noise, (height, width), exact), and its results. hidden: int64 [batch], or with
-// exact an int for all; a seed of None asks for a fresh one. Of arguments that nobody has checked hidden may also be the
-// share of the blocks, a float, and the blocks' side one int.
+// The arguments of block_mask(x, hidden, noise, (height, width), exact), and its results. hidden: int64 [batch], or an
+// int for all if exact; a seed of None requests a fresh one. In unchecked arguments, hidden may also be a float, the
+// share of the blocks, and the blocks' side may be a single int.
 struct MaskArguments {
     const View x;
     const Type type;
@@ -115,17 +115,18 @@ private:
         expect(a[4] == Py_True || !one_for_all(a[1]), "a threshold is int64 [batch]");
         return a[4] == Py_True;
     }
-    // A block's side: no longer than the image's.
+    // A block's side, at most the image's.
     static int64_t side(PyObject* block, int d, int64_t size) {
-        expect(PyLong_Check(block) || (PyTuple_Check(block) && PyTuple_GET_SIZE(block) == 2), "a block has not two sides");
+        expect(PyLong_Check(block) || (PyTuple_Check(block) && PyTuple_GET_SIZE(block) == 2),
+               "a block is neither an int nor a pair of ints");
         const int64_t n = plain_integer(PyLong_Check(block) ? block : field(block, d), 1, INT64_MAX);
         return std::min(n, std::max<int64_t>(size, 1));
     }
-    // How many blocks: of a share as Python rounds, to even where it lies between two.
+    // The number of blocks to hide. A share is rounded as in Python, with ties to even.
     int64_t hidden_of_all(PyObject* hidden) const {
         if (PyLong_CheckExact(hidden)) return plain_integer(hidden, 0, INT64_MAX);
         const double share = PyFloat_AS_DOUBLE(hidden);
-        expect(share >= 0 && share <= 1, "a share is not within 0 .. 1");
+        expect(share >= 0 && share <= 1, "the share of hidden blocks is not in 0 .. 1");
         return static_cast<int64_t>(std::nearbyint(share * static_cast<double>(down() * across())));
     }
     static int64_t expect_images(const View& x) {
@@ -136,7 +137,7 @@ private:
 
 inline void* data_of(const Reference& tensor) { return tensor.get() == Py_None ? nullptr : View(tensor.get()).data; }
 
-// The ops of an extension by name, each a py_ function of its own.
+// The functions of an extension by name.
 #define MMFAST_METHODS \
     fast<serve<combine_call, 1>>("combine"), fast<look<combine_call, 2>>("look_combine"), \
     fast<serve<step_call, 2>>("step"), fast<look<step_call, 2>>("look_step"), \
@@ -146,7 +147,7 @@ inline void* data_of(const Reference& tensor) { return tensor.get() == Py_None ?
     fast<py_look_block_mask>("look_block_mask"), \
     fast<py_tell>("tell"), fast<py_watch>("watch"), fast<py_use_exchange_api>("use_exchange_api")
 
-// f(arguments) of block_mask, for arguments that nobody has checked; or a number, with nothing done.
+// f(arguments) of block_mask for unchecked arguments; in an unusual case it does nothing and returns a number.
 inline PyObject* look_mask(PyObject* const* a, Py_ssize_t count, PyObject* (*f)(PyObject* const*)) {
     expect(count == 5, "block_mask takes 5 arguments");
     if (!exchange_api() || !torch_state.watchers || !plain_tensor(a[0])) return PyLong_FromLong(kUnusual);
@@ -161,7 +162,7 @@ inline PyObject* look_mask(PyObject* const* a, Py_ssize_t count, PyObject* (*f)(
     return PyLong_FromLong(kUnusual);
 }
 
-// Gives the interpreter's lock away while it lives, whatever is thrown meanwhile.
+// Releases the interpreter's lock during its lifetime, and takes it back even if something is thrown.
 class WithoutLock {
 public:
     WithoutLock() : state_(PyEval_SaveThread()) {}

@@ -1,19 +1,19 @@
-// What the extension knows of torch, told once by mmfast/ops/around.py, and what is at work around a call: a look at
-// it takes Python a dozen calls, and on a cold call those are half of the time.
+// The torch objects that mmfast/ops/around.py gives to the extension once, and checks of what surrounds a call. In
+// Python these checks take a dozen calls, which is half the time of a cold call.
 #pragma once
 
 #include "python.h"
 
 namespace mmfast {
 
-// What a look at a call finds: something unusual; nothing at all; a gradient that is wanted, and nothing else; tensors
-// of another device. mmfast/ops/backends/__init__.py has the same numbers.
+// The result of inspecting a call: an unusual case; nothing special; only a gradient to record; tensors on another
+// device. mmfast/ops/backends/__init__.py uses the same numbers.
 enum Seen : long { kUnusual = 0, kPlain = 1, kRecorded = 2, kElsewhere = 3 };
 
 struct TorchState {
     PyObject *tensor_type = nullptr, *parameter_type = nullptr, *torch = nullptr, *dtypes = nullptr;
     PyObject *block_type = nullptr, *kept_tables_type = nullptr;  // Block and KeptTables in mmfast/ops/call.py
-    PyObject *watchers = nullptr, *forward_ad = nullptr, *seed_tensor = nullptr;  // null: it cannot look for itself
+    PyObject *watchers = nullptr, *forward_ad = nullptr, *seed_tensor = nullptr;  // null: it cannot inspect a call
     PyObject *is_neg, *requires_grad, *current_level, *new_empty, *is_grad_enabled, *num_threads, *dtype_keyword, *empty_like;
     PyObject *random, *lowest;
 };
@@ -49,8 +49,8 @@ inline PyObject* py_tell(PyObject* const* a, Py_ssize_t count) {
 }
 
 // watch(functions, forward_ad, seed_tensor): functions that return 0 or None unless a compiler, tracer, transform or
-// dispatch mode has to see the ops; the module whose _current_level is -1 unless forward-mode differentiation is at
-// work; a function that gives this thread's int64 tensor to draw a seed in.
+// dispatch mode has to see the ops; the module whose _current_level is -1 unless forward-mode differentiation is
+// active; a function that returns this thread's int64 buffer for drawing a seed.
 inline PyObject* py_watch(PyObject* const* a, Py_ssize_t count) {
     expect(count == 3 && PyTuple_Check(a[0]), "watch takes 3 arguments, the first a tuple");
     for (Py_ssize_t i = 0; i < count; ++i) Py_INCREF(a[i]);
@@ -58,20 +58,20 @@ inline PyObject* py_watch(PyObject* const* a, Py_ssize_t count) {
     Py_RETURN_NONE;
 }
 
-// use_exchange_api(capsule or None) -> whether there is one that can be used
+// use_exchange_api(capsule or None) -> whether it can be used
 inline PyObject* py_use_exchange_api(PyObject* const* a, Py_ssize_t count) {
     expect(count == 1, "use_exchange_api takes 1 argument");
     use_exchange_api(a[0]);
     return PyBool_FromLong(exchange_api() != nullptr);
 }
 
-// A function of the module as CPython's table of methods has it.
+// An entry for a function in CPython's table of methods.
 template <PyObject* (*f)(PyObject* const*, Py_ssize_t)>
 constexpr PyMethodDef fast(const char* name) {
     return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&method<f>)), METH_FASTCALL, nullptr};
 }
 
-// Clear a Python error that means "not as usual"; Ctrl-C and the like go on.
+// Clear a Python error that means "unusual case"; pass on Ctrl-C and the like.
 inline void clear_error() {
     if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception)) throw PythonError();
     PyErr_Clear();
@@ -87,7 +87,7 @@ inline bool grad_enabled() {
     return truth(Reference(PyObject_CallNoArgs(torch_state.is_grad_enabled)));
 }
 
-// Whether no compiler, tracer, transform or mode is at work.
+// Whether no compiler, tracer, transform or mode is active.
 inline bool nothing_at_work() {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(torch_state.watchers); ++i)
         if (truth(Reference(PyObject_CallNoArgs(PyTuple_GET_ITEM(torch_state.watchers, i))))) return false;
@@ -95,12 +95,12 @@ inline bool nothing_at_work() {
     return integer(level.get()) < 0;
 }
 
-// Whether this is torch's own tensor, of no subclass.
+// Whether this is a plain tensor or parameter, not another subclass.
 inline bool ordinary(PyObject* x) {
     PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(x));
     return type == torch_state.tensor_type || type == torch_state.parameter_type;
 }
-// And with no pending negation.
+// The same, and without a pending negation.
 inline bool plain_tensor(PyObject* x) {
     return ordinary(x) && Reference(PyObject_CallMethodNoArgs(x, torch_state.is_neg)).get() != Py_True;
 }
@@ -118,7 +118,7 @@ inline bool requires_grad(PyObject* x) {
 
 inline PyObject* dtype_of(Type type) { return PyTuple_GET_ITEM(torch_state.dtypes, static_cast<int>(type)); }
 
-// Python's ints, owned, as the positional arguments of a call: after its first argument, and before one more.
+// Owned Python ints as the positional arguments of a call, between its first argument and one more.
 class Sizes {
 public:
     Sizes(PyObject* first, const int64_t* sizes, int count, PyObject* last) : Sizes(first) {
@@ -142,8 +142,8 @@ private:
     int count_ = 0;
 };
 
-// A new tensor of this shape, of one dimension at least, on the device of `like`; dtype: null for that of `like`. As
-// new_empty(2, 3): torch takes a third less time to read it than new_empty((2, 3)).
+// A new tensor of this shape, of at least one dimension, on the device of `like`; dtype: null for that of `like`. It
+// calls new_empty(2, 3), which torch parses in a third less time than new_empty((2, 3)).
 inline PyObject* new_tensor(PyObject* like, const int64_t* shape, int rank, PyObject* dtype) {
     const Sizes sizes(like, shape, rank, dtype);
     PyObject* keywords = dtype ? torch_state.dtype_keyword : nullptr;
@@ -152,14 +152,14 @@ inline PyObject* new_tensor(PyObject* like, const int64_t* shape, int rank, PyOb
     return made;
 }
 
-// A new tensor as contiguous `like`, which takes less time.
+// A new tensor like `like`, which must be contiguous. Faster than new_tensor.
 inline PyObject* new_like(PyObject* like) {
     PyObject* made = PyObject_CallMethodOneArg(torch_state.torch, torch_state.empty_like, like);
     if (!made) throw PythonError();
     return made;
 }
 
-// A fresh seed of torch's default generator; mmfast/ops/around.py has the same function.
+// A fresh seed from torch's default generator; mmfast/ops/around.py has the same function.
 inline int64_t fresh_seed() {
     const Reference kept(PyObject_CallNoArgs(torch_state.seed_tensor));
     PyObject* arguments[] = {kept.get(), torch_state.lowest, Py_None};

@@ -31,8 +31,8 @@ void random_words(const Identities& of, int64_t batch, int64_t count, int64_t* w
 
 namespace {
 
-// Word has the size of an element. A row of words, all ones where visible, serves every row of its blocks, in every
-// channel; `and` with it hides whatever the image holds.
+// Word has the size of an element. One row of words, with all bits set where visible, serves all rows of its blocks in
+// all channels; a bitwise `and` with it hides whatever the image holds.
 template <class Word>
 void mask_samples(const BlockMask& m, int64_t begin, int64_t end) {
     const int64_t across = m.across(), pixels = m.height * m.width;

@@ -1,14 +1,14 @@
-// The block mask of the masked-image task: which blocks of an image are hidden, and the image without them.
+// The block mask of the masked-image task: chooses the hidden blocks of an image, and hides them.
 #pragma once
 
 #include <cstdint>
 
 namespace mmfast {
 
-// Which words: the samples' identities.
+// The identities of the samples, which determine their random words.
 struct Identities {
     int64_t seed, draw;
-    const int64_t* ids;  // [batch]; null: the samples' own numbers
+    const int64_t* ids;  // [batch]; null: 0, 1, ...
     uint32_t stream;
 };
 
@@ -16,8 +16,8 @@ struct BlockMask {
     int64_t batch, channels, height, width, block_height, block_width;
     int64_t element_size;
     Identities of;
-    // The `hidden` blocks of the lowest ranks are hidden if `exact`, else those of a rank below it: [batch], or the one
-    // number hidden_of_all where this is null. A block's rank is word_j * 2^31 + j, word_j as random_words has it.
+    // If `exact`, the `hidden` blocks of lowest rank are hidden, otherwise those with a rank below it. [batch], or null
+    // for hidden_of_all in all samples. A block's rank is word_j * 2^31 + j, with word_j as in random_words.
     const int64_t* hidden;
     int64_t hidden_of_all;
     bool exact;

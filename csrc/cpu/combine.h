@@ -1,5 +1,5 @@
 // The primitive and its two relatives: a linear combination of the terms plus noise, which is stored
-// (combine), taken around a clamped one (step), or squared and summed (squared_error).
+// (combine), includes a clamped combination (step), or is squared and summed (squared_error).
 #pragma once
 
 #include "noise.h"
@@ -8,7 +8,7 @@
 
 namespace mmfast {
 
-// A run of elements with its sources; what `run` of each kind below starts from.
+// A run of elements with its sources, the base of the kinds below.
 template <class L, class T>
 struct Run {
     using A = typename ArithmeticOf<L, T>::type;
@@ -16,12 +16,12 @@ struct Run {
     using V = typename A::V;
     const Source* sources;
     int count;
-    int64_t at;          // the run's first element, from the sources' start
-    const float* noise;  // null: none
+    int64_t at;          // the run's first element, relative to the sources' start
+    const float* noise;  // null: no noise
     Real sigma;
     T* out;
 
-    // -0 is the identity of addition: the first fma gives the product itself. But an empty sum is +0.
+    // -0 is the identity of addition, so the first fma gives the product itself. But an empty sum is +0.
     MMFAST_HD V start(bool adds) const { return A::splat(adds || noisy() ? Real(-0.0) : Real(0)); }
     MMFAST_HD bool noisy() const { return noise && sigma != Real(0); }
     template <class Move>
@@ -68,8 +68,8 @@ struct Step : Run<L, T> {
     using A = typename Run<L, T>::A;
     using Real = typename Run<L, T>::Real;
     Real low, high, of_x0;
-    bool adds;     // whether a term has a coefficient of its own; one may count for x0 alone
-    bool covered;  // whether these are channels of x0
+    bool adds;     // whether a term enters the sum itself, and not only x0
+    bool covered;  // whether these elements are in x0's channels
     T* x0_out;
 
     template <int N, class Move>
@@ -121,8 +121,8 @@ private:
     static MMFAST_HD void keep(Some<A> some, Real* to, typename A::V v) { some.put(to, v); }
 };
 
-// Every item's runs: f(run, b, e, n) for n <= kBlock or, without noise, whole pieces; `run` has its base's
-// fields, and of `source` the coefficients that `of_source(source, row, k)` sets and finds not all zero.
+// Calls f(run, b, e, n) for the runs of an item: of n <= kBlock elements or, without noise, whole pieces.
+// of_source(source, row, k) sets the coefficients of a source, and returns whether any is not zero.
 template <class L, class T, class OfSource, class F>
 MMFAST_HD void for_runs(const Plan& plan, Source* sources, int64_t item, bool makes_noise, int64_t most,
                         OfSource of_source, F f) {
@@ -227,7 +227,7 @@ void squared_error(const Plan& plan, Source* sources, int64_t begin, int64_t end
     if (plan.streaming) L::fence();
 }
 
-// The gradients of a combination's terms: the incoming one is read once.
+// The gradients of a combination's terms. The incoming gradient is read once.
 template <class L, class T>
 struct Scale {
     using A = typename ArithmeticOf<L, T>::type;

@@ -13,7 +13,7 @@ namespace mmfast {
 namespace {
 
 #if defined(MMFAST_WITH_X86)
-bool cpu_has_f16c() {  // by its bit: clang 14 rejects the name in __builtin_cpu_supports
+bool cpu_has_f16c() {  // tests the bit, because clang 14 rejects the name in __builtin_cpu_supports
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
@@ -59,8 +59,8 @@ const Kernels& kernels() {
 
 int64_t element_size(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
 
-// Outputs of this many bytes are written past the caches: they would push out everything else, and a line
-// written whole need not be read first.
+// Outputs of at least this many bytes are written past the caches. They would evict everything else, and a
+// line that is written completely need not be read first.
 constexpr int64_t kStreamFrom = int64_t{2} << 20;
 
 void run(Kernels::Items* const (&table)[Kernels::kTypes], Plan& plan, Type type, int threads, int outputs) {
@@ -74,7 +74,7 @@ void run(Kernels::Items* const (&table)[Kernels::kTypes], Plan& plan, Type type,
     });
 }
 
-// The sums of each sample's items, in their order: [batch, columns].
+// The sums over each sample's items, in their order: [batch, columns].
 void add_items(const Plan& plan, int columns, double* sums) {
     const int64_t items = plan.items_per_sample();
     for (int64_t b = 0; b < plan.batch; ++b)
@@ -97,7 +97,7 @@ void set_isa(const std::string& name) {
     if (name.empty()) return chosen.store(nullptr);
     for (const Kernels* k : available())
         if (name == k->name) return chosen.store(k);
-    throw std::invalid_argument("instruction set '" + name + "' is not one this CPU and this build can run");
+    throw std::invalid_argument("instruction set '" + name + "' is not supported by this CPU and this build");
 }
 
 std::string isa() { return kernels().name; }

@@ -1,4 +1,4 @@
-// The table of one instruction set's kernels, for any lanes L. isa.cpp instantiates it once for each.
+// The table of an instruction set's kernels, for a lane type L. isa.cpp instantiates it once for each.
 #pragma once
 
 #include "combine.h"

@@ -1,5 +1,5 @@
-// From tensors with any strides to the rows and terms of a Plan. [B, d1, ..., dn] becomes rows of `inner`
-// elements at the split where the most terms are regular; the others are named, to be made contiguous.
+// Turns tensors with any strides into the rows and terms of a Plan. [B, d1, ..., dn] becomes rows of
+// `inner` elements, at the split where most terms are regular; the others must be made contiguous.
 #pragma once
 
 #include <cstdint>
@@ -13,12 +13,12 @@ constexpr int kMaxDims = 16;
 
 struct Tensor {
     const void* data;
-    const int64_t *size, *stride;  // as many dimensions as the output; a size of 1 where it broadcasts
-    int64_t start;                 // its first channel (dimension 1), or -1: not a block
+    const int64_t *size, *stride;  // as many dimensions as the output; a size of 1 if it broadcasts
+    int64_t start;                 // its first channel (dimension 1), or -1 if it is not a block
 };
 
-// The stride of dimensions [first, last) of `size` taken as one, innermost `unit` (0: any): 0 where the
-// tensor is the same throughout, -1 where no single stride will do.
+// The stride of dimensions [first, last) of `size` collapsed into one, whose innermost stride is `unit`
+// (0: any). 0 if the tensor is constant along them, -1 if no single stride works.
 inline int64_t collapse(const Tensor& t, const int64_t* size, int first, int last, int64_t unit) {
     bool constant = true;
     for (int d = first; d < last; ++d) constant &= size[d] == 1 || t.size[d] == 1 || t.stride[d] == 0;
@@ -34,7 +34,7 @@ inline int64_t collapse(const Tensor& t, const int64_t* size, int first, int las
     return unit;
 }
 
-// The term with dimensions [1, split) as rows and [split, rank) as inner; false if it is not regular so.
+// The term with dimensions [1, split) as rows and [split, rank) as inner; false if that is not regular.
 inline bool fit(const Tensor& t, const int64_t* shape, int rank, int split, Term& term) {
     int64_t own[kMaxDims];
     int64_t per_channel = 1, channels = rank > 1 ? shape[1] : 1;
@@ -50,8 +50,8 @@ inline bool fit(const Tensor& t, const int64_t* shape, int rank, int split, Term
     return term.row_stride >= 0 && term.step >= 0;
 }
 
-// Sets plan.rows and plan.inner and fills `terms`; returns the terms (by number) that must be made
-// contiguous first, as few as possible. Among equals the longest rows win.
+// Sets plan.rows and plan.inner and fills `terms`. Returns the indices of the terms that must be made
+// contiguous first, as few as possible; on a tie the longest rows win.
 inline std::vector<int> choose_layout(const int64_t* shape, int rank, const Tensor* tensors, int count, Plan& plan,
                                       Term* terms) {
     std::vector<int> best;

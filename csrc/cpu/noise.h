@@ -1,4 +1,4 @@
-// The noise of one sample, and the normals of given words, on any lanes.
+// The noise of one sample, and the normals of given words, for any lane type.
 #pragma once
 
 #include "../normal.h"
@@ -6,8 +6,8 @@
 
 namespace mmfast {
 
-// The 8 W normals from element 4 * first_block on, in order. Two tiles of blocks at once: the ten rounds of
-// one are a chain too long for a scheduler to look past.
+// The 8 W normals from element 4 * first_block on, in order. It makes two tiles of blocks at once, because
+// the ten rounds of one are a chain too long for the processor's scheduler to look past.
 template <class L>
 MMFAST_HD void tile(L, const NoiseStream& stream, uint32_t first_block, float* to) {
     typename Twice<L>::F n[4];
@@ -17,7 +17,7 @@ MMFAST_HD void tile(L, const NoiseStream& stream, uint32_t first_block, float* t
     L::store_in_order(to + 4 * L::W, b);
 }
 
-// A block at a time. The last block is kept: short rows share it.
+// Generates a block at a time, and keeps the last one because short rows share it.
 template <class L>
 struct Noise {
     NoiseStream stream;
@@ -27,7 +27,7 @@ struct Noise {
     Noise(const Plan& plan, int64_t b)
         : stream(plan.noisy ? NoiseStream(plan.seed, plan.draw, plan.id(b), plan.stream) : NoiseStream()) {}
 
-    // The normals from `element` to the end of its block; n is cut to their number.
+    // The normals from `element` to the end of its block; n is reduced to their number.
     const float* from(int64_t element, int64_t& n) {
         const int64_t block = element / kBlock, offset = element % kBlock;
         if (block != have)

@@ -1,11 +1,11 @@
-// An item of work in pieces: runs of elements in one row, alike in the terms that cover them and in the noise's level.
+// Splits an item of work into pieces: runs of elements in one row that share the covering terms and the noise's level.
 #pragma once
 
 #include "vectors.h"
 
 namespace mmfast {
 
-// f(e, n): n elements from e.
+// Calls f(e, n) for each piece of n elements from e.
 template <class L, class F>
 MMFAST_HD void for_pieces(const Plan& plan, int64_t item, F f) {
     int64_t e = item % plan.items_per_sample() * Plan::kItem;
@@ -25,7 +25,7 @@ MMFAST_HD void for_pieces(const Plan& plan, int64_t item, F f) {
     }
 }
 
-// Term k of sample b from element e on; false where it does not cover e.
+// Term k of sample b from element e on; false if it does not cover e.
 template <class L, class T>
 bool find_source(const Plan& plan, int k, int64_t b, int64_t e, Source& source) {
     const Term& term = plan.term[k];

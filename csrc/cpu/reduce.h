@@ -1,4 +1,4 @@
-// Sums in double that do not depend on the machine: of products with the gradient, and of rows.
+// Machine-independent sums in double: of products with the gradient, and of rows.
 #pragma once
 
 #include "noise.h"
@@ -6,8 +6,8 @@
 
 namespace mmfast {
 
-// A sum of products in double: element i of a run goes to lane i % 16 and the lanes are added in a fixed
-// tree, so the result does not depend on the width of the vectors. Products of floats are exact.
+// A sum of products in double. Element i of a run goes to lane i % 16, and the lanes are added in a fixed
+// tree, so the result does not depend on the vector width. Products of floats are exact.
 template <class L>
 struct Dot {
     using D = typename L::F64;
@@ -64,7 +64,7 @@ void dots(const Plan& plan, Source* sources, int64_t begin, int64_t end) {
             }
         });
         if (!plan.noisy) continue;
-        // The noise does not know rows. An item starts at the start of a block.
+        // The noise does not depend on rows. An item starts at the start of a block.
         Noise<L> noise(plan, b);
         Dot<L> dot;
         const int64_t start = item % plan.items_per_sample() * Plan::kItem;
@@ -73,7 +73,7 @@ void dots(const Plan& plan, Source* sources, int64_t begin, int64_t end) {
             m = stop - e;
             const float* eps = noise.from(e, m);
             stage<A>(grad + e, 1, m, g);
-            dot.add(g, eps, m);  // beyond m it is finite noise times zero
+            dot.add(g, eps, m);  // beyond m, finite noise times zero
         }
         to[plan.terms] = dot.total();
     }

@@ -1,4 +1,4 @@
-// Work shared among threads, in one contiguous share for each.
+// Splits work among threads, one contiguous share for each.
 #pragma once
 
 #include <algorithm>
@@ -6,7 +6,7 @@
 
 namespace mmfast {
 
-// f(begin, end) over [0, n). Below `kWorthAThread` elements a share is not worth waking a thread for.
+// Calls f(begin, end) over [0, n). A share of fewer than kWorthAThread elements is not worth waking a thread for.
 template <class F>
 void share(int64_t n, int64_t elements, int threads, F f) {
     constexpr int64_t kWorthAThread = 16384;

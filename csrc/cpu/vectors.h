@@ -1,9 +1,9 @@
-// How vectors of a lane type's arithmetic move between registers and memory, and how a run of elements is
-// cut into them.
+// Moves vectors of a lane type's arithmetic between registers and memory, and splits a run of elements into
+// vectors.
 //
-// Everything in these headers is a template over the lane type L or something that belongs to it, so no code
-// made for one instruction set can be linked into another; for the same reason nothing of the standard
-// library is used.
+// Everything in these headers is a template over the lane type L or something that belongs to it, so code
+// compiled for one instruction set cannot be linked into another. For the same reason they do not use the
+// standard library.
 #pragma once
 
 #include "../half.h"
@@ -11,7 +11,7 @@
 
 namespace mmfast {
 
-constexpr int kBlock = 128;  // elements: a multiple of every vector and noise tile, and what is staged at once
+constexpr int kBlock = 128;  // elements staged at once: a multiple of every vector and noise tile
 
 // float64 tensors are computed in float64, all others in float32.
 template <class L, class T> struct ArithmeticOf { using type = typename L::F32; using Real = float; };
@@ -24,7 +24,7 @@ MMFAST_HD Real entry(const Table& table, int64_t row, int64_t column = 0) {
     return static_cast<const Real*>(table.data)[row * table.row_stride + column * table.stride];
 }
 
-// Vectors whole, or only the first n elements of one.
+// Moves whole vectors, or only the first n elements of one.
 template <class A, bool Streaming>
 struct Whole {
     template <class T>
@@ -49,7 +49,7 @@ struct Some {
     }
 };
 
-// The elements [0, n) as f.run<N>(move, i): N vectors from element i, moved by `move`.
+// Calls f.run<N>(move, i) over the elements [0, n): N vectors from element i, moved by `move`.
 template <class A, bool Streaming, class F>
 MMFAST_HD void for_vectors(int64_t n, const F& f) {
     constexpr int w = A::width;

@@ -1,10 +1,10 @@
-// _mmfast_cuda: the CUDA kernels on tensors. mmfast/ops/backends/cuda.py is the caller and keeps the tensors alive. No
-// torch here, so no torch version is built in. This file is plain C++, so that nvcc need not read pybind11 once for
-// every architecture.
+// _mmfast_cuda: the CUDA kernels on tensors. mmfast/ops/backends/cuda.py calls it and keeps the tensors alive. It does
+// not use torch's headers, so a build is not tied to a torch version. This file is plain C++, so that nvcc need not
+// parse pybind11 for every architecture.
 //
-// An op is one call: it reads the Call (call.h), allocates its results by torch, and queues its kernels on torch's
-// current stream. Nothing here waits for the device, so all of it can be captured in a CUDA graph, after a first call
-// that loads the kernels. Results, lists and numbers are those of ../bindings.cpp.
+// An op is one call: it reads the Call (call.h), allocates its results through torch, and queues its kernels on torch's
+// current stream. Nothing here waits for the device, so a CUDA graph can capture it all after a first call, which loads
+// the kernels. Results, lists and numbers are as in ../bindings.cpp.
 #include "../serve.h"
 
 #include <algorithm>
@@ -40,19 +40,19 @@ Identity identity_of(const NoiseArguments& noise) {
     return {noise.key, noise.seed, noise.draw, noise.ids, noise.stream, noise.noisy};
 }
 
-// The job of a call, but for its device and stream: these are those of its first result.
+// The job of a call, without its device and stream, which `queue` takes from the first result.
 Job job_of(const Call& call, int64_t rows, const NoiseArguments& noise) {
     return {{}, call.type, call.shape, call.rank, call.tensors(), identity_of(noise), {call.index, rows, call.index_columns}, call.levels()};
 }
 
-// A table of the call's: contiguous, as the kernels read it, but for a row that serves all. `rows`: the length of the
-// tables before it, or -1.
+// A table of the call, which must be contiguous for the kernels unless one row serves all. `rows`: the length of the
+// previous tables, or -1.
 const void* table(Call& call, Call::Which which, int64_t columns, int64_t* rows) {
     const Call::Entries entries = call.table(which, columns);
     if (!call.has(which)) return nullptr;
     expect(columns < 2 || entries.rows == 0 || entries.stride == 1, "a table is not contiguous");
     expect(entries.rows <= 1 || entries.row_stride == std::max<int64_t>(columns, 1), "a table is not contiguous");
-    expect(*rows < 0 || *rows == entries.rows, "the tables have not the same rows");
+    expect(*rows < 0 || *rows == entries.rows, "the tables differ in their rows");
     *rows = entries.rows;
     return entries.data;
 }
@@ -61,7 +61,7 @@ const void* sigma_of(Call& call, int64_t* rows) {
     return table(call, Call::kSigma, call.columns_of(call.levels()), rows);
 }
 
-// Before a seed is drawn for an unchecked call: whether it can be read as it lies.
+// Check that the kernels can read an unchecked call in place, before a seed is drawn for it.
 void expect_usual(const Call& call) {
     if (!call.looking()) return;
     expect(call.terms() <= kMaxTerms, "more than 32 terms");
@@ -70,11 +70,11 @@ void expect_usual(const Call& call) {
     const auto tensors = call.tensors();
     std::vector<Term> terms(tensors.size());
     expect(choose_layout(call.shape, call.rank, tensors.data(), call.terms(), plan, terms.data()).empty(),
-           "a term does not lie as usual");
+           "a term is not regular in memory");
 }
 
-// Queue a job whose results are there; of a term that cannot be read as it lies a list says so. An unchecked call has
-// none, or is left.
+// Queue a job whose results are allocated. Returns null, or a list of the terms that cannot be read in place; an
+// unchecked call with such terms is declined.
 template <class F>
 PyObject* queue(const Call& call, Job& job, const Reference& first, F f) {
     std::vector<int> misfits;
@@ -83,14 +83,14 @@ PyObject* queue(const Call& call, Job& job, const Reference& first, F f) {
         const WithoutLock without;  // a launch may have to wait for room in the stream's queue
         misfits = f();
     }
-    expect(!call.looking() || misfits.empty(), "a term does not lie as usual");
+    expect(!call.looking() || misfits.empty(), "a term is not regular in memory");
     return misfits.empty() ? nullptr : list_of(misfits);
 }
 
-// combine(call, return_noise) -> (out, noise or None); of an unchecked call also whether its last term is noise, which
-// has to be of the whole shape
+// combine(call, return_noise) -> (out, noise or None). An unchecked call also has the option whether its last term is
+// noise, which must have the full shape.
 PyObject* combine_call(Call& call, PyObject* const* options) {
-    expect(!call.looking() || !yes(options[1]) || call.last_whole(), "the noise is not of the whole shape");
+    expect(!call.looking() || !yes(options[1]) || call.last_whole(), "the noise does not have the full shape");
     int64_t rows = -1;
     Combine to{table(call, Call::kCoefs, call.terms(), &rows), call.terms(), sigma_of(call, &rows), nullptr, nullptr};
     const bool returns = yes(options[0]) && call.has_noise();
@@ -114,7 +114,8 @@ PyObject* step_call(Call& call, PyObject* const* options) {
     Step to{table(call, Call::kToX0, call.terms(), &rows), table(call, Call::kCoefs, call.terms() + 1, &rows),
             sigma_of(call, &rows), real(field(options[0], 0)), real(field(options[0], 1)), 0, 0, nullptr, nullptr};
     const int64_t start = integer(field(options[0], 2)), channels = integer(field(options[0], 3));
-    expect(start < 0 || (call.rank >= 2 && channels >= 0 && start <= call.shape[1] - channels), "x0 leaves the channels");
+    expect(start < 0 || (call.rank >= 2 && channels >= 0 && start <= call.shape[1] - channels),
+           "x0 exceeds the channels");
     if (call.seen != kPlain) return PyLong_FromLong(kUnusual);  // its gradient is that of two combinations
     NoiseArguments noise = call.noise(to.sigma);
     if (!noise.noisy) to.sigma = nullptr;
@@ -127,7 +128,7 @@ PyObject* step_call(Call& call, PyObject* const* options) {
     return misfits ? misfits : call.results(out, x0);
 }
 
-// A workspace of part_count doubles a sample, `columns` times.
+// A workspace of part_count doubles per sample, `columns` times.
 PyObject* parts_of(PyObject* like, const Call& call, int64_t columns) {
     const int64_t size = std::max<int64_t>(1, call.batch() * part_count(call.sample()) * columns);
     return new_tensor(like, &size, 1, dtype_of(Type::f64));
@@ -139,15 +140,15 @@ PyObject* zeros(PyObject* like, const int64_t* shape, int rank, PyObject* dtype)
     return Py_NewRef(same.get());
 }
 
-// squared_error(call, scale, return_grad) -> (loss, grad or None); the terms of an unchecked call have to be of one shape
+// squared_error(call, scale, return_grad) -> (loss, grad or None). The terms of an unchecked call must have one shape.
 PyObject* squared_error_call(Call& call, PyObject* const* options) {
-    expect(!call.looking() || call.all_whole(), "the terms are not of one shape");
+    expect(!call.looking() || call.all_whole(), "the terms do not have the same shape");
     expect(call.has(Call::kWeight) && call.terms() > 0, "a squared error needs a weight and a term");
     int64_t rows = -1;
     SquaredError to{table(call, Call::kCoefs, call.terms(), &rows), sigma_of(call, &rows),
                     table(call, Call::kWeight, -1, &rows), real(options[0]), nullptr, nullptr};
     const bool recorded = call.seen == kRecorded;
-    // float16 has a gradient of its own: autograd.py.
+    // float16 has its own gradient: autograd.py.
     if (recorded && (call.others_recorded || call.tables_recorded || call.type == Type::f16)) return PyLong_FromLong(kUnusual);
     NoiseArguments noise = call.noise(to.sigma);
     if (!noise.noisy) to.sigma = nullptr;
@@ -165,7 +166,8 @@ PyObject* squared_error_call(Call& call, PyObject* const* options) {
 // dots(call, grad) -> float64 [batch, terms + 1]; the call's tables are not read
 PyObject* dots_call(Call& call, PyObject* const* options) {
     const View grad(options[0]);
-    expect(grad.type() == call.type && grad.contiguous() && grad.elements() == call.elements(), "grad does not fit");
+    expect(grad.type() == call.type && grad.contiguous() && grad.elements() == call.elements(),
+           "grad is not contiguous, or its type or size is not the call's");
     const int64_t sizes[] = {call.batch(), call.terms() + 1};
     const Reference sums((call.elements() > 0 ? new_tensor : zeros)(options[0], sizes, 2, dtype_of(Type::f64)));
     const Reference parts(parts_of(options[0], call, call.terms() + 1));
@@ -176,16 +178,17 @@ PyObject* dots_call(Call& call, PyObject* const* options) {
     return misfits ? misfits : Py_NewRef(sums.get());
 }
 
-// outs[k] = coefs[b, columns[k]] x[b], new tensors; `put` takes them one by one.
+// outs[k] = coefs[b, columns[k]] x[b], new tensors, passed to `put` one by one.
 void scaled(PyObject* tensor, PyObject* table, PyObject* rows, const std::vector<int64_t>& columns, const Put& put) {
     const View x(tensor), coefs(table);
     const Type type = x.type();
-    expect(x.contiguous() && x.rank >= 1 && coefs.rank == 2 && coefs.contiguous(), "x or coefs does not fit");
-    expect(coefs.is(dlpack::kFloat, type == Type::f64 ? 64 : 32), "coefs is not of the arithmetic's type");
+    expect(x.contiguous() && x.rank >= 1 && coefs.rank == 2 && coefs.contiguous(),
+           "x or coefs is not contiguous, or coefs is not [rows, columns]");
+    expect(coefs.is(dlpack::kFloat, type == Type::f64 ? 64 : 32), "coefs is not of the type that x is computed in");
     const int64_t row = PyLong_Check(rows) ? integer(rows) : -1, batch = x.size[0];
     const int64_t* index = row >= 0 ? nullptr : integers(rows, batch, "rows is not an int64 tensor [batch]");
     expect(row < coefs.size[0], "the row is outside the table");
-    expect(row >= 0 || index || coefs.size[0] == 1 || coefs.size[0] == batch, "coefs has neither one row nor one a sample");
+    expect(row >= 0 || index || coefs.size[0] == 1 || coefs.size[0] == batch, "coefs has neither 1 nor batch rows");
     const int64_t entry = type == Type::f64 ? 8 : 4, first = row >= 0 ? row * coefs.size[1] : 0;
     const Job job{where_of(x.device), type, x.size, x.rank, {{x.data, x.size, x.stride, -1}}, {}, {index, row >= 0 ? 1 : coefs.size[0]}, {}};
     for (size_t k = 0; k < columns.size(); ++k) {
@@ -200,11 +203,11 @@ void scaled(PyObject* tensor, PyObject* table, PyObject* rows, const std::vector
 PyObject* py_scale(PyObject* const* a, Py_ssize_t count) { return scale_list(a, count, scaled); }
 PyObject* py_look_scale(PyObject* const* a, Py_ssize_t count) { return look_scale(a, count, scaled); }
 
-// random_words(noise, words), words: int64 [batch, count], which is given back
+// random_words(noise, words) fills and returns words, int64 [batch, count].
 PyObject* py_random_words(PyObject* const* a, Py_ssize_t count) {
     expect(count == 2, "random_words takes 2 arguments");
     const View words(a[1]);
-    expect(words.is(dlpack::kInt, 64) && words.contiguous() && words.rank == 2, "words does not fit");
+    expect(words.is(dlpack::kInt, 64) && words.contiguous() && words.rank == 2, "words is not int64 [batch, count]");
     const Identity identity = identity_of(NoiseArguments(a[0], words.size[0], false, words.device));
     const Where where = where_of(words.device);
     {
@@ -223,7 +226,7 @@ PyObject* mask_blocks(PyObject* const* a) {
     const MaskArguments given(a);
     const int64_t *size = given.x.size, batch = given.batch;
     const int64_t down = given.down(), across = given.across();
-    // By number: the ranks of the first visible blocks are found on the device.
+    // If exact, the device finds the ranks of the first visible blocks.
     const Reference found(given.exact ? new_tensor(a[0], &batch, 1, PyTuple_GET_ITEM(torch_state.dtypes, 4)) : Py_NewRef(a[1]));
     auto* threshold = static_cast<int64_t*>(data_of(found));
     const Identity identity = identity_of(given.noise);

@@ -1,6 +1,6 @@
-// What every kernel is made of: vectors of a thread, their loads and stores, and the noise.
+// The building blocks of all kernels: a thread's vectors, their loads and stores, and the noise.
 //
-// Nothing here relies on the compiler's choice of fused multiply-adds: the ones that matter are spelt out.
+// Nothing here relies on the compiler to fuse multiply-adds: those that matter are explicit.
 #pragma once
 
 #include "../half.h"
@@ -17,19 +17,19 @@ namespace mmfast::cuda {
 template <class T>
 using RealOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// The elements that a thread handles at once: 16 bytes, and whole Philox blocks.
+// The number of elements that a thread handles at once: at least 16 bytes, and whole Philox blocks.
 template <class T>
 constexpr int kWidth = sizeof(T) == 2 ? 8 : 4;
 
-// Blocks that a multiprocessor should hold at once, so that enough loads are under way. It bounds the
-// registers of a thread: 64 for 4 blocks, 80 for 3. `most` is what a kernel can do with without spilling;
-// the kernels that move single elements are in no hurry.
+// The number of blocks that should be resident on a multiprocessor, so that enough loads are in flight. It
+// limits the registers of a thread: 64 for 4 blocks, 80 for 3. `most` is the number at which a kernel does not
+// yet spill. Kernels that move single elements are not tuned.
 template <class T, bool Whole>
 constexpr int resident(int most) {
     return !Whole ? 1 : sizeof(T) == 4 ? 4 : most;
 }
 
-// A thread's elements as they are in memory: Whole vectors of 16-byte loads and stores, or single elements.
+// A thread's elements as stored in memory, moved as Whole vectors of 16-byte accesses or as single elements.
 template <class T>
 struct alignas(16) Pack { T at[kWidth<T>]; };
 
@@ -38,7 +38,7 @@ template <> struct WordOf<2> { using type = unsigned short; };
 template <> struct WordOf<4> { using type = unsigned int; };
 template <> struct WordOf<8> { using type = unsigned long long; };
 
-// Inputs are not written while a kernel runs, so they go through the read-only path.
+// Inputs are not written while a kernel runs, so they are loaded through the read-only path.
 template <class T>
 __device__ __forceinline__ T read_one(const T* p) {
     const auto word = __ldg(reinterpret_cast<const typename WordOf<sizeof(T)>::type*>(p));
@@ -63,7 +63,7 @@ __device__ __forceinline__ void write_pack(T* p, const Pack<T>& pack) {
     for (unsigned i = 0; i < sizeof(pack) / 16; ++i) __stwb(reinterpret_cast<uint4*>(p) + i, word[i]);
 }
 
-// The first n elements from p; zeros after them.
+// The first n elements from p, followed by zeros.
 template <class T, bool Whole>
 __device__ __forceinline__ Pack<T> read(const T* p, int n) {
     if constexpr (Whole) {
@@ -92,8 +92,8 @@ __device__ __forceinline__ void from_real(double a, double& out) { out = a; }
 __device__ __forceinline__ float to_real(float a) { return a; }
 __device__ __forceinline__ void from_real(float a, float& out) { out = a; }
 #if defined(__CUDA_ARCH__)
-// In assembly, also because the compiler then widens where the value is needed and not where it is loaded,
-// which would take twice the registers.
+// In assembly, also because the compiler then widens a value where it is used. Widening it at the load would
+// take twice the registers.
 __device__ __forceinline__ float to_real(bf16 a) {
     float value;
     asm("mov.b32 %0, {%1, %2};" : "=f"(value) : "h"(static_cast<unsigned short>(0)), "h"(a.bits));
@@ -126,7 +126,7 @@ __device__ __forceinline__ Pack<T> pack_of(const RealOf<T> (&x)[kWidth<T>]) {
 __device__ __forceinline__ float multiply_add(float a, float b, float c) { return fused(a, b, c); }
 __device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
-// Without sums: f(sample, e, n) for every vector of this thread, n elements of the sample from e.
+// Without sums: calls f(sample, e, n) for every vector of this thread, n elements of the sample from e.
 template <class T, class F>
 __device__ __forceinline__ void for_vectors(const Cut& cut, F f) {
     const int64_t vectors = (cut.elements + kWidth<T> - 1) / kWidth<T>, stride = int64_t{gridDim.x} * blockDim.x;
@@ -137,8 +137,8 @@ __device__ __forceinline__ void for_vectors(const Cut& cut, F f) {
     }
 }
 
-// With sums: f(item) for the items of this thread's team. All the threads of a block make the same number
-// of calls, the last ones maybe for items that are not there, so f may wait for the whole block.
+// With sums: calls f(item) for the items of this thread's team. All threads of a block make the same number of
+// calls, the last ones possibly for items that do not exist, so f may synchronise the whole block.
 template <class F>
 __device__ __forceinline__ void for_items(const Cut& cut, F f) {
     const int64_t items = cut.batch * cut.items, teams = blockDim.x / cut.lanes;
@@ -146,7 +146,7 @@ __device__ __forceinline__ void for_items(const Cut& cut, F f) {
     for (int64_t first = blockIdx.x * teams; first < items; first += gridDim.x * teams)
         f(first + threadIdx.x / cut.lanes);
 }
-// f(e, n) for the vectors of item `i` of a sample that fall to this thread.
+// Calls f(e, n) for this thread's vectors of item `i` of a sample.
 template <class T, class F>
 __device__ __forceinline__ void for_vectors_of_item(const Cut& cut, int64_t i, F f) {
     const int64_t start = i * kItem, left = cut.elements - start;
@@ -157,8 +157,8 @@ __device__ __forceinline__ void for_vectors_of_item(const Cut& cut, int64_t i, F
         f(start + e, size - e < kWidth<T> ? size - e : kWidth<T>);
 }
 
-// The noise stream of sample b. The compiler is kept from computing it ahead of loops: the round keys are
-// cheap to make again, and would fill the registers.
+// The noise stream of sample b. The compiler is kept from hoisting it out of loops: the round keys are cheap to
+// recompute, and would fill the registers.
 __device__ __forceinline__ NoiseStream noise_stream(const Identity& who, int64_t b) {
     int64_t seed = who.key ? read_one(who.key) : who.seed;
     const int64_t draw = who.key ? read_one(who.key + 1) : who.draw;
@@ -167,8 +167,8 @@ __device__ __forceinline__ NoiseStream noise_stream(const Identity& who, int64_t
 #endif
     return NoiseStream(seed, draw, who.ids ? read_one(who.ids + b) : b, who.stream);
 }
-// The normals of the elements from e on, a multiple of the width: four at a time, in a loop that is not
-// unrolled and turns the array, again for the registers.
+// The normals of the elements from e on, where e is a multiple of the width: four at a time, in a loop that
+// rotates the array and is not unrolled, again to save registers.
 template <class T>
 __device__ __forceinline__ void make_noise(const Identity& who, int64_t b, int64_t e, RealOf<T> (&eps)[kWidth<T>]) {
     constexpr int kV = kWidth<T>;

@@ -1,4 +1,4 @@
-// combine and step: a linear combination and noise, stored; and two of them around a clamp.
+// combine stores a linear combination plus noise; step is two of them around a clamp.
 #pragma once
 
 #include "linear.h"
@@ -14,7 +14,7 @@ __device__ __forceinline__ void combine_at(const Task& task, const Combine& to, 
     write<T, Whole>(static_cast<T*>(to.out) + (at.b * task.cut.elements + at.e), pack_of<T>(sum[0]), at.n);
 }
 
-// Each: every term, and every level of the noise, has rows of its own.
+// Each: every term, and every level of the noise, has its own rows.
 template <class T, bool Whole, bool Each>
 __global__ void __launch_bounds__(kThreads, resident<T, Whole>(Each ? 3 : 4))
 combine(const __grid_constant__ Task task, const Combine to) {
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, resident<T, Whole>(3)) step(const __
         auto& x0 = sum[0];
         auto& out = sum[1];
         const Real last = read_one(coefs[1] + task.terms);
-        const int64_t first = e - to.x0_begin, x0_elements = to.x0_end - to.x0_begin;  // this vector within x0
+        const int64_t first = e - to.x0_begin, x0_elements = to.x0_end - to.x0_begin;  // this vector's position in x0
 #pragma unroll
         for (int i = 0; i < kV; ++i) {
             x0[i] = x0[i] < low ? low : x0[i];  // NaN stays NaN

@@ -1,4 +1,4 @@
-// The host's side: from tensors to a Task, from a Task to a grid, and the launch.
+// The host side: turns tensors into a Task, chooses a grid for it, and launches.
 #pragma once
 
 #include "driver.h"
@@ -18,14 +18,14 @@ inline int element_size(Type type) { return type == Type::f64 ? 8 : type == Type
 inline int width(Type type) { return element_size(type) == 2 ? 8 : 4; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The least power of two that is not below n, but at most `most`.
+// The smallest power of two that is at least n, capped at `most`.
 inline int power_of_two(int64_t n, int most) {
     int p = 1;
     while (p < n && p < most) p *= 2;
     return p;
 }
 
-// For kernels without sums; for sums, by as many threads as an item has vectors.
+// The cut for kernels without sums, and for kernels with sums, with as many threads as an item has vectors.
 inline Cut vector_cut(int64_t batch, int64_t elements) { return {batch, elements, 0, 1}; }
 inline Cut item_cut(int64_t batch, int64_t elements, int width) {
     const int lanes = power_of_two(ceil_div(std::min(elements, kItem), width), kThreads);
@@ -34,8 +34,8 @@ inline Cut item_cut(int64_t batch, int64_t elements, int width) {
 
 inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
-// Whether every vector of a task can be moved whole: see read_term in linear.h. The outputs, null or
-// contiguous [batch, elements], are the rest.
+// Whether every vector of a task, and of the outputs, can be moved whole: see read_term in linear.h. The
+// outputs are null, or contiguous [batch, elements].
 inline bool whole(const Task& task, Type type, std::initializer_list<const void*> outputs) {
     const int v = width(type);
     const int64_t size = element_size(type);
@@ -52,7 +52,7 @@ inline bool whole(const Task& task, Type type, std::initializer_list<const void*
     return yes;
 }
 
-// Fills the task of a call but for its cut; returns the misfits.
+// Fills the task of a call, except for part of its cut; returns the misfits.
 inline std::vector<int> make_task(const Job& call, Task& task) {
     if (call.terms.size() > kMaxTerms) throw std::invalid_argument("more than 32 terms");
     if (call.levels.size() > kMaxLevels) throw std::invalid_argument("more than 32 levels");
@@ -84,21 +84,21 @@ inline void check(cudaError_t error) {
 }
 #endif
 
-// Queues a kernel that wants so many threads, in teams of `lanes`. Where a grid cannot hold them, or `limits`
-// does not allow them, threads do more.
+// Queues a kernel that wants `wanted` threads, in teams of `lanes`. If a grid cannot hold them, or `limits` does
+// not allow them, each thread does more.
 template <class... Parameters, class... Arguments>
 void launch(Where where, int64_t wanted, int lanes, void (*kernel)(Parameters...), const Arguments&... arguments) {
     const int threads = std::max(limits.threads, lanes);
     const int64_t blocks = std::min(ceil_div(wanted, threads), limits.blocks);
     if (blocks == 0) return;
 #if defined(__CUDACC__)
-    // The runtime is linked into this module, and has its own idea of the current device.
+    // The runtime is linked into this module, and has its own current device.
     int current = -1;
     check(cudaGetDevice(&current));
     if (current != where.device) check(cudaSetDevice(where.device));
     kernel<<<static_cast<unsigned>(blocks), threads, 0, static_cast<cudaStream_t>(where.stream)>>>(arguments...);
     const cudaError_t error = cudaGetLastError();
-    if (current != where.device) check(cudaSetDevice(current));  // torch has its own runtime, and keeps its device
+    if (current != where.device) check(cudaSetDevice(current));  // torch's own runtime keeps its device
     check(error);
 #else
     (void)where;
@@ -112,7 +112,7 @@ template <class T> struct Tag { using type = T; };
 inline int64_t vector_threads(const Cut& cut, int width) { return cut.batch * ceil_div(cut.elements, width); }
 inline int64_t item_threads(const Cut& cut) { return cut.batch * cut.items * cut.lanes; }
 
-// f(Tag<T>, whole) with both as types.
+// Calls f(Tag<T>, whole) with both as types.
 template <class F>
 void dispatch(Type type, bool whole, F f) {
     const auto with = [&](auto tag) { whole ? f(tag, std::true_type{}) : f(tag, std::false_type{}); };

@@ -1,17 +1,17 @@
-// The per-sample linear combination of the terms, in registers: the heart of every kernel but the masks'.
+// The per-sample linear combination of the terms, in registers: the core of all kernels except the masks'.
 #pragma once
 
 #include "device.h"
 
 namespace mmfast::cuda {
 
-// Terms whose loads are under way at once: bandwidth needs many, registers allow so many.
+// The number of terms whose loads are in flight at once: bandwidth needs many, registers limit them.
 template <class T>
 constexpr int kAhead = sizeof(T) == 8 ? 2 : 4;
 
 __device__ __forceinline__ int64_t checked_row(const Rows& rows, int64_t at) {
     const int64_t row = read_one(rows.rows + at);
-    // As torch's own indexing does on a GPU, where nothing can be raised: the next call sees the error.
+    // Like torch's own indexing on a GPU: a kernel cannot raise, so the next call reports the error.
     if (row < 0 || row >= rows.count) __trap();
     return row;
 }
@@ -24,14 +24,14 @@ __device__ __forceinline__ Real entry(const void* table, int64_t i) {
     return read_one(static_cast<const Real*>(table) + i);
 }
 
-// The sigma of each level of the noise, of a sample with one row; 0 without sigmas.
+// The sigma of each level of the noise, for a sample with one row; 0 if sigmas is null.
 template <class Real>
 __device__ __forceinline__ auto sigma_of_row(const Task& task, const void* sigmas, int64_t row) {
     const int64_t first = task.levels.count > 1 ? row * task.levels.count : row;
     return [=](int level) { return sigmas ? entry<Real>(sigmas, first + level) : Real(0); };
 }
 
-// A thread's vector: n elements of sample b from e, which lies in (row, column).
+// A thread's vector: n elements of sample b from e, which is at (row, column).
 struct Place {
     int64_t b, e, row, column;
     int n;
@@ -42,8 +42,8 @@ __device__ __forceinline__ Place place(const Task& task, int64_t b, int64_t e, i
     return {b, e, row, e - row * task.inner, n};
 }
 
-// The term at a place; zeros where it does not cover it. Whole: launch.h has seen that every vector lies
-// within one row, is covered or not as a whole, and is aligned wherever it is read.
+// The term at a place, with zeros where it does not cover it. Whole: launch.h has checked that every vector is
+// within one row, is either fully covered or not at all, and is aligned wherever it is read.
 template <class T, bool Whole>
 __device__ __forceinline__ Pack<T> read_term(const Operand& term, const Place& at, int64_t inner) {
     const T* data = static_cast<const T*>(term.data);
@@ -69,8 +69,8 @@ __device__ __forceinline__ Pack<T> read_term(const Operand& term, const Place& a
     }
 }
 
-// Adds the terms to Sums combinations at once, sum[s] += coefficient(s, k) * term k, each read once. A term
-// whose coefficient is zero does not enter that sum, and one that enters none is not read.
+// Adds the terms to Sums combinations at once, sum[s] += coefficient(s, k) * term k, reading each once. A term
+// with a zero coefficient does not enter that sum, and a term that enters no sum is not read.
 template <class T, bool Whole, int Sums, class Coefficient>
 __device__ __forceinline__ void add_terms(const Task& task, const Place& at, const Coefficient& coefficient,
                                           RealOf<T> (&sum)[Sums][kWidth<T>]) {
@@ -102,8 +102,8 @@ __device__ __forceinline__ void add_terms(const Task& task, const Place& at, con
     }
 }
 
-// sum += sigma(level) * noise. The noise is also written to `out`, where that is not null.
-// Whole: launch.h has seen that every vector lies within one level.
+// sum += sigma(level) * noise. The noise is also written to `out`, unless that is null.
+// Whole: launch.h has checked that every vector is within one level.
 template <class T, bool Whole, class Sigma>
 __device__ __forceinline__ void add_noise(const Task& task, const Place& at, const Sigma& sigma_of, T* out,
                                           RealOf<T> (&sum)[kWidth<T>]) {

@@ -1,4 +1,4 @@
-// random_words and block_mask: blocks of an image hidden in the order of the generator's integers.
+// random_words, and block_mask, which hides blocks of an image in the order of the generator's integers.
 #pragma once
 
 #include "device.h"
@@ -13,7 +13,7 @@ __device__ __forceinline__ void ranks_of(const NoiseStream& stream, uint32_t blo
     for (int i = 0; i < 4; ++i) rank[i] = (static_cast<int64_t>(word[i]) << 31) + (int64_t{4} * block + i);
 }
 
-// out: [batch, elements]. Whole: a sample's words begin on 16 bytes and are a multiple of four.
+// out: [batch, elements]. Whole: a sample's words are 16-byte aligned, and their number is a multiple of four.
 template <bool Whole>
 __global__ void __launch_bounds__(kThreads) random_words(const Cut cut, const Identity identity, int64_t* out) {
     static_assert(kWidth<int64_t> == 4, "one Philox block a thread");
@@ -27,9 +27,9 @@ __global__ void __launch_bounds__(kThreads) random_words(const Cut cut, const Id
     });
 }
 
-// The rank of each sample's first visible block, where the hidden[b] (or of_all) of the lowest ranks are not; above all
-// ranks where every block is hidden. A block of threads takes a sample, and finds the rank bit by bit: a bit is set if
-// no more ranks than that are below what it makes. The ranks are made again each time, which costs less than sorting them.
+// The rank of each sample's first visible block when the hidden[b] (or of_all) lowest ranks are hidden; above all ranks
+// if every block is hidden. A block of threads handles a sample and finds the rank bit by bit: a bit is set if at most
+// that many ranks are below the resulting number. The ranks are recomputed each time, which is cheaper than sorting.
 inline __global__ void __launch_bounds__(kThreads) first_visible_kernel(const Identity identity, int64_t batch, int64_t blocks,
                                                                         const int64_t* hidden, int64_t of_all, int64_t* out) {
     __shared__ int64_t below[kThreads];
@@ -54,22 +54,22 @@ inline __global__ void __launch_bounds__(kThreads) first_visible_kernel(const Id
                 __syncthreads();
             }
             if (below[0] <= count) found = candidate;
-            __syncthreads();  // before the next bit writes over below[0]
+            __syncthreads();  // before the next bit overwrites below[0]
         }
         if (me == 0) out[b] = count < blocks ? found : INT64_MAX;
     }
 }
 
-// T: unsigned integers of the size of x's elements, which are only copied. A sample of the cut is one
-// channel's plane; a thread decides on its pixels once and then goes through the channels. What is hidden
-// whole is not read.
+// T: unsigned integers of the size of x's elements, which are only copied. A sample of the cut is the plane of
+// one channel. A thread determines the visibility of its pixels once, then loops over the channels. Vectors
+// that are completely hidden are not read.
 template <class T, bool Whole>
 __global__ void __launch_bounds__(kThreads, resident<T, Whole>(3)) block_mask(const Cut cut, const Identity identity, const Mask to) {
     constexpr int kV = kWidth<T>;
     for_vectors<T>(cut, [&](int64_t b, int64_t e, int n) {
         const NoiseStream stream = noise_stream(identity, b);
         const int64_t threshold = read_one(to.threshold + b);
-        // The pixel's block, counted row by row, and its place in it; divisions are slow, so only once.
+        // The pixel's block, counted row by row, and its position in it. Divisions are slow, so this is done once.
         const int64_t y = e / to.width;
         int64_t x = e - y * to.width, have = -1, rank[4];
         int64_t down = y / to.block_height, inside_y = y - down * to.block_height;

@@ -4,7 +4,7 @@
 namespace mmfast::cuda {
 namespace {
 
-// The second stage, for [batch, columns] sums of `items` parts each.
+// The second stage, for [batch, columns] sums with `items` parts each.
 template <class Real>
 void launch_finish(Where where, int64_t batch, int64_t columns, int64_t items, const double* parts, const void* weight,
                    Rows rows, double scale, void* out) {

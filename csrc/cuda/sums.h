@@ -1,12 +1,12 @@
-// squared_error and dots: sums over samples in two stages, partial sums of items of kItem elements and
-// then sums of those, all in double and each in one fixed order. No atomics.
+// squared_error and dots: sums over samples in two stages, first partial sums over items of kItem elements and
+// then sums of those, all in double and in a fixed order. No atomics.
 #pragma once
 
 #include "linear.h"
 
 namespace mmfast::cuda {
 
-// The sum of the team's values, valid in its first thread. Waits for the whole block.
+// The sum of the team's values, valid in its first thread. Synchronises the whole block.
 __device__ __forceinline__ double team_sum(double value, int lanes) {
     __shared__ double shared[kThreads];
     const int me = static_cast<int>(threadIdx.x), lane = me & (lanes - 1);
@@ -55,7 +55,7 @@ squared_error(const __grid_constant__ Task task, const SquaredError to) {
     });
 }
 
-// <grad, term> for every term and then <grad, noise>, of each item.
+// <grad, term> for every term and then <grad, noise>, for each item.
 template <class T, bool Whole>
 __global__ void __launch_bounds__(kThreads, resident<T, Whole>(3)) dots(const __grid_constant__ Task task, const Dots to) {
     using Real = RealOf<T>;
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, resident<T, Whole>(3)) dots(const __
         const int64_t b = item / task.cut.items;
         const bool present = b < task.cut.batch;
         int first = 0;
-        do {  // the gradient is read once for every kMany terms, and with the first ones makes the noise's sum
+        do {  // the gradient is read once per kMany terms; the first pass also sums over the noise
             double total[kMany + 1] = {};
             if (present) for_vectors_of_item<T>(task.cut, item - b * task.cut.items, [&](int64_t e, int n) {
                 const Place at = place(task, b, e, n);
@@ -86,14 +86,14 @@ __global__ void __launch_bounds__(kThreads, resident<T, Whole>(3)) dots(const __
                 Real eps[kV] = {};
                 make_noise<T>(task.identity, b, e, eps);
 #pragma unroll
-                for (int i = 0; i < kV; ++i)  // beyond n it is zero times finite noise
+                for (int i = 0; i < kV; ++i)  // beyond n, zero times finite noise
                     total[kMany] = multiply_add(static_cast<double>(to_real(grad.at[i])),
                                                  static_cast<double>(eps[i]), total[kMany]);
             });
 #pragma unroll
             for (int j = 0; j <= kMany; ++j) {
                 const int column = j < kMany ? first + j : task.terms;
-                if (j < kMany ? column >= task.terms : first > 0) continue;  // alike in all threads
+                if (j < kMany ? column >= task.terms : first > 0) continue;  // the same in all threads
                 const double sum = team_sum(total[j], task.cut.lanes);
                 if (present && threadIdx.x % task.cut.lanes == 0) to.parts[item * columns + column] = sum;
             }
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads, resident<T, Whole>(3)) dots(const __
     });
 }
 
-// The second stage: out[b, c] = the sum over items of parts[b, item, c], times scale * weight[row of b].
+// The second stage: out[b, c] = the sum over items of parts[b, item, c], times scale * weight[row of b] if given.
 // An item of this cut is one sum (b, c).
 template <class Real>
 __global__ void __launch_bounds__(kThreads)

@@ -1,5 +1,5 @@
-// 8 lanes in AVX2 with FMA and F16C. See scalar.h for the interface and avx512.h for the two ideas:
-// Philox words in 64-bit lanes, and lane i of 128-bit group g holding block 2i + g.
+// 8 lanes in AVX2 with FMA and F16C. scalar.h defines the interface, and avx512.h explains the two ideas:
+// Philox words are in 64-bit lanes, and lane i of 128-bit group g holds block 2i + g.
 #pragma once
 
 #include <immintrin.h>
@@ -53,7 +53,7 @@ struct Avx2 {
     }
     static MMFAST_HD F from_signed(U a) { return _mm256_cvtepi32_ps(a); }
     static MMFAST_HD void swap_if_bit30(U t, F& a, F& b) {
-        const F swap = as_float(_mm256_slli_epi32(t, 1));  // blendv looks at the sign
+        const F swap = as_float(_mm256_slli_epi32(t, 1));  // blendv tests the sign bit
         const F old = a;
         a = _mm256_blendv_ps(a, b, swap);
         b = _mm256_blendv_ps(b, old, swap);
@@ -71,13 +71,13 @@ struct Avx2 {
         put(3, _mm256_unpackhi_pd(high01, high23));
     }
 
-    // Arithmetic on the tensors' elements. `stream` needs alignment to the bytes of a vector.
+    // Arithmetic on the tensors' elements. `stream` needs addresses aligned to a whole vector.
     struct F32 {
         using V = __m256;
         static constexpr int width = 8;
         static MMFAST_HD V splat(float a) { return _mm256_set1_ps(a); }
         static MMFAST_HD V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
-        // The second operand is the result where either is NaN: a NaN stays one.
+        // If either operand is NaN, the result is the second, so a NaN is kept.
         static MMFAST_HD V clamp(V a, V low, V high) { return _mm256_min_ps(high, _mm256_max_ps(low, a)); }
         static MMFAST_HD V load(const float* p) { return _mm256_loadu_ps(p); }
         static MMFAST_HD V load(const f16* p) { return _mm256_cvtph_ps(half_bits(p)); }

@@ -1,12 +1,12 @@
-// 16 lanes in AVX-512 (F, BW, DQ, VL). See scalar.h for the interface.
+// 16 lanes in AVX-512 (F, BW, DQ, VL). scalar.h defines the interface.
 //
-// Philox words live in 64-bit lanes: vpmuludq reads only the low half of each, so the product serves
-// as its own low word and needs no cleaning; the high word is one shift away.
+// Philox words are in 64-bit lanes. vpmuludq reads only the low half of each, so a product can be used as
+// its own low word without clearing the upper half; the high word is one shift away.
 //
-// Output order. n[0..3] hold elements 4j, 4j+1, 4j+2, 4j+3 of the blocks j of their lanes. Unpacking
+// Output order: n[0..3] hold elements 4j, 4j+1, 4j+2, 4j+3 of the blocks j in their lanes. Unpacking
 // (floats, then pairs of floats) turns 128-bit group g of the four vectors into the four elements of
-// each of its four blocks, block i going to vector i. So group g lane i must hold block 4i + g for the
-// vectors to come out in memory order; `blocks` deals them so and nothing ever crosses a group.
+// each of its four blocks, with block i in vector i. For the vectors to be in memory order, lane i of
+// group g must hold block 4i + g. `blocks` assigns them that way, so nothing ever crosses a group.
 #pragma once
 
 #include <immintrin.h>
@@ -28,7 +28,7 @@ struct Avx512 {
     static MMFAST_HD void mul(C x, uint32_t m, C& high, C& low) {
         const __m512i v = _mm512_set1_epi64(m);
         low = {_mm512_mul_epu32(x.a, v), _mm512_mul_epu32(x.b, v)};
-        // A shift and a shuffle, which different ports execute.
+        // A shift and a shuffle, because different ports execute them.
         high = {_mm512_srli_epi64(low.a, 32), _mm512_shuffle_epi32(low.b, _MM_PERM_DDBB)};
     }
     static MMFAST_HD C xor_(C x, uint32_t k) {
@@ -79,13 +79,13 @@ struct Avx512 {
         _mm512_store_pd(to + 48, _mm512_unpackhi_pd(high01, high23));
     }
 
-    // Arithmetic on the tensors' elements. `stream` needs alignment to the bytes of a vector.
+    // Arithmetic on the tensors' elements. `stream` needs addresses aligned to a whole vector.
     struct F32 {
         using V = __m512;
         static constexpr int width = 16;
         static MMFAST_HD V splat(float a) { return _mm512_set1_ps(a); }
         static MMFAST_HD V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
-        // The second operand is the result where either is NaN: a NaN stays one.
+        // If either operand is NaN, the result is the second, so a NaN is kept.
         static MMFAST_HD V clamp(V a, V low, V high) { return _mm512_min_ps(high, _mm512_max_ps(low, a)); }
         static MMFAST_HD V load(const float* p) { return _mm512_loadu_ps(p); }
         static MMFAST_HD V load(const f16* p) { return _mm512_cvtph_ps(half_bits(p)); }

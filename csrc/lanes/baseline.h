@@ -1,5 +1,5 @@
-// The host's kernel for any CPU: the scalar lane in loops over 16 blocks, which compilers vectorise for
-// whatever the target guarantees. See scalar.h for the interface.
+// The host's kernel for any CPU: the scalar lane in loops over 16 blocks, which compilers vectorise as far
+// as the target allows. scalar.h defines the interface.
 #pragma once
 
 #include "../half.h"

@@ -1,4 +1,4 @@
-// 4 lanes in AArch64 NEON. See scalar.h for the interface.
+// 4 lanes in AArch64 NEON. scalar.h defines the interface.
 #pragma once
 
 #include <arm_neon.h>
@@ -55,7 +55,7 @@ struct Neon {
         vst4q_f32(to, (float32x4x4_t{{n[0], n[1], n[2], n[3]}}));
     }
 
-    // Arithmetic on the tensors' elements. There is no intrinsic for a streaming store.
+    // Arithmetic on the tensors' elements. NEON has no intrinsic for a streaming store.
     struct F32 {
         using V = float32x4_t;
         static constexpr int width = 4;

@@ -1,7 +1,7 @@
-// One lane: the plain host, and the CUDA device. The interface every lane type offers to philox.h and
+// One lane, for the plain host and the CUDA device. Every lane type offers this interface to philox.h and
 // normal.h:
-//     W                          blocks computed at once
-//     C, blocks, mul, xor_, xor3, word    Philox words, in whatever form multiplies best
+//     W                          the number of blocks computed at once
+//     C, blocks, mul, xor_, xor3, word    Philox words, in the form that is fastest to multiply
 //     U                          W 32-bit integers: add, and_, shifts, bits, as_float
 //     F                          W floats: splat, mul, fma, sqrt, from_signed, from_unsigned
 //     swap_if_bit30, flip_if_bit31        selection by bits of a U
@@ -16,11 +16,11 @@
 
 namespace mmfast {
 
-// a * b + c rounded once, where the target has no such instruction. The product of two floats is exact
-// in double, so only the sum is rounded twice: to double, then to float. That matters only where the first
-// rounding lands on a tie of the second: bit 28, the top one of those dropped, set and all below it clear
-// (or where the result is subnormal and drops more bits). Then the sum is first rounded to odd: its last
-// bit set when inexact, by a step towards the exact sum.
+// a * b + c rounded once, for targets without such an instruction. The product of two floats is exact in
+// double, so only the sum is rounded twice: to double, then to float. That matters only if the first
+// rounding lands on a tie of the second, when bit 28, the highest of the dropped bits, is set and all below
+// it are clear (or if the result is subnormal and drops more bits). In that case the sum is first rounded to
+// odd: if it is inexact, a step towards the exact sum sets its last bit.
 MMFAST_HD float fused_by_double(float a, float b, float c) {
     const double product = static_cast<double>(a) * b, addend = c;
     double sum = product + addend;

@@ -1,4 +1,4 @@
-// What the checks of the kernels share: a failure with its reason, memory of an exact size, and random numbers.
+// Shared by the checks of the kernels: failing with a reason, memory of an exact size, and random numbers.
 #pragma once
 
 #include <cstdint>
@@ -17,22 +17,22 @@ namespace mmfast::tests {
     std::fprintf(stderr, "FAILED: %s\n", what.c_str());
     std::exit(1);
 }
-template <class What>  // made only where it fails: a string, or a function that returns one
+template <class What>  // a string, or a function that returns one and is called only on failure
 void expect(bool holds, const What& what) {
     if (holds) return;
     if constexpr (std::is_invocable_v<What>) fail(what());
     else fail(what);
 }
 
-// A heap allocation of its own. Nothing lies after the last byte, so that the address sanitizer sees every access
-// beyond it; with `margin`, for the stores that it does not see (past the caches), that many bytes of a known value.
-// `offset` bytes of that value lie before the first one, to take it out of alignment. All else is NaN in every type.
+// A separate heap allocation. Nothing follows the last byte, so that the address sanitizer detects every access beyond
+// it. For stores that it does not detect (past the caches), `margin` bytes of a known value follow instead. `offset`
+// bytes of that value precede the first byte, to misalign it. The contents are NaN in every type.
 class Buffer {
 public:
     Buffer() = default;
     explicit Buffer(int64_t bytes, int64_t offset = 0, int64_t margin = 0)
         : bytes_(bytes), offset_(offset), margin_(margin) {
-        if (bytes == 0) return;  // null, as an empty tensor's address is
+        if (bytes == 0) return;  // null, like an empty tensor's address
         void* memory = nullptr;
         if (posix_memalign(&memory, 64, static_cast<size_t>(offset + bytes + margin)) != 0) fail("out of memory");
         data_.reset(static_cast<unsigned char*>(memory));

@@ -1,4 +1,4 @@
-// Elements of the four types read and written without the kernels' help, and how far each rounds.
+// Reads and writes elements of the four types independently of the kernels, and bounds their rounding.
 #pragma once
 
 #include <cfloat>
@@ -17,7 +17,7 @@ inline const char* name_of(Type type) {
 inline int64_t size_of(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
 inline int64_t table_size_of(Type type) { return type == Type::f64 ? 8 : 4; }
 
-// The relative spacing above 1, and the smallest normal number.
+// The spacing of numbers just above 1, and the smallest normal number.
 inline double epsilon(Type type) {
     const double of[] = {FLT_EPSILON, DBL_EPSILON, 0x1p-7, 0x1p-10};
     return of[static_cast<int>(type)];
@@ -28,7 +28,7 @@ inline double tiny(Type type) {
 }
 inline double arithmetic_epsilon(Type type) { return type == Type::f64 ? DBL_EPSILON : FLT_EPSILON; }
 
-// A 16-bit float by its fields: `fraction` bits of it, an exponent with that bias.
+// Decodes a 16-bit float by its fields: `fraction` bits, and an exponent with this bias.
 inline double by_fields(uint32_t bits, int fraction, int bias) {
     const uint32_t mask = (1u << fraction) - 1, top = (1u << (15 - fraction)) - 1;
     const uint32_t exponent = bits >> fraction & top, rest = bits & mask;
@@ -55,7 +55,7 @@ inline double read(Type type, const void* data, int64_t i) {
     }
 }
 
-// A random value in [-2, 2), or near it; 16-bit ones by random bits of the fraction.
+// A random value in or near [-2, 2); 16-bit types get random fraction bits.
 inline void write_random(Type type, void* data, int64_t i, Random& random) {
     char* at = static_cast<char*>(data) + i * size_of(type);
     const double x = random.uniform(-2.0, 2.0);
@@ -80,7 +80,7 @@ inline void write_nan(Type type, void* data, int64_t i) {
     std::memset(static_cast<char*>(data) + i * size_of(type), 0xFF, size_of(type));
 }
 
-// A table of the arithmetic's type: [rows, columns] with a gap after each entry, or [1, columns] for every sample.
+// A table of the type computed in: [rows, columns] with a gap after each entry, or [1, columns] for all samples.
 inline Table make_table(Type type, int64_t rows, int64_t columns, Buffer& memory, Random& random, int64_t zero_one_in) {
     const int64_t gap = 1 + random.below(2), entries = rows * columns;
     const int64_t count = entries > 0 ? (entries - 1) * gap + 1 : 0;

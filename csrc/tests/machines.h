@@ -1,4 +1,4 @@
-// The same work on every instruction set and number of threads: the outputs' bits must be the same.
+// Runs the same work on every instruction set and number of threads; the outputs must be bit-identical.
 #pragma once
 
 #include <vector>
@@ -8,7 +8,7 @@
 
 namespace mmfast::tests {
 
-// run(threads) returns fresh outputs; the result is the first of them.
+// run(threads) returns new outputs. Returns those of the first run.
 template <class F>
 std::vector<Buffer> on_every_machine(const std::string& name, F run) {
     std::vector<Buffer> first;
@@ -21,7 +21,7 @@ std::vector<Buffer> on_every_machine(const std::string& name, F run) {
                 expect(outputs[i].guards_hold(),
                        [&] { return where() + ": written outside output " + std::to_string(i); });
                 expect(first.empty() || outputs[i].same(first[i]),
-                       [&] { return where() + ": other bits in output " + std::to_string(i); });
+                       [&] { return where() + ": different bits in output " + std::to_string(i); });
             }
             if (first.empty()) first = std::move(outputs);
         }

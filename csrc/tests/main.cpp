@@ -1,5 +1,5 @@
-// The kernels under the address and undefined-behaviour sanitizers: everything that the driver offers, on many shapes
-// and every instruction set, against plain loops in double. Ends with 1 and the reason at the first failure.
+// Tests the kernels under the address and undefined-behaviour sanitizers: all functions of the driver, on many shapes
+// and every instruction set, against plain loops in double. Exits with 1 and the reason at the first failure.
 #include <chrono>
 
 #include "checks.h"
@@ -52,7 +52,7 @@ void problems_for_many_threads() {
     check_all({Type::f16, {11, 3, 2500}, 1}, 4);
 }
 
-// Outputs of 16 MiB and more, in alignment and out of it.
+// Outputs of 16 MiB and more, aligned and misaligned.
 void large_problems() {
     constexpr int64_t margin = 256;
     Problem a({Type::f32, {2, 1050001}, 1, true, -1, true, margin}, 1);

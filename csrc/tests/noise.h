@@ -1,4 +1,4 @@
-// The noise by its definition: Philox in ten plain rounds, Box-Muller in double.
+// The noise computed by its definition: Philox in ten plain rounds, and Box-Muller in double.
 #pragma once
 
 #include <array>
@@ -27,7 +27,7 @@ inline Words words_of(int64_t seed, int64_t draw, int64_t id, uint32_t stream, u
                                 half(seed, 0), half(seed, 32));
 }
 
-// The angle is reduced in integers, so that its zeros are exact: in quarters of a turn and what is left of one.
+// The angle is split in integers into quarter turns and a remainder, so that its zeros are exact.
 inline void box_muller_by_definition(uint32_t a, uint32_t b, float& first, float& second) {
     const double pi = 3.14159265358979323846;
     const double wide = static_cast<double>(static_cast<float>(a)) * 0x1p-32 + 0x1p-33;

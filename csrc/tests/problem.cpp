@@ -52,7 +52,7 @@ Problem::Problem(const Wish& wish, uint64_t seed)
     }
 }
 
-// Memory in a random order of the dimensions, with gaps at times; broadcast by sizes of 1 and by strides of 0.
+// Memory with a random order of the dimensions, sometimes with gaps; broadcast by sizes of 1 and by strides of 0.
 Operand Problem::make_term(const Wish& wish, int k) {
     const size_t rank = shape.size();
     Operand term;
@@ -77,7 +77,7 @@ Operand Problem::make_term(const Wish& wish, int k) {
     for (const size_t d : order) {
         if (!wish.plain && random_.one_in(12)) stride += 1 + random_.below(3);  // a gap
         term.stride[d] = repeated[d] ? 0 : stride;
-        if (repeated[d] && term.size[d] == 1) term.stride[d] = random_.below(3);  // which means nothing
+        if (repeated[d] && term.size[d] == 1) term.stride[d] = random_.below(3);  // which has no meaning
         if (!repeated[d]) stride *= std::max<int64_t>(1, term.size[d]);
     }
     const int64_t count = term.span();
@@ -97,7 +97,7 @@ void Problem::make_tables(const Wish& wish) {
         for (int64_t b = 0; b < batch(); ++b) index_.at<int64_t>()[b] = random_.below(rows);
         plan.index = index_.at<int64_t>();
     }
-    const int64_t zeros = wish.margin ? 1000 : 4;  // a large problem is to do all of its work
+    const int64_t zeros = wish.margin ? 1000 : 4;  // a large problem should do all of its work
     plan.coefs = make_table(type, rows, wish.terms + 1, coefs_, random_, zeros);
     plan.to_x0 = make_table(type, rows, wish.terms, to_x0_, random_, zeros);
     if (random_.one_in(2)) {  // levels of the noise, each of whole channels
@@ -115,7 +115,7 @@ void Problem::make_tables(const Wish& wish) {
     }
 }
 
-// What belongs to a sample whose coefficients for the term are all zero becomes NaN.
+// Set a term's elements to NaN in samples whose coefficients for the term are all zero.
 void Problem::poison_what_is_not_read() {
     for_elements([&](int64_t b, int64_t, const std::vector<int64_t>& at) {
         for (int k = 0; k < plan.terms; ++k) {
@@ -129,7 +129,7 @@ void Problem::poison_what_is_not_read() {
     });
 }
 
-// As the binding and cpu.py do: a term that does not fit is made contiguous, of the whole shape or its channels.
+// Like the binding and cpu.py, make a term without a regular layout contiguous, of the full shape or its channels.
 void Problem::lay_out() {
     const int rank = static_cast<int>(shape.size());
     laid_out_.resize(terms.size());

@@ -1,4 +1,4 @@
-// A random call of the kernels: terms of every layout, tables, identities, laid out by choose_layout.
+// A random call of the kernels: terms with all kinds of layouts, tables and identities, laid out by choose_layout.
 #pragma once
 
 #include "../cpu/driver.h"
@@ -7,24 +7,24 @@
 
 namespace mmfast::tests {
 
-// A term as a tensor: what element of which sample it holds follows from its sizes and strides alone.
+// A term as a tensor. Its sizes and strides alone determine which element of a sample is where.
 struct Operand {
     std::vector<int64_t> size, stride;
     int64_t start = -1;
     Buffer memory;
 
-    // The element's index in the memory, or -1 where the term does not cover it.
+    // The element's index in memory, or -1 if the term does not cover it.
     int64_t find(const std::vector<int64_t>& at) const;
-    int64_t span() const;  // elements of memory
+    int64_t span() const;  // the elements of memory
 };
 
-struct Wish {  // what a problem shall be like; all else is random
+struct Wish {  // the requirements on a problem; all else is random
     Type type;
     std::vector<int64_t> shape;
     int terms;
-    bool plain = false;      // terms of the whole shape, contiguous
-    int64_t broadcast = -1;  // bits of the dimensions along which term 0 is the same; -1: random
-    bool poison = true;      // NaN where a term is not to be read
+    bool plain = false;      // contiguous terms of the full shape
+    int64_t broadcast = -1;  // a bit for each dimension that term 0 is broadcast along; -1: random
+    bool poison = true;      // NaN where a term must not be read
     int64_t margin = 0;      // around the outputs
 };
 
@@ -44,18 +44,18 @@ public:
 
     int64_t batch() const { return shape[0]; }
     int64_t elements() const { return plan.elements(); }  // of a sample
-    double value(int k, const std::vector<int64_t>& at) const {  // NaN where term k does not cover it
+    double value(int k, const std::vector<int64_t>& at) const {  // NaN if term k does not cover it
         const int64_t i = terms[k].find(at);
         return i < 0 ? std::nan("") : read(type, terms[k].memory.at(), i);
     }
-    // sigma of an element of a sample: that of the last level that begins at it or before.
+    // The sigma of an element of a sample, which is that of the last level that starts at or before it.
     double sigma(int64_t b, int64_t e) const {
         int level = 0;
         for (int l = 0; l < plan.levels; ++l) level = plan.level[l] <= e ? l : level;
         return read(type, plan.sigma, plan.row(b), level);
     }
     Buffer output(int64_t count) const { return Buffer(count * size_of(type), offset_, margin); }
-    // f(sample, element of the sample, indices), in order.
+    // Calls f(sample, element of the sample, indices), in order.
     template <class F>
     void for_elements(F f) const {
         std::vector<int64_t> at(shape.size(), 0);

@@ -1,4 +1,4 @@
-// The generator's published answers, and normals against std:: functions in double.
+// Checks the generator against its published answers, and normals against std:: functions in double.
 #include "../lanes/scalar.h"
 #include "../cpu/blocks.h"
 #include "checks.h"
@@ -17,12 +17,12 @@ void check_philox() {
          {0xD16CFE09u, 0x94FDCCEBu, 0x5001E420u, 0x24126EA1u}},
     };
     for (const auto& [c, key, answer] : known) {
-        expect(philox_by_definition(c, key[0], key[1]) == answer, "Philox by its definition gives another answer");
+        expect(philox_by_definition(c, key[0], key[1]) == answer, "Philox by its definition gives a wrong answer");
         const auto seed = static_cast<int64_t>(uint64_t{key[1]} << 32 | key[0]);
         const auto id = static_cast<int64_t>(uint64_t{c[3] & 0xFFFFu} << 32 | c[2]);
         Words word;
         philox<Scalar>(NoiseStream(seed, c[1], id, c[3] >> 16), c[0], word.data());
-        expect(word == answer, "philox<Scalar> gives another answer");
+        expect(word == answer, "philox<Scalar> gives a wrong answer");
     }
     for (const int64_t blocks : {0, 1, 2, 3, 4, 5, 63, 64, 65, 1001})  // by the words themselves
         for (const int64_t batch : {0, 1, 3, 40}) {
@@ -36,7 +36,7 @@ void check_philox() {
             for (int64_t i = 0; i < batch * blocks; ++i) {
                 const int64_t b = i / blocks, j = i % blocks;
                 const int64_t word = words_of(seed, draw, b, 9, static_cast<uint32_t>(j / 4))[j % 4];
-                expect(got[0].at<int64_t>()[i] == word, "a word is another");
+                expect(got[0].at<int64_t>()[i] == word, "random_words gives a wrong word");
             }
         }
 }
@@ -89,14 +89,14 @@ void check_noise(Type type, int64_t elements) {
         combine(plan, type, threads);
         return outputs;
     });
-    expect(got[0].same(got[1]), "the noise stored is not the noise added");
+    expect(got[0].same(got[1]), "the stored noise differs from the added noise");
     for (int64_t b = 0; b < 3; ++b) {
         const auto want = noise_by_definition(plan.seed, plan.draw, ids[b], plan.stream, elements);
         for (int64_t e = 0; e < elements; ++e) {
             const double x = read(type, got[0].at(), b * elements + e), w = want[e];
             const double rounding = type == Type::f64 ? 0.0 : epsilon(type) / 2;
             const double bound = (4 * FLT_EPSILON + rounding) * std::fabs(w);
-            expect(std::fabs(x - w) <= bound + tiny(type) * epsilon(type), "the noise is not what the counter says");
+            expect(std::fabs(x - w) <= bound + tiny(type) * epsilon(type), "the noise differs from its definition");
         }
     }
 }

@@ -1,4 +1,4 @@
-// Sums of rows, and images with blocks hidden, element by element.
+// Checks sums of rows, and images with hidden blocks, element by element.
 #include <algorithm>
 
 #include "../cpu/blocks.h"
@@ -51,7 +51,7 @@ void check_blocks(int64_t element_size, uint64_t seed) {
     for (int64_t i = 0; i < x.bytes(); ++i) x.at<unsigned char>()[i] = static_cast<unsigned char>(random.bits());
     m.hidden = threshold.at<int64_t>(), m.x = x.at();
     if (random.one_in(2)) m.of.ids = ids.at<int64_t>();
-    // Half of the time by number: the lowest ranks, of which the first that is visible is the threshold.
+    // Half the time, hide a number of blocks: those of lowest rank. The rank of the first visible one is the threshold.
     m.exact = random.one_in(2);
     Buffer counts(m.batch * 8);
     const int64_t blocks = m.down() * m.across();
@@ -83,11 +83,11 @@ void check_blocks(int64_t element_size, uint64_t seed) {
         const int64_t id = m.of.ids ? m.of.ids[b] : b;
         const uint32_t word = words_of(m.of.seed, m.of.draw, id, m.of.stream, static_cast<uint32_t>(j / 4))[j % 4];
         const bool visible = int64_t{word} * (int64_t{1} << 31) + j >= threshold.at<int64_t>()[b];
-        expect(is(got[1], i, visible ? &m.one : &zero), "block_mask: the mask is another");
+        expect(is(got[1], i, visible ? &m.one : &zero), "block_mask: the mask is wrong");
         for (int64_t c = 0; c < m.channels; ++c) {
             const int64_t at = (b * m.channels + c) * pixels + i % pixels;
             const void* want = visible ? x.at<char>() + at * element_size : reinterpret_cast<const char*>(&zero);
-            expect(is(got[0], at, want), "block_mask: an element is another");
+            expect(is(got[0], at, want), "block_mask: an element is wrong");
         }
     }
 }

@@ -1,7 +1,7 @@
-// combine, step, squared_error and dots against a plain loop in double over the terms' sizes and strides.
+// Checks combine, step, squared_error and dots against a plain loop in double over the terms' sizes and strides.
 //
-// The bounds: a chain of n fused multiply-adds is off by at most n roundings of a partial sum, none of which is above
-// the sum of the absolute values; the result is rounded once more to its type, by half a spacing.
+// Error bounds: a chain of n fused multiply-adds is off by at most n roundings of partial sums, none of which exceeds
+// the sum of the absolute values. The result is rounded once more to its type, by at most half a spacing.
 #include "checks.h"
 #include "machines.h"
 #include "noise.h"
@@ -9,7 +9,7 @@
 namespace mmfast::tests {
 namespace {
 
-// A sum and the sum of its parts' absolute values.
+// A sum, and the sum of the absolute values of its parts.
 struct Sum {
     double value = 0.0, size = 0.0;
     int parts = 0;
@@ -38,7 +38,7 @@ void expect_near(const Problem& p, double got, double want, double error, const 
     });
 }
 
-// The kernel's float32 noise of the whole problem, itself held to the definition.
+// The kernel's float32 noise for the whole problem, which is itself checked against the definition.
 std::vector<float> noise_of(const Problem& p) {
     const int64_t n = p.elements();
     Plan plan = p.plan;
@@ -49,11 +49,11 @@ std::vector<float> noise_of(const Problem& p) {
     plan.out = out.at(), plan.noise = eps.at();
     plan.x0_begin = plan.x0_end = 0;
     combine(plan, Type::f32, 1);
-    expect(out.same(eps), [&] { return p.name + ": the noise stored is not the noise added"; });
+    expect(out.same(eps), [&] { return p.name + ": the stored noise differs from the added noise"; });
     for (int64_t b = 0; b < p.batch(); ++b) {
         const auto want = noise_by_definition(plan.seed, plan.draw, plan.id(b), plan.stream, n);
         for (int64_t e = 0; e < n; ++e)
-            expect(ulps(eps.at<float>()[b * n + e], want[e]) <= 4, [&] { return p.name + ": the noise is another"; });
+            expect(ulps(eps.at<float>()[b * n + e], want[e]) <= 4, [&] { return p.name + ": the noise is wrong"; });
     }
     return std::vector<float>(eps.at<float>(), eps.at<float>() + p.batch() * n);
 }
@@ -124,7 +124,7 @@ void check_step(Problem& p, bool noisy, bool x0_wanted) {
     });
 }
 
-// Of |r|^2 the error is that of r twice over, and one rounding in double an addition.
+// The relative error of |r|^2 is twice that of r, plus one rounding in double per addition.
 void check_squared_error(Problem& p, bool noisy, bool grad_wanted) {
     const int64_t count = p.batch() * p.elements();
     const auto got = on_every_machine("squared_error " + p.name, [&](int threads) {
@@ -148,7 +148,7 @@ void check_squared_error(Problem& p, bool noisy, bool grad_wanted) {
         sums[b] += r * r, errors[b] += (2 * std::fabs(r) + error) * error;
         if (!grad_wanted) return;
         const double factor = 2 * p.plan.scale * read(p.type, p.plan.weight, row) * read(p.type, p.plan.coefs, row);
-        // The scale is rounded, and so are two products that make the factor, and the one with r.
+        // The scale, the two products in the factor and the product with r are rounded.
         const double arithmetic = std::fabs(factor) * (error + 2 * unit * (std::fabs(r) + error));
         const double bound = arithmetic + rounding(p.type, factor * r);
         expect_near(p, read(p.type, got[1].at(), i), factor * r, (1 + epsilon(p.type)) * bound, "gradient", b, e);
@@ -179,7 +179,7 @@ void check_dots(Problem& p, bool noisy) {
             if (p.terms[k].find(at) >= 0) sums[b * columns + k].add(g, p.value(k, at));
         sums[b * columns + p.plan.terms].add(g, eps[b * n + e]);
     });
-    for (size_t i = 0; i < sums.size(); ++i)  // both sums, this and that, round
+    for (size_t i = 0; i < sums.size(); ++i)  // both sums round
         expect_near(p, got[0].at<double>()[i], sums[i].value, (n + 2) * DBL_EPSILON * sums[i].size, "a dot",
                     static_cast<int64_t>(i) / columns, static_cast<int64_t>(i) % columns);
 }
