@@ -91,9 +91,9 @@ def sample(
             through that noise and is not told. This is the replacement method (Song et al., 2021). Its bias is that the
             sampled part agrees less with the known part than it should (docs/reading-and-telling.md). The values of an
             embedding are those of a vector of unit RMS.
-        resample: how often to take each step (5 by default) if something is given in part, returning from z_s to z_t in
-            between (Lugmayr et al., 2022). This reduces the bias, and the network is evaluated `resample` times as
-            often.
+        resample: how often to take each step except the last (5 by default) if something is given in part, returning
+            from z_s to z_t in between (Lugmayr et al., 2022). This reduces the bias, for about `resample` times as many
+            evaluations of the network.
         steps, sampler: the number of steps (50 by default) of "ddpm" (the default), "ddim", "heun", "dpmpp_2m",
             "dpmpp_3m" or another of SAMPLERS. Each step evaluates the network once, but in heun twice except for the
             last.
