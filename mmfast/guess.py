@@ -39,8 +39,8 @@ MOST_CLASSES = 1000
 IGNORED = 255
 # A longer text is not a class name.
 LONGEST_NAME = 100
-# A rectangle is guessed if log(width / height) is within ALIKE of the usual value for a share NEARLY_ALL of the
-# pictures, and the usual value differs by CLEARLY from that of a square, which would lose an eighth of each picture.
+# A rectangle is guessed if log(width / height) is within ALIKE of the usual value for at least a share NEARLY_ALL of
+# the pictures, and the usual value is at least CLEARLY from a square's, which would lose an eighth of each picture.
 NEARLY_ALL, ALIKE, CLEARLY = 0.95, 0.05, math.log(8 / 7)
 # The network used to inspect data without a config.
 DRAFT = {"backbone": {"kind": "mlp", "width": 16, "blocks": 1, "features": 4}}
