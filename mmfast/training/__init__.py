@@ -1,4 +1,4 @@
-"""Training: the trainer and its loop, the loss, what an example of a run is, averages, CUDA graphs and the logs."""
+"""Training: the trainer and its loop, the loss, the examples of a run, weight averages, CUDA graphs and logs."""
 
 from mmfast.training.loop import fit, train
 from mmfast.training.trainer import Trainer

@@ -1,4 +1,4 @@
-"""Options that change nothing in a run, or are slow on this machine: a line for each, before the first step."""
+"""Warnings, one line each before the first step, about options that have no effect or are slow on this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmfast.sample import takes_eta
 
 
 def without_effect(model: Model, config: Config) -> Iterator[str]:
-    """Those of this config, each with the reason."""
+    """Yield a line for each option of this config that has no effect, with the reason."""
     specs, train, how = config.modalities, config.train, config.sample
     usual = train.given_probability
     given = {n: usual if x.given_probability is None else x.given_probability for n, x in specs.items()}
@@ -43,7 +43,7 @@ def without_effect(model: Model, config: Config) -> Iterator[str]:
 
 
 def slow_here(config: Config, device: torch.device) -> Iterator[str]:
-    """Those that cost much on this machine and are of little use there."""
+    """Yield a line for each option that is slow on this machine and gains little there."""
     if config.train.precision == "bf16" and slow_in_bf16(device):
         found = torch.backends.cpu.get_cpu_capability()
         yield (
@@ -53,7 +53,7 @@ def slow_here(config: Config, device: torch.device) -> Iterator[str]:
 
 
 def _when_told(config: Config) -> Iterator[tuple[str, float | None]]:
-    """The options that only a network has use for that is told what is given; not the usual probability, a default."""
+    """Yield the options that matter only with told=true, except train.given_probability, which has a default."""
     for name, spec in config.modalities.items():
         for key in ("given_probability", "given_at_T", "unknown_probability", "own_time_probability"):
             yield f"modalities.{name}.{key}", getattr(spec, key)

@@ -1,4 +1,4 @@
-"""Examples seen otherwise: mirrored, all of an example together, as a function of (seed, number in the run)."""
+"""Augmentation: mirror all modalities of an example together, as a function of (seed, number in the run)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mmfast.streams import FLIP
 
 
 def mirrored(model: Model, batch: Batch, seed: int, numbers: Tensor) -> Batch:
-    """The batch with half of its examples mirrored, left to right, in every modality that has a left and a right.
+    """Mirror each example of the batch left to right with probability 1/2, in every modality that `mirrors`.
 
-    numbers: int64 [B], the examples' numbers in the run: in another epoch an example has another, and another chance.
-    What is made of others, such as hidden parts, is made of them as they stand then.
+    numbers: int64 [B], the examples' numbers in the run. An example has a new number in each epoch, so it is mirrored
+    in some epochs only. Derived modalities, such as hidden parts, are made afterwards, from the mirrored data.
     """
     words = ops.random_words([len(numbers), 1], seed=seed, sample_ids=numbers, stream=FLIP, device=numbers.device)
     flips = words[:, 0] < 2**31

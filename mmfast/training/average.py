@@ -1,4 +1,4 @@
-"""The mean of the gradients over the ranks, on its way while the backward pass still computes the rest."""
+"""Average the gradients over the ranks, while the backward pass is still computing the rest."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor, nn
 from mmfast.ranks import Ranks
 from mmfast.training.shards import is_shard
 
-# Of a bucket: large enough for the bandwidth, small enough to be on its way early.
+# The size of a bucket: large enough to use the bandwidth, small enough to be sent early.
 BYTES = 25 * 2**20
 
 
 class Average:
-    """Gradients become their mean over the ranks, bucket by bucket.
+    """Replace gradients by their mean over the ranks, bucket by bucket.
 
-    The objective calls encoders, `tell` and heads beside the backbone's forward, so the gradients are taken where they
-    arrive, at the parameters, and not by a wrapper around a forward. A gradient that some ranks lack counts as zero
-    there; one that all lack stays so. All ranks end with the same bits. Shards are left to those who made them.
+    The objective calls encoders, `tell` and heads outside the backbone's forward, so hooks on the parameters collect
+    the gradients, not a wrapper around one module. A gradient that is None on some ranks counts as zero there; one that
+    is None on all ranks stays None. All ranks get bit-identical results. FSDP reduces sharded parameters itself.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], ranks: Ranks, most: int = BYTES) -> None:
         self.ranks = ranks
-        # The last layers have their gradients first.
+        # Reversed, because the last layers get their gradients first.
         self.buckets = _buckets([p for p in parameters if p.requires_grad and not is_shard(p)][::-1], most)
         self.place = {p: k for k, bucket in enumerate(self.buckets) for p in bucket}
         self.missing: list[int] | None = None
@@ -35,13 +35,13 @@ class Average:
             p.register_post_accumulate_grad_hook(self._arrived)
 
     def begin(self) -> None:
-        """Call before the step's last backward pass: from here on, a gradient that arrives is whole."""
+        """Call before the step's last backward pass: from here on, each gradient that arrives is complete."""
         self.missing = [len(bucket) for bucket in self.buckets]
 
     def _arrived(self, p: nn.Parameter) -> None:
         if self.missing is not None:
             self.missing[self.place[p]] -= 1
-            # In one order on all ranks, whatever arrives first.
+            # In the same order on all ranks, whatever arrives first.
             while len(self.sent) < len(self.buckets) and self.missing[len(self.sent)] == 0:
                 self._send()
 
@@ -52,7 +52,7 @@ class Average:
 
     @torch.no_grad()
     def end(self) -> None:
-        """Wait for the means, and put them in the gradients' places."""
+        """Wait for the means and store them in the gradients."""
         if self.ranks.count == 1:
             return
         while len(self.sent) < len(self.buckets):
@@ -69,7 +69,7 @@ class Average:
 
 
 def _buckets(parameters: list[nn.Parameter], most: int) -> list[list[nn.Parameter]]:
-    """Neighbours together, of one type and device, up to so many bytes."""
+    """Group consecutive parameters of the same dtype and device into buckets of at most `most` bytes."""
     found: list[list[nn.Parameter]] = []
     size = 0
     for p in parameters:

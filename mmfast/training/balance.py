@@ -1,7 +1,7 @@
-"""The balance of the loss: weights of its parts that training finds, on top of those of the config.
+"""Loss balancing: weights of the parts of the loss that are found in training, on top of those of the config.
 
-A part L_i is a modality's, already times its `loss_weight`. What is minimised is sum_i w_i L_i, and what the rule adds.
-The weights know the steps before alone, and are the same on all ranks.
+L_i is the loss of modality i, already multiplied by its `loss_weight`. Training minimises sum_i w_i L_i plus whatever
+the rule adds. The weights depend only on earlier steps, and are the same on all ranks.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from mmfast.errors import MmfastError
 from mmfast.model import Model, Prediction
 from mmfast.ranks import Ranks
 
-# Of the running mean of squared gradient norms, in steps; and of s_i, beyond which a weight would be no number.
+# MEMORY: steps that the running mean of squared gradient norms covers. LARGEST bounds |s_i| to keep weights finite.
 MEMORY, LARGEST = 100, 10.0
 
 
 class Balance(nn.Module):
-    """None: every w_i is 1. A rule is a subclass, whose parameters are trained and whose state is the run's.
+    """No balancing: every w_i is 1. A rule is a subclass; its parameters are trained, its state saved with the run.
 
     Args:
-        names: of the parts that are weighed. Others count as they are.
+        names: the parts to weight. Other parts count as they are.
     """
 
-    looks = False  # whether `total` wants the features that the parts are read from
+    looks = False  # whether `total` needs the features that the parts are computed from
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
         self.names = tuple(names)
 
     def weights(self) -> dict[str, Tensor]:
-        """w_i by name, float32 [] each; {} where there is no balance."""
+        """w_i by name, float32 [] each; {} without a rule."""
         return {}
 
     def total(self, parts: Mapping[str, Tensor], features: Sequence[Features], share: float) -> Tensor:
-        """What is minimised, [], of the parts by name, each [].
+        """The loss to minimise, [], from the parts by name, each [].
 
-        features: those that the parts were read from; share: that of the step's examples which the parts are of.
-        Raises MmfastError where none of the parts is weighed.
+        features: those that the parts were computed from. share: the fraction of the step's examples that the parts
+        cover. A rule raises MmfastError if it weights none of the parts.
         """
         return torch.stack(list(parts.values())).sum()
 
     def update(self, ranks: Ranks, skipped: Tensor) -> None:
-        """Take in a step, once all of its parts were computed; skipped: 1 where it is left out, else 0."""
+        """Update the weights after all parts of a step are computed; skipped: 1 if the step is skipped, else 0."""
 
     @contextlib.contextmanager
     def looking(self, model: Model) -> Iterator[list[Features]]:
-        """A list of the features of all predictions that the model makes meanwhile."""
+        """Collect the features of all predictions that the model makes in this context, if the rule `looks`."""
         seen: list[Features] = []
 
         def look(module: nn.Module, inputs: object, output: Prediction) -> None:
@@ -78,9 +78,9 @@ class Balance(nn.Module):
 class Uncertainty(Balance):
     """Weights by homoscedastic uncertainty (Kendall et al., 2018): sum_i exp(-s_i) L_i + s_i / 2.
 
-    s_i is the logarithm of a variance, learnt as the network is, from 0 on, within -LARGEST .. LARGEST. At rest
-    exp(-s_i) = 1 / (2 L_i), of a squared error and of a cross-entropy alike, whatever `loss_weight` is. The sum may be
-    negative.
+    s_i is the logarithm of a variance. It is learnt with the network, starts at 0 and is clamped to -LARGEST ..
+    LARGEST. At the optimum exp(-s_i) = 1 / (2 L_i), for squared errors and cross-entropies alike, whatever
+    `loss_weight` is. The sum may be negative.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -97,17 +97,17 @@ class Uncertainty(Balance):
 
     @torch.no_grad()
     def update(self, ranks: Ranks, skipped: Tensor) -> None:
-        self.log_variance.clamp_(-LARGEST, LARGEST)  # and a step of the optimiser beyond: it finds its way back
+        self.log_variance.clamp_(-LARGEST, LARGEST)  # a step may overshoot; the next update clamps it
 
 
 class GradientNorm(Balance):
-    """Weights by gradient norms: w_i = mean_j(G_j) / G_i, so that all parts pull alike, and together as hard as before.
+    """Weights by gradient norms: w_i = mean_j(G_j) / G_i, so that all weighted parts have the same gradient norm.
 
-    G_i^2 is the running mean, over some MEMORY steps, of |dL_i / dz|^2, with z the features that the backbone gives to
-    the heads. There GradNorm (Chen et al., 2018) comes to rest with alpha = 0; here that is solved for. z stands for
-    weights as with Sener and Koltun (2018), so it costs one more backward pass of each head, and none of the backbone.
-    A part that has had no gradient has the weight 1. `loss_weight` cancels. The last layers of a network begin at or
-    near zero, so the gradients of its first steps say little: in step n < MEMORY the weights are w_i^(n / MEMORY).
+    G_i^2 is the running mean, over about MEMORY steps, of |dL_i / dz|^2, where z is the features that the backbone
+    passes to the heads. This is the fixed point of GradNorm (Chen et al., 2018) with alpha = 0, in closed form. The
+    gradient by z replaces that by the weights, as in Sener and Koltun (2018): it costs one more backward pass of each
+    head and none of the backbone. A part without a gradient so far has weight 1. `loss_weight` cancels. The last layers
+    start at or near zero, so the first gradients say little: in step n < MEMORY the weights are w_i^(n / MEMORY).
     """
 
     looks = True
@@ -116,7 +116,7 @@ class GradientNorm(Balance):
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(names)
-        # In float64, so that how a batch is cut hardly shows.
+        # In float64, so that splitting a batch into parts makes next to no difference.
         self.register_buffer("squares", torch.zeros(len(self.names), dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
         self.now: dict[str, Tensor] = {}
@@ -131,7 +131,7 @@ class GradientNorm(Balance):
         for name, x in parts.items():
             if name in self.names and x.requires_grad and z:
                 found = torch.autograd.grad(x, z, retain_graph=True, allow_unused=True)
-                # A part is a mean over its share of the examples; over all of them its gradient is so much smaller.
+                # A part is a mean over its share of the examples; in the mean over all, its gradient scales by share.
                 squared = [(g.float() * share).square().sum().double() for g in found if g is not None]
                 self.now[name] = sum(squared, self.now.get(name, self.squares.new_zeros(())))
         return self._weighed(parts, self.weights())
@@ -141,7 +141,7 @@ class GradientNorm(Balance):
         nothing, left_out = self.squares.new_zeros(()), skipped > 0
         now = ranks.mean(torch.stack([self.now.get(name, nothing) for name in self.names])) * ranks.count
         rate = 1 / (self.steps + 1).clamp(max=MEMORY)
-        # Where a step is left out its gradients may be no numbers.
+        # The gradients of a skipped step may be NaN.
         self.squares.copy_(torch.where(left_out, self.squares, self.squares + rate * (now - self.squares)))
         self.steps.add_(torch.where(left_out, 0.0, 1.0))
         self.now = {}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmfast.training.shards import local
 
-# Not a public name of torch's: without it the same in a loop.
+# Not a public name of torch; without it a loop does the same.
 _LERP = getattr(torch, "_foreach_lerp_", None)
 
 Averaged = TypeVar("Averaged", bound=nn.Module)
@@ -19,7 +19,7 @@ Averaged = TypeVar("Averaged", bound=nn.Module)
 class EMA(Generic[Averaged]):
     """shadow <- shadow + (1 - decay) (weights - shadow), in one fused pass over all weights.
 
-    The decay starts low, min(decay, (1 + step) / (10 + step)), so that the first weights do not linger.
+    The decay starts low, min(decay, (1 + step) / (10 + step)), so that the initial weights are forgotten quickly.
     `model` is the averaged model, for evaluation.
     """
 
@@ -30,7 +30,7 @@ class EMA(Generic[Averaged]):
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights after optimiser step `step` (from 1)."""
+        """Update the average with the weights after optimiser step `step` (from 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         shadow: list[Tensor] = [local(p) for p in self.model.parameters()]
         weights: list[Tensor] = [local(p) for p in model.parameters()]

@@ -1,7 +1,7 @@
-"""Example number n of a run: its place in the data, its timestep, what is given of it.
+"""Example number n of a run: its place in the data, its timestep, and which of its modalities are given.
 
-All are functions of (seed, n) through the counter-based generator, so that resuming is one integer, and batch size,
-accumulation and ranks change nothing. A step's batch is computed in parts, in turn or by several ranks.
+All are functions of (seed, n) through the counter-based generator. So resuming takes one integer, and batch size,
+accumulation and the number of ranks change nothing. A step's batch is computed in parts, in turn or by several ranks.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from mmfast.ranks import ALONE, Ranks
 from mmfast.signals import HANGUP
 from mmfast.streams import GIVEN, ORDER, TIMESTEP
 
-# On Linux the processes that load data are forked, so that they have the data sets, and what the user has permitted.
+# On Linux data loading workers are forked, so that they inherit the data sets and the permissions that the user gave.
 START = "fork" if sys.platform == "linux" else None
-# That a child has ended; not on Windows.
+# Sent when a child process ends. Windows does not have it.
 CHILD: Any = getattr(signal, "SIGCHLD", None)
 
 
@@ -44,14 +44,14 @@ def _words(seed: int, numbers: Tensor, stream: int, count: int, draw: int = 0) -
 
 @functools.lru_cache(maxsize=256)
 def constants(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """float64, made once: a copy from the host makes a GPU wait."""
+    """float64 constants on a device, cached because a copy from the host makes a GPU wait."""
     return torch.tensor(values, dtype=torch.float64, device=device)
 
 
 def timesteps(seed: int, numbers: Tensor, T: int, at_T: Tensor | None = None) -> Tensor:
-    """t of each example of the run, uniform on 1 .. T: int64 [B].
+    """Draw t of each example of the run, uniform on 1 .. T: int64 [B].
 
-    at_T: [B], the probability of t = T in place of that (None: never).
+    at_T: [B], the probability of drawing t = T instead. None means never.
     """
     t = 1 + (_words(seed, numbers, TIMESTEP, 1)[:, 0] * T >> 32)
     if at_T is None:
@@ -60,16 +60,16 @@ def timesteps(seed: int, numbers: Tensor, T: int, at_T: Tensor | None = None) ->
 
 
 def low_noise(seed: int, numbers: Tensor, most: int, share: float) -> Tensor:
-    """A timestep of 1 .. most in a share of the examples, uniform, and 0 in the rest: int64 [B]."""
+    """A uniform timestep in 1 .. most for a share of the examples, 0 for the rest: int64 [B]."""
     chosen, place = _words(seed, numbers, TIMESTEP, 2, draw=2).unbind(1)
     return torch.where(chosen < share * 2.0**32, 1 + (place * most >> 32), 0)
 
 
 @dataclass(frozen=True)
 class Roles:
-    """What each modality is in an example, float [B, N] of 0 and 1: given, unknown, or at a time of its own.
+    """The role of each modality in each example, float [B, N] of 0 and 1: given, unknown, or at a time of its own.
 
-    Unknown comes before a time of its own; one that is none of these shares the anchor's time.
+    Unknown takes precedence over a time of its own. A modality with none of these roles shares the anchor's time.
     """
 
     given: Tensor
@@ -79,10 +79,10 @@ class Roles:
 
 
 def roles(seed: int, numbers: Tensor, shares: Sequence[Sequence[float]], present: Tensor, T: int) -> Roles:
-    """The roles of the modalities in each example of the run.
+    """Draw the roles of the modalities in each example of the run.
 
-    shares: for each modality the probabilities of being given, unknown, and at a time of its own. present: [B, N], 1
-    where the example has the modality: what it lacks is unknown. What is given is as `given_flags` has it.
+    shares: for each modality, the probabilities of being given, unknown, and at a time of its own. present: [B, N], 1
+    where the example has the modality; a missing one is unknown. `given_flags` decides what is given.
     """
     count = len(shares)
     words = _words(seed, numbers, GIVEN, count).double() / 2.0**32
@@ -95,10 +95,11 @@ def roles(seed: int, numbers: Tensor, shares: Sequence[Sequence[float]], present
 
 
 def given_flags(seed: int, numbers: Tensor, probabilities: Sequence[float], present: Tensor | None = None) -> Tensor:
-    """Which modalities, each with its probability, each example of the run is given: float [B, N] of 0 and 1.
+    """Draw which modalities are given in each example, each with its probability: float [B, N] of 0 and 1.
 
-    present: [B, N], 1 where the example has the modality (None: everywhere); what it lacks is never given. Of an
-    example that would be given all that it has nothing could be learnt: one modality, drawn at random, is not given.
+    present: [B, N], 1 where the example has the modality (None: everywhere). A missing modality is never given. If all
+    modalities that an example has would be given, nothing would be left to learn, so one of them, drawn at random, is
+    not given.
     """
     count = len(probabilities)
     bounds = constants(tuple(p * 2.0**32 for p in probabilities), numbers.device)
@@ -111,7 +112,7 @@ def given_flags(seed: int, numbers: Tensor, probabilities: Sequence[float], pres
 
 @dataclass
 class Order:
-    """Example number n of the run -> its index in the data set: a new permutation every epoch."""
+    """Map example number n of the run to its index in the data set, with a new permutation every epoch."""
 
     seed: int
     length: int
@@ -127,11 +128,11 @@ class Order:
 
 
 def parts(config: Config, ranks: Ranks, step: int) -> list[range]:
-    """The parts of a step's batch (the step from 0) that a rank computes, each as the numbers of its examples.
+    """The parts of a step's batch (steps count from 0) that a rank computes, each as the numbers of its examples.
 
-    There are as many parts as `train.accumulation`, or the least multiple of it that all ranks can share alike. So two
-    runs with the same number of parts compute the same, whoever computes them. Raises MmfastError where the batch
-    cannot be cut so.
+    There are `train.accumulation` parts, or the least multiple of it that divides evenly among the ranks. So two runs
+    with the same number of parts compute the same, however many ranks share them. Raises MmfastError if the batch
+    cannot be divided so.
     """
     train = config.train
     count = math.lcm(train.accumulation, ranks.count)
@@ -146,11 +147,11 @@ def parts(config: Config, ranks: Ranks, step: int) -> list[range]:
 
 
 class _Batches:
-    """The indices of each part from an optimiser step on, for a DataLoader."""
+    """The batch sampler of a DataLoader: the indices of each part, from optimiser step `done` on."""
 
     def __init__(self, config: Config, length: int, done: int, ranks: Ranks) -> None:
         self.config, self.length, self.done = config, length, done
-        self.ranks = Ranks(ranks.index, ranks.count)  # the whole of it would not go to another process
+        self.ranks = Ranks(ranks.index, ranks.count)  # the original cannot be pickled
 
     def __iter__(self) -> Iterator[list[int]]:
         order = Order(self.config.seed, self.length)
@@ -160,10 +161,10 @@ class _Batches:
 
 
 class Loading:
-    """The batches of a DataLoader, in order. `close` ends the processes that read them, which leave signals alone.
+    """The batches of a DataLoader, in order. `close` ends its worker processes, which ignore signals.
 
-    Raises MmfastError where a process cannot begin, and where the batch of one is due that has died. torch would raise
-    at once, in the middle of whatever is computed then, and what was learnt could not be kept.
+    Raises MmfastError if a worker cannot start, or when a batch is due from a worker that has died. torch would raise
+    as soon as it dies, in the middle of a step, so that the progress so far could not be saved.
     """
 
     def __init__(self, loader: DataLoader[Batch]) -> None:
@@ -187,9 +188,9 @@ class Loading:
             ) from None
 
     def close(self) -> None:
-        # Private to torch; without it they end where nothing holds the batches any more, such as a kept traceback.
+        # Private to torch. Without it workers live until the last reference to the batches goes, such as a traceback.
         getattr(self._batches, "_shutdown_workers", lambda: None)()
-        for process in getattr(self._batches, "_workers", ()):  # one that waits for another that has died
+        for process in getattr(self._batches, "_workers", ()):  # one may be waiting for another that has died
             process.kill()
         if self._hears:
             signal.signal(CHILD, self._before)
@@ -197,12 +198,12 @@ class Loading:
 
 
 def _begun(loader: DataLoader[Batch]) -> Any:
-    """The batches of a DataLoader. Raises MmfastError where a process cannot begin, and ends those that have begun."""
+    """The iterator of a DataLoader. If a worker cannot start, end those that have started and raise MmfastError."""
     before, hook = multiprocessing.active_children(), sys.unraisablehook
     try:
         return iter(loader)
     except (OSError, RuntimeError) as error:
-        # A thread feeds each process; what else a RuntimeError says is of the data.
+        # A thread feeds each worker. Any other RuntimeError is about the data.
         if isinstance(error, RuntimeError) and "start new thread" not in str(error):
             raise
         reason = getattr(error, "strerror", None) or str(error)
@@ -211,7 +212,7 @@ def _begun(loader: DataLoader[Batch]) -> Any:
                 if process not in before:
                     process.kill()
                     process.join()
-            # What torch has half made goes here, and fails: with a traceback on stderr if nobody hears it.
+            # torch's half-built iterator is destroyed here, and fails: silence the traceback that would be on stderr.
             sys.unraisablehook = lambda failure: None
             traceback.clear_frames(error.__traceback__)
     finally:
@@ -223,13 +224,13 @@ def _begun(loader: DataLoader[Batch]) -> Any:
 
 
 def _hears_children() -> bool:
-    """Whether this thread may choose what the end of a child process does."""
+    """Whether this thread may set the handler of SIGCHLD."""
     return CHILD is not None and threading.current_thread() is threading.main_thread()
 
 
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
-    """Without torch's handler of the death of a process that loads data, which raises."""
+    """Suspend torch's SIGCHLD handler, which raises when a worker has died."""
     if not _hears_children():
         yield
         return
@@ -241,7 +242,7 @@ def _deaf() -> Iterator[None]:
 
 
 def _is_of_a_death(error: Exception) -> bool:
-    """Whether an error of a DataLoader says that a process has died, by its number or by what it had yet to send."""
+    """Whether an error of a DataLoader means that a worker has died: it names its pid, or a transfer was cut off."""
     text = str(error)
     if isinstance(error, RuntimeError):
         return text.startswith("DataLoader worker (pid")
@@ -249,7 +250,7 @@ def _is_of_a_death(error: Exception) -> bool:
 
 
 def loader(config: Config, examples: Examples, done: int, pinned: bool = False, ranks: Ranks = ALONE) -> Loading:
-    """A rank's parts of the run from step `done` on; pinned: in memory that a GPU copies from unwaited for."""
+    """A rank's parts of the run from step `done` on; pinned: in pinned memory, for asynchronous copies to a GPU."""
     batches: Any = _Batches(config, len(examples), done, ranks)
     return Loading(
         DataLoader(
@@ -265,7 +266,7 @@ def loader(config: Config, examples: Examples, done: int, pinned: bool = False, 
 
 
 def _leave_signals(worker: int) -> None:
-    """Ctrl-C, a terminal that closes and torchrun's SIGTERM reach all processes; only the trainer is to answer."""
+    """Ignore Ctrl-C, SIGHUP and torchrun's SIGTERM: all processes receive them, but only the trainer handles them."""
     for number in (signal.SIGINT, signal.SIGTERM, HANGUP):
         if number is not None:
             signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""CUDA graphs of a network's forward and backward pass: small networks wait for their launches, not for arithmetic."""
+"""CUDA graphs of a network's forward and backward pass, because small networks are launch-bound."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mmfast.model import Model
 
 
 def capture(model: Model, run: Callable[[], object], bf16: bool) -> None:
-    """Record the backbone's passes, which it then replays in training mode, for this batch size alone.
+    """Capture the backbone's passes, which it then replays in training mode, for this batch size only.
 
-    run: a training loss of the model for a batch of the size that all batches will have, whose backbone input is what
-    the graphs are recorded for. The weights stay where they are in memory, and are what the optimiser changes.
+    run: computes a training loss of the model on a batch of the size of all later batches; the graphs are captured for
+    the shapes of the backbone's input in it. The weights stay in place, so the optimiser's updates take effect.
     """
     seen: list[tuple[Tensor, ...]] = []
     hook = model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
@@ -24,7 +24,7 @@ def capture(model: Model, run: Callable[[], object], bf16: bool) -> None:
     finally:
         hook.remove()
     inputs = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in seen[0])
-    # The weights are cast within the graph, so that it casts what they have become.
+    # Without the cache the graph itself casts the weights, so each replay casts their current values.
     with torch.autocast("cuda", torch.bfloat16, enabled=bf16, cache_enabled=False):
         graphed: Any = torch.cuda.make_graphed_callables(model.backbone, inputs)
-    assert graphed is model.backbone  # a module is changed in place
+    assert graphed is model.backbone  # a module is modified in place

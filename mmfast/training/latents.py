@@ -1,4 +1,4 @@
-"""Latents of the training images, computed once and kept: an autoencoder may cost more than the network itself."""
+"""Latents of the training images, computed once and cached: an autoencoder may cost more than the network itself."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from mmfast.data.rows import KEY
 from mmfast.model import Model
 from mmfast.progress import Bar
 
-# Images that are encoded together, always as many: so the latents of one do not depend on the others.
+# Images encoded together. The number is always the same, so that the latents of an image do not depend on the others.
 AT_ONCE = 16
-# Options of a data set that do not say what is read.
+# Options of a data set that do not change what is read.
 NO_MATTER = ("cache", "cache_gb", "on_error")
 
 
 def with_latents(data: Data, model: Model, config: Config, device: torch.device, quiet: bool = True) -> Data:
-    """The data, whose training examples have the latents of their images beside them (`Batch.z0`).
+    """The data, with the latents of the training images added (`Batch.z0`).
 
-    They lie in a memory-mapped file, found by the content of an image and by the autoencoder's weights. The data as it
-    is where images are mirrored, where nobody knows the weights (of what is no torch module), where autoencoder.keep is
-    false, and where the data set has no cache, or one with no room for them all.
+    They are cached in a memory-mapped file, keyed by the images' content and the autoencoder's weights. The data is
+    returned unchanged if images are mirrored, if the weights are unknown (the autoencoder is not a torch module), if
+    autoencoder.keep is false, or if the data set has no cache or one too small for all latents.
     """
     autoencoder, options, examples = getattr(model.anchor, "autoencoder", None), config.data, data.train
     if autoencoder is None or not autoencoder.keep or data.flip:
@@ -60,14 +60,14 @@ def with_latents(data: Data, model: Model, config: Config, device: torch.device,
             if not kept.writes:
                 break
             bar.update(len(rows))
-    # A process that loads data could not encode the rest: it is forked, and has no GPU.
+    # A data loading worker could not encode the rest: it is forked, and cannot use the GPU.
     if not (kept.writes and kept.complete):
         return data
     return dataclasses.replace(data, train=Latent(examples, kept, keys, model.anchor_name))
 
 
 def key(image: Tensor) -> bytes:
-    """A hash of one image's numbers."""
+    """A hash of one image's values."""
     return hashlib.sha256(image.contiguous().numpy().tobytes()).digest()[:KEY]
 
 
@@ -77,7 +77,7 @@ def _chunks(count: int) -> Iterator[range]:
 
 @dataclass
 class Encoded:
-    """Examples' latents alone, computed when they are asked for."""
+    """The latents of examples and nothing else, computed on access."""
 
     examples: Examples
     anchor: str
@@ -100,7 +100,7 @@ class Encoded:
 
 @dataclass
 class Latent(Layer):
-    """Examples with their latents, as long as their images are those that were encoded."""
+    """Examples with their latents, as long as their images are still those that were encoded."""
 
     kept: Examples
     keys: Sequence[bytes]

@@ -1,4 +1,4 @@
-"""Logs beside stats.jsonl: TensorBoard, W&B, or one's own. None of them ever ends a run: one that fails is left out."""
+"""Logs in addition to stats.jsonl: TensorBoard, W&B, or your own. A log that fails is dropped; it never ends a run."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from mmfast.files import read_text, write_text
 from mmfast.run import TENSORBOARD
 from mmfast.trust import imported
 
-# How the names of TensorBoard's files begin.
+# The prefix of TensorBoard's file names.
 PREFIX = "events.out.tfevents."
 
 
 class Writer(Protocol):
-    """What a log is to mmfast: the part of torch's SummaryWriter that it calls."""
+    """The interface of a log: the part of torch's SummaryWriter that mmfast calls."""
 
     def add_scalar(self, tag: str, value: float, step: int) -> None: ...
 
@@ -40,10 +40,10 @@ class Writer(Protocol):
 
 
 class TensorBoard:
-    """torch's SummaryWriter, that goes on after a step, forgetting what was logged past it."""
+    """torch's SummaryWriter, resumed after a step: what was logged past it is purged."""
 
     def __init__(self, folder: Path, config: Config, done: int) -> None:
-        # TensorBoard looks for TensorFlow, whose start-up messages are no concern of this program.
+        # TensorBoard imports TensorFlow if it is installed; silence its start-up messages.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         from torch.utils.tensorboard import SummaryWriter
 
@@ -61,7 +61,7 @@ class TensorBoard:
         self.writer.add_image(tag, picture, step, dataformats=dataformats)
 
     def flush(self) -> None:
-        if not self.folder.is_dir():  # some file systems take what is written to a file without a name
+        if not self.folder.is_dir():  # some file systems accept writes to a deleted file
             raise FileNotFoundError(f"{self.folder} is gone")
         self.writer.flush()
 
@@ -74,7 +74,7 @@ class TensorBoard:
 
 
 def _without_tracebacks(threads: set[threading.Thread]) -> tuple[Any, Any]:
-    """Threads that die say nothing: their errors come to whoever writes by them. Returns the hooks before and after."""
+    """Silence exceptions in these threads, since their errors reach the caller. Returns the previous and new hooks."""
     before = threading.excepthook
 
     def hook(found: Any) -> None:
@@ -90,10 +90,10 @@ def _files(folder: Path) -> set[Path]:
 
 
 def _name_first(before: set[Path], after: set[Path]) -> None:
-    """Give older files of events names that come before the new one's.
+    """Rename older event files so that they sort before the new one.
 
-    TensorBoard reads them in the order of their names, which begin with the time: after a clock was set back, the file
-    that says from which step on all is made again would come before what it is about. The new one is being written.
+    TensorBoard reads event files by name, and names begin with the time. If the clock was set back, the file that
+    purges steps would sort before the files whose steps it purges. The new file is open, so the old ones are renamed.
     """
     bound = min((_time(file) for file in after - before), default=0)
     for file in sorted(before, reverse=True):
@@ -110,14 +110,14 @@ def _time(file: Path) -> int:
 
 
 class WandB:
-    """A run of Weights & Biases by the name of the run's folder, gone on with by the identity that is kept there."""
+    """A run of Weights & Biases, named after the run's folder and resumed by the ID stored there."""
 
     def __init__(self, folder: Path, config: Config, done: int) -> None:
         import wandb
 
         self.wandb, name = wandb, folder.resolve().name
         kept = folder / "wandb.id"
-        if not os.path.lexists(kept):  # two runs may have folders of one name
+        if not os.path.lexists(kept):  # two runs may have folders of the same name
             plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:48]
             write_text(kept, f"{plain}-{secrets.token_hex(4)}\n")
         identity = "" if kept.is_symlink() else read_text(kept, 100).strip()
@@ -139,13 +139,13 @@ class WandB:
         self.run.log({tag: self.wandb.Image(picture)}, step=step)
 
     def flush(self) -> None:
-        """It sends by itself."""
+        """Do nothing: wandb sends by itself."""
 
     def close(self) -> None:
         self.run.finish()
 
 
-# By their names in train.log_to; each is made of the run's folder, its config and the steps done.
+# By name in train.log_to; each is constructed from the run's folder, its config and the number of steps done.
 LOGS: dict[str, Callable[[Path, Config, int], Writer]] = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
@@ -163,7 +163,7 @@ def check_logs(config: Config) -> None:
                 raise MmfastError(f"train.log_to is {name!r}, which cannot be called; it should give a log's writer")
         elif name not in LOGS:
             raise unknown("train.log_to", name, [*LOGS, "module:function"])
-        elif importlib.util.find_spec(name) is None:  # each is called as its package is
+        elif importlib.util.find_spec(name) is None:  # each has the name of its package
             raise missing_extra(name, name, f"train.log_to: [{name}]")
 
 
@@ -175,19 +175,19 @@ def _made(name: str, folder: Path, config: Config, done: int) -> Writer:
 
 
 class Board:
-    """All logs of a run, from a step on. One that raises is left out from there on, and a line says so."""
+    """All logs of a run, from a step on. One that raises is dropped with a notice."""
 
     def __init__(self, folder: Path, config: Config, done: int, silent: bool) -> None:
         self.writers: dict[str, Writer] = {}
         if silent or done >= config.train.steps:
             return
         for name in named(config):
-            missing = name == "tensorboard" and importlib.util.find_spec(name) is None  # as TensorBoard may be
+            missing = name == "tensorboard" and importlib.util.find_spec(name) is None  # TensorBoard is optional
             if not missing and (writer := self._guarded(name, functools.partial(_made, name, folder, config, done))):
                 self.writers[name] = writer
 
     def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Lines of stats.jsonl."""
+        """Log lines of stats.jsonl."""
 
         def write(writer: Writer) -> None:
             for line in lines:
@@ -211,7 +211,7 @@ class Board:
             self._guarded(name, functools.partial(write, writer))
 
     def _guarded(self, name: str, work: Callable[[], Any]) -> Any:
-        """What `work` returns; None where it fails, and the log is left out."""
+        """Return what `work` returns. If it raises, drop the log and return None."""
         try:
             return work()
         except Exception as error:
@@ -219,6 +219,6 @@ class Board:
             notice(f"the log {name} cannot be written: {reason}; training goes on without it, and stats.jsonl has all")
             writer = self.writers.pop(name, None)
             if writer is not None:
-                with contextlib.suppress(Exception):  # it has been said
+                with contextlib.suppress(Exception):  # the notice has already been given
                     writer.close()
             return None

@@ -1,4 +1,4 @@
-"""A run from its first step, or from where it stopped, to its last: what is done at which step."""
+"""The training loop: run from the first step, or from where a run stopped, to the last."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from mmfast.words import plural
 
 
 class Kept:
-    """The record of a run's data: compared with the one that the run has, and then in its place."""
+    """The record of a run's data: compare it with the stored one, then replace that."""
 
     def __init__(self, config: Config, data: Data, files: Mapping[str, Path], allowed: bool, quiet: bool) -> None:
         self.config, self.data, self.files, self.allowed, self.quiet = config, data, files, allowed, quiet
@@ -43,7 +43,7 @@ class Kept:
         self.changed: list[str] = []
 
     def compare(self, run: Run) -> None:
-        """Raise MmfastError where the data has changed since, unless that is allowed."""
+        """Raise MmfastError if the data has changed since the run began, unless that is allowed."""
         self.before = load(run.folder / RECORD)
         if self.files:
             self.now = of_files(self.files, self.before, self.quiet)
@@ -57,7 +57,7 @@ class Kept:
             )
 
     def write(self, run: Run, step: int) -> None:
-        """Keep the record, with a line about what was let through."""
+        """Store the record, with a line about the changes that were allowed."""
         self.now.allowed = list(self.before.allowed) if self.before else []
         if self.changed:
             notice(f"{run.folder}: going on with other data: {'; '.join(self.changed)}")
@@ -77,20 +77,20 @@ def fit(
     allow_changed_data: bool = False,
     start: str | None = None,
 ) -> Trainer:
-    """Train a config by any loss of its model into the folder `out`, or go on with the run that is there.
+    """Train the model of a config with any loss into the folder `out`, or resume the run that is there.
 
-    files: those that the data is in, by name; a run keeps their record, and goes on with others only where
-    allow_changed_data says so. Without files the record is of some of the examples. start: the folder of a run to take
-    weights from (`mmfast.from_run.take_weights`), where this one begins.
+    files: the data's files by name. A run records them, and resumes with changed ones only if allow_changed_data is
+    set. Without files it records some of the examples. start: the folder of a run whose weights this one starts from
+    (`mmfast.from_run.take_weights`); a resumed run ignores it.
 
-    Returns the trainer: its run, its model and the average of that. Raises MmfastError for bad input, before
+    Returns the trainer, with its run, its model and the average of the model. Raises MmfastError for bad input, before
     anything is changed. Under torchrun all ranks call this together.
     """
     with joined() as here:
-        model = rehearse(config, data, losses, here)  # what does not work should not leave a folder behind
+        model = rehearse(config, data, losses, here)  # fail before a folder is created
         if start is not None and Path(start).resolve() == Path(out).resolve():
             raise MmfastError(f"--from {start} is the run itself, which goes on by the command that made it")
-        goes_on = here.told(Run(Path(out)).begun)  # then `start` has done its part, and may be gone
+        goes_on = here.told(Run(Path(out)).begun)  # then `start` is no longer needed, and may be gone
         taken = take_weights(model, config, start) if start is not None and not goes_on else None
         here.check_same(the_config=to_yaml(config), the_number_of_examples=(len(data.train), len(data.test)))
         lines = (*without_effect(model, config), *slow_here(config, pick_device(config.train.device)))
@@ -98,12 +98,12 @@ def fit(
             notice(line)
         quiet = quiet or not here.first
         kept = Kept(config, data, files or {}, allow_changed_data, quiet)
-        with here.in_turn(machines=False):  # to read every file may take the first one hours
+        with here.in_turn(machines=False):  # reading every file may take the first rank hours
             run = Run.start(out, config, kept.compare) if here.first else Run(Path(out))
         trainer = Trainer(config, run, data, losses, here, model)
         trainer.restore()
         if trainer.done < config.train.steps:
-            with here.in_turn():  # the first computes, the others find it
+            with here.in_turn():  # the first computes, the others read the cache
                 trainer.data = with_latents(data, trainer.model, config, trainer.device, quiet)
         if here.first:
             kept.write(run, trainer.done)
@@ -111,16 +111,17 @@ def fit(
             print(f"{out}: going on after step {trainer.done} of {config.train.steps}", flush=True)
         elif taken is not None and here.first:
             print(taken, flush=True)
-        with torch.random.fork_rng([trainer.device] if trainer.device.type == "cuda" else []):  # which steps seed
+        # Each step reseeds torch's generator.
+        with torch.random.fork_rng([trainer.device] if trainer.device.type == "cuda" else []):
             _steps(trainer, quiet)
-        trainer.export()  # a kill may have come between the last checkpoint and its export
+        trainer.export()  # the run may have been killed between its last checkpoint and the export
         return trainer
 
 
 def train(
     config: Config, out: str, quiet: bool = False, *, allow_changed_data: bool = False, start: str | None = None
 ) -> Run:
-    """`fit` by the diffusion loss, of a config as its data says (`with_found`); ends with samples and metrics.
+    """`fit` with the diffusion loss, on a config completed from its data (`with_found`); then sample and evaluate.
 
     Returns the run. Raises MmfastError for bad input, before anything is changed.
     """
@@ -131,7 +132,7 @@ def train(
             config = with_found(config, before)
             data = build_data(config)
             files = files_of(config) if here.first else {}
-        if not (quiet or files) and here.first:  # of files the command line has said more
+        if not (quiet or files) and here.first:  # the command line has already described files in more detail
             print(f"{plural(len(data.train), 'example')} to train on, {len(data.test):,} held out", flush=True)
         trainer = fit(config, out, data, quiet=quiet, files=files, allow_changed_data=allow_changed_data, start=start)
         run, average, silent = trainer.run, trainer.ema.model, quiet or not here.first
@@ -157,7 +158,7 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
     batches = loader(config, trainer.data.train, trainer.done, pinned=trainer.device.type == "cuda", ranks=ranks)
     trainer.board = board = Board(run.folder, config, trainer.done, silent=not ranks.first)
     watch = Watch(config, trainer.done, trainer.device, quiet)
-    owed = False  # a checkpoint that was due where the weights may be wrong
+    owed = False  # a checkpoint is due, perhaps postponed because the weights may be bad
     with (
         _lost(trainer),
         watch,
@@ -166,7 +167,7 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
         Stop(at_once=ranks.count == 1) as stop,
     ):
         if begun and _every(train.validate_every, begun) and "validation.loss" not in trainer.stats.last():
-            # What it needs could not be read at the time.
+            # The validation at this step had failed, because an example could not be read.
             watch.measured(trainer.validate())
             found = trainer.stats.last()
             board.add([{name: x for name, x in found.items() if name == "step" or name.startswith("validation.")}])
@@ -176,15 +177,15 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
         while trainer.done < train.steps:
             try:
                 if trainer.done and _every(train.sample_every, trainer.done):
-                    trainer.flush()  # some logs take no figures of a step before the last picture's
-                    # Before the first step: those that a kill left undrawn.
+                    trainer.flush()  # some logs refuse scalars of an earlier step than the last picture's
+                    # Right after resuming, sample only the pictures that the stopped run had not finished.
                     gallery, again = Gallery(run, trainer.done, board), trainer.done > begun
                     average, drawing = trainer.ema.model, trainer.drawing
                     sample_run(gallery, average, config, trainer.data, quiet=quiet, again=again, ranks=drawing)
                 trainer.step(batches, network)
                 if _every(train.validate_every, trainer.done):
                     watch.measured(trainer.validate())
-            except MmfastError:  # an example that cannot be read: what was learnt before it is kept
+            except MmfastError:  # an example cannot be read: save the progress so far
                 if trainer.saved < trainer.done:
                     trainer.checkpoint()
                 raise
@@ -202,7 +203,7 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
 
 @contextlib.contextmanager
 def _lost(trainer: Trainer) -> Iterator[None]:
-    """A line says what a second Ctrl-C, which waits for no checkpoint, has cost."""
+    """Report the steps that are lost if a second Ctrl-C stops the run without a checkpoint."""
     try:
         yield
     except KeyboardInterrupt:
@@ -214,5 +215,5 @@ def _lost(trainer: Trainer) -> Iterator[None]:
 
 
 def _every(steps: int, done: int) -> bool:
-    """Whether it is the turn of what is done every so many steps; 0: never."""
+    """Whether something done every `steps` steps is due; 0 means never."""
     return steps > 0 and done % steps == 0

@@ -1,4 +1,4 @@
-"""The training loss: one for all modalities, whatever is given."""
+"""The training loss: one loss for all modalities, whichever are given."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from mmfast.model import Model
 from mmfast.streams import TRAIN_NOISE
 from mmfast.training.examples import constants, low_noise, roles, timesteps
 
-# The parts of a loss by name, scalars, from (model, batch, the examples' numbers in the run, config).
+# (model, batch, the examples' numbers in the run, config) -> the parts of a loss by name, scalars.
 Losses = Callable[[Model, Batch, Tensor, Config], dict[str, Tensor]]
 
 
 def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[str, Tensor]:
     """The parts of the training loss, each a mean over the batch: |target - prediction|^2 and lambda_i l_i.
 
-    An example has a time t, uniform but for the shares that `given_at_T` and `train.low_noise` move, and every modality
-    a time of its own: 0 if it is given, T if it is unknown, else t or one of its own (`roles`). What is missing never
-    counts. What is given counts only for a head that has not been told it, or that restores more than is given. Nothing
-    is given to a network that is not told (told=false). What is unknown, or is read before anything is told and leaves
-    no trace, is read off the anchor, so its part is weighted by the anchor's alpha_bar: what cannot be read there is
-    not to drown what can.
+    An example has a time t, uniform except for the shares that `given_at_T` and `train.low_noise` move. Each modality
+    has time 0 if it is given, T if it is unknown, else t or a time of its own (`roles`). Missing modalities never
+    count. A given modality counts only if its head reads unconditioned features, or restores more than is given. With
+    told=false nothing is given. A head that can read its modality off the anchor alone, because the modality is unknown
+    or the encoder does not see it, is weighted by the anchor's alpha_bar, so that times at which little can be read do
+    not dominate. Diffused and restored modalities are not weighted so.
     batch: on the model's device; numbers: int64 [B], the examples' numbers in the run.
     """
     batch = model.complete(batch, config.seed, numbers)
@@ -41,7 +41,7 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
     encodings = model.encode(data)
     terms = model.terms(encodings)
     columns = [1 + model.names.index(name) for name in terms]
-    # The noise is never written to memory: the loss makes it again from its identity.
+    # The noise is never written to memory: the loss regenerates it from its identity.
     noise: dict[str, Any] = {"seed": config.seed, "sample_ids": numbers, "stream": TRAIN_NOISE}
     z_t = ops.q_sample(
         model.anchor_in_space(anchor),
@@ -85,24 +85,24 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
 
 @dataclass(frozen=True)
 class Drawn:
-    """The times of a batch: t [B], of the anchor, and times [B, 1 + N], of all but what is given; and the roles."""
+    """The times and roles of a batch: t [B] of the anchor, and times [B, 1 + N], in which given ones are not yet 0."""
 
     t: Tensor
     times: Tensor
     given: Tensor
     unknown: Tensor
     weight: Tensor  # of the anchor's loss, [B]
-    diagonal: bool  # whether nothing has a time of its own
+    diagonal: bool  # whether no modality can have a time of its own
 
     def of_z(self, model: Model) -> Tensor:
-        """The times of z_t's blocks: one for all where none has its own. What is given or unknown is not seen there."""
+        """The times of z_t's blocks: [B] if all share one. Given and unknown modalities are not seen in z_t."""
         if self.diagonal:
             return self.t
         return _columns(self.times, [0, *(1 + model.names.index(name) for name in model.traced)])
 
 
 def _columns(x: Tensor, columns: list[int]) -> Tensor:
-    """x[:, columns], without the copy of an index from the host that a GPU would wait for."""
+    """x[:, columns], without copying an index from the host, which a GPU would wait for."""
     return torch.stack([x[:, k] for k in columns], 1) if columns else x[:, :0]
 
 
@@ -114,19 +114,19 @@ def _present(model: Model, batch: Batch, numbers: Tensor) -> Tensor:
 
 
 def _times(model: Model, numbers: Tensor, config: Config, present: Tensor) -> Drawn:
-    """The times and roles of the examples, functions of the seed and their numbers."""
+    """The times and roles of the examples, functions of (seed, number)."""
     specs = [model.part(name).spec for name in (model.anchor_name, *model.names)]
     usual, low, T = config.train.given_probability, config.train.low_noise, model.schedule.T
     given = [usual if spec.given_probability is None else spec.given_probability for spec in specs]
     shares = [(p, spec.unknown_probability, spec.own_time_probability) for p, spec in zip(given, specs, strict=True)]
-    if not model.told:  # it has z_t alone: nothing is given, and there is one time
+    if not model.told:  # the network sees z_t only: nothing is given, and there is one time
         shares = [(0.0, 0.0, 0.0)] * len(shares)
     drawn = roles(config.seed, numbers, shares, present, T)
     at_T = (drawn.given * constants(tuple(spec.given_at_T or 0.0 for spec in specs), numbers.device)).amax(1)
     t = timesteps(config.seed, numbers, T, at_T)
     weight = torch.ones_like(present[:, 0])
     if low.share:
-        # Where nothing but the anchor is seen, as when something is to be read off it.
+        # Only where nothing but the anchor is seen, as when a modality is read off it.
         alone = drawn.given[:, 0] == 0
         for k, name in enumerate(model.names, 1):
             if name in model.traced or not model.part(name).uniform:

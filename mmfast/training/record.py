@@ -1,4 +1,4 @@
-"""What a run's data was: enough to tell whether it has changed since, and what of it, without reading it all again."""
+"""A record of a run's data: enough to detect what has changed since, without reading all of it again."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from mmfast.files import read_text
 from mmfast.progress import Bar
 from mmfast.words import plural
 
-# In bytes: the record of a million files.
+# The longest record, in bytes: that of a million files.
 LONGEST = 2**28
-# In bytes. Of the files of a data set so much counts in all, at least so much of each; a file that has more counts with
-# its beginning and its end.
+# In bytes: how much of all files is hashed in total, and of each at least. Longer files are hashed by their two ends.
 IN_ALL, OF_EACH = 2**31, 2**13
-# Of data that is not in files, so many examples of each part are looked at.
+# How many examples of each part are hashed if the data is not in files.
 LOOKED_AT = 32
-# How many names an error has; how many files are hashed without a bar.
+# How many names an error lists; up to how many files are hashed without a progress bar.
 NAMED, FEW = 3, 2000
 PARTS = {"train": "training", "test": "held-out"}
 
@@ -34,7 +33,7 @@ PARTS = {"train": "training", "test": "held-out"}
 class Record:
     """Files by name, each [size in bytes, time of change in ns, digest]; or examples, {part: {number: digest}}.
 
-    portion: the bytes of a file that its digest is of. allowed: the changes that the user has let through, a line each.
+    portion: how many bytes of a file are hashed at most. allowed: the changes that the user has allowed, a line each.
     """
 
     portion: int = 0
@@ -48,7 +47,7 @@ class Record:
 
     @classmethod
     def from_json(cls, text: str) -> Record:
-        """Raises ValueError for what `to_json` has not written."""
+        """Parse what `to_json` wrote. Raises ValueError for anything else."""
         found = json.loads(text)
         usual = asdict(cls())
         if not isinstance(found, dict) or found.keys() != usual.keys():
@@ -63,13 +62,13 @@ class Record:
 
 
 def load(path: Path) -> Record | None:
-    """What the data was when the run began, or was last let through; None where that is not known.
+    """The record of the data as it was when the run began or a change was last allowed; None if there is none.
 
-    A line on stderr tells of a record that cannot be read.
+    If the record cannot be read, print a notice and return None.
     """
     try:
         return Record.from_json(read_text(path, LONGEST))
-    except FileNotFoundError:  # of an earlier version
+    except FileNotFoundError:  # the run is of an earlier version
         return None
     except (OSError, ValueError, RecursionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -78,12 +77,12 @@ def load(path: Path) -> Record | None:
 
 
 def of_files(files: Mapping[str, Path], before: Record | None = None, quiet: bool = True) -> Record:
-    """The record of files by name. What has the size and the time that it had `before` is not read again."""
+    """The record of files by name. Files whose size and time are as `before` are not read again."""
     found: dict[str, list[Any]] = {}
     for name, path in files.items():
         try:
             known = path.stat()
-        except OSError:  # a link to nothing, which whoever reads the data will tell of
+        except OSError:  # a dangling link, which the data set reports when it reads it
             continue
         found[name] = [known.st_size, known.st_mtime_ns, ""]
     portion = before.portion if before and before.files else max(OF_EACH, IN_ALL // max(1, len(found)))
@@ -102,7 +101,7 @@ def of_files(files: Mapping[str, Path], before: Record | None = None, quiet: boo
 
 
 def _digest(path: Path, portion: int) -> str:
-    """Of a file's content, or of its two ends where it has more than `portion` bytes; "" where it cannot be read."""
+    """Hash a file's content, or its two ends if it has more than `portion` bytes; "" if it cannot be read."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -120,9 +119,9 @@ def _short(content: bytes) -> str:
 
 
 def of_examples(data: Data, names: Iterable[str]) -> Record:
-    """The record of data that is not in files: how many examples, and some of them, spread over all.
+    """The record of data that is not in files: the number of examples, and hashes of some, evenly spaced.
 
-    names: the modalities that count. What is computed from others may differ in its last bits from machine to machine.
+    names: the modalities to hash. Modalities computed from others may differ in their last bits between machines.
     """
     found = Record()
     for part in PARTS:
@@ -147,7 +146,7 @@ def _of_example(examples: Examples, row: int, names: Iterable[str]) -> str:
 
 
 def changes(old: Record, new: Record) -> list[str]:
-    """What has changed from one record to the other, in words; nothing where they are of different kinds."""
+    """Describe what has changed from one record to the other; empty if they are of different kinds."""
     found = []
     if old.files and new.files:
         both = [name for name in old.files if name in new.files]

@@ -1,4 +1,4 @@
-"""Weights in shards, one on each rank (FSDP2), for networks whose training does not fit on one GPU."""
+"""Weights sharded over the ranks (FSDP2), for networks whose training does not fit on one GPU."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mmfast.ranks import Ranks
 
 
 def shard(model: Model, ranks: Ranks, device: torch.device) -> None:
-    """Leave a shard of each of the backbone's weights here; what is beside the backbone stays whole.
+    """Shard the backbone's weights over the ranks; all other weights stay whole.
 
-    The blocks of the backbone's lists are gathered one after another when their turn comes. So a large model begins on
-    the CPU, and is never whole on a GPU.
+    Each block in a ModuleList of the backbone is gathered separately when it runs. A large model should start on the
+    CPU, and is then never whole on a GPU.
     """
     try:
         from torch.distributed.device_mesh import init_device_mesh
@@ -37,12 +37,12 @@ def is_shard(x: Tensor) -> bool:
 
 
 def local(x: Tensor) -> Tensor:
-    """What this rank has of a tensor."""
+    """This rank's shard of a tensor, or the tensor itself if it is not sharded."""
     return x.to_local() if is_shard(x) else x  # type: ignore[attr-defined]
 
 
 def whole(tensors: Mapping[str, Tensor], first: bool) -> dict[str, Tensor]:
-    """Tensors without shards, on the first rank: on the CPU those that were. All ranks call this together."""
+    """Gather tensors on the first rank, those that were sharded on the CPU. All ranks call this together."""
     found = {}
     for name, x in tensors.items():
         full: Tensor = x.full_tensor() if is_shard(x) else x  # type: ignore[attr-defined]
@@ -52,7 +52,7 @@ def whole(tensors: Mapping[str, Tensor], first: bool) -> dict[str, Tensor]:
 
 
 def like(x: Tensor, other: Tensor) -> Tensor:
-    """A whole tensor, or its shard where `other` is one. All ranks call this together."""
+    """Shard a whole tensor as `other` is, if it is sharded. All ranks call this together."""
     if not is_shard(other):
         return x
     from torch.distributed.tensor import distribute_tensor
@@ -62,7 +62,7 @@ def like(x: Tensor, other: Tensor) -> Tensor:
 
 
 def groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
-    """Parameters for an optimiser, which takes shards by themselves."""
+    """Parameter groups for an optimiser, with shards in a group of their own."""
     parameters = list(parameters)
     parts = [[p for p in parameters if is_shard(p) == kind] for kind in (False, True)]
     return [{"params": part} for part in parts if part]
@@ -70,7 +70,7 @@ def groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def clip(parameters: Iterable[nn.Parameter], most: float, ranks: Ranks) -> Tensor:
-    """torch's clip_grad_norm_ where some gradients are in shards: returns their norm, over all ranks."""
+    """Clip gradients like torch's clip_grad_norm_ if some are sharded; returns the norm over all ranks."""
     grads = [p.grad for p in parameters if p.grad is not None]
     nothing = torch.zeros((), device=grads[0].device)
     shards = sum((local(g).square().sum() for g in grads if is_shard(g)), nothing)

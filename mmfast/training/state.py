@@ -1,4 +1,4 @@
-"""A trainer's state as tensors by name: "model.*", "ema.*" and "optimizer.INDEX.*", out and in."""
+"""Pack and unpack a trainer's state as tensors by name: "model.*", "ema.*", "balance.*" and "optimizer.INDEX.*"."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mmfast.errors import MmfastError
 from mmfast.files import check_fit
 from mmfast.training.shards import like
 
-# What AdamW keeps of each parameter that has had a gradient. It counts its steps in float32.
 OPTIMISED = ("model", "balance")
+# What AdamW stores for each parameter that has had a gradient. It counts its steps in float32.
 MOMENTS, COUNT, MOST_COUNTED = ("exp_avg", "exp_avg_sq"), "step", 2**24
 
 
 def pack(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All tensors of modules and of an optimiser."""
+    """All tensors of the modules and of the optimiser, by name."""
     tensors = {f"{kind}.{name}": x for kind, module in modules.items() for name, x in module.state_dict().items()}
     for index, p in enumerate(_parameters(modules)):
         tensors |= {f"optimizer.{index}.{name}": x for name, x in optimizer.state.get(p, {}).items()}
@@ -27,7 +27,7 @@ def pack(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> 
 
 
 def _parameters(modules: Mapping[str, nn.Module]) -> list[nn.Parameter]:
-    """What is optimised, in the modules' order, whatever groups the optimiser has it in."""
+    """The optimised parameters in the modules' order, whatever groups the optimiser has them in."""
     return [p for kind in OPTIMISED if kind in modules for p in modules[kind].parameters()]
 
 
@@ -38,9 +38,9 @@ def check(
     modules: Mapping[str, nn.Module],
     path: Path,
 ) -> None:
-    """Raise MmfastError unless `unpack` can take the tensors, and they are of the step in their metadata, 0 .. last.
+    """Raise MmfastError unless `unpack` can load the tensors and they match the step in their metadata, 0 .. last.
 
-    The optimiser has taken as many, but for those that were left out.
+    The optimiser should have taken that many steps, less those that were skipped.
     """
     step, skipped = metadata.get("step"), metadata.get("skipped", 0)
     if type(step) is not int or not 0 <= step <= last:
@@ -52,7 +52,7 @@ def check(
     for index, p in enumerate(_parameters(modules)):
         entry = {COUNT: torch.zeros(()), **dict.fromkeys(MOMENTS, p)}
         named = {f"optimizer.{index}.{name}": x for name, x in entry.items()}
-        if tensors.keys() & named.keys():  # none, where no loss has had a gradient
+        if tensors.keys() & named.keys():  # none if the parameter has had no gradient
             wanted |= named
             counts.append(f"optimizer.{index}.{COUNT}")
     check_fit(tensors, wanted, path)
@@ -65,7 +65,7 @@ def check(
 
 
 def unpack(tensors: Mapping[str, Tensor], modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
-    """Fill modules and an optimiser with what `pack` gave and `check` found good."""
+    """Load into the modules and the optimiser what `pack` returned and `check` accepted."""
     parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in (*modules, "optimizer")}
     for name, x in tensors.items():
         kind, rest = name.split(".", 1)

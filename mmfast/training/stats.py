@@ -1,4 +1,4 @@
-"""The lines of stats.jsonl: kept on the device, and read and written once in many steps."""
+"""The lines of stats.jsonl: kept on the device, and read and written only every so many steps."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from mmfast.errors import MmfastError, notice
 from mmfast.run import Run
 from mmfast.stats_lines import stats_lines
 
-# How many characters of stats.jsonl a checkpoint keeps: a thousand lines or so.
+# How many characters of stats.jsonl a checkpoint keeps: about a thousand lines.
 RECENT = 2**18
-# Of so many steps `train.max_skipped` may be left out.
+# The number of steps in which at most `train.max_skipped` may be skipped.
 WINDOW = 100
 
 Line = dict[str, Any]
 
 
 class Stats:
-    """What is known of every step. `recent`: the end of stats.jsonl; `skipped`: how many steps were left out so far."""
+    """The statistics of every step. `recent`: the end of stats.jsonl; `skipped`: how many steps were skipped so far."""
 
     def __init__(self, config: Config, run: Run, writes: bool) -> None:
         self.config, self.run, self.writes = config, run, writes
         self.pending: list[Line] = []
         self.recent = ""
         self.skipped = 0
-        self.lately: list[int] = []  # the steps left out, of the last WINDOW
-        self.most: list[int] = []  # the most of them within any WINDOW since the last lines
+        self.lately: list[int] = []  # the skipped steps among the last WINDOW
+        self.most: list[int] = []  # the most skipped steps in any WINDOW that ended since the last flush
         self.unwritten = ""
 
     def restore(self, step: int, metadata: Mapping[str, Any]) -> None:
-        """Heal stats.jsonl up to the step of a state. Only those who write call this."""
+        """Repair stats.jsonl up to the step of a state. Only the rank that writes calls this."""
         self.recent = self.run.heal_stats(step, str(metadata.get("stats", "")))[-RECENT:]
 
     def taken_up(self, step: int, skipped: int, recent: str) -> None:
-        """What all ranks know of the steps before `step`."""
+        """Take over what is known of the steps up to `step`, on all ranks."""
         self.skipped, self.recent = skipped, recent
         lines = [(n, json.loads(line)) for n, line in stats_lines(recent.encode())]
         self.lately = [n for n, line in lines if step - WINDOW < n <= step and line.get("skipped") is True]
         self.most = self.lately
 
     def last(self) -> Line:
-        """The line of the last step that was written."""
+        """The last line that was written; {} if there is none."""
         lines = self.recent.splitlines()
         return json.loads(lines[-1]) if lines else {}
 
@@ -62,11 +62,11 @@ class Stats:
             self.run.heal_stats(line["step"], self.recent)
 
     def flush(self) -> list[Line]:
-        """Write the lines of the steps since the last time; returns them.
+        """Write the lines of the steps since the last call, and return them.
 
-        This is where the host reads the losses: once in many steps, so that it seldom waits for a GPU. They are the
-        same on all ranks. What is not finite is null, and a step that was left out has "skipped": true. A line on
-        stderr tells of such steps.
+        The host reads the losses only here, every so many steps, so that it seldom waits for a GPU. The lines are the
+        same on all ranks. Non-finite values become null. A skipped step has "skipped": true, and a notice on stderr
+        reports such steps.
         """
         if not self.pending:
             return []
@@ -82,9 +82,9 @@ class Stats:
         return lines
 
     def _write(self, text: str) -> None:
-        """Append, or keep for the next time where the disk does not take it: a checkpoint insists.
+        """Append to the file. If that fails, keep the text for the next call, until a checkpoint calls `insist`.
 
-        Raises MmfastError where another process writes there too.
+        Raises MmfastError if another process writes to the file too.
         """
         if not self.writes:
             return
@@ -99,14 +99,14 @@ class Stats:
         self.unwritten = ""
 
     def insist(self) -> None:
-        """Raises MmfastError where lines are left that could not be written."""
+        """Write the lines that could not be written before. Raises MmfastError if that fails again."""
         if self.unwritten:
             self.run.append_stats(self.unwritten)
             self.unwritten = ""
 
     def _count(self, new: list[int], step: int) -> None:
         self.skipped += len(new)
-        # The fullest of all windows that end among the new steps counts, however seldom lines are written.
+        # The window with the most skipped steps counts, of all that end among the new ones, however rare flushes are.
         kept, first, self.most = [*self.lately, *new], 0, list[int]()
         for last, n in enumerate(kept):
             while kept[first] <= n - WINDOW:
@@ -123,7 +123,7 @@ class Stats:
         return "that is not finite" if above is None else f"of {above:g} or more (train.skip_above), or not finite"
 
     def check(self) -> None:
-        """Raise MmfastError where too many steps were left out lately."""
+        """Raise MmfastError if too many recent steps were skipped."""
         if len(self.most) > self.config.train.max_skipped:
             raise MmfastError(
                 f"{len(self.most)} of the last {WINDOW} steps, up to step {self.most[-1]:,}, were left out, with a "
@@ -134,6 +134,6 @@ class Stats:
 
 
 def _plain(line: Line) -> Line:
-    """A line as JSON has it: null for what is not finite; "skipped" only where it is true."""
+    """A line for JSON: None for non-finite values, and "skipped" only if it is true."""
     found = {k: None if isinstance(x, float) and not math.isfinite(x) else x for k, x in line.items() if k != "skipped"}
     return {**found, "skipped": True} if line.get("skipped") else found

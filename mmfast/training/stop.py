@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it does so after the step in hand, with its state saved."""
+"""Signals that ask a run to stop: it finishes the current step and saves its state first."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mmfast.signals import answered, interrupt
 
 
 class Stop:
-    """Ctrl-C, SIGTERM and a terminal that closes ask for a stop after the step in hand; a second Ctrl-C stops at once.
+    """Stop after the current step on Ctrl-C, SIGTERM or SIGHUP; a second Ctrl-C stops at once.
 
-    Under nohup a terminal that closes is ignored, as it was. at_once: whether a second one does; not under torchrun,
-    which may pass on what the terminal has sent, and kills what does not end in half a minute.
+    Under nohup SIGHUP stays ignored. at_once: whether a second Ctrl-C stops at once. False under torchrun, which may
+    forward the signal that the terminal has already sent, and kills processes that do not end within half a minute.
     """
 
     def __init__(self, at_once: bool = True) -> None:
@@ -21,7 +21,7 @@ class Stop:
         self.answered = contextlib.ExitStack()
 
     def _ask(self, number: int, frame: Any) -> None:
-        # Ctrl-C in a terminal may be followed by SIGTERM from whoever started this: that is one wish, not two.
+        # Ctrl-C in a terminal may be followed by SIGTERM from the parent process: together they are one request.
         if self.asked and self.at_once and number == signal.SIGINT:
             interrupt()
         self.asked = True

@@ -1,8 +1,8 @@
-"""Training. The order of the data, the timesteps, what is given and the noise are functions of (seed, number of
-the example in the run), so resuming is one integer and needs no random state; nor do more ranks or accumulation.
+"""Training. The order of the data, the timesteps, which modalities are given and the noise are functions of (seed,
+number of the example in the run). So resuming, more ranks and accumulation need no random state, only one integer.
 
-With several ranks each has the whole state, computes its parts of every batch, and takes the same step with the mean of
-all gradients. The first alone reads and writes the run's folder.
+With several ranks, each has the whole state, computes its parts of every batch, and takes the same step with the mean
+of all gradients. Only the first rank reads and writes the run's folder.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def learning_rate(config: Config, step: int) -> float:
 
 
 def seed_of(seed: int, start: int) -> int:
-    """64 bits for torch's generator at a place in the run. Mixed: the CPU's generator looks at the lower 32 alone."""
+    """A 64-bit seed of torch's generator at a place in the run, hashed since the CPU's generator uses only 32 bits."""
     return int.from_bytes(hashlib.blake2b(f"{seed} {start}".encode(), digest_size=8).digest(), "little")
 
 
 class Trainer:
-    """One run: its model, optimiser and averages, and the steps done so far; the same on all ranks."""
+    """One run: its model, optimiser and averages, and the number of steps done; the same on all ranks."""
 
     def __init__(
         self,
@@ -88,8 +88,8 @@ class Trainer:
         self.modules: dict[str, Model] = {"model": self.model, "ema": self.ema.model}
         self.kept: dict[str, torch.nn.Module] = {**self.modules, "balance": self.balance}
         self.stats = Stats(config, run, writes=ranks.first)
-        self.best: dict[str, Any] | None = None  # the step and the loss of the best average on held-out examples
-        self.done = self.saved = 0  # steps, and those that the last state is of
+        self.best: dict[str, Any] | None = None  # the step of the average with the least held-out loss, and that loss
+        self.done = self.saved = 0  # steps done, and the step of the last saved state
         self.board: Board | None = None
 
     @functools.cached_property
@@ -97,16 +97,16 @@ class Trainer:
         return Validation(self.config, self.data.test, self.losses, self.drawing, self.device)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, but the step's number."""
+        """Everything that the next step depends on, except the number of the step."""
         return shards.whole(states.pack(self.kept, self.optimizer), self.ranks.first)
 
     @property
     def drawing(self) -> Ranks:
-        """The ranks as they draw from the model: each its share, or, of a model in shards, all together all of it."""
+        """The ranks for sampling: each draws its share, but with a sharded model all ranks draw everything together."""
         return dataclasses.replace(self.ranks, divides=not self.sharded)
 
     def restore(self) -> None:
-        """Take up the newest checkpoint that is whole, if there is one, and heal the stats up to its step."""
+        """Load the newest intact checkpoint, if there is one, and repair the stats up to its step."""
 
         def check(tensors: dict[str, Tensor], metadata: dict[str, Any], path: Path) -> None:
             states.check(tensors, metadata, self.config.train.steps, self.kept, path)
@@ -119,15 +119,15 @@ class Trainer:
         self.done = self.saved = metadata["step"]
         self.best = metadata["best"]
         self.stats.taken_up(self.done, metadata.get("skipped", 0), metadata["stats"])
-        if self.ranks.count > 1:  # all begin with the same bits, on whatever machines
+        if self.ranks.count > 1:  # all start bit-identical, whatever their machines
             tensors = self.ranks.tensors(tensors if self.ranks.told(bool(tensors)) else self.state())
         if tensors:
             states.unpack(tensors, self.kept, self.optimizer)
 
     def checkpoint(self, anyway: bool = True) -> bool:
-        """Write the state and, beside it, the weights and their average for others to load; returns whether it did.
+        """Save the state, and export the weights and their average; returns whether it did.
 
-        Unless `anyway`, not where the last step was left out: the weights may be what is wrong.
+        Unless `anyway`, do nothing if the last step was skipped, because the weights themselves may be bad.
         """
         self.flush()
         if not anyway and self.done in self.stats.lately:
@@ -139,12 +139,12 @@ class Trainer:
             more = {"skipped": self.stats.skipped, "best": self.best}
             metadata |= {name: x for name, x in more.items() if x}
             due = every > 0 and self.done // every > self.saved // every
-            # One that is there lacks a validation that has been made up for since.
+            # A state already kept for this step lacks the validation that was made up for on resuming.
             keep = due or self.run.kept(self.done).exists()
             self.run.save_state(state, metadata, self.done if keep else None)
         self.saved = self.done
         self.export()
-        self.ranks.any(True)  # no rank leaves before it is written
+        self.ranks.any(True)  # a barrier: no rank returns before the state is written
         return True
 
     def export(self) -> None:
@@ -157,17 +157,17 @@ class Trainer:
             self.run.guard(lambda: save_tensors(self.run.folder / file, tensors, metadata))
 
     def validate(self) -> float:
-        """The average's loss on held-out examples, for the last step's line too; keeps an average that is the best."""
+        """The averaged model's held-out loss. Add it to the last step's line; save the model if it is the best."""
         found = self.validation(self.ema.model)
         if found["loss"] < (self.best or {"loss": math.inf})["loss"]:
-            # The file first: where it cannot be written, all of this is still to be done.
+            # The file first: if it cannot be written, the validation is repeated on resuming.
             self._export(BEST, "ema", {"step": self.done, "validation": found})
             self.best = {"step": self.done, "loss": found["loss"]}
         self.stats.add_to_last({f"validation.{name}": value for name, value in found.items()})
         return found["loss"]
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
-        """The examples of this rank's next part. Raises MmfastError on all ranks where one cannot have its own."""
+        """The examples of this rank's next part. If any rank cannot read its own, raise MmfastError on all ranks."""
         error = None
         try:
             batch = next(batches)
@@ -180,14 +180,14 @@ class Trainer:
         return batch
 
     def step(self, batches: Iterator[Batch], network: Model) -> None:
-        """One optimiser step, over this rank's parts of the batch."""
+        """Take one optimiser step, computing this rank's parts of the batch."""
         train = self.config.train
         shares = parts(self.config, self.ranks, self.done)
         totals: dict[str, Tensor] = {}
         weights = {f"balance.{name}": w for name, w in self.balance.weights().items()}
         for part in shares:
             batch = self._next(batches)
-            # Dropout is the one thing that draws from torch's generator: a function of the place in the run too.
+            # Only dropout draws from torch's generator; seeding makes it a function of the place in the run too.
             torch.manual_seed(seed_of(self.config.seed, part.start))
             numbers = torch.arange(part.start, part.stop, device=self.device)
             batch = batch.to(self.device)
@@ -213,7 +213,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         most = math.inf if train.skip_above is None else train.skip_above
-        # Decided where the gradient is: the host need not wait for it. The optimiser leaves such a step out.
+        # Decided on the device, so that the host need not wait. The optimiser skips a step with found_inf set.
         skipped = (~((norm < most) & totals["loss"].isfinite())).float()
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self.balance.update(self.ranks, skipped)
@@ -230,7 +230,7 @@ class Trainer:
         self.stats.pending.append({**line, "learning_rate": rate, "skipped": skipped})
 
     def capture(self) -> None:
-        """Replace the network's passes by CUDA graphs of them, for batches of the config's size."""
+        """Replace the backbone's passes by CUDA graphs, for batches of the config's size."""
         size = len(parts(self.config, self.ranks, 0)[0])
         examples = self.data.train.__getitems__([i % len(self.data.train) for i in range(size)])
         batch, numbers = examples.to(self.device), torch.arange(size, device=self.device)
@@ -238,9 +238,9 @@ class Trainer:
         graphs.capture(self.model, lambda: self.losses(self.model, batch, numbers, self.config), bf16)
 
     def flush(self) -> dict[str, Any]:
-        """Write the stats of the steps since the last flush, here and to the logs; returns the last of them.
+        """Write the stats of the steps since the last flush to the run and its logs; returns the last line.
 
-        Raises MmfastError where too many steps were left out; the last checkpoint stays as it is.
+        Raises MmfastError if too many steps were skipped; the last checkpoint is left as it is.
         """
         lines = self.stats.flush()
         if not lines:

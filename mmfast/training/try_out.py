@@ -1,4 +1,4 @@
-"""A look at a run before it is one: what does not fit should show before there is a folder."""
+"""A rehearsal of a run, to find what does not fit before the run's folder is created."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from mmfast.training.examples import parts
 from mmfast.training.log import check_logs
 from mmfast.training.objective import Losses, losses
 
-# Training examples that modalities are fitted to, and how many are read at once.
+# The most training examples that modalities are fitted to, and how many are read at once.
 FITTED_TO, AT_ONCE = 4096, 256
 
 
 def check_batch(model: Model, batch: Batch) -> None:
-    """Raise MmfastError for the first modality whose data (on the host) is not what its config says."""
+    """Raise MmfastError for the first modality whose data (on the host) does not match its config."""
     for name, x in batch.filled().items():
         if name in model.parts:
             model.part(name).check(x, f"data: {name}")
 
 
 def fitted(model: Model, data: Data) -> Model:
-    """The model, with what its modalities take of the training data (of so many examples, from all over)."""
+    """Fit the model's modalities to training examples, at most FITTED_TO, evenly spaced; returns the model."""
     found: dict[str, list[Tensor]] = {name: [] for name in model.parts if model.part(name).fits}
     if not found:
         return model
@@ -52,9 +52,9 @@ def fitted(model: Model, data: Data) -> Model:
 
 
 def rehearse(config: Config, data: Data, losses: Losses = losses, ranks: Ranks = ALONE) -> Model:
-    """All that training does before its first step, but for the run's folder: raises MmfastError for bad input.
+    """Do all that training does before its first step, without a run's folder. Raises MmfastError for bad input.
 
-    Returns the model at its initial weights.
+    Returns the model with its initial weights.
     """
     pick_device(config.train.device, "train.device")
     parts(config, ranks, 0)
@@ -79,10 +79,10 @@ def rehearse(config: Config, data: Data, losses: Losses = losses, ranks: Ranks =
 
 
 def try_out(model: Model, batch: Batch, config: Config, losses: Losses) -> None:
-    """Run two examples, so that sizes that do not fit show before there is a run; and look at the encodings' scales.
+    """Run two examples, to find sizes that do not fit, and check the scale of the encodings.
 
-    Raises MmfastError where torch refuses; warns of encodings far from unit RMS, whose weight's scale means another
-    thing than it says.
+    Raises MmfastError if torch raises. Warns of encodings far from unit RMS, for which the weight's `scale` is
+    misleading.
     """
     with torch.no_grad():
         try:

@@ -1,4 +1,4 @@
-"""The loss of held-out examples: always the same examples, at the same times, with the same noise."""
+"""The loss on held-out examples: always the same examples, at the same times, with the same noise."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from mmfast.training.examples import parts
 from mmfast.training.objective import Losses
 from mmfast.training.try_out import check_batch
 
-# The number of the first of them. No example of training has one so high; numbers have 48 bits.
+# The number of the first validation example. Training never reaches it; numbers have 48 bits.
 FIRST = 2**47
-# At most so many at a time.
+# The largest batch.
 AT_ONCE = 64
 
 
 def chosen(seed: int, length: int, count: int) -> Tensor:
-    """`count` of `length` examples in an order of chance, all of them before one comes again: int64 [count]."""
+    """`count` of `length` examples in random order, all of them before any repeats: int64 [count]."""
     keys = ops.random_words([length, 1], seed=seed, sample_ids=torch.arange(length), stream=VALIDATE)[:, 0]
     return keys.argsort(stable=True)[torch.arange(count) % length]
 
 
 class Validation:
-    """The loss of a model on `train.validate_examples` (example, time, noise), by which averages are compared.
+    """The loss of a model on `train.validate_examples` draws of (example, time, noise), to compare averages by.
 
-    They are examples of the run with numbers of their own, so that their times, what is given of them, and their noise
-    are those of no example of training. The ranks share them out.
+    They have example numbers of their own, so their times, given modalities and noise differ from those in training.
+    The ranks share the work.
     """
 
     def __init__(self, config: Config, examples: Examples, losses: Losses, ranks: Ranks, device: torch.device) -> None:
@@ -44,22 +44,22 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, model: Model) -> dict[str, float]:
-        """The means by name: "loss", and "loss.NAME" for each of its parts. The model is in its evaluation mode.
+        """The means by name: "loss", and "loss.NAME" for each of its parts. The model should be in evaluation mode.
 
-        Raises MmfastError for an example that cannot be read.
+        Raises MmfastError if an example cannot be read.
         """
         places = torch.arange(len(self.rows)).split(self.size)
         found = self.ranks.map(lambda k: self._of(model, k), places)
         sums: dict[str, float] = {}
         for k, values in zip(places, found, strict=True):
-            if isinstance(values, str):  # on all ranks alike: none may leave the others waiting
+            if isinstance(values, str):  # raised on all ranks, so that none leaves the others waiting
                 raise MmfastError(values)
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value * len(k) / len(self.rows)
         return sums
 
     def _of(self, model: Model, places: Tensor) -> Mapping[str, float] | str:
-        """The means over some of them; or why they cannot be had."""
+        """The means over some examples, or the error if one cannot be read."""
         try:
             batch = self.examples.__getitems__(self.rows[places].tolist())
             check_batch(model, batch)

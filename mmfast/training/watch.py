@@ -1,4 +1,4 @@
-"""What a person sees of training: how far it is, its losses, and after the first steps how long it will take."""
+"""What training shows the user: progress, losses and, after the first steps, an estimate of the time left."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mmfast.errors import say
 from mmfast.progress import Bar, duration
 from mmfast.words import plural
 
-# A step's time is told after so many seconds, and two steps at least; the first is none of them, and may compile.
+# Seconds, and at least two steps, before the estimate. The first step does not count, because it may compile.
 TIMED = 2.0
 
 
 class Watch(Bar):
-    """The bar of training, or its plain lines: one every `train.log_every` steps, a thousand of them at most."""
+    """The progress bar of training, or plain lines: one every `train.log_every` steps, at most a thousand."""
 
     def __init__(self, config: Config, done: int, device: torch.device, quiet: bool) -> None:
         super().__init__(
@@ -32,7 +32,7 @@ class Watch(Bar):
         self.validated = ""
 
     def update(self, units: int = 1) -> None:
-        """A step has ended."""
+        """Count a finished step."""
         super().update(units)
         now = time.monotonic()
         if self.first is None:
@@ -50,11 +50,11 @@ class Watch(Bar):
         say(f"{seconds:.3g} s a step: about {duration(left * seconds)} for the {plural(left, 'step')} left{used}")
 
     def measured(self, loss: float) -> None:
-        """The loss on held-out examples, to be shown from here on."""
+        """Set the loss on held-out examples, which is shown from here on."""
         self.validated = _short(loss)
 
     def figures(self, line: Mapping[str, Any]) -> None:
-        """Show a line of the stats: the losses, and the last that was measured on held-out examples."""
+        """Show the losses in a line of the stats, and the last loss on held-out examples."""
         parts = {name.removeprefix("loss."): _short(x) for name, x in line.items() if name.startswith("loss")}
         self.show({**parts, **({"validation": self.validated} if self.validated else {})})
 
