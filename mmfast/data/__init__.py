@@ -1,6 +1,6 @@
-"""Data sets: one file a kind, each with `open(spec, modalities, anchor) -> Data`.
+"""Data sets: one file per kind, each with `open(spec, modalities, anchor) -> Data`.
 
-A new file in this folder is a new kind; HELPERS are what the kinds share.
+A new file in this folder is a new kind. HELPERS lists the modules that the kinds share.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ KINDS = [module.name for module in pkgutil.iter_modules(__path__) if module.name
 
 
 def kind(name: str) -> ModuleType:
-    """The module of this kind of data. Raises MmfastError for an unknown one."""
+    """The module of this kind of data. Raises MmfastError if it is unknown."""
     if name not in KINDS:
         raise unknown("data.kind", name, KINDS)
     return importlib.import_module(f"{__name__}.{name}")

@@ -1,4 +1,4 @@
-"""What a data set is: examples to train on, examples held out, and judges that read a modality off an image."""
+"""Data set types: training examples, held-out examples, and judges that predict a modality from an image."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 @dataclass
 class Batch:
-    """Some examples: every modality [B, ...] by name, and for those that not all have, who has it (bool [B]).
+    """Some examples: each modality [B, ...] by name, and which examples have it (bool [B]) if not all do.
 
-    z0: of the anchor, [B, C, H, W], where it was computed before, as an autoencoder's latents are.
+    z0: the anchor's z_0, [B, C, H, W], if it was computed before, as an autoencoder's latents are.
     """
 
     data: dict[str, Tensor]
@@ -25,7 +25,7 @@ class Batch:
         return len(next(iter(self.data.values())))
 
     def filled(self) -> dict[str, Tensor]:
-        """The data with zeros for what is missing, whatever stood there."""
+        """The data with missing values replaced by zeros."""
         data = dict(self.data)
         for name, there in self.present.items():
             missing = ~there.reshape(-1, *[1] * (data[name].dim() - 1))
@@ -36,7 +36,7 @@ class Batch:
         return self._each(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """A copy from which a GPU takes what it needs while the host goes on; torch's DataLoader asks for it."""
+        """A copy in pinned memory, for asynchronous copies to a GPU. torch's DataLoader calls this."""
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -47,7 +47,7 @@ class Batch:
 class Examples(Protocol):
     """Examples by number, 0 .. len - 1, in an order that never changes.
 
-    Where several are made of one, as by mirroring, a method `sources` says of which: numbers -> int64 [B].
+    If several examples are made from one, as by mirroring, a method `sources` returns its number: numbers -> int64 [B].
     """
 
     def __len__(self) -> int: ...
@@ -57,7 +57,7 @@ class Examples(Protocol):
 
 @dataclass
 class Layer:
-    """Examples seen through something that changes how they are read. What else they have, such as stems, is theirs."""
+    """A wrapper that changes how examples are read. It forwards other attributes, such as stems."""
 
     examples: Examples
 
@@ -65,7 +65,7 @@ class Layer:
         return len(self.examples)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "examples":  # as while it is unpickled
+        if name.startswith("__") or name == "examples":  # as during unpickling
             raise AttributeError(name)
         return getattr(self.examples, name)
 
@@ -84,23 +84,23 @@ class InMemory:
         return Batch({name: x[index] for name, x in self.tensors.items()})
 
 
-# What the option `validation` of a data set's spec is for.
+# The help text of the option `validation` of a data set's spec.
 VALIDATION = "hold out a part of the training data instead of the test data, to choose options by"
 
-# What the option `flip` of a data set's spec is for.
+# The help text of the option `flip` of a data set's spec.
 FLIP = "mirror half of the training examples, left to right, at random: image, mask and feature maps together"
 
-# Reads a modality off generated anchors, independently of the model: images float [B, C, H, W] -> x [B, ...].
+# Predicts a modality from generated anchors, independently of the model: images float [B, C, H, W] -> x [B, ...].
 Judge = Callable[[Tensor], Tensor]
 
 
 @dataclass
 class Data:
-    """A data set, split.
+    """A data set, split into training and test examples.
 
-    judges: makes, by modality, what the evaluation asks about generated images (x of another anchor). baselines: makes
-    figures of simple methods on the same split, to stand beside the model's. flip: whether training is to mirror half
-    of its examples.
+    judges: makes the judges of generated images (or x of another anchor) by modality, for the evaluation. baselines:
+    computes the figures of simple methods on the same split, to compare the model's with. flip: whether training should
+    mirror half of its examples.
     """
 
     train: Examples

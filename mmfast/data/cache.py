@@ -1,4 +1,4 @@
-"""What takes long to make and depends on little is made once and kept as a file."""
+"""A cache of tensors in files, for what takes long to compute and depends on little."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ LIMIT = "gigabytes of decoded examples to keep there, so that none is decoded tw
 
 
 def cache_folder(folder: str | Path = "") -> Path:
-    """The folder given, or the user's own: $XDG_CACHE_HOME/mmfast, ~/.cache/mmfast where that is not set."""
+    """The given folder, or else the user's: $XDG_CACHE_HOME/mmfast, or ~/.cache/mmfast if that is not set."""
     if folder:
         return Path(folder)
     home = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(home) if home else Path.home() / ".cache") / "mmfast"
-    except RuntimeError:  # a user without one, as in some containers
+    except RuntimeError:  # the user has no home folder, as in some containers
         raise MmfastError(
             "data.cache is empty, and this user has no home folder to keep data in; give --data.cache DIR, or set the "
             "variable XDG_CACHE_HOME"
         ) from None
 
 
-# The file that marks a cache: those who make backups know its first line (bford.info/cachedir).
+# The file that marks a cache folder; backup tools know its first line (bford.info/cachedir).
 TAG, SIGNATURE = "CACHEDIR.TAG", "Signature: 8a477f597d28d172789f06886806bc55\n# Made by mmfast, and safe to remove.\n"
 
 
 def made(folder: Path) -> None:
-    """Make a cache folder, and mark it as one. Raises OSError."""
+    """Create a cache folder and mark it as one. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / TAG).exists():
         write_text(folder / TAG, SIGNATURE)
 
 
 def is_cache(folder: Path) -> bool:
-    """Whether it is a folder that mmfast has made a cache of."""
+    """Whether mmfast has created this folder as a cache."""
     try:
         return beginning(folder / TAG, len(SIGNATURE)) == SIGNATURE.encode()
     except OSError:
@@ -60,10 +60,10 @@ def digest(text: str) -> str:
 def kept(
     folder: str | Path, name: str, key: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The tensors that `make` makes, from FOLDER/NAME-HASH.safetensors where they were made before.
+    """The tensors that `make` returns, loaded from FOLDER/NAME-HASH.safetensors if they were made before.
 
-    key: all that they depend on, as JSON; its hash is in the file's name and the whole of it inside. A file that is
-    damaged is made again; a folder that cannot be written to gives a warning, no error.
+    key: everything that they depend on, as JSON; its hash is in the file's name, and all of it in the file. A damaged
+    file is made again. If the folder cannot be written to, this warns and does not fail.
     """
     key = json.loads(json.dumps(key))
     file = cache_folder(folder) / f"{name}-{digest(json.dumps(key, sort_keys=True))[:16]}.safetensors"

@@ -1,7 +1,7 @@
-"""Examples decoded once: each is a row of a memory-mapped file, found by what its files are and what is done to them.
+"""A cache of decoded examples: each is a row of a memory-mapped file, keyed by its files and how they are read.
 
-Rows are written as they are first read, by whatever process reads them. All write the same bytes, and a row counts only
-where its checksum is right, so that a kill or a power cut costs no more than decoding it again.
+Whichever process first reads a row writes it. All processes write the same bytes, and a row counts only if its checksum
+is right, so a kill or a power cut costs no more than decoding it again.
 """
 
 from __future__ import annotations
@@ -31,39 +31,39 @@ from mmfast.errors import MmfastError, notice
 from mmfast.files import write_atomically
 from mmfast.modalities import Spec as AnySpec
 
-VERSION = 1  # of the file, and of all that reads pictures
-# So many examples say in which types their modalities are kept.
+VERSION = 1  # of the file's format, and of all code that reads pictures
+# How many examples are inspected to choose the types in which modalities are stored.
 LOOKED_AT = 8
 GB = 1e9
 
 
 @dataclass
 class Decoded(Layer):
-    """Examples whose numbers are kept in `file`: what is there is not decoded again."""
+    """Examples whose values are cached in `file`: rows in it are not decoded again."""
 
     file: Path
     layout: Layout
     blanks: Mapping[str, Tensor]
-    trusted: np.ndarray = field(init=False, repr=False)  # rows whose checksum this process has compared
+    trusted: np.ndarray = field(init=False, repr=False)  # rows whose checksum this process has verified
     writes: bool = field(default=True, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.trusted = np.zeros(len(self), bool)
 
-    def __getstate__(self) -> dict[str, Any]:  # a map would be pickled as all that it maps
+    def __getstate__(self) -> dict[str, Any]:  # pickling a memory map would copy all of it
         return {k: x for k, x in vars(self).items() if k != "_map"}
 
     @cached_property
     def _map(self) -> np.ndarray | None:
         try:
             whole = np.memmap(self.file, np.uint8, "r")
-        except (OSError, ValueError):  # another process has made room
+        except (OSError, ValueError):  # another process has removed the file to make room
             return None
         return whole if len(whole) == self.layout.size else None
 
     @property
     def complete(self) -> bool:
-        """Whether each row is there, so that nothing is decoded again."""
+        """Whether all rows are there, so that nothing is decoded again."""
         return self._map is not None and bool(self.layout.sums(self._map).all())
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
@@ -82,7 +82,7 @@ class Decoded(Layer):
         return Batch(data, {name: x for name, x in present.items() if not bool(x.all())})
 
     def _take(self, index: int, out: list[np.ndarray], has: np.ndarray) -> bool:
-        """Fill one place of a batch from the file; whether the row is there and whole."""
+        """Fill one place of a batch from the file; returns whether the row is there and intact."""
         if self._map is None:
             return False
         row = self.layout.row(self._map, index)
@@ -99,7 +99,7 @@ class Decoded(Layer):
         return True
 
     def _keep(self, rows: Mapping[int, tuple[list[np.ndarray], np.ndarray]]) -> None:
-        """Write rows, each of some numbers and of flags that say what is there."""
+        """Write rows, each given by its values and flags for which modalities are present."""
         if self._map is None or not self.writes:
             return
         try:
@@ -108,7 +108,7 @@ class Decoded(Layer):
                     row = np.zeros(self.layout.width, np.uint8)
                     row[: len(has)] = has
                     columns = zip(self.layout.columns, numbers, has, strict=True)
-                    # One of another kind than those looked at is decoded each time.
+                    # A row that does not fit the types chosen from the inspected ones is decoded each time.
                     if all(column.pack(x, row) for column, x, there in columns if there):
                         self.layout.put(file, index, row)
         except OSError as error:
@@ -117,7 +117,7 @@ class Decoded(Layer):
 
 
 def key_of(*parts: object) -> bytes:
-    """What tells one example from another: a hash of what can be written as JSON."""
+    """A key for an example: a hash of parts that can be written as JSON."""
     return hashlib.sha256(json.dumps(parts).encode(errors="surrogateescape")).digest()[:KEY]
 
 
@@ -128,7 +128,7 @@ def decoded_once(
     about: Mapping[str, Any],
     options: Any,
 ) -> Examples:
-    """`decoded`, of the modalities with these specs, as the options cache and cache_gb of a data set say."""
+    """Call `decoded` for modalities with these specs, with the options cache and cache_gb of a data set."""
     about = {**about, "modalities": {name: _own_options(x) for name, x in specs.items()}, "pillow": PIL.__version__}
     code = {name: digest for name, spec in specs.items() if (digest := kinds.kind(spec.kind).read_by(spec))}
     about |= {"code": code} if code else {}
@@ -136,12 +136,12 @@ def decoded_once(
     return decoded(examples, blanks, keys() if options.cache_gb else [], about, options.cache, options.cache_gb)
 
 
-# Options that no reader looks at: they change with every example that comes or goes.
+# Options that readers ignore, and that change with every example that is added or removed.
 OF_ALL = {"class_counts", "captions"}
 
 
 def _own_options(spec: Any) -> dict[str, Any]:
-    """The options of a modality that not every modality has: some of these say how its files are read."""
+    """The options specific to a kind of modality, which may specify how its files are read."""
     common = {f.name for f in dataclasses.fields(AnySpec)} - {"kind"} | OF_ALL
     return {name: value for name, value in dataclasses.asdict(spec).items() if name not in common}
 
@@ -155,12 +155,12 @@ def decoded(
     limit: float,
     packings: Mapping[str, str] | None = None,
 ) -> Examples:
-    """The examples, each kept in a file of the cache folder once it is decoded; as they are where that cannot be.
+    """The examples, each cached in a file of the cache folder once it is decoded; unchanged if that is impossible.
 
-    blanks: a tensor of the shape and type of each modality. keys: of each example, `key_of` all that its numbers hang
-    on beside `about`, which is the same for all. An earlier file of the same `about` gives the rows whose keys are
-    among these, and goes. limit: in gigabytes, of all such files together; the longest unused make room. packings: by
-    modality; None for those that fit a few examples.
+    blanks: a tensor of the shape and type of each modality. keys: for each example, `key_of` everything that its values
+    depend on besides `about`, which is the same for all. Rows of an earlier file of the same `about` whose keys are
+    among these are copied, and that file is removed. limit: in gigabytes, for all such files together; the least
+    recently used are removed to make room. packings: by modality; None to choose them from a few examples.
     """
     if not limit or not len(examples):
         return examples
@@ -192,7 +192,7 @@ def decoded(
 
 
 def _look(examples: Examples) -> list[Batch]:
-    """A few examples that can be read, from all over."""
+    """A few readable examples, evenly spaced over the data."""
     found: list[Batch] = []
     for k in range(LOOKED_AT):
         with contextlib.suppress(MmfastError):
@@ -201,7 +201,7 @@ def _look(examples: Examples) -> list[Batch]:
 
 
 def _make_room(folder: Path, size: int, limit: float, earlier: Sequence[Path]) -> bool:
-    """Remove the longest unused files where these and a new one pass the limit; whether there is room for it then."""
+    """Make room for a new file by removing the least recently used; returns whether it fits into the limit."""
     if size > min(limit, shutil.disk_usage(folder).free):
         return False
     others = {path: path.stat() for path in folder.glob("decoded-*.rows") if path not in earlier}
@@ -222,7 +222,7 @@ def _remove(*paths: Path) -> None:
 def _begin(
     file: Path, layout: Layout, blanks: Mapping[str, Tensor], keys: Sequence[bytes], earlier: Sequence[Path]
 ) -> None:
-    """A file with the rows that earlier ones have, and room for the others."""
+    """Create a file with the rows that earlier files have, and room for the others."""
 
     def write(new: Path) -> None:
         with open(new, "rb+") as opened:

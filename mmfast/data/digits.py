@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn ships: 1,797 images of 8 x 8, with their labels and their ink."""
+"""scikit-learn's handwritten digits: 1,797 images of 8 x 8, with their labels and masks of the ink."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmfast.modalities.label import counted
 from mmfast.options import option
 
 LEVELS = 17
-# A pixel (0 .. 16) is ink from here on: the edge that the fewest real pixels lie at, so that one level matters least.
+# The threshold of ink in pixels of 0 .. 16, where the fewest real pixels are, so that one level matters least.
 INK = 7
 
 
@@ -33,12 +33,12 @@ def _load() -> Any:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """Images in -1 .. 1 on the digits' own scale: whole numbers 0 .. 16."""
+    """Convert images in -1 .. 1 to the digits' own scale: whole numbers 0 .. 16."""
     return ((images.clamp(-1, 1) + 1) * ((LEVELS - 1) / 2)).round()
 
 
 def ink(images: Tensor) -> Tensor:
-    """The mask of an image: int64 [B, 8, 8], 1 where there is ink."""
+    """The masks of images: int64 [B, 8, 8], 1 where there is ink."""
     return (pixels(images)[:, 0] >= INK).long()
 
 
@@ -50,8 +50,8 @@ def _tensors() -> dict[str, Tensor]:
 
 @functools.cache
 def _classifier() -> Judge:
-    """scikit-learn's logistic regression on the pixels of every real digit: it is to be right about digits, not to
-    generalise. Fitted once in a process, in seconds."""
+    """scikit-learn's logistic regression on the pixels of all real digits, since it should be right about digits, not
+    generalise. Fitted once per process, in seconds."""
     from sklearn.linear_model import LogisticRegression
 
     real = _tensors()
@@ -68,14 +68,14 @@ def _classifier() -> Judge:
 
 
 def _split(spec: Spec, count: int) -> tuple[Tensor, Tensor]:
-    """The numbers of the digits to train on, and of those that are held out."""
+    """The numbers of the training digits and of the held-out digits."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     held_out = round(count * spec.test_fraction)
     return order[held_out:], order[:held_out]
 
 
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
-    """How often each digit occurs."""
+    """The number of training examples of each digit, as options of the labels."""
     labels = torch.from_numpy(_load().target)
     train = labels[_split(spec, len(labels))[0]].tolist()
     return {name: counted(part, train) for name, part in modalities.items() if part.kind == "label"}

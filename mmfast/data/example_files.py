@@ -1,4 +1,4 @@
-"""Examples as files, read when they are asked for."""
+"""Examples stored as files, read on access."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmfast.image_files import check_shapes
 
 @dataclass
 class Files:
-    """Examples as files, read when they are asked for; texts: of modalities that are no files, by stem."""
+    """Examples stored as files, read on access; texts: the texts of modalities without files, by stem."""
 
     stems: list[str]
     paths: dict[str, dict[str, Path]]
@@ -38,15 +38,15 @@ class Files:
         return None if path is None else kind.read(path, spec)
 
     def key(self, stem: str) -> bytes:
-        """What an example's numbers hang on: its texts, and of each file the ending, the size and when it changed."""
+        """A key of what an example's values depend on: its texts, and each file's suffix, size and times of change."""
         parts: list[Any] = []
         for name in self.specs:
             path = self.paths[name].get(stem)
             try:
                 about = path.stat() if path is not None else None
-            except OSError:  # a link to nothing, which cannot be read
+            except OSError:  # a dangling link, which cannot be read
                 about = None
-            # A copy may have the time of another file's content, but never the time of its own change.
+            # A copy may carry over the mtime of another file, but never its ctime.
             changed = None if about is None else (about.st_size, about.st_mtime_ns, about.st_ctime_ns)
             parts.append([self.texts.get(name, {}).get(stem), path is not None and path.suffix, changed])
         return key_of(stem, *parts)
@@ -60,7 +60,7 @@ class Files:
                 present[name] = there
             blank = kinds.kind(spec.kind).blank(spec)
             data[name] = torch.stack([blank if x is None else x for x in found])
-        # Of each the middle is taken, which is the same part of both in pictures of one shape alone.
+        # Readers crop the middle, which is the same region of all pictures only if their shapes agree.
         kind_of = {name: kinds.kind(spec.kind) for name, spec in self.specs.items()}
         pictures = [self.paths[name] for name, kind in kind_of.items() if ".png" in kind.extensions]
         for i in indices:

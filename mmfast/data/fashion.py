@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 60,000 + 10,000 grey pictures of clothes, 28 x 28, with their labels and their outlines.
+"""Fashion-MNIST: 60,000 + 10,000 grey pictures of clothes, 28 x 28, with labels and outlines.
 
 Xiao, Rasul, Vollgraf, "Fashion-MNIST", arXiv 1708.07747.
 """
@@ -30,7 +30,7 @@ from mmfast.sizes import plain
 NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 SIDE, SIZES = 28, (16, 28, 32)
 PACKAGE = "dataset-fashion-mnist"
-TRAIN = 50_000  # where the other training images are for validation
+TRAIN = 50_000  # training images if the rest are held out for validation
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Spec:
 
 
 def _read(root: Path, name: str, *shape: int) -> Tensor:
-    """An idx file of unsigned bytes: four bytes of magic (0, 0, 8, rank), the sizes as big-endian uint32, the data."""
+    """Read an idx file of unsigned bytes: the magic bytes (0, 0, 8, rank), the sizes as big-endian uint32, the data."""
     file = root / f"{name}-idx{len(shape)}-ubyte.gz"
     try:
         raw = gzip.decompress(file.read_bytes())
@@ -67,24 +67,24 @@ def _read(root: Path, name: str, *shape: int) -> Tensor:
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """uint8 [N, 28, 28] -> uint8 [N, 1, size, size]: 32 by a black edge of two pixels, 16 by the mean over areas."""
+    """uint8 [N, 28, 28] -> uint8 [N, 1, size, size]: 32 by a black border of two pixels, 16 by area averaging."""
     images = images[:, None]
     if size == SIDE:
         return images
     if size > SIDE:
         return F.pad(images, [(size - SIDE) // 2] * 4)
-    # The edge first, so that each pixel is the mean of a whole 2 x 2.
+    # Pad first, so that each pixel is the mean of a whole 2 x 2 square.
     return F.avg_pool2d(F.pad(images, [2] * 4).float(), 2).round().to(torch.uint8)
 
 
 def outline(images: Tensor) -> Tensor:
-    """The mask of an image: int64 [B, size, size], 1 where it is not black."""
+    """The masks of images: int64 [B, size, size], 1 where an image is not black."""
     return (((images[:, 0].clamp(-1, 1) + 1) * 127.5).round() > 0).long()
 
 
 @dataclass
 class Pictures:
-    """Examples as bytes, turned into floats when they are asked for."""
+    """Examples stored as bytes, converted to floats on access."""
 
     images: Tensor
     labels: Tensor
@@ -101,23 +101,23 @@ class Pictures:
 
 
 def _judges(train: Pictures, cache: str) -> dict[str, Judge]:
-    """The label: a network that finds 0.926 of the test images' classes (28 x 28; trained once, in minutes)."""
-    content = hashlib.sha256(train.images.numpy().tobytes()).hexdigest()[:16]  # other data sets come in this format too
+    """Judges. The label's is a network with a test accuracy of 0.926 (28 x 28; trained once, in minutes)."""
+    content = hashlib.sha256(train.images.numpy().tobytes()).hexdigest()[:16]  # other data sets use this format too
     key = {"data": "fashion", "size": train.images.shape[-1], "images": content}
     label = classifier(Classified(train.images, train.labels.long(), len(NAMES)), cache=cache, key=key)
     return {"label": label, "mask": outline}
 
 
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
-    """How often each class occurs."""
+    """The number of training examples of each class, as options of the labels."""
     labels = _read(Path(spec.root), "train-labels", 60_000)[: TRAIN if spec.validation else None].tolist()
     return {name: counted(part, labels) for name, part in modalities.items() if part.kind == "label"}
 
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
-    """Image (float [1, size, size] in -1 .. 1, all of its 256 levels), label and mask; the split is the authors'.
+    """Image (float [1, size, size] in -1 .. 1, with all 256 levels), label and mask; the split is the authors'.
 
-    The size is the anchor's: 16, 28 or 32. Raises MmfastError for another, and for files missing or damaged.
+    The size is the anchor's: 16, 28 or 32. Raises MmfastError for other sizes, and for missing or damaged files.
     """
     size = plain(modalities[anchor].size)
     if not isinstance(size, int) or size not in SIZES:

@@ -1,8 +1,8 @@
-"""Aligned folders: root/MODALITY/.../stem.ext, where files of one path and stem belong together.
+"""Aligned folders: root/MODALITY/.../stem.ext, where files with the same path and stem belong together.
 
-root/image/cats/001.png, root/mask/cats/001.png, root/label/cats/001.txt, root/embedding/cats/001.npy. An example is
-an anchor's file; what it lacks of the others counts as missing. A label without a folder of its own is a column of
-root/labels.csv, or the first folder of the anchor's path (cats). A folder of another name is said by `folders`
+root/image/cats/001.png, root/mask/cats/001.png, root/label/cats/001.txt, root/embedding/cats/001.npy. Each file of
+the anchor is an example; modalities without a file for it are missing. A label without a folder of its own is a column
+of root/labels.csv, or the first folder of the anchor's path (cats). `folders` gives folders with another name
 ({image: photos}); "." is root itself.
 """
 
@@ -24,7 +24,7 @@ from mmfast.errors import MmfastError
 from mmfast.modalities.label import counted, is_class, read_text
 from mmfast.options import option
 
-# Label files that are opened to count the classes: enough for their shares.
+# How many label files are opened to count the classes: enough to estimate their shares.
 MOST_COUNTED = 10_000
 
 
@@ -46,7 +46,7 @@ class Spec:
 
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
-    """The examples below spec.root. Raises MmfastError for the first thing that is wrong with what lies there."""
+    """The examples below spec.root. Raises MmfastError for the first problem with the files there."""
     listing = look(spec, modalities, anchor)
     for problem in listing.problems:
         raise MmfastError(problem)
@@ -59,8 +59,8 @@ def folders(spec: Spec, modalities: Mapping[str, Any]) -> list[Path]:
 
 
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
-    """What the folders say of the modalities' options: the classes' names, of folders or a table, and how many examples
-    each has (of label files, some thousands are opened for it); captions; codings of masks."""
+    """Options of the modalities found in the folders: the classes' names from folders or a table, the number of
+    examples of each (from at most MOST_COUNTED label files), captions, and codings of masks."""
     listing = look(spec, modalities, anchor)
     options = named(listing.classes) | codings.options_of(listing.codings)
     train = listing.split()["train"] if listing.paths[anchor] else []
@@ -77,14 +77,14 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
         if part.kind == "caption" and not part.captions:
             stems, cells = listing.paths[anchor], listing.texts.get(name)
             paths = [path for stem, path in listing.paths.get(name, {}).items() if stem in stems]
-            # What cannot be read is said, or left out, when it is trained on.
+            # Training reports, or skips, what cannot be read.
             files = (_text(path) or None for path in spread(paths, MOST_CAPTIONS))
             options[name] = {"captions": captions(files if cells is None else cells.values())}
     return options
 
 
 def _text(path: Path) -> str:
-    """A label file's text; "" where it cannot be read, which is said when it is trained on."""
+    """A label file's text; "" if it cannot be read, which training reports."""
     try:
         return read_text(path)
     except MmfastError:

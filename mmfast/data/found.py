@@ -1,4 +1,4 @@
-"""The files below a folder, by their path without the ending."""
+"""Find the files below a folder, by their path without the suffix."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 
 from mmfast.errors import MmfastError
 
-# In so many ways links may lead to one folder. Some links between folders are as many ways as there are orders of them.
+# How many paths may lead to one folder by links. A few links between folders can make factorially many paths.
 MOST_WAYS = 100
 
 
 @dataclass
 class Found:
-    """The files below one folder by their path without the ending; beside them pairs of one stem, and other files.
+    """The files below one folder by their path without the suffix, pairs that share a stem, and other files.
 
-    problems: what could not be looked at, a line each.
+    problems: folders that could not be listed, a line each.
     """
 
     paths: dict[str, Path] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Found:
     problems: list[str] = field(default_factory=list)
 
     def without(self, folders: Sequence[Path]) -> Found:
-        """The same but for what lies below these folders."""
+        """The same without the files below these folders."""
 
         def outside(path: Path) -> bool:
             return not any(folder in path.parents for folder in folders)
@@ -43,16 +43,16 @@ class Found:
 
 
 def find(folder: Path, extensions: Sequence[str], within: Path | None = None) -> Found:
-    """The files of these endings below a folder, sorted; none whose path has a hidden part. Linked folders are entered.
+    """The files with these suffixes below a folder, sorted, without hidden files and folders; links are followed.
 
-    within: the folder out of which no link to a folder may lead, while one to a file is read; None: they may lead
-    anywhere. Stems are in Unicode's composed form (NFC): other systems may have written the same name in another.
+    within: the folder that links to folders may not lead out of, while links to files may; None for no restriction.
+    Stems are in Unicode's composed form (NFC), since other systems may write the same name in another form.
     """
     return find_each(folder, {"": extensions}, within)[""]
 
 
 def find_each(folder: Path, endings: Mapping[str, Sequence[str]], within: Path | None = None) -> dict[str, Found]:
-    """`find` for the endings of several kinds by name, where the folder is walked once."""
+    """`find` for the suffixes of several kinds by name, walking the folder once."""
     out, problems = list[Path](), list[str]()
     each = {kind: Found(problems=problems) for kind in endings}
     for path in walk(folder, within, out, problems):
@@ -72,7 +72,7 @@ def find_each(folder: Path, endings: Mapping[str, Sequence[str]], within: Path |
 
 
 def check_no_root(what: str, folder: Path) -> None:
-    """Raise MmfastError, which calls it `what`, for the root of the file system, whose files nobody wants to walk."""
+    """Raise MmfastError, naming it `what`, if the folder is the root of the file system, which nobody wants to walk."""
     if not os.path.realpath(folder).strip("/"):
         raise MmfastError(f"{what} is {str(folder)!r}, the root of the file system; it should be a folder of data")
 
@@ -80,10 +80,10 @@ def check_no_root(what: str, folder: Path) -> None:
 def walk(
     folder: Path, within: Path | None = None, out: list[Path] | None = None, problems: list[str] | None = None
 ) -> Iterator[Path]:
-    """The files below a folder, those of each folder sorted; none whose path below it has a hidden part.
+    """Yield the files below a folder, sorted within each folder, without hidden files and folders.
 
-    Linked folders are entered, but for a link back, which would go on for ever. out: takes the folders that lead out of
-    `within`, which are not entered; problems: a line for each that cannot be looked at.
+    Linked folders are entered, except links back up, which would never end. out: collects the folders that lead out of
+    `within`, which are not entered. problems: collects a line for each folder that cannot be listed.
     """
     problems, ways = [] if problems is None else problems, Counter[str]()
     todo = [(folder, frozenset(map(str, Path(os.path.realpath(folder)).parents)))]
@@ -115,7 +115,7 @@ def walk(
 
 
 def leads_out(path: Path, within: Path | None) -> bool:
-    """Whether a path leads out of a folder, by links."""
+    """Whether a path leads out of the folder `within` by links."""
     if within is None:
         return False
     real, root = os.path.realpath(path), os.path.realpath(within)
@@ -123,7 +123,7 @@ def leads_out(path: Path, within: Path | None) -> bool:
 
 
 def led_out(paths: Sequence[Path]) -> str:
-    """The problem with links to folders that lead out of a data folder."""
+    """The message about links to folders that lead out of a data folder."""
     more = f" (and {len(paths) - 1:,} more)" if len(paths) > 1 else ""
     return (
         f"{paths[0]} is a link out of data.root, to {os.path.realpath(paths[0])}{more}; put that folder in its place, "
@@ -134,13 +134,13 @@ def led_out(paths: Sequence[Path]) -> str:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle: to be told of when it is read
+    except OSError:  # a circular link, reported when it is read
         return False
 
 
 def _is_special(path: Path) -> bool:
-    """Whether there is something that is no file, such as a pipe, which would be waited for for ever."""
+    """Whether the path is not a regular file: reading a pipe, for example, would block forever."""
     try:
         return not stat.S_ISREG(path.stat().st_mode)
-    except OSError:  # a link to nothing: to be told of when it is read
+    except OSError:  # a dangling link, reported when it is read
         return False

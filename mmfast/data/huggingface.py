@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face's `datasets`: from the Hub, from data files, or as save_to_disk has left them."""
+"""Data sets of Hugging Face's `datasets`: from the Hub, from data files, or written by save_to_disk."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from mmfast.image_files import load_picture, picture_in
 from mmfast.modalities.label import counted
 from mmfast.options import option
 
-# What a folder that save_to_disk wrote holds: of several splits, of one.
+# The file that marks a folder written by save_to_disk: with several splits, with one.
 SAVED = ("dataset_dict.json", "dataset_info.json")
 # How many rows are read at a time where only their paths are wanted.
 ROWS = 1000
 
 
 def _is_folder(text: str, full: str) -> bool:
-    """Whether a path is meant, and no name: `datasets` itself would take a folder in the current one."""
+    """Whether a path is meant and not a name: `datasets` itself accepts a folder in the current one."""
     return Path(full).exists() or Path(text).exists() or text.startswith((".", os.sep))
 
 
@@ -63,7 +63,7 @@ class Spec:
 def _load(path: str, name: str, part: str) -> Any:
     with optional_package("datasets", "huggingface", "data.kind=huggingface"):
         import datasets
-    if int(datasets.__version__.split(".")[0]) < 4:  # earlier ones may run a script that comes with the data
+    if int(datasets.__version__.split(".")[0]) < 4:  # earlier versions may run a script that comes with the data
         raise MmfastError(f"data.kind=huggingface needs datasets 4 or later, not {datasets.__version__}")
     if not path:
         raise MmfastError("data.path is empty; it should be a data set's name on the Hub, or a folder of it")
@@ -78,10 +78,10 @@ def _load(path: str, name: str, part: str) -> Any:
             found = datasets.load_dataset(path, name or None, split=part)
     except MmfastError:
         raise
-    except Exception as error:  # anything that datasets raises
+    except Exception as error:  # datasets may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise MmfastError(f"data.path {path!r}, split {part!r}, cannot be opened: {reason}") from None
-    # Pictures are opened here, as the formats that are meant and no others.
+    # Pictures are decoded by mmfast, which accepts only its own formats.
     for column, feature in found.features.items():
         if isinstance(feature, datasets.Image):
             found = found.cast_column(column, datasets.Image(decode=False))
@@ -98,7 +98,7 @@ def _columns(spec: Spec, modalities: Mapping[str, Any], known: Any) -> dict[str,
 
 
 def _value(x: Any, where: str) -> Any:
-    """What a column holds; a picture's file is opened."""
+    """The value of a column, with pictures decoded."""
     if not (isinstance(x, dict) and {"bytes", "path"} == x.keys()):
         return x
     return picture_in(x["bytes"], where) if x["bytes"] else load_picture(Path(x["path"]))
@@ -114,7 +114,7 @@ def _items(spec: Spec, modalities: Mapping[str, Any], anchor: str, part: str) ->
         row = chosen[index]
         return {name: _value(row[column], f"example {index} of {called}") for name, column in columns.items()}
 
-    # Of what is in memory alone, as from a generator, nothing may say what it is.
+    # A data set that is only in memory, as from a generator, may have no fingerprint.
     fingerprint = getattr(found, "_fingerprint", None)
     about = {"fingerprint": fingerprint, "columns": columns} if fingerprint else None
     pictures = [column for column in {*columns.values()} if getattr(found.features[column], "decode", True) is False]
@@ -141,7 +141,7 @@ def _version(path: str | None) -> list[int] | None:
 
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
-    """The examples of a data set of `datasets`. Raises MmfastError where it cannot be opened, and for other columns."""
+    """The examples of a data set of `datasets`. Raises MmfastError if it cannot be opened or its columns do not fit."""
     train, test = _parts(spec, modalities, anchor)
     if spec.test and _names(spec, modalities, spec.train) != (others := _names(spec, modalities, spec.test)):
         raise MmfastError(
@@ -157,8 +157,8 @@ def _parts(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> tuple[Item
 
 
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
-    """The names of classes in the features of columns that are labels, and how often each occurs; captions; what masks
-    of two classes hold."""
+    """Options of the modalities found in the data: names of classes from the features of label columns, the number of
+    examples of each, captions, and codings of two-class masks."""
     options = named(names_of(modalities, _names(spec, modalities, spec.train)))
     options |= mask_values(*_parts(spec, modalities, anchor))
     for name, part in modalities.items():
@@ -180,7 +180,7 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
 
 
 def _names(spec: Spec, modalities: Mapping[str, Any], part: str) -> dict[str, list[str]]:
-    """The names of the classes of each label, as a split's features have them; none of one that has no names."""
+    """The names of the classes of each label from a split's features; labels without names are omitted."""
     features = _load(spec.path, spec.name, part).features
     columns = _columns(spec, modalities, features)
     labels = {name: column for name, column in columns.items() if modalities[name].kind == "label"}

@@ -1,4 +1,4 @@
-"""Examples of a data set that another package reads: what it gives of each becomes the modalities' own numbers."""
+"""Examples of a data set that another package reads: convert its values to tensors of the modalities."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from mmfast.data.skipping import Skipping
 from mmfast.errors import MmfastError, unknown
 from mmfast.image_files import check_sizes, upright
 
-# The texts that a list of captions is made of, the first of them.
+# The most texts in a list of captions.
 MOST_CAPTIONS = 1000
 
 
 @dataclass
 class Items:
-    """Examples by number: `get` gives a value for each modality, None for one that is missing.
+    """Examples by number: `get` returns a value for each modality, None for a missing one.
 
-    anchor: what no example may lack. about: what all of their values hang on, as JSON, for them to be kept once
-    decoded; None where nothing says it. versions: makes, for each example, what is another when its files have changed,
-    as JSON; None where `about` says it all.
+    anchor: the modality that no example may lack. about: everything that the values depend on, as JSON, so that decoded
+    examples can be cached; None if that is not known. versions: returns, for each example, a value as JSON that changes
+    when the example's files do; None if `about` covers everything.
     """
 
     count: int
@@ -60,12 +60,12 @@ class Items:
         return Batch(data, present)
 
     def values(self, index: int) -> Mapping[str, Any]:
-        """What `get` gives. Raises MmfastError for whatever goes wrong there."""
+        """The values that `get` returns. Turns any error it raises into MmfastError."""
         try:
             return self.get(index)
         except MmfastError:
             raise
-        except Exception as error:  # of another package, which may raise anything
+        except Exception as error:  # the other package may raise anything
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise MmfastError(f"example {index} of {self.called} cannot be read: {reason}") from None
 
@@ -81,7 +81,7 @@ class Items:
 
 
 def picture_of(spec: Any, value: Any, where: str) -> PILImage.Image | None:
-    """A picture, upright, of one or of an array of pixels: uint8, or the class numbers of a mask. None of others."""
+    """An upright picture from a picture or an array: uint8 pixels, or the class numbers of a mask. Otherwise None."""
     if isinstance(value, PILImage.Image):
         return upright(value, where)
     if not hasattr(spec, "size") or value is None or isinstance(value, str):
@@ -107,9 +107,9 @@ def picture_of(spec: Any, value: Any, where: str) -> PILImage.Image | None:
 
 
 def x_of(spec: Any, value: Any, where: str, picture: PILImage.Image | None = None) -> Tensor | None:
-    """One x of a picture, a text, a whole number or an array; None of None. Raises MmfastError for any other value.
+    """One x from a picture, a text, a number or an array; None from None. Raises MmfastError for any other value.
 
-    picture: what `picture_of` gives of it, where it is known.
+    picture: the result of `picture_of`, if it is already known.
     """
     kind = kinds.kind(spec.kind)
     blank = kind.blank(spec)
@@ -136,7 +136,7 @@ def x_of(spec: Any, value: Any, where: str, picture: PILImage.Image | None = Non
 
 
 def codings(train: Items, test: Items | None) -> dict[str, str]:
-    """What the masks of two classes hold (`mmfast.data.codings`), by modality; empty where none tells."""
+    """The codings of two-class masks (`mmfast.data.codings`) by modality; empty where no mask is conclusive."""
     found = {}
     for name in undecided(train.specs):
 
@@ -151,14 +151,14 @@ def codings(train: Items, test: Items | None) -> dict[str, str]:
 
 
 def mask_values(train: Items, test: Items | None) -> dict[str, dict[str, Any]]:
-    """These as options of the modalities, for a run to keep."""
+    """The codings of masks as options of the modalities, for a run to store."""
     return options_of(codings(train, test))
 
 
 def split(train: Items, test: Items | None, options: Any) -> Data:
-    """The data, of whose training examples a share is held out where there are no others: by their numbers.
+    """The data. Without test examples, a share of the training examples is held out, chosen by their numbers.
 
-    options: a data set's test_fraction and flip, and its cache, cache_gb and on_error, which are as for folders.
+    options: a data set's test_fraction, flip, cache, cache_gb and on_error, which mean the same as for folders.
     """
     found = codings(train, test)
     coded = [x and dataclasses.replace(x, specs=with_values(x.specs, found)) for x in (train, test)]
@@ -166,7 +166,7 @@ def split(train: Items, test: Items | None, options: Any) -> Data:
     parts = [x for x in kept if x is not None]
     if test is None:
         parts = [Only(parts[0], rows) for rows in parted(len(train), options.test_fraction)]
-    # Each part by itself, so that no example that is held out stands for one to train on.
+    # Each part separately, so that no held-out example replaces a training example.
     one, other = [Skipping(part) if options.on_error == "skip" else part for part in parts]
     return Data(one, other, flip=options.flip)
 
@@ -185,7 +185,7 @@ def _kept(items: Items, options: Any) -> Examples:
 
 
 def parted(count: int, fraction: float) -> list[Tensor]:
-    """The numbers to train on, and those that are held out."""
+    """The numbers of the training examples and of the held-out ones, by a hash of each number."""
     order = sorted(range(count), key=lambda k: place(str(k)))
     share = sum(place(str(k)) < fraction for k in order)
     share = max(1, min(share, len(order) - 1))
@@ -193,7 +193,7 @@ def parted(count: int, fraction: float) -> list[Tensor]:
 
 
 def named(classes: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
-    """The options of labels whose classes have these names; those called by their own numbers need none."""
+    """The option `names` of labels with these class names; omitted if each name is its class's number, or empty."""
 
     def is_number(name: str, k: int) -> bool:
         return not name or (name.isdecimal() and len(name) <= 9 and int(name) == k)
@@ -209,19 +209,19 @@ T = TypeVar("T")
 
 
 def captions(texts: Iterable[str | None]) -> list[str]:
-    """The list of captions that a generated one is the nearest of: the different texts, or some from all over them."""
+    """The captions that a generated one is matched to: the distinct texts, or some evenly spaced if there are many."""
     return spread(sorted({*filter(None, texts)}), MOST_CAPTIONS)
 
 
 def spread(things: Sequence[T], most: int) -> list[T]:
-    """At most so many of the things, from all over them."""
+    """At most `most` of the things, evenly spaced."""
     return [things[k * len(things) // most] for k in range(most)] if len(things) > most else [*things]
 
 
 def names_of(specs: Mapping[str, Any], classes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """The names of the classes of labels that have as many, and no names of their own.
+    """The class names of labels that have that many classes and no names of their own.
 
-    Raises MmfastError for a label whose own names are these in another order: its numbers would mean others.
+    Raises MmfastError if a label's own names are these in another order: its numbers would mean other classes.
     """
     plain = {name: [re.sub(r"\s+", " ", str(x)) for x in found] for name, found in classes.items()}
     for name, found in plain.items():
@@ -232,7 +232,7 @@ def names_of(specs: Mapping[str, Any], classes: Mapping[str, Sequence[str]]) -> 
 
 
 def check_known(option: str, names: Mapping[str, Any], modalities: Mapping[str, Any]) -> None:
-    """Raise MmfastError for an option by modality that names another."""
+    """Raise MmfastError if an option by modality has a key that is not a modality."""
     for name in names:
         if name not in modalities:
             raise unknown(f"{option}' modality", name, modalities)

@@ -1,4 +1,4 @@
-"""A small network that tells the classes of real images apart, to judge generated ones; trained once, then kept."""
+"""A small classifier of real images, to judge generated ones; trained once, then cached."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmfast.errors import MmfastError
 from mmfast.processor import slow_in_bf16
 from mmfast.progress import Bar
 
-VERSION = 2  # of the network and its training: another one is another file in the cache
+VERSION = 2  # of the network and its training; part of the key in the cache
 EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY, SMOOTHING, DROPOUT = 8, 256, 4e-3, 0.05, 0.05, 0.25
 
 
@@ -24,15 +24,15 @@ def _convolution(inputs: int, outputs: int) -> list[nn.Module]:
 
 
 class Classifier(nn.Module):
-    """Reads the class off images, float [B, channels, size, size] in -1 .. 1: int64 [B] on their device. A `Judge`.
+    """A `Judge` of classes: images float [B, channels, size, size] in -1 .. 1 -> int64 [B] on their device.
 
-    Its answers are computed in float32, and that for an image does not depend on the others. The size should be even
-    and at least 8.
+    It computes in float32, and the result for an image does not depend on the others. The size should be even and at
+    least 8.
     """
 
     def __init__(self, channels: int, size: int, classes: int, width: int = 128) -> None:
         super().__init__()
-        # Two by two pixels become channels first: most of the time would go into the first, full-size layers.
+        # Move 2 x 2 pixels to channels first: layers at full size would take most of the time.
         self.body = nn.Sequential(
             nn.PixelUnshuffle(2),
             *_convolution(4 * channels, width // 4),
@@ -52,19 +52,19 @@ class Classifier(nn.Module):
         return self.out(self._body(images))
 
     def _body(self, images: Tensor) -> Tensor:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as on a CPU
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as precise as on a CPU
             found: Tensor = self.body(images.contiguous(memory_format=torch.channels_last))
         return found
 
     @torch.no_grad()
     def features(self, images: Tensor, batch: int = 500) -> Tensor:
-        """What the last layer reads: float32 [B, 2 width], for a Frechet distance or precision and recall."""
+        """The input of the last layer: float32 [B, 2 width], for a Frechet distance or precision and recall."""
         device = next(self.parameters()).device
         return torch.cat([self._body(part.to(device)) for part in images.split(batch)]).to(images.device)
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
-        """float32 [B, classes]."""
+        """The probabilities of the classes: float32 [B, classes]."""
         device = next(self.parameters()).device
         return self.out(self.features(images).to(device)).softmax(1).to(images.device)
 
@@ -98,7 +98,7 @@ def as_floats(images: Tensor) -> Tensor:
 
 
 def accuracy(judge: Classifier, images: Tensor, labels: Tensor) -> float:
-    """The share of images (uint8 or float, as `classifier` takes them) whose class the judge finds."""
+    """The share of images (uint8 or float, as in `Classified`) that the judge classifies correctly."""
     found = [judge(as_floats(part)) for part in images.split(500)]
     return float((torch.cat(found) == labels).float().mean())
 
@@ -113,11 +113,12 @@ def classifier(
     seed: int = 0,
     quiet: bool = False,
 ) -> Classifier:
-    """The classifier of real images, trained now or taken from the cache; on the GPU where there is one.
+    """The classifier of real images, trained now or loaded from the cache; on the GPU if there is one.
 
-    key: what the images depend on (the kind of data, its size), which with their shape, seed, epochs, width and the
-    version names the file in the cache. Training repeats bit for bit on the same machine with the same number of
-    threads, and leaves torch's random state alone. Raises MmfastError for labels that do not fit.
+    key: what the images depend on (the kind of data, its size). With their shape, the number of classes, seed, epochs,
+    width, precision and the version it names the file in the cache. Training is bit-reproducible on the same machine
+    with the same number of threads, and leaves torch's random state alone. Raises MmfastError for labels that do not
+    fit.
     """
     real.check()
     shape = list(real.images.shape)

@@ -1,4 +1,4 @@
-"""Few labels: a share of the training examples keeps a modality, and those that have it are seen more often."""
+"""Few labels: keep a modality in only a share of the training examples, and repeat those that have it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mmfast.streams import LABELLED
 
 @dataclass
 class Labelled:
-    """Examples that lack a modality but for a share of them, chosen by their numbers: the same in every run.
+    """Examples of which only a share keep a modality, chosen by their numbers: the same ones in every run.
 
-    Those that are made of one (`sources`) have it or lack it together.
+    Examples made from the same one (`sources`) keep it or lose it together.
     """
 
     examples: Examples
@@ -34,7 +34,7 @@ class Labelled:
         sources: Callable[[Sequence[int]], Tensor] = getattr(self.examples, "sources", torch.as_tensor)
         rows = sources(indices)
         present = dict(batch.present)
-        # The same word for every share: a larger one keeps what a smaller one does.
+        # The same word for every share, so that a larger share keeps all that a smaller one does.
         words = ops.random_words([len(rows), 1], seed=0, sample_ids=rows, stream=LABELLED)[:, 0]
         for name, share in self.shares.items():
             kept = words < share * 2.0**32
@@ -44,7 +44,7 @@ class Labelled:
 
 @dataclass
 class Only:
-    """Some of the examples, in the order of `rows`: some not at all, some several times."""
+    """The examples in `rows`, in that order: some not at all, some several times."""
 
     examples: Examples
     rows: Tensor
@@ -57,15 +57,15 @@ class Only:
 
 
 def once(examples: Examples) -> Examples:
-    """The examples, each once: what stands among them again for `labelled_share` is as often as the rest."""
+    """The examples, each once, without the repetitions for `labelled_share`."""
     return Only(examples.examples, examples.rows.unique()) if isinstance(examples, Only) else examples
 
 
 def with_few_labels(data: Data, specs: Mapping[str, Any]) -> Data:
-    """The data whose training examples have as much of each modality as its `labelled_fraction` says.
+    """The data, with each modality kept in the share of the training examples that its `labelled_fraction` specifies.
 
-    With `labelled_only` those that lack it are left out, and with `labelled_share` those that have it are repeated.
-    Raises MmfastError where nothing is left, or there is nothing to repeat.
+    With `labelled_only`, examples that lack it are dropped; with `labelled_share`, those that have it are repeated.
+    Raises MmfastError if nothing is left, or there is nothing to repeat.
     """
     shares = {name: spec.labelled_fraction for name, spec in specs.items() if spec.labelled_fraction < 1}
     train: Examples = Labelled(data.train, shares) if shares else data.train
@@ -93,21 +93,21 @@ def with_few_labels(data: Data, specs: Mapping[str, Any]) -> Data:
 
 
 def repeated(rows: Tensor, there: Tensor, share: float) -> Tensor:
-    """The rows, int64 [n], and those that are `there`, bool [n], again until they are `share` of all; sorted by row.
+    """Repeat those rows, int64 [n], that are `there`, bool [n], until they are `share` of all; sorted by row.
 
-    Each of them stands as often as any other, or once more: so is the share exact to one example.
+    The numbers of repetitions differ by at most one, so the share is exact to one example.
     """
     having, lacking = rows[there], int((~there).sum())
     wanted = max(len(having), round(share / (1 - share) * lacking))
     again = torch.arange(wanted - len(having))
-    # Evenly from all over, where they do not fit a whole number of times.
+    # The remainder is evenly spaced.
     whole = again[: len(again) // len(having) * len(having)] % len(having)
     left = torch.arange(len(again) - len(whole)) * len(having) // max(1, len(again) - len(whole))
     return torch.cat([rows, having[whole], having[left]]).sort().values
 
 
 def _has(examples: Examples, names: Sequence[str]) -> dict[str, Tensor]:
-    """Which of the examples have each modality, bool [N]; they are read for it once, a batch at a time."""
+    """Which examples have each modality, bool [N]. This reads all examples once, a batch at a time."""
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     for part in torch.arange(len(examples)).split(256):
         present = examples.__getitems__(part.tolist()).present

@@ -1,4 +1,4 @@
-"""What lies in aligned folders: the files of each modality, what goes with each, and all that is wrong with them."""
+"""List aligned folders: the files of each modality, how they belong together, and every problem with them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from mmfast.image_files import load_picture
 
 @dataclass
 class Listing:
-    """What lies below spec.root: the files of each modality by stem, and all that is wrong with it, a line each.
+    """The contents of spec.root: the files of each modality by stem, and all problems with them, a line each.
 
-    left_out: what belongs to nothing, by the reason why it does not. table: the file whose columns are modalities.
+    left_out: unused files and folders by reason. table: the file whose columns are modalities.
     """
 
     spec: Any
@@ -42,12 +42,12 @@ class Listing:
     table: Path | None = None
 
     def folder(self, name: str) -> Path:
-        """Where the files of a modality lie."""
+        """The folder of a modality's files."""
         return Path(self.spec.root) / self.spec.folders.get(name, name)
 
     @property
     def within(self) -> Path | None:
-        """The folder out of which no link to a folder may lead; None where they may."""
+        """The folder that links to folders may not lead out of; None if they may."""
         return None if self.spec.outside else Path(self.spec.root)
 
     def leave_out(self, why: str, paths: list[Path]) -> None:
@@ -55,10 +55,10 @@ class Listing:
             self.left_out.setdefault(why, []).extend(paths)
 
     def split(self) -> dict[str, list[str]]:
-        """The stems of the examples to train on (train), and of those that are held out (test).
+        """The stems of the training examples (train) and of the held-out ones (test).
 
-        Which are is a function of each one's name: files that come or go move no other. One at least is held out, and
-        one is not.
+        The split is a function of each example's name, so adding or removing files moves no other. Each part has at
+        least one example.
         """
         order = sorted(self.paths[self.anchor], key=place)
         held_out = sum(place(stem) < self.spec.test_fraction for stem in order)
@@ -67,7 +67,7 @@ class Listing:
 
     @cached_property
     def codings(self) -> dict[str, str]:
-        """What the masks of two classes hold (`mmfast.data.codings`), by modality; empty where none tells."""
+        """The codings of two-class masks (`mmfast.data.codings`) by modality; empty where no mask is conclusive."""
         order = sorted(self.paths[self.anchor], key=place)
         found = {}
         for name in undecided(self.modalities):
@@ -76,7 +76,7 @@ class Listing:
         return found
 
     def data(self, on_error: str = "") -> Data:
-        """The examples: the files of the anchor, and what goes with each. on_error: in the place of the option's."""
+        """The examples: the anchor's files with those that belong to them. on_error: overrides the option."""
         train, test = (self._part(part, stems, on_error or self.spec.on_error) for part, stems in self.split().items())
         return Data(train, test, flip=self.spec.flip)
 
@@ -90,14 +90,14 @@ class Listing:
 
 
 def place(stem: str) -> float:
-    """A number in 0 .. 1 that hangs on an example's name alone: those below the test fraction are held out."""
+    """A number in 0 .. 1 that depends only on an example's name; examples below the test fraction are held out."""
     return int.from_bytes(hashlib.sha256(stem.encode(errors="surrogateescape")).digest()[:8], "big") / 2.0**64
 
 
 def look(spec: Any, modalities: Mapping[str, Any], anchor: str) -> Listing:
-    """What lies below spec.root, right or wrong; but for a table no file is opened.
+    """List the contents of spec.root, with all problems. Of all files, only a table is opened.
 
-    Raises MmfastError where there is no folder, and for `folders` that are none.
+    Raises MmfastError if there is no folder, and for invalid `folders`.
     """
     root = Path(spec.root)
     if not spec.root or not root.is_dir():
@@ -135,7 +135,7 @@ def look(spec: Any, modalities: Mapping[str, Any], anchor: str) -> Listing:
             f"data.root: {listing.folder(anchor)} holds one example; it should hold some to train on and some to test"
         )
     known = {Path(spec.folders.get(name, name)).parts[:1] for name in modalities}
-    if () not in known:  # where root itself is a modality's folder, all in it was looked at
+    if () not in known:  # if root itself is a modality's folder, all in it has been listed
         known |= set() if table is None else {(table.path.name,)}
         beside = [x for x in sorted(root.iterdir()) if not x.name.startswith(".") and (x.name,) not in known]
         listing.leave_out("no folder of a modality", beside)
@@ -143,7 +143,7 @@ def look(spec: Any, modalities: Mapping[str, Any], anchor: str) -> Listing:
 
 
 def _take_files(listing: Listing, name: str) -> bool:
-    """The files of one modality; whether all there is could be looked at."""
+    """List the files of one modality; returns whether all folders could be listed."""
     part = listing.modalities[name]
     endings = kinds.kind(part.kind).extensions
     folder = listing.folder(name)
@@ -160,7 +160,7 @@ def _take_files(listing: Listing, name: str) -> bool:
 
 
 def _check_found(listing: Listing, name: str) -> None:
-    """What goes with no example, and a modality of which there is nothing; a label may be the name of a folder."""
+    """Find files without an example and modalities without files. Without label files, folders name the classes."""
     part, paths, anchors = listing.modalities[name], listing.paths[name], listing.paths[listing.anchor]
     strays = [path for stem, path in paths.items() if stem not in anchors]
     listing.leave_out(f"of {name}, without a file of {listing.anchor} of that path and name", strays)
@@ -185,14 +185,14 @@ def _check_found(listing: Listing, name: str) -> None:
 
 
 def _has_own(listing: Listing, name: str) -> bool:
-    """Whether there are files of a modality, or, of a label, folders that are its classes."""
+    """Whether a modality has files or, for a label, folders that name its classes."""
     part = listing.modalities[name]
     folders = part.kind == "label" and all("/" in stem for stem in listing.paths[listing.anchor])
     return folders or bool(find(listing.folder(name), kinds.kind(part.kind).extensions, listing.within).paths)
 
 
 def _take_table(listing: Listing) -> Table | None:
-    """The columns of a table that are modalities. Raises MmfastError for a table that cannot be read."""
+    """Read the columns of a table that are modalities. Raises MmfastError if the table cannot be read."""
     path = find_table(Path(listing.spec.root))
     if path is None:
         return None
@@ -234,7 +234,7 @@ def _take_table(listing: Listing) -> Table | None:
 
 
 def _wrong_cells(table: Table, cells: Mapping[int, str], part: Any) -> list[str]:
-    """A line for each text in a column that cannot be read."""
+    """A line for each text in a column that is invalid."""
     first = {cell: line for line, cell in reversed([*cells.items()])}
     return [problem for cell, line in first.items() if (problem := _problem(cell, part, table.where(line)))]
 
@@ -252,13 +252,13 @@ def _is_number(text: str) -> bool:
 
 
 def _classes(anchors: dict[str, Path], name: str, part: Any, folder: Path) -> list[str]:
-    """The folder of each class, from the first folder of the anchors' paths: those of the names given, else in their
-    order; folders that are whole numbers are the classes of these numbers.
+    """The name of each class, from the first folder of the anchors' paths: in the order of the given names, else
+    sorted. Folders named by whole numbers are the classes of these numbers.
     """
     found = sorted({stem.split("/")[0] for stem in anchors if "/" in stem})
     if not found or any("/" not in stem for stem in anchors):
         raise MmfastError(f"data.root: {folder} holds no label files (.txt), nor do folders name the classes")
-    if not part.names and all(map(_is_number, found)):  # which keep their numbers
+    if not part.names and all(map(_is_number, found)):  # they keep their numbers
         numbers = [int(x) for x in found]
         if len({*numbers}) < len(found) or max(numbers) >= part.classes:
             raise MmfastError(

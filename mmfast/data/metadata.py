@@ -1,4 +1,4 @@
-"""A table beside the folders: a CSV file with a row for each example, its file's name and what goes with it."""
+"""A table next to the folders: a CSV file with a row for each example, with its file's name and its other values."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from mmfast.files import read_text
 
 NAMES = ("labels.csv", "metadata.csv")
 FILE_NAME = "file_name"
-# In bytes: some ten million rows.
+# The longest table, in bytes: about ten million rows.
 LONGEST = 2**29
-# To look for a similar name takes seconds among more.
+# Among more names, the search for a similar one would take seconds.
 MOST_COMPARED = 20_000
 
 
 @dataclass
 class Table:
-    """The cells of a table by column, then by row: the line where it ends, and its text, stripped. Empty ones are not.
+    """The cells of a table by column, then by the line where the row ends: stripped texts, without the empty ones.
 
-    names: the file of each row, by its line, as the table has it.
+    names: the file name of each row by its line, as written in the table.
     """
 
     path: Path
@@ -38,7 +38,7 @@ class Table:
 
 
 def find_table(root: Path) -> Path | None:
-    """The table in a data folder. Raises MmfastError where there are two."""
+    """The path of the table in a data folder, None if there is none. Raises MmfastError if there are two."""
     found = [root / name for name in NAMES if os.path.lexists(root / name)]
     if len(found) > 1:
         raise MmfastError(f"{root} holds {' and '.join(NAMES)}; remove one, or put its columns into the other")
@@ -46,8 +46,8 @@ def find_table(root: Path) -> Path | None:
 
 
 def read_table(path: Path) -> Table:
-    """A CSV file in UTF-8, its first row the columns' names, file_name one of them. Raises MmfastError, with the line,
-    for a row of another length, and for what is no such file."""
+    """Read a CSV file in UTF-8 whose first row names the columns, file_name among them. Raises MmfastError, with the
+    line, for a row of another length and for any other file."""
     try:
         text = read_text(path, LONGEST).removeprefix("\ufeff")
         rows = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -82,10 +82,10 @@ def _plain(text: str) -> str:
 
 
 def match(table: Table, files: Mapping[str, Path], folder: str) -> tuple[dict[int, str], list[str]]:
-    """The example that each line of a table is of, as its stem, and what is wrong with its file names, a line each.
+    """Match each line of a table to the stem of its example; also returns the problems with file names, a line each.
 
-    files: the anchor's by stem. A name is a path below the anchor's folder, or below the root, which has `folder`
-    before it; its ending may be left out.
+    files: the anchor's files by stem. A name is a path below the anchor's folder, or below the root, beginning with
+    `folder`; its suffix may be omitted.
     """
     known: dict[str, str] = {}
     for with_ending in (True, False):
@@ -112,7 +112,7 @@ def match(table: Table, files: Mapping[str, Path], folder: str) -> tuple[dict[in
 
 
 def no_column(table: Table, modalities: Sequence[str]) -> MmfastError:
-    """The error for a table without a column of a modality."""
+    """The error for a table in which no column is a modality."""
     found = ", ".join(table.columns) or f"{FILE_NAME} alone"
     return MmfastError(
         f"{table.path} line 1 has the columns {found}; one should be a modality: {', '.join(modalities) or '(none)'}"

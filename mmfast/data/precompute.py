@@ -1,4 +1,4 @@
-"""Embeddings of a data set's images by a pretrained network: computed once, and kept."""
+"""Embeddings of a data set's images by a pretrained network, computed once and cached."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from mmfast.words import plural
 
 @dataclass
 class Embedder:
-    """A network's features of images along the `dim` directions in which they vary most over the training data.
+    """A network's features of images, projected onto the `dim` directions of largest variance over the training data.
 
-    The mean is taken off first: features of a network are much alike, and their cosines would be near 1 for any two.
+    The mean is subtracted first: a network's features are much alike, and any two would have a cosine near 1.
     """
 
     network: Extractor
-    mean: Tensor  # [D], or [D, rows, columns]: of each cell its own
+    mean: Tensor  # [D], or [D, rows, columns]: one per cell
     axes: Tensor  # [D, dim]
     cells: Size = 0  # 0: vectors
 
@@ -39,18 +39,18 @@ class Embedder:
         return self.project(features_of(self.network, images.float().clamp(-1, 1), self.cells))
 
     def project(self, features: Tensor) -> Tensor:
-        """Features [B, D, ...] along the axes: [B, dim, ...]."""
+        """Project features [B, D, ...] onto the axes: [B, dim, ...]."""
         return torch.einsum("bd...,dk->bk...", features - self.mean, self.axes)
 
 
 def features_of(network: Extractor, images: Tensor, cells: Size) -> Tensor:
-    """Vectors [B, D], or where `cells` is not 0 maps [B, D, rows, columns]."""
+    """Vectors [B, D], or maps [B, D, rows, columns] if `cells` is not 0."""
     return network.maps(images, cells) if cells else network(images)
 
 
 @dataclass
 class Embedded(Layer):
-    """Examples with one modality more."""
+    """Examples with one more modality."""
 
     name: str
     vectors: Tensor
@@ -72,11 +72,10 @@ def with_embeddings(
 ) -> Data:
     """The data with embeddings of its images, and the network as their judge.
 
-    whole: the network's own vectors, of which `dim` should be the length, and no axes of them.
-    cells: 0 for one vector an image, [dim]; else a map [dim, rows, columns], with the same axes in every cell.
-    Goes through the whole data set, which should be small enough for that; the features of the same images are found
-    again in the folder `cache` (mmfast.data.cache). Raises MmfastError for a network with fewer than `dim` features,
-    and for maps of a network that has none.
+    whole: use the network's own vectors, whose length should be `dim`, without projection.
+    cells: 0 for one vector per image, [dim]; else a map [dim, rows, columns], with the same axes in every cell.
+    Reads the whole data set, which should be small enough for that. Features are cached in the folder `cache`
+    (mmfast.data.cache). Raises MmfastError if the network has fewer than `dim` features, or has no maps for `cells`.
     """
     images = _Images(data, anchor, extractor(network), network, cache, cells)
     embedder, parts = _maps(images, name, dim) if cells else _vectors(images, name, dim, whole)
@@ -89,13 +88,13 @@ def with_embeddings(
 
 
 BATCH = 256
-# Images that the axes of maps are found from, or up to twice as many: every one has many cells.
+# The axes of maps are fitted to this many images, or up to twice as many; each has many cells.
 FITTED = 2048
 
 
 @dataclass(frozen=True)
 class _Images:
-    """The images of a data set, and the network that sees them."""
+    """The images of a data set, and the network to embed them with."""
 
     data: Data
     anchor: str
@@ -105,7 +104,7 @@ class _Images:
     cells: Size
 
     def made_by(self) -> dict[str, str]:
-        """What the features hang on beside the images: the network's name, and of one's own its code."""
+        """What the features depend on besides the images: the network's name and, for a module:function, its code."""
         module, colon, _ = self.network.partition(":")
         return {"network": self.network, **({"code": source_digest(module)} if colon else {})}
 
@@ -118,7 +117,7 @@ class _Images:
                 bar.update()
 
     def digest(self, examples: Examples, start: bytes = b"") -> str:
-        """A hash of every example's image."""
+        """A hash of all examples' images."""
         found = hashlib.sha256(start)
         for i in range(0, len(examples), BATCH):
             rows = range(i, min(i + BATCH, len(examples)))
@@ -126,7 +125,7 @@ class _Images:
         return found.hexdigest()
 
     def check(self, name: str, dim: int, vectors: Tensor) -> None:
-        """Raise MmfastError unless features [n, D] have `dim` directions."""
+        """Raise MmfastError if features [n, D] span fewer than `dim` directions."""
         if min(vectors.shape) < dim:
             raise MmfastError(
                 f"modalities.{name}.dim is {dim}; {len(vectors)} vectors of {vectors.shape[1]} features of "
@@ -135,7 +134,7 @@ class _Images:
 
 
 def _vectors(images: _Images, name: str, dim: int, whole: bool) -> tuple[Embedder, list[Tensor]]:
-    """The features themselves are kept: other numbers of axes are found from them."""
+    """Embed as vectors. The features themselves are cached, so that they serve any `dim`."""
 
     def of(examples: Examples) -> Tensor:
         def make() -> dict[str, Tensor]:
@@ -159,7 +158,7 @@ def _vectors(images: _Images, name: str, dim: int, whole: bool) -> tuple[Embedde
 
 
 def _maps(images: _Images, name: str, dim: int) -> tuple[Embedder, list[Tensor]]:
-    """Maps are large before they are projected: only what is left of them is kept."""
+    """Embed as maps. Only the projected maps are cached, because unprojected ones are large."""
     features, cells, train = images.features, images.cells, images.data.train
     parts = {"train": train, "test": images.data.test}
 

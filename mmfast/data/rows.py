@@ -1,4 +1,4 @@
-"""The file of decoded examples: a header, a checksum of each row (0: not there yet), a key of each, and the rows."""
+"""The file of decoded examples: a header, the rows' checksums (0: not there yet), the rows' keys, and the rows."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ HEADER, KEY, ALIGNED = 4096, 16, 8  # bytes
 
 
 class Packing(NamedTuple):
-    """How a tensor's numbers are kept: in a type that holds them all exactly.
+    """How a tensor's values are stored: in a type that holds them all exactly.
 
-    type: numpy's; empty for the tensor's own. `unpack(kept, out)` fills `out` as the reader did, bit for bit.
+    type: numpy's, empty for the tensor's own. of: the type of the tensors it applies to. `unpack(kept, out)` restores
+    `out` bit for bit.
     """
 
     type: str
@@ -40,7 +41,7 @@ def _pack_pixels(x: np.ndarray) -> np.ndarray:
 
 
 def _unpack_pixels(kept: np.ndarray, out: np.ndarray) -> None:
-    """An example at a time stays in the processor's cache, which is faster than copying the floats would be."""
+    """Convert to floats, one example at a time: it stays in the CPU's cache, which is faster than copying floats."""
     np.divide(kept, _HALF_RANGE, out=out)
     np.subtract(out, _ONE, out=out)
 
@@ -58,11 +59,11 @@ PACKINGS = {  # the narrowest first
 
 @dataclass(frozen=True)
 class Column:
-    """One modality of a row: where it lies, and how it is kept."""
+    """One modality of a row: its place and packing."""
 
     name: str
     shape: tuple[int, ...]
-    dtype: str  # the tensor's, as numpy has it
+    dtype: str  # the tensor's, in numpy's notation
     packing: str
     start: int = 0
 
@@ -75,7 +76,7 @@ class Column:
         return self.start + self.kept.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
     def pack(self, x: np.ndarray, row: np.ndarray) -> bool:
-        """Put x into a row's bytes; whether it comes back bit for bit."""
+        """Write x into a row's bytes; returns whether it can be restored bit for bit."""
         packing, kept, again = PACKINGS[self.packing], self._view(row), np.empty_like(x)
         with np.errstate(invalid="ignore"):
             kept[...] = packing.pack(x)
@@ -91,14 +92,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things lie in a file of `count` rows. A row begins with a byte for each column: whether it is there."""
+    """The layout of a file of `count` rows. A row begins with a byte per column that tells whether it is present."""
 
     columns: tuple[Column, ...]
     count: int
 
     @classmethod
     def of(cls, blanks: Mapping[str, Tensor], packings: Mapping[str, str], count: int) -> Layout:
-        """The layout of modalities like these tensors."""
+        """The layout for modalities of these tensors' shapes and types."""
         columns: list[Column] = []
         start = _aligned(len(blanks), ALIGNED)
         for name, blank in blanks.items():
@@ -108,7 +109,7 @@ class Layout:
 
     @classmethod
     def read(cls, file: Path, blanks: Mapping[str, Tensor]) -> Layout | None:
-        """That of a file; None where there is none, or one that is damaged or of other modalities."""
+        """The layout of a file; None if it does not exist, is damaged, or has other modalities."""
         try:
             with open(file, "rb") as opened:
                 header, size = json.loads(opened.read(HEADER)), os.fstat(opened.fileno()).st_size
@@ -118,7 +119,7 @@ class Layout:
         return layout if layout.size == size else None
 
     def write(self, file: BinaryIO, keys: Sequence[bytes]) -> None:
-        """Begin a file in which no row is there yet; they take no room on the disk until they are written."""
+        """Create a file without any rows yet. It is sparse: rows take no disk space until they are written."""
         file.write(json.dumps({"packings": self.packings, "count": self.count}).encode().ljust(HEADER))
         file.seek(HEADER + 4 * self.count)
         file.write(b"".join(keys))
@@ -152,7 +153,7 @@ class Layout:
         return whole[start : start + KEY * self.count].view(f"V{KEY}")
 
     def put(self, file: BinaryIO, index: int, row: np.ndarray) -> None:
-        """Write a row, and its checksum after it."""
+        """Write a row, then its checksum."""
         for start, data in ((self.first + index * self.width, row), (HEADER + 4 * index, checksum(row))):
             file.seek(start)
             file.write(data.tobytes())
@@ -167,7 +168,7 @@ def checksum(row: np.ndarray) -> np.uint32:
 
 
 def packings_of(blanks: Mapping[str, Tensor], sample: Sequence[Batch]) -> dict[str, str]:
-    """For each modality the narrowest packing that holds its examples in `sample` exactly."""
+    """The narrowest packing of each modality that holds its examples in `sample` exactly."""
     found = {}
     for name, blank in blanks.items():
         dtype, shape = blank.numpy().dtype.str, tuple(blank.shape)
@@ -182,5 +183,5 @@ def packings_of(blanks: Mapping[str, Tensor], sample: Sequence[Batch]) -> dict[s
 
 
 def there(batch: Batch, name: str) -> Tensor:
-    """Which examples of a batch have a modality, bool [B]."""
+    """Which examples of a batch have a modality: bool [B]."""
     return batch.present.get(name, torch.ones(len(batch), dtype=torch.bool))

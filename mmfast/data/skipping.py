@@ -1,4 +1,4 @@
-"""Examples of which some cannot be read: they are left out, and said once, and others take their places."""
+"""Skip examples that cannot be read: each is reported once, and another takes its place."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CHOICES = ("stop", "skip")
 
 @dataclass
 class Skipping(Layer):
-    """Examples in which the next one that can be read stands for one that cannot, each time it is asked for.
+    """Examples in which one that cannot be read is always replaced by the next one that can.
 
-    So the number of examples and the places of all others stay as they are, whenever a file turns out to be damaged.
+    So the number of examples and the places of all others do not change, whenever a file turns out to be damaged.
     """
 
-    unreadable: Tensor = field(init=False, repr=False)  # bool [len], shared with processes that load data
+    unreadable: Tensor = field(init=False, repr=False)  # bool [len], shared with data loading workers
 
     def __post_init__(self) -> None:
         self.unreadable = torch.zeros(len(self), dtype=torch.bool).share_memory_()
@@ -37,7 +37,7 @@ class Skipping(Layer):
                     raise
 
     def _stand_in(self, index: int) -> int:
-        """The example itself, or the next that is not known to be unreadable. Raises MmfastError where none is left."""
+        """The index itself, or the next that is not known to be unreadable. Raises MmfastError if none is left."""
         if not self.unreadable[index]:
             return index
         for place in (*range(index + 1, len(self)), *range(index)):
@@ -48,7 +48,7 @@ class Skipping(Layer):
         )
 
     def _mark(self, places: Sequence[int]) -> bool:
-        """Note which of these cannot be read, and say so once; whether there are any."""
+        """Mark and report, once each, those of these examples that cannot be read; returns whether there are any."""
         reasons = {place: reason for place in places if (reason := self.reason(place))}
         for place, reason in reasons.items():
             if not self.unreadable[place]:
@@ -57,7 +57,7 @@ class Skipping(Layer):
         return bool(reasons)
 
     def reason(self, place: int) -> str:
-        """Why an example cannot be read; empty where it can."""
+        """Why an example cannot be read; empty if it can."""
         try:
             self.examples.__getitems__([place])
         except MmfastError as error:

@@ -1,4 +1,4 @@
-"""The pixels of a sprite: its classes, and both brought to a smaller size; and the ground that it may stand on."""
+"""The pixels of sprites: classify, crop and downscale them, and make the terrain that they may stand on."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from mmfast.image_files import load_picture
 from mmfast.sizes import Size, height_width
 
 CLASSES = ("background", "shadow", "body", "team colour")
-# The middle of a picture that is read, by the size it is averaged down to: units stand in the middle of 72 x 72.
+# The side of the central crop, by the size that it is averaged down to. Units stand in the middle of 72 x 72 pixels.
 SIDES = {16: 64, 32: 64, 36: 72, 64: 64, 72: 72}
-TRANSPARENT, OPAQUE = 8, 247  # alpha up to the one is background, from the other on body
-# A hexagon of 72 x 72 covers the plane at these offsets (x, y).
+TRANSPARENT, OPAQUE = 8, 247  # alpha <= 8 is background, >= 247 body
+# Hexagons of 72 x 72 tile the plane at these offsets (x, y).
 NEIGHBOURS = ((54, 36), (54, -36), (-54, 36), (-54, -36), (0, 0))
 
 
 def middle(pixels: np.ndarray, area: Size) -> np.ndarray:
-    """The middle [*area, 4] of a picture [height, width, 4], with zeros around where it is smaller."""
+    """The central crop [*area, 4] of a picture [height, width, 4], padded with zeros if the picture is smaller."""
     rows, columns = height_width(area)
     missing = [max(0, side - size) for side, size in zip((rows, columns), pixels.shape[:2], strict=True)]
     padded = np.pad(pixels, [*((n // 2, n - n // 2) for n in missing), (0, 0)]) if any(missing) else pixels
@@ -32,14 +32,14 @@ def middle(pixels: np.ndarray, area: Size) -> np.ndarray:
 
 
 def area_of(size: Size) -> tuple[tuple[int, int], int]:
-    """The middle that is read, (height, width), and by how much it is averaged down to a size."""
+    """The (height, width) of the central crop, and the factor by which it is averaged down to `size`."""
     height, width = height_width(size)
     factor = SIDES[max(height, width)] // max(height, width)
     return (height * factor, width * factor), factor
 
 
 def pixel_classes(pixels: np.ndarray, palette: Sequence[int]) -> np.ndarray:
-    """The class of each pixel, uint8 [...] (an index into CLASSES), of uint8 [..., 4]."""
+    """The class of each pixel, an index into CLASSES: uint8 [..., 4] -> uint8 [...]."""
     red, green, blue, alpha = np.moveaxis(pixels.astype(np.int32), -1, 0)
     team = np.isin(red << 16 | green << 8 | blue, np.array(palette, np.int32), kind="table")
     classes = np.select([alpha <= TRANSPARENT, alpha < OPAQUE, team], [0, 1, 3], default=2)
@@ -47,27 +47,27 @@ def pixel_classes(pixels: np.ndarray, palette: Sequence[int]) -> np.ndarray:
 
 
 def majority(classes: Tensor, factor: int) -> Tensor:
-    """The commonest class of each factor x factor square, uint8 [N, H, W] -> [N, H / f, W / f]; ties to the highest."""
+    """The most common class of each f x f square, the highest in a tie: uint8 [N, H, W] -> [N, H / f, W / f]."""
     votes = torch.stack([classes == k for k in reversed(range(len(CLASSES)))], 1).float()
     return (len(CLASSES) - 1 - F.avg_pool2d(votes, factor).argmax(1)).to(torch.uint8)
 
 
 def averaged(pixels: Tensor, factor: int) -> Tensor:
-    """Means over factor x factor squares, the colours weighted by alpha: uint8 [N, 4, H, W] -> [N, 4, H / f, W / f].
+    """Means over f x f squares, with colours weighted by alpha: uint8 [N, 4, H, W] -> [N, 4, H / f, W / f].
 
-    The colours that come out are premultiplied: over a ground G the picture is colour + (255 - alpha) G / 255.
+    The resulting colours are premultiplied: over a ground G the picture is colour + (255 - alpha) G / 255.
     """
     colour, alpha = pixels[:, :3].float(), pixels[:, 3:].float()
     return F.avg_pool2d(torch.cat([colour * alpha / 255, alpha], 1), factor).round().to(torch.uint8)
 
 
 def visible(pixels: np.ndarray) -> int:
-    """How many pixels of uint8 [..., 4] are not background."""
+    """The number of pixels of uint8 [..., 4] that are not background."""
     return int((pixels[..., 3] > TRANSPARENT).sum())
 
 
 def hexagon(file: Path, size: Size) -> Tensor | None:
-    """A terrain hexagon, its corners filled by neighbours alike, uint8 [3, H, W]; None for another picture."""
+    """A terrain hexagon, its corners filled with copies of itself, uint8 [3, H, W]; None for any other picture."""
     picture = load_picture(file)
     if picture.size != (72, 72):
         return None

@@ -1,8 +1,8 @@
 """Colour sprites of the game Battle for Wesnoth: image, four-class mask and race, split by unit.
 
-Of one drawing with transparency come the image (over a ground), and for each pixel whether it is background, shadow
-(part transparent: also ghosts and soft edges), body, or body in the colour that the game gives each team. Most files
-are frames of a unit's animation, so whole units are held out, never single files.
+A drawing with transparency gives the image (over a ground) and the class of each pixel: background, shadow (partly
+transparent, which includes ghosts and soft edges), body, or body in the colour that the game gives each team. Most
+files are frames of a unit's animation, so whole units are held out, never single files.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from mmfast.progress import Bar
 from mmfast.sizes import Size, height_width, plain
 from mmfast.streams import GROUND
 
-VERSION = 1  # of what is kept in the cache
+VERSION = 1  # of the cached data
 PACKAGE = "wesnoth-1.16-data"
-SEEN, BODY = 0.9, 200  # a sprite is kept if this share of it lies in the middle, with so many opaque pixels
+SEEN, BODY = 0.9, 200  # a sprite is kept if its crop has this share of its visible pixels, and so many opaque ones
 GREY = 128
-# The terrain folders whose plain pictures are ground to stand on, and the share of their kinds kept for the test.
+# The terrain folders whose plain pictures serve as ground, and the share of their kinds that is held out for the test.
 TERRAIN, TEST_TERRAIN = ("cave", "flat", "frozen", "grass", "hills", "interior", "sand", "swamp", "water"), 0.2
 NO_GROUND = re.compile(r"tile|editor|symbol|wall|variation|beam|oasis|coast|reef")
 
@@ -60,19 +60,19 @@ class Spec:
 
 
 def unit(path: str) -> str:
-    """The unit of a sprite, "race/name", from its path RACE/.../name-words.png: the file's first word, no digits.
+    """The unit of a sprite, "race/name", from its path RACE/.../name-words.png: the file's first word, without digits.
 
-    Animations, directions and variants (mage-attack-3, mage-ne, mage+female) follow the name. That joins some units
-    (fire-ant and fire-dragon), which makes no frame of one unit stand on both sides of the split.
+    Animations, directions and variants (mage-attack-3, mage-ne, mage+female) follow the name. This merges some units
+    (fire-ant and fire-dragon), but never puts frames of one unit on both sides of the split.
     """
     race, *_, file = path.split("/")
     return f"{race}/{re.split(r'[-_+.0-9]', file)[0]}"
 
 
 def held_out(names: Iterable[str], share: float) -> set[str]:
-    """Those of the names "group/name" that are for the test: in each group the share with the lowest hashes.
+    """The names "group/name" that are held out for the test: in each group the share with the lowest hashes.
 
-    So a name changes sides only when others of its group come or go.
+    So a name changes sides only if others of its group are added or removed.
     """
     groups: dict[str, list[str]] = {}
     for name in sorted(set(names), key=digest):
@@ -81,7 +81,7 @@ def held_out(names: Iterable[str], share: float) -> set[str]:
 
 
 def _files(folder: Path) -> list[str]:
-    """The sprites below a folder that are in a race's folder, as sorted paths."""
+    """The sorted relative paths of the sprites in the races' folders below a folder."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png") if path.parent != folder)
 
 
@@ -107,7 +107,7 @@ def _install() -> str:
 def _load(folder: Path, files: Sequence[str], palette: Sequence[int], size: Size) -> dict[str, Tensor]:
     """Premultiplied pixels [N, 4, H, W], masks [N, H, W] and file numbers [N] of the sprites worth keeping.
 
-    Left out: effects with hardly a body (flames, halos), and what for the most part lies outside the middle.
+    Skips effects with hardly any body (flames, halos), and sprites of which the crop would show too little (SEEN).
     """
     area, factor = area_of(size)
     kept_pixels, rows = [], []
@@ -135,9 +135,9 @@ def _terrain(root: Path) -> list[Path]:
 
 
 def grounds(files: Sequence[Path], size: Size) -> dict[str, Tensor]:
-    """Terrain to stand on, "train" and "test", uint8 [G, 3, H, W] each.
+    """Terrain for the ground, "train" and "test", uint8 [G, 3, H, W] each.
 
-    They share no kind of terrain: a kind is a name without its number (grass/green3).
+    The two share no kind of terrain. A kind is a name without its number: grass/green of grass/green3.
     """
     found = []
     for file in files:
@@ -155,7 +155,7 @@ def grounds(files: Sequence[Path], size: Size) -> dict[str, Tensor]:
 
 
 def _listing(root: Path, files: Iterable[Path]) -> str:
-    """A hash of the files' paths, sizes and times: what is kept of them is theirs."""
+    """A hash of the files' paths, sizes and times, as a cache key."""
 
     def line(file: Path) -> str:
         found = file.stat()
@@ -166,20 +166,20 @@ def _listing(root: Path, files: Iterable[Path]) -> str:
 
 @dataclass
 class Sprites:
-    """Examples as bytes, put on their ground when they are asked for; from number N on, the mirrored ones."""
+    """Examples stored as bytes, put on their ground on access; from number N on they are mirrored."""
 
     pixels: Tensor
     masks: Tensor
     labels: Tensor
     grounds: Tensor
     mirrored: bool
-    captions: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by modality: vectors, and who has one
+    captions: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by modality: vectors, who has one
 
     def __len__(self) -> int:
         return len(self.labels) * (1 + self.mirrored)
 
     def sources(self, indices: Sequence[int]) -> Tensor:
-        """The numbers of the sprites as they were drawn: int64 [B]."""
+        """The numbers of the unmirrored sprites: int64 [B]."""
         return torch.as_tensor(indices) % len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
@@ -196,9 +196,9 @@ class Sprites:
 
 
 def captions(root: Path, files: Iterable[str]) -> list[str]:
-    """What each sprite RACE/NAME.png shows, as "an elvish archer"; "" for one that no unit's description names.
+    """What each sprite RACE/NAME.png shows, such as "an elvish archer"; "" if no unit's description matches it.
 
-    The game's descriptions name each unit's picture; the other frames of the unit have its name and more.
+    The game's unit descriptions name one picture each; other frames of the unit have that name with a suffix.
     """
     names: dict[str, str] = {}
     for path in sorted((root / "core" / "units").rglob("*.cfg")):
@@ -217,7 +217,7 @@ def captions(root: Path, files: Iterable[str]) -> list[str]:
 
 
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
-    """The captions there are, for modalities of that kind."""
+    """The captions that occur, as options of the caption modalities."""
     root, names = Path(spec.root), [n for n, p in modalities.items() if p.kind == "caption" and not p.captions]
     folder = root / "core" / "images" / "units"
     texts = sorted({x for x in captions(root, _files(folder)) if x}) if names and folder.is_dir() else []
@@ -225,12 +225,12 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
 
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
-    """Image (float [3, H, W] in -1 .. 1, of 256 levels), mask (CLASSES), label (the race) and captions, by unit.
+    """Image (float [3, H, W] in -1 .. 1, 256 levels), mask (CLASSES), label (the race) and captions, split by unit.
 
-    A modality of kind caption has the unit's name, of nine sprites in ten.
+    A modality of kind caption is the unit's name, which nine sprites in ten have.
 
-    The size is the anchor's: 16, 32, 36, 64 or 72, or a rectangle whose longer side is one of these, the middle of that
-    square. Raises MmfastError for another, for files missing, and for a label of fewer classes than there are races.
+    The size is the anchor's: 16, 32, 36, 64 or 72, or a rectangle whose longer side is one of these, from the middle of
+    that square. Raises MmfastError for other sizes, for missing files, and for a label with fewer classes than races.
     """
     size, root = plain(modalities[anchor].size), Path(spec.root)
     if max(height_width(size)) not in SIDES:

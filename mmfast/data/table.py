@@ -1,7 +1,7 @@
-"""Tables: a .csv file of one's own, or one of scikit-learn's. Each line is an example.
+"""Tables: a .csv file of your own, or one of scikit-learn's. Each row is an example.
 
-A modality of kind table has some of the columns, of real numbers; one of kind label has one, of classes. Which rows are
-held out is a function of each row's own cells: rows that come or go move no other, and no row stands on both sides.
+A modality of kind table has some of the columns, of real numbers; one of kind label has one column, of classes. Whether
+a row is held out depends only on its own cells: adding or removing rows moves no other, and equal rows stay together.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Spec:
 
 @dataclass
 class Rows:
-    """Examples as tensors [n, ...], and who has what not all have."""
+    """Examples as tensors [n, ...], and which examples have a modality if not all do."""
 
     tensors: dict[str, Tensor]
     present: dict[str, Tensor]
@@ -68,7 +68,7 @@ def files(spec: Spec) -> dict[str, Path]:
 
 
 def cells(spec: Spec) -> dict[str, list[str]]:
-    """The table's cells by column, as text. Raises MmfastError for a file that is no table."""
+    """The table's cells by column, as text. Raises MmfastError for a file that is not a table."""
     if spec.source in SETS:
         return _of_sklearn(spec.source)
     if not spec.source.endswith(".csv"):
@@ -108,12 +108,12 @@ def _column(spec: Spec, name: str, table: Mapping[str, list[str]]) -> list[str]:
 
 
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
-    """What the data says of the modalities' options: classes and their names, columns, means and scales."""
+    """Options of the modalities found in the data: classes, their names and counts, columns, means and scales."""
     table = cells(spec)
     for name in spec.columns:
         if name not in modalities:
             raise unknown("data.columns' modality", name, modalities)
-    # Read before a table takes the column that nothing else names.
+    # Labels first, since a table without columns takes those that nothing else uses.
     labels = {name: _column(spec, name, table) for name, part in modalities.items() if part.kind == "label"}
     taken = {spec.columns.get(name, name) for name in labels} | {c for p in modalities.values() for c in columns_of(p)}
     options: dict[str, dict[str, Any]] = {}
@@ -143,7 +143,7 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
 
 
 def _numbers(name: str, columns: Sequence[str], table: Mapping[str, list[str]]) -> np.ndarray:
-    """float64 [n, columns]. Raises MmfastError for a cell that is no number, naming the row."""
+    """The columns as float64 [n, columns]. Raises MmfastError for a cell that is not a number, naming the row."""
     for column in columns:
         if column not in table:
             raise unknown(f"modalities.{name}.columns", column, table)
@@ -159,14 +159,14 @@ def _numbers(name: str, columns: Sequence[str], table: Mapping[str, list[str]]) 
 
 
 def _split(spec: Spec, table: Mapping[str, list[str]]) -> tuple[list[int], list[int]]:
-    """The numbers of the rows to train on and of those held out."""
+    """The numbers of the training rows and of the held-out rows."""
     at = [place("\n".join(row)) for row in zip(*table.values(), strict=True)]
     order = sorted(range(len(at)), key=at.__getitem__)
     share = spec.test_fraction
     low = sum(x < share for x in at)
     parts = order[low:], order[:low]
     if spec.validation:
-        high = sum(x < share * (2 - share) for x in at)  # the same share of what is left
+        high = sum(x < share * (2 - share) for x in at)  # the same share of the remaining rows
         parts = order[high:], order[low:high]
     if not all(parts):
         raise MmfastError(
@@ -177,10 +177,10 @@ def _split(spec: Spec, table: Mapping[str, list[str]]) -> tuple[list[int], list[
 
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
-    """Rows (float32 [n, columns], in the columns' units) and labels (int64 [n]). Raises MmfastError naming a cell.
+    """Rows (float32 [n, columns], in the columns' units) and labels (int64 [n]). Raises MmfastError naming a bad cell.
 
-    A label whose cell is empty is missing; a number must be there. Judges and baselines are scikit-learn's logistic
-    regressions, where the anchor is a table: of all rows to judge samples, of those to train on as a baseline.
+    A label whose cell is empty is missing; numbers must not be. If the anchor is a table, judges and baselines are
+    scikit-learn's logistic regressions: judges are fitted to all rows, baselines to the training rows.
     """
     table = cells(spec)
     whole = dict(modalities)
@@ -218,7 +218,7 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
 
 
 def _regression(rows: Rows, anchor: str, name: str, spec: Any) -> Judge | None:
-    """scikit-learn's logistic regression of a label on standardised rows; None without scikit-learn, or classes."""
+    """scikit-learn's logistic regression of a label on standardised rows; None without it, or with only one class."""
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:
@@ -234,7 +234,7 @@ def _regression(rows: Rows, anchor: str, name: str, spec: Any) -> Judge | None:
 
 
 def _baselines(train: Rows, test: Rows, anchor: str, labels: Sequence[str], spec: Any) -> dict[str, float]:
-    """How often a logistic regression of the training rows is right of those held out, by label."""
+    """The held-out accuracy of a logistic regression fitted to the training rows, for each label."""
     figures = {}
     for name in labels:
         judge = _regression(train, anchor, name, spec)

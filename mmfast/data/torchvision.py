@@ -22,9 +22,9 @@ from mmfast.errors import MmfastError, optional_package, unknown
 from mmfast.image_files import no_programs
 from mmfast.options import option
 
-# They open whatever Pillow knows, and kind: folder reads folders.
+# These open any format that Pillow knows; kind: folder reads folders instead.
 FOLDERS = ("ImageFolder", "DatasetFolder")
-# It unpickles a file that lies in the current folder.
+# These unpickle a file in the current folder.
 UNSAFE = ("LSUN", "LSUNClass")
 
 
@@ -77,7 +77,7 @@ def _load(name: str, root: str, download: bool, arguments: str) -> Any:
             return make(**given)
     except MmfastError:
         raise
-    except Exception as error:  # anything that torchvision raises
+    except Exception as error:  # torchvision may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise MmfastError(
             f"data: torchvision's {name} cannot be opened in {root or 'no data.root'}: {reason}"
@@ -117,7 +117,7 @@ def _items(spec: Spec, modalities: Mapping[str, Any], anchor: str, arguments: Ma
 
 
 def _files(root: str) -> str:
-    """A hash of the names, the sizes and the times of the files below root: what is read of them is theirs."""
+    """A hash of the names, sizes and times of the files below root, as a cache key."""
     found = []
     for path in walk(Path(root)) if root else ():
         with contextlib.suppress(OSError):
@@ -133,7 +133,7 @@ def _version() -> str:
 
 
 def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
-    """The examples of a torchvision data set. Raises MmfastError where it cannot be opened, and for other options."""
+    """The examples of a torchvision data set. Raises MmfastError if it cannot be opened or the options do not fit."""
     return split(*_parts(spec, modalities, anchor), spec)
 
 
@@ -143,7 +143,7 @@ def _parts(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> tuple[Item
 
 
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
-    """The data set's own names of its classes, for its labels; what its masks of two classes hold."""
+    """Options of the modalities found in the data: the data set's names of classes, and codings of two-class masks."""
     names = getattr(_dataset(spec, spec.train), "classes", None)
     labels = {name: names for name, part in modalities.items() if part.kind == "label" and names}
     return named(names_of(modalities, labels)) | mask_values(*_parts(spec, modalities, anchor))

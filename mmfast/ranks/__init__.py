@@ -1,7 +1,7 @@
-"""The processes ("ranks") that torchrun has started for one job: which of them this is, and what they tell each other.
+"""The processes ("ranks") that torchrun has started for one job, and the communication between them.
 
-`joined` is how a process joins the others. What it gives is passed on as an argument; `ALONE` is a process by itself,
-for which every method is the plain thing without any communication.
+A process joins the others with `joined`, and passes the `Ranks` that it yields as an argument. `ALONE` is a single
+process, whose methods do the same without communication.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ from mmfast.ranks.watch import BYE, EXPLAINED, FAILED, STOPPED, Watch
 T = TypeVar("T")
 Item = TypeVar("Item")
 
-# How long a rank waits for another in a step, and how long for the first one to make what all need.
+# How long a rank waits for another in a step, and how long for the first rank to make what all need.
 STEP, PATIENCE = timedelta(minutes=30), timedelta(days=30)
 
 
 class Elsewhere(MmfastError):
-    """Another rank cannot go on; the reason is said there."""
+    """Another rank cannot go on; that rank reports the reason."""
 
 
 @dataclass
 class Ranks:
-    """This process, `index` of `count`, and what it does together with the others: each method is called by all."""
+    """This process, `index` of `count`, and its collective operations: all ranks call each method together."""
 
     index: int = 0
     count: int = 1
-    local: int = 0  # among the processes of this machine
+    local: int = 0  # the index among the processes of this machine
     machine: str = "0"
     store: Any = field(default=None, repr=False)
     turns: Iterator[int] = field(default_factory=itertools.count, repr=False)
-    divides: bool = True  # whether `map` shares its items out; else all ranks do all of them, as shards need
+    divides: bool = True  # whether `map` distributes its items; else all ranks do all of them, as shards require
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes files, and talks."""
+        """Whether this is the rank that writes files and prints."""
         return self.index == 0
 
     def any(self, *flags: bool) -> list[bool]:
-        """Each flag: is it true on any rank?"""
+        """For each flag, whether it is true on any rank."""
         if self.count == 1:
             return list(flags)
         found = torch.tensor(flags, dtype=torch.uint8)
@@ -63,7 +63,7 @@ class Ranks:
         return found.bool().tolist()
 
     def mean(self, x: Tensor) -> Tensor:
-        """The mean of a tensor over the ranks."""
+        """Replace a tensor by its mean over the ranks, in place, and return it."""
         if self.count > 1:
             dist.all_reduce(x)
             x /= self.count
@@ -78,7 +78,7 @@ class Ranks:
         return box[0]
 
     def all(self, value: T) -> list[T]:
-        """Every rank's value, in their order."""
+        """All ranks' values, in the order of the ranks."""
         if self.count == 1:
             return [value]
         found: list[Any] = [None] * self.count
@@ -86,7 +86,7 @@ class Ranks:
         return found
 
     def map(self, work: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
-        """[work(item) for item in items], each done by one rank and known to all. The results are on the CPU."""
+        """[work(item) for item in items], each computed by one rank and returned on all. Results are on the CPU."""
         items = list(items)
         if self.count == 1 or not self.divides:
             return [work(item) for item in items]
@@ -94,11 +94,11 @@ class Ranks:
         return [x for part in self.all([work(items[i]) for i in mine]) for x in part]
 
     def shares(self, count: int) -> list[Tensor]:
-        """0 .. count - 1 in as many even parts as there are ranks, and none empty: int64 [about count / ranks]."""
+        """0 .. count - 1 in one even part per rank, without empty parts: int64 [about count / ranks] each."""
         return [rows for rows in torch.arange(count).tensor_split(self.count if self.divides else 1) if len(rows)]
 
     def at_most(self, size: int, count: int) -> int:
-        """A batch size for `count` examples: `size`, or less where that leaves a rank without work."""
+        """A batch size for `count` examples: `size`, or less if some rank would have no work."""
         return max(1, min(size, -(-count // self.count))) if self.count > 1 and self.divides else size
 
     def tensors(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -114,7 +114,7 @@ class Ranks:
         return received
 
     def check_same(self, **values: object) -> None:
-        """Raise MmfastError where a value is not the same on all ranks; the name says what it is."""
+        """Raise MmfastError if a value is not the same on all ranks; its name describes it in the message."""
         for name, found in values.items():
             each = self.all(found)
             for index, value in enumerate(each):
@@ -127,9 +127,9 @@ class Ranks:
 
     @contextlib.contextmanager
     def in_turn(self, machines: bool = True) -> Iterator[None]:
-        """The first rank of each machine goes before its others, which find what it has made and kept.
+        """Let the first rank of each machine go before its others, so that they find what it has cached.
 
-        machines: where False, the first rank of all goes before all others. All leave together, however long it takes.
+        machines: if False, the first rank of all goes before all others. All leave together, however long it takes.
         """
         leads = not self.local if machines else self.first
         turn = f"turn/{next(self.turns)}"
@@ -149,10 +149,11 @@ _joined: Ranks | None = None
 
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
-    """This process among those that torchrun has started, or `ALONE`; within another `joined` what that gave.
+    """Join the processes that torchrun has started; yields this process's `Ranks`, or `ALONE` without torchrun.
 
-    A rank that leaves by an error, or dies, ends the others within seconds. An MmfastError is said once, by the first
-    rank; the others leave by SystemExit. Raises MmfastError where torchrun's variables are missing or do not fit.
+    Nested calls yield the same `Ranks`. If a rank leaves with an error or dies, the others end within seconds. The
+    first rank reports an MmfastError, once; the others raise SystemExit. Raises MmfastError if torchrun's variables are
+    missing or invalid.
     """
     global _joined
     if _joined is not None or _number("WORLD_SIZE", 1) == 1:
@@ -160,7 +161,7 @@ def joined() -> Iterator[Ranks]:
         return
     try:
         _joined, watch = _join()
-    except RuntimeError as error:  # of torch.distributed: one has died since, or never came
+    except RuntimeError as error:  # from torch.distributed: a rank has died since, or never came
         raise MmfastError(
             f"the ranks have not met ({str(error).strip().splitlines()[0]}); see what the others say, and whether all "
             "were started with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE"
@@ -179,7 +180,7 @@ def joined() -> Iterator[Ranks]:
 
 
 def local_rank() -> int | None:
-    """The number of this process on its machine; None where torchrun has not started it."""
+    """The number of this process on its machine; None if torchrun has not started it."""
     return _number("LOCAL_RANK", 0) if "LOCAL_RANK" in os.environ else None
 
 
@@ -205,7 +206,7 @@ def _join() -> tuple[Ranks, Watch]:
         torch.cuda.set_device(local)
     store, _, _ = next(dist.rendezvous("env://"))
     store.set_timeout(STEP)
-    # What an earlier attempt has left there, where torchrun starts all anew, is not for this one.
+    # If torchrun restarts the job, this attempt must not see what an earlier one has left in the store.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store, name = dist.PrefixStore(attempt, store), f"{platform.node()}, process {os.getpid()}"
     backend = "cpu:gloo,cuda:nccl" if local < gpus else "gloo"
@@ -220,7 +221,7 @@ def _join() -> tuple[Ranks, Watch]:
 
 @contextlib.contextmanager
 def _quiet(others: bool) -> Iterator[None]:
-    """What the first rank warns of is not said again."""
+    """Silence warnings on ranks other than the first, which gives them."""
     with warnings.catch_warnings() if others else contextlib.nullcontext():
         if others:
             warnings.simplefilter("ignore")
@@ -228,7 +229,7 @@ def _quiet(others: bool) -> Iterator[None]:
 
 
 def _leave_by(error: BaseException, here: Ranks, watch: Watch) -> None:
-    """Tell the others how this one ends; raises SystemExit where they say what there is to say."""
+    """Tell the other ranks how this one ends. Raises SystemExit if another rank reports the reason."""
     if isinstance(error, KeyboardInterrupt):
         watch.leave(STOPPED, patience=EXPLAINED)
         if not here.first:
@@ -241,6 +242,6 @@ def _leave_by(error: BaseException, here: Ranks, watch: Watch) -> None:
         if said or not here.first:
             raise SystemExit(2) from None
     else:
-        # Another's death shows here as a transfer that failed: the watch ends this process, and says whose it was.
+        # A rank's death shows here as a failed transfer: the watch ends this process, and reports which rank died.
         if watch.lost.wait(1.0):
             time.sleep(EXPLAINED)

@@ -1,6 +1,6 @@
-"""Ranks that are still meeting: each says in the store that it is there, until a `Watch` has connections that tell.
+"""Detect ranks that die while the ranks are still meeting, by heartbeats in the store, until a `Watch` takes over.
 
-A process that dies before that is missing nowhere: the others would wait for its connection until a time-out.
+Without it, nothing would notice such a death, and the others would wait for a connection until a time-out.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import torch.distributed as dist
 
 from mmfast.ranks.watch import EXPLAINED, SEEN, died, end, say
 
-# Seconds: how often a rank says that it is there, and after how many without a word it counts as dead.
+# Seconds: the interval of the heartbeats, and how long without one until a rank counts as dead.
 BEAT, LATE = 0.5, 10.0
-# A rank's last word, when it has met all; and the key that the first rank sets when it ends all.
+# A rank's last value in the store, once it has met all; and the key that the first rank sets when it ends all.
 MET, OVER = b"met", "over"
 
 
 class Arrival:
-    """Ends this process when another that had come dies while they meet. name: of this rank, for the line that says so.
+    """End this process if another rank that has arrived dies while they meet. name: of this rank, for the message.
 
-    The first looks at all the others, and they at it. Those that have not come yet are waited for elsewhere. store:
-    makes a client of the ranks' store for this alone, since the main thread may be waiting in its own.
+    The first rank watches all the others, and they watch it. Ranks that have not arrived are waited for elsewhere.
+    store: makes a separate client of the ranks' store, since the main thread may be waiting in its own.
     """
 
     def __init__(self, index: int, count: int, name: str, store: Callable[[], Any]) -> None:
@@ -44,7 +44,7 @@ class Arrival:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is not None and issubclass(kind, RuntimeError):
-            # A transfer that failed: where a rank has died, this process ends here, and a line says which.
+            # A transfer failed. If a rank has died, this process ends here, and a message states which.
             self.thread.join(LATE + EXPLAINED)
         self.met = kind is None
         self.left.set()
@@ -56,7 +56,7 @@ class Arrival:
     def _run(self) -> None:
         try:
             self._watch()
-        except RuntimeError:  # the store is gone, and the first rank with it, where that has it
+        except RuntimeError:  # the store is gone, and so is the first rank if it hosts the store
             if not self.left.wait(EXPLAINED):
                 self._end(0)
 
@@ -77,7 +77,7 @@ class Arrival:
                 self.store.set(str(self.index), MET)
 
     def _late(self, peer: int) -> bool:
-        """Whether a rank that had come has said nothing for too long."""
+        """Whether a rank that has arrived has sent no heartbeat for too long."""
         word: bytes = self.store.get(str(peer)) if self.store.check([str(peer)]) else b""
         now = time.monotonic()
         if word != self.words.get(peer, b""):
@@ -88,11 +88,11 @@ class Arrival:
         if self.index in (0, 1):
             name = self.words.get(peer, b"").decode(errors="replace").partition(" ")[2]
             say(f"mmfast: {died(peer, self.count, name)}")
-        time.sleep(SEEN)  # for the others, and torchrun, to see it
+        time.sleep(SEEN)  # so that the others and torchrun see it
         end(1)
 
 
 def client(host: str, port: int, prefix: str) -> Any:
-    """A client of its own of the store that the ranks meet at."""
+    """A separate client of the store at which the ranks meet."""
     store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False)
     return dist.PrefixStore(prefix, store)

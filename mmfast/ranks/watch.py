@@ -1,4 +1,4 @@
-"""Every rank knows how every other one ends: the first listens to all, and they to it, over connections of their own.
+"""Let every rank know how each other rank ends: the first listens to all, and they to it, on separate connections.
 
 A process that dies closes its connections, however it dies, so the others need not wait for a time-out.
 """
@@ -17,21 +17,21 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-# How a rank ends: with its work done; asked to stop; by an error that it has said; without a word; told to by the
-# first rank, for another's sake.
+# How a rank ends: with its work done; asked to stop; by an error that it reports; without a message; or at the request
+# of the first rank, because another rank has ended.
 BYE, STOPPED, FAILED, DIED, END = range(5)
 STATUS = {STOPPED: 130, FAILED: 2, DIED: 1}
-# Bytes of a message: how, the status to end with, and the error.
+# Bytes of a message: how the rank ends, the exit status, and the error.
 LENGTH = 4096
 FOREVER = timedelta(days=3650)
-# Seconds: for torchrun to see which process ended first, for this one to end by itself, for others to end too.
+# Seconds: for torchrun to see which process ended first, and for a process to end by itself.
 SEEN, BY_ITSELF = 2.0, 1.0
-# Seconds that a failure of another rank, which shows here as a failed transfer, is given to explain itself.
+# Seconds to wait for the reason of another rank's failure, which shows here as a failed transfer.
 EXPLAINED = 10.0
 
 
 class Watch:
-    """Ends this process when another one has died or cannot go on. names: of all ranks, for the line that says so."""
+    """End this process if another rank has died or cannot go on. names: of all ranks, for the message."""
 
     def __init__(self, index: int, names: Sequence[str]) -> None:
         self.index, self.names = index, names
@@ -45,9 +45,9 @@ class Watch:
             listener.start()
 
     def leave(self, how: int, text: str = "", patience: float | None = None) -> bool:
-        """Say how this rank ends, and wait for the others' word; returns whether `text` has been said before.
+        """Tell the others how this rank ends, and wait for theirs; returns whether `text` has been reported before.
 
-        patience: the seconds to wait at most; None: as long as it takes, since they may still be at work.
+        patience: the most seconds to wait; None to wait as long as it takes, since they may still be at work.
         """
         with self.lock:
             said = text in self.said
@@ -56,7 +56,7 @@ class Watch:
             self.leaving.set()
         if self.index != 0:
             self._tell(0, how, text=text)
-        # Those that end by an error of their own do so at once; the rest are told to.
+        # Ranks with an error of their own end at once; the others are told to.
         self.wait(BY_ITSELF if patience is not None and self.index == 0 else patience)
         if self.index == 0:
             self._tell_all(how)
@@ -64,7 +64,7 @@ class Watch:
         return said
 
     def wait(self, patience: float | None) -> None:
-        """Wait until all others have said how they end."""
+        """Wait until all others have sent how they end."""
         until = None if patience is None else time.monotonic() + patience
         for listener in self.listeners:
             listener.join(None if until is None else max(0.0, until - time.monotonic()))
@@ -98,15 +98,15 @@ class Watch:
             end(status)
 
     def _end_all(self, peer: int, how: int, text: str) -> None:
-        """On the first rank: say why, once, and end the others and this process."""
-        # The same error may be about to be said here.
+        """On the first rank, report the reason once, and end the others and this process."""
+        # This rank may be about to report the same error.
         by_itself = how != DIED and self.leaving.wait(BY_ITSELF)
         with self.lock:
             cause = not self.said
             new = text not in self.said
             self.said.add(text)
         if how == DIED:
-            if not cause:  # one that has ended for another's sake
+            if not cause:  # it has ended because of another rank
                 return
             say(f"mmfast: {self._died(peer)}")
         elif how == FAILED and new:
@@ -124,7 +124,7 @@ class Watch:
 
 
 def died(peer: int, count: int, name: str) -> str:
-    """What is said of a rank that has died; name: its machine and its process, "" where they are not known."""
+    """The message about a rank that has died; name: its machine and process, "" if they are not known."""
     which = f"rank {peer} of {count}" + (f" ({name})" if name else "")
     return (
         f"{which} has died, so all ranks end; what it said is above, the last checkpoint is "
@@ -133,13 +133,13 @@ def died(peer: int, count: int, name: str) -> str:
 
 
 def say(line: str) -> None:
-    """A line on stderr, if somebody reads it."""
+    """Print a line on stderr, if it is open."""
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
 
 
 def end(status: int) -> NoReturn:
-    """End at once: the main thread may wait for what never comes."""
+    """Exit at once, since the main thread may be blocked forever."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
