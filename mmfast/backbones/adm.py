@@ -1,7 +1,7 @@
-"""The network of ADM (Dhariwal and Nichol, 2021), exactly: what the published checkpoints fit (mmfast/warm_start.py).
+"""The exact network of ADM (Dhariwal and Nichol, 2021), which the published checkpoints fit (mmfast/warm_start.py).
 
-Its blocks and their order are those of mmfast.backbones.unet. It differs in three things: the heads of an attention
-may be a fixed number, a class may be added to the time embedding, and the network counts the timesteps from 0.
+Its blocks and their order are those of mmfast.backbones.unet, with three differences: the number of attention heads may
+be fixed, a class may be added to the time embedding, and the network counts timesteps from 0.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Spec(unet.Spec):
 
 
 class Backbone(unet.Backbone):
-    """The U-Net with ADM's numbers of heads and, if it has classes, their embedding."""
+    """The U-Net with ADM's number of attention heads and, if it has classes, their embedding."""
 
     def __init__(self, spec: Spec, in_channels: int, size: Size) -> None:
         super().__init__(spec, in_channels, size)
@@ -59,12 +59,12 @@ class Backbone(unet.Backbone):
         told: Tensor | None = None,
         y: Tensor | None = None,
     ) -> Features:
-        """As every backbone, with a class y (int64 [B]) beside, of which ADM's encoder is told too.
+        """Like every backbone, plus a class y (int64 [B]), which conditions ADM's encoder too.
 
-        Without y the class is unknown. ADM has no embedding for that, so it is the mean over the classes.
-        Raises MmfastError for a y that is not int64 [B], or that the network was built without classes for.
+        Without y the class is unknown. ADM has no embedding for that, so the mean over the classes is used.
+        Raises MmfastError if y is not int64 [B], or if the network was built without classes.
         """
-        # Step t here, of 1 .. T, is what ADM calls t - 1; a given image, of t = 0, is to it one of the least noise.
+        # Step t of 1 .. T here is ADM's t - 1. A given image, at t = 0, counts as one with the least noise.
         emb = plus(self.embedding(x, (t - 1).clamp(min=0)), beside)
         if y is not None:
             self._check(y, t)

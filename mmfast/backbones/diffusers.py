@@ -1,6 +1,6 @@
-"""diffusers' UNet2DModel as a backbone: its options by their names there, and its weights go there and back.
+"""diffusers' UNet2DModel as a backbone, with the same option names; weights convert in both directions.
 
-Its way down and its middle are the encoder, its way up the decoder. Step t here, of 1 .. T, is t - 1 to it.
+Its down blocks and middle are the encoder, its up blocks the decoder. Step t of 1 .. T here is its t - 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DOWN, UP = "DownBlock2D", "UpBlock2D"
 
 @dataclass
 class Spec:
-    """The options of diffusers.UNet2DModel, with its defaults; what is not here follows from the modalities."""
+    """The options of diffusers.UNet2DModel, with its defaults; those omitted here follow from the modalities."""
 
     kind: str = "diffusers"
     block_out_channels: list[int] = option([224, 448, 672, 896], "channels of each level; each halves the grid", min=1)
@@ -51,7 +51,7 @@ class Spec:
 
 
 def unet(spec: Spec, in_channels: int, out_channels: int, size: Size) -> Any:
-    """A new UNet2DModel. Raises MmfastError where diffusers is not installed or refuses the options."""
+    """Create a UNet2DModel. Raises MmfastError if diffusers is not installed or rejects the options."""
     with optional_package("diffusers", "diffusers", "backbone.kind=diffusers"):
         from diffusers import UNet2DModel
     options = {name: x for name, x in dataclasses.asdict(spec).items() if name != "kind"}
@@ -87,9 +87,9 @@ def unet(spec: Spec, in_channels: int, out_channels: int, size: Size) -> Any:
 
 
 class Backbone(nn.Module):
-    """[B, in_channels, H, W] and t [B] -> `Features`: [B, block_out_channels[0], H, W], and of the encoder.
+    """[B, in_channels, H, W] and t [B] -> `Features`: pixels [B, block_out_channels[0], H, W], and `before`.
 
-    `before` holds every level's end and the middle's, averaged over a grid of 2 x 2, as the U-Net's does.
+    `before` holds the ends of every level and of the middle, averaged over a grid of 2 x 2, as in the U-Net.
     """
 
     def __init__(self, spec: Spec, in_channels: int, size: Size) -> None:
@@ -98,16 +98,16 @@ class Backbone(nn.Module):
         self.features, self.layers = spec.block_out_channels[0], spec.layers_per_block
         self.embedding_width = self.net.time_embedding.linear_2.out_features
         self.reads = GRID**2 * (sum(spec.block_out_channels) + spec.block_out_channels[-1])
-        # Of the largest attention; the middle's is on the coarsest grid.
+        # The tokens of the largest attention; the middle's is on the coarsest grid.
         attends = [k for k, block in enumerate(self.net.down_blocks) if hasattr(block, "attentions")]
         finest = min([*attends, len(spec.block_out_channels) - 1])
         self.tokens = math.prod(side >> finest for side in height_width(size))
-        # What comes after the features is the anchor's head, which the model makes (`out_norm`).
+        # The layers after the features belong to the anchor's head, which the model builds (`out_norm`).
         self.groups, self.eps = spec.norm_num_groups, spec.norm_eps
         del self.net.conv_norm_out, self.net.conv_out
 
     def out_norm(self) -> nn.Sequential:
-        """What the anchor's head begins with: UNet2DModel's own, so that its weights have a place there."""
+        """The first layers of the anchor's head, as in UNet2DModel, so that its weights can be loaded."""
         return nn.Sequential(nn.GroupNorm(self.groups, self.features, self.eps), nn.SiLU())
 
     def forward(self, x: Tensor, t: Tensor, beside: Tensor | None = None, told: Tensor | None = None) -> Features:

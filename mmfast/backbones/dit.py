@@ -1,8 +1,8 @@
-"""A diffusion transformer (DiT; Peebles and Xie, 2023) that returns features, for the heads to read.
+"""A diffusion transformer (DiT; Peebles and Xie, 2023) that returns features for the heads.
 
-Patches of the input are tokens, with positions of fixed sinusoids. Every block is scaled, shifted and gated by the
-embedding of the times (adaLN-Zero), so it begins as the identity. The first half of the blocks is the encoder; the
-second, the decoder, has what is given added to that embedding.
+Patches of the input are tokens, with fixed sinusoidal positions. Every block is scaled, shifted and gated by the
+embedding of the times (adaLN-Zero), so it starts as the identity. The first half of the blocks is the encoder. In the
+second half, the decoder, what is given is added to that embedding.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Spec:
 def positions(width: int, size: Size) -> Tensor:
     """Fixed codes of a grid's cells, row by row: float32 [N, width], half for the row, half for the column.
 
-    Each half is sin and then cos of the place at frequencies 10000^(-k / (width / 4)), k = 0 .. width / 4 - 1.
+    Each half is sin, then cos of the index at frequencies 10000^(-k / (width / 4)), k = 0 .. width / 4 - 1.
     """
     host = torch.device("cpu")
     frequencies = 10_000 ** (-torch.arange(width // 4, dtype=torch.float64, device=host) / (width // 4))
@@ -48,19 +48,19 @@ def positions(width: int, size: Size) -> Tensor:
 
 
 def zero(layer: nn.Linear) -> nn.Linear:
-    """A layer that says nothing at first."""
+    """Initialise a layer to zero, so that its output starts at zero."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
 
 
 def modulated(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Normalised over the width, scaled and shifted: h [B, N, C], shift and scale [B, C]."""
+    """Normalise over the width, then scale and shift: h [B, N, C], shift and scale [B, C]."""
     return F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
 
 
 class Block(nn.Module):
-    """h + gate attention(modulated h), and then the same with a hidden layer: tokens [B, N, C], emb [B, C]."""
+    """h + gate * attention(modulated h), then the same with an MLP: tokens [B, N, C], emb [B, C]."""
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """[B, in_channels, H, W] and t [B] -> `Features`: [B, features, H, W], and of the encoder.
+    """[B, in_channels, H, W] and t [B] -> `Features`: pixels [B, features, H, W], and `before`.
 
     `before` holds the tokens halfway through the encoder and at its end, averaged over a grid of 2 x 2.
     """
@@ -107,12 +107,12 @@ class Backbone(nn.Module):
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.blocks))
         self.last_time = zero(nn.Linear(width, 2 * width))
         self.last = nn.Linear(width, self.features * patch**2)
-        # Each pixel's own input goes past the tokens, as much of it as the time says (as in the U-Net of patches).
+        # Each pixel's own input bypasses the tokens, gated by the time, as in the U-Net with patches.
         self.past, self.gate = nn.Conv2d(in_channels, self.features, 1), zero(nn.Linear(width, self.features))
         nn.init.ones_(self.gate.bias)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """[B, in_channels, H, W] -> [B, N, width], with their positions."""
+        """[B, in_channels, H, W] -> tokens [B, N, width], with positions added."""
         return self.first(F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)) + self.positions
 
     def forward(self, x: Tensor, t: Tensor, beside: Tensor | None = None, told: Tensor | None = None) -> Features:

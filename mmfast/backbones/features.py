@@ -1,4 +1,4 @@
-"""What a backbone returns, and what backbones share: embeddings, attention, the grid that heads read."""
+"""The result of a backbone, and what backbones share: embeddings, attention, the grid that heads read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GRID = 2  # of the cells that `before` averages over
 
 
 class Features(NamedTuple):
-    """pixels: [B, features, H, W], after the decoder; before: [B, reads], of the encoder, before `told` enters."""
+    """pixels: [B, features, H, W], after the decoder; before: [B, reads], from the encoder, before `told` enters."""
 
     pixels: Tensor
     before: Tensor
@@ -30,13 +30,13 @@ def timestep_embedding(t: Tensor, width: int, longest: float = 10_000.0) -> Tens
 
 
 def plus(embedding: Tensor, more: Tensor | None) -> Tensor:
-    """The embedding with `more` added, where there is any."""
+    """The embedding plus `more`, unless that is None."""
     return embedding if more is None else embedding + more.to(embedding.dtype)
 
 
 def kernels(device: torch.device, tokens: int) -> contextlib.AbstractContextManager[None]:
-    """Where torch's attention over so many tokens is to be computed: in the way that is fast on this device."""
-    # Its fused attention is faster, but on CPUs its backward pass is four times as slow as these few products.
+    """A context in which torch's attention over so many tokens uses the kernel that is fast on this device."""
+    # Fused attention is faster, but its backward pass on CPUs is four times as slow as the plain products.
     slow = device.type == "cpu" and tokens <= 1024 and torch.is_grad_enabled()
     return sdpa_kernel(SDPBackend.MATH) if slow else contextlib.nullcontext()
 
@@ -48,5 +48,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def averaged(h: Tensor) -> Tensor:
-    """The means over a grid of 2 x 2: [B, C, H, W] -> [B, 4 C]. So where something lies can count for a head."""
+    """Average over a grid of 2 x 2, so that a head can tell positions: [B, C, H, W] -> [B, 4 C]."""
     return F.adaptive_avg_pool2d(h.contiguous(), GRID).flatten(1)

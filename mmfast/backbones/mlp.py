@@ -1,4 +1,4 @@
-"""A residual MLP over all pixels at once: for very small images, where it is many times faster than a U-Net."""
+"""A residual MLP over all pixels at once, for very small images, on which it is many times faster than a U-Net."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Spec:
 
 
 class Residual(nn.Module):
-    """norm scaled and shifted by the time, linear, SiLU, linear; plus the input."""
+    """norm scaled and shifted by the time, linear, SiLU, dropout, linear; plus the input."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Residual(nn.Module):
 
 
 class Backbone(nn.Module):
-    """[B, in_channels, H, W], t [B] -> `Features`: [B, features, H, W], and [B, width] of the encoder."""
+    """[B, in_channels, H, W], t [B] -> `Features`: pixels [B, features, H, W], and `before` [B, width]."""
 
     def __init__(self, spec: Spec, in_channels: int, size: Size) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Backbone(nn.Module):
         self.blocks = nn.ModuleList(Residual(spec.width, spec.dropout) for _ in range(spec.blocks))
         self.norm = nn.LayerNorm(spec.width)
         self.last = nn.Linear(spec.width, spec.features * height * width)
-        # Each pixel's own input goes past the bottleneck: most of the noise in z_t is only to be copied.
+        # Each pixel's own input bypasses the bottleneck, since most of the noise in z_t need only be copied.
         self.past = nn.Conv2d(in_channels, spec.features, 1)
 
     def forward(self, x: Tensor, t: Tensor, beside: Tensor | None = None, told: Tensor | None = None) -> Features:

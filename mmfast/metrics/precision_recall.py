@@ -1,4 +1,4 @@
-"""How much of the generated data is like real data, and how much of the real data is generated."""
+"""Precision, recall, density and coverage: how much generated data is realistic, and how much real data is covered."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmfast.errors import MmfastError
 
 
 class PrecisionRecall(NamedTuple):
-    """Each is 1 for a perfect model in the limit; density alone may be more than 1."""
+    """Each is 1 for a perfect model in the limit; only density may exceed 1."""
 
     precision: float
     recall: float
@@ -22,15 +22,15 @@ class PrecisionRecall(NamedTuple):
 
 @torch.no_grad()
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3, block: int = 1024) -> PrecisionRecall:
-    """From features real [n, D] and fake [m, D], n, m > k. The ball of a point reaches to its k-th nearest kin.
+    """Compare features real [n, D] and fake [m, D], n, m > k. A point's ball reaches its k-th nearest point in its set.
 
     precision: share of fake points in any real point's ball; recall: share of real points in any fake point's ball
     (Kynkaanniemi et al. 2019, arXiv 1904.06991). density: mean over the fake points of the number of real points'
-    balls they are in, over k; coverage: share of real points with a fake point in their ball (Naeem et al. 2020,
-    arXiv 2002.09797). Balls are closed: a point at exactly the radius is in.
+    balls that contain them, divided by k; coverage: share of real points with a fake point in their ball (Naeem et al.
+    2020, arXiv 2002.09797). Balls are closed: a point at exactly the radius is inside.
 
-    Distances are float64, `block` rows at a time: 10,000 by 10,000 never lies in memory at once. Raises MmfastError for
-    other shapes and for values that are not finite.
+    Distances are computed in float64, `block` rows at a time, so that 10,000 by 10,000 are never in memory at once.
+    Raises MmfastError for other shapes and for values that are not finite.
     """
     for name, x in (("real", real), ("fake", fake)):
         if x.dim() != 2 or x.shape[1] != real.shape[-1] or not 1 <= k < len(x):
@@ -39,7 +39,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3, block: int = 1024) 
             )
         if not x.isfinite().all():
             raise MmfastError(f"{name} holds values that are not finite; it should hold finite features")
-    # Squared distances come from products, whose rounding is of the size of the squared norms: centred, they are least.
+    # Squared distances are computed from products, with rounding errors relative to the squared norms: centring helps.
     x, y = real.double(), fake.to(real.device).double()
     centre = x.mean(0)
     x, y = x - centre, y - centre
@@ -48,7 +48,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3, block: int = 1024) 
     inside = torch.zeros(len(y), dtype=torch.int64, device=x.device)
     covered = recalled = 0
     for rows, distance in _distances(x, y, block):
-        # What rounding may add to a distance that should be on the ball's edge, as equal points' is.
+        # Rounding may add this much to a distance exactly at the radius, as between equal points.
         distance -= 1e-13 * (size_x[rows, None] + size_y)
         in_ball_of_x = distance <= reach_x[rows, None]
         inside += in_ball_of_x.sum(0)
@@ -63,7 +63,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3, block: int = 1024) 
 
 
 def _distances(x: Tensor, y: Tensor, block: int) -> Iterator[tuple[slice, Tensor]]:
-    """Squared distances |x_i - y_j|^2 of a block of rows of x [n, D] to all of y [m, D], with which rows they are."""
+    """Yield blocks of rows of x [n, D], with their squared distances |x_i - y_j|^2 to all of y [m, D]."""
     of_y = y.square().sum(1)
     for start in range(0, len(x), block):
         rows = slice(start, start + block)
@@ -72,6 +72,6 @@ def _distances(x: Tensor, y: Tensor, block: int) -> Iterator[tuple[slice, Tensor
 
 
 def _radius(x: Tensor, k: int, block: int) -> Tensor:
-    """The squared distance of each point to its k-th nearest other: [n]."""
-    # The point itself is the nearest of k + 1, at 0.
+    """The squared distance of each point to its k-th nearest other point: [n]."""
+    # k + 1, because the nearest is the point itself, at 0.
     return torch.cat([d.kthvalue(k + 1, 1).values for _, d in _distances(x, x, block)])

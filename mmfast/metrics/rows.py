@@ -1,4 +1,4 @@
-"""Distances between two sets of rows of real numbers: column by column, and of whole rows."""
+"""Distances between two sets of rows of real numbers, by column and of whole rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _check(x: Tensor, y: Tensor) -> None:
 
 
 def ks_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Kolmogorov and Smirnov's distance of each column, sup |F_x - F_y|, for rows [n, D] and [m, D]: float64 [D]."""
+    """The Kolmogorov-Smirnov distance of each column, sup |F_x - F_y|, for rows [n, D] and [m, D]: float64 [D]."""
     _check(x, y)
     a, b = (z.double().T.contiguous().sort(1).values for z in (x, y))
     at = torch.cat((a, b), 1)
@@ -25,8 +25,8 @@ def ks_distances(x: Tensor, y: Tensor) -> Tensor:
 def energy_distance(x: Tensor, y: Tensor) -> float:
     """2 E|x - y| - E|x - x'| - E|y - y'| of rows [n, D] and [m, D] (Szekely and Rizzo, 2013), at least 0.
 
-    The means are over all pairs, a row with itself too (the V-statistic), so small sets of one distribution lie a
-    little apart: compare with two sets of real rows as large.
+    The means are over all pairs, including each row with itself (the V-statistic), so small sets of one distribution
+    have a distance slightly above 0: compare with that of two sets of real rows of the same sizes.
     """
     _check(x, y)
     a, b = x.double(), y.double()

@@ -1,4 +1,4 @@
-"""How well what was read matches what is true: embeddings by cosine and by retrieval, masks by overlap."""
+"""How well predictions match the truth: embeddings by cosine and retrieval, masks by overlap."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmfast.errors import MmfastError
 
 
 class Rank(NamedTuple):
-    """The place of the matching key among all keys, 1 the best; top1 and top5 are the shares at most 1 and 5."""
+    """The rank of the matching key among all keys, 1 being best; top1 and top5: the shares of ranks <= 1 and <= 5."""
 
     mean: float
     median: float
@@ -21,17 +21,17 @@ class Rank(NamedTuple):
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """The mean over the rows of a . b / (|a| |b|), for a, b [n, D]; a row of zeros counts 0."""
+    """The mean over rows of a . b / (|a| |b|), for a, b [n, D]; a row of zeros counts as 0."""
     _check_pairs(a, b, "a", "b")
     return float((_unit(a) * _unit(b)).sum(1).mean())
 
 
 @torch.no_grad()
 def retrieval_rank(queries: Tensor, keys: Tensor, block: int = 1024) -> Rank:
-    """The rank by cosine of keys[i] for queries[i] among all keys, both [n, D].
+    """The rank of keys[i] for queries[i] among all keys by cosine, both [n, D].
 
-    Keys as near as the matching one count half: it stands in the middle of its ties, so that n equal keys rank
-    (n + 1) / 2, as chance does. `block` queries at a time. Raises MmfastError for other shapes.
+    Ties count half, so the matching key is in the middle of its ties, and n equal keys have rank (n + 1) / 2, as chance
+    does. Computed for `block` queries at a time. Raises MmfastError for other shapes and non-finite values.
     """
     _check_pairs(queries, keys, "queries", "keys")
     for name, rows in (("queries", queries), ("keys", keys)):
@@ -42,7 +42,7 @@ def retrieval_rank(queries: Tensor, keys: Tensor, block: int = 1024) -> Rank:
     for rows in torch.arange(len(x), device=x.device).split(block):
         similarity = x[rows] @ y.T
         own = similarity.gather(1, rows[:, None])
-        # In float64 equal keys agree to rounding, about 1e-16, and not always to the bit.
+        # Equal keys agree only up to float64 rounding, about 1e-16.
         nearer = (similarity > own + 1e-12).sum(1)
         as_near = (similarity >= own - 1e-12).sum(1) - nearer
         ranks.append(nearer + (as_near + 1) / 2)
@@ -56,10 +56,10 @@ def retrieval_rank(queries: Tensor, keys: Tensor, block: int = 1024) -> Rank:
 
 
 def mean_iou(predicted: Tensor, truth: Tensor, classes: int, background: bool = False) -> float:
-    """Mean over the classes of intersection over union, counted over all elements of two int64 tensors.
+    """Mean intersection over union of the classes, counted over all elements of two int64 tensors.
 
-    Class 0, the background, counts only if asked for. Classes that neither holds are left out; with none left the two
-    agree, and the figure is 1. Raises MmfastError for shapes that differ and for numbers outside 0 .. classes - 1.
+    Class 0, the background, counts only with `background`. Classes in neither tensor are ignored; with none left the
+    two agree, and the result is 1. Raises MmfastError if shapes differ or numbers are outside 0 .. classes - 1.
     """
     if predicted.shape != truth.shape:
         raise MmfastError(

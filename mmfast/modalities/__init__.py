@@ -1,7 +1,7 @@
-"""The modalities: one file a kind; a new file in this folder is a new kind.
+"""The modalities: one file per kind; a new file in this folder is a new kind.
 
-So is a class that an installed package names in the entry points "mmfast.modalities": its user has installed it, so it
-is loaded without another word (`--allow-code` is for what a config names).
+So is a class that an installed package lists under the entry points "mmfast.modalities". It is loaded without asking,
+because the user has installed it (`--allow-code` is for code that a config names).
 """
 
 import importlib
@@ -22,20 +22,20 @@ for _module in pkgutil.iter_modules(__path__, __name__ + "."):
             KINDS[_value.kind] = _value
 
 
-# The entry points of kinds from elsewhere; and those that could not be loaded, with the reason.
+# The entry point group of kinds from other packages; and those that could not be loaded, with the reason.
 GROUP = "mmfast.modalities"
 FAILED: dict[str, str] = {}
 
 
 def add_installed() -> None:
-    """Register the kinds of installed packages. One that cannot be loaded is told of when it is asked for.
+    """Register the kinds of installed packages. One that cannot be loaded is reported only when it is used.
 
-    A package that is itself being imported is not ready yet, so configs ask again.
+    A package that is itself being imported may not be ready yet, so loading a config calls this again.
     """
     for point in importlib.metadata.entry_points(group=GROUP):
         try:
             found = point.load()
-        except Exception as error:  # code from elsewhere, which may raise anything
+        except Exception as error:  # other packages' code may raise anything
             FAILED[point.name] = (str(error) or type(error).__name__).splitlines()[0]
             continue
         if not (isinstance(found, type) and issubclass(found, Modality)):
@@ -51,7 +51,7 @@ add_installed()
 
 
 def kind(name: str) -> type[Modality]:
-    """The class of this kind of modality. Raises MmfastError for an unknown one, or one that cannot be loaded."""
+    """The class of this kind of modality. Raises MmfastError if it is unknown or cannot be loaded."""
     if name not in KINDS and name in FAILED:
         raise MmfastError(f"modality kind {name!r} is installed, but cannot be loaded: {FAILED[name]}")
     if name not in KINDS:
@@ -60,7 +60,7 @@ def kind(name: str) -> type[Modality]:
 
 
 def anchor_defaults(beside: Iterable[type[Modality]]) -> Mapping[str, Any]:
-    """The defaults of an image that is the anchor, with these kinds beside it: of the kind that wants it given most."""
+    """The defaults of an anchor image with these other kinds: those of the kind that wants it given most often."""
     return max((k.of_anchor for k in beside), key=lambda x: (x.get("given_probability", 0.25), len(x)), default={})
 
 

@@ -1,4 +1,4 @@
-"""Captions: a text an example, as the vector that a text encoder makes of it; out as the nearest caption of a list."""
+"""Captions: one text per example, encoded as a vector by a text encoder; generated ones are the nearest in a list."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mmfast.trust import check_code, source_digest
 
 @dataclass
 class CaptionSpec(EmbeddingSpec):
-    """float [B, dim], the vector of a text; only its direction counts."""
+    """float [B, dim], the vectors of texts; only their direction counts."""
 
     kind: str = "caption"
     dim: int = option(384, "length of the vector that the encoder makes", min=1)
@@ -50,14 +50,14 @@ class Caption(Embedding):
         check_code(f"modalities.{name}.text_encoder", spec.text_encoder)
 
     def nearest(self, x: Tensor) -> str | None:
-        """The caption of the list whose vector has the direction nearest to that of x [dim]; None without a list."""
+        """The caption in the list whose vector is nearest in direction to x [dim]; None without a list."""
         if not self.spec.captions:
             return None
         vectors = base.unit_rms(listed(self.spec.text_encoder, tuple(self.spec.captions), self.spec.dim))
         return self.spec.captions[int((vectors @ x.float().cpu()).argmax())]
 
     def plain(self, x: Tensor) -> str | np.ndarray:
-        """The nearest caption, or where there is no list the vector."""
+        """The nearest caption, or the vector if there is no list."""
         caption = self.nearest(x)
         return x.cpu().numpy() if caption is None else caption
 
@@ -90,12 +90,12 @@ class Caption(Embedding):
 
     @classmethod
     def check_text(cls, text: str, spec: Any, where: str) -> None:
-        """Any text will do, and none needs to be encoded to know it."""
+        """Accept any text that is not empty, without encoding it."""
         if not text:
             raise MmfastError(f"{where} is empty; it should hold a caption")
 
     def values(self, text: str) -> list[str]:
-        """A caption has commas of its own, so there is one."""
+        """The text as one value, since a caption may have commas."""
         return [text]
 
     def parse(self, text: str) -> Tensor:
@@ -107,11 +107,11 @@ class Caption(Embedding):
 
 @functools.lru_cache(maxsize=100_000)
 def vector(encoder: str, text: str, dim: int) -> Tensor:
-    """float32 [dim] of a text; kept, since a data set has the same texts in every epoch."""
+    """The vector of a text, float32 [dim]; cached, since a data set has the same texts in every epoch."""
     return texts.encode(encoder, [text], dim)[0]
 
 
 @functools.lru_cache(maxsize=64)
 def listed(encoder: str, captions: tuple[str, ...], dim: int) -> Tensor:
-    """float32 [n, dim] of a list of captions; kept."""
+    """The vectors of a list of captions, float32 [n, dim]; cached."""
     return texts.encode(encoder, captions, dim)

@@ -1,4 +1,4 @@
-"""Encodings of unit RMS: of vectors, and codes of classes, as far apart as can be."""
+"""Encodings of unit RMS: of vectors, and codes of classes that are as far apart as possible."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def unit_rms(x: Tensor) -> Tensor:
-    """Each sample scaled to a root mean square of one, however large its numbers are; zeros stay."""
+    """Scale each sample to a root mean square of one, however large its numbers are; zeros stay zero."""
     shape = (-1, *[1] * (x.dim() - 1))
     if x.numel():
         largest = x.detach().abs().flatten(1).amax(1)
@@ -16,16 +16,16 @@ def unit_rms(x: Tensor) -> Tensor:
 
 
 def nearest(z0: Tensor, codes: Tensor) -> Tensor:
-    """The class whose code is the nearest: z0 [B, C, H, W], codes [K, C] -> int64 [B, H, W]."""
+    """The class whose code is nearest: z0 [B, C, H, W], codes [K, C] -> int64 [B, H, W]."""
     distance = codes.square().sum(1)[None, :, None, None] - 2 * torch.einsum("bchw,kc->bkhw", z0, codes)
     return distance.argmin(1)
 
 
 def code(classes: int, width: int) -> Tensor:
-    """Fixed encodings of `classes` classes: float32 [classes, width], of unit RMS, as far apart as can be.
+    """Fixed encodings of `classes` classes: float32 [classes, width], of unit RMS, as far apart as possible.
 
-    The corners of a regular simplex, turned at random (always the same way) into `width` dimensions; fewer
-    dimensions than classes - 1 take its projection. They are made on the host, so that all devices have the same.
+    They are the corners of a regular simplex, rotated into `width` dimensions by a random but fixed rotation; with
+    fewer dimensions than classes - 1, its projection. Computed on the host, so that they are the same for all devices.
     """
     host = torch.device("cpu")
     if classes == 1:
@@ -43,6 +43,6 @@ def code(classes: int, width: int) -> Tensor:
 
 
 def draw_class(logits: Tensor, normal: Tensor) -> Tensor:
-    """A class drawn from the softmax of logits [B, K, ...], by adding Gumbel noise made of standard normals."""
+    """Sample a class from the softmax of logits [B, K, ...], by adding Gumbel noise made from standard normals."""
     log_uniform = torch.special.log_ndtr(normal)
     return (logits.float() - torch.log(-log_uniform)).argmax(1)

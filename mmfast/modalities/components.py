@@ -1,4 +1,4 @@
-"""The principal components of vectors: a few numbers in the place of many, and the way back."""
+"""Principal components of vectors: projection to fewer numbers, and reconstruction."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from torch import Tensor, nn
 
 
 def principal_axes(features: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The mean [D] and the first `dim` principal axes [D, dim] of features [n, D], in float64 inside."""
+    """The mean [D] and the first `dim` principal axes [D, dim] of features [n, D], computed in float64."""
     x = features.double()
     mean = x.mean(0)
     _, vectors = torch.linalg.eigh((x - mean).T @ (x - mean))
     axes = vectors.flip(1)[:, :dim]
-    # An axis has no sign of its own: its largest number is made positive.
+    # The sign of an axis is arbitrary: make its largest number positive.
     signs = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
     return mean.float(), (axes * signs).float()
 
 
 class Components(nn.Module):
-    """y = (x - mean) axes / scale, of unit RMS over the vectors that were fitted, and x = mean + scale y axes^T.
+    """y = (x - mean) axes / scale, of unit RMS over the fitted vectors, and x = mean + scale y axes^T.
 
-    Of an x, the way there and back loses what is orthogonal to the axes: |x - x'|^2 = |x - mean|^2 - |scale y|^2. Over
-    the fitted vectors that is, in the mean, the sum of the variances along the axes that are left out, which is the
-    least for so many axes; with as many axes as numbers it is nothing but rounding.
+    The round trip loses what is orthogonal to the axes: |x - x'|^2 = |x - mean|^2 - |scale y|^2. Its mean over the
+    fitted vectors is the sum of the variances along the omitted axes, the least possible for that many axes. With as
+    many axes as numbers, only rounding is lost.
     """
 
     mean: Tensor
@@ -37,7 +37,7 @@ class Components(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
-        """Take the mean, the axes and the scale of vectors x [n, dim]."""
+        """Compute the mean, the axes and the scale from vectors x [n, dim]."""
         mean, axes = principal_axes(x.cpu(), self.axes.shape[1])
         self.mean.copy_(mean)
         self.axes.copy_(axes)
@@ -49,5 +49,5 @@ class Components(nn.Module):
         return (x - self.mean) @ self.axes / self.scale
 
     def unproject(self, y: Tensor) -> Tensor:
-        """y [B, count] -> the x [B, dim] that has it, nearest to the mean."""
+        """y [B, count] -> x [B, dim]: of all x with this projection, the one nearest to the mean."""
         return self.mean + self.scale * y @ self.axes.T

@@ -1,6 +1,6 @@
-"""A modality that is diffused itself, as the anchor is: a prediction of its encoding at a time of its own, and no head.
+"""A modality that is diffused itself, as the anchor is: the network predicts its encoding; the kind's head is not used.
 
-It is what UniDiffuser does (Bao et al., 2023), with x0 predicted in the place of the noise.
+This is what UniDiffuser does (Bao et al., 2023), except that it predicts x0 instead of the noise.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from mmfast.modalities.heads import Pooled, head_norm
 
 
 class Diffused(Modality):
-    """In front of a kind, in the place of its head: the network says z_0 of its block, the encoding E(x).
+    """A mixin in front of a kind that replaces its head: the network predicts z_0 of its block, the encoding E(x).
 
-    Nothing of it is read before the network is told: it is seen in its block alone, which holds W_0 E(x) where it is
-    given.
+    The network sees it only in its own block, which holds W_0 E(x) if it is given, so no head reads features from
+    before conditioning.
     """
 
     diffused = True
@@ -37,13 +37,13 @@ class Diffused(Modality):
 
     def build_head(self, features: int) -> None:
         self.shape = tuple(self.encode(self.blank(self.spec)[None]).shape[1:])
-        if self.shape[1:] == (1, 1):  # one for the whole image
+        if self.shape[1:] == (1, 1):  # one encoding for the whole image
             self.out: nn.Module = nn.Sequential(Pooled(features, self.channels), nn.Unflatten(1, self.shape))
         else:
             self.out = nn.Sequential(head_norm(features), nn.Conv2d(features, self.channels, 3, padding=1))
 
     def head(self, features: Tensor) -> Tensor:
-        """E(x) as the network expects it of z_t: [B, *shape of E]."""
+        """The network's estimate of E(x) given z_t: [B, *shape of E]."""
         found: Tensor = self.out(features)
         return found
 
@@ -62,13 +62,13 @@ class Diffused(Modality):
         return self.from_encoding(prediction.float())
 
     def prior(self) -> None:
-        """None: a kind's prior is in the terms of its head."""
+        """None, because a kind's prior is in terms of its head."""
 
     def draw(self, prediction: Tensor, normal: Tensor) -> Tensor:
-        """The nearest x: a prediction of z_0 is no distribution."""
+        """The nearest x, because a prediction of z_0 is not a distribution."""
         return self.decode(prediction)
 
 
 def diffused_itself(kind: type[Modality]) -> type[Modality]:
-    """This kind of modality, diffused itself."""
+    """The class of this kind of modality, diffused itself."""
     return type(f"Diffused{kind.__name__}", (Diffused, kind), {})

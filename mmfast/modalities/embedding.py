@@ -1,4 +1,4 @@
-"""Embeddings: a vector an example, as a pretrained network gives it."""
+"""Embeddings: one vector per example, such as a pretrained network returns."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from mmfast.modalities.base import Modality, SpaceShape
 from mmfast.modalities.components import Components
 from mmfast.options import option
 
-# Of a .npy file, in bytes: NumPy's own limit.
+# The longest header of a .npy file, in bytes: NumPy's own limit.
 LONGEST_HEADER = 10_000
 
 
 @dataclass
 class EmbeddingSpec(base.Spec):
-    """float [B, dim]; only its direction counts, unless it has components."""
+    """float [B, dim]; only the direction counts, except with components."""
 
     kind: str = "embedding"
     dim: int = option(384, "length of the vector", min=1)
@@ -52,7 +52,7 @@ class Embedding(Modality):
     beside: ClassVar[dict[str, Any]] = {"weight": {"kind": "none"}, "loss_weight": 0.01, "given_probability": 0.5}
     of_anchor: ClassVar[dict[str, Any]] = {"given_at_T": 0.8, "given_steps": 1}
     proj: nn.Module | None
-    # A vector's principal components, which then are what is encoded and predicted.
+    # Principal components, which are encoded and predicted instead of the vector; None without.
     reduced: Components | None
     metric = joint_metric = "cosine"
     extensions = (".npy",)
@@ -62,10 +62,10 @@ class Embedding(Modality):
         self.grid = (space.height, space.width)
         cells = space.height * space.width
         self.reduced = self._components(name, spec)
-        # How many numbers stand for a vector in the diffusion space.
+        # How many numbers represent a vector in the diffusion space.
         numbers = self.numbers = spec.components or spec.dim
-        # Fixed: the vector is laid out over the grid, every number in a cell of its own, or over channels, the same at
-        # every pixel. Learned: a projection, the same at every pixel (over the whole grid in shared channels).
+        # Fixed: the vector is laid out over the grid, each number in its own cell, or over channels, the same at every
+        # pixel. Learned: a projection, the same at every pixel (over the whole grid in shared channels).
         fixed = spec.encoder == "fixed"
         if fixed and spec.layout == "channels":
             if space.channels not in (None, numbers):
@@ -110,15 +110,15 @@ class Embedding(Modality):
             self.reduced.fit(x)
 
     def numbers_of(self, x: Tensor) -> Tensor:
-        """What stands for x [B, ...] in the diffusion space: it at unit RMS, or its components."""
+        """The numbers that represent x [B, ...] in the diffusion space: x at unit RMS, or its components."""
         return base.unit_rms(x) if self.reduced is None else self.reduced.project(x)
 
     def of_numbers(self, y: Tensor) -> Tensor:
-        """The x for which y [B, ...] stands."""
+        """The x that numbers y [B, ...] represent."""
         return base.unit_rms(y) if self.reduced is None else self.reduced.unproject(y)
 
     def from_z0(self, z0: Tensor) -> Tensor:
-        """The mean of the copies that `encode` lays out."""
+        """The x of the mean over the copies that `encode` lays out."""
         cells = z0.flatten(1)
         copies = cells.shape[1] // self.numbers
         return self.of_numbers(cells[:, : copies * self.numbers].unflatten(1, (copies, -1)).mean(1))
@@ -135,7 +135,7 @@ class Embedding(Modality):
         return self._lay_out(self.numbers_of(x))
 
     def _lay_out(self, x: Tensor) -> Tensor:
-        """Whole copies of x side by side, zeros in what is left, scaled so that a unit RMS stays one."""
+        """Lay out whole copies of x, pad with zeros, and scale so that unit RMS stays unit RMS."""
         cells = self.channels * self.grid[0] * self.grid[1]
         copies = cells // self.numbers
         scale = math.sqrt(cells / (copies * self.numbers))
@@ -143,7 +143,7 @@ class Embedding(Modality):
         return laid.unflatten(1, (self.channels, *self.grid))
 
     def encode_part(self, x: Tensor) -> Tensor:
-        """The numbers as they are, those of a vector of unit RMS: the RMS of a part says nothing of the whole's."""
+        """Encode numbers as they are, assuming a vector of unit RMS: the RMS of a part does not tell that of all."""
         return self._lay_out(x)
 
     def known_in_space(self, known: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class Embedding(Modality):
         return (prediction - self.numbers_of(x)).square().flatten(1).mean(1)
 
     def encode_prediction(self, prediction: Tensor) -> Tensor:
-        # The head predicts the vector at unit RMS, so laying it out is the expected encoding: short where unsure.
+        # The head predicts the vector at unit RMS, so laying it out gives the expected encoding, shorter if uncertain.
         prediction = prediction.float()
         return self.encode(prediction) if self.proj is not None else self._lay_out(prediction)
 
@@ -192,38 +192,38 @@ class Embedding(Modality):
 
 
 def mapped(path: Path) -> Any:
-    """The array of a .npy file, mapped: one that claims more than it holds is an error before memory is asked for.
+    """Memory-map the array of a .npy file, so that one that claims too much fails before memory is allocated.
 
-    Raises OSError, ValueError and others of numpy's for what is none.
+    Raises OSError, ValueError and other errors of numpy's for anything else.
     """
     check_regular(path)
     with path.open("rb") as file:
         start = file.read(12)
-    # NumPy compares the length of a header with this when it has read it, which may be gigabytes.
+    # NumPy checks the header's length only after reading it, which may be gigabytes.
     if start[:6] == b"\x93NUMPY" and start[6:7] > b"\x01" and int.from_bytes(start[8:], "little") > LONGEST_HEADER:
         raise ValueError(f"its header should be at most {LONGEST_HEADER} bytes long")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (tokenize.TokenError, RecursionError, MemoryError) as error:  # numpy reads the header as Python's text
+    except (tokenize.TokenError, RecursionError, MemoryError) as error:  # numpy parses the header as Python
         raise ValueError(f"its header is damaged ({str(error) or type(error).__name__})") from None
 
 
 def read_array(path: Path, what: str = "an array") -> Tensor:
-    """The numbers of a .npy file as float32, of its shape.
+    """The numbers of a .npy file as float32, in the file's shape.
 
     Raises MmfastError naming the file, which should be `what`.
     """
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+    if path.exists() and not path.is_file():  # reading a pipe would block
         raise MmfastError(f"{path} is no file; it should be {what} (.npy)")
     try:
         array = mapped(path)
     except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as error:
-        reason = re.sub(" at 0x[0-9a-f]+", "", " ".join(str(error).split()))  # of an object that numpy names
+        reason = re.sub(" at 0x[0-9a-f]+", "", " ".join(str(error).split()))  # the address of an object
         raise MmfastError(f"{path} cannot be read as {what} (.npy): {reason}") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
         kind = array.dtype if isinstance(array, np.ndarray) else "an archive"
         raise MmfastError(f"{path} holds {kind}; it should hold real numbers (.npy)")
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused below
+    with np.errstate(over="ignore"):  # too large values become infinite, refused below
         x = torch.from_numpy(np.array(array, dtype=np.float32))
     if not bool(torch.isfinite(x).all()):
         raise MmfastError(f"{path} holds NaN or infinite values; mend or remove it, for it to be missing")
@@ -231,7 +231,7 @@ def read_array(path: Path, what: str = "an array") -> Tensor:
 
 
 def read_numbers(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """The numbers of a .npy file as float32 [*shape]; for a vector, whatever the shape they have there.
+    """The numbers of a .npy file as float32 [*shape]; a vector may have any shape in the file.
 
     Raises MmfastError naming the file.
     """

@@ -1,4 +1,4 @@
-"""Feature maps: an embedding for each cell of the image, as a pretrained network has it before it averages."""
+"""Feature maps: an embedding for each cell of the image, such as a pretrained network has before averaging."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mmfast.sizes import height_width
 
 @dataclass
 class FeatureMapSpec(base.Spec):
-    """float [B, dim, rows, columns] of cells; only its direction, over all of the numbers, counts."""
+    """float [B, dim, rows, columns] of cells; only the direction, over all numbers together, counts."""
 
     kind: str = "feature_map"
     dim: int = option(8, "numbers a cell", min=1)
@@ -32,7 +32,7 @@ class FeatureMapSpec(base.Spec):
 
 
 class FeatureMap(Embedding):
-    """Laid over the image: each cell's numbers at every pixel of the cell, so that it is diffused as a picture is.
+    """Laid over the image: each cell's numbers are at every pixel of the cell, so that it is diffused like a picture.
 
     Joint diffusion of images and principal components of features: ReDi (arXiv 2504.16064).
     """
@@ -78,14 +78,14 @@ class FeatureMap(Embedding):
         return self._lay_out(x if self.proj is None else base.unit_rms(self.proj(x)))
 
     def _lay_out(self, x: Tensor) -> Tensor:
-        """Each cell's numbers at all of its pixels."""
+        """Repeat each cell's numbers at all of its pixels."""
         return F.interpolate(x, self.grid, mode="nearest")
 
     def head(self, features: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(self.out(self.norm(features)), self.cells)
 
     def show(self, x: Tensor, size: int) -> PILImage.Image:
-        """The first three numbers of each cell as red, green and blue."""
+        """Show the first three numbers of each cell as red, green and blue."""
         colours = base.unit_rms(x[None].float().cpu())[0, :3] / 2
         return picture(F.pad(colours, (0, 0, 0, 0, 0, 3 - len(colours))), size)
 

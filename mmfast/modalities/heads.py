@@ -1,4 +1,4 @@
-"""Heads: what reads a modality's parameters off the backbone's features."""
+"""Heads: predict a modality's parameters from the backbone's features."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ READS = ("encoder", "decoder")
 
 
 def reads_option() -> str:
-    """The option `reads` of a modality of which an image has one."""
+    """The option `reads` of a modality that is one value per image."""
     return option("encoder", "what the head reads: the encoder, told nothing yet, or the last features", choices=READS)
 
 
 def one_head(reads: str, features: int, outputs: int) -> nn.Module:
-    """The head of what an image has one of: what it reads -> [B, outputs]."""
+    """The head of a modality that is one value per image: what it `reads` -> [B, outputs]."""
     return Pooled(features, outputs) if reads == "decoder" else Reader(features, outputs)
 
 
@@ -29,8 +29,8 @@ class Reader(nn.Sequential):
 class Pooled(nn.Sequential):
     """The head that reads the last features: [B, F, H, W] -> [B, outputs].
 
-    Pooled to a grid of 4 x 4, so that where something lies can count; and normalised only then: a normalisation of each
-    channel over the pixels would take away the very means that are read.
+    Features are pooled to a grid of 4 x 4, so that positions can count, and normalised only then: normalising each
+    channel over the pixels first would remove the very means that the head reads.
     """
 
     def __init__(self, features: int, outputs: int, width: int = 128, grid: int = 4) -> None:
@@ -46,10 +46,10 @@ class Pooled(nn.Sequential):
 
 
 def head_norm(features: int, pixels: int = 2) -> nn.Sequential:
-    """What every head of a picture begins with.
+    """The normalisation that every head for pictures begins with.
 
-    Groups of four channels at least: a channel that is normalised alone cannot say how bright an image is. Of one
-    pixel all channels are one group, which is most of what they say.
+    Groups have at least four channels: a channel that is normalised alone cannot express how bright an image is. With
+    one pixel all channels are one group, which keeps most of the information.
     """
     groups = next((g for g in (32, 16, 8, 4, 2) if features % g == 0 and features >= 4 * g and pixels > 1), 1)
     return nn.Sequential(nn.GroupNorm(groups, features), nn.SiLU())

@@ -1,4 +1,4 @@
-"""Images: the usual anchor; beside another anchor, a modality with a Gaussian head."""
+"""Images: the usual anchor; with another anchor, a modality with a Gaussian head."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmfast.options import option
 from mmfast.pictures import fit
 from mmfast.sizes import Size, height_width
 
-FAR = 4.0  # no pixel of -1 .. 1, noisy ones too, but those of 0 .. 255
+FAR = 4.0  # above any pixel of -1 .. 1, even a noisy one, but not above those of 0 .. 255
 
 
 @dataclass
@@ -39,14 +39,14 @@ class ImageSpec(base.Spec):
 
 
 class Image(Modality):
-    """shape: of the anchor in the diffusion space, that of its pixels or of an autoencoder's latents."""
+    """shape: that of z_0 if it is the anchor: of its pixels, or of an autoencoder's latents."""
 
     kind = "image"
     Spec = ImageSpec
     metric = joint_metric = "rmse"
     extensions = EXTENSIONS
     mirrors = True
-    bounded = True  # of pixels; latents have no bounds
+    bounded = True  # pixels are; latents have no bounds
 
     def __init__(self, name: str, spec: ImageSpec, space: SpaceShape) -> None:
         super().__init__(name, spec, space)
@@ -98,7 +98,7 @@ class Image(Modality):
     def encode(self, x: Tensor) -> Tensor:
         if self.conv is not None:
             return base.unit_rms(self.conv(x))
-        # By the data's scale and not by each image's own: a dark image must not be blown up.
+        # Divide by the data's scale, not each image's own, which would amplify a dark image.
         return x.repeat(1, self.channels // x.shape[1], 1, 1) / self.spec.rms
 
     def known_in_space(self, known: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class Image(Modality):
         return pixels_of(picture, spec.channels, spec.size, spec.background, where)
 
     def plain(self, x: Tensor) -> PILImage.Image:
-        """A picture of mode L or RGB, a pixel for a pixel."""
+        """A picture of mode L or RGB, at the image's own size."""
         return picture(x).convert("L" if self.spec.channels == 1 else "RGB")
 
     @classmethod
@@ -146,7 +146,7 @@ class Image(Modality):
 
 
 def picture(x: Tensor, size: int | None = None) -> PILImage.Image:
-    """Pixels float [1 or 3, H, W] in -1 .. 1 as an RGB picture, the longer side `size`; None: a pixel for a pixel."""
+    """Pixels float [1 or 3, H, W] in -1 .. 1 as an RGB picture whose longer side is `size`; None keeps the size."""
     pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
     array = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
     found = PILImage.fromarray(np.ascontiguousarray(array))
@@ -154,9 +154,9 @@ def picture(x: Tensor, size: int | None = None) -> PILImage.Image:
 
 
 def read_image(path: Path, channels: int, size: Size, background: str | None) -> Tensor:
-    """A picture file as float [channels, height, width] in -1 .. 1, its middle resized.
+    """Read a picture file as float [channels, height, width] in -1 .. 1, cropped to the middle and resized.
 
-    background: the colour behind transparent pixels; None to take colours as they are, whatever the alpha.
+    background: the colour behind transparent pixels; None to keep colours as they are, whatever the alpha.
     """
     return pixels_of(load_picture(path), channels, size, background, path)
 
@@ -164,7 +164,7 @@ def read_image(path: Path, channels: int, size: Size, background: str | None) ->
 def pixels_of(
     picture: PILImage.Image, channels: int, size: Size, background: str | None, where: Path | str = "picture"
 ) -> Tensor:
-    """A picture, upright, as `read_image` has a file's; errors call it `where`."""
+    """Convert an upright picture as `read_image` does a file; errors name it `where`."""
     picture = middle_resized(grey_or_colour(picture, channels, background, where), size, PILImage.Resampling.LANCZOS)
     array = np.asarray(picture, dtype=np.float32).reshape(*height_width(size), -1)
     pixels = torch.from_numpy(array.copy()).permute(2, 0, 1).clamp(0, 255)

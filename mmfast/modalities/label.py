@@ -1,4 +1,4 @@
-"""Labels: one class an example."""
+"""Labels: one class per example."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Label(Modality):
                 f"modalities.{name}.names has {len(spec.names)} names; it should have {spec.classes}, one a class"
             )
         check_counts(spec, f"modalities.{name}.class_counts")
-        # In channels of its own a label is a point of a simplex, the same at every pixel. Shared channels are too
-        # few for that, so there it is a pattern over the whole grid.
+        # In its own channels a label is a point of a simplex, the same at every pixel. Shared channels are too few for
+        # that, so there it is a pattern over the whole grid.
         self.channels = space.channels or max(1, min(spec.classes - 1, 16))
         grid = (space.height, space.width) if space.channels else (1, 1)
         self.uniform, self.reads = space.channels is None, spec.reads
@@ -75,7 +75,7 @@ class Label(Modality):
         base.check_classes(x, (), self.spec.classes, where)
 
     def _codes(self) -> Tensor:
-        # Learned codes keep a unit RMS all together: one by one they could not be told apart in a single channel.
+        # All learned codes together have unit RMS: with unit RMS each, a single channel could hold only +1 and -1.
         return self.codes if self.spec.encoder == "fixed" else base.unit_rms(self.codes[None])[0]
 
     def encode(self, x: Tensor) -> Tensor:
@@ -131,26 +131,26 @@ class Label(Modality):
         return self.class_name(int(x))
 
     def values(self, text: str) -> list[str]:
-        """Those with commas between them, and spaces; of "all", every class. A class of such a name is that class."""
+        """Split at commas; "all" means every class. A text that is the name of a class is that class."""
         if text in self.spec.names:
             return [text]
         if text != "all":
             return [x if x in self.spec.names else x.strip() for x in text.split(",")]
-        # By number, but where that is the name of another class.
+        # By number, unless some class has that number as its name.
         return [self.class_name(k) if str(k) in self.spec.names else str(k) for k in range(self.spec.classes)]
 
     def parse(self, text: str) -> Tensor:
         return number(text, self.spec, f"{self.name}={text}")
 
 
-# Of a label's file, in bytes.
+# The longest label file, in bytes.
 LONGEST = 2**20
-# Of the names, in an error.
+# How many names an error lists.
 SHOWN = 20
 
 
 def check_counts(spec: LabelSpec, where: str) -> None:
-    """Raise MmfastError, which calls them `where`, for counts that are not of the classes, or of no example."""
+    """Raise MmfastError, naming them `where`, unless there is one count per class and at least one is above 0."""
     counts = spec.class_counts
     if counts and (len(counts) != spec.classes or min(counts) < 0 or not any(counts)):
         shown = f"[{', '.join(map(str, counts[:5]))}{', ...' if len(counts) > 5 else ''}]"
@@ -161,14 +161,14 @@ def check_counts(spec: LabelSpec, where: str) -> None:
 
 
 def counted(spec: LabelSpec, classes: Iterable[int | str]) -> dict[str, Any]:
-    """The option `class_counts` of a label whose training examples are of these classes, numbers or texts.
+    """The option `class_counts` of a label whose training examples have these classes, numbers or texts.
 
-    {} where the label has the option, where there are none, and where one is no class: it is told of when it is read.
+    {} if the label has the option already, if there are no examples, or if one is not a class, which reading reports.
     """
     counts = [0] * spec.classes
     try:
         for value, count in ({} if spec.class_counts else Counter(classes)).items():
-            # A number is that class, whatever the classes are called.
+            # A number is that class, whatever the names of the classes.
             k = int(number(value, spec, "class_counts")) if isinstance(value, str) else operator.index(value)
             counts[k if k >= 0 else spec.classes] += count
     except (MmfastError, IndexError):
@@ -177,7 +177,7 @@ def counted(spec: LabelSpec, classes: Iterable[int | str]) -> dict[str, Any]:
 
 
 def read_text(path: Path, what: str = "label") -> str:
-    """The text of a file, which should be a label or `what` it is called. Raises MmfastError naming it."""
+    """The text of a file, which should be a `what`. Raises MmfastError naming the file."""
     try:
         return files.read_text(path, LONGEST).removeprefix("\ufeff").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -185,7 +185,7 @@ def read_text(path: Path, what: str = "label") -> str:
 
 
 def is_class(text: str, spec: LabelSpec) -> bool:
-    """Whether a text is a class's number or name."""
+    """Whether a text is the number or name of a class."""
     try:
         number(text, spec, "")
     except MmfastError:
@@ -194,7 +194,7 @@ def is_class(text: str, spec: LabelSpec) -> bool:
 
 
 def number(text: str, spec: LabelSpec, where: str) -> Tensor:
-    """A class given by number or by name. Raises MmfastError for what is neither, and for a name of several classes."""
+    """A class given by number or name. Raises MmfastError if it is neither, or a name that several classes share."""
     if text in spec.names:
         if spec.names.count(text) > 1:
             numbers = [str(k) for k, name in enumerate(spec.names) if name == text]

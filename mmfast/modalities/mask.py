@@ -23,7 +23,7 @@ from mmfast.options import option
 from mmfast.pictures import fit
 from mmfast.sizes import Size, height_width
 
-# The number in x of pixels whose class is not known.
+# The value in x of pixels whose class is not known.
 IGNORED = -1
 
 
@@ -53,7 +53,7 @@ class Mask(Modality):
     extensions = (".png", ".bmp", ".gif")
 
     def __init__(self, name: str, spec: MaskSpec, space: SpaceShape) -> None:
-        # What is given to a model is judged alone: it may be another's file.
+        # A mask passed to a model may be from anywhere, so its coding is found from itself alone.
         super().__init__(name, dataclasses.replace(spec, values=""), space)
         self.channels = space.channels or max(1, min(spec.classes - 1, 16))
         codes = base.code(spec.classes, self.channels)
@@ -78,7 +78,7 @@ class Mask(Modality):
         base.check_classes(x, height_width(self.spec.size), self.spec.classes, where, least)
 
     def _codes(self) -> Tensor:
-        # Learned codes keep a unit RMS all together: one by one they could not be told apart in a single channel.
+        # All learned codes together have unit RMS: with unit RMS each, a single channel could hold only +1 and -1.
         return self.codes if self.spec.encoder == "fixed" else base.unit_rms(self.codes[None])[0]
 
     def encode(self, x: Tensor) -> Tensor:
@@ -114,14 +114,14 @@ class Mask(Modality):
 
     def show(self, x: Tensor, size: int) -> PILImage.Image:
         colours = np.concatenate((palette(self.spec.classes), np.array([UNKNOWN], np.uint8)))
-        array = colours[x.cpu().numpy()]  # the last, -1, for what is ignored
+        array = colours[x.cpu().numpy()]  # the last, at index -1, for ignored pixels
         return fit(PILImage.fromarray(array), size)
 
     def tally(self, x: Tensor) -> Tensor:
         return torch.bincount(x[x != IGNORED], minlength=self.spec.classes)
 
     def score(self, x: Tensor, truth: Tensor) -> float:
-        """Mean over the classes but the background of intersection over union, over the whole batch."""
+        """Intersection over union, over the whole batch: the mean over the classes except the background."""
         known = (x != IGNORED) & (truth != IGNORED)
         return mean_iou(x[known], truth[known], self.spec.classes)
 
@@ -134,7 +134,7 @@ class Mask(Modality):
         return numbers_of(picture, spec.classes, spec.size, spec.ignore, where, spec.values)
 
     def plain(self, x: Tensor) -> PILImage.Image:
-        """A picture of the class numbers, with a palette that shows them; `ignore` where the class is not known."""
+        """A picture of the class numbers, with a palette to show them; `ignore` where the class is not known."""
         ignored = 0 if self.spec.ignore is None else self.spec.ignore
         numbers = x.masked_fill(x == IGNORED, ignored).cpu().numpy()
         if max(ignored, self.spec.classes - 1) > 255:
@@ -162,26 +162,26 @@ def palette(classes: int) -> np.ndarray:
 
 
 def read_mask(path: Path, classes: int, size: Size, ignore: int | None = None, values: str = "") -> Tensor:
-    """A picture file whose grey or palette values are class numbers, as int64 [height, width].
+    """Read a picture file whose grey or palette values are class numbers, as int64 [height, width].
 
-    A two-class mask may also be black and white (any value above 127 is class 1). ignore: the value of pixels that
-    count nowhere, which are -1; the class of that number is then no other pixel's. values: the coding of two classes
-    that the file has to have, "0/1" or "0/255"; empty for either.
+    A two-class mask may also be black and white (any value above 127 is class 1). ignore: the value of ignored pixels,
+    which become -1; no pixel can then have the class of that number. values: the coding of two classes that the file
+    must have, "0/1" or "0/255"; empty for either.
     """
     return numbers_of(load_picture(path, "mask"), classes, size, ignore, path, values)
 
 
 def coding(picture: PILImage.Image, ignore: int | None, path: Path | str) -> str:
-    """The coding of two classes that a mask, upright, has; empty where it fits both: in black, or with a bit a pixel.
+    """The coding of an upright two-class mask; empty if it fits both, being black or having one bit per pixel.
 
-    Raises MmfastError, which calls it `path`, for what is no mask of two classes.
+    Raises MmfastError, naming it `path`, if it is not a two-class mask.
     """
     whole, known = _pixels(picture, ignore, path)
     return coding_of(path, whole[known]) if known.any() and picture.mode != "1" else ""
 
 
 def _pixels(picture: PILImage.Image, ignore: int | None, path: Path | str) -> tuple[np.ndarray, np.ndarray]:
-    """A mask's numbers, int32 [height, width], and which of them count, bool."""
+    """A mask's values, int32 [height, width], and which of them count, bool."""
     whole = np.asarray(class_numbers(path, picture)).astype(np.int32)
     return whole, np.ones_like(whole, dtype=bool) if ignore is None else whole != ignore
 
@@ -189,7 +189,7 @@ def _pixels(picture: PILImage.Image, ignore: int | None, path: Path | str) -> tu
 def numbers_of(
     picture: PILImage.Image, classes: int, size: Size, ignore: int | None, path: Path | str, coded: str = ""
 ) -> Tensor:
-    """A picture, upright, as `read_mask` has a file's; errors call it `path`."""
+    """Convert an upright picture as `read_mask` does a file; errors name it `path`."""
     whole, known = _pixels(picture, ignore, path)
     values = whole[known]
     if classes == 2 and values.size:

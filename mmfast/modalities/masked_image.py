@@ -1,6 +1,6 @@
-"""Hidden parts: an image of which only some blocks are seen, made from the image itself, for its restoration.
+"""Hidden parts: an image of which only some blocks are visible, derived from the image itself, for restoration.
 
-Given, it makes the anchor's generation a restoration; its head learns to restore what is hidden in one step.
+If it is given, generating the anchor is a restoration. Its head learns to restore the hidden parts in one step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mmfast.streams import MASK, MASK_RATIO
 
 @dataclass
 class MaskedSpec(base.Spec):
-    """float [B, channels + 1, height, width]: the image in -1 .. 1 and, last, 1 where it is seen and 0 where hidden."""
+    """float [B, channels + 1, height, width]: the image in -1 .. 1, and last 1 where visible and 0 where hidden."""
 
     kind: str = "masked"
     weight: WeightSpec = field(default_factory=lambda: WeightSpec("none"))
@@ -50,7 +50,7 @@ class Masked(Modality):
         "given_at_T": 0.5,
         "given_steps": 2,
     }
-    of_anchor: ClassVar[dict[str, Any]] = {"given_probability": 0.0}  # with it there would be nothing to restore
+    of_anchor: ClassVar[dict[str, Any]] = {"given_probability": 0.0}  # given the image, nothing is left to restore
     metric = joint_metric = "rmse"
     extensions = (".png",)
     derived = restores = in_place = True
@@ -73,9 +73,9 @@ class Masked(Modality):
         return self.hide(x, low + (high - low) * u, seed, numbers)
 
     def hide(self, x: Tensor, ratio: float | Tensor, seed: int, numbers: Tensor) -> Tensor:
-        """The image x [B, C, H, W] and a plane that hides `ratio` (a number, or [B]) of its blocks.
+        """Append to the image x [B, C, H, W] a plane that hides `ratio` (a number, or [B]) of its blocks.
 
-        Which blocks is a function of (seed, number) alone: [B, C + 1, H, W].
+        Which blocks are hidden is a function of (seed, number) and the ratio. Returns [B, C + 1, H, W].
         """
         _, seen = ops.block_mask(x[:, :1], ratio, self.spec.block, seed=seed, sample_ids=numbers, stream=MASK)
         return torch.cat((x, seen), 1)
@@ -88,7 +88,7 @@ class Masked(Modality):
         base.check_floats(x, self.shape, where)
 
     def encode(self, x: Tensor) -> Tensor:
-        """What is seen, zero elsewhere, and the plane that says where: hidden values have no part in it."""
+        """The visible pixels, zero elsewhere, and the plane that marks them. Hidden values have no effect."""
         image, seen = x[:, :-1], x[:, -1:]
         return torch.cat((torch.where(seen > 0, image / self.spec.rms, 0.0), seen * 2 - 1), 1)
 
@@ -97,9 +97,9 @@ class Masked(Modality):
         return 1
 
     def reveal(self, anchor: Tensor, encoding: Tensor) -> tuple[Tensor, Tensor]:
-        """The pixels that are seen stand in the place of z_t's own, as at t = 0; beside them, 1 where they are.
+        """Replace z_t's pixels by the visible ones, as at t = 0, and add a channel that is 1 where they are.
 
-        So an image of which all is hidden is one of which nothing is given: its restoration is generation.
+        So an image that is hidden altogether is the same as one that is not given: restoring it is generation.
         """
         image, seen = encoding[:, :-1], encoding[:, -1:] > 0
         return torch.where(seen, image * self.spec.rms, anchor), seen.to(anchor.dtype)
@@ -108,39 +108,39 @@ class Masked(Modality):
         return self.out(self.norm(features))
 
     def nll(self, prediction: Tensor, x: Tensor) -> Tensor:
-        """Of the pixels that are seen: the hidden ones are no part of x, and where they lie is drawn, not learnt."""
+        """Over the visible pixels: hidden ones are not part of x, and their places are drawn, not learnt."""
         squared = ((prediction - x[:, :-1]) / self.spec.sigma).square()
         each = 0.5 * squared + math.log(self.spec.sigma * math.sqrt(2 * math.pi))
         return (each * x[:, -1:]).flatten(1).sum(1)
 
     def loss(self, prediction: Tensor, x: Tensor) -> Tensor:
-        """Over all pixels, hidden ones too: the restoration."""
+        """Over all pixels, including hidden ones, for restoration."""
         return (prediction - x[:, :-1]).square().flatten(1).mean(1)
 
     def encode_prediction(self, prediction: Tensor) -> Tensor:
         return self.encode(self.decode(prediction))
 
     def decode(self, prediction: Tensor) -> Tensor:
-        """The restored image, all of it seen."""
+        """The restored image, with all of it visible."""
         image = prediction.float().clamp(-1, 1)
         return torch.cat((image, torch.ones_like(image[:, :1])), 1)
 
     def show(self, x: Tensor, size: int) -> PILImage.Image:
-        """What is seen, over a checkerboard of two greys."""
+        """Show the visible pixels over a checkerboard of two greys."""
         step = max(1, self.spec.block // 4)
         rows, columns = (torch.arange(side, device=x.device) // step for side in x.shape[-2:])
         board = 0.15 * ((rows[:, None] + columns) % 2) - 0.4
         return picture(torch.where(x[-1:] > 0, x[:-1], board), size)
 
     def score(self, x: Tensor, truth: Tensor) -> float:
-        """Root mean square difference of the images in the pixels that `truth` hides."""
+        """Root mean square difference of the images over the pixels that `truth` hides."""
         hidden = (truth[:, -1:] == 0).expand(-1, self.spec.channels, -1, -1)
         squared = (x[:, : self.spec.channels] - truth[:, :-1]).square()
         return float(squared[hidden].mean().sqrt()) if bool(hidden.any()) else 0.0
 
     @classmethod
     def read(cls, path: Path, spec: MaskedSpec) -> Tensor:
-        """A picture whose transparent pixels are hidden."""
+        """Read a picture; its transparent pixels are hidden."""
         return cls.from_picture(load_picture(path), spec, str(path))
 
     @classmethod

@@ -64,5 +64,5 @@ class Spec:
 
 
 def size_option(default: int = 64, help: str = "height and width in pixels: a number, or [height, width]") -> Any:
-    """The option of a size: one whole number for a square, else two."""
+    """The option of a size: one whole number for a square, or two."""
     return option(default, help, min=1, read=read)

@@ -1,4 +1,4 @@
-"""Rows of a table: real numbers in columns of their own units, standardised by the training data."""
+"""Rows of a table: real numbers in columns with their own units, standardised by the training data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mmfast.modalities.base import Modality, SpaceShape
 from mmfast.options import option
 from mmfast.pictures import bars, scatter_matrix
 
-# Of a row's file, in bytes; of a column's standard deviation, where it is constant.
+# The longest file of a row, in bytes; the scale of a constant column.
 LONGEST, CONSTANT = 2**22, 1.0
 # The columns that a scatter matrix shows.
 SHOWN = 5
@@ -69,7 +69,7 @@ class Table(Modality):
         if space.channels is not None or spec.encoder != "fixed":
             raise MmfastError(f"modalities.{name} is a table, which needs space=own and encoder=fixed")
         self.channels, self.uniform, self.reads = count, True, spec.reads
-        # From the config, so no part of the weights. In float64: a year's digits are not to be lost.
+        # Not saved with the weights, because they are in the config. In float64, so that no digits of a year are lost.
         mean, scale = spec.means or [0.0] * count, spec.scales or [1.0] * count
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float64), persistent=False)
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64), persistent=False)
@@ -98,7 +98,7 @@ class Table(Modality):
         return known[:, :, None, None]
 
     def in_part(self, value: Any) -> tuple[Tensor, Tensor] | None:
-        """Of NAME=NUMBER for some columns, or a dict of them."""
+        """From NAME=NUMBER for some columns, or a dict of them."""
         if isinstance(value, str) and "=" in value and not value.endswith(self.extensions):
             pairs = [pair.rpartition("=") for pair in value.split(",")]
             value = {name.strip(): cell for name, _, cell in pairs}
@@ -112,7 +112,7 @@ class Table(Modality):
         return x, torch.tensor([c in value for c in columns])
 
     def parse_known(self, text: str) -> Tensor:
-        """The names of columns, with commas between them."""
+        """Parse names of columns, separated by commas."""
         names = [name.strip() for name in text.split(",")]
         for name in names:
             if name not in self.spec.columns:
@@ -124,7 +124,7 @@ class Table(Modality):
         return self.out(features)
 
     def nll(self, prediction: Tensor, x: Tensor) -> Tensor:
-        """Of the standardised numbers."""
+        """For the standardised numbers."""
         squared = ((prediction - self.standard(x)) / self.spec.sigma).square()
         return (0.5 * squared + math.log(self.spec.sigma * math.sqrt(2 * math.pi))).sum(1)
 
@@ -138,15 +138,15 @@ class Table(Modality):
         return self._in_units(prediction)
 
     def _in_units(self, standard: Tensor) -> Tensor:
-        """In the columns' units."""
+        """Convert standardised numbers to the columns' units."""
         return (standard.double() * self.scale + self.mean).float()
 
     def show(self, x: Tensor, size: int) -> PILImage.Image:
-        """A bar for each column: how many standard deviations it lies from the mean."""
+        """Show a bar for each column: how many standard deviations it is from the mean."""
         return bars(self.standard(x[None].to(self.mean.device))[0].tolist(), size)
 
     def overview(self, x: Tensor, real: Tensor) -> PILImage.Image:
-        """The scatter matrix of the first columns: real rows in grey, under those of x."""
+        """The scatter matrix of the first columns: real rows in grey, behind those of x."""
         columns = self.spec.columns[:SHOWN]
         return scatter_matrix(columns, real[:, :SHOWN].cpu().numpy(), x[:, :SHOWN].cpu().numpy())
 
@@ -156,14 +156,14 @@ class Table(Modality):
         return float((self.standard(x.to(host)) - self.standard(truth.to(host))).square().mean().sqrt())
 
     def distances(self, x: Tensor, real: Tensor) -> dict[str, float]:
-        """How far two sets of rows lie apart: the mean over the columns of Kolmogorov and Smirnov's distance, and the
-        energy distance of the standardised rows."""
+        """Two distances of sets of rows: the Kolmogorov-Smirnov distance as a mean over the columns, and the energy
+        distance of the standardised rows."""
         x, real = (self.standard(rows.to(self.mean.device)).cpu() for rows in (x, real))
         return {"ks": float(ks_distances(x, real).mean()), "energy": energy_distance(x, real)}
 
     @classmethod
     def read(cls, path: Path, spec: TableSpec) -> Tensor:
-        """A row from a .csv file of one row, with a line of names before it or without."""
+        """Read a row from a .csv file that has one row, with or without a line of names above it."""
         lines = [line for line in read_lines(path) if line]
         names, row = (lines[0], lines[1]) if len(lines) == 2 else (spec.columns, lines[0] if lines else [])
         if len(lines) not in (1, 2) or len(names) != len(row):
@@ -179,11 +179,11 @@ class Table(Modality):
         return {name: float(f"{value:.7g}") for name, value in zip(self.spec.columns, x.tolist(), strict=True)}
 
     def values(self, text: str) -> list[str]:
-        """A row has commas of its own, so there is one."""
+        """The text as one value, since a row has commas."""
         return [text]
 
     def parse(self, text: str) -> Tensor:
-        """A file, or all numbers with commas between them."""
+        """Parse a file, or all numbers of a row separated by commas."""
         if text.endswith(self.extensions):
             return self.read(Path(text), self.spec)
         row = text.split(",")
@@ -196,7 +196,7 @@ class Table(Modality):
 
 
 def row_of(cells: dict[str, str], spec: TableSpec, where: str) -> Tensor:
-    """float32 [columns] of a row's cells by column. Raises MmfastError, which calls the row `where`."""
+    """Convert a row's cells by column to float32 [columns]. Raises MmfastError, naming the row `where`."""
     missing = [name for name in spec.columns if name not in cells]
     if missing:
         raise unknown(f"{where}: column", missing[0], cells)
@@ -204,7 +204,7 @@ def row_of(cells: dict[str, str], spec: TableSpec, where: str) -> Tensor:
 
 
 def number(cell: str, where: str) -> float:
-    """A cell's number. Raises MmfastError for what is none, or is not finite."""
+    """The number in a cell. Raises MmfastError if it is not a finite number."""
     try:
         value = float(cell)
     except ValueError:
@@ -215,7 +215,7 @@ def number(cell: str, where: str) -> float:
 
 
 def read_lines(path: Path, most: int = LONGEST) -> list[list[str]]:
-    """The lines of a .csv file, each as its cells. Raises MmfastError naming it."""
+    """The lines of a .csv file, each as its cells. Raises MmfastError naming the file."""
     try:
         text = files.read_text(path, most).removeprefix("\ufeff")
         return [[cell.strip() for cell in line] for line in csv.reader(io.StringIO(text), strict=True)]
@@ -224,8 +224,8 @@ def read_lines(path: Path, most: int = LONGEST) -> list[list[str]]:
 
 
 def statistics(rows: np.ndarray) -> tuple[list[float], list[float]]:
-    """The mean and the standard deviation of each column of float64 [n, columns]; CONSTANT for one without any."""
-    # Of one number, 0.1 as an example, std may be 1e-17 by rounding: what counts is whether the float32 of x differ.
+    """The mean and standard deviation of each column of float64 [n, columns]; CONSTANT for a constant column."""
+    # By rounding, std of a constant such as 0.1 may be 1e-17, so test whether the float32 values of x differ.
     held = torch.from_numpy(rows).float()
     varies = (held != held[:1]).any(0).numpy()
     return rows.mean(0).tolist(), np.where(varies, rows.std(0), CONSTANT).tolist()

@@ -1,7 +1,7 @@
-"""Text encoders: what makes a vector of a text, and of texts alike vectors alike.
+"""Text encoders, which turn texts into vectors, similar texts into similar vectors.
 
-An encoder is a function of a list of texts that returns float32 [n, dim]. ENCODERS has those of the package by name; a
-config may also name one's own, "module:function", where the function is the encoder itself.
+An encoder is a function of a list of texts that returns float32 [n, dim]. ENCODERS has the package's own by name. A
+config may also name another as "module:function", where the function is the encoder itself.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ DIM = 384
 
 
 def ngrams(texts: Sequence[str]) -> Tensor:
-    """Words and their runs of three letters, hashed: float32 [n, 384], of unit length. It knows spelling, not meaning.
+    """Hash words and their letter trigrams: float32 [n, 384], of unit length. Captures spelling, not meaning.
 
-    A feature adds or takes 1 at a place, both of which its sha256 says.
+    Each feature adds or subtracts 1 at one place; its sha256 determines the place and the sign.
     """
     found = torch.zeros(len(texts), DIM)
     for row, text in zip(found, texts, strict=True):
@@ -35,13 +35,13 @@ def ngrams(texts: Sequence[str]) -> Tensor:
     return torch.nn.functional.normalize(found, dim=1)
 
 
-# By name: what makes the encoder, which may raise MmfastError for what is not installed.
+# By name: functions that make the encoder. They raise MmfastError if a package is not installed.
 ENCODERS: dict[str, Callable[[], Encoder]] = {"minilm": _minilm, "ngrams": lambda: ngrams}
 
 
 @functools.cache
 def encoder(name: str, key: str = "text_encoder") -> Encoder:
-    """An encoder by name, or "module:function". Raises MmfastError, which calls it `key`, where it cannot be had."""
+    """An encoder by name, or "module:function". Raises MmfastError, naming it `key`, if it is not available."""
     if ":" not in name:
         if name not in ENCODERS:
             raise unknown(key, name, [*ENCODERS, "module:function"])
@@ -54,7 +54,7 @@ def encoder(name: str, key: str = "text_encoder") -> Encoder:
 
 @torch.no_grad()
 def encode(name: str, texts: Sequence[str], dim: int, key: str = "text_encoder") -> Tensor:
-    """float32 [n, dim] of texts. Raises MmfastError where the encoder gives anything else."""
+    """Encode texts as float32 [n, dim]. Raises MmfastError if the encoder returns anything else."""
     found = encoder(name, key)(list(texts))
     if not isinstance(found, Tensor):
         found = torch.as_tensor(found)

