@@ -323,7 +323,7 @@ def test_a_process_that_loads_data_and_dies_keeps_the_steps_before(capsys, folde
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", killed)
         assert main(argv) == 2
-    said = "mmfast: error: a process that loads data has died, perhaps killed for its memory: lower train.workers, "
+    said = "mmfast: error: a process that loads data has died, perhaps because memory ran out: lower train.workers, "
     assert capsys.readouterr().err.splitlines()[-1].startswith(said)
     assert load_tensors(folder / "run" / "trainer.safetensors")[1]["step"] >= 3
     assert not multiprocessing.active_children()
@@ -366,8 +366,8 @@ def test_a_process_or_thread_that_cannot_begin_is_one_line(capsys, folder, monke
     *_, said = capsys.readouterr().err.splitlines()
     reason = "can't start new thread" if begun is None else "Resource temporarily unavailable"
     assert said == (
-        f"mmfast: error: train.workers is 2, and the system does not let so many processes begin ({reason}); lower it, "
-        "or make room, and repeat the command"
+        f"mmfast: error: train.workers is 2, but the system cannot start that many processes ({reason}); lower it, "
+        "or free some memory, and repeat the command"
     )
     assert not multiprocessing.active_children() and left == [97 if begun is None else -1]
     assert load_tensors(folder / "run" / "trainer.safetensors")[1]["step"] == 3

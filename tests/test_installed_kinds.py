@@ -147,7 +147,7 @@ def test_what_cannot_be_loaded_is_told_of_when_it_is_asked_for(monkeypatch):
     with pytest.raises(MmfastError, match="'broken' is installed, but cannot be loaded: No module named 'deep'"):
         configs.from_plain(raw, "test")
     assert modalities.KINDS["image"] is image
-    assert modalities.FAILED["image2"] == "x:image2 calls itself 'image', a kind that there is already"
-    assert modalities.FAILED["other"] == "x:other is no class of a Modality"
+    assert modalities.FAILED["image2"] == "x:image2 calls itself 'image', a kind that already exists"
+    assert modalities.FAILED["other"] == "x:other is not a subclass of Modality"
     del raw["modalities"]["y"]
     assert configs.from_plain(raw, "test").anchor == "x"

@@ -201,5 +201,5 @@ def test_what_cannot_be_known_in_part(small, given, known, message):
 @pytest.mark.parametrize("text", ["5", "2-1", "x", "0-9", ""])
 def test_places_that_are_none(text):
     part = kind("embedding")("e", kind("embedding").Spec(dim=5), SpaceShape(2, 2))
-    with pytest.raises(MmfastError, match=r"is no place; it should lie in 0 \.\. 4"):
+    with pytest.raises(MmfastError, match=r"is not a place; it should be in 0 \.\. 4"):
         part.parse_known(text)

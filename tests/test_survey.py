@@ -158,7 +158,7 @@ WRONG = {
         "transparent pixels",
     ),
     "mask of another shape": (lambda root: save(root, "mask/x/04.png", picture(0, (4, 8), 3)), "differ in shape"),
-    "no label": (lambda root: save(root, "label/x/05.txt", "dog"), "'dog' is no label"),
+    "no label": (lambda root: save(root, "label/x/05.txt", "dog"), "'dog' is not a label"),
     "label's bytes": (lambda root: save(root, "label/x/05.txt", b"\xff\xfe"), "05.txt"),
     "long vector": (lambda root: save(root, "vector/x/06.npy", np.zeros(5)), "holds 5 numbers"),
     "vector with NaN": (lambda root: save(root, "vector/x/06.npy", np.full(4, np.nan)), "NaN"),

@@ -100,11 +100,11 @@ def test_which_rows_are_held_out_hangs_on_each_alone(tmp_path):
         ({"source": "tulips"}, "data.source is 'tulips'; it should be one of iris, wine"),
         (
             {"label": "sort"},
-            "data.source has no column 'sort', from which modalities.label is read; there are length, year, species, "
-            "note: write --data.columns.label COLUMN for the one that it is",
+            "data.source has no column 'sort' for modalities.label; it has length, year, species, note: name the right "
+            "one with --data.columns.label COLUMN",
         ),
         # A table that stands first would take the label's column, which nothing names.
-        ({"label": "sort", "columns": "[]"}, "data.source has no column 'sort', from which modalities.label is read"),
+        ({"label": "sort", "columns": "[]"}, "data.source has no column 'sort' for modalities.label"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_named(tmp_path, change, message):

@@ -32,7 +32,7 @@ class Spec(unet.Spec):
     norm: str = with_default(unet.Spec, "norm", "group")
     heads: int = option(0, "heads of every attention layer, whatever its channels; 0: as head_channels says", min=0)
     classes: int = option(
-        0, "classes that `forward` takes beside z_t; 0: none, since a label modality tells the network its class", min=0
+        0, "classes that `forward` takes besides z_t; 0: none, since a label modality conditions the network", min=0
     )
 
 

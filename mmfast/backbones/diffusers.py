@@ -77,11 +77,11 @@ def unet(spec: Spec, in_channels: int, out_channels: int, size: Size) -> Any:
             **options,
         )
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise MmfastError(f"backbone: diffusers' UNet2DModel refuses its options: {one_line(error)}") from None
+        raise MmfastError(f"backbone: diffusers' UNet2DModel rejects its options: {one_line(error)}") from None
     for block in (*net.down_blocks, *net.up_blocks):
         if hasattr(block, "skip_conv"):
             raise MmfastError(
-                f"backbone has a {type(block).__name__}, which adds to the output beside the heads; choose another kind"
+                f"backbone has a {type(block).__name__}, which adds to the output past the heads; choose another kind"
             )
     return net
 

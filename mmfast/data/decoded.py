@@ -178,7 +178,7 @@ def decoded(
         try:
             made(folder)
             if not _make_room(folder, layout.size, limit * GB, earlier):
-                size = f"{layout.size / GB:.1f} gigabytes, and there is room for {limit:g} (data.cache_gb) or less"
+                size = f"{layout.size / GB:.1f} gigabytes, but there is room for at most {limit:g} (data.cache_gb)"
                 notice(f"{len(examples):,} decoded examples need {size}; they are decoded again each time")
                 return examples
             _begin(file, layout, blanks, keys, earlier)

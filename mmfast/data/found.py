@@ -97,7 +97,7 @@ def walk(
             continue
         ways[real] += 1
         if ways[real] > MOST_WAYS:
-            problems.append(f"{folder} is one of more than {MOST_WAYS} ways in which links lead to {real}; remove some")
+            problems.append(f"{folder} is one of more than {MOST_WAYS} paths that lead to {real} by links; remove some")
             return
         try:
             with os.scandir(folder) as found:
@@ -105,7 +105,7 @@ def walk(
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            problems.append(f"{folder} cannot be looked at: {error.strerror}; permit it, or remove it")
+            problems.append(f"{folder} cannot be listed: {error.strerror}; permit it, or remove it")
             continue
         folders, files = list[Path](), list[Path]()
         for entry in entries:

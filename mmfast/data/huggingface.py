@@ -145,8 +145,8 @@ def open(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> Data:
     train, test = _parts(spec, modalities, anchor)
     if spec.test and _names(spec, modalities, spec.train) != (others := _names(spec, modalities, spec.test)):
         raise MmfastError(
-            f"data.test: the classes of split {spec.test!r} are {others}, others than those of {spec.train!r}, so that "
-            "their numbers mean others; cast the column to the same features"
+            f"data.test: the classes of split {spec.test!r} are {others}, not those of {spec.train!r}, so the same "
+            "numbers mean different classes; cast the column to the same features"
         )
     return split(train, test, spec)
 

@@ -72,7 +72,7 @@ class Items:
     def _read(self, index: int) -> dict[str, Tensor | None]:
         where, values = f"example {index} of {self.called}", self.values(index)
         if values[self.anchor] is None:
-            raise MmfastError(f"{where} has no {self.anchor}, the anchor, which every example needs; mend or remove it")
+            raise MmfastError(f"{where} has no {self.anchor}, the anchor, which every example needs; fix or remove it")
         pictures = {name: picture_of(spec, values[name], f"{where}, {name}") for name, spec in self.specs.items()}
         sizes = {f"{where}, {name}": picture.size for name, picture in pictures.items() if picture is not None}
         if sizes:
@@ -125,7 +125,9 @@ def x_of(spec: Any, value: Any, where: str, picture: PILImage.Image | None = Non
         if array.dtype.kind not in "fiub" or (array.dtype.kind == "f" and not blank.is_floating_point()):
             raise TypeError
     except (TypeError, ValueError, RuntimeError):
-        raise MmfastError(f"{where} is of type {type(value).__name__}, of which no {spec.kind} can be made") from None
+        raise MmfastError(
+            f"{where} is of type {type(value).__name__}, which cannot be converted to kind {spec.kind}"
+        ) from None
     if array.size != math.prod(blank.shape) or (array.ndim > 1 and array.shape != blank.shape):
         raise MmfastError(f"{where} is of shape {list(array.shape)}; it should be {list(blank.shape)}")
     classes = getattr(spec, "classes", None)

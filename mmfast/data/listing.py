@@ -103,7 +103,7 @@ def look(spec: Any, modalities: Mapping[str, Any], anchor: str) -> Listing:
     if not spec.root or not root.is_dir():
         here = f" in {Path.cwd()}, the current one" if spec.root and not root.is_absolute() else ""
         raise MmfastError(
-            f"data.root is {spec.root!r}, no folder{here}; it should be one that holds a folder for each modality, as "
+            f"data.root is {spec.root!r}, no folder{here}; it should be one that has a folder for each modality, as "
             "--data.root DIR"
         )
     check_no_root("data.root", root)
@@ -179,8 +179,8 @@ def _check_found(listing: Listing, name: str) -> None:
     elif strays and part.kind == "label" and not paths.keys() >= anchors.keys():
         lacks = next(path for stem, path in anchors.items() if stem not in paths)
         listing.problems.append(
-            f"{strays[0]} is a label of no {listing.anchor}, and {lacks} has none; name each label as the file that it "
-            f"belongs to, or remove it{f' ({len(strays):,} are so)' if len(strays) > 1 else ''}"
+            f"{strays[0]} is not a label of any {listing.anchor}, and {lacks} has none; name each label like the file "
+            f"that it belongs to, or remove it{f' ({len(strays):,} such labels)' if len(strays) > 1 else ''}"
         )
 
 
@@ -203,14 +203,14 @@ def _take_table(listing: Listing) -> Table | None:
         lacking = [x for x in others if get_close_matches(x, table.columns) or not _has_own(listing, x)]
         if lacking:
             raise no_column(table, lacking)
-        listing.notes.append(f"{path}: the columns {', '.join(table.columns)} are no modalities, and are left out")
+        listing.notes.append(f"{path}: the columns {', '.join(table.columns)} are not modalities, and are left out")
         return None
     listing.table = path
     stems, problems = match(table, anchors, listing.spec.folders.get(listing.anchor, listing.anchor))
     listing.problems += problems
     others = [name for name in table.columns if name not in columns]
     if others:
-        listing.notes.append(f"{path}: the columns {', '.join(others)} are no modalities, and are left out")
+        listing.notes.append(f"{path}: the columns {', '.join(others)} are not modalities, and are left out")
     for name in columns:
         part, cells = listing.modalities[name], table.columns[name]
         if find(listing.folder(name), kinds.kind(part.kind).extensions, listing.within).paths:

@@ -70,7 +70,7 @@ def read_table(path: Path) -> Table:
                 elif cell:
                     table.columns[name][line] = cell
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text in UTF-8; save it as UTF-8"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text; save it as UTF-8"
         raise MmfastError(f"{path} cannot be read as a table: {reason}") from None
     except csv.Error as error:
         raise MmfastError(f"{path} line {rows.line_num} cannot be read as CSV: {error}") from None

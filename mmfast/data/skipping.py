@@ -44,7 +44,7 @@ class Skipping(Layer):
             if not self.unreadable[place]:
                 return place
         raise MmfastError(
-            f"data: no example can be read, and nothing is left to train on; one says {self.reason(index)}"
+            f"data: no example can be read, and nothing is left to train on; one error is: {self.reason(index)}"
         )
 
     def _mark(self, places: Sequence[int]) -> bool:

@@ -100,9 +100,9 @@ def _column(spec: Spec, name: str, table: Mapping[str, list[str]]) -> list[str]:
     column = spec.columns.get(name, name)
     if column not in table:
         raise MmfastError(
-            f"data.source has no column {column!r}, from which modalities.{name} is read; there are "
-            f"{', '.join(list(table)[:20])}{', ...' if len(table) > 20 else ''}: write --data.columns.{name} COLUMN "
-            "for the one that it is"
+            f"data.source has no column {column!r} for modalities.{name}; it has "
+            f"{', '.join(list(table)[:20])}{', ...' if len(table) > 20 else ''}: name the right one with "
+            f"--data.columns.{name} COLUMN"
         )
     return table[column]
 
@@ -138,7 +138,7 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
             mean, scale = statistics(rows)
             options[name] = {"columns": columns, "means": part.means or mean, "scales": part.scales or scale}
         else:
-            raise MmfastError(f"modalities.{name} is of kind {part.kind}; of a table it should be table or label")
+            raise MmfastError(f"modalities.{name} is of kind {part.kind}; for a table it should be table or label")
     return options
 
 

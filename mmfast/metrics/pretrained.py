@@ -46,7 +46,7 @@ def read_pickle(path: Path) -> Any:
             return _Arrays(file).load()
     except Exception as error:  # a damaged pickle can raise nearly anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise MmfastError(f"weights {path} cannot be read as a pickle of arrays: {reason}; get the file anew") from None
+        raise MmfastError(f"weights {path} cannot be read as a pickle of arrays: {reason}; get it again") from None
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -55,7 +55,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything here too
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise MmfastError(f"weights {path} cannot be read as a torch state dict: {reason}; get the file anew") from None
+        raise MmfastError(f"weights {path} cannot be read as a torch state dict: {reason}; get it again") from None
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         raise MmfastError(f"weights {path} holds {type(state).__name__}; it should be a state dict of tensors by name")
     return state

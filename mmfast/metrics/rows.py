@@ -32,5 +32,5 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     a, b = x.double(), y.double()
     for name, rows in (("x", a), ("y", b)):
         if not bool(rows.isfinite().all()):
-            raise MmfastError(f"{name} holds numbers that are not finite, whose distances are none")
+            raise MmfastError(f"{name} holds numbers that are not finite, which have no distance")
     return max(0.0, float(2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean()))

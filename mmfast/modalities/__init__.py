@@ -39,9 +39,9 @@ def add_installed() -> None:
             FAILED[point.name] = (str(error) or type(error).__name__).splitlines()[0]
             continue
         if not (isinstance(found, type) and issubclass(found, Modality)):
-            FAILED[point.name] = f"{point.value} is no class of a Modality"
+            FAILED[point.name] = f"{point.value} is not a subclass of Modality"
         elif KINDS.get(found.kind, found) is not found:
-            FAILED[point.name] = f"{point.value} calls itself {found.kind!r}, a kind that there is already"
+            FAILED[point.name] = f"{point.value} calls itself {found.kind!r}, a kind that already exists"
         else:
             KINDS[found.kind] = found
             FAILED.pop(point.name, None)

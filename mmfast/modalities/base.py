@@ -115,7 +115,7 @@ class Modality(nn.Module):
     @classmethod
     def anchor_space(cls, spec: Any) -> SpaceShape:
         """The grid of the diffusion space if it is the anchor. Raises MmfastError if it cannot be the anchor."""
-        raise MmfastError(f"anchor is a {cls.kind}, from which no space can be made; choose another modality")
+        raise MmfastError(f"anchor is of kind {cls.kind}, which has no diffusion space; choose another modality")
 
     @property
     def z0_shape(self) -> tuple[int, int, int]:
@@ -191,7 +191,8 @@ class Modality(nn.Module):
             first, last = low.strip(), (high or low).strip()
             if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < max(1, blank.numel())):
                 raise MmfastError(
-                    f"known {self.name}={text}: {span!r} is no place; it should lie in 0 .. {blank.numel() - 1}, as 0-3"
+                    f"known {self.name}={text}: {span!r} is not a place; it should be in 0 .. {blank.numel() - 1}, "
+                    "as 0-3"
                 )
             known[int(first) : int(last) + 1] = True
         return known
@@ -286,7 +287,7 @@ class Modality(nn.Module):
     @classmethod
     def from_text(cls, text: str, spec: Any, where: str) -> Tensor:
         """One x from a cell of a table, stripped of spaces. Raises MmfastError, naming it `where`."""
-        raise MmfastError(f"{where}: {text!r} is a cell of a table, of which no {cls.kind} can be made")
+        raise MmfastError(f"{where}: {text!r} is a cell of a table, which cannot be converted to kind {cls.kind}")
 
     @classmethod
     def check_text(cls, text: str, spec: Any, where: str) -> None:
@@ -301,7 +302,7 @@ class Modality(nn.Module):
     @classmethod
     def from_picture(cls, picture: PILImage.Image, spec: Any, where: str) -> Tensor:
         """One x from an upright picture. Raises MmfastError, naming it `where`."""
-        raise MmfastError(f"{where} is a picture, of which no {cls.kind} can be made")
+        raise MmfastError(f"{where} is a picture, which cannot be converted to kind {cls.kind}")
 
     def plain(self, x: Tensor) -> PILImage.Image | str | np.ndarray | dict[str, float]:
         """One x in the form of its files, which `read` reads: a picture, a name, an array or a row by column."""
@@ -323,7 +324,7 @@ def check_floats(x: Tensor, shape: tuple[int, ...], where: str) -> None:
     finite = torch.isfinite(x).flatten(1).all(1)
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])
-        raise MmfastError(f"{where} holds NaN or infinite values (example {row} of the batch); mend or drop it")
+        raise MmfastError(f"{where} holds NaN or infinite values (example {row} of the batch); fix or drop it")
 
 
 def check_classes(x: Tensor, shape: tuple[int, ...], classes: int, where: str, least: int = 0) -> None:

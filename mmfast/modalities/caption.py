@@ -34,7 +34,7 @@ class CaptionSpec(EmbeddingSpec):
         "a fixed encoding puts each number in a cell of the grid, or in a channel",
         choices=("grid", "channels"),
     )
-    text_encoder: str = option("minilm", "what makes the vector: minilm, ngrams (spelling alone) or module:function")
+    text_encoder: str = option("minilm", "what makes the vector: minilm, ngrams (spelling only) or module:function")
     captions: list[str] = option([], "the texts that a generated one is the nearest of; empty: the data's")
 
 
@@ -72,7 +72,7 @@ class Caption(Embedding):
     def read(cls, path: Path, spec: Any) -> Tensor:
         text = read_text(path, "caption")
         if not text:
-            raise MmfastError(f"{path} is empty; it should hold a caption, or be removed, for it to be missing")
+            raise MmfastError(f"{path} is empty; it should hold a caption, or be removed if there is none")
         return vector(spec.text_encoder, text, spec.dim)
 
     @classmethod

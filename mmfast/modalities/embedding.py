@@ -34,8 +34,8 @@ class EmbeddingSpec(base.Spec):
     dim: int = option(384, "length of the vector", min=1)
     components: int | None = option(
         None,
-        "diffuse so many principal components of the training vectors, length and all, and make vectors of them again; "
-        "null: the vector, of which the direction counts",
+        "diffuse this many principal components of the training vectors, which keeps their lengths, and convert them "
+        "back; null: the vector itself, of which only the direction counts",
         min=1,
     )
     layout: str = option(
@@ -214,7 +214,7 @@ def read_array(path: Path, what: str = "an array") -> Tensor:
     Raises MmfastError naming the file, which should be `what`.
     """
     if path.exists() and not path.is_file():  # reading a pipe would block
-        raise MmfastError(f"{path} is no file; it should be {what} (.npy)")
+        raise MmfastError(f"{path} is not a file; it should be {what} (.npy)")
     try:
         array = mapped(path)
     except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as error:
@@ -226,7 +226,7 @@ def read_array(path: Path, what: str = "an array") -> Tensor:
     with np.errstate(over="ignore"):  # too large values become infinite, refused below
         x = torch.from_numpy(np.array(array, dtype=np.float32))
     if not bool(torch.isfinite(x).all()):
-        raise MmfastError(f"{path} holds NaN or infinite values; mend or remove it, for it to be missing")
+        raise MmfastError(f"{path} holds NaN or infinite values; fix it, or remove it to make it missing")
     return x
 
 

@@ -11,7 +11,7 @@ READS = ("encoder", "decoder")
 
 def reads_option() -> str:
     """The option `reads` of a modality that is one value per image."""
-    return option("encoder", "what the head reads: the encoder, told nothing yet, or the last features", choices=READS)
+    return option("encoder", "what the head reads: the encoder, not conditioned, or the last features", choices=READS)
 
 
 def one_head(reads: str, features: int, outputs: int) -> nn.Module:

@@ -198,13 +198,11 @@ def number(text: str, spec: LabelSpec, where: str) -> Tensor:
     if text in spec.names:
         if spec.names.count(text) > 1:
             numbers = [str(k) for k, name in enumerate(spec.names) if name == text]
-            raise MmfastError(
-                f"{where}: {text!r} is the name of the classes {', '.join(numbers)}; it should be a number"
-            )
+            raise MmfastError(f"{where}: {text!r} is the name of classes {', '.join(numbers)}; it should be a number")
         return torch.tensor(spec.names.index(text))
     if text.isdecimal() and len(text) <= 9 and int(text) < spec.classes:
         return torch.tensor(int(text))
     names = f" or one of {', '.join(spec.names[:SHOWN])}{', ...' if len(spec.names) > SHOWN else ''}"
     names = names if spec.names else ""
     text = text if len(text) <= 40 else f"{text[:40]}..."
-    raise MmfastError(f"{where}: {text!r} is no label; it should lie in 0 .. {spec.classes - 1}{names}")
+    raise MmfastError(f"{where}: {text!r} is not a label; it should be in 0 .. {spec.classes - 1}{names}")

@@ -35,10 +35,10 @@ class MaskSpec(base.Spec):
     classes: int = option(2, "how many classes, the background included", min=2)
     size: Any = base.size_option()
     ignore: int | None = option(
-        None, "the value, in a mask's file, of pixels that count nowhere, as 255; null: none", min=0
+        None, "the value in a mask's file that marks pixels to ignore, as 255; null: none", min=0
     )
     values: str = option(
-        "", "what the files of two classes hold, as 0/255; empty: what most of the data's do", choices=("", *CODINGS)
+        "", "the coding of files of two classes, as 0/255; empty: that of most of the data", choices=("", *CODINGS)
     )
 
 

@@ -32,7 +32,7 @@ class MaskedSpec(base.Spec):
 
     kind: str = "masked"
     weight: WeightSpec = field(default_factory=lambda: WeightSpec("none"))
-    of: str = option("image", "the image that parts are hidden of")
+    of: str = option("image", "the image whose parts are hidden")
     channels: int = option(3, "grey or colour", choices=(1, 3))
     size: Any = base.size_option()
     block: int = option(8, "side of a hidden block in pixels", min=1)
@@ -62,7 +62,7 @@ class Masked(Modality):
         if space.channels is not None or spec.encoder != "fixed":
             raise MmfastError(f"modalities.{name} is masked, which needs space=own and encoder=fixed")
         if len(spec.ratios) != 2 or spec.ratios[0] > spec.ratios[1]:
-            raise MmfastError(f"modalities.{name}.ratios is {spec.ratios}; it should be two shares, the least first")
+            raise MmfastError(f"modalities.{name}.ratios is {spec.ratios}; it should be two shares, the smaller first")
         self.shape = (spec.channels + 1, *height_width(spec.size))
         self.channels = spec.channels + 1
 

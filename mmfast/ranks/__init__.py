@@ -163,8 +163,8 @@ def joined() -> Iterator[Ranks]:
         _joined, watch = _join()
     except RuntimeError as error:  # from torch.distributed: a rank has died since, or never came
         raise MmfastError(
-            f"the ranks have not met ({str(error).strip().splitlines()[0]}); see what the others say, and whether all "
-            "were started with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE"
+            f"the ranks have not met ({str(error).strip().splitlines()[0]}); check what the others report, and whether "
+            "all were started with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE"
         ) from None
     try:
         with _quiet(not _joined.first):

@@ -127,8 +127,8 @@ def died(peer: int, count: int, name: str) -> str:
     """The message about a rank that has died; name: its machine and process, "" if they are not known."""
     which = f"rank {peer} of {count}" + (f" ({name})" if name else "")
     return (
-        f"{which} has died, so all ranks end; what it said is above, the last checkpoint is "
-        "kept, and the same command goes on from it"
+        f"{which} has died, so all ranks end; its output is above, the last checkpoint is "
+        "kept, and the same command continues from it"
     )
 
 

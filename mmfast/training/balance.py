@@ -69,7 +69,7 @@ class Balance(nn.Module):
         """sum_i w_i L_i."""
         if not parts.keys() & weights.keys():
             raise MmfastError(
-                f"loss.balance weighs the losses of {', '.join(self.names)}, and these are of {', '.join(parts)}; it "
+                f"loss.balance weights the losses of {', '.join(self.names)}, but these are of {', '.join(parts)}; it "
                 "should be none"
             )
         return torch.stack([x * weights[name] if name in weights else x for name, x in parts.items()]).sum()
@@ -101,7 +101,7 @@ class Uncertainty(Balance):
 
 
 class GradientNorm(Balance):
-    """Weights by gradient norms: w_i = mean_j(G_j) / G_i, so that all weighted parts have the same gradient norm.
+    """Weights by gradient norms: w_i = mean_j(G_j) / G_i, which makes all parts pull with the mean gradient norm.
 
     G_i^2 is the running mean, over about MEMORY steps, of |dL_i / dz|^2, where z is the features that the backbone
     passes to the heads. This is the fixed point of GradNorm (Chen et al., 2018) with alpha = 0, in closed form. The

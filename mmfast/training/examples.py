@@ -183,8 +183,8 @@ class Loading:
             if not (self._processes and _is_of_a_death(error)):
                 raise
             raise MmfastError(
-                "a process that loads data has died, perhaps killed for its memory: lower train.workers, or make room, "
-                "and repeat the command"
+                "a process that loads data has died, perhaps because memory ran out: lower train.workers, or free some "
+                "memory, and repeat the command"
             ) from None
 
     def close(self) -> None:
@@ -218,8 +218,8 @@ def _begun(loader: DataLoader[Batch]) -> Any:
     finally:
         sys.unraisablehook = hook
     raise MmfastError(
-        f"train.workers is {loader.num_workers}, and the system does not let so many processes begin ({reason}); lower "
-        "it, or make room, and repeat the command"
+        f"train.workers is {loader.num_workers}, but the system cannot start that many processes ({reason}); lower it, "
+        "or free some memory, and repeat the command"
     )
 
 

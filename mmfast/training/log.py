@@ -122,7 +122,7 @@ class WandB:
             write_text(kept, f"{plain}-{secrets.token_hex(4)}\n")
         identity = "" if kept.is_symlink() else read_text(kept, 100).strip()
         if not re.fullmatch(r"[\w-]{1,64}", identity):
-            raise MmfastError(f"{kept} holds no run's identity; remove it")
+            raise MmfastError(f"{kept} does not hold a run's ID; remove it")
         self.run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "mmfast"),
             name=name,
@@ -160,7 +160,7 @@ def check_logs(config: Config) -> None:
     for name in config.train.log_to:
         if ":" in name:
             if not callable(imported("train.log_to", name)):
-                raise MmfastError(f"train.log_to is {name!r}, which cannot be called; it should give a log's writer")
+                raise MmfastError(f"train.log_to is {name!r}, which is not callable; it should make a log's writer")
         elif name not in LOGS:
             raise unknown("train.log_to", name, [*LOGS, "module:function"])
         elif importlib.util.find_spec(name) is None:  # each has the name of its package
@@ -216,7 +216,7 @@ class Board:
             return work()
         except Exception as error:
             reason = " ".join((str(error) or type(error).__name__).split())[:200]
-            notice(f"the log {name} cannot be written: {reason}; training goes on without it, and stats.jsonl has all")
+            notice(f"the log {name} cannot be written: {reason}; training goes on without it; stats.jsonl has it all")
             writer = self.writers.pop(name, None)
             if writer is not None:
                 with contextlib.suppress(Exception):  # the notice has already been given

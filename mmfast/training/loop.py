@@ -53,14 +53,14 @@ class Kept:
         if self.changed and not self.allowed:
             raise MmfastError(
                 f"the data has changed since the run in --out {run.folder} began: {'; '.join(self.changed)}. Nothing "
-                "was done: put it back, choose another --out, or go on with what is there now by --allow-changed-data"
+                "was done: restore it, choose another --out, or go on with the current data by --allow-changed-data"
             )
 
     def write(self, run: Run, step: int) -> None:
         """Store the record, with a line about the changes that were allowed."""
         self.now.allowed = list(self.before.allowed) if self.before else []
         if self.changed:
-            notice(f"{run.folder}: going on with other data: {'; '.join(self.changed)}")
+            notice(f"{run.folder}: going on with changed data: {'; '.join(self.changed)}")
             self.now.allowed.append(f"after step {step}: {'; '.join(self.changed)}")
         if self.now != self.before:
             run.guard(lambda: write_text(run.folder / RECORD, self.now.to_json()))
@@ -89,7 +89,7 @@ def fit(
     with joined() as here:
         model = rehearse(config, data, losses, here)  # fail before a folder is created
         if start is not None and Path(start).resolve() == Path(out).resolve():
-            raise MmfastError(f"--from {start} is the run itself, which goes on by the command that made it")
+            raise MmfastError(f"--from {start} is the run itself; to resume it, repeat the command that began it")
         goes_on = here.told(Run(Path(out)).begun)  # then `start` is no longer needed, and may be gone
         taken = take_weights(model, config, start) if start is not None and not goes_on else None
         here.check_same(the_config=to_yaml(config), the_number_of_examples=(len(data.train), len(data.test)))
@@ -210,7 +210,7 @@ def _lost(trainer: Trainer) -> Iterator[None]:
         first, last = trainer.saved + 1, trainer.done
         if trainer.ranks.first and first <= last:
             steps = f"step {last:,} is" if first == last else f"steps {first:,} .. {last:,} are"
-            notice(f"stopped at once: {steps} lost, without a checkpoint; the same command makes them again")
+            notice(f"stopped at once: {steps} lost, without a checkpoint; the same command repeats them")
         raise
 
 

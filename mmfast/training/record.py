@@ -72,7 +72,7 @@ def load(path: Path) -> Record | None:
         return None
     except (OSError, ValueError, RecursionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        notice(f"{path} cannot be read ({reason}), so changes of the data are not seen this time")
+        notice(f"{path} cannot be read ({reason}), so changes of the data go unnoticed this time")
         return None
 
 
@@ -157,7 +157,7 @@ def changes(old: Record, new: Record) -> list[str]:
     for part in PARTS if old.counts and new.counts else ():
         was, count = old.counts.get(part), new.counts[part]
         if was != count:
-            found.append(f"{plural(count, f'{PARTS[part]} example')}, which were {was:,}")
+            found.append(f"{plural(count, f'{PARTS[part]} example')} instead of {was:,}")
             continue
         before, now = old.examples.get(part, {}), new.examples[part]
         other = sorted(int(k) for k in now if before.get(k) != now[k])

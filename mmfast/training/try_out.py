@@ -73,7 +73,7 @@ def rehearse(config: Config, data: Data, losses: Losses = losses, ranks: Ranks =
         if config.evaluate.samples:
             raise NoExamples(f"{error}, or set evaluate.samples to 0") from None
         if ranks.first:
-            notice(f"{error}, or the run's pictures are of joint samples alone")
+            notice(f"{error}, or the run's pictures show only joint samples")
     check_sample(model, config)
     return model
 

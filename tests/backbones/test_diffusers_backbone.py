@@ -95,9 +95,9 @@ def test_its_options_are_diffusers_own():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"norm_num_groups": 5}, "backbone: diffusers' UNet2DModel refuses its options: num_channels"),
+        ({"norm_num_groups": 5}, "backbone: diffusers' UNet2DModel rejects its options: num_channels"),
         ({"down_block_types": ["DownBlock2D"]}, "backbone has 3 block_out_channels, 1 down_block_types and 3 up_block"),
-        ({"down_block_types": ["Down", "DownBlock2D", "DownBlock2D"]}, "refuses its options: Down does not exist"),
+        ({"down_block_types": ["Down", "DownBlock2D", "DownBlock2D"]}, "rejects its options: Down does not exist"),
         ({"down_block_types": ["SkipDownBlock2D"] * 3, "up_block_types": ["SkipUpBlock2D"] * 3,
           "block_out_channels": [32, 32, 32]}, "backbone has a SkipDownBlock2D"),
     ],

@@ -83,4 +83,4 @@ def test_an_empty_label_is_no_class(photos, tmp_path, capsys, monkeypatch):
             (tmp_path / "data" / "label" / name / f"{k}.txt").write_text("" if k == 3 else f"{name}\n")
     assert main(["check", "data", "--quiet"]) == 2
     out = capsys.readouterr().out
-    assert "label, 2 classes" in out and "data/label/ape/3.txt: '' is no label" in out
+    assert "label, 2 classes" in out and "data/label/ape/3.txt: '' is not a label" in out

@@ -211,7 +211,7 @@ def test_the_longest_unused_make_room_and_too_much_is_not_kept(root, tmp_path, c
     assert files <= {*cache.glob("*.rows")} and len([*cache.glob("*.rows")]) < 4
     assert not capsys.readouterr().err
     assert not hasattr(opened(root, gb=size / 100).train, "file")
-    assert "decoded examples need 0.0 gigabytes, and there is room for" in capsys.readouterr().err
+    assert "decoded examples need 0.0 gigabytes, but there is room for" in capsys.readouterr().err
 
 
 def _read(part, rows, found):

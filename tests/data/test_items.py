@@ -60,7 +60,7 @@ def test_arrays_of_class_numbers_are_read_as_a_file_s_are():
         (np.array([[0, -1], [0, 0]]), "holds class -1; the mask has classes 0 .. 2"),
         (np.array([[0, -(2**31)], [0, 0]]), "holds class -2147483648; the mask has classes 0 .. 2"),
         (np.array([[0, 3], [0, 0]]), "holds class 3"), (np.array([[0, 2**40], [0, 0]]), "should be class numbers"),
-        (np.zeros((2, 2)), "of which no mask"), (np.zeros((3, 5, 5), np.uint8), r"a picture is \[H, W\]"),
+        (np.zeros((2, 2)), "be converted to kind mask"), (np.zeros((3, 5, 5), np.uint8), r"a picture is \[H, W\]"),
         (Image.fromarray(np.array([[0, -1], [0, 0]], np.int32)), "holds class -1"),
         (Image.fromarray(np.zeros((2, 2), np.float32)), "x is a picture of floats"),
     ):  # fmt: skip

@@ -75,7 +75,7 @@ def test_each_label_is_that_of_its_row(root, rows, how):
     assert not found.wrong and not found.left_out and found.seen["label"].classes == {"ape": 2, "bee": 3, "cow": 1}
     assert with_found(config(root)).modalities["label"].names == ["ape", "bee", "cow"]
     if "header" in how:
-        assert found.notes == [f"{root / 'labels.csv'}: the columns more are no modalities, and are left out"]
+        assert found.notes == [f"{root / 'labels.csv'}: the columns more are not modalities, and are left out"]
 
 
 def test_numbers_are_classes_and_what_has_no_row_or_cell_is_missing(root):
@@ -98,9 +98,9 @@ WRONG = {
     "twice": ([*ROWS, ROWS[0]], {}, r"line 8: file_name is 'a/0.png', as in line 2; remove one"),
     "twice by another name": ([*ROWS, "image/a/0.png,ape"], {}, r"line 8: .* as in line 2"),
     "misnamed label": ([*ROWS[:3], "b/3.png,wasp", *ROWS[4:]], {"names": ["ape", "bee", "cow"]},
-                       r"line 5: 'wasp' is no label; it should lie in 0 .. 2 or one of ape, bee, cow"),
+                       r"line 5: 'wasp' is not a label; it should be in 0 .. 2 or one of ape, bee, cow"),
     "too many names": ([*ROWS[:3], "b/3.png,wasp", *ROWS[4:]], {}, r"classes is 3; .*labels.csv names 4 \(ape, bee,"),
-    "large number": (["a/0.png,2", "a/1.png,7"], {}, r"line 3: '7' is no label"),
+    "large number": (["a/0.png,2", "a/1.png,7"], {}, r"line 3: '7' is not a label"),
     "long number": (["a/0.png,2", f"a/1.png,{'7' * 5000}"], {"names": ["a", "b", "c"]}, r"line 3: '7{40}\.\.\.' is no"),
     "short row": (["a/0.png", *ROWS[1:]], {}, r"line 2 has 1 cells; the first line has 2 columns"),
     "long row": ([*ROWS[:5], "b/5.png,bee,x"], {}, r"line 7 has 3 cells"),
@@ -143,7 +143,7 @@ def test_the_first_line(root, header, words):
 def test_other_tables(root):
     table(root, ROWS)
     (root / "labels.csv").write_bytes("file_name,label\na/0.png,caf\xe9".encode("latin-1"))
-    with pytest.raises(MmfastError, match=r"labels.csv cannot be read as a table: it is no text in UTF-8"):
+    with pytest.raises(MmfastError, match=r"labels.csv cannot be read as a table: it is not UTF-8 text"):
         read(root)
     table(root, ROWS)
     table(root, ROWS, name="metadata.csv")
@@ -157,7 +157,7 @@ def test_other_tables(root):
     table(root, [f"{stem}.png,1" for stem in LABELS], "file_name,mask")
     parts = {"image": {"kind": "image", "channels": 1, "size": 4}, "mask": {"kind": "mask", "size": 4}}
     chosen = configs.from_plain({"data": {"kind": "folder", "root": str(root)}, "modalities": parts}, "x")
-    with pytest.raises(MmfastError, match=r"line 2: '1' is a cell of a table, of which no mask can be made"):
+    with pytest.raises(MmfastError, match=r"line 2: '1' is a cell of a table, which cannot be converted to kind mask"):
         folder.open(chosen.data, chosen.modalities, "image")
 
 
@@ -166,7 +166,7 @@ def test_a_label_file_of_no_image_is_an_error_where_an_image_has_none(root):
         file = root / "label" / f"{stem if stem != 'b/3' else 'b/03'}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(str(label))
-    with pytest.raises(MmfastError, match=r"b/03.txt is a label of no image, and .*b/3.png has none; name each label"):
+    with pytest.raises(MmfastError, match=r"b/03.txt is not a label of any image, and .*b/3.png has none; name each"):
         read(root)
     (root / "label" / "b/03.txt").rename(root / "label" / "b/3.txt")
     (root / "label" / "b/99.txt").write_text("1")  # of an image that was removed, say

@@ -35,7 +35,7 @@ def test_a_folder_that_is_none_is_looked_for_from_the_current_one(tmp_path, monk
     for root, here in (("there", f" in {tmp_path}, the current one"), (str(tmp_path / "there"), ""), ("", "")):
         with pytest.raises(MmfastError) as error:
             folder.open(folder.Spec(root=root), config("folder").modalities, "image")
-        assert str(error.value).startswith(f"data.root is {root!r}, no folder{here}; it should be one that holds")
+        assert str(error.value).startswith(f"data.root is {root!r}, no folder{here}; it should be one that has")
 
 
 def test_a_kind_that_is_none_is_named():

@@ -100,7 +100,7 @@ def test_the_reason_is_what_the_reader_said_in_one_line(read, tmp_path, monkeypa
 
         monkeypatch.setattr("mmfast.metrics.pretrained._Arrays", fails)
         monkeypatch.setattr(torch, "load", fails)
-        with pytest.raises(MmfastError, match=rf"{path} cannot be read as a .*: {reason}; get the file anew$"):
+        with pytest.raises(MmfastError, match=rf"{path} cannot be read as a .*: {reason}; get it again$"):
             read(path)
 
 

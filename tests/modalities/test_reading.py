@@ -96,7 +96,7 @@ def test_labels_by_number_and_by_name(tmp_path):
         assert int(read("label", tmp_path / "x.txt", **spec)) == expected
     for text in ("3", "-1", "Bee", ""):
         (tmp_path / "x.txt").write_text(text)
-        with pytest.raises(MmfastError, match=r"is no label; it should lie in 0 .. 2 or one of ape, bee, 10"):
+        with pytest.raises(MmfastError, match=r"is not a label; it should be in 0 .. 2 or one of ape, bee, 10"):
             read("label", tmp_path / "x.txt", **spec)
 
 
@@ -107,7 +107,7 @@ def test_a_name_of_two_classes_says_neither(tmp_path):
         (tmp_path / "x.txt").write_text(text)
         assert int(read("label", tmp_path / "x.txt", **spec)) == expected
     (tmp_path / "x.txt").write_text("crane")
-    with pytest.raises(MmfastError, match=r"x.txt: 'crane' is the name of the classes 0, 2; it should be a number$"):
+    with pytest.raises(MmfastError, match=r"x.txt: 'crane' is the name of classes 0, 2; it should be a number$"):
         read("label", tmp_path / "x.txt", **spec)
 
 
@@ -122,7 +122,7 @@ def test_a_label_may_begin_with_a_byte_order_mark_and_is_no_long_number(tmp_path
     (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbf2\r\n")
     assert int(read("label", tmp_path / "x.txt", classes=3, names=[])) == 2
     (tmp_path / "x.txt").write_text("7" * 5000)
-    with pytest.raises(MmfastError, match=r"x\.txt: '7{40}\.\.\.' is no label"):
+    with pytest.raises(MmfastError, match=r"x\.txt: '7{40}\.\.\.' is not a label"):
         read("label", tmp_path / "x.txt", classes=3, names=[])
 
 
@@ -164,7 +164,7 @@ def test_of_a_long_text_that_is_no_label_the_beginning_is_said(length, shown):
     spec = modalities.kind("label").Spec(classes=2, names=["no", "yes"])
     part = modalities.kind("label")("of", spec, SpaceShape(4, 4))
     with pytest.raises(
-        MmfastError, match=rf"of=y+: '{shown}' is no label; it should lie in 0 \.\. 1 or one of no, yes"
+        MmfastError, match=rf"of=y+: '{shown}' is not a label; it should be in 0 \.\. 1 or one of no, yes"
     ):
         part.parse("y" * length)
     assert [part.parse(x).item() for x in ("no", "yes", "1", "0")] == [0, 1, 1, 0]

@@ -90,7 +90,7 @@ def test_a_picture_in_hand_is_taken_as_a_file_is(tmp_path):
     numbers.save(tmp_path / "m.png")
     mask, spec = modalities.kind("mask"), modalities.kind("mask").Spec(classes=3, size=4)
     assert torch.equal(mask.from_picture(numbers, spec, "x"), mask.read(tmp_path / "m.png", spec))
-    with pytest.raises(MmfastError, match="a picture is a picture, of which no label can be made"):
+    with pytest.raises(MmfastError, match="a picture is a picture, which cannot be converted to kind label"):
         modalities.kind("label").from_picture(numbers, None, "a picture")
 
 

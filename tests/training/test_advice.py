@@ -25,8 +25,8 @@ def said(*pairs, preset="digits"):
 CASES = {
     "low noise where the mask is always seen": (
         [LOW, (f"{LABEL}.unknown_probability", "0.3")],
-        "train.low_noise is of the examples in which image alone is seen, and those that have mask are none of these: "
-        "give them an unknown_probability, or leave it out",
+        "train.low_noise applies only to examples in which nothing but image is seen, and examples with mask never "
+        "are: give them an unknown_probability, or leave it out",
     ),
     "a time of nothing": (
         [(f"{LABEL}.weight", "{kind: none}"), (f"{LABEL}.own_time_probability", "0.3")],
@@ -42,10 +42,10 @@ CASES = {
         "told is false, so nothing is given in training; without effect: modalities.image.given_at_T 0.5, "
         "modalities.label.given_probability 0.4",
     ),
-    "eta": ([("sample.eta", "0.5")], "sample.eta is 0.5, and the sampler ddpm takes none"),
+    "eta": ([("sample.eta", "0.5")], "sample.eta is 0.5, but the sampler ddpm takes none"),
     "weights of no network": (
         [("evaluate.lpips_weights", "x.ckpt")],
-        "evaluate.lpips_weights is given, but no evaluate.lpips, which says whose weights they are",
+        "evaluate.lpips_weights is given without evaluate.lpips, which specifies the network that they are for",
     ),
 }
 
@@ -78,7 +78,7 @@ def test_the_presets_have_none(preset):
 def test_it_is_said_once_and_training_goes_on(tmp_path, capsys):
     words = ["train", "digits", "--quiet", "--out", str(tmp_path / "run"), *flags([*TINY, ("train.steps", "1")])]
     assert main([*words, "--sample.eta", "0.5"]) == 0
-    assert capsys.readouterr().err == "mmfast: sample.eta is 0.5, and the sampler ddpm takes none\n"
+    assert capsys.readouterr().err == "mmfast: sample.eta is 0.5, but the sampler ddpm takes none\n"
 
 
 MISSING = {

@@ -170,7 +170,7 @@ def test_parts_of_a_batch_and_ranks_measure_what_the_whole_does():
 @pytest.mark.parametrize("rule", RULE)
 def test_losses_of_no_modality_are_refused(rule):
     z = features(2)
-    with pytest.raises(MmfastError, match=r"loss\.balance weighs the losses of image, and these are of a, b"):
+    with pytest.raises(MmfastError, match=r"loss\.balance weights the losses of image, but these are of a, b"):
         RULES[rule](["image"]).total(terms(z), [z], 1.0)
 
 

@@ -124,11 +124,11 @@ def test_it_is_said_and_nothing_is_done_unless_it_is_allowed(folder, tmp_path, c
     assert main(command(tmp_path, 3)) == 2
     assert capsys.readouterr().err == (
         f"mmfast: error: the data has changed since the run in --out {tmp_path}/run began: {words}. Nothing was done: "
-        "put it back, choose another --out, or go on with what is there now by --allow-changed-data\n"
+        "restore it, choose another --out, or go on with the current data by --allow-changed-data\n"
     )
     assert contents(tmp_path / "run") == before
     assert main(command(tmp_path, 3, "--allow-changed-data")) == 0
-    assert f"going on with other data: {words}\n" in capsys.readouterr().err
+    assert f"going on with changed data: {words}\n" in capsys.readouterr().err
     assert kept(tmp_path)["allowed"] == [f"after step 2: {words}"]
     # From here on that is the data.
     assert main(command(tmp_path, 4)) == 0 and "data" not in capsys.readouterr().err
@@ -193,10 +193,10 @@ def test_data_that_is_in_no_files(tmp_path):
     ):
         fit(tiny(train__steps=2), str(tmp_path / "run"), Data(InMemory(other), part), Known(), quiet=True)
     less = InMemory({name: x[:-1] for name, x in part.tensors.items()})
-    with pytest.raises(MmfastError, match=r"49 held-out examples, which were 50\. Nothing"):
+    with pytest.raises(MmfastError, match=r"49 held-out examples instead of 50\. Nothing"):
         fit(tiny(train__steps=2), str(tmp_path / "run"), Data(part, less), Known(), quiet=True)
     fit(tiny(train__steps=2), str(tmp_path / "run"), Data(part, less), Known(), quiet=True, allow_changed_data=True)
-    assert record.load(tmp_path / "run" / "data.json").allowed == ["after step 1: 49 held-out examples, which were 50"]
+    assert record.load(tmp_path / "run" / "data.json").allowed == ["after step 1: 49 held-out examples instead of 50"]
 
 
 # --- records ------------------------------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ def test_a_record_of_another_form_is_refused_with_the_reason(tmp_path, capsys, c
     file = tmp_path / "data.json"
     file.write_text(json.dumps({**json.loads(good.to_json()), **change}))
     assert record.load(file) is None
-    said = f"mmfast: {file} cannot be read ({says}), so changes of the data are not seen this time\n"
+    said = f"mmfast: {file} cannot be read ({says}), so changes of the data go unnoticed this time\n"
     assert capsys.readouterr().err == said
 
 

@@ -87,7 +87,7 @@ def test_what_is_no_identity_is_not_sent_to_weights_and_biases(tmp_path, monkeyp
         kept = tmp_path / "wandb.id"
         kept.unlink(missing_ok=True)
         make(kept)
-        with pytest.raises(MmfastError, match=r"wandb\.id holds no run's identity; remove it"):
+        with pytest.raises(MmfastError, match=r"wandb\.id does not hold a run's ID; remove it"):
             WandB(tmp_path, tiny(), 0)
 
 

@@ -30,7 +30,7 @@ from mmfast.training.trainer import Trainer
 from mmfast.trust import allow_code
 
 SMALL = {key.replace(".", "__"): value for key, value in PAIRS}
-GONE = "training goes on without it, and stats.jsonl has all"
+GONE = "training goes on without it; stats.jsonl has it all"
 
 
 def lines_of(run):
@@ -143,7 +143,7 @@ def test_what_cannot_be_had_is_said_before_there_is_a_run(tmp_path, monkeypatch)
     allow_code("json:nothing", "no_such_module:x", "json:__name__")
     refused("json:nothing", r"train\.log_to is 'json:nothing', which cannot be imported: .*nothing")
     refused("no_such_module:x", r"which cannot be imported: No module named 'no_such_module'")
-    refused("json:__name__", r"which cannot be called")
+    refused("json:__name__", r"which is not callable")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refused("wandb", r"train\.log_to: \[wandb\] needs wandb, which is not installed: pip install 'mmfast\[wandb\]'")
 

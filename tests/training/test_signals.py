@@ -63,7 +63,7 @@ def test_a_second_ctrl_c_keeps_what_was_saved_and_says_what_is_lost(tmp_path, ca
     with pytest.raises(KeyboardInterrupt):
         _steps(trainer, quiet=True)
     assert load_tensors(tmp_path / "run" / STATE)[1]["step"] == 5
-    said = "mmfast: stopped at once: steps 6 .. 8 are lost, without a checkpoint; the same command makes them again"
+    said = "mmfast: stopped at once: steps 6 .. 8 are lost, without a checkpoint; the same command repeats them"
     assert capsys.readouterr().err.splitlines() == [said]
 
 

@@ -195,7 +195,7 @@ def test_without_evaluation_held_out_examples_may_lack_a_modality(tmp_path, caps
     assert [file.name for file in run.samples.iterdir()] == ["step-0000001-joint.png"]
     assert capsys.readouterr().err == (
         "mmfast: data: no held-out example has all of image, label, mask; raise data.test_fraction, or the run's "
-        "pictures are of joint samples alone\n"
+        "pictures show only joint samples\n"
     )
 
 
