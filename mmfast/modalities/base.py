@@ -333,5 +333,5 @@ def check_classes(x: Tensor, shape: tuple[int, ...], classes: int, where: str, l
         raise MmfastError(f"{where} is {x.dtype} {list(x.shape)}; it should be int64 {['B', *shape]}")
     if x.numel() and (int(x.min()) < least or int(x.max()) >= classes):
         raise MmfastError(
-            f"{where} runs from {int(x.min())} to {int(x.max())}; it should lie in {least} .. {classes - 1}"
+            f"{where} runs from {int(x.min())} to {int(x.max())}; it should be in {least} .. {classes - 1}"
         )

@@ -92,7 +92,7 @@ class Image(Modality):
         base.check_floats(x, self.pixels, where)
         if x.numel() and float(x.abs().max()) > FAR:
             raise MmfastError(
-                f"{where} runs from {float(x.min()):.3g} to {float(x.max()):.3g}; it should lie in -1 .. 1"
+                f"{where} runs from {float(x.min()):.3g} to {float(x.max()):.3g}; it should be in -1 .. 1"
             )
 
     def encode(self, x: Tensor) -> Tensor:

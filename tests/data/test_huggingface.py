@@ -43,7 +43,7 @@ def test_classes_in_another_order_are_refused(stand_in, monkeypatch):
     other.features = {**stand_in.features, "label": types.SimpleNamespace(names=["cow", "bee", "ape"])}
     load = lambda path, name, split: other if split == "test" else stand_in  # noqa: E731
     monkeypatch.setattr(sys.modules["datasets"], "load_dataset", load)
-    with pytest.raises(MmfastError, match=r"the classes of split 'test' are .*cow.*others than those of 'train'"):
+    with pytest.raises(MmfastError, match=r"the classes of split 'test' are .*cow.*not those of 'train'"):
         build_data(config(hub(test="test")))
 
 

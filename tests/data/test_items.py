@@ -29,10 +29,10 @@ def test_values_of_other_packages():
     image = x_of(kinds["image"], np.array([[0, 255], [51, 0]], np.uint8), "x")
     torch.testing.assert_close(image, torch.tensor([[[-1, 1], [51 / 127.5 - 1, -1]]]))
     for name, value, words in (
-        ("label", 3, "x runs from 3 to 3; it should lie in 0 .. 2"),
-        ("label", 0.5, "float"), ("label", "9", "no label"),
+        ("label", 3, "x runs from 3 to 3; it should be in 0 .. 2"),
+        ("label", 0.5, "float"), ("label", "9", "not a label"),
         ("vector", [1, 2], r"shape \[2\]; it should be \[4\]"), ("vector", {"a": 1}, "dict"), ("image", 3, "shape"),
-        ("vector", "text", "no embedding can be made"), ("label", [1, 2], "shape"), ("image", object(), "object"),
+        ("vector", "text", "converted to kind embedding"), ("label", [1, 2], "shape"), ("image", object(), "object"),
     ):  # fmt: skip
         with pytest.raises(MmfastError, match=words):
             x_of(kinds[name], value, "x")

@@ -81,10 +81,10 @@ def test_it_is_grey_in_pictures_and_no_other_class_is(random):
 def test_what_is_no_mask():
     x = torch.zeros(1, SIZE, SIZE, dtype=torch.int64)
     part().check(x - 1, "x")
-    with pytest.raises(MmfastError, match=r"x runs from -2 to -2; it should lie in -1 \.\. 3"):
+    with pytest.raises(MmfastError, match=r"x runs from -2 to -2; it should be in -1 \.\. 3"):
         part().check(x - 2, "x")
     plain = modalities.kind("mask")
-    with pytest.raises(MmfastError, match=r"should lie in 0 \.\. 3"):
+    with pytest.raises(MmfastError, match=r"should be in 0 \.\. 3"):
         plain("mask", plain.Spec(classes=K, size=SIZE), SpaceShape(SIZE, SIZE)).check(x - 1, "x")
 
 

@@ -182,5 +182,5 @@ def test_pixels_of_another_range_are_refused():
     kind = modalities.kind("image")
     image = kind("image", kind.Spec(channels=1, size=2), SpaceShape(2, 2))
     image.check(torch.tensor([[[[-1.0, 1.2], [0.0, -1.3]]]]), "given")
-    with pytest.raises(MmfastError, match=r"given runs from 0 to 255; it should lie in -1 \.\. 1"):
+    with pytest.raises(MmfastError, match=r"given runs from 0 to 255; it should be in -1 \.\. 1"):
         image.check(torch.tensor([[[[0.0, 255.0], [3.0, 7.0]]]]), "given")

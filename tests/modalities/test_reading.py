@@ -114,7 +114,7 @@ def test_a_name_of_two_classes_says_neither(tmp_path):
 def test_an_error_names_some_of_many_classes(tmp_path):
     (tmp_path / "x.txt").write_text("ape")
     for count, end in ((20, "c19$"), (1000, r"c19, \.\.\.$")):
-        with pytest.raises(MmfastError, match=rf"it should lie in 0 \.\. {count - 1} or one of c0, c1, .*{end}"):
+        with pytest.raises(MmfastError, match=rf"it should be in 0 \.\. {count - 1} or one of c0, c1, .*{end}"):
             read("label", tmp_path / "x.txt", classes=count, names=[f"c{k}" for k in range(count)])
 
 
@@ -155,7 +155,7 @@ def test_a_vector_is_read_or_an_error_of_one_line(tmp_path):
         assert "x.npy" in str(error.value) and "\n" not in str(error.value)
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(MmfastError, match=r"x\.npy is no file"):
+    with pytest.raises(MmfastError, match=r"x\.npy is not a file"):
         read("embedding", file, dim=3)
 
 
