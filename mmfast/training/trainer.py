@@ -1,5 +1,6 @@
 """Training. The order of the data, the timesteps, which modalities are given and the noise are functions of (seed,
-number of the example in the run). So resuming, more ranks and accumulation need no random state, only one integer.
+number of the example in the run). So resuming takes one integer and no random state, and the number of ranks and
+accumulation change nothing about them.
 
 With several ranks, each has the whole state, computes its parts of every batch, and takes the same step with the mean
 of all gradients. Only the first rank reads and writes the run's folder.
