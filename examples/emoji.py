@@ -108,14 +108,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the folder, new")
     parser.add_argument("--font", default=FONT, help=f"the font's file [{FONT}]")
-    parser.add_argument("--emoji", type=int, metavar="N", help="so many of them, drawn by chance [all]")
-    parser.add_argument("--digits", type=int, metavar="N", default=0, help="and so many of scikit-learn's digits [0]")
+    parser.add_argument("--emoji", type=int, metavar="N", help="how many emoji, chosen at random [all]")
+    parser.add_argument(
+        "--digits", type=int, metavar="N", default=0, help="how many digits of scikit-learn to add [0]"
+    )
     args = parser.parse_args()
     if args.out.exists():
-        print(f"{args.out} is there already; choose a new folder", file=sys.stderr)
+        print(f"{args.out} already exists; choose a new folder", file=sys.stderr)
         return 2
     if not Path(args.font).is_file():
-        print(f"{args.font} is no file; apt-get install fonts-noto-color-emoji brings it", file=sys.stderr)
+        print(f"{args.font} does not exist; install it by apt-get install fonts-noto-color-emoji", file=sys.stderr)
         return 2
     found = pictures(args.font)
     if args.emoji is not None:
