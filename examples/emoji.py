@@ -109,9 +109,7 @@ def main() -> int:
     parser.add_argument("out", type=Path, help="the folder, new")
     parser.add_argument("--font", default=FONT, help=f"the font's file [{FONT}]")
     parser.add_argument("--emoji", type=int, metavar="N", help="how many emoji, chosen at random [all]")
-    parser.add_argument(
-        "--digits", type=int, metavar="N", default=0, help="how many digits of scikit-learn to add [0]"
-    )
+    parser.add_argument("--digits", type=int, metavar="N", default=0, help="how many digits of scikit-learn to add [0]")
     args = parser.parse_args()
     if args.out.exists():
         print(f"{args.out} already exists; choose a new folder", file=sys.stderr)
