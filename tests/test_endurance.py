@@ -70,7 +70,7 @@ def hold_flat(work, count, within=8 * MEGABYTE):
 @linux
 @pytest.mark.slow
 def test_steps_keep_their_memory(tmp_path):
-    config = smallest(train__steps=10_001, train__log_every=50, train__checkpoint_every=1000)
+    config = smallest(train__steps=5_001, train__log_every=50, train__checkpoint_every=500)
     run = Run.start(tmp_path / "run", config)
     trainer = Trainer(config, run, build_data(config))
     batches = loader(config, trainer.data.train, 0)
@@ -79,10 +79,10 @@ def test_steps_keep_their_memory(tmp_path):
         trainer.step(batches, trainer.model)
         if trainer.done % 50 == 0:
             trainer.flush()
-        if trainer.done % 1000 == 0:
+        if trainer.done % 500 == 0:
             trainer.checkpoint()
 
-    hold_flat(step, 10_000)
+    hold_flat(step, 5000)
 
 
 @linux
