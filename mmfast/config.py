@@ -141,10 +141,12 @@ def _modalities(raw: DictConfig) -> dict[str, DictConfig]:
 def _defaults(
     config: Config, sections: Mapping[str, DictConfig], name: str, kind: type[modalities.Modality]
 ) -> Mapping[str, Any]:
-    """The presets' options for a modality, or {} unless they apply.
+    """The presets' options for a modality, or {} unless they apply; in shared channels a weight that these accept.
 
-    They were tuned with an image as the anchor, space=own and told=true.
+    The presets were tuned with an image as the anchor, space=own and told=true.
     """
+    if config.space == "shared" and name != config.anchor:
+        return {"weight": {"kind": "bridge"}}
     of_an_image = config.anchor in sections and sections[config.anchor].get("kind") == "image"
     if config.space != "own" or not config.told or not of_an_image:
         return {}

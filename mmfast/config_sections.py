@@ -16,6 +16,8 @@ from mmfast.schedule import MOST_STEPS
 MOST_TIMES = 256
 # The rules of mmfast.training.balance.
 BALANCES = ("none", "uncertainty", "gradient_norm")
+# The optimisers of mmfast.training.optimizer.
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass
@@ -51,10 +53,13 @@ class TrainSpec:
     steps: int = option(100_000, "optimiser steps", min=1)
     batch_size: int = option(128, "examples per step", min=1)
     accumulation: int = option(1, "parts in which each batch is computed", min=1)
+    optimizer: str = option(
+        "adamw", "muon takes fewer steps, each of which takes longer in small batches", choices=OPTIMIZERS
+    )
     learning_rate: float = option(2e-3, "learning rate after the warm-up", above=0)
     warmup: int = option(100, "steps over which the learning rate rises from zero", min=0)
     decay: str = option("cosine", "learning rate schedule after the warm-up", choices=("constant", "cosine"))
-    weight_decay: float = option(0.0, "AdamW's weight decay", min=0)
+    weight_decay: float = option(0.0, "decoupled weight decay", min=0)
     grad_clip: float = option(1.0, "norm to which larger gradients are clipped", above=0, max=math.inf)
     ema_decay: float = option(0.998, "decay of the averaged weights", min=0, max=1)
     given_probability: float = option(

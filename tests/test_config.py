@@ -130,6 +130,14 @@ def test_options_that_do_not_go_together():
     assert configs.load("digits", [size, (parts, "2"), (compiled, "true")])
 
 
+def test_shared_channels_have_weights_that_they_accept():
+    plain = {"image": {"kind": "image"}, "label": {"kind": "label"}, "mask": {"kind": "mask", "weight": {"scale": 2.0}}}
+    found = configs.from_plain({"space": "shared", "modalities": plain}, "here").modalities
+    assert (found["label"].weight.kind, found["label"].weight.scale, found["label"].loss_weight) == ("bridge", 1.0, 1.0)
+    assert found["mask"].weight.kind == "carried"  # a weight of one's own is left as it is
+    assert configs.from_plain({"modalities": plain}, "here").modalities["label"].weight.kind == "none"
+
+
 def test_probabilities_of_a_modality_may_add_up_to_one_and_no_more():
     shares = [(f"modalities.mask.{name}_probability", x) for name, x in (("unknown", "0.3"), ("own_time", "0.3"))]
     assert configs.load("digits", [*shares, ("modalities.mask.given_probability", "0.4")])

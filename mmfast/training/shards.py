@@ -41,13 +41,18 @@ def local(x: Tensor) -> Tensor:
     return x.to_local() if is_shard(x) else x  # type: ignore[attr-defined]
 
 
+def full(x: Tensor) -> Tensor:
+    """The whole tensor, gathered on every rank if it is sharded. All ranks call this together."""
+    return x.full_tensor() if is_shard(x) else x  # type: ignore[attr-defined]
+
+
 def whole(tensors: Mapping[str, Tensor], first: bool) -> dict[str, Tensor]:
     """Gather tensors on the first rank, those that were sharded on the CPU. All ranks call this together."""
     found = {}
     for name, x in tensors.items():
-        full: Tensor = x.full_tensor() if is_shard(x) else x  # type: ignore[attr-defined]
+        gathered = full(x)
         if first:
-            found[name] = full.cpu() if is_shard(x) else full
+            found[name] = gathered.cpu() if is_shard(x) else gathered
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from mmfast.files import check_fit
 from mmfast.training.shards import like
 
 OPTIMISED = ("model", "balance")
-# What AdamW stores for each parameter that has had a gradient. It counts its steps in float32.
+# What AdamW stores for each parameter that has had a gradient, of which Muon stores the first moment only. Both count
+# their steps in float32.
 MOMENTS, COUNT, MOST_COUNTED = ("exp_avg", "exp_avg_sq"), "step", 2**24
 
 
@@ -37,10 +38,12 @@ def check(
     last: int,
     modules: Mapping[str, nn.Module],
     path: Path,
+    single: Set[nn.Parameter] = frozenset(),
 ) -> None:
     """Raise MmfastError unless `unpack` can load the tensors and they match the step in their metadata, 0 .. last.
 
-    The optimiser should have taken that many steps, less those that were skipped.
+    The optimiser should have taken that many steps, less those that were skipped. single: the parameters of which it
+    keeps the first moment only.
     """
     step, skipped = metadata.get("step"), metadata.get("skipped", 0)
     if type(step) is not int or not 0 <= step <= last:
@@ -50,7 +53,7 @@ def check(
     wanted = {f"{kind}.{name}": x for kind, module in modules.items() for name, x in module.state_dict().items()}
     counts = []
     for index, p in enumerate(_parameters(modules)):
-        entry = {COUNT: torch.zeros(()), **dict.fromkeys(MOMENTS, p)}
+        entry = {COUNT: torch.zeros(()), **dict.fromkeys(MOMENTS[:1] if p in single else MOMENTS, p)}
         named = {f"optimizer.{index}.{name}": x for name, x in entry.items()}
         if tensors.keys() & named.keys():  # none if the parameter has had no gradient
             wanted |= named

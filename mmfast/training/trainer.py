@@ -28,6 +28,7 @@ from mmfast.model import Model
 from mmfast.ranks import ALONE, Elsewhere, Ranks
 from mmfast.run import BEST, Run
 from mmfast.training import graphs, shards
+from mmfast.training import optimizer as optimizers
 from mmfast.training import state as states
 from mmfast.training.augment import mirrored
 from mmfast.training.average import Average
@@ -78,13 +79,8 @@ class Trainer:
             shards.shard(model, ranks, self.device)
         weighed = [n for n, spec in config.modalities.items() if spec.loss_weight > 0 or n == config.anchor]
         self.balance = RULES[config.loss.balance](weighed).to(self.device)
-        groups, own = shards.groups(self.model.parameters()), list(self.balance.parameters())
-        self.optimizer = torch.optim.AdamW(
-            groups + ([{"params": own, "weight_decay": 0.0}] if own else []),
-            config.train.learning_rate,
-            weight_decay=config.train.weight_decay,
-            fused=True,
-        )
+        own, train = list(self.balance.parameters()), config.train
+        self.optimizer = optimizers.build(train.optimizer, self.model, own, train.learning_rate, train.weight_decay)
         self.average = Average([*self.model.parameters(), *own], ranks)
         self.modules: dict[str, Model] = {"model": self.model, "ema": self.ema.model}
         self.kept: dict[str, torch.nn.Module] = {**self.modules, "balance": self.balance}
@@ -110,7 +106,8 @@ class Trainer:
         """Load the newest intact checkpoint, if there is one, and repair the stats up to its step."""
 
         def check(tensors: dict[str, Tensor], metadata: dict[str, Any], path: Path) -> None:
-            states.check(tensors, metadata, self.config.train.steps, self.kept, path)
+            single = optimizers.with_one_moment(self.optimizer)
+            states.check(tensors, metadata, self.config.train.steps, self.kept, path, single)
 
         tensors, metadata = (self.run.load_state(check) if self.ranks.first else None) or ({}, {"step": 0})
         if self.ranks.first:

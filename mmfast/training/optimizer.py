@@ -1,0 +1,120 @@
+"""The optimisers: AdamW, and Muon for the matrices of the network with AdamW for the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmfast.training import shards
+
+# Muon's momentum, its number of iterations, and their polynomial a x + b x^3 + c x^5 (Jordan et al., 2024).
+MOMENTUM, ITERATIONS, POLYNOMIAL = 0.95, 5, (3.4445, -4.7750, 2.0315)
+# Of an update, relative to the learning rate: about that of AdamW's updates (Liu et al., 2025).
+RMS = 0.2
+# Layers with fewer inputs or outputs, such as the network's last, stay with AdamW.
+LEAST_SIDE = 16
+
+
+def build(
+    name: str, model: nn.Module, others: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """The optimiser, "adamw" or "muon", for the model and, without weight decay, for `others`."""
+    mine = matrices(model) if name == "muon" else set()
+    groups = shards.groups(p for p in model.parameters() if p not in mine)
+    groups += [{**group, "muon": True} for group in shards.groups(p for p in model.parameters() if p in mine)]
+    if others := list(others):
+        groups.append({"params": others, "weight_decay": 0.0})
+    kind = Muon if mine else torch.optim.AdamW
+    return kind(groups, learning_rate, weight_decay=weight_decay, fused=True)
+
+
+def matrices(model: nn.Module) -> set[nn.Parameter]:
+    """The weights of linear and convolutional layers with at least LEAST_SIDE outputs and inputs (of all offsets)."""
+    layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    found = (layer.weight for layer in model.modules() if isinstance(layer, layers))
+    return {p for p in found if isinstance(p, nn.Parameter) and min(len(p), p[0].numel()) >= LEAST_SIDE}
+
+
+def with_one_moment(optimizer: torch.optim.Optimizer) -> set[nn.Parameter]:
+    """The parameters of which the optimiser keeps the first moment of the gradient and no second."""
+    return {p for group in optimizer.param_groups if group.get("muon") for p in group["params"]}
+
+
+class Muon(torch.optim.AdamW):
+    """Muon (Jordan et al., 2024) for the groups with `muon`, AdamW for the others, at the same learning rate.
+
+    Muon replaces the gradient, as Nesterov momentum, by a matrix with nearly the same singular vectors and singular
+    values near 1, so that no direction dominates a step. A convolution is a matrix of [outputs, inputs x offsets]. An
+    update is scaled by RMS sqrt(the longer side), as in Moonlight (Liu et al., 2025).
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Take a step. If `found_inf` is set on the optimiser and is 1, nothing changes."""
+        groups = self.param_groups
+        skipped: Tensor | None = getattr(self, "found_inf", None)
+        for group in groups:
+            if group.get("muon"):
+                self._step(group, skipped)
+        self.param_groups = [group for group in groups if not group.get("muon")]
+        try:
+            return super().step(closure)
+        finally:
+            self.param_groups = groups
+
+    def _step(self, group: dict[str, Any], skipped: Tensor | None) -> None:
+        alike: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = {}
+        for p in group["params"]:
+            if p.grad is not None:
+                update = self._momentum(p, skipped)
+                alike.setdefault((min(update.shape), max(update.shape)), []).append((p, update))
+        for (short, long), these in alike.items():
+            wide = torch.stack([x if x.shape == (short, long) else x.mT for _, x in these])
+            steps = orthogonal(wide) * (-group["lr"] * RMS * math.sqrt(long))
+            if skipped is not None:
+                steps = steps * (1 - skipped)
+            for (p, update), step in zip(these, steps, strict=True):
+                step = (step if update.shape == step.shape else step.mT).reshape(p.shape)
+                if group["weight_decay"]:
+                    kept = 1 - group["lr"] * group["weight_decay"]
+                    shards.local(p).mul_(kept if skipped is None else torch.where(skipped > 0, 1.0, kept))
+                shards.local(p).add_(shards.local(shards.like(step, p)))
+
+    def _momentum(self, p: nn.Parameter, skipped: Tensor | None) -> Tensor:
+        """The Nesterov momentum of the gradient as a whole float32 matrix."""
+        assert p.grad is not None
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.zeros((), device=p.device)
+            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        grad, average = p.grad, state["exp_avg"]
+        mine, kept = shards.local(grad), shards.local(average)
+        if skipped is not None:
+            mine = torch.where(skipped > 0, kept, mine)  # leaves the average as it is
+        kept.lerp_(mine, 1 - MOMENTUM)
+        state["step"] += 1 if skipped is None else 1 - skipped
+        update = torch.empty_like(grad)
+        shards.local(update).copy_(mine.lerp(kept, MOMENTUM))
+        return shards.full(update).reshape(len(p), -1).float()
+
+
+def orthogonal(x: Tensor) -> Tensor:
+    """Matrices [K, m, n], m <= n, with the singular values moved towards 1 (0.7 to 1.2), by Newton-Schulz iterations.
+
+    Each iteration multiplies the matrix X from the left by a polynomial of X X^T. These polynomials commute, so all
+    but the last product are of m x m matrices.
+    """
+    a, b, c = POLYNOMIAL
+    x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
+    gram, total = x @ x.mT, torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    for k in range(ITERATIONS):
+        factor = b * gram + c * (gram @ gram)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        total = factor @ total if k else factor
+        if k < ITERATIONS - 1:
+            gram = factor @ gram @ factor
+    return total @ x
