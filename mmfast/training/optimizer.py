@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -67,22 +67,20 @@ class Muon(torch.optim.AdamW):
             self.param_groups = groups
 
     def _step(self, group: dict[str, Any], skipped: Tensor | None) -> None:
-        alike: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = {}
+        alike: dict[int, list[tuple[nn.Parameter, Tensor]]] = {}
         for p in group["params"]:
             if p.grad is not None:
                 update = self._momentum(p, skipped)
-                alike.setdefault((min(update.shape), max(update.shape)), []).append((p, update))
-        for (short, long), these in alike.items():
-            wide = torch.stack([x if x.shape == (short, long) else x.mT for _, x in these])
-            steps = orthogonal(wide) * (-group["lr"] * RMS * math.sqrt(long))
-            if skipped is not None:
-                steps = steps * (1 - skipped)
+                alike.setdefault(min(update.shape), []).append((p, update))
+        taken = 1.0 if skipped is None else 1 - skipped
+        for these in alike.values():
+            steps = orthogonal([x if x.shape[0] <= x.shape[1] else x.mT for _, x in these])
             for (p, update), step in zip(these, steps, strict=True):
-                step = (step if update.shape == step.shape else step.mT).reshape(p.shape)
+                step = (step if step.shape == update.shape else step.mT).reshape(p.shape)
+                rate, weights = group["lr"] * taken, shards.local(p)
                 if group["weight_decay"]:
-                    kept = 1 - group["lr"] * group["weight_decay"]
-                    shards.local(p).mul_(kept if skipped is None else torch.where(skipped > 0, 1.0, kept))
-                shards.local(p).add_(shards.local(shards.like(step, p)))
+                    weights.mul_(1 - rate * group["weight_decay"])
+                weights.sub_(shards.local(shards.like(step, p)) * (rate * RMS * math.sqrt(max(update.shape))))
 
     def _momentum(self, p: nn.Parameter, skipped: Tensor | None) -> Tensor:
         """The Nesterov momentum of the gradient as a whole float32 matrix."""
@@ -102,19 +100,20 @@ class Muon(torch.optim.AdamW):
         return shards.full(update).reshape(len(p), -1).float()
 
 
-def orthogonal(x: Tensor) -> Tensor:
-    """Matrices [K, m, n], m <= n, with the singular values moved towards 1 (0.7 to 1.2), by Newton-Schulz iterations.
+def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Matrices [m, n], m <= n, of one m, with the singular values moved towards 1 (0.7 to 1.2), by Newton-Schulz steps.
 
-    Each iteration multiplies the matrix X from the left by a polynomial of X X^T. These polynomials commute, so all
-    but the last product are of m x m matrices.
+    Each step multiplies the matrix X from the left by a polynomial of X X^T. The polynomials commute, so all products
+    but the last are of m x m matrices, of all X at once.
     """
     a, b, c = POLYNOMIAL
-    x = x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
-    gram, total = x @ x.mT, torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    gram = torch.stack([x @ x.mT for x in matrices])
+    square = gram.diagonal(dim1=1, dim2=2).sum(1).clamp(min=1e-30)[:, None, None]  # of the Frobenius norm
+    gram, total = gram / square, square.rsqrt()
     for k in range(ITERATIONS):
         factor = b * gram + c * (gram @ gram)
         factor.diagonal(dim1=1, dim2=2).add_(a)
-        total = factor @ total if k else factor
+        total = factor @ total if k else factor * total
         if k < ITERATIONS - 1:
             gram = factor @ gram @ factor
-    return total @ x
+    return [product @ x for product, x in zip(total, matrices, strict=True)]
