@@ -56,15 +56,15 @@ class Muon(torch.optim.AdamW):
     def step(self, closure: Any = None) -> Any:
         """Take a step. If `found_inf` is set on the optimiser and is 1, nothing changes."""
         groups = self.param_groups
-        skipped: Tensor | None = getattr(self, "found_inf", None)
-        for group in groups:
-            if group.get("muon"):
-                self._step(group, skipped)
         self.param_groups = [group for group in groups if not group.get("muon")]
         try:
-            return super().step(closure)
+            found = super().step(closure)
         finally:
             self.param_groups = groups
+        for group in groups:
+            if group.get("muon"):
+                self._step(group, getattr(self, "found_inf", None))
+        return found
 
     def _step(self, group: dict[str, Any], skipped: Tensor | None) -> None:
         alike: dict[int, list[tuple[nn.Parameter, Tensor]]] = {}
