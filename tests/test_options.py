@@ -124,7 +124,7 @@ USUAL = ("none", 1.0, 0.06, 0.95)
         ),  # what is named is not mixed with the preset's
         ({"loss_weight": 2.0, "given_probability": None}, {}, ("none", 1.0, 2.0, None)),
         ({"diffused": True}, {}, PLAIN),
-        ({}, {"space": "shared"}, PLAIN),
+        ({}, {"space": "shared"}, ("bridge", *PLAIN[1:])),
         ({}, {"told": False}, PLAIN),
         ({}, {"anchor": "label"}, PLAIN),
     ],
