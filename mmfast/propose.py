@@ -142,6 +142,8 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
     }
     if beside == {"label"}:
         train["low_noise"] = {"share": 0.15, "until": 0.1, "weight": 0.25}
+    if beside == {"mask"} and side >= 16:
+        train["optimizer"] = "muon"
     labels = [name for name, x in specs.items() if x["kind"] == "label"]
     return {
         "anchor": guessed.anchor,

@@ -44,7 +44,9 @@ def test_the_options_are_the_presets(preset, beside):
         assert {key: made["modalities"][name].get(key) for key in own} == own
     assert {key: x for key, x in truth["backbone"].items() if key != "head_channels"} == made["backbone"]
     assert made["loss"] == truth["loss"] and made["sample"].get("first") == truth["sample"].get("first")
-    for key in ("batch_size", "learning_rate", "decay", "ema_decay", "precision", "low_noise", "given_probability"):
+    for key in (
+        "batch_size", "optimizer", "learning_rate", "decay", "ema_decay", "precision", "low_noise", "given_probability"
+    ):  # fmt: skip
         expected = configs.load(preset).train
         assert getattr(configs.from_plain(made, "x").train, key) == getattr(expected, key), key
     assert made["train"]["steps"] == 6000 == truth["train"]["steps"]
