@@ -4,6 +4,7 @@ import shutil
 import signal
 
 import pytest
+import torch
 from rank_runs import command
 from small_run import make
 
@@ -39,3 +40,10 @@ def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone") / "run"
     assert main(command(folder, 100, train__checkpoint_every=30)) == 0
     return folder
+
+
+@pytest.fixture
+def fsdp2():
+    """Before torch 2.6 there is none."""
+    if not hasattr(pytest.importorskip("torch.distributed.fsdp"), "fully_shard"):
+        pytest.skip(f"torch {torch.__version__} cannot keep weights in shards")

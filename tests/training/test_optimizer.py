@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import Job
 from rank_runs import assert_one_curve, command
-from test_trainer import RATES, Known, data
+from test_trainer import OPTIONS, RATES, Known, data
 from tiny import tiny
 from torch import nn
 
@@ -130,12 +130,6 @@ def by_hand(model, seen, steps, clip, weight_decay, size=16):
     return w
 
 
-OPTIONS = {
-    "train__steps": 7, "train__warmup": 3, "train__learning_rate": 0.02, "train__weight_decay": 0.1,
-    "train__grad_clip": 0.6, "train__checkpoint_every": 100, "seed": 5,
-}  # fmt: skip
-
-
 def test_every_step_of_training_is_muons_for_matrices_and_adamws_for_the_rest(tmp_path):
     assert (MOMENTUM, ITERATIONS, POLYNOMIAL, RMS) == (0.95, 5, (3.4445, -4.7750, 2.0315), 0.2)
     config, known = tiny(**OPTIONS, **MUON), Known()
@@ -143,7 +137,9 @@ def test_every_step_of_training_is_muons_for_matrices_and_adamws_for_the_rest(tm
     found = fit(config, str(tmp_path / "run"), data(), known, quiet=True)
     wanted = by_hand(wanted_of, known.seen, 7, 0.6, 0.1)
     for p, w in zip(found.model.parameters(), wanted, strict=True):
-        np.testing.assert_allclose(p.detach().numpy(), w, rtol=0, atol=2e-4)  # a hundredth of a step
+        np.testing.assert_allclose(
+            p.detach().numpy(), w, rtol=0, atol=2e-4
+        )  # a twentieth of Muon's steps: they amplify float32's error
 
 
 def test_a_step_left_out_changes_nothing():
@@ -203,9 +199,7 @@ def test_the_first_moment_alone_is_kept_and_restored(tmp_path):
 
 
 @pytest.mark.slow
-def test_weights_in_shards_train_as_whole_ones_do(tmp_path):
-    if not hasattr(pytest.importorskip("torch.distributed.fsdp"), "fully_shard"):
-        pytest.skip(f"torch {torch.__version__} cannot keep weights in shards")
+def test_weights_in_shards_train_as_whole_ones_do(fsdp2, tmp_path):
     options = {**MUON, "train__grad_clip": 0.1, "train__shard": "true", "train__weight_decay": 0.1}
     assert main(command(tmp_path / "one", 12, **options)) == 0
     Job(2, tmp_path, main, command(tmp_path / "run", 12, **options)).done()

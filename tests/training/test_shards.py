@@ -32,13 +32,6 @@ def sharded(argv):
     return main(argv)
 
 
-@pytest.fixture
-def fsdp2():
-    """Before torch 2.6 there is none."""
-    if not hasattr(pytest.importorskip("torch.distributed.fsdp"), "fully_shard"):
-        pytest.skip(f"torch {torch.__version__} cannot keep weights in shards")
-
-
 NETWORKS = [{}, {"backbone": "{kind: unet, channels: 8, multipliers: [1, 2], attention: [4]}"}]
 
 
