@@ -23,7 +23,8 @@ from mmfast import process
 from mmfast.errors import MmfastError
 from mmfast.ops import around
 from mmfast.ops.call import MAX_LEVELS, Block, Bounds, Call, GivenNoise, Tables, Term, arithmetic, tensor_of
-from mmfast.ops.checks import check_noise, check_present, gather, select
+from mmfast.ops.checks import check_present, gather, select
+from mmfast.ops.noise_checks import check_noise
 from mmfast.ops.reverse_call import ReverseCall
 from mmfast.ops.tables import Formula, find, made_once
 from mmfast.process import Time

@@ -20,13 +20,13 @@ from mmfast.ops.checks import (
     check_coefs,
     check_device,
     check_given,
-    check_noise,
     check_present,
     flag,
     gather,
     select,
 )
 from mmfast.ops.identity import IDENTITY, Identity, noise_from, noise_of
+from mmfast.ops.noise_checks import check_noise
 from mmfast.ops.tables import Error, Marginal, find, kept, kept_present, made_once, own_rows
 from mmfast.process import TARGETS, Time
 from mmfast.schedule import Schedule

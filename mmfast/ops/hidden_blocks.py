@@ -12,8 +12,9 @@ from mmfast.errors import MmfastError
 from mmfast.keywords import shows
 from mmfast.ops import backends, dispatch
 from mmfast.ops.around import in_memory, ordinary, transformed, watched
-from mmfast.ops.checks import FLOATS, check_batch, check_noise, flag, is_whole
+from mmfast.ops.checks import FLOATS, check_batch, flag, is_whole
 from mmfast.ops.identity import IDENTITY, Identity, noise_of
+from mmfast.ops.noise_checks import check_noise
 from mmfast.ops.reference import ALL
 from mmfast.streams import MASK
 

@@ -108,7 +108,7 @@ def squared_error(call: Call, scale: float, return_grad: bool) -> tuple[Tensor, 
 def combine_backward(
     call: Call, grad: Tensor, places: Sequence[tuple[Sequence[int], int]], needs: Sequence[bool]
 ) -> list[Tensor]:
-    """autograd.combine_backward, as torch's dispatcher sees it; the tables have one row per sample."""
+    """gradients.combine_backward, as torch's dispatcher sees it; the tables have one row per sample."""
     noise = _flat_noise(call.noise, grad.device)
     tensors, starts = [tensor_of(x) for x in call.terms], [start for _, start in places]
     if not tensors:  # only their shapes are used

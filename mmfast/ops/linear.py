@@ -24,17 +24,15 @@ from mmfast.ops.checks import (
     Encodings,
     check_count,
     check_device,
-    check_levels,
-    check_noise,
     check_row_values,
     check_tables,
     device_of,
     flag,
     gather,
     is_whole,
-    within_channels,
 )
 from mmfast.ops.identity import IDENTITY, Identity, noise_of
+from mmfast.ops.noise_checks import check_levels, check_noise, within_channels
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mmfast import process
 from mmfast.ops.call import Call, GivenNoise, Term, arithmetic
-from mmfast.ops.checks import Encodings, check_batch, check_noise, check_present, gather, select
+from mmfast.ops.checks import Encodings, check_batch, check_present, gather, select
+from mmfast.ops.noise_checks import check_noise
 from mmfast.ops.tables import Formula, find
 from mmfast.process import Time
 from mmfast.schedule import Schedule

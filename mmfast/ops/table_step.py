@@ -13,17 +13,9 @@ from mmfast.keywords import shows
 from mmfast.ops import dispatch
 from mmfast.ops.around import in_memory
 from mmfast.ops.call import Bounds, Call, GivenNoise, Rows, Tables, Term, arithmetic
-from mmfast.ops.checks import (
-    check_device,
-    check_levels,
-    check_noise,
-    check_row_values,
-    check_tables,
-    gather,
-    is_whole,
-    within_channels,
-)
+from mmfast.ops.checks import check_device, check_row_values, check_tables, gather, is_whole
 from mmfast.ops.identity import IDENTITY, Identity, noise_of
+from mmfast.ops.noise_checks import check_levels, check_noise, within_channels
 from mmfast.ops.tables import range_of
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from mmfast.ops import autograd, backends, library
+from mmfast.ops import backends, gradients, library
 from mmfast.ops import reference as _reference
 from mmfast.ops.backends import cpu as _cpu
 from mmfast.ops.backends import cuda as _cuda
@@ -66,7 +66,7 @@ class Flat:
         call = call_of(terms, starts, tables, None, *identity, grad.shape, grad.dtype, levels=levels)
         needs = [*needs[:-1], needs[-1] and sigma is not None and key is not None]
         places = [(x.shape, start) for x, start in zip(terms, starts, strict=True)]
-        return autograd.combine_backward(self._backend, call, grad, places, needs)
+        return gradients.combine_backward(self._backend, call, grad, places, needs)
 
     def block_ranks(self, key, sample_ids, stream, batch, blocks, device):
         words = self._backend.random_words(Noise(key, sample_ids, stream), batch, blocks, torch.device(device))

@@ -1,6 +1,6 @@
 """Calls of the linear kernels for hypothesis to draw, what they should give in float64, and how to run them.
 
-The truth here is written from the docstrings of reference.py, of which only the noise is used (test_cpu_kernel.py
+The truth here is written from the docstrings of reference.py, of which only the noise is used (test_cpu_noise.py
 and test_noise.py compare that with numpy and plain integers).
 """
 
