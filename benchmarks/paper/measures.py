@@ -101,8 +101,8 @@ def _columns(trained: Trained) -> dict[str, str]:
     """The columns of the bound: keys of mmfast.likelihood.bound and their titles."""
     found = {f"{part}_bits": f"{part} (bits per dimension)" for part in (*PARTS, "pixels")}
     for name in trained.model.names:
-        found[f"discrete.{name}_bits"] = f"{name} (bits an example)"
-        found[f"density.{name}"] = f"{name} (density, nats an example)"
+        found[f"discrete.{name}_bits"] = f"{name} (bits per example)"
+        found[f"density.{name}"] = f"{name} (density, nats per example)"
     return found
 
 
