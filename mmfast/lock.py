@@ -29,10 +29,10 @@ def _key(file: os.stat_result) -> tuple[int, int, int]:
     return os.getpid(), file.st_dev, file.st_ino
 
 
-def take(path: Path) -> Lock | None:
+def take(path: Path, wait: bool = False) -> Lock | None:
     """Take the lock, which is held as long as the result is kept; None if the file system or Windows has no locks.
 
-    Raises BlockingIOError or PermissionError if another process has it, and OSError for a link.
+    If another process has it, this raises BlockingIOError or PermissionError, or waits. Raises OSError for a link.
     """
     if fcntl is None:
         return None
@@ -42,7 +42,7 @@ def take(path: Path) -> Lock | None:
     lock = Lock(handle)
     try:
         # A record lock, which processes that load data do not inherit.
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except (BlockingIOError, PermissionError):
         raise
     except OSError:  # a file system without locks

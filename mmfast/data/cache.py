@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from mmfast.errors import MmfastError
+from mmfast import lock
+from mmfast.errors import MmfastError, notice
 from mmfast.files import beginning, load_tensors, save_tensors, write_text
 
 HELP = "folder for data that is computed once and kept; empty: mmfast in the user's cache folder"
@@ -63,20 +65,53 @@ def kept(
     """The tensors that `make` returns, loaded from FOLDER/NAME-HASH.safetensors if they were made before.
 
     key: everything that they depend on, as JSON; its hash is in the file's name, and all of it in the file. A damaged
-    file is made again. If the folder cannot be written to, this warns and does not fail.
+    file is made again. If another process makes the file, this waits for it, with a notice. If the folder cannot be
+    written to, this warns and does not fail.
     """
     key = json.loads(json.dumps(key))
     file = cache_folder(folder) / f"{name}-{digest(json.dumps(key, sort_keys=True))[:16]}.safetensors"
+    found = _there(file, key)
+    if found is not None:
+        return found
+    with _alone(file):
+        found = _there(file, key)  # made by the process that had the lock
+        if found is not None:
+            return found
+        tensors = make()
+        try:
+            made(file.parent)
+            save_tensors(file, tensors, key)
+        except OSError as error:
+            warnings.warn(f"{file} cannot be kept ({error.strerror}); it will be made again next time", stacklevel=2)
+    return tensors
+
+
+def _there(file: Path, key: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """The tensors of a cache file; None if it is missing, damaged or of another key."""
     try:
         tensors, metadata = load_tensors(file)
-        if metadata == key:
-            return tensors
     except MmfastError:
-        pass  # missing or damaged
-    tensors = make()
+        return None
+    return tensors if metadata == key else None
+
+
+@contextlib.contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Let no other process make the same file: wait for one that does. Where nothing can be locked, both make it."""
+    path, held = file.with_suffix(".lock"), None
     try:
         made(file.parent)
-        save_tensors(file, tensors, key)
-    except OSError as error:
-        warnings.warn(f"{file} cannot be kept ({error.strerror}); it will be made again next time", stacklevel=2)
-    return tensors
+        try:
+            held = lock.take(path)
+        except BlockingIOError:
+            notice(f"another process computes {file}; waiting for it")
+            held = lock.take(path, wait=True)
+    except OSError:  # `kept` warns about a folder that cannot be written to
+        pass
+    try:
+        yield
+    finally:
+        if held is not None:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        del held

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmfast.data import cache, fashion, judge, sprites
+from mmfast.data import fashion, judge, sprites
 from mmfast.errors import MmfastError
 
 
@@ -153,27 +153,6 @@ def test_a_judge_learns_and_is_kept(tmp_path, monkeypatch):
 def test_bytes_are_pixels():
     levels = torch.arange(256, dtype=torch.uint8)
     assert judge.as_floats(levels).tolist() == [np.float32(np.float32(k) / np.float32(127.5) - 1) for k in range(256)]
-
-
-def test_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache.cache_folder() == tmp_path / "mmfast" and cache.cache_folder("there") == Path("there")
-    made = []
-
-    def make():
-        made.append(1)
-        return {"x": torch.arange(3) + len(made)}
-
-    def get(**key):
-        return cache.kept("", "thing", key, make)["x"].tolist()
-
-    assert get(a=1) == get(a=1) == [1, 2, 3] and get(a=2) == [2, 3, 4] and get(a=1) == [1, 2, 3]
-    for file in (tmp_path / "mmfast").iterdir():
-        file.write_bytes(file.read_bytes()[:-2])
-    assert get(a=1) == [3, 4, 5] and get(a=1) == [3, 4, 5]  # damaged: made again, and kept
-    monkeypatch.setenv("XDG_CACHE_HOME", str(next((tmp_path / "mmfast").iterdir())))  # a file, no folder
-    with pytest.warns(UserWarning, match="cannot be kept"):
-        assert get(a=1) == [4, 5, 6]
 
 
 # The sprites

@@ -1,0 +1,105 @@
+"""The cache: made once, made again if damaged, and by one process at a time."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from processes import CONTEXT
+
+from mmfast import lock
+from mmfast.data import cache
+
+
+def test_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.cache_folder() == tmp_path / "mmfast" and cache.cache_folder("there") == Path("there")
+    made = []
+
+    def make():
+        made.append(1)
+        return {"x": torch.arange(3) + len(made)}
+
+    def get(**key):
+        return cache.kept("", "thing", key, make)["x"].tolist()
+
+    assert get(a=1) == get(a=1) == [1, 2, 3] and get(a=2) == [2, 3, 4] and get(a=1) == [1, 2, 3]
+    for file in (tmp_path / "mmfast").iterdir():
+        file.write_bytes(file.read_bytes()[:-2])
+    assert get(a=1) == [3, 4, 5] and get(a=1) == [3, 4, 5]  # damaged: made again, and kept
+    monkeypatch.setenv("XDG_CACHE_HOME", str(next((tmp_path / "mmfast").iterdir())))  # a file, no folder
+    with pytest.warns(UserWarning, match="cannot be kept"):
+        assert get(a=1) == [4, 5, 6]
+
+
+def get(folder, made):
+    """What a process does; `made` is a file that has a line for each time it is made."""
+
+    def make():
+        with open(made, "a") as file:
+            file.write("made\n")
+        while not Path(folder, "go on").exists():
+            time.sleep(0.01)
+        return {"x": torch.arange(3)}
+
+    assert cache.kept(folder, "thing", {"a": 1}, make)["x"].tolist() == [0, 1, 2]
+
+
+def in_process(folder, made, log):
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 2)
+    get(folder, made)
+
+
+def begun(tmp_path, name):
+    process = CONTEXT.Process(target=in_process, args=(tmp_path, tmp_path / "made", tmp_path / name), daemon=True)
+    process.start()
+    return process
+
+
+def until(holds):
+    limit = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def written(file):
+    return file.read_text() if file.exists() else ""
+
+
+@pytest.mark.skipif(lock.fcntl is None, reason="no locks here")
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_second_process_waits_for_the_first(tmp_path, dies):
+    """If the first is killed, the second makes it."""
+    first = begun(tmp_path, "first")
+    until(lambda: written(tmp_path / "made") == "made\n")
+    second = begun(tmp_path, "second")
+    key = cache.digest('{"a": 1}')[:16]
+    file = tmp_path / f"thing-{key}.safetensors"
+    said = f"mmfast: another process computes {file}; waiting for it\n"
+    until(lambda: written(tmp_path / "second") == said)
+    if dies:
+        os.kill(first.pid, signal.SIGKILL)
+        until(lambda: written(tmp_path / "made") == "made\n" * 2)
+    (tmp_path / "go on").touch()
+    first.join(60)
+    second.join(60)
+    assert (first.exitcode, second.exitcode) == (-signal.SIGKILL if dies else 0, 0)
+    assert written(tmp_path / "made") == "made\n" * (2 if dies else 1)
+    assert written(tmp_path / "first") == "" and written(tmp_path / "second") == said
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["CACHEDIR.TAG", "first", "go on", "made", "second", file.name]
+
+
+@pytest.mark.parametrize("refused", [OSError, PermissionError])
+def test_without_locks_it_is_made_all_the_same(tmp_path, monkeypatch, refused, capsys):
+    def take(path, wait=False):
+        raise refused
+
+    monkeypatch.setattr(lock, "take", take)
+    (tmp_path / "go on").touch()
+    get(tmp_path, tmp_path / "made")
+    get(tmp_path, tmp_path / "made")
+    assert written(tmp_path / "made") == "made\n" and capsys.readouterr().err == ""
