@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from PIL import Image as PILImage
+from torch import Tensor
 
 from mmfast.config import Config
 from mmfast.data import Data
@@ -43,11 +45,24 @@ class Gallery:
             self.board.picture(name if kind == "step" else f"{kind}-{name}", picture, self.step)
 
 
+def examples_for(model: Model, config: Config, data: Data) -> dict[str, Tensor]:
+    """The held-out examples that the grids of a run give, by modality; {} if none has all modalities."""
+    try:
+        return dict(held_out(Shuffled(data.test), config.sample.count, model).data)
+    except NoExamples:
+        return {}
+
+
+def directions(model: Model, examples: Mapping[str, Tensor]) -> list[str]:
+    """What each grid of a run gives, "" for nothing."""
+    return ["", *(name for name in model.parts if examples and len(model.parts) > 1)]
+
+
 def sample_run(
     gallery: Gallery,
     model: Model,
     config: Config,
-    data: Data,
+    examples: Mapping[str, Tensor],
     *,
     quiet: bool = False,
     again: bool = True,
@@ -55,16 +70,12 @@ def sample_run(
 ) -> None:
     """Write sample grids in every direction as RUN/samples/step-*.png: joint, and given each modality in turn.
 
-    Only the joint one if no held-out example has all modalities. again: redraw those whose files exist. ranks: all
-    draw, the first writes.
+    examples: from `examples_for`; without any there is only the joint one. again: redraw those whose files exist.
+    ranks: all draw, the first writes.
     """
-    names, count, step = tuple(model.parts), config.sample.count, gallery.step
-    try:
-        examples = held_out(Shuffled(data.test), count, model).data
-    except NoExamples:
-        examples = {}
-    parts = {name: model.part(name) for name in names}
-    for given in ["", *(name for name in names if examples and len(names) > 1)]:
+    count, step = config.sample.count, gallery.step
+    parts = {name: model.part(name) for name in model.parts}
+    for given in directions(model, examples):
         name = f"given-{given}" if given else "joint"
         if ranks.told(gallery.file(name).exists()) and not again:
             continue

@@ -16,7 +16,7 @@ from mmfast.data import Data
 from mmfast.data.base import InMemory
 from mmfast.errors import MmfastError
 from mmfast.evaluate import evaluate, evaluate_run, table
-from mmfast.grids import Gallery, sample_run
+from mmfast.grids import Gallery, examples_for, sample_run
 from mmfast.ranks import ALONE
 from mmfast.run import Run
 
@@ -77,6 +77,10 @@ class World:
         monkeypatch.setattr(module, "times_by_snr", lambda schedule, count: [1, 9])
         monkeypatch.setattr(module, "x0_error", self.x0_error)
         monkeypatch.setattr(module, "distances", lambda *args, **how: self.calls.append(args) or {"frechet.of": 5.0})
+
+    @property
+    def shown(self):
+        return examples_for(self.model, self.config, self.data)
 
     def alone(self, *others):
         """The same world with nothing but the image, and these."""
@@ -289,7 +293,7 @@ def test_grids_in_every_direction(monkeypatch, tmp_path):
         return real(parts, drawn, title, given, truth=truth)
 
     monkeypatch.setattr(grids_module, "sample_grid", grid)
-    sample_run(Gallery(run, 70, wall), world.model, world.config, world.data, quiet=True)
+    sample_run(Gallery(run, 70, wall), world.model, world.config, world.shown, quiet=True)
     names = ["joint" if not given else f"given-{given}" for given in GIVENS]
     order = ["", "image", "label", "mask", "vector", "hidden"]
     assert [(name, step) for name, _, step in wall.shown] == [(name, 70) for name in names]
@@ -317,13 +321,13 @@ def test_grids_in_every_direction(monkeypatch, tmp_path):
 def test_grids_without_a_board_and_with_bars(monkeypatch, tmp_path):
     """Of an image alone there is one: it is not drawn given itself."""
     world = World(monkeypatch, count=2, evaluate__samples=9).alone()
-    sample_run(Gallery(Run.start(tmp_path / "one", world.config), 3), world.model, world.config, world.data)
+    sample_run(Gallery(Run.start(tmp_path / "one", world.config), 3), world.model, world.config, world.shown)
     assert [(given, how) for _, given, how in world.calls] == [({}, {"progress": "samples, step 3"})]
     world = World(monkeypatch, count=2, evaluate__samples=9).alone("label")
-    sample_run(Gallery(Run.start(tmp_path / "two", world.config), 3), world.model, world.config, world.data)
+    sample_run(Gallery(Run.start(tmp_path / "two", world.config), 3), world.model, world.config, world.shown)
     assert [list(given) for _, given, _ in world.calls] == [[], ["image"], ["label"]]
     world = World(monkeypatch, count=2, evaluate__samples=9)
-    sample_run(Gallery(Run.start(tmp_path / "all", world.config), 3), world.model, world.config, world.data)
+    sample_run(Gallery(Run.start(tmp_path / "all", world.config), 3), world.model, world.config, world.shown)
     texts = [how["progress"] for _, _, how in world.calls]
     assert texts == ["samples, step 3", *(f"samples given {given}, step 3" for given in GIVENS[1:])]
 
@@ -334,7 +338,7 @@ def test_grids_that_are_there_are_drawn_again_only_where_that_is_asked_for(monke
 
     def drawn(again):
         world.calls.clear()
-        sample_run(gallery, world.model, world.config, world.data, quiet=True, again=again)
+        sample_run(gallery, world.model, world.config, world.shown, quiet=True, again=again)
         return ["".join(given) for _, given, _ in world.calls]
 
     assert drawn(False) == [*GIVENS] and drawn(False) == [] and drawn(True) == [*GIVENS]
@@ -352,7 +356,7 @@ def test_an_overview_is_of_what_was_drawn_over_what_is_real(monkeypatch, tmp_pat
 
     monkeypatch.setattr(world.model.part("label"), "overview", overview)
     gallery = Gallery(Run.start(tmp_path / "run", world.config), 3)
-    sample_run(gallery, world.model, world.config, world.data, quiet=True)
+    sample_run(gallery, world.model, world.config, world.shown, quiet=True)
     for k, given in enumerate(("", "image", "label")):
         x, real = seen[k]
         assert torch.equal(x, world.drawn[given]["label"]) and torch.equal(real, world.truth["label"][:2])

@@ -15,7 +15,7 @@ from mmfast.errors import MmfastError, notice, say
 from mmfast.evaluate import evaluate_run
 from mmfast.files import write_text
 from mmfast.from_run import take_weights
-from mmfast.grids import Gallery, sample_run
+from mmfast.grids import Gallery, directions, sample_run
 from mmfast.progress import silenced
 from mmfast.ranks import joined
 from mmfast.run import RECORD, Run
@@ -136,11 +136,11 @@ def train(
             print(f"{plural(len(data.train), 'example')} to train on, {len(data.test):,} held out", flush=True)
         trainer = fit(config, out, data, quiet=quiet, files=files, allow_changed_data=allow_changed_data, start=start)
         run, average, silent = trainer.run, trainer.ema.model, quiet or not here.first
-        directions = 1 + len(average.parts) if len(average.parts) > 1 else 1
         if not silent:
-            each = f" in each of {directions} directions" if directions > 1 else ""
+            count = len(directions(average, trainer.shown))
+            each = f" in each of {count} directions" if count > 1 else ""
             say(f"drawing {plural(config.sample.count, 'sample')}{each}, for {run.samples}")
-        sample_run(Gallery(run, trainer.done), average, config, data, quiet=quiet, ranks=trainer.drawing)
+        sample_run(Gallery(run, trainer.done), average, config, trainer.shown, quiet=quiet, ranks=trainer.drawing)
         if config.evaluate.samples and not here.told(run.metrics_file.exists()):
             if not silent:
                 say(f"drawing {plural(config.evaluate.samples, 'sample')} in each direction, for {run.metrics_file}")
@@ -181,7 +181,7 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
                     # Right after resuming, sample only the pictures that the stopped run had not finished.
                     gallery, again = Gallery(run, trainer.done, board), trainer.done > begun
                     average, drawing = trainer.ema.model, trainer.drawing
-                    sample_run(gallery, average, config, trainer.data, quiet=quiet, again=again, ranks=drawing)
+                    sample_run(gallery, average, config, trainer.shown, quiet=quiet, again=again, ranks=drawing)
                 trainer.step(batches, network)
                 if _every(train.validate_every, trainer.done):
                     watch.measured(trainer.validate())

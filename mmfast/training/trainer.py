@@ -24,6 +24,7 @@ from mmfast.config import Config
 from mmfast.data import Batch, Data
 from mmfast.errors import MmfastError
 from mmfast.files import save_tensors
+from mmfast.grids import examples_for
 from mmfast.model import Model
 from mmfast.ranks import ALONE, Elsewhere, Ranks
 from mmfast.run import BEST, Run
@@ -92,6 +93,11 @@ class Trainer:
     @functools.cached_property
     def validation(self) -> Validation:
         return Validation(self.config, self.data.test, self.losses, self.drawing, self.device)
+
+    @functools.cached_property
+    def shown(self) -> dict[str, Tensor]:
+        """The held-out examples of the sample grids. Found once: where none is complete, that takes all of the data."""
+        return examples_for(self.model, self.config, self.data)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, except the number of the step."""

@@ -14,10 +14,10 @@ from mmfast.build import build_data
 from mmfast.data import Batch, Data
 from mmfast.data.base import InMemory
 from mmfast.errors import MmfastError
-from mmfast.training import stats, stop
+from mmfast.training import loop, stats, stop
 from mmfast.training import trainer as module
 from mmfast.training.examples import _leave_signals
-from mmfast.training.loop import fit
+from mmfast.training.loop import fit, train
 from mmfast.training.try_out import rehearse, try_out
 
 
@@ -176,7 +176,10 @@ def test_in_another_thread_signals_are_left_alone():
 
 
 class Unlabelled(InMemory):
+    read = 0
+
     def __getitems__(self, rows):
+        self.read += len(rows)
         return Batch(super().__getitems__(rows).data, {"label": torch.zeros(len(rows), dtype=torch.bool)})
 
 
@@ -187,16 +190,22 @@ def test_held_out_examples_without_all_modalities_are_found_before_there_is_a_ru
         rehearse(tiny(evaluate__samples=2), both, Known())
 
 
-def test_without_evaluation_held_out_examples_may_lack_a_modality(tmp_path, capsys):
+def test_without_evaluation_held_out_examples_may_lack_a_modality(tmp_path, capsys, monkeypatch):
+    """All of them are looked through once by the rehearsal, and once for the pictures of all steps."""
     found = build_data(tiny())
     both = Data(found.train, Unlabelled(found.test.tensors))
-    chosen = tiny(train__steps=2, train__sample_every=1, evaluate__samples=0)
-    run = fit(chosen, str(tmp_path / "run"), both, quiet=True).run
-    assert [file.name for file in run.samples.iterdir()] == ["step-0000001-joint.png"]
-    assert capsys.readouterr().err == (
+    monkeypatch.setattr(loop, "build_data", lambda config: both)
+    chosen = tiny(train__steps=4, train__sample_every=1, train__validate_every=0, evaluate__samples=0)
+    run = train(chosen, str(tmp_path / "run"))
+    names = [f"step-000000{step}-joint.png" for step in (1, 2, 3, 4)]
+    assert sorted(file.name for file in run.samples.iterdir()) == names
+    assert 2 * len(both.test) <= both.test.read < 3 * len(both.test)  # and some for the record of the data
+    said = capsys.readouterr().err
+    assert (
         "mmfast: data: no held-out example has all of image, label, mask; raise data.test_fraction, or the run's "
         "pictures show only joint samples\n"
-    )
+    ) in said
+    assert f"drawing 2 samples, for {run.samples}\n" in said and "directions" not in said
 
 
 def test_a_warning_of_the_rehearsal_is_its_callers():
