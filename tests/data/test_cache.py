@@ -1,5 +1,6 @@
 """The cache: made once, made again if damaged, and by one process at a time."""
 
+import json
 import os
 import signal
 import time
@@ -11,6 +12,11 @@ from processes import CONTEXT
 
 from mmfast import lock
 from mmfast.data import cache
+from mmfast.files import save_tensors
+
+
+def name_of(key):
+    return f"thing-{cache.digest(json.dumps(key))[:16]}.safetensors"
 
 
 def test_the_cache(tmp_path, monkeypatch):
@@ -29,9 +35,12 @@ def test_the_cache(tmp_path, monkeypatch):
     for file in (tmp_path / "mmfast").iterdir():
         file.write_bytes(file.read_bytes()[:-2])
     assert get(a=1) == [3, 4, 5] and get(a=1) == [3, 4, 5]  # damaged: made again, and kept
+    file = tmp_path / "mmfast" / name_of({"a": 1})
+    save_tensors(file, {"x": torch.zeros(3)}, {"a": 2})  # of another key
+    assert get(a=1) == [4, 5, 6] and get(a=1) == [4, 5, 6]
     monkeypatch.setenv("XDG_CACHE_HOME", str(next((tmp_path / "mmfast").iterdir())))  # a file, no folder
     with pytest.warns(UserWarning, match="cannot be kept"):
-        assert get(a=1) == [4, 5, 6]
+        assert get(a=1) == [5, 6, 7]
 
 
 def get(folder, made):
@@ -77,8 +86,7 @@ def test_a_second_process_waits_for_the_first(tmp_path, dies):
     first = begun(tmp_path, "first")
     until(lambda: written(tmp_path / "made") == "made\n")
     second = begun(tmp_path, "second")
-    key = cache.digest('{"a": 1}')[:16]
-    file = tmp_path / f"thing-{key}.safetensors"
+    file = tmp_path / name_of({"a": 1})
     said = f"mmfast: another process computes {file}; waiting for it\n"
     until(lambda: written(tmp_path / "second") == said)
     if dies:
