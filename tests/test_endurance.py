@@ -199,6 +199,28 @@ def test_mmfast_imports_little_beyond_torch():
     assert parts <= {"errors", "keywords", "memory", "ops", "process", "schedule", "streams"}
 
 
+FIRST_CALLS = """
+import sys
+import torch
+import mmfast
+from mmfast import ops
+sched, t = mmfast.Schedule.cosine(1000, {"label": mmfast.carried()}), torch.tensor([1, 999])
+z = torch.ones(2, 3, 4, 4, requires_grad=True)
+z_t, _ = ops.q_sample(z, {"label": torch.ones(2, 3, 1, 1)}, t, sched, seed=1)
+z_t.sum().backward()
+with torch.no_grad():
+    ops.step(z, z_t, {"label": torch.ones(3, 1, 1)}, t, sched, seed=1)
+assert torch.allclose(z.grad[1], torch.full([3, 4, 4], float(sched.alpha_bar[999].sqrt())))
+print("sympy" in sys.modules)
+"""
+
+
+def test_a_first_call_does_not_wait_for_sympy():
+    """Whose import takes a second; torch needs it to broadcast symbolic shapes."""
+    done = fresh.run(FIRST_CALLS)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+
 def test_the_package_is_small():
     """Under 5 MB, unpacked and with its extensions for the CPU: so is the wheel."""
     import importlib.util

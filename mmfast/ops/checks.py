@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,9 +94,11 @@ def _common_shape(shapes: list[list[int]], like_first: bool, what: str) -> list[
         return []
     if all(size == shapes[0] for size in shapes):
         return shapes[0]
+    # torch's own knows symbolic sizes; it imports sympy, which takes a second, and is ten times as slow.
+    known = not torch.compiler.is_compiling() and all(type(n) is int for size in shapes for n in size)
     try:
-        shape = list(torch.broadcast_shapes(*shapes))
-    except RuntimeError:
+        shape = list(np.broadcast_shapes(*map(tuple, shapes)) if known else torch.broadcast_shapes(*shapes))
+    except (ValueError, RuntimeError):
         raise MmfastError(f"{what} have shapes {shapes}, which do not broadcast together") from None
     if like_first and shape != shapes[0]:
         raise MmfastError(f"{what} have shapes {shapes}; each should broadcast to the first, {shapes[0]}")
