@@ -172,7 +172,7 @@ class Run:
         """Keep other processes out of the folder until this object or this process ends, however it ends."""
         try:
             self.lock = lock.take(self.folder / LOCK)
-        except (BlockingIOError, PermissionError):
+        except BlockingIOError:
             raise MmfastError(
                 f"--out {self.folder} is being trained by another process; wait for it, or stop it"
             ) from None

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -98,20 +99,21 @@ def _there(file: Path, key: Mapping[str, Any]) -> dict[str, Tensor] | None:
 @contextlib.contextmanager
 def _alone(file: Path) -> Iterator[None]:
     """Let no other process make the same file: wait for one that does. Where nothing can be locked, both make it."""
-    path, held = file.with_suffix(".lock"), None
-    try:
+    path, held, waiting = file.with_suffix(".lock"), None, False
+    with contextlib.suppress(OSError):  # `kept` warns about a folder that cannot be written to
         made(file.parent)
-        try:
-            held = lock.take(path)
-        except BlockingIOError:
-            notice(f"another process computes {file}; waiting for it")
-            held = lock.take(path, wait=True)
-    except OSError:  # `kept` warns about a folder that cannot be written to
-        pass
+        while True:
+            try:
+                held = lock.take(path)
+                break
+            except BlockingIOError:
+                if not waiting:
+                    notice(f"another process is computing {file}; waiting for it")
+                waiting = True
+                time.sleep(0.1)
     try:
         yield
     finally:
-        if held is not None:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        with contextlib.suppress(OSError):
+            path.unlink()
         del held
