@@ -45,7 +45,7 @@ def main() -> None:
 def measure(base: str, changes: Mapping[str, str], seconds: float) -> list[dict[str, object]]:
     """A row for each optimiser: the median time of a step, and its ratio to that of AdamW in the same round."""
     from mmfast import config as configs
-    from mmfast.build import build_data
+    from mmfast.build import build_data, with_found
     from mmfast.config_sections import OPTIMIZERS
     from mmfast.run import Run
     from mmfast.training.examples import loader
@@ -53,9 +53,13 @@ def measure(base: str, changes: Mapping[str, str], seconds: float) -> list[dict[
 
     data, steps, times = None, {}, {}
     for name in OPTIMIZERS:
-        config = configs.load(base, [*changes.items(), ("train.optimizer", name), *ALWAYS])
+        config = with_found(configs.load(base, [*changes.items(), ("train.optimizer", name), *ALWAYS]))
         data = build_data(config) if data is None else data
         trainer = Trainer(config, Run(Path()), data)
+        if config.train.compile:
+            trainer.model.backbone.compile()
+        if config.train.cuda_graphs and trainer.device.type == "cuda":
+            trainer.capture()
         steps[name] = (trainer, loader(config, data.train, 0))
         times[name] = list[float]()
     begun, device = time.perf_counter(), trainer.device

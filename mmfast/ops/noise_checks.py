@@ -44,7 +44,7 @@ def check_levels(levels: object, sigma: object) -> tuple[int, ...]:
     if levels is None:
         return ()
     if sigma is None:
-        raise MmfastError(f"levels is {levels!r}, but there is no sigma; the noise's levels need one of a column each")
+        raise MmfastError(f"levels is {levels!r}, but there is no sigma; give one with a column for each level")
     numbers = tuple(levels) if isinstance(levels, Sequence) and not isinstance(levels, str) else ()
     first = all(is_whole(x) for x in numbers) and numbers[:1] == (0,)
     rising = zip(numbers[:-1], numbers[1:], strict=True)  # noqa: RUF007 (torch 2.4 does not compile pairwise)
@@ -66,7 +66,7 @@ def _ids(sample_ids: object, batch: int, device: torch.device) -> Tensor:
     if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64 or sample_ids.shape != (batch,):
         of = isinstance(sample_ids, Tensor)
         kind = f"{sample_ids.dtype} {list(sample_ids.shape)}" if of else type(sample_ids).__name__  # type: ignore[attr-defined]
-        raise MmfastError(f"sample_ids is {kind}; it should be an int64 tensor [{batch}], one a sample")
+        raise MmfastError(f"sample_ids is {kind}; it should be an int64 tensor [{batch}], one per sample")
     if sample_ids.device != device:
         raise MmfastError(f"sample_ids is on {sample_ids.device}; it should be on {device} with the rest")
     return sample_ids.contiguous()

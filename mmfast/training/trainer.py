@@ -96,7 +96,7 @@ class Trainer:
 
     @functools.cached_property
     def shown(self) -> dict[str, Tensor]:
-        """The held-out examples of the sample grids. Found once: where none is complete, that takes all of the data."""
+        """The held-out examples of the sample grids. Found once: if none is complete, all of the data is read."""
         return examples_for(self.model, self.config, self.data)
 
     def state(self) -> dict[str, Tensor]:

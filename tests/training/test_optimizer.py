@@ -1,6 +1,8 @@
 """Muon by value: written out in float64, beside torch's own, and as a part of training."""
 
+import contextlib
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from mmfast.build import build_data, build_model
 from mmfast.cli import main
 from mmfast.errors import MmfastError
 from mmfast.files import load_tensors
+from mmfast.training import optimizer
 from mmfast.training.loop import fit, train
 from mmfast.training.optimizer import (
     ITERATIONS,
@@ -198,11 +201,73 @@ def test_the_first_moment_alone_is_kept_and_restored(tmp_path):
             check(spoilt, about, 2, trainer.kept, run.folder, single)
 
 
+def precisions():
+    """In which float32 matrices are multiplied, by the names that this torch has."""
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        return torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+    return torch.get_float32_matmul_precision()
+
+
+class Fails(Exception):
+    pass
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("asked", ["high", "medium", "highest"])
+def test_matrices_are_multiplied_in_float32_whatever_is_asked_for(asked, fails, monkeypatch):
+    """And afterwards as before. In TF32 the updates of matrices of low rank would be half wrong."""
+    seen, layer = [], nn.Linear(16, 16)
+
+    def watched(matrices):
+        seen.append(precisions())
+        if fails:
+            raise Fails
+        return orthogonal(matrices)
+
+    monkeypatch.setattr(optimizer, "orthogonal", watched)
+    muon = build("muon", layer, [], 0.1, 0.0)
+    layer(torch.ones(1, 16)).sum().backward()
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        highest = precisions()
+        torch.set_float32_matmul_precision(asked)
+        as_asked = precisions()
+        with contextlib.suppress(Fails):
+            muon.step()
+        assert seen == [highest] and precisions() == as_asked and torch.get_float32_matmul_precision() == asked
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def recorded(folder, words):
+    """Train, and write how many matrices in shards were gathered before each call of `orthogonal`, at most."""
+    gathered, most = [], []
+    shards, real = optimizer.shards, optimizer.orthogonal
+
+    def watched_full(x):
+        gathered.extend([x.shape] * shards.is_shard(x))
+        return shards.full(x)
+
+    def watched(matrices):
+        most.append(len(gathered))
+        gathered.clear()
+        return real(matrices)
+
+    optimizer.shards = SimpleNamespace(**{**vars(shards), "full": watched_full})  # not where states are saved
+    optimizer.orthogonal = watched
+    status = main(words)
+    with open(f"{folder}/most", "a") as file:
+        file.write(f"{max(most)}\n")
+    return status
+
+
 @pytest.mark.slow
 def test_weights_in_shards_train_as_whole_ones_do(fsdp2, tmp_path):
     options = {**MUON, "train__grad_clip": 0.1, "train__shard": "true", "train__weight_decay": 0.1}
     assert main(command(tmp_path / "one", 12, **options)) == 0
-    Job(2, tmp_path, main, command(tmp_path / "run", 12, **options)).done()
+    Job(2, tmp_path, recorded, tmp_path, command(tmp_path / "run", 12, **options)).done()
+    assert (tmp_path / "most").read_text() == "1\n1\n"  # no rank has more than one of them whole
     assert_one_curve(tmp_path / "run", tmp_path / "one")
     a, b = (load_tensors(tmp_path / name / "trainer.safetensors")[0] for name in ("run", "one"))
     assert a.keys() == b.keys()
