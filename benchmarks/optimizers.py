@@ -44,6 +44,8 @@ def main() -> None:
 
 def measure(base: str, changes: Mapping[str, str], seconds: float) -> list[dict[str, object]]:
     """A row for each optimiser: the median time of a step, and its ratio to that of AdamW in the same round."""
+    import torch
+
     from mmfast import config as configs
     from mmfast.build import build_data, with_found
     from mmfast.config_sections import OPTIMIZERS
@@ -72,8 +74,6 @@ def measure(base: str, changes: Mapping[str, str], seconds: float) -> list[dict[
             start = time.perf_counter()
             trainer.step(batches, trainer.model)
             if device.type == "cuda":
-                import torch
-
                 torch.cuda.synchronize()
             if round_ >= 3:
                 times[name].append(time.perf_counter() - start)
