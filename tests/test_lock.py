@@ -3,13 +3,15 @@
 import errno
 import gc
 import os
+from multiprocessing import get_context
 
 import pytest
-from processes import CONTEXT
 
 from mmfast import lock
 from mmfast.errors import MmfastError
 from mmfast.run import Run
+
+CONTEXT = get_context("fork")
 
 pytestmark = pytest.mark.skipif(lock.fcntl is None, reason="no locks here")
 

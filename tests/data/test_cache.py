@@ -3,16 +3,19 @@
 import json
 import os
 import signal
+import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
-from processes import CONTEXT
 
 from mmfast import lock
 from mmfast.data import cache
 from mmfast.files import save_tensors
+
+CONTEXT = get_context("fork")
 
 
 def name_of(key):
@@ -57,9 +60,8 @@ def get(folder, made):
 
 
 def in_process(folder, made, log):
-    with open(log, "w") as file:
-        os.dup2(file.fileno(), 2)
-    get(folder, made)
+    with open(log, "w", buffering=1) as sys.stderr:
+        get(folder, made)
 
 
 def begun(tmp_path, name):
