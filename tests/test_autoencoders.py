@@ -152,6 +152,7 @@ def test_its_latents_may_be_a_distribution_and_its_folder_has_their_factor(tmp_p
     torch.testing.assert_close(other.encode(x), 2 * (z - 0.3))
 
 
+@pytest.mark.slow
 def test_a_run_in_latents_trains_samples_and_is_exported(tmp_path):
     """From the config alone; the pipeline of diffusers draws what the run draws, in pixels."""
     network = kl(tmp_path / "kl")

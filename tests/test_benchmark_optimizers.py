@@ -11,6 +11,7 @@ from mmfast.training import optimizer
 from mmfast.training.trainer import Trainer
 
 
+@pytest.mark.slow
 def test_steps_of_each_in_turn(monkeypatch, capsys):
     """By a clock that goes one second a step, and three more a step of Muon."""
     pytest.importorskip("sklearn")

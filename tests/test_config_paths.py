@@ -171,6 +171,7 @@ def test_a_cache_is_permitted_by_the_path_that_is_said(project, tmp_path):
     assert configs.load(str(file)).data.cache == str(project / "kept")
 
 
+@pytest.mark.slow
 def test_a_run_works_from_everywhere(project, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     assert train(project / "my.yaml", run, 2) == 0

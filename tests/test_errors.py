@@ -229,6 +229,7 @@ def start(folder, *extra):
     return ["train", str(folder / "config.yaml"), "--out", str(folder / "run"), "--quiet", *extra]
 
 
+@pytest.mark.slow
 def test_ones_own_folder_trains(capsys, folder):
     assert main(start(folder)) == 0
     lines = [json.loads(line) for line in (folder / "run" / "stats.jsonl").read_text().splitlines()]

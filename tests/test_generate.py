@@ -29,6 +29,7 @@ def small():
     return model, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [["label"], ["image"], ["label", "image"]])
 def test_one_after_another_has_the_joint_distribution(first):
     """p(x) p(y | x) = p(x, y): labels come equally often, and z_0 is normal around its label's mean."""
@@ -140,6 +141,7 @@ def test_what_cannot_be_drawn_first_is_refused_before_there_is_a_run(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_draws_in_turn(tmp_path, capsys):
     run = str(tmp_path / "run")
     options = [word for key, value in SMALL for word in (f"--{key}", value)]

@@ -137,6 +137,7 @@ def test_what_is_left_of_the_data_at_T(space):
     assert image > 1 and found["bound.L0"] == pytest.approx(image + of_label, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [0, 5])
 @pytest.mark.parametrize("steps", [0, 200])
 def test_the_fitted_variances_of_a_fixed_guess(times, steps):

@@ -151,6 +151,7 @@ FEW = [("train.steps", "1"), ("evaluate.samples", "0"), ("sample.count", "2"), (
        ("backbone.width", "16"), ("train.batch_size", "4"), ("train.tensorboard", "false")]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_three_commands(data, capsys, monkeypatch):
     """init, check, train: nothing written but the config, the sheet and the run."""
     monkeypatch.setattr("mmfast.propose.step_time", lambda config: step_time(config, seconds=0.0, least=1))

@@ -178,6 +178,7 @@ def test_samplers_with_noise(sampler, eta):
     normal(result["image"], float(MEANS[0]), SPREAD)
 
 
+@pytest.mark.slow
 def test_guidance_by_the_oracle():
     """Scale 0 ignores the label: the marginal's spread; scale 1 heeds it; above 1 it is pushed further away."""
     spread = {}

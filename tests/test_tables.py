@@ -151,6 +151,7 @@ def test_the_head_is_a_gaussian_of_standardised_numbers():
     assert part.score(x, torch.tensor([[12.0, 0.0], [9.0, 1.0]])) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_from_a_file_to_samples_and_back(tmp_path, capsys):
     """The command trains, and what it samples is a table that is data again, in the columns' units."""
     pytest.importorskip("sklearn")

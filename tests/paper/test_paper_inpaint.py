@@ -149,6 +149,7 @@ def test_sdedit_has_the_distribution_of_its_path(strength, paste):
     assert oracle.asked == evaluations(path) == 20
 
 
+@pytest.mark.slow
 def test_repaint_comes_near_the_conditional_and_an_independent_draw_does_not():
     """The mean, in conditional deviations, and the variances over the conditional ones.
 

@@ -124,6 +124,7 @@ def test_only_what_is_damaged_is_put_aside(tmp_path, capsys):
     assert [load_tensors(tmp_path / name)[1]["step"] for name in (STATE, PREVIOUS)] == [3, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_no_whole_state_is_an_error_that_changes_nothing(run, straight, capsys, count):
     if count == 1:

@@ -56,6 +56,7 @@ def test_pictures_that_fail_keep_what_was_learnt(tmp_path, monkeypatch):
     assert Run.open(tmp_path / "run").load_state()[1]["step"] == 3
 
 
+@pytest.mark.slow
 def test_a_best_average_that_could_not_be_written_is_written_by_the_next_command(tmp_path, monkeypatch):
     from mmfast.training import trainer
 

@@ -180,6 +180,7 @@ def test_weights_and_biases(tmp_path, monkeypatch):
     assert steps == sorted(steps)  # W&B drops what comes late
 
 
+@pytest.mark.slow
 def test_a_run_of_weights_and_biases_goes_on_and_is_no_other_of_its_name(tmp_path, monkeypatch):
     (tmp_path / "wandb.py").write_text(WANDB)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -37,6 +37,7 @@ def assert_same(a, b):
         assert tensors.keys() == other.keys() and all(bool((x == other[name]).all()) for name, x in tensors.items())
 
 
+@pytest.mark.slow
 def test_continued_it_is_the_longer_run_bit_for_bit(tmp_path, capsys):
     train(options(**{"train.steps": "5"}), str(tmp_path / "a"), quiet=True)
     capsys.readouterr()
@@ -108,6 +109,7 @@ def test_what_is_learnt_from_may_not_change(key, value, two_steps):
     assert (folder / "config.yaml").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_does_not_get_shorter(tmp_path):
     train(options(**{"train.steps": "4"}), str(tmp_path / "a"), quiet=True)
     with pytest.raises(MmfastError, match=r"train.steps is 3; the run in --out .* has 4, and cannot get shorter"):

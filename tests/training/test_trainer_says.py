@@ -21,6 +21,7 @@ from mmfast.training.loop import fit, train
 from mmfast.training.try_out import rehearse, try_out
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_says_from_where(tmp_path, capsys):
     out = str(tmp_path / "run")
     fit(tiny(train__steps=2), out, data(), Known())

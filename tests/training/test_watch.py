@@ -16,6 +16,7 @@ from mmfast.cli import main
 from mmfast.training.watch import Watch
 
 
+@pytest.mark.slow
 def test_the_lines_of_a_run_without_a_terminal(tmp_path, capfd):
     few = [*PAIRS, ("train.steps", "4"), ("train.log_every", "2"), ("evaluate.samples", "4"),
            ("evaluate.bound_steps", "1"), ("train.validate_every", "2"), ("train.validate_examples", "8")]  # fmt: skip
