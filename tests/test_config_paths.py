@@ -217,6 +217,7 @@ def test_a_run_of_an_earlier_version(project, tmp_path, monkeypatch, capsys):
     assert len(build_data(Run.open(run).config()).train) > 0  # its path is absolute now
 
 
+@pytest.mark.slow
 def test_data_that_has_moved(project, tmp_path, capsys):
     run = tmp_path / "run"
     assert train(project / "my.yaml", run, 2) == 0

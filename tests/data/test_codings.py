@@ -74,6 +74,7 @@ def test_each_mask_is_as_it_was_made(root, white):
     assert with_found(config(root)).modalities["mask"].values == f"0/{white}"
 
 
+@pytest.mark.slow
 def test_a_file_of_the_other_coding_is_named(root, white):
     """All of it class 1, or a single pixel, or a mask like any other."""
     name, wanted = f"0/{white}".replace("/", " and "), 256 - white

@@ -145,6 +145,7 @@ def test_the_spec_says_none_by_default():
     assert dataclasses.asdict(MaskedSpec())["weight"]["kind"] == "none"
 
 
+@pytest.mark.slow
 def test_the_evaluation_measures_the_restoration_and_names_its_features():
     from mmfast.evaluate import evaluate
     from mmfast.trust import allow_code

@@ -33,6 +33,7 @@ def table(folder, change=0, columns="x,y,label", more=""):
     return ["train", str(folder / "my.yaml"), "--out", str(folder / "run"), "--quiet", *few, "--train.steps"]
 
 
+@pytest.mark.slow
 def test_one_cell_of_a_table_that_changed_is_a_change_of_the_data(tmp_path, capsys):
     command = table(tmp_path)
     assert main([*command, "1"]) == 0

@@ -70,6 +70,7 @@ def test_pictures_of_steps_that_are_made_again_are_drawn_again(run, straight, mo
     assert [(step, how.get("again")) for step, how in seen] == [(2, True), (4, True), (6, None)]
 
 
+@pytest.mark.slow
 def test_asked_to_stop_where_a_picture_is_due(tmp_path, straight, monkeypatch, capsys):
     run, step = tmp_path / "run", Trainer.step
 

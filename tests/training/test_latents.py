@@ -183,6 +183,7 @@ def test_of_an_image_that_is_another_since_no_latents_are_taken(root):
     assert examples.__getitems__([0]).z0 is not None and examples.__getitems__([0, 1]).z0 is None
 
 
+@pytest.mark.slow
 def test_training_is_the_same_and_encodes_no_image_again(root, tmp_path):
     def losses(name, **options):
         train(config(root, **options), str(tmp_path / name), quiet=True)

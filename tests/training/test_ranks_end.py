@@ -20,6 +20,7 @@ from mmfast.files import load_tensors
 from mmfast.ranks import arrival, watch
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_after_the_step_in_hand(tmp_path):
     run = tmp_path / "run"
     job = Job(2, tmp_path, stopping, 7, command(run, 100))
@@ -251,6 +252,7 @@ def test_what_all_ranks_find_wrong_is_said_once_and_leaves_no_folder(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_too_many_steps_left_out_end_all_and_are_said_once(tmp_path):
     options = {
         "train__learning_rate": "1.0e30",

@@ -219,6 +219,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_workers_load_the_same_data(tmp_path):
     ends = [train(tiny(train__steps=3, train__workers=n), str(tmp_path / str(n)), quiet=True) for n in (0, 2)]
     a, b = (load_tensors(run.folder / "model.safetensors")[0] for run in ends)

@@ -156,6 +156,7 @@ def straight(tmp_path_factory):
     return fit(tiny(**REAL), str(tmp_path_factory.mktemp("straight") / "run"), build_data(tiny()), quiet=True).run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_before", [3, pytest.param(5, marks=pytest.mark.slow), 9])
 def test_resumed_it_has_the_same_lines_and_the_same_best(tmp_path, straight, monkeypatch, killed_before):
     """Before step 5 the validation of step 4 is behind the checkpoint of step 3, and made again."""
