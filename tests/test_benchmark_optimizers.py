@@ -12,7 +12,8 @@ from mmfast.training.trainer import Trainer
 
 
 @pytest.mark.slow
-def test_steps_of_each_in_turn(monkeypatch, capsys):
+@pytest.mark.parametrize("base", ["digits", "table"])  # the columns of a table are found in its data
+def test_steps_of_each_in_turn(base, monkeypatch, capsys):
     """By a clock that goes one second a step, and three more a step of Muon."""
     pytest.importorskip("sklearn")
     now, taken, step = itertools.count(), [], Trainer.step
@@ -26,7 +27,7 @@ def test_steps_of_each_in_turn(monkeypatch, capsys):
 
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(now)))
     monkeypatch.setattr(Trainer, "step", counted)
-    adamw, muon = optimizers.measure("digits", {"train.batch_size": "8", "train.precision": "fp32"}, 20.0)
+    adamw, muon = optimizers.measure(base, {"train.batch_size": "8", "train.precision": "fp32"}, 20.0)
     assert [adamw["optimizer"], muon["optimizer"]] == list(OPTIMIZERS)
     assert (adamw["step_ms"], muon["step_ms"], adamw["of_adamw"], muon["of_adamw"]) == (1000, 4000, 1, 4)
     assert adamw["batch_size"] == 8 and adamw["steps"] == muon["steps"] == len(taken) // 2 - 3 >= 3
