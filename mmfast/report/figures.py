@@ -14,7 +14,7 @@ SCORES = {
     "agreement": (HIGHER, "the share that agrees, 0 to 1"),
     "iou": (HIGHER, "intersection over union, the mean over the classes except the background, 0 to 1"),
     "cosine": (HIGHER, "the cosine of the angle between the two, -1 to 1"),
-    "rmse": (LOWER, "root mean square difference, of {columns}"),
+    "rmse": (LOWER, "root mean square difference, of pixels in -1 to 1 or of a table's standardised columns"),
     "lpips_alex": (LOWER, "perceptual distance (LPIPS over AlexNet)"),
     "lpips_vgg": (LOWER, "perceptual distance (LPIPS over VGG)"),
 }
@@ -50,7 +50,6 @@ IMAGE = {
     "anchor": "image",
     "reals": "real images",
     "numbers": "pixels",
-    "columns": "pixels in -1 to 1 or of a table's standardised columns",
     "scale": "; pixels lie in -1 to 1",
 }
 REVERSE = {
@@ -187,7 +186,6 @@ def _filled(name: str, rule: Rule, groups: dict[str, str | None], anchor: str) -
         "anchor": anchor,
         "reals": "real examples",
         "numbers": f"the numbers of {anchor}",
-        "columns": "standardised columns",
         "scale": "",
     }
     diffused = other if anchor else IMAGE
@@ -197,7 +195,7 @@ def _filled(name: str, rule: Rule, groups: dict[str, str | None], anchor: str) -
     words = {
         **groups,
         **diffused,
-        "says": (says[:1].upper() + says[1:]).format(**diffused),
+        "says": says[:1].upper() + says[1:],
         "over": f"the features of {features}" if features else diffused["numbers"],
         "units": units.format(**diffused),
         "how": REVERSE[groups.get("process")],
