@@ -8,10 +8,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mmfast.training import each
 from mmfast.training.shards import local
-
-# Not a public name of torch; without it a loop does the same.
-_LERP = getattr(torch, "_foreach_lerp_", None)
 
 Averaged = TypeVar("Averaged", bound=nn.Module)
 
@@ -34,10 +32,6 @@ class EMA(Generic[Averaged]):
         decay = min(self.decay, (1 + step) / (10 + step))
         shadow: list[Tensor] = [local(p) for p in self.model.parameters()]
         weights: list[Tensor] = [local(p) for p in model.parameters()]
-        if _LERP is not None:
-            _LERP(shadow, weights, 1 - decay)
-        else:
-            for kept, weight in zip(shadow, weights, strict=True):
-                kept.lerp_(weight, 1 - decay)
+        each.lerp_(shadow, weights, 1 - decay)
         for kept, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             kept.copy_(buffer)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmfast.training import shards
+from mmfast.training import each, shards
 
 # Muon's momentum, its number of iterations, and their polynomial a x + b x^3 + c x^5 (Jordan et al., 2024).
 MOMENTUM, ITERATIONS, POLYNOMIAL = 0.95, 5, (3.4445, -4.7750, 2.0315)
@@ -73,38 +73,51 @@ class Muon(torch.optim.AdamW):
         return found
 
     def _step(self, group: dict[str, Any], skipped: Tensor | None) -> None:
-        alike: dict[object, list[nn.Parameter]] = {}
-        for p in group["params"]:
-            if p.grad is not None:  # one in shards alone, so that only one is whole at a time
-                alike.setdefault(p if shards.is_shard(p) else min(_sides(p)), []).append(p)
-        taken = 1.0 if skipped is None else 1 - skipped
-        for these in alike.values():
-            updates = [self._momentum(p, skipped) for p in these]
-            with full_precision():
-                steps = orthogonal([x if x.shape[0] <= x.shape[1] else x.mT for x in updates])
-            for p, update, step in zip(these, updates, steps, strict=True):
-                step = (step if step.shape == update.shape else step.mT).reshape(p.shape)
-                rate, weights = group["lr"] * taken, shards.local(p)
-                if group["weight_decay"]:
-                    weights.mul_(1 - rate * group["weight_decay"])
-                weights.sub_(shards.local(shards.like(step, p)) * (rate * RMS * math.sqrt(max(update.shape))))
+        those = [p for p in group["params"] if p.grad is not None]
+        apart = [[p] for p in those if shards.is_shard(p)]  # one at a time, so that only one is whole
+        for these in [*apart, [p for p in those if not shards.is_shard(p)]]:
+            if these:
+                self._step_together(these, group, skipped)
 
-    def _momentum(self, p: nn.Parameter, skipped: Tensor | None) -> Tensor:
-        """The Nesterov momentum of the gradient as a whole float32 matrix."""
-        assert p.grad is not None
-        state = self.state[p]
-        if not state:
-            state["step"] = torch.zeros((), device=p.device)
-            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        grad, average = p.grad, state["exp_avg"]
-        mine, kept = shards.local(grad), shards.local(average)
+    def _step_together(self, these: list[nn.Parameter], group: dict[str, Any], skipped: Tensor | None) -> None:
+        updates = self._momenta(these, skipped)
+        with full_precision():
+            steps = orthogonal(updates)
+        scales = [RMS * math.sqrt(max(x.shape)) for x in steps]
+        steps = [shards.local(shards.like(x.reshape(p.shape), p)) for x, p in zip(steps, these, strict=True)]
+        rate = group["lr"] if skipped is None else group["lr"] * (1 - skipped)
+        weights = [shards.local(p) for p in these]
+        if group["weight_decay"]:
+            each.mul_(weights, 1 - rate * group["weight_decay"])
+        each.mul_(steps, scales)
+        each.mul_(steps, rate)
+        each.sub_(weights, steps)
+
+    def _momenta(self, these: list[nn.Parameter], skipped: Tensor | None) -> list[Tensor]:
+        """The Nesterov momentum of each gradient, as a whole float32 matrix."""
+        for p in these:
+            if not self.state[p]:
+                average = torch.zeros_like(p, memory_format=torch.preserve_format)
+                self.state[p].update(step=torch.zeros((), device=p.device), exp_avg=average)
+        grads: list[Tensor] = [p.grad for p in these]  # type: ignore[misc]
+        mine = [shards.local(x) for x in grads]
+        averages = [shards.local(self.state[p]["exp_avg"]) for p in these]
         if skipped is not None:
-            mine = torch.where(skipped > 0, kept, mine)  # leaves the average as it is
-        kept.lerp_(mine, 1 - MOMENTUM)
-        state["step"] += 1 if skipped is None else 1 - skipped
-        update = torch.empty_like(grad)
-        shards.local(update).copy_(mine.lerp(kept, MOMENTUM))
-        return shards.full(update).reshape(len(p), -1).float()
+            # An average stays as it is.
+            mine = [torch.where(skipped > 0, kept, x) for kept, x in zip(averages, mine, strict=True)]
+        each.lerp_(averages, mine, 1 - MOMENTUM)
+        each.add_([self.state[p]["step"] for p in these], 1 if skipped is None else 1 - skipped)
+        updates = each.lerp(mine, averages, MOMENTUM)
+        return [_whole(x, grad).reshape(len(p), -1).float() for x, grad, p in zip(updates, grads, these, strict=True)]
+
+
+def _whole(x: Tensor, grad: Tensor) -> Tensor:
+    """The whole of a tensor of which this rank has the part x, where grad may be in shards."""
+    if not shards.is_shard(grad):
+        return x
+    sharded = torch.empty_like(grad)
+    shards.local(sharded).copy_(x)
+    return shards.full(sharded)
 
 
 @contextlib.contextmanager
@@ -130,21 +143,43 @@ def full_precision() -> Iterator[None]:
 
 
 def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Matrices [m, n], m <= n, of one m, with the singular values moved towards 1, by Newton-Schulz steps.
+    """Matrices with the singular values moved towards 1, by Newton-Schulz steps, as new tensors.
 
-    They become 0.7 to 1.2; those below about 1/700 of the Frobenius norm stay smaller. Each step multiplies the matrix
-    X from the left by a polynomial of X X^T. The polynomials commute, so all products but the last are of m x m
-    matrices, of all X at once. This needs float32 products (`full_precision`): each step multiplies the rounding errors
-    of small eigenvalues by about 12.
+    The values become 0.7 to 1.2; those below about 1/700 of the Frobenius norm stay smaller. Matrices of one shape are
+    multiplied together. This needs float32 products (`full_precision`): each step multiplies the rounding errors of
+    small eigenvalues by about 12.
+    """
+    by_side: dict[int, dict[torch.Size, list[int]]] = {}
+    for k, x in enumerate(matrices):
+        by_side.setdefault(min(x.shape), {}).setdefault(x.shape, []).append(k)
+    found = list(matrices)
+    for alike in by_side.values():
+        stacks = _orthogonal([torch.stack([matrices[k] for k in same]) for same in alike.values()])
+        for same, stack in zip(alike.values(), stacks, strict=True):
+            for k, x in zip(same, stack.unbind(), strict=True):
+                found[k] = x
+    return found
+
+
+def _orthogonal(stacks: Sequence[Tensor]) -> list[Tensor]:
+    """`orthogonal` for stacks [K, m, n] of which the shorter side is the same.
+
+    Each step multiplies a wide matrix X from the left by a polynomial of X X^T, and a tall one from the right by one of
+    X^T X. The polynomials commute, so all products but the last are of small square matrices, of all X at once.
     """
     a, b, c = POLYNOMIAL
-    gram = torch.stack([x @ x.mT for x in matrices])
+    gram = torch.cat([torch.bmm(x, x.mT) if _is_wide(x) else torch.bmm(x.mT, x) for x in stacks])
     square = gram.diagonal(dim1=1, dim2=2).sum(1).clamp(min=1e-30)[:, None, None]  # of the Frobenius norm
     gram, total = gram / square, square.rsqrt()
     for k in range(ITERATIONS):
-        factor = b * gram + c * (gram @ gram)
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal(dim1=1, dim2=2).add_(a)
-        total = factor @ total if k else factor * total
+        total = torch.bmm(factor, total) if k else factor * total
         if k < ITERATIONS - 1:
-            gram = factor @ gram @ factor
-    return [product @ x for product, x in zip(total, matrices, strict=True)]
+            gram = torch.bmm(torch.bmm(factor, gram), factor)
+    products = total.split([len(x) for x in stacks])
+    return [torch.bmm(p, x) if _is_wide(x) else torch.bmm(x, p) for p, x in zip(products, stacks, strict=True)]
+
+
+def _is_wide(x: Tensor) -> bool:
+    return x.shape[-2] <= x.shape[-1]

@@ -14,12 +14,13 @@ from rank_runs import assert_one_curve, command
 from test_trainer import OPTIONS, RATES, Known, data
 from tiny import tiny
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmfast.build import build_data, build_model
 from mmfast.cli import main
 from mmfast.errors import MmfastError
 from mmfast.files import load_tensors
-from mmfast.training import optimizer
+from mmfast.training import each, optimizer
 from mmfast.training.loop import fit, train
 from mmfast.training.optimizer import (
     ITERATIONS,
@@ -49,10 +50,15 @@ def newton_schulz(x):
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(1, 20), st.lists(st.integers(0, 30), min_size=1, max_size=3), st.integers(0, 2**31))
-def test_orthogonal_is_the_published_iteration(short, more, seed):
+@given(
+    st.lists(st.tuples(st.sampled_from([1, 2, 3, 13, 20]), st.integers(0, 3) | st.integers(0, 30)), max_size=5),
+    st.integers(0, 2**31),
+)
+def test_orthogonal_is_the_published_iteration(sizes, seed):
+    """Matrices of one shape, or with as many rows, are multiplied together."""
     generator = np.random.default_rng(seed)
-    xs = [generator.standard_normal((short, short + k)) * 10.0 ** (seed % 9 - 6) for k in more]
+    shapes = [(short, short + k)[:: generator.choice([1, -1])] for short, k in sizes]
+    xs = [generator.standard_normal(shape) * 10.0 ** (seed % 9 - 6) for shape in shapes]
     found = orthogonal([torch.from_numpy(x) for x in xs])
     # In float32 the eigenvalues of X X^T are off by 1e-7 of the largest; an iteration multiplies the least by a^2.
     single = orthogonal([torch.from_numpy(x).float() for x in xs])
@@ -145,7 +151,40 @@ def test_every_step_of_training_is_muons_for_matrices_and_adamws_for_the_rest(tm
         )  # a twentieth of Muon's steps: they amplify float32's error
 
 
-def test_a_step_left_out_changes_nothing():
+class Launches(TorchDispatchMode):
+    """Counts the operations that compute something, each of which is at least one launch on a GPU."""
+
+    views = ("view", "reshape", "transpose", "unbind", "diagonal", "unsqueeze", "alias", "split", "detach")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket.__name__.split("::")[-1] not in self.views
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_step_takes_as_many_launches_for_more_matrices_of_a_shape(decay):
+    counts = []
+    for many in (2, 9):
+        parameters = [nn.Parameter(x) for x in grads([(16, 40)] * many + [(40, 16)] * many + [(16, 2, 3, 3)], 0)]
+        found = Muon([{"params": parameters, "muon": True, "weight_decay": decay}], lr=0.1)
+        for _ in range(2):
+            for p in parameters:
+                p.grad = torch.ones_like(p)
+            with Launches() as launches:
+                found.step()
+        counts.append(launches.count)
+    few, many = counts
+    assert few == many < 60
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_left_out_changes_nothing(fused, monkeypatch):
+    for name in () if fused else ("add_", "lerp", "lerp_", "mul_", "sub_"):
+        monkeypatch.setattr(each, name, each._loop(name))
     parameters = [nn.Parameter(x) for x in grads([(16, 20), (16, 16), (5,)], 0)]
     found = Muon([{"params": parameters[2:]}, {"params": parameters[:2], "muon": True}], lr=0.1, fused=True)
 

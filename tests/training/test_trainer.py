@@ -12,6 +12,7 @@ from mmfast.build import build_model
 from mmfast.data import Data
 from mmfast.data.base import InMemory
 from mmfast.files import load_tensors
+from mmfast.training import each
 from mmfast.training.ema import EMA
 from mmfast.training.loop import fit
 from mmfast.training.objective import losses
@@ -135,10 +136,8 @@ def test_the_learning_rate():
 @pytest.mark.parametrize("fused", [True, False])
 def test_the_average(fused, monkeypatch):
     """The decay is (1 + n) / (10 + n) until that passes its own; what is no weight is the newest."""
-    from mmfast.training import ema
-
     if not fused:
-        monkeypatch.setattr(ema, "_LERP", None)
+        monkeypatch.setattr(each, "lerp_", each._loop("lerp_"))
     net = torch.nn.BatchNorm1d(1)
     average, expected = EMA(net, 0.5), 1.0
     with torch.no_grad():
