@@ -1,7 +1,8 @@
 """The time of a training step with each optimiser: `python -m benchmarks.optimizers`, or with a preset or config file.
 
 A step is all that `mmfast train` does for one: the batch, the loss, the backward pass, the optimiser and the average of
-the weights. The optimisers alternate, each with a model of its own, and medians count. Writes
+the weights. The optimisers alternate, each with a model of its own, and medians count. Beside the time stands the
+number of torch's operations in the optimiser, each of which is a launch on a GPU, or a few. Writes
 benchmarks/results/optimizers.csv.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from benchmarks import tables
 from benchmarks.arms import device_name
+from benchmarks.launches import of_steps
 from benchmarks.timing import with_warm_allocator
 
 RESULTS = Path(__file__).parent / "results"
@@ -53,7 +55,7 @@ def measure(base: str, changes: Mapping[str, str], seconds: float) -> list[dict[
     from mmfast.training.examples import loader
     from mmfast.training.trainer import Trainer
 
-    data, steps, times = None, {}, {}
+    data, steps, times, launches = None, {}, {}, {}
     for name in OPTIMIZERS:
         config = with_found(configs.load(base, [*changes.items(), ("train.optimizer", name), *ALWAYS]))
         data = build_data(config) if data is None else data
@@ -71,6 +73,11 @@ def measure(base: str, changes: Mapping[str, str], seconds: float) -> list[dict[
         elif round_ > 5 and time.perf_counter() > begun + seconds:
             break
         for name, (trainer, batches) in steps.items():
+            if round_ == 1:  # the first step creates the optimiser's state
+                with of_steps(trainer.optimizer) as counted:
+                    trainer.step(batches, trainer.model)
+                launches[name] = counted.count
+                continue
             start = time.perf_counter()
             trainer.step(batches, trainer.model)
             if device.type == "cuda":
@@ -81,11 +88,12 @@ def measure(base: str, changes: Mapping[str, str], seconds: float) -> list[dict[
     print(f"{base}, batches of {config.train.batch_size}, {config.train.precision}, {device_name(device.type)}")
     for name, each in times.items():
         ratio = statistics.median(a / b for a, b in zip(each, times["adamw"], strict=True))
-        print(f"  {name:<8} {statistics.median(each) * 1e3:9.2f} ms a step, {ratio:.3f} of AdamW's")
+        median = statistics.median(each) * 1e3
+        print(f"  {name:<8} {median:9.2f} ms a step, {ratio:.3f} of AdamW's, {launches[name]} operations")
         rows.append({
             "config": base, "optimizer": name, "steps": len(each), "batch_size": config.train.batch_size,
-            "precision": config.train.precision, "step_ms": round(statistics.median(each) * 1e3, 2),
-            "of_adamw": round(ratio, 3), "device": device_name(device.type),
+            "precision": config.train.precision, "step_ms": round(median, 2),
+            "of_adamw": round(ratio, 3), "operations": launches[name], "device": device_name(device.type),
         })  # fmt: skip
     return rows
 

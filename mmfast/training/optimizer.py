@@ -103,12 +103,18 @@ class Muon(torch.optim.AdamW):
         mine = [shards.local(x) for x in grads]
         averages = [shards.local(self.state[p]["exp_avg"]) for p in these]
         if skipped is not None:
-            # An average stays as it is.
-            mine = [torch.where(skipped > 0, kept, x) for kept, x in zip(averages, mine, strict=True)]
+            mine = _unless(skipped, mine, averages)  # an average of itself and itself stays as it is
         each.lerp_(averages, mine, 1 - MOMENTUM)
         each.add_([self.state[p]["step"] for p in these], 1 if skipped is None else 1 - skipped)
         updates = each.lerp(mine, averages, MOMENTUM)
         return [_whole(x, grad).reshape(len(p), -1).float() for x, grad, p in zip(updates, grads, these, strict=True)]
+
+
+def _unless(skipped: Tensor, these: list[Tensor], others: list[Tensor]) -> list[Tensor]:
+    """`these`, or the others if `skipped` is 1: in a few launches, without reading a GPU's value."""
+    a, b = (torch.cat([x.reshape(-1) for x in part]) for part in (others, these))
+    chosen = torch.where(skipped > 0, a, b)
+    return [x.view(own.shape) for x, own in zip(chosen.split([x.numel() for x in these]), these, strict=True)]
 
 
 def _whole(x: Tensor, grad: Tensor) -> Tensor:
