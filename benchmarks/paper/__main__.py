@@ -59,6 +59,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--validate", action="store_true", help="evaluate on a part of the training data: to choose options by"
     )
+    parser.add_argument(
+        "--claims", action="store_true", help="measure only what the claims need, which is much less for some methods"
+    )
     parser.add_argument("--data", default="", help="the data set's folder, if it is not the usual one")
     parser.add_argument(
         "--set",
@@ -103,6 +106,8 @@ def load(name: str) -> Task:
 
 def plan_of(args: argparse.Namespace) -> cells.Plan:
     task = load(args.task)
+    if args.claims and not task.needed:
+        raise MmfastError(f"--claims: {task.name} has no measures that its claims do not need; leave it out")
     changes: dict[str, Any] = dict(task.smoke if args.smoke else task.change)
     if args.data:
         changes["data.root"] = args.data
@@ -115,7 +120,7 @@ def plan_of(args: argparse.Namespace) -> cells.Plan:
     name = "smoke" if args.smoke else f"{args.images}-images" + "-validation" * args.validate
     name += "".join(f",{key}={value}".replace("/", "_") for key, value in sorted(pairs.items()))
     name += f",data-{digest(os.path.realpath(args.data))[:8]}" if args.data else ""
-    return cells.Plan(task, args.images, args.samples, args.work / name, changes, args.smoke)
+    return cells.Plan(task, args.images, args.samples, args.work / name, changes, args.smoke, args.claims)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -134,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
         extractor(plan.task.features)
         plan.task.check()
     judges = [(plan.task.judge, cells.JUDGE_SEED)] if plan.task.judge else []
-    methods = [method for method in plan.task.methods if {*method.uses} <= config.modalities.keys()]
+    methods = [method for method in plan.methods if {*method.uses} <= config.modalities.keys()]
     work = [(method, seed) for seed in range(args.seeds) for method in methods]
     failed = _all(plan, judges, args) or _all(plan, work, args)
     _write(plan, args)
@@ -191,7 +196,7 @@ def _cell(plan: cells.Plan, method: Method, seed: int, args: argparse.Namespace)
     command = [sys.executable, "-m", "benchmarks.paper", args.task, "--cell", method.name, str(seed)]
     command += ["--images", str(args.images), "--samples", str(args.samples), "--work", str(args.work)]
     command += ["--smoke"] * args.smoke + (["--data", args.data] if args.data else [])
-    command += ["--validate"] * args.validate + _sets(args)
+    command += ["--validate"] * args.validate + ["--claims"] * args.claims + _sets(args)
     with open(folder / "log.txt", "a") as log:
         # In its own session, so that Ctrl-C reaches it once, from here.
         process = subprocess.Popen(
@@ -228,7 +233,7 @@ def _write(plan: cells.Plan, args: argparse.Namespace) -> None:
     rows = report.summarise(found)
     claims = [report.Budget(plan.images, task.verdicts(rows, 1.0)), *_elsewhere(plan, args.seeds)]
     claims += report.kept_below(task.name, args.out)
-    how = {"--validate": args.validate, "--smoke": args.smoke}
+    how = {"--validate": args.validate, "--smoke": args.smoke, "--claims": args.claims}
     options = [*(word for word, asked in how.items() if asked), *_sets(args)]
     out = args.out.resolve()
     if out != RESULTS and out.is_relative_to(report.ROOT):
@@ -244,7 +249,7 @@ def _finished(plan: cells.Plan, seeds: int) -> list[report.Cell]:
     """The results of the finished cells; none until our first model has results."""
     if not plan.cells(plan.task.method(OURS), 0):
         return []
-    return [cell for method in plan.task.methods for seed in range(seeds) for cell in plan.cells(method, seed) or []]
+    return [cell for method in plan.methods for seed in range(seeds) for cell in plan.cells(method, seed) or []]
 
 
 def _elsewhere(plan: cells.Plan, seeds: int) -> list[report.Budget]:

@@ -244,12 +244,14 @@ NAMES = list(CONFIG.modalities)
 SINGLE = [single(direction, NAMES) for direction in directions(NAMES)]
 METHODS = [Method(OURS, ours), *(method for method, _ in SINGLE)]
 OTHER = Method(UNIDIFFUSER, lambda trained: {UNIDIFFUSER: named(trained)}, unidiffuser(CONFIG))
+NEEDED = {OURS: named, **{method.name: measure for method, measure in SINGLE}}
 TASK = Task(
     name="any_to_any",
     title="Any modality given any others",
     question="Does one model of all modalities draw and predict each of them, given any others, as well as a model "
     "trained for one direction alone, with the same backbone and the same number of training images?",
-    methods=[*METHODS, OTHER, *other_budgets(METHODS, {OURS: named, **{m.name: measure for m, measure in SINGLE}})],
+    methods=[*METHODS, OTHER, *other_budgets(METHODS, NEEDED)],
+    needed=NEEDED,
     reference=reference,
     verdicts=verdicts,
     pictures=pictures,

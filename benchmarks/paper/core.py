@@ -114,7 +114,11 @@ def its_share(name: str) -> str:
     return f"{name}, a share of the images"
 
 
-def other_budgets(methods: Sequence[Method], rows: Mapping[str, Callable[[Trained], list[Metric]]]) -> list[Method]:
+# Measures by the method's name.
+Measures = Mapping[str, Callable[[Trained], list[Metric]]]
+
+
+def other_budgets(methods: Sequence[Method], rows: Measures) -> list[Method]:
     """Ours at the total compute of the single models, and each of these at its share of ours.
 
     rows: by name, the evaluation of ours and of each of the single models that together do what ours does.
@@ -135,7 +139,7 @@ def other_budgets(methods: Sequence[Method], rows: Mapping[str, Callable[[Traine
 LAST, RATE = 0.25, 0.5
 
 
-def fine_tuned(methods: Sequence[Method], rows: Mapping[str, Callable[[Trained], list[Metric]]]) -> list[Method]:
+def fine_tuned(methods: Sequence[Method], rows: Measures) -> list[Method]:
     """Ours, fine-tuned as in the paper: the last quarter of its images trains only the task of each single model.
 
     rows: the evaluation of the single models, by name. Ours keeps all its modalities; how often each is given is
@@ -189,7 +193,8 @@ class Task:
     name in mmfast.metrics.features, never of a network that the model learns from. complete: evaluate every method on
     the examples that have all of our modalities instead of its own. check: fails if something that the evaluation needs
     is not installed. change: overrides of the preset for every method. smoke: used instead of `change` in a run of a
-    minute. preset: its name, if it is not the task's. The notes are in notes/TASK.md.
+    minute. preset: its name, if it is not the task's. needed: the measures that the claims need, by method; those of
+    other budgets need all of theirs. The notes are in notes/TASK.md.
     """
 
     name: str
@@ -206,6 +211,13 @@ class Task:
     change: dict[str, Any] = field(default_factory=dict)
     smoke: dict[str, Any] = field(default_factory=dict)
     preset: str = ""
+    needed: Measures = field(default_factory=dict)
+
+    @property
+    def claiming(self) -> list[Method]:
+        """The methods whose measures the claims need."""
+        names = {name for method in self.needed for name in (method, its_share(method))} | {TOTAL}
+        return [method for method in self.methods if method.name in names]
 
     @property
     def notes(self) -> list[str]:

@@ -172,12 +172,14 @@ METHODS = [
     Method(IMAGE, image_alone, {"modalities.embedding": None, "train.given_probability": 0.0}),
     Method(REGRESSOR, regressor, supervised=("image", "embedding")),
 ]
+NEEDED = {OURS: main, IMAGE: _images, REGRESSOR: _said}
 TASK = Task(
     name="image-embedding",
     title="Image and embedding together",
     question="Does one model of images and their embeddings draw as well as an image model, with embeddings that match "
     "its images?",
-    methods=[*METHODS, *other_budgets(METHODS, {OURS: main, IMAGE: _images, REGRESSOR: _said})],
+    methods=[*METHODS, *other_budgets(METHODS, NEEDED)],
+    needed=NEEDED,
     reference=reference,
     verdicts=verdicts,
     pictures=pictures,

@@ -208,6 +208,7 @@ METHODS = [
     Method(CLASSIFIER, classifier, supervised=("image", "label")),
 ]
 SINGLE = {DROPPED: drawn_for_a_label, CLASSIFIER: classified}
+NEEDED = {OURS: main, **SINGLE}
 TASK = Task(
     name="image-label",
     title="Image and label together",
@@ -216,8 +217,9 @@ TASK = Task(
     methods=[
         *METHODS,
         *fine_tuned(METHODS, SINGLE),
-        *other_budgets(METHODS, {OURS: main, **SINGLE}),
+        *other_budgets(METHODS, NEEDED),
     ],
+    needed=NEEDED,
     reference=reference,
     verdicts=verdicts,
     pictures=pictures,

@@ -144,6 +144,7 @@ METHODS = [
     Method(IMAGE, image_alone, {"modalities.mask": None, "train.given_probability": 0.0}),
     Method(SEGMENTATION, segmentation, supervised=("image", "mask")),
 ]
+NEEDED = {OURS: lambda trained: [*_both(trained), *_masks(trained)], IMAGE: _both, SEGMENTATION: _segmented}
 TASK = Task(
     name="image-mask",
     title="Image and segmentation mask together",
@@ -152,11 +153,9 @@ TASK = Task(
     methods=[
         *METHODS,
         *fine_tuned(METHODS, {SEGMENTATION: _segmented}),
-        *other_budgets(
-            METHODS,
-            {OURS: lambda trained: [*_both(trained), *_masks(trained)], IMAGE: _both, SEGMENTATION: _segmented},
-        ),
+        *other_budgets(METHODS, NEEDED),
     ],
+    needed=NEEDED,
     judge=Method(JUDGE, judge, supervised=("image", "mask")),
     reference=reference,
     verdicts=verdicts,

@@ -184,12 +184,14 @@ METHODS = [
     Method(RESTORATION, restoration, supervised=("masked", "masked")),
     Method(IMAGE, image_alone, {"modalities.masked": None, "train.given_probability": 0.0}),
 ]
+NEEDED = {OURS: main, RESTORATION: _alone, IMAGE: _drawn}
 TASK = Task(
     name="masked-image",
     title="Generation and the restoration of hidden parts",
     question="Does a model that both generates images and restores hidden blocks restore better than one trained only "
     "to restore, and better than inpainting with a model that only generates?",
-    methods=[*METHODS, *other_budgets(METHODS, {OURS: main, RESTORATION: _alone, IMAGE: _drawn})],
+    methods=[*METHODS, *other_budgets(METHODS, NEEDED)],
+    needed=NEEDED,
     reference=reference,
     verdicts=verdicts,
     pictures=pictures,

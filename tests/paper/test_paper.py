@@ -48,6 +48,26 @@ def test_a_task_trains_evaluates_and_writes_its_page(task, tmp_path):
     page = (tmp_path / "results" / f"{task}.md").read_text()
     assert all(method in page for method in methods)
     assert list((tmp_path / "results").glob(f"{task}-*.png"))
+    # The claims alone: of the same models, with the same figures and verdicts, and beside the full results.
+    full = {file: file.read_bytes() for file in tmp_path.rglob("result.json")}
+    assert run(task, tmp_path, "--images", "128", "--claims", "--out", str(tmp_path / "claims")) == 0
+    brief = json.loads((tmp_path / "claims" / f"{task}.json").read_text())
+    assert full and all(file.read_bytes() == text for file, text in full.items())
+    needed = [method.name for method in paper.load(task).claiming]
+    assert {row["method"] for row in brief["rows"]} == {*needed} < {*methods}
+    for row in brief["rows"]:
+        assert row["values"] == rows[row["method"], row["condition"], row["metric"]]["values"]
+    assert len(brief["rows"]) < len(rows) and "--claims" in (tmp_path / "claims" / f"{task}.md").read_text()
+    verdicts = {v["claim"]: v for v in found["verdicts"]}
+    assert brief["verdicts"] and all(v == verdicts[v["claim"]] for v in brief["verdicts"])
+
+
+def test_claims_are_of_the_papers_tasks(tmp_path):
+    for task in {*paper.TASKS, *paper.ABLATIONS, *paper.OTHERS}:
+        for method in paper.load(task).needed:
+            assert paper.load(task).method(method) in paper.load(task).claiming
+    with pytest.raises(MmfastError, match="--claims: few-labels has no measures that its claims do not need"):
+        paper.main(["few-labels", "--smoke", "--claims", "--work", str(tmp_path)])
 
 
 @pytest.mark.slow
