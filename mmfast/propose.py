@@ -48,9 +48,8 @@ BESIDE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "feature_map": ("It is read off the image, or given, and leaves no trace in the noise.", {}),
 }
-# Beside an image, Muon improves these kinds, alone or with others (docs/training.md). Others alone were not tried, or
-# did not improve.
-MUON = {"mask", "label"}
+# What may stand beside an image for Muon to be proposed, because its presets were compared (docs/training.md).
+MUON = ({"mask"}, {"label"})
 # Measures the seconds that a training step takes with a config.
 Timer = Callable[[Config], float]
 
@@ -145,7 +144,7 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
     }
     if beside == {"label"}:
         train["low_noise"] = {"share": 0.15, "until": 0.1, "weight": 0.25}
-    if beside & MUON and side >= 16:
+    if beside in MUON and side >= 16:
         train["optimizer"] = "muon"
     labels = [name for name, x in specs.items() if x["kind"] == "label"]
     return {
