@@ -84,7 +84,7 @@ def test_every_module_has_mutants_and_each_is_another_program():
     (module,) = sources(["training/ema.py"])
     found = mutants(module, (ROOT / module).read_text())
     programs = {ast.dump(ast.parse(m.source)) for m in found}
-    assert len(programs) == len({m.key for m in found}) == len(found) > 20
+    assert len(programs) == len({m.key for m in found}) == len(found) > 15
     assert ast.dump(ast.parse((ROOT / module).read_text())) not in programs
 
 
