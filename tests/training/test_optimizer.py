@@ -196,6 +196,15 @@ def test_a_step_left_out_changes_nothing(fused, monkeypatch):
     assert [float(found.state[p]["step"]) for p in parameters] == [2, 2, 2]
 
 
+def test_a_step_counts_and_returns_what_its_closure_does():
+    layer = nn.Linear(16, 16)
+    found = build("muon", layer, [], 0.1, 0.0)
+    for _ in range(3):
+        layer.weight.grad, layer.bias.grad = torch.ones_like(layer.weight), torch.ones_like(layer.bias)
+        assert found.step(lambda: 7.0) == 7.0
+    assert [float(found.state[p]["step"]) for p in layer.parameters()] == [3, 3]
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_with_the_same_bits(tmp_path):
     options = {**MUON, "train__steps": 8, "train__checkpoint_every": 4}
