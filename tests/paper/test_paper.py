@@ -55,6 +55,8 @@ def test_a_task_trains_evaluates_and_writes_its_page(task, tmp_path):
     assert full and all(file.read_bytes() == text for file, text in full.items())
     needed = [method.name for method in paper.load(task).claiming]
     assert {row["method"] for row in brief["rows"]} == {*needed, cells.REAL} and {*needed} <= {*methods}
+    of_ours = {row["condition"] for row in brief["rows"] if row["method"] != cells.REAL}
+    assert {row["condition"] for row in brief["rows"]} == of_ours
     for row in brief["rows"]:
         assert row["values"] == rows[row["method"], row["condition"], row["metric"]]["values"]
     assert len(brief["rows"]) < len(rows) and "--claims" in (tmp_path / "claims" / f"{task}.md").read_text()
