@@ -288,8 +288,9 @@ def test_every_score_of_a_modality_has_its_meaning():
     assert "label in" in figures.explain("bound.discrete.label_bits").meaning
     # An image may stand beside an anchor that is none, so the unit does not follow from the anchor.
     for anchor in ("", "row"):
-        assert "pixels in -1 to 1" in figures.explain("image.recovered_rmse", anchor).meaning
-        assert "standardised columns" in figures.explain("row.recovered_rmse", anchor).meaning
+        for name in ("image", "row"):
+            meaning = figures.explain(f"{name}.recovered_rmse", anchor).meaning
+            assert "values in -1 to 1 (pictures) or standardised (tables)" in meaning
     assert "bits per dimension" in figures.explain("bound.pixels_bits").meaning
     assert figures.explain("cat.fluff").better == "" and "No description" in figures.explain("cat.fluff").meaning
 

@@ -14,7 +14,7 @@ SCORES = {
     "agreement": (HIGHER, "the share that agrees, 0 to 1"),
     "iou": (HIGHER, "intersection over union, the mean over the classes except the background, 0 to 1"),
     "cosine": (HIGHER, "the cosine of the angle between the two, -1 to 1"),
-    "rmse": (LOWER, "root mean square difference, of pixels in -1 to 1 or of a table's standardised columns"),
+    "rmse": (LOWER, "root mean square difference of values in -1 to 1 (pictures) or standardised (tables)"),
     "lpips_alex": (LOWER, "perceptual distance (LPIPS over AlexNet)"),
     "lpips_vgg": (LOWER, "perceptual distance (LPIPS over VGG)"),
 }
