@@ -11,11 +11,9 @@ import torch
 import yaml
 
 from benchmarks.paper import __main__ as paper
-from benchmarks.paper import cells, core, curves, measures, report, supervised
+from benchmarks.paper import cells, curves, measures, report, supervised
 from benchmarks.paper.core import OURS
-from benchmarks.paper.report import Row
-from mmfast.build import build_model, load_run
-from mmfast.config import changes
+from mmfast.build import build_model
 from mmfast.errors import MmfastError
 from mmfast.metrics.features import Extractor
 from mmfast.training import fit
@@ -62,14 +60,6 @@ def test_a_task_trains_evaluates_and_writes_its_page(task, tmp_path):
     assert len(brief["rows"]) < len(rows) and "--claims" in (tmp_path / "claims" / f"{task}.md").read_text()
     verdicts = {v["claim"]: v for v in found["verdicts"]}
     assert brief["verdicts"] and all(v == verdicts[v["claim"]] for v in brief["verdicts"])
-
-
-def test_claims_are_of_the_papers_tasks(tmp_path):
-    for task in {*paper.TASKS, *paper.ABLATIONS, *paper.OTHERS}:
-        for method in paper.load(task).needed:
-            assert paper.load(task).method(method) in paper.load(task).claiming
-    with pytest.raises(MmfastError, match="--claims: few-labels has no measures that its claims do not need"):
-        paper.main(["few-labels", "--smoke", "--claims", "--work", str(tmp_path)])
 
 
 @pytest.mark.slow
@@ -222,53 +212,6 @@ def test_bad_arguments_are_named(tmp_path, capsys):
         paper.main(["image-label", "--data", str(tmp_path / "none"), "--work", str(tmp_path)])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", paper.ABLATIONS)
-def test_an_ablation_changes_one_thing_at_a_time_and_every_variant_builds(name):
-    task = paper.load(name)
-    usual = task.config(task.method(OURS), 0, 6400, {})
-    for method in task.methods[1:]:
-        config = task.config(method, 0, 6400, {})
-        changed = list(changes(usual, config))
-        assert changed and {key.rsplit(".", 1)[0].removesuffix(".weight") for key in changed} <= {
-            whole.removesuffix(".weight") for key in method.change for whole in (key, key.rsplit(".", 1)[0])
-        }
-        with torch.device("meta"):  # without numbers, which take longest
-            build_model(config)
-
-
-def test_other_budgets_and_what_is_claimed_there():
-    """Ours on twice the images against both single models; and those on half of them. IoU and FD by hand."""
-    task = paper.load("image-mask")
-    images = {m.name: task.config(m, 0, 6400, {}).train.steps * 16 for m in task.methods}
-    half = {core.its_share(name): 3200 for name in ("image alone", "segmentation alone")}
-    last = {f"{OURS}, fine-tuned as segmentation alone": 1600}
-    assert images == {OURS: 6400, "image alone": 6400, "segmentation alone": 6400, core.TOTAL: 12800, **half, **last}
-    of = {m.name: m for m in task.methods}
-    for name in half:
-        assert dataclasses.replace(of[name], name="", share=1.0, evaluate=print) == dataclasses.replace(
-            of[name.split(",")[0]], name="", evaluate=print
-        )
-
-    def rows(name, iou=None, fd=None):
-        found = [("given the image", "mean IoU", iou, True), ("drawn together", "FD-EffNetLite0", fd, False)]
-        return [Row(name, where, what, x, 0.1, 3, [x] * 3, up) for where, what, x, up in found if x is not None]
-
-    table = [
-        *rows(OURS, 0.80, 100.0), *rows("image alone", fd=105.0), *rows("segmentation alone", 0.81),
-        *rows(core.TOTAL, 0.815, 106.0), *rows(core.its_share("image alone"), fd=99.0),
-        *rows(core.its_share("segmentation alone"), 0.79),
-    ]  # fmt: skip
-    first, *_ = task.verdicts(table, 1.0)
-    assert first.claim == "mean IoU within 0.02 of the segmentation model's" and first.holds
-    total, share = core.sections(task, table)
-    assert [(v.claim.split(" the ")[0], v.holds) for v in total.verdicts[:2]] == [
-        ("mean IoU no worse than", True), ("FD-EffNetLite0 no worse than", False)]  # fmt: skip
-    assert [v.holds for v in share.verdicts[:2]] == [True, False]
-    assert total.own == [core.TOTAL] and share.own == list(half) and share.methods[0] == OURS
-    assert core.sections(task, rows(OURS, 0.8)) == []
-
-
 @pytest.mark.parametrize(
     ("capability", "precision", "lines"), [("AVX2", "bf16", 1), ("AVX2", "fp32", 0), ("AVX512", "bf16", 0)]
 )
@@ -280,89 +223,6 @@ def test_bf16_is_said_to_be_slow_where_it_is(monkeypatch, capability, precision,
     config = task.config(task.method(OURS), 0, 64, {"train.precision": precision})
     found = list(paper.slow(config))
     assert len(found) == lines and all("--set train.precision=fp32" in line for line in found)
-
-
-@pytest.mark.slow
-def test_a_fine_tuned_model_goes_on_from_ours_with_one_task(tmp_path):
-    """Three quarters of the images as ours, then one; at a rate near zero there the weights are the first part's."""
-    plan = paper.plan_of(paper.parse(["image-label", "--smoke", "--samples", "10", "--work", str(tmp_path)]))
-    drawn, read = (m for m in plan.task.methods if m.first)
-    for method, given in ((drawn, {"image": 0.0, "label": 0.9}), (read, {"image": None, "label": 0.95})):
-        config = plan.config(method, 0)
-        assert {name: spec.given_probability for name, spec in config.modalities.items()} == given
-        assert config.train.learning_rate == plan.config(plan.task.method(OURS), 0).train.learning_rate / 2
-        method = dataclasses.replace(method, rate=1e-9)
-        found, _, _ = cells.trained(plan, method, 0)
-        cells.run(plan, method, 0)
-        (cell,) = plan.cells(method, 0)
-        folder = plan.folder(method, 0)
-        first, config = load_run(folder / "first")[2], load_run(folder / "first")[1]
-        assert (config.train.steps, found.config.train.steps) == (30, 10) and config.train.learning_rate == 2e-3
-        assert all(torch.allclose(x, found.model.state_dict()[n], atol=1e-6) for n, x in first.state_dict().items())
-        other = build_model(found.config)  # as it begins
-        assert not all(torch.allclose(x, other.state_dict()[n], atol=1e-6) for n, x in first.state_dict().items())
-        assert cell.images == 640 and cell.method == method.name
-
-
-def test_the_ablation_counts_differences_beyond_two_standard_errors():
-    def row(method, mean, stderr):
-        return Row(method, "given the label", "label accuracy", mean, stderr, 3, [mean] * 3, True)
-
-    task = paper.load(paper.ABLATIONS[0])
-    near, better, worse = task.verdicts(
-        [row(OURS, 0.9, 0.01), row("near", 0.92, 0.01), row("better", 0.95, 0.01), row("worse", 0.8, 0.01)], 1.0
-    )
-    assert near.holds and worse.holds and not better.holds
-    assert "better in 1 (label accuracy given the label +0.050)" in better.evidence
-    (alone,) = task.verdicts([row(OURS, 0.9, None), row("one seed", 0.8, None)], 1.0)
-    assert not alone.holds and "of 0 measures" in alone.evidence
-
-
-def test_few_labels_are_those_of_a_share_and_single_models_have_no_other_images():
-    task = paper.load("few-labels")
-    assert len(task.methods) == 1 + 3 * 4
-    for method in task.methods[1:]:
-        label = task.config(method, 0, 6400, {}).modalities["label"]
-        share = float(method.name.rsplit(", ", 1)[1].split("%")[0]) / 100
-        assert label.labelled_fraction == share and label.labelled_only == (not method.name.startswith(OURS))
-        assert label.labelled_share == (0.5 if "repeated" in method.name else None)
-
-    def rows(name, accuracy, fd, agree):
-        found = [("given the image", "accuracy", accuracy, True), ("given the label", "FD-Classifier", fd, False),
-                 ("given the label", "consistency", agree, True)]  # fmt: skip
-        return [Row(name, where, what, x, 0.1, 3, [x] * 3, up) for where, what, x, up in found]
-
-    table = [*rows(f"{OURS}, 5% labelled", 0.8, 9.0, 0.6), *rows("classifier alone, 5% labelled", 0.7, 0.0, 0.0),
-             *rows("class-conditional DDPM, label dropped, 5% labelled", 0.0, 8.0, 0.5)]  # fmt: skip
-    of = {v.claim: v.holds for v in task.verdicts(table, 1.0) if v.claim.endswith("with 5% labelled")}
-    assert list(of.values()) == [True, False, True]
-    table += rows(f"{OURS}, labels repeated, 5% labelled", 0.6, 7.0, 0.4)  # where there are some, it is about those
-    of = {v.claim: v.holds for v in task.verdicts(table, 1.0) if v.claim.endswith("with 5% labelled")}
-    assert list(of.values()) == [False, True, False]
-
-
-@pytest.mark.slow
-def test_few_labels_run(tmp_path):
-    assert run("few-labels", tmp_path) == 0
-    page = (tmp_path / "results" / "few-labels.md").read_text()
-    assert all(f"{name}, 20% labelled" in page for name in (OURS, "classifier alone"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "variant", "metrics"),
-    [
-        ("ablation", "sampled self-conditioning", {"label agreement", "mask IoU", "FD-pixels"}),
-        ("ablation-mask", "unknown in 0.6, read at little noise", {"mask against judge", "mean IoU", "FD-pixels"}),
-        ("ablation-label", "W of the label: bridge, 2", {"consistency", "accuracy", "FD-pixels"}),
-    ],
-)
-def test_a_variant_of_an_ablation_runs_and_its_result_is_found_again(tmp_path, name, variant, metrics):
-    plan = paper.plan_of(paper.parse([name, "--smoke", "--work", str(tmp_path)]))
-    for method in (plan.task.method(OURS), plan.task.method(variant)):
-        cells.run(plan, method, 0)
-        found = plan.cells(method, 0)
-        assert found and {m.metric for m in found[0].metrics} >= metrics
 
 
 @pytest.mark.slow
