@@ -39,9 +39,11 @@ inline PyObject* py_tell(PyObject* const* a, Py_ssize_t count) {
     torch_state.new_empty = interned("new_empty");
     torch_state.is_grad_enabled = PyObject_GetAttrString(a[2], "is_grad_enabled");
     torch_state.num_threads = PyObject_GetAttrString(a[2], "get_num_threads");
+    torch_state.empty_like = PyObject_GetAttrString(a[2], "empty_like");
     torch_state.lowest = PyLong_FromLongLong(INT64_MIN);
-    if (!torch_state.is_grad_enabled || !torch_state.num_threads || !torch_state.lowest) throw PythonError();
-    torch_state.empty_like = interned("empty_like"), torch_state.random = interned("random_");
+    if (!torch_state.is_grad_enabled || !torch_state.num_threads || !torch_state.empty_like || !torch_state.lowest)
+        throw PythonError();
+    torch_state.random = interned("random_");
     const Reference keyword(interned("dtype"));
     torch_state.dtype_keyword = PyTuple_Pack(1, keyword.get());
     if (!torch_state.dtype_keyword) throw PythonError();
@@ -154,18 +156,31 @@ inline PyObject* new_tensor(PyObject* like, const int64_t* shape, int rank, PyOb
 
 // A new tensor like `like`, which must be contiguous. Faster than new_tensor.
 inline PyObject* new_like(PyObject* like) {
-    PyObject* made = PyObject_CallMethodOneArg(torch_state.torch, torch_state.empty_like, like);
+    PyObject* made = PyObject_CallOneArg(torch_state.empty_like, like);
     if (!made) throw PythonError();
     return made;
 }
 
+// This thread's buffer for drawing a seed. mmfast/ops/around.py owns it for as long as the Python thread lives, so it is
+// only asked for once per thread. The number of a thread is never used again.
+inline PyObject* seed_buffer() {
+    thread_local uint64_t thread = 0;
+    thread_local PyObject* borrowed = nullptr;
+    const uint64_t now = PyThreadState_GetID(PyThreadState_Get());
+    if (!borrowed || thread != now) {
+        borrowed = Reference(PyObject_CallNoArgs(torch_state.seed_tensor)).get();
+        thread = now;
+    }
+    return borrowed;
+}
+
 // A fresh seed from torch's default generator; mmfast/ops/around.py has the same function.
 inline int64_t fresh_seed() {
-    const Reference kept(PyObject_CallNoArgs(torch_state.seed_tensor));
-    PyObject* arguments[] = {kept.get(), torch_state.lowest, Py_None};
+    PyObject* buffer = seed_buffer();
+    PyObject* arguments[] = {buffer, torch_state.lowest, Py_None};
     const Reference filled(PyObject_VectorcallMethod(torch_state.random, arguments, 3, nullptr));
     dlpack::Tensor t;
-    if (exchange_api()->from_object(kept.get(), &t) != 0) throw PythonError();
+    if (exchange_api()->from_object(buffer, &t) != 0) throw PythonError();
     int64_t seed;
     std::memcpy(&seed, static_cast<char*>(t.data) + t.byte_offset, sizeof seed);
     return seed;

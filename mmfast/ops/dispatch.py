@@ -19,13 +19,14 @@ from mmfast.ops.call import Call, Tables, pick, tensor_of
 PLAIN_IN_GRAPHS = True
 
 
-def at_once(name: str, terms: Any, tables: Any, rows: Any, noise: Any, *options: Any) -> Any:
+def at_once(name: str, terms: Any, tables: Any, rows: Any, noise: Any, option: Any, second: Any) -> Any:
     """Run the op in an extension on the unchecked parts of a call; returns its two results, or None in unusual cases.
 
-    options: as the extension takes them (csrc/serve.h). The caller makes sure that no compiler is tracing.
+    option, second: the op's two options, as the extension takes them (csrc/serve.h). The caller makes sure that no
+    compiler is tracing.
     """
     for function in backends.LOOKING[name]:
-        found = function(terms, tables, rows, noise, *options)
+        found = function(terms, tables, rows, noise, option, second)
         if type(found) is tuple:
             return found if len(found) == 2 else autograd.RECORD[name](terms, tables, rows, noise, found)
         if found != backends.ELSEWHERE:

@@ -1,13 +1,17 @@
 """The short way into C++ takes nothing that the checks would refuse, and treats nothing otherwise."""
 
 import contextlib
+import ctypes
+import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.cuda_on_host import compiler
 from mmfast import MmfastError, Schedule, bridge, ops
 from mmfast.ops import Block, Tables, dispatch
 
@@ -151,6 +155,53 @@ def test_a_fresh_seed_is_kept_for_the_gradient_of_sigma():
     out, eps = ops.combine([Z], torch.zeros(4, 1), sigma, return_noise=True)
     (found,) = torch.autograd.grad(out.sum(), sigma)
     torch.testing.assert_close(found, eps.sum(1), rtol=1e-5, atol=1e-6)
+
+
+def drawn_and_wanted():
+    """The noise of an op without a seed, and of the same op with the seed that it should have drawn."""
+    torch.manual_seed(7)
+    drawn = ops.q_sample(Z, {}, T, S)[1]
+    torch.manual_seed(7)
+    seed = int(torch.empty((), dtype=torch.int64).random_(-(1 << 63), None))
+    return drawn, ops.q_sample(Z, {}, T, S, seed=seed)[1]
+
+
+def test_each_thread_draws_its_own_fresh_seeds():
+    """Threads that end leave their buffers to nobody."""
+    found = []
+    for _ in range(50):
+        thread = threading.Thread(target=lambda: found.append(drawn_and_wanted()))
+        thread.start()
+        thread.join()
+    assert len(found) == 50 and all(torch.equal(a, b) for a, b in found)
+
+
+TWICE = """
+#include <pthread.h>
+static void* twice(void* f) { ((void (*)(void))f)(); ((void (*)(void))f)(); return 0; }
+extern "C" int run(void (*f)(void)) {
+    pthread_t thread;
+    return pthread_create(&thread, 0, twice, (void*)f) || pthread_join(thread, 0);
+}
+"""
+
+
+@pytest.mark.skipif(compiler() is None, reason="there is no g++")
+def test_fresh_seeds_in_a_thread_that_enters_python_twice(tmp_path):
+    """A thread of C's has another Python thread, and so another buffer, each time that it enters Python."""
+    (tmp_path / "twice.cpp").write_text(TWICE)
+    library = tmp_path / "twice.so"
+    subprocess.run([compiler(), "-shared", "-fPIC", "-pthread", tmp_path / "twice.cpp", "-o", library], check=True)
+    found, others = [], []
+
+    @ctypes.CFUNCTYPE(None)
+    def enters():
+        others.extend(torch.ones((), dtype=torch.int64) for _ in range(100))  # one is where the first buffer was
+        found.append(drawn_and_wanted())
+
+    assert ctypes.CDLL(str(library)).run(enters) == 0
+    assert len(found) == 2 and all(torch.equal(a, b) for a, b in found)
+    assert len(others) == 200 and all(int(x) == 1 for x in others)
 
 
 def test_a_registered_backend_is_asked_again_after_another_was_forced(monkeypatch):
