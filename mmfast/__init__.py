@@ -52,12 +52,12 @@ if not TYPE_CHECKING:
         return sorted({*globals(), *__all__})
 
 
-def load(folder: str | PathLike[str], device: str = "auto") -> Loaded:
+def load(folder: str | PathLike[str], device: str = "auto", weights: str = "last") -> Loaded:
     """Load a trained run for sampling: `mmfast.load("runs/digits").sample(label=3, n=8)`.
 
-    Returns a `mmfast.loaded.Loaded`. Raises MmfastError if the folder holds no run, its files are damaged or the device
-    does not exist.
+    weights: "last", or "best" for the best on held-out examples. Returns a `mmfast.loaded.Loaded`. Raises MmfastError
+    if the folder holds no run, its files are damaged, it has no best weights or the device does not exist.
     """
     from mmfast.loaded import load  # imported here so that programs that only use the ops need not wait for it
 
-    return load(folder, device)
+    return load(folder, device, weights)

@@ -149,13 +149,15 @@ def build_data(config: Config) -> Data:
         cache, cells = getattr(config.data, "cache", ""), getattr(spec, "cells", 0)
         whole = bool(getattr(spec, "components", None))
         found = with_embeddings(found, config.anchor, name, spec.network, spec.dim, cache, cells, whole)
-    anchor = config.modalities[config.anchor]
-    for key, asked in (("fraction", anchor.labelled_fraction < 1), ("share", anchor.labelled_share is not None)):
-        if asked:
-            raise MmfastError(
-                f"modalities.{config.anchor}.labelled_{key} is set for the anchor, which every example has; leave it "
-                "out"
-            )
+    for name, spec in config.modalities.items():
+        derived = modalities.kind(spec.kind).derived
+        if name != config.anchor and not derived:
+            continue
+        why = "is made from another modality, in every example" if derived else "is the anchor, which every example has"
+        usual = type(spec)()
+        for key in ("labelled_fraction", "labelled_only", "labelled_share"):
+            if getattr(spec, key) != getattr(usual, key):
+                raise MmfastError(f"modalities.{name}.{key} is set, but {name} {why}; leave it out")
     return with_few_labels(found, config.modalities)
 
 

@@ -245,21 +245,27 @@ def places(config: Config) -> set[str]:
     return {key for key, *_ in paths(config.data, "data.")}
 
 
-def changes(old: Config, new: Config) -> dict[str, str]:
-    """The keys in which two configs differ, each with both values as "old -> new".
-
-    Two paths to the same place do not differ.
-    """
+def by_key(config: Config) -> dict[str, Any]:
+    """Every value of a config by its key, such as "train.steps"."""
 
     def flat(value: Any, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             return {k: v for key, part in value.items() for k, v in flat(part, f"{prefix}{key}.").items()}
         return {prefix[:-1]: value}
 
+    return flat(dataclasses.asdict(config))
+
+
+def changes(old: Config, new: Config) -> dict[str, str]:
+    """The keys in which two configs differ, each with both values as "old -> new".
+
+    Two paths to the same place do not differ.
+    """
+
     def led(config: Config) -> dict[str, str]:
         parts = [paths(config, ""), *(paths(spec, f"modalities.{name}.") for name, spec in config.modalities.items())]
         return {key: leads_to(getattr(owner, name)) for part in parts for key, owner, name, _ in part}
 
-    a, b = flat(dataclasses.asdict(old)), flat(dataclasses.asdict(new))
+    a, b = by_key(old), by_key(new)
     x, y = a | led(old), b | led(new)
     return {key: f"{a.get(key)!r} -> {b.get(key)!r}" for key in {**a, **b} if x.get(key) != y.get(key)}

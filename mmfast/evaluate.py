@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 from mmfast.config import Config
 from mmfast.data import Batch, Data
 from mmfast.distances import chosen_features, distances, row_distances, to_z0
-from mmfast.errors import MmfastError
+from mmfast.errors import MmfastError, notice
 from mmfast.files import write_text
 from mmfast.generate import generate
-from mmfast.held_out import NoExamples, Shuffled, held_out
+from mmfast.held_out import Found, NoExamples, Shuffled, by_modality, held_out
 from mmfast.likelihood import bound
 from mmfast.metrics.features import Extractor
 from mmfast.metrics.lpips import LPIPS
@@ -25,6 +26,7 @@ from mmfast.reverse import fit, times_by_snr, x0_error
 from mmfast.run import Run
 from mmfast.sample import check_count
 from mmfast.trust import imported
+from mmfast.words import plural
 
 # The numbers of training examples that the reverse variances are fitted to, and of timesteps in the error of z_0.
 FITTED_TO, CURVE = 256, 12
@@ -45,20 +47,25 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
     features, lpips = measures(model, config)  # first, so that nothing is drawn in vain
     with ranks.in_turn(), silenced(quiet):
         judges = data.judges()
-    truth = held_out(Shuffled(data.test), count, model)
+    found = by_modality(Shuffled(data.test), count, model)
+    if ranks.first and not quiet:
+        for line in repetitions(found, model, count, len(data.test)):
+            notice(line)
     metrics: dict[str, float] = {"samples": float(count)}
 
-    def draw(given: str, seed: int) -> dict[str, Tensor]:
-        what = {given: truth.data[given]} if given else {}
+    def draw(given: str, seed: int, of: str = "") -> dict[str, Tensor]:
+        what = {given: found[of or given].batch.data[given]} if given else {}
         text = f"evaluating, given {given}" if given else "evaluating, joint"
         how: dict[str, Any] = {"progress": False if quiet else text, "seed": config.seed + seed, "ranks": ranks}
         drawn = generate(model, config, count, what, **how)
         return {name: x.cpu() for name, x in drawn.items()}
 
     joint = draw("", 1)
-    recovered = draw(anchor, 2) if model.names else {}
+    recovered: dict[int, dict[str, Tensor]] = {}  # by the examples: usually one object for all modalities
     for k, name in enumerate(model.names):
-        part = model.part(name)
+        if name not in found:
+            continue
+        part, truth = model.part(name), found[name].batch
         if part.derived:
             # It is derived from an image, so the only question is how well that image is restored from it.
             restored = draw(name, 3 + k)[part.source]
@@ -74,13 +81,36 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
             metrics[f"{name}.joint_{part.joint_metric}"] = part.score(joint[name], judges[name](joint[anchor]))
             drawn = draw(name, 3 + k)
             metrics[f"{name}.conditional_{part.metric}"] = part.score(judges[name](drawn[anchor]), truth.data[name])
-        metrics[f"{name}.recovered_{part.metric}"] = part.score(recovered[name], truth.data[name])
+        if id(truth) not in recovered:
+            recovered[id(truth)] = draw(anchor, 2, name)
+        metrics[f"{name}.recovered_{part.metric}"] = part.score(recovered[id(truth)][name], truth.data[name])
     metrics |= distances(joint[anchor], data, anchor, features, ranks=ranks, z0=to_z0(model))
     for name in model.parts:
         metrics |= row_distances(model.part(name), name, joint[name], data)
     metrics |= data.baselines()
-    batch = held_out(Shuffled(data.test), min(count, len(data.test)), model)
+    try:
+        batch = held_out(Shuffled(data.test), min(count, len(data.test)), model)
+    except NoExamples:
+        return metrics
     return metrics | likelihood(model, config, data, batch, ranks)
+
+
+def repetitions(found: Mapping[str, Found], model: Model, count: int, examples: int) -> Iterator[str]:
+    """Yield a line for each modality that few of the held-out examples have, whose figures are of those few."""
+    for name in model.names:
+        own = found.get(name, Found(Batch({}), 0)).different
+        if own < min(count, examples):
+            among = f"of the {plural(examples, 'held-out example')}"
+            if not own:
+                yield (
+                    f"none {among} has {model.anchor_name} and {name}, so {name} is not measured; raise "
+                    "data.test_fraction"
+                )
+            else:
+                yield (
+                    f"only {own:,} {among} {'has' if own == 1 else 'have'} {model.anchor_name} and {name}"
+                    f", so the figures of {name} repeat these; raise data.test_fraction for more"
+                )
 
 
 def measures(model: Model, config: Config) -> tuple[Extractor, LPIPS | None]:

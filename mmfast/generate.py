@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 def settings(config: Config, given: Iterable[str] = ()) -> dict[str, Any]:
     """config.sample as arguments of mmfast.sample.sample, if these modalities are given."""
     spec = config.sample
+    # The network of a model that is not told cannot be guided; `mmfast.training.advice` says so of the config.
+    guidance = spec.guidance_scale if config.told else 1.0
     steps = [own for name in given if (own := config.modalities[name].given_steps) is not None]
     return {
         "steps": min(*(steps or [spec.steps]), config.schedule.T),
         "sampler": spec.sampler,
         "eta": spec.eta,
-        "guidance_scale": spec.guidance_scale,
+        "guidance_scale": guidance,
         "clamp": spec.clamp,
         "batch_size": spec.batch_size,
         "precision": spec.precision,
@@ -89,8 +91,8 @@ def how_drawn(
             continue
         steps.append(options.get("steps", settings(config, known)["steps"]))
         known = [*known, turn] if turn else known
-    names = ("sampler", "eta", "guidance_scale")
-    how = {name: options.get(name, getattr(config.sample, name)) for name in names}
+    names, usual = ("sampler", "eta", "guidance_scale"), settings(config)
+    how = {name: options.get(name, usual[name]) for name in names}
     how["eta"] = _eta(how, options)
     return {"steps": steps[0] if len({*steps}) == 1 else steps, **how}
 
@@ -153,7 +155,8 @@ def generate(
     drawn before everything else comes from its prior instead, the share of each class in the training data
     (`class_counts`), if that is known. During a turn, modalities of later turns are unknown if training covered that
     (`unknown_probability`); otherwise they are drawn along with it. Within a turn, the times keep to the offsets
-    (`config.sample.offset`) of what is drawn in it. known: the known part of what is given in part, as in `sample`; if
+    (`config.sample.offset`) of what is drawn in it; while something is given in part, the config's offsets do not
+    apply unless its `resample` is 1. known: the known part of what is given in part, as in `sample`; if
     it is in `first` too, its rest is drawn in its turn. ranks: each draws an even share, and all return all samples; a
     sample does not depend on which rank draws it, except for rounding. options: arguments of `sample` that replace the
     config's.
@@ -169,11 +172,12 @@ def generate(
     check_first(model, first)
     in_part = {name: x for name, x in given.items() if name in inside}
     whole = {name: x for name, x in given.items() if name not in inside}
-    guidance, seed = options.get("guidance_scale", config.sample.guidance_scale), options.get("seed", config.seed)
+    usual = settings(config)["guidance_scale"]
+    guidance, seed = options.get("guidance_scale", usual), options.get("seed", config.seed)
     seed = as_int(seed)
     if not isinstance(seed, int):
         raise MmfastError(f"seed is a {type(seed).__name__}; it should be an int")
-    asked = guidance is not config.sample.guidance_scale  # the config's applies to whatever is given
+    asked = guidance is not usual  # the config's applies to whatever is given
     for name in guidance if isinstance(guidance, Mapping) and asked else ():
         if name not in {*whole, *first}:
             raise unknown("guidance_scale's modality", name, [*whole, *first])
@@ -192,6 +196,8 @@ def generate(
             later = [name for name in model.names if name not in {*whole, *in_part} and name != target]
             how.setdefault("unknown", [name for name in later if config.modalities[name].unknown_probability > 0])
         left = {name: there for name, there in inside.items() if name not in whole}
+        if left and "offset" not in options and how["resample"] > 1:
+            how["offset"] = None  # the config's; a step that is repeated needs one time for all of z_t
         chosen: SampleOptions = {**every, **how}  # type: ignore[typeddict-item]
         drawn = sample_checked(model, count, {**in_part, **whole}, left, chosen)
         if target is not None:

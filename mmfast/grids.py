@@ -14,7 +14,7 @@ from mmfast.config import Config
 from mmfast.data import Data
 from mmfast.files import write_atomically
 from mmfast.generate import generate, how_drawn, how_text, title
-from mmfast.held_out import NoExamples, Shuffled, held_out, true_values
+from mmfast.held_out import Shuffled, by_modality, true_values
 from mmfast.model import Model
 from mmfast.pictures import sample_grid
 from mmfast.ranks import ALONE, Ranks
@@ -45,24 +45,26 @@ class Gallery:
             self.board.picture(name if kind == "step" else f"{kind}-{name}", picture, self.step)
 
 
-def examples_for(model: Model, config: Config, data: Data) -> dict[str, Tensor]:
-    """The held-out examples that the grids of a run give, by modality; {} if none has all modalities."""
-    try:
-        return dict(held_out(Shuffled(data.test), config.sample.count, model).data)
-    except NoExamples:
-        return {}
+# Held-out examples for the grid of each direction, by the modality that is given: each modality [count, ...] by name.
+Examples = Mapping[str, Mapping[str, Tensor]]
 
 
-def directions(model: Model, examples: Mapping[str, Tensor]) -> list[str]:
+def examples_for(model: Model, config: Config, data: Data) -> Examples:
+    """The held-out examples that the grids of a run give. A modality that none has is left out."""
+    found = by_modality(Shuffled(data.test), config.sample.count, model)
+    return {name: of.batch.data for name, of in found.items()}
+
+
+def directions(model: Model, examples: Examples) -> list[str]:
     """What each grid of a run gives, "" for nothing."""
-    return ["", *(name for name in model.parts if examples and len(model.parts) > 1)]
+    return ["", *(name for name in model.parts if name in examples and len(model.parts) > 1)]
 
 
 def sample_run(
     gallery: Gallery,
     model: Model,
     config: Config,
-    examples: Mapping[str, Tensor],
+    examples: Examples,
     *,
     quiet: bool = False,
     again: bool = True,
@@ -70,7 +72,7 @@ def sample_run(
 ) -> None:
     """Write sample grids in every direction as RUN/samples/step-*.png: joint, and given each modality in turn.
 
-    examples: from `examples_for`; without any there is only the joint one. again: redraw those whose files exist.
+    examples: from `examples_for`; a direction without any is left out. again: redraw those whose files exist.
     ranks: all draw, the first writes.
     """
     count, step = config.sample.count, gallery.step
@@ -79,17 +81,18 @@ def sample_run(
         name = f"given-{given}" if given else "joint"
         if ranks.told(gallery.file(name).exists()) and not again:
             continue
-        what = {given: examples[given]} if given else {}
+        real = examples.get(given or model.anchor_name, {})
+        what = {given: real[given]} if given else {}
         text = f"samples given {given}, step {step:,}" if given else f"samples, step {step:,}"
         drawn = generate(model, config, count, what, progress=False if quiet else text, ranks=ranks)
         if not ranks.first:
             continue
         for part, x in drawn.items():
-            overview = parts[part].overview(x.cpu(), examples[part]) if examples else None
+            overview = parts[part].overview(x.cpu(), real[part]) if part in real else None
             if overview is not None:
                 gallery.hang(overview, f"{name}-{part}", "scatter")
         # Last, because this file shows that all pictures of its direction are written.
         how = how_text({"seed": config.seed, **how_drawn(model, config, what, {})})
         text = f"{title(what, config.sample.first)}; step {step:,}; {how}"
-        truth = true_values(model, examples, [given]) if given else {}
+        truth = true_values(model, real, [given]) if given else {}
         gallery.hang(sample_grid(parts, drawn, text, [given], truth=truth), name)

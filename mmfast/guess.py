@@ -133,7 +133,7 @@ def _add_columns(guessed: Guess) -> None:
     path = find_table(guessed.root)
     table = None if path is None else read_table(path)
     for name, cells in table.columns.items() if table is not None else ():
-        options = _classes(cells.values(), guessed.examples)
+        options = _classes(cells.values(), len(cells))
         try:
             check_name(name)
         except MmfastError:
@@ -226,14 +226,17 @@ def _two(path: Path) -> bool:
 def _label(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:
     found = {text for path in candidate.paths.values() if (text := or_none(read_text, path))}  # skip empty texts
     texts = {text for text in found if len(text) <= LONGEST_NAME}  # a longer one is reported when it is read
-    options = _classes(texts, guessed.examples)
+    options = _classes(texts, len(candidate.paths))
     if options is None:
         guessed.notes.append(f"{candidate.folder}: {len(texts)} different texts, which are no classes")
     return options
 
 
 def _classes(texts: Iterable[str], examples: int) -> dict[str, Any] | None:
-    """A label's options for classes with these names or numbers; None if they are too few or too many."""
+    """A label's options for classes with these names or numbers; None if they are too few or too many.
+
+    examples: how many examples have a text.
+    """
     found = sorted({*texts})
     if not 1 < len(found) <= min(MOST_CLASSES, max(2, examples // 2)):
         return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,29 +17,80 @@ class NoExamples(MmfastError):
     """No example has all the modalities to compare."""
 
 
-def held_out(examples: Examples, count: int, model: Model) -> Batch:
+def held_out(examples: Examples, count: int, model: Model, needed: Sequence[str] | None = None) -> Batch:
     """The first `count` examples that have all modalities of the data, repeated from the start if they run out.
 
-    Derived modalities are made once per example, so every evaluation has the same hidden parts. Raises NoExamples if
-    there are none, and MmfastError for one that cannot be read.
+    If there are fewer than `count` of those and `needed` is given, the examples that have these modalities, and nothing
+    else of them. Derived modalities are made once per example, so every evaluation has the same hidden parts. Raises
+    NoExamples if there are none, and MmfastError for one that cannot be read.
     """
-    names = [name for name, part in model.parts.items() if not part.derived]
-    found: list[dict[str, Tensor]] = []
+    names = _stored(model, model.parts)
+    found = _chosen(examples, count, model, {"": names if needed is None else _stored(model, needed)})
+    if not found:
+        wanted = ", ".join(names if needed is None else needed)
+        raise NoExamples(f"data: no held-out example has all of {wanted}; raise data.test_fraction")
+    return found[""].batch
+
+
+class Found(NamedTuple):
+    """Held-out examples, and how many different ones they are."""
+
+    batch: Batch
+    different: int
+
+
+def by_modality(examples: Examples, count: int, model: Model) -> dict[str, Found]:
+    """`count` held-out examples for each modality, to compare what is drawn for it or for the anchor.
+
+    If at least `count` have all modalities, they serve for each, as one object. Otherwise each modality gets those that
+    have it and the anchor, and nothing else of them; one that no example has is left out.
+    """
+    return _chosen(examples, count, model, {name: _stored(model, [model.anchor_name, name]) for name in model.parts})
+
+
+def _stored(model: Model, names: Iterable[str]) -> list[str]:
+    """The modalities that an example must hold for these to exist: those, or what they are derived from."""
+    parts = [model.part(name) for name in names]
+    return list(dict.fromkeys(part.source if part.derived else part.name for part in parts))
+
+
+def _chosen(examples: Examples, count: int, model: Model, needed: Mapping[str, Sequence[str]]) -> dict[str, Found]:
+    """For each key, examples that have all modalities, or else those that it needs. Reads no further than it must."""
+    whole = tuple(_stored(model, model.parts))
+    found: dict[tuple[str, ...], list[dict[str, Tensor]]] = {whole: []}
+    found |= {tuple(names): [] for names in needed.values()}
     for start in range(0, len(examples), 64):
         batch = examples.__getitems__(range(start, min(start + 64, len(examples))))
-        whole = torch.ones(len(batch), dtype=torch.bool)
-        for there in batch.present.values():
-            whole &= there
-        found.append({name: batch.data[name][whole] for name in names})
-        if sum(len(part[names[0]]) for part in found) >= count:
+        for names, rows in found.items():
+            there = torch.ones(len(batch), dtype=torch.bool)
+            for name in names:
+                there &= batch.present.get(name, there)
+            rows.append({name: batch.data[name][there] for name in names})
+        if _length(found[whole]) >= count:
+            found = dict.fromkeys(found, found[whole])
             break
-    data = {name: torch.cat([part[name] for part in found]) for name in names}
-    available = len(data[names[0]])
-    if not available:
-        raise NoExamples(f"data: no held-out example has all of {', '.join(names)}; raise data.test_fraction")
-    data = model.complete(Batch(data), 0, torch.arange(available)).data
-    index = torch.arange(count) % available
-    return Batch({name: x[index] for name, x in data.items()})
+    made = {whole: _repeated(found[whole], count, model)}
+    for names, rows in found.items():
+        # As many are the same ones, since those that have all are among them.
+        alike = _length(rows) == _length(found[whole])
+        made[names] = made[whole] if alike else _repeated(rows, count, model)
+    every = {key: made[tuple(names)] for key, names in needed.items()}
+    return {key: of for key, of in every.items() if of.different}
+
+
+def _repeated(parts: Sequence[Mapping[str, Tensor]], count: int, model: Model) -> Found:
+    """`count` of the examples in these parts, from the start again if they run out, with what is derived of them."""
+    different = _length(parts)
+    if not different:
+        return Found(Batch({}), 0)
+    data = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    complete = model.complete(Batch(data), 0, torch.arange(different)).data
+    index = torch.arange(count) % different
+    return Found(Batch({name: x[index] for name, x in complete.items()}), different)
+
+
+def _length(parts: Sequence[Mapping[str, Tensor]]) -> int:
+    return sum(len(next(iter(part.values()))) for part in parts)
 
 
 def true_values(model: Model, data: Mapping[str, Tensor], given: Sequence[str]) -> dict[str, Tensor]:

@@ -35,6 +35,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "guidance_scale": ((int, float, Mapping), "a number, or a dict of numbers"),
     "first": ((str, Sequence), "a modality's name, or a list of them"),
     "offset": (Mapping, "a dict of shares"),
+    "resample": (int, "a whole number"),
     "batch_size": (int, "a whole number"),
     "precision": (str, "a name"),
     "heads": (str, "a name"),
@@ -99,8 +100,9 @@ class Loaded:
         parts = {name: value for name, value in more.items() if name not in OPTIONS}
         values = {name: value for name, value in {**(given or {}), **parts}.items() if value is not None}
         n, seed = None if n is None else whole("n", n, 1), whole("seed", seed, 0)
-        inside = self._inside(values, known or {})
-        rows = self._rows({name: inside[name][0] if name in inside else value for name, value in values.items()})
+        partly = self._in_part(values, known or {})
+        rows = self._rows({name: partly[name][0] if name in partly else value for name, value in values.items()})
+        inside = {name: there for name, (_, there) in partly.items() if not bool(there.all())}
         first = options.get("first", self.config.sample.first)
         scale = options.get("guidance_scale", 1)
         if scale != 1 and not isinstance(scale, Mapping) and not first and not {*values} - {*inside}:
@@ -108,14 +110,14 @@ class Loaded:
         n, several = _how_many(rows, n)
         check_count(self.model, n * several, "n")
         of_data = [name for name, value in values.items() if name not in rows]
-        real = held_out(Shuffled(self.data.test), n, self.model).data if of_data else {}
+        real = held_out(Shuffled(self.data.test), n, self.model, of_data).data if of_data else {}
         rows |= {name: [real[name]] for name in of_data}
         these = {
             name: torch.cat([x.expand(n, *x.shape[1:]) for x in (found if len(found) > 1 else found * several)])
             for name, found in rows.items()
         }
         ids = torch.arange(n).repeat(several)
-        how: dict[str, Any] = {"known": {name: there for name, (_, there) in inside.items()}, **options}
+        how: dict[str, Any] = {"known": inside, **options}
         drawn = generate(self.model, self.config, len(ids), these, sample_ids=ids, seed=seed, ranks=ranks, **how)
         known_whole = [name for name in these if name not in inside]
         how = {"seed": seed, **how_drawn(self.model, self.config, known_whole, options, inside)}
@@ -143,8 +145,8 @@ class Loaded:
             raise unknown("export's kind", kind, EXPORTS)
         return EXPORTS[kind](self.model, self.config, self.run.folder / kind if folder is None else folder, **options)
 
-    def _inside(self, values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, tuple[Any, Tensor]]:
-        """The values of what is given in part, by name, each with the known part, bool [...]."""
+    def _in_part(self, values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, tuple[Any, Tensor]]:
+        """The values that say which of their parts are known, by name, each with that part, bool [...]."""
         found: dict[str, tuple[Any, Tensor]] = {}
         for name, value in values.items():
             part = self.model.part(name) if name in self.model.parts else None

@@ -219,7 +219,7 @@ class Model(nn.Module):
         data, present = dict(batch.data), dict(batch.present)
         for name in self.names:
             part = self.part(name)
-            if part.derived and name not in data:
+            if part.derived and name not in data and part.source in data:
                 data[name] = part.derive(data[part.source], seed, numbers)
                 if part.source in present:
                     present[name] = present[part.source]

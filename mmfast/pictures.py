@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from mmfast.fonts import lettering
+
 INK, PAPER, FAINT = (25, 25, 35), (250, 250, 248), (150, 150, 160)
 BELOW, ABOVE = (60, 110, 190), (200, 70, 60)
 GAP = 4
@@ -43,16 +45,17 @@ def text_tile(text: str, size: int) -> Image.Image:
     tile = Image.new("RGB", (size, size), PAPER)
     draw = ImageDraw.Draw(tile)
     points = size * 0.7
+    text, sized = lettering(text)
     lines = text.split("\n") or [""]
 
     def fits(points: float) -> bool:
-        font = ImageFont.load_default(points)
+        font = sized(points)
         wide = max(draw.textlength(line, font) for line in lines)
         return wide <= size * 0.9 and (len(lines) == 1 or len(lines) * points * 1.2 <= size * 0.95)
 
     while points > 8 and not fits(points):
         points *= 0.85
-    draw.text((size / 2, size / 2), text, INK, ImageFont.load_default(points), anchor="mm", align="center")
+    draw.text((size / 2, size / 2), text, INK, sized(points), anchor="mm", align="center")
     return tile
 
 
@@ -79,7 +82,8 @@ def sample_grid(
         if truth is not None and name in truth:
             shown.append((name, "true", truth[name]))
     count = len(next(iter(data.values())))
-    font, small = ImageFont.load_default(15), ImageFont.load_default(11)
+    title, sized = lettering(title)
+    font, small = sized(15), ImageFont.load_default(11)  # modalities' names are ASCII
     cell = len(shown) * (tile + GAP) + 3 * GAP
     columns = min(max(1, min(4, WIDEST // cell)) if columns is None else columns, count)
     rows = -(-count // columns)
@@ -160,5 +164,6 @@ def scatter_matrix(
                     for a, b in zip(u, v, strict=True):
                         draw.ellipse((a - 1.5, b - 1.5, a + 1.5, b + 1.5), fill=colour)
             if i == j:
-                draw.text((x0 + pad, y0 + 2), columns[i][: cell // 7], INK, font)
+                name, sized = lettering(columns[i][: cell // 7])
+                draw.text((x0 + pad, y0 + 2), name, INK, sized(11))
     return page

@@ -160,6 +160,12 @@ class Run:
                 file.unlink(missing_ok=True)
         return run
 
+    def set_aside(self, name: str) -> None:
+        """Rename what was measured on other data: the figures, and the average that was the best on it."""
+        for file in (self.metrics_file, self.folder / BEST):
+            if file.exists():
+                os.replace(file, file.with_suffix(f".{name}{file.suffix}"))
+
     def _check_links(self) -> None:
         """Raise MmfastError for a link where a run writes in place. Its other writes replace a link."""
         for name in (LOCK, self.stats_file.name, self.samples.name, self.states.name, TENSORBOARD):

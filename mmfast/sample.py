@@ -209,12 +209,16 @@ def _settings(
     ahead = path.leads(model, offset, {*whole, *unknown})
     if in_part and chosen["resample"] > 1 and any(ahead.values()):
         raise MmfastError(
-            "known is given with an offset, of which z_t has several times; leave the offset out, or give resample=1"
+            "something is given in part, with an offset, by which z_t has several times; leave the offset out, or give "
+            "resample=1"
         )
     grid = timesteps(model.schedule.T + max(ahead.values()), chosen["steps"])
     scales = _scales(chosen["guidance_scale"], whole)
-    if not model.told:  # the network is never told, so there is nothing to guide
-        scales = {}
+    if scales and not model.told:
+        raise MmfastError(
+            f"guidance_scale is {chosen['guidance_scale']!r}, but the model was trained with told: false: its network "
+            "is not told what is given, so nothing can guide it; leave guidance_scale out"
+        )
     return Settings(
         grid=grid,
         plan=path.plan(model, grid, ahead, SAMPLERS[chosen["sampler"]], chosen["eta"], list(scales.values())),
@@ -261,8 +265,8 @@ def as_given(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What is given, with floats as float32, and which values are known of what is given in part (`check_known`).
 
-    Unknown values are replaced by zeros, so they may be anything. Raises MmfastError unless `given` is a dict of
-    tensors.
+    A modality whose values are all known is given as a whole. Unknown values are replaced by zeros, so they may be
+    anything. Raises MmfastError unless `given` is a dict of tensors.
     """
     found = {}
     for name, x in _by_name("given", given).items():
@@ -277,7 +281,7 @@ def as_given(
     inside = check_known(model, found, _by_name("known", known))
     for name, there in inside.items():
         found[name] = torch.where(there.to(found[name].device), found[name], 0)
-    return found, inside
+    return found, {name: there for name, there in inside.items() if not bool(there.all())}
 
 
 def how_many(model: Model, count: int | None, given: Mapping[str, Tensor]) -> int:

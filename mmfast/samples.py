@@ -114,5 +114,5 @@ class Samples:
 def whole(what: str, value: Any, least: int) -> int:
     """Check a whole number of at least `least`. Raises MmfastError, naming it `what`, for anything else."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not least <= value < 2**63:
-        raise MmfastError(f"{what} is {value!r}; it should be a whole number of at least {least}")
+        raise MmfastError(f"{what} is {value!r}; it should be a whole number of at least {least}, below 2**63")
     return int(value)

@@ -99,8 +99,8 @@ def sweep(
     measured = lambda x: features(z0(x))  # noqa: E731
     judges = {name: judge for name, judge in data.judges().items() if name in model.parts}
     real = real_features(data, model.anchor_name, measured)
-    whole = held_out(Shuffled(data.test), count, model)
-    known = {name: whole.data[name] for name in given}
+    truth = held_out(Shuffled(data.test), count, model, given).data if given else {}
+    known = {name: truth[name] for name in given}
     points: list[Point] = []
     for number, (options, settings) in enumerate(chosen):
         text = f"{number + 1}/{len(chosen)} " + " ".join(f"{key}={value}" for key, value in options.items())

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import tiny
 
 from mmfast.build import build_model
-from mmfast.data import Data
+from mmfast.data import Batch, Data
 from mmfast.data.base import InMemory
 from mmfast.errors import MmfastError
 from mmfast.evaluate import evaluate, evaluate_run, table
@@ -364,3 +364,33 @@ def test_an_overview_is_of_what_was_drawn_over_what_is_real(monkeypatch, tmp_pat
         with Image.open(file) as picture:
             assert picture.getpixel((0, 0)) == (k + 1, 0, 0)
     assert len(seen) == 3
+
+
+def test_few_that_have_a_modality_are_repeated_and_told_of(monkeypatch, capsys):
+    """Each modality's figures are of the examples that have it. Without one that has all, there is no bound."""
+    world = World(monkeypatch)
+    numbers, tensors = torch.arange(COUNT + 4), world.data.test.tensors
+    there = {"label": numbers < 3, "mask": numbers > 2, "vector": numbers < 0}
+
+    class Some(InMemory):
+        def __getitems__(self, rows):
+            return Batch(super().__getitems__(rows).data, {name: x[list(rows)] for name, x in there.items()})
+
+    world.data.test = Some(tensors)
+    found = evaluate(world.model, world.config, world.data)
+    order = torch.randperm(COUNT + 4, generator=torch.Generator().manual_seed(0))
+    rows = {name: [int(k) for k in order if there[name][k]] for name in there}
+    few = [rows["label"][k % 3] for k in range(COUNT)]
+    recovered = world.drawn["image"]
+    assert found["label.recovered_accuracy"] == accuracy(recovered["label"], tensors["label"][few])
+    assert found["mask.recovered_iou"] == pytest.approx(iou(recovered["mask"], tensors["mask"][rows["mask"][:COUNT]]))
+    assert not [name for name in found if name.startswith(("vector", "bound", "x0_error"))]
+    given = [given for _, given, _ in [call for call in world.calls if len(call) == 3 and isinstance(call[1], dict)]]
+    of_image = [x["image"] for x in given if "image" in x]
+    assert torch.equal(of_image[0], tensors["image"][few]) and len(of_image) == 2  # an order of its own for each
+    assert capsys.readouterr().err == (
+        "mmfast: only 3 of the 12 held-out examples have image and label, so the figures of label repeat these; raise "
+        "data.test_fraction for more\n"
+        "mmfast: none of the 12 held-out examples has image and vector, so vector is not measured; raise "
+        "data.test_fraction\n"
+    )

@@ -10,7 +10,7 @@ from test_sampling import MEANS, SPREAD, Oracle, labels, normal
 from mmfast import MmfastError, config
 from mmfast.build import build_model
 from mmfast.cli import main
-from mmfast.generate import generate, settings, title
+from mmfast.generate import generate, how_drawn, settings, title
 from mmfast.ranks import ALONE, Ranks
 from mmfast.sample import sample, sample_checked
 from mmfast.training import train
@@ -240,3 +240,16 @@ def test_the_arguments_are_those_of_the_config():
              "precision": "bf16", "heads": "sampled", "offset": {"mask": 0.1}, "resample": 3}  # fmt: skip
     chosen = config.load("digits", [("seed", "9"), *((f"sample.{name}", str(x)) for name, x in other.items())])
     assert settings(chosen) == {**other, "seed": 9}
+
+
+def test_a_network_that_is_not_told_cannot_be_guided():
+    """The config's scale does not apply, and training says so; one that is asked for is refused."""
+    plain, scaled = (config.load("digits", [*SMALL, ("told", "false"), *more]) for more in
+                     ((), [("sample.guidance_scale", "3")]))  # fmt: skip
+    model, given = build_model(plain), {"label": torch.tensor([3])}
+    drawn = [generate(model, chosen, 2, given, steps=2)["image"] for chosen in (plain, scaled)]
+    assert torch.equal(*drawn) and how_drawn(model, scaled, ["label"], {})["guidance_scale"] == 1
+    for scale in (5, {"label": 5}):
+        with pytest.raises(MmfastError, match="but the model was trained with told: false: its network is not told"):
+            generate(model, plain, 2, given, steps=2, guidance_scale=scale)
+    assert torch.equal(generate(model, plain, 2, given, steps=2, guidance_scale=1)["image"], drawn[0])

@@ -226,3 +226,18 @@ def test_the_first_vector_that_can_be_read_and_holds_something_says_its_shape(tm
         (tmp_path / f"vec/{k}.npy").write_text("no array")
     guessed = guess(tmp_path, 32)
     assert "vec" not in guessed.modalities and guessed.notes == ["vec: no file can be read as a vector or a map"]
+
+
+def test_texts_of_a_few_examples_are_no_classes_if_each_has_its_own(tmp_path):
+    """As classes count those that have one: a caption for four of eight, or a number for three, names none."""
+    files(tmp_path, {**IMAGE, "caption/STEM.txt": lambda k: f"picture {k}"})
+    for k in range(4):
+        (tmp_path / f"caption/{'cat' if k % 2 else 'dog'}/{k}.txt").unlink()
+    rows = "".join(f"{'cat' if k % 2 else 'dog'}/{k}.png,{k / 7}\n" for k in range(3))
+    save(tmp_path, "labels.csv", f"file_name,score\n{rows}")
+    guessed = guess(tmp_path, 32)
+    assert guessed.modalities == {"image": SEEN, "label": PETS}
+    assert [note for note in guessed.notes if "no classes" in note] == [
+        "caption: 4 different texts, which are no classes",
+        f"{tmp_path / 'labels.csv'}: the column score, whose 3 texts are no classes",
+    ]

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from mmfast.cli import main
 from mmfast.data import Data
 from mmfast.data import folder as folders
 from mmfast.data.base import InMemory
+from mmfast.files import load_tensors, save_tensors
 from mmfast.generate import generate
 from mmfast.samples import Samples
 
@@ -325,6 +327,31 @@ def test_several_values_of_two_modalities_go_together(run, place, monkeypatch):
     assert drawn.labels == ["cats", "owls"] and len(drawn) == 2
     with pytest.raises(MmfastError, match="3 of label and 2 of photo are given; there should be one of each"):
         run.sample(1, label="all", photo="photo.png,photo.png", steps=1)
+
+
+def test_the_best_weights_are_loaded(place, tmp_path):
+    shutil.copytree(place / "run", tmp_path / "run")
+    with pytest.raises(MmfastError, match=r"has no best weights, ema.best.safetensors"):
+        mmfast.load(tmp_path / "run", "cpu", "best")
+    tensors, metadata = load_tensors(tmp_path / "run/ema.safetensors")
+    name = next(name for name, x in tensors.items() if x.is_floating_point())
+    save_tensors(tmp_path / "run/ema.best.safetensors", {**tensors, name: tensors[name] + 1}, metadata)
+    best, last = (mmfast.load(tmp_path / "run", weights=weights).model.state_dict() for weights in ("best", "last"))
+    assert torch.equal(best[name].cpu(), tensors[name] + 1) and torch.equal(last[name].cpu(), tensors[name])
+
+
+def test_what_is_given_in_part_takes_each_step_as_often_as_asked(run, monkeypatch):
+    """The config's offset does not apply then, as a step that is repeated needs one time for all."""
+    half = np.zeros((SIZE, SIZE), bool)
+    half[:2] = True
+    how = {"photo": PHOTO, "known": {"photo": half}, "steps": 2, "sampler": "ddim"}
+    once, again = (run.sample(1, resample=n, **how).data["photo"] for n in (1, 3))
+    assert not torch.equal(once, again) and torch.equal(again, run.sample(1, resample=3, **how).data["photo"])
+    monkeypatch.setattr(run.config.sample, "offset", {"mask": 0.3})
+    assert torch.equal(run.sample(1, resample=3, **how).data["photo"], again)
+    assert not torch.equal(run.sample(1, resample=1, **how).data["photo"], once)
+    with pytest.raises(MmfastError, match="with an offset, by which z_t has several times; leave the offset"):
+        run.sample(1, offset={"mask": 0.3}, **how)
 
 
 def test_what_cannot_be_loaded(tmp_path, place):

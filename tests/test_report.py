@@ -164,6 +164,19 @@ def test_the_newest_pictures_drawn_by_hand_are_in_the_page_but_no_huge_one(run, 
     assert shown == [made["b"], made["c"]] and "samples/d.png has" in notes(page)
 
 
+def test_scatter_plots_are_training_s_and_the_newest_of_each_direction(run):
+    """They are no pictures that `mmfast sample` drew."""
+    made = {}
+    for step, of in ((60, "joint-row"), (120, "joint-row"), (120, "given-label-row")):
+        made[step, of] = picture(run / "samples" / f"scatter-{step:07d}-{of}.png", "red", (40, step))
+    page = report(run)
+    shown = [base64.b64decode(a["src"].removeprefix("data:image/png;base64,")) for a in page.of("img")]
+    assert shown == [made[120, "given-label-row"], made[120, "joint-row"]]
+    how = "the drawn rows in red, real ones in grey; step 120"
+    assert page.said("figcaption")[-2:] == [f"Given label row: {how}", f"Joint row: {how}"]
+    assert "Drawn with mmfast sample" not in page.said("h3")
+
+
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',

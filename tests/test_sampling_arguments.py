@@ -65,7 +65,8 @@ REFUSED = {
     "no time at all": ({**IN_PART, "resample": 0}, "resample is 0; it should be a whole number of at least 1"),
     "several times": (
         {**IN_PART, "offset": {"label": 0.2}},
-        "known is given with an offset, of which z_t has several times; leave the offset out, or give resample=1",
+        "something is given in part, with an offset, by which z_t has several times; leave the offset out, or give "
+        "resample=1",
     ),
     "unknown that is none": ({"unknown": ["masks"]}, "unknown's modality is 'masks'; it should be one of label, mask"),
     "unknown that is given": (

@@ -121,6 +121,9 @@ def test_all_known_is_given_and_nothing_known_is_not(small):
     given = {"image": data["image"]}
     drawn = sample(model, None, given, known={"image": whole}, steps=3, resample=1)
     assert torch.equal(drawn["image"], data["image"])
+    told = sample(model, None, given, steps=3)  # the network is told, and no step is taken twice
+    known = sample(model, None, given, known={"image": whole}, steps=3)
+    assert all(torch.equal(known[name], told[name]) for name in told)
     nothing = sample(model, None, given, known={"image": ~whole}, steps=3, resample=1)
     assert torch.equal(nothing["image"], sample(model, 3, steps=3)["image"])
 

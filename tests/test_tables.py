@@ -177,6 +177,12 @@ def test_from_a_file_to_samples_and_back(tmp_path, capsys):
         rows = list(csv.DictReader(handle))
     assert [row["label"] for row in rows] == ["tall"] * 3 and [float(row["year"]) for row in rows] == [2003.0] * 3
     assert all(20 < float(row["length"]) < 120 for row in rows)
+    # All columns by their names are the row, which the network is then told, as it is by numbers alone.
+    loaded = mmfast.load(run, device="cpu")
+    texts = ("60,2003", "length=60,year=2003", {"year": 2003, "length": 60.0})
+    drawn = [loaded.sample(4, row=row, guidance_scale=2) for row in texts]
+    assert all(torch.equal(drawn[0].data["label"], x.data["label"]) for x in drawn[1:])
+    assert all("in part" not in x.title and x.given == ("row",) for x in drawn)
     # Each row's own file is read as the same row.
     config = mmfast.load(run, device="cpu").config
     one = modalities.kind("table").read(out / "row" / "001.csv", config.modalities["row"])

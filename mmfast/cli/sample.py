@@ -72,6 +72,11 @@ def add(commands: Any) -> None:
         help="how far a modality's time leads the anchor's, as a share of T: mask=0.2 (mask=-0.2 lags); without a "
         "name, all have the same time [the config's]",
     )
+    sample.add_argument(
+        "--resample",
+        type=int,
+        help="how often each step is taken if something is given in part: more agree better with it [the config's]",
+    )
     sample.add_argument("--seed", type=int, default=0, help="seed of the noise [0]")
     sample.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     sample.add_argument("--out", metavar="FILE.png", help="file for the picture [a new file in RUN/samples]")
@@ -123,7 +128,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if args.save:
         check_free("--save", Path(args.save))
     given = _given(args.given)
-    names = ("steps", "sampler", "eta", "first", "seed", "ranks")
+    names = ("steps", "sampler", "eta", "first", "resample", "seed", "ranks")
     options: dict[str, Any] = {name: getattr(args, name) for name in names}
     if args.offset is not None:
         options["offset"] = dict(_number("offset", pair, "NAME=SHARE, such as mask=0.2") for pair in args.offset)

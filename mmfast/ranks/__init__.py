@@ -114,14 +114,18 @@ class Ranks:
         return received
 
     def check_same(self, **values: object) -> None:
-        """Raise MmfastError if a value is not the same on all ranks; its name describes it in the message."""
+        """Raise MmfastError if a value is not the same on all ranks; its name describes it in the message.
+
+        Of two dicts, the message has the keys in which they differ.
+        """
         for name, found in values.items():
             each = self.all(found)
             for index, value in enumerate(each):
                 if value != each[0]:
+                    own, first = _different(value, each[0])
                     what = name.replace("_", " ")
                     raise MmfastError(
-                        f"{what} of rank {index} is {value}; it should be that of rank 0, {each[0]}: give every "
+                        f"{what} of rank {index} is {own}; it should be that of rank 0, {first}: give every "
                         "machine the same command, files and version"
                     )
 
@@ -141,6 +145,15 @@ class Ranks:
             self.store.set(key, "done")
             self.store.set(f"{turn}/rank/{self.index}", "done")
             self.store.wait([f"{turn}/rank/{k}" for k in range(self.count)], PATIENCE)
+
+
+def _different(value: object, other: object) -> tuple[str, str]:
+    """Two values as texts; of two dicts, only the entries in which they differ."""
+    if not (isinstance(value, dict) and isinstance(other, dict)):
+        return str(value), str(other)
+    keys = [key for key in {**other, **value} if value.get(key) != other.get(key)]
+    own, first = (", ".join(f"{key} {x.get(key)!r}" for key in keys) for x in (value, other))
+    return own, first
 
 
 ALONE = Ranks()

@@ -28,6 +28,7 @@ LARGEST = 8 * 2**20
 LONGEST = 2**30
 # A number in a file beyond these is taken for damage.
 MOST_STEPS, LARGEST_VALUE = 10**9, 1e100
+SCATTER = re.compile(r"scatter-(?P<step>\d{1,9})-(?P<of>.+)\.png")
 GRID = re.compile(r"step-(?P<step>\d{1,9})-(?P<direction>joint|given-(?P<given>.+))\.png")
 
 
@@ -209,7 +210,15 @@ def _pictures(run: Run, content: Content) -> None:
         drawn = sorted(directions[given], reverse=True)
         grids = _whole(((file, f"{how}; step {step:,}") for step, file in drawn), 1, content)
         content.grids += grids
-    others = ((file, file.stem) for file in newest if not GRID.fullmatch(file.name))
+    scatters: dict[str, list[tuple[int, Path]]] = {}
+    for file in files:
+        if found := SCATTER.fullmatch(file.name):
+            scatters.setdefault(found["of"], []).append((int(found["step"]), file))
+    for of in sorted(scatters):
+        drawn = sorted(scatters[of], reverse=True)
+        how = f"{of.replace('-', ' ')}: the drawn rows in red, real ones in grey"
+        content.grids += _whole(((file, f"{how}; step {step:,}") for step, file in drawn), 1, content)
+    others = ((file, file.stem) for file in newest if not (GRID.fullmatch(file.name) or SCATTER.fullmatch(file.name)))
     content.others = _whole(others, OTHERS, content)
     if not content.grids:
         content.notes.append("There are no sample grids yet (samples/step-*.png).")

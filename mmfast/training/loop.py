@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from mmfast.build import build_data, check_beside_data, files_of, pick_device, stored, with_found
-from mmfast.config import Config, to_yaml
+from mmfast.config import Config, by_key
 from mmfast.data import Data
 from mmfast.errors import MmfastError, notice, say
 from mmfast.evaluate import evaluate_run
@@ -61,6 +61,7 @@ class Kept:
         self.now.allowed = list(self.before.allowed) if self.before else []
         if self.changed:
             notice(f"{run.folder}: going on with changed data: {'; '.join(self.changed)}")
+            run.guard(lambda: run.set_aside(f"data-{len(self.now.allowed)}"))
             self.now.allowed.append(f"after step {step}: {'; '.join(self.changed)}")
         if self.now != self.before:
             run.guard(lambda: write_text(run.folder / RECORD, self.now.to_json()))
@@ -92,7 +93,7 @@ def fit(
             raise MmfastError(f"--from {start} is the run itself; to resume it, repeat the command that began it")
         goes_on = here.told(Run(Path(out)).begun)  # then `start` is no longer needed, and may be gone
         taken = take_weights(model, config, start) if start is not None and not goes_on else None
-        here.check_same(the_config=to_yaml(config), the_number_of_examples=(len(data.train), len(data.test)))
+        here.check_same(the_config=by_key(config), the_number_of_examples=(len(data.train), len(data.test)))
         lines = (*without_effect(model, config), *slow_here(config, pick_device(config.train.device)))
         for line in lines if here.first else ():
             notice(line)
@@ -107,6 +108,8 @@ def fit(
                 trainer.data = with_latents(data, trainer.model, config, trainer.device, quiet)
         if here.first:
             kept.write(run, trainer.done)
+        if here.told(bool(kept.changed)):
+            trainer.best = None  # it was the best on the previous held-out examples
         if trainer.done and not quiet:
             print(f"{out}: going on after step {trainer.done} of {config.train.steps}", flush=True)
         elif taken is not None and here.first:

@@ -62,7 +62,7 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
         model.schedule,
         target=model.target,
         min_snr_gamma=config.loss.min_snr_gamma,
-        sample_weight=wanted[:, 0] * drawn.weight,
+        sample_weight=wanted[:, 0] * drawn.weight * model.anchor.spec.loss_weight,
         **noise,
     )
     parts = {model.anchor_name: anchor_loss}

@@ -24,7 +24,7 @@ from mmfast.config import Config
 from mmfast.data import Batch, Data
 from mmfast.errors import MmfastError
 from mmfast.files import save_tensors
-from mmfast.grids import examples_for
+from mmfast.grids import Examples, examples_for
 from mmfast.model import Model
 from mmfast.ranks import ALONE, Elsewhere, Ranks
 from mmfast.run import BEST, Run
@@ -95,8 +95,8 @@ class Trainer:
         return Validation(self.config, self.data.test, self.losses, self.drawing, self.device)
 
     @functools.cached_property
-    def shown(self) -> dict[str, Tensor]:
-        """The held-out examples of the sample grids. Found once: if none is complete, all of the data is read."""
+    def shown(self) -> Examples:
+        """The held-out examples of the sample grids. Found once: if few are complete, all of the data is read."""
         return examples_for(self.model, self.config, self.data)
 
     def state(self) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from mmfast.data import Batch, Data
 from mmfast.errors import MmfastError, notice
 from mmfast.evaluate import check_measures
 from mmfast.generate import check_sample
-from mmfast.held_out import NoExamples, held_out
+from mmfast.held_out import by_modality
 from mmfast.model import Model
 from mmfast.ranks import ALONE, Ranks
 from mmfast.sample import check_count
@@ -30,6 +30,9 @@ def check_batch(model: Model, batch: Batch) -> None:
     for name, x in batch.filled().items():
         if name in model.parts:
             model.part(name).check(x, f"data: {name}")
+    for name, part in model.parts.items():
+        if name not in batch.data and not part.derived:
+            raise MmfastError(f"data: the examples have no {name}; they should have every modality of the config")
 
 
 def fitted(model: Model, data: Data) -> Model:
@@ -67,13 +70,14 @@ def rehearse(config: Config, data: Data, losses: Losses = losses, ranks: Ranks =
         batch = part.__getitems__(range(min(len(part), config.train.batch_size)))
         check_batch(model, batch)
     try_out(model, batch, config, losses)
-    try:
-        held_out(data.test, 1, model)
-    except NoExamples as error:
-        if config.evaluate.samples:
-            raise NoExamples(f"{error}, or set evaluate.samples to 0") from None
-        if ranks.first:
-            notice(f"{error}, or the run's pictures show only joint samples")
+    found = by_modality(data.test, 1, model)
+    lacking = [name for name in model.parts if name not in found]
+    if lacking and ranks.first:
+        names = " or ".join(lacking)
+        notice(
+            f"data: no held-out example has {names}, so there are no figures of it and no pictures given it; raise "
+            "data.test_fraction"
+        )
     check_sample(model, config)
     return model
 

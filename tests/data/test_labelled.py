@@ -120,10 +120,12 @@ def test_a_config_says_how_many_and_nothing_left_is_an_error():
     with pytest.raises(MmfastError, match=r"modalities.label.labelled_only is true, but no training example has label"):
         build_data(config.load("digits", [("modalities.label.labelled_fraction", "1e-9"),
                                           ("modalities.label.labelled_only", "true")]))  # fmt: skip
-    with pytest.raises(MmfastError, match=r"modalities.image.labelled_fraction is set for the anchor"):
-        build_data(config.load("digits", [("modalities.image.labelled_fraction", "0.5")]))
-    with pytest.raises(MmfastError, match=r"modalities.image.labelled_share is set for the anchor"):
-        build_data(config.load("digits", [("modalities.image.labelled_share", "0.5")]))
+    hidden = ("modalities.masked", "{kind: masked, of: image, channels: 1, size: 8, block: 4}")
+    for name, why in (("image", "the anchor, which every"), ("masked", "made from another modality, in every")):
+        for key, value in (("labelled_fraction", "0.5"), ("labelled_share", "0.5"), ("labelled_only", "true")):
+            chosen = config.load("digits", [hidden, (f"modalities.{name}.{key}", value)])
+            with pytest.raises(MmfastError, match=f"modalities.{name}.{key} is set, but {name} is {why} example"):
+                build_data(chosen)
     with pytest.raises(MmfastError, match=r"modalities.label.labelled_share is 0.5, but no training example has label"):
         build_data(config.load("digits", [("modalities.label.labelled_fraction", "1e-9"),
                                           ("modalities.label.labelled_share", "0.5")]))  # fmt: skip

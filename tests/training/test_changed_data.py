@@ -16,6 +16,7 @@ from mmfast.cli import main
 from mmfast.data import Data
 from mmfast.data.base import InMemory
 from mmfast.errors import MmfastError
+from mmfast.files import load_tensors
 from mmfast.run import Run
 from mmfast.training import record
 from mmfast.training.loop import fit
@@ -345,3 +346,30 @@ def test_a_table_that_changed_keeps_the_statistics_that_were_learnt_by(tmp_path,
     assert "modalities.row.means" in capsys.readouterr().err  # but not those that somebody says
     assert main([*train[:3], str(tmp_path / "new"), *train[4:], "--train.steps", "1"]) == 0
     assert Run.open(tmp_path / "new").config().modalities["row"].means[0] > first.means[0] + 100
+
+
+def test_figures_and_best_weights_of_other_data_are_set_aside(folder, tmp_path, capsys):
+    """A later validation is then the best, however large, and the run is evaluated anew."""
+    run = tmp_path / "run"
+    measured = ("--evaluate.samples", "2", "--train.validate_every", "1")
+    assert main(command(tmp_path, 3, *measured)) == 0
+    figures, best = json.loads((run / "metrics.json").read_text()), (run / "ema.best.safetensors").read_bytes()
+    for k in range(12):
+        draw(folder / "photo" / f"{k:02d}.png", 100 + k)
+    capsys.readouterr()
+    # Of the same number of steps: only the figures are made again.
+    assert main(command(tmp_path, 3, *measured, "--allow-changed-data")) == 0
+    assert json.loads((run / "metrics.data-0.json").read_text()) == figures
+    assert json.loads((run / "metrics.json").read_text()) != figures
+    assert (run / "ema.best.data-0.safetensors").read_bytes() == best
+    assert not (run / "ema.best.safetensors").exists()
+    kept_before = load_tensors(run / "ema.best.data-0.safetensors")[1]["step"]
+    # In the steps that follow, the best is the best of these: the first, although the loss before may have been less.
+    assert main(command(tmp_path, 4, *measured)) == 0
+    assert load_tensors(run / "ema.best.safetensors")[1]["step"] == 4 and kept_before <= 3
+    assert json.loads((run / "metrics.data-0.json").read_text()) == figures
+    # A second change keeps its own.
+    draw(folder / "photo" / "00.png", 200)
+    assert main(command(tmp_path, 5, *measured, "--allow-changed-data")) == 0
+    assert (run / "ema.best.data-1.safetensors").exists() and (run / "metrics.step-0000004.json").exists()
+    assert load_tensors(run / "ema.best.safetensors")[1]["step"] == 5

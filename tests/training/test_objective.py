@@ -108,7 +108,10 @@ def by_design(model, config, batch, numbers):
         if roles[b][anchor] != "given":
             error = (target - said.anchor.double()).square().mean()
             totals[anchor] += (
-                float(error) * weight * min_snr(model.target, abar / (1 - abar), config.loss.min_snr_gamma)
+                float(error)
+                * weight
+                * config.modalities[anchor].loss_weight
+                * min_snr(model.target, abar / (1 - abar), config.loss.min_snr_gamma)
             )
         for n in names[1:]:
             part = model.part(n)
@@ -133,6 +136,7 @@ def by_design(model, config, batch, numbers):
 LABEL, MASK, IMAGE = (f"modalities.{name}" for name in ("label", "mask", "image"))
 CASES = {
     "the preset": {},
+    "a weight of the anchor": {f"{IMAGE}.loss_weight": 2.5},
     "x0, min-SNR": {"loss.target": "x0", "loss.min_snr_gamma": 5},
     "v, min-SNR": {"loss.target": "v", "loss.min_snr_gamma": 0.5},
     "eps, min-SNR": {"loss.min_snr_gamma": 0.5},

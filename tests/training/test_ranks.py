@@ -87,6 +87,9 @@ def talk(folder):
         here.check_same(the_config="one")
         with pytest.raises(MmfastError, match="the config of rank 1 is 1; it should be that of rank 0, 0: give every"):
             here.check_same(the_config=k)
+        said = "the config of rank 1 is b 1, d 'x'; it should be that of rank 0, b 0, d None: give every machine"
+        with pytest.raises(MmfastError, match=said):
+            here.check_same(the_config={"a": 5, "b": k, "c": [1], **({"d": "x"} if k else {})})
         for machines in (True, True, False):
             # Without regard to machines, even one that is the first of its own waits for the first of all.
             with (here if machines else dataclasses.replace(here, local=0)).in_turn(machines):
