@@ -15,6 +15,7 @@ from mmfast.data.found import find_each
 from mmfast.data.items import spread
 from mmfast.errors import MmfastError
 from mmfast.image_files import EXTENSIONS, class_numbers, load_picture
+from mmfast.modalities.mask import colour_codes
 
 T = TypeVar("T")
 
@@ -56,9 +57,9 @@ def _are_masks(name: str, paths: dict[str, Path]) -> bool:
     """
     values = [or_none(class_values, path) for path in spread(list(paths.values()), 16)]
     counts = [len(x) for x in values if x is not None]
-    if named_as_masks(name):
-        return bool(counts) or not values
     endings = all(p.suffix.lower() in kinds.kind("mask").extensions for p in paths.values())
+    if named_as_masks(name):
+        return bool(counts) or not values or (endings and colours(spread(list(paths.values()), 16)) is not None)
     return endings and not name.lower().startswith(IMAGES) and bool(counts) and 1 < max(counts) <= MOST_VALUES
 
 
@@ -91,6 +92,17 @@ def or_none(read: Callable[[Path], T], path: Path) -> T | None:
         return read(path)
     except MmfastError:
         return None
+
+
+def colours(paths: Sequence[Path]) -> list[str] | None:
+    """The colours of coloured masks, such as #ff0000, black first; None if there are too many for classes."""
+    found: set[int] = set()
+    for path in paths:
+        codes = or_none(lambda file: colour_codes(load_picture(file)), path)
+        found |= set() if codes is None else {int(x) for x in np.unique(codes)}
+        if len(found) > MOST_VALUES:
+            return None
+    return [f"#{code:06x}" for code in sorted(found)] if len(found) > 1 else None
 
 
 def class_pixels(path: Path) -> np.ndarray:

@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmfast.errors import MmfastError
-from mmfast.image_files import upright, white
+from mmfast.image_files import nearby, upright, white
 from mmfast.modalities import Modality
 
 
@@ -28,6 +28,11 @@ def taken(part: Modality, value: Any, where: str) -> Tensor:
         return torch.cat(found)
     try:
         x = _x(part, value, where)
+    except FileNotFoundError:
+        files = ", ".join(part.extensions)
+        raise MmfastError(
+            f"{where} is {str(value)!r}, and no such file exists{nearby(str(value))}; it should be a file ({files})"
+        ) from None
     except OSError as error:
         raise MmfastError(f"{where} cannot be read: {error.strerror}") from None
     part.check(x, where)

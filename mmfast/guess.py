@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from mmfast.candidates import (
     candidate_of,
     class_pixels,
     class_values,
+    colours,
     is_one,
     named_as_masks,
     or_none,
@@ -37,6 +38,8 @@ SIZES = (8, 16, 32, 64, 128, 256)
 # More different texts than this are not the classes of a label.
 MOST_CLASSES = 1000
 IGNORED = 255
+# More different texts than this, of at least so many words each, are captions.
+FEW_CLASSES, WORDS = 20, 3
 # A longer text is not a class name.
 LONGEST_NAME = 100
 # A rectangle is guessed if log(width / height) is within ALIKE of the usual value for at least a share NEARLY_ALL of
@@ -132,7 +135,11 @@ def _add_columns(guessed: Guess) -> None:
     """Add the labels that are columns of a table next to the folders."""
     path = find_table(guessed.root)
     table = None if path is None else read_table(path)
+    numbers: list[str] = []
     for name, cells in table.columns.items() if table is not None else ():
+        if are_measured(cells.values()):
+            numbers.append(name)
+            continue
         options = _classes(cells.values(), len(cells))
         try:
             check_name(name)
@@ -144,6 +151,26 @@ def _add_columns(guessed: Guess) -> None:
         else:
             guessed.modalities[name] = options
             guessed.shares[name] = min(1.0, len(cells) / guessed.examples)
+    if numbers:
+        columns = ", ".join(numbers)
+        guessed.notes.append(
+            f"{path}: the columns {columns}, which are numbers and no classes; to use them, add a modality such as "
+            f"`numbers: {{kind: table, columns: [{columns}], weight: {{kind: none}}, loss_weight: 0.02}}`"
+        )
+
+
+def are_measured(texts: Iterable[str]) -> bool:
+    """Whether texts are numbers and not all of them whole, so that they measure something and name no classes."""
+    try:
+        found = [float(x) for x in texts]
+    except ValueError:
+        return False
+    return all(map(math.isfinite, found)) and not all(x.is_integer() for x in found)
+
+
+def are_captions(texts: Collection[str]) -> bool:
+    """Whether texts are sentences: many different ones, most of them of several words."""
+    return len(texts) > FEW_CLASSES and sum(len(x.split()) >= WORDS for x in texts) > len(texts) / 2
 
 
 def _add(guessed: Guess, candidate: Candidate, options: dict[str, Any]) -> str:
@@ -202,7 +229,10 @@ def _mask(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | 
 
     If some files hold 0 and 1 and others 0 and 255, the mask has two classes, and one of the two codings is wrong.
     """
-    values = [or_none(class_values, path) or set[int]() for path in candidate.paths.values()]
+    read = [or_none(class_values, path) for path in candidate.paths.values()]
+    if all(x is None for x in read):
+        return _coloured(candidate, guessed, size)
+    values = [x or set[int]() for x in read]
     every, both = set[int]().union(*values), any({1, IGNORED} <= x for x in values)
     options: dict[str, Any] = {"kind": "mask", "classes": 2, "size": size}
     numbers = every - {IGNORED}
@@ -218,6 +248,17 @@ def _mask(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | 
     return options | ({"ignore": IGNORED} if IGNORED in every else {})
 
 
+def _coloured(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:
+    """The options of a mask whose classes are colours."""
+    found = colours([*candidate.paths.values()])
+    if found is None:
+        guessed.notes.append(
+            f"{candidate.folder}: coloured pictures; a mask holds class numbers, or a few colours that are its classes"
+        )
+        return None
+    return {"kind": "mask", "classes": len(found), "size": size, "colours": found}
+
+
 def _two(path: Path) -> bool:
     """True for a mask of two classes. Raises MmfastError for any other."""
     return two_classes(path, class_pixels(path)).max() <= 1
@@ -226,8 +267,15 @@ def _two(path: Path) -> bool:
 def _label(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:
     found = {text for path in candidate.paths.values() if (text := or_none(read_text, path))}  # skip empty texts
     texts = {text for text in found if len(text) <= LONGEST_NAME}  # a longer one is reported when it is read
-    options = _classes(texts, len(candidate.paths))
-    if options is None:
+    captions = are_captions(found)
+    options = None if captions else _classes(texts, len(candidate.paths))
+    if captions:
+        guessed.notes.append(
+            f"{candidate.folder}: {len(found)} different texts, which are captions; to use them, add `caption: {{kind: "
+            "caption, text_encoder: minilm, weight: {kind: none}, loss_weight: 0.02}` to the modalities"
+            + ("" if candidate.folder == "caption" else f", and `folders: {{caption: {candidate.folder}}}` to data")
+        )
+    elif options is None:
         guessed.notes.append(f"{candidate.folder}: {len(texts)} different texts, which are no classes")
     return options
 

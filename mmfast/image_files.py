@@ -34,6 +34,11 @@ BOMB = (PILImage.DecompressionBombError, PILImage.DecompressionBombWarning)
 MEGAPIXELS = "MMFAST_MEGAPIXELS"
 
 
+def nearby(path: Path | str) -> str:
+    """For a relative path: where it was looked for."""
+    return "" if os.path.isabs(path) else f" in the current folder, {os.getcwd()}"
+
+
 @contextlib.contextmanager
 def _named(path: Path | str, what: str) -> Iterator[None]:
     """Turn Pillow's errors into MmfastErrors that name the file or picture."""
@@ -46,12 +51,16 @@ def _named(path: Path | str, what: str) -> Iterator[None]:
             f"{path} has more pixels than a {what} may have, {_most_pixels() / 1e6:.4g} million; if that is meant, "
             f"set the variable {MEGAPIXELS} to as many million as it has"
         ) from None
+    except FileNotFoundError:
+        link = os.path.islink(path)
+        lost = "is a link to a file that does not exist; repair or remove it" if link else "does not exist"
+        raise MmfastError(f"{path} {lost}{nearby(path)}") from None
     except UnidentifiedImageError:
         raise MmfastError(f"{path} cannot be read as a {what}: it is none of {', '.join(FORMATS)}") from None
     except DAMAGED as error:
         # str() of an OSError would name the path again.
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise MmfastError(f"{path} cannot be read as a {what}: {said.splitlines()[0]}; mend or remove it") from None
+        raise MmfastError(f"{path} cannot be read as a {what}: {said.splitlines()[0]}; repair or remove it") from None
 
 
 def _most_pixels() -> float:

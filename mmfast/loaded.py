@@ -103,6 +103,8 @@ class Loaded:
         partly = self._in_part(values, known or {})
         rows = self._rows({name: partly[name][0] if name in partly else value for name, value in values.items()})
         inside = {name: there for name, (_, there) in partly.items() if not bool(there.all())}
+        if not {*self.model.parts} - ({*values} - {*inside}):
+            raise MmfastError(f"{', '.join(self.model.parts)} are all given, so nothing is left to draw; leave one out")
         first = options.get("first", self.config.sample.first)
         scale = options.get("guidance_scale", 1)
         if scale != 1 and not isinstance(scale, Mapping) and not first and not {*values} - {*inside}:
@@ -155,9 +157,14 @@ class Loaded:
                 found[name] = partial
         for name, value in known.items():
             if name not in values:
+                if name in self.model.parts:
+                    raise MmfastError(f"known has {name}, which is not given; give it too, and known says which part")
                 raise unknown("known's modality", name, values)
             if name in self.model.parts:
                 there = known_part(self.model.part(name), value, f"known {name}")
+                if not bool(there.any()):
+                    hint = " (a picture should be white there)" if there.dim() > 1 else ""
+                    raise MmfastError(f"known {name} marks no part of it{hint}; mark what to keep, or leave {name} out")
                 found[name] = (found[name][0], there & found[name][1]) if name in found else (values[name], there)
         return found
 

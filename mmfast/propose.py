@@ -48,8 +48,8 @@ BESIDE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "feature_map": ("It is read off the image, or given, and leaves no trace in the noise.", {}),
 }
-# What may stand beside an image for Muon to be proposed, because its presets were compared (docs/training.md).
-MUON = ({"mask"}, {"label"})
+# What may stand beside an image for Muon to be proposed, because it was compared with AdamW (docs/training.md).
+MUON = ({"mask"}, {"label"}, {"mask", "label"})
 # Measures the seconds that a training step takes with a config.
 Timer = Callable[[Config], float]
 

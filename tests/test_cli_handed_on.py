@@ -46,7 +46,7 @@ def test_what_sample_says_where_nothing_is_asked(drawn, tmp_path, capsys):
     assert main(["sample", "my run"]) == 0
     loaded, (args, options) = drawn
     assert loaded == ("my run", "auto", "last") and args == (None,) and options.pop("ranks").count == 1
-    usual = {"steps": None, "sampler": None, "eta": None, "first": None, "seed": 0}
+    usual = {"steps": None, "sampler": None, "eta": None, "first": None, "resample": None, "seed": 0}
     assert options == {"given": {}, "known": {}, "progress": True, **usual}
     assert capsys.readouterr().out == f"{tmp_path}/samples/sample-joint-seed0.png\n"
     with Image.open(tmp_path / "samples" / "sample-joint-seed0.png") as picture:
@@ -59,7 +59,7 @@ def test_every_option_of_sample(drawn, tmp_path, capsys):
     words = (
         "sample R --given label=3 mask=m.png --given row=a=1,b=2 --known image=white.png --known row=a,b --n 5 "
         "--steps 7 --sampler ddim --eta 0.5 --guidance_scale label=2 mask=1.5 --first a b --offset mask=0.2 "
-        "image=-0.1 --seed 9 --device cpu --out x.JPG --save d --npz x.npz --weights best --quiet"
+        "image=-0.1 --resample 3 --seed 9 --device cpu --out x.JPG --save d --npz x.npz --weights best --quiet"
     )
     assert main(words.split()) == 0
     loaded, (args, options) = drawn
@@ -73,6 +73,7 @@ def test_every_option_of_sample(drawn, tmp_path, capsys):
         "sampler": "ddim",
         "eta": 0.5,
         "first": ["a", "b"],
+        "resample": 3,
         "seed": 9,
         "guidance_scale": {"label": 2.0, "mask": 1.5},
         "offset": {"mask": 0.2, "image": -0.1},

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from mmfast.errors import MmfastError
-from mmfast.guess import guess
+from mmfast.guess import are_captions, are_measured, guess
 
 RANDOM = np.random.default_rng(0)
 
@@ -239,5 +239,41 @@ def test_texts_of_a_few_examples_are_no_classes_if_each_has_its_own(tmp_path):
     assert guessed.modalities == {"image": SEEN, "label": PETS}
     assert [note for note in guessed.notes if "no classes" in note] == [
         "caption: 4 different texts, which are no classes",
-        f"{tmp_path / 'labels.csv'}: the column score, whose 3 texts are no classes",
+        f"{tmp_path / 'labels.csv'}: the columns score, which are numbers and no classes; to use them, add a modality "
+        "such as `numbers: {kind: table, columns: [score], weight: {kind: none}, loss_weight: 0.02}`",
     ]
+
+
+@pytest.mark.parametrize(
+    ("texts", "measured"),
+    [(["0.5", "1"], True), (["1", "2.0"], False), (["1e-3"], True), (["0.5", "old"], False), ([], False),
+     (["nan", "0.5"], False), (["inf"], False)],
+)  # fmt: skip
+def test_numbers_that_are_not_whole_measure_something(texts, measured):
+    assert are_measured(texts) is measured
+
+
+def test_sentences_are_captions_and_no_classes(tmp_path):
+    """More than twenty of them, most of three words or more; the note is a line of a config that works."""
+    for k in range(30):
+        save(tmp_path, f"image/{k}.png", colour(8 + k))
+        save(tmp_path, f"texts/{k}.txt", f"a picture of {k} things")
+    guessed = guess(tmp_path, 32)
+    assert guessed.modalities == {"image": {**SEEN, "size": guessed.modalities["image"]["size"]}}
+    (note,) = guessed.notes
+    assert note.startswith("texts: 30 different texts, which are captions; to use them, add `caption: {kind: caption,")
+    assert note.endswith("to the modalities, and `folders: {caption: texts}` to data")
+    assert not are_captions({f"a picture {k}" for k in range(20)}) and not are_captions({f"x {k}" for k in range(99)})
+
+
+def test_masks_of_colours_have_a_class_for_each(tmp_path):
+    """In a folder that is named as one of masks; not if there are too many colours."""
+    rgb = np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255], [9, 8, 7]], np.uint8)
+    files(tmp_path, {**IMAGE, "masks/STEM.png": lambda k: rgb[np.arange(256).reshape(16, 16) % (3 if k < 7 else 4)]})
+    found = {"kind": "mask", "classes": 4, "size": 16, "colours": ["#000000", "#0000ff", "#090807", "#ff0000"]}
+    guessed = guess(tmp_path, 32)
+    assert guessed.modalities["masks"] == found and not guessed.notes
+    many = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    files(tmp_path, {"masks/STEM.png": lambda k: many})
+    guessed = guess(tmp_path, 32)
+    assert "masks" not in guessed.modalities and len(guessed.notes) == 1

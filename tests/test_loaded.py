@@ -180,6 +180,7 @@ def test_beside_what_is_drawn_stands_what_the_examples_have(run, place):
     assert not run.sample(1, photo=place / "photo.png", steps=1).truth and not run.sample(1, steps=1).truth
     # What is given in part is drawn around what is known, and so has a truth.
     half = np.zeros((SIZE, SIZE), bool)
+    half[0] = True
     assert "photo" in run.sample(1, photo="data", known={"photo": half}, steps=1).truth
 
 

@@ -24,7 +24,11 @@ ENOUGH, LOOKED_AT = 9, 1000
 
 def undecided(specs: Mapping[str, Any]) -> list[str]:
     """The modalities that are two-class masks whose coding the config does not specify."""
-    return [name for name, spec in specs.items() if spec.kind == "mask" and spec.classes == 2 and not spec.values]
+    return [
+        name
+        for name, spec in specs.items()
+        if spec.kind == "mask" and spec.classes == 2 and not (spec.values or spec.colours)
+    ]
 
 
 def decided(order: Iterable[T], picture: Callable[[T], PILImage.Image | None], spec: Any) -> str:
@@ -37,7 +41,7 @@ def decided(order: Iterable[T], picture: Callable[[T], PILImage.Image | None], s
     for _, example in zip(range(LOOKED_AT), order, strict=False):
         try:
             found = picture(example)
-            said = "" if found is None else coding(found, spec.ignore, "")
+            said = "" if found is None else coding(found, spec, "")
         except MmfastError:
             continue
         votes.update([said] if said else [])

@@ -9,11 +9,14 @@ of root/labels.csv, or the first folder of the anchor's path (cats). `folders` g
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mmfast.data import codings, skipping
 from mmfast.data.base import FLIP, Data
@@ -22,6 +25,7 @@ from mmfast.data.items import MOST_CAPTIONS, captions, named, spread
 from mmfast.data.listing import Listing, look
 from mmfast.errors import MmfastError
 from mmfast.modalities.label import counted, is_class, read_text
+from mmfast.modalities.table import number, statistics
 from mmfast.options import option
 
 # How many label files are opened to count the classes: enough to estimate their shares.
@@ -74,6 +78,12 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
             seen = (text for x in train if (text := texts.get(x)) and (spec.on_error == "stop" or is_class(text, part)))
             options[name] = {**options.get(name, {}), **counted(part, seen)}
     for name, part in modalities.items():
+        texts = listing.texts.get(name, {})
+        if part.kind == "table" and texts and not (part.means and part.scales):
+            rows = [row for x in train if x in texts and (row := _row(texts[x], part)) is not None]
+            if rows:
+                means, scales = statistics(np.array(rows))
+                options[name] = {"means": part.means or means, "scales": part.scales or scales}
         if part.kind == "caption" and not part.captions:
             stems, cells = listing.paths[anchor], listing.texts.get(name)
             paths = [path for stem, path in listing.paths.get(name, {}).items() if stem in stems]
@@ -81,6 +91,14 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
             files = (_text(path) or None for path in spread(paths, MOST_CAPTIONS))
             options[name] = {"captions": captions(files if cells is None else cells.values())}
     return options
+
+
+def _row(text: str, part: Any) -> list[float] | None:
+    """The numbers of a table's row; None if a cell is no number, which training reports."""
+    try:
+        return [number(cell, "") for cell in (json.loads(text)[column] for column in part.columns)]
+    except MmfastError:
+        return None
 
 
 def _text(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -198,7 +199,8 @@ def _take_table(listing: Listing) -> Table | None:
         return None
     table, anchors = read_table(path), listing.paths[listing.anchor]
     columns = [name for name in listing.modalities if name in table.columns and name != listing.anchor]
-    if not columns:
+    rows = {name: spec.columns for name, spec in listing.modalities.items() if _is_row(listing, name, table)}
+    if not columns and not rows:
         others = [name for name in listing.modalities if name != listing.anchor]
         lacking = [x for x in others if get_close_matches(x, table.columns) or not _has_own(listing, x)]
         if lacking:
@@ -208,7 +210,8 @@ def _take_table(listing: Listing) -> Table | None:
     listing.table = path
     stems, problems = match(table, anchors, listing.spec.folders.get(listing.anchor, listing.anchor))
     listing.problems += problems
-    others = [name for name in table.columns if name not in columns]
+    used = {*columns, *(column for of in rows.values() for column in of)}
+    others = [name for name in table.columns if name not in used]
     if others:
         listing.notes.append(f"{path}: the columns {', '.join(others)} are not modalities, and are left out")
     for name in columns:
@@ -230,7 +233,20 @@ def _take_table(listing: Listing) -> Table | None:
         listing.texts[name] = {stems[line]: cell for line, cell in cells.items() if line in stems}
         if part is not None:
             listing.problems += _wrong_cells(table, cells, part)
+    for name, of in rows.items():
+        whole = {line: {c: table.columns[c].get(line, "") for c in of} for line in stems}
+        cells = {line: json.dumps(row) for line, row in whole.items() if all(row.values())}
+        listing.texts[name] = {stems[line]: cell for line, cell in cells.items()}
+        listing.problems += _wrong_cells(table, cells, listing.modalities[name])
     return table
+
+
+def _is_row(listing: Listing, name: str, table: Table) -> bool:
+    """Whether a modality is a row of the table's columns: it names them, and has no files of its own."""
+    part = listing.modalities[name]
+    columns = part.columns if part.kind == "table" else ()
+    own = find(listing.folder(name), kinds.kind(part.kind).extensions, listing.within).paths
+    return bool(columns) and not own and all(column in table.columns for column in columns)
 
 
 def _wrong_cells(table: Table, cells: Mapping[int, str], part: Any) -> list[str]:

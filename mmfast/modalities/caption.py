@@ -48,9 +48,15 @@ class Caption(Embedding):
     def __init__(self, name: str, spec: Any, space: SpaceShape) -> None:
         super().__init__(name, spec, space)
         check_code(f"modalities.{name}.text_encoder", spec.text_encoder)
+        self._given: dict[bytes, str] = {}  # the texts that were given, by their vectors
 
     def nearest(self, x: Tensor) -> str | None:
-        """The caption in the list whose vector is nearest in direction to x [dim]; None without a list."""
+        """The caption in the list whose vector is nearest in direction to x [dim]; None without a list.
+
+        For the vector of a text that was given, that text.
+        """
+        if (text := self._given.get(_bytes(x))) is not None:
+            return text
         if not self.spec.captions:
             return None
         vectors = base.unit_rms(listed(self.spec.text_encoder, tuple(self.spec.captions), self.spec.dim))
@@ -65,7 +71,9 @@ class Caption(Embedding):
         caption = self.nearest(x)
         if caption is None:
             return super().show(x, size)
-        lines = textwrap.wrap(caption, max(6, int(len(caption) ** 0.5 * 1.6)), max_lines=6)
+        longest = max(map(len, caption.split()), default=0)  # a word is broken only if it would be tiny
+        width = max(6, int(len(caption) ** 0.5 * 1.6), min(longest, 16))
+        lines = textwrap.wrap(caption, width, max_lines=6)
         return text_tile("\n".join(lines), size)
 
     @classmethod
@@ -102,7 +110,13 @@ class Caption(Embedding):
         """A text, or the path of a .txt file that holds one."""
         if text.endswith(self.extensions):
             return self.read(Path(text), self.spec)
-        return vector(self.spec.text_encoder, text, self.spec.dim)
+        x = vector(self.spec.text_encoder, text, self.spec.dim)
+        self._given[_bytes(x)] = text
+        return x
+
+
+def _bytes(x: Tensor) -> bytes:
+    return x.detach().float().cpu().numpy().tobytes()
 
 
 @functools.lru_cache(maxsize=100_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,13 +16,21 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
-from mmfast.image_files import CODINGS, class_numbers, coding_of, load_picture, middle_resized, two_classes
+from mmfast.image_files import (
+    CODINGS,
+    check_colour,
+    class_numbers,
+    coding_of,
+    load_picture,
+    middle_resized,
+    two_classes,
+)
 from mmfast.metrics.similarity import mean_iou
 from mmfast.modalities import base
 from mmfast.modalities.base import Modality, SpaceShape
 from mmfast.options import option
 from mmfast.pictures import fit
-from mmfast.sizes import Size, height_width
+from mmfast.sizes import height_width
 
 # The value in x of pixels whose class is not known.
 IGNORED = -1
@@ -39,6 +48,9 @@ class MaskSpec(base.Spec):
     )
     values: str = option(
         "", "the coding of files of two classes, as 0/255; empty: that of most of the data", choices=("", *CODINGS)
+    )
+    colours: list[str] = option(
+        [], "the colour of each class in the files, in order, such as '#ff0000'; empty: they hold class numbers"
     )
 
 
@@ -113,7 +125,7 @@ class Mask(Modality):
         return base.draw_class(prediction, normal)
 
     def show(self, x: Tensor, size: int) -> PILImage.Image:
-        colours = np.concatenate((palette(self.spec.classes), np.array([UNKNOWN], np.uint8)))
+        colours = np.concatenate((shades(self.spec), np.array([UNKNOWN], np.uint8)))
         array = colours[x.cpu().numpy()]  # the last, at index -1, for ignored pixels
         return fit(PILImage.fromarray(array), size)
 
@@ -127,11 +139,11 @@ class Mask(Modality):
 
     @classmethod
     def read(cls, path: Path, spec: MaskSpec) -> Tensor:
-        return read_mask(path, spec.classes, spec.size, spec.ignore, spec.values)
+        return numbers_of(load_picture(path, "mask"), spec, path)
 
     @classmethod
     def from_picture(cls, picture: PILImage.Image, spec: MaskSpec, where: str) -> Tensor:
-        return numbers_of(picture, spec.classes, spec.size, spec.ignore, where, spec.values)
+        return numbers_of(picture, spec, where)
 
     def plain(self, x: Tensor) -> PILImage.Image:
         """A picture of the class numbers, with a palette to show them; `ignore` where the class is not known."""
@@ -140,7 +152,7 @@ class Mask(Modality):
         if max(ignored, self.spec.classes - 1) > 255:
             return PILImage.fromarray(numbers.astype(np.uint16))
         picture = PILImage.fromarray(numbers.astype(np.uint8))
-        colours = palette(self.spec.classes)
+        colours = shades(self.spec)
         if self.spec.ignore is not None:
             colours = np.concatenate((colours, np.full((256 - len(colours), 3), UNKNOWN[0], np.uint8)))
         picture.putpalette(colours.tobytes())
@@ -161,44 +173,75 @@ def palette(classes: int) -> np.ndarray:
     return (np.array([(0.08, 0.08, 0.12), *hues]) * 255).astype(np.uint8)
 
 
-def read_mask(path: Path, classes: int, size: Size, ignore: int | None = None, values: str = "") -> Tensor:
-    """Read a picture file whose grey or palette values are class numbers, as int64 [height, width].
-
-    A two-class mask may also be black and white (any value above 127 is class 1). ignore: the value of ignored pixels,
-    which become -1; no pixel can then have the class of that number. values: the coding of two classes that the file
-    must have, "0/1" or "0/255"; empty for either.
-    """
-    return numbers_of(load_picture(path, "mask"), classes, size, ignore, path, values)
+def shades(spec: MaskSpec) -> np.ndarray:
+    """The colours to show the classes in, uint8 [classes, 3]: those of the files, or a palette."""
+    if not spec.colours:
+        return palette(spec.classes)
+    return np.concatenate((np.array(_rgb(tuple(spec.colours)), np.uint8), palette(spec.classes)))[: spec.classes]
 
 
-def coding(picture: PILImage.Image, ignore: int | None, path: Path | str) -> str:
+def coding(picture: PILImage.Image, spec: MaskSpec, path: Path | str) -> str:
     """The coding of an upright two-class mask; empty if it fits both, being black or having one bit per pixel.
 
     Raises MmfastError, naming it `path`, if it is not a two-class mask.
     """
-    whole, known = _pixels(picture, ignore, path)
+    whole, known = _pixels(picture, spec, path)
     return coding_of(path, whole[known]) if known.any() and picture.mode != "1" else ""
 
 
-def _pixels(picture: PILImage.Image, ignore: int | None, path: Path | str) -> tuple[np.ndarray, np.ndarray]:
+def _pixels(picture: PILImage.Image, spec: MaskSpec, path: Path | str) -> tuple[np.ndarray, np.ndarray]:
     """A mask's values, int32 [height, width], and which of them count, bool."""
-    whole = np.asarray(class_numbers(path, picture)).astype(np.int32)
-    return whole, np.ones_like(whole, dtype=bool) if ignore is None else whole != ignore
+    if spec.colours:
+        whole = _by_colour(picture, tuple(spec.colours), path)
+    else:
+        whole = np.asarray(class_numbers(path, picture)).astype(np.int32)
+    return whole, np.ones_like(whole, dtype=bool) if spec.ignore is None else whole != spec.ignore
 
 
-def numbers_of(
-    picture: PILImage.Image, classes: int, size: Size, ignore: int | None, path: Path | str, coded: str = ""
-) -> Tensor:
-    """Convert an upright picture as `read_mask` does a file; errors name it `path`."""
-    whole, known = _pixels(picture, ignore, path)
-    values = whole[known]
-    if classes == 2 and values.size:
-        values = two_classes(path, values, "" if picture.mode == "1" else coded)
+def colour_codes(picture: PILImage.Image) -> np.ndarray:
+    """The colour of each pixel as one number, 0xRRGGBB, int32 [height, width]."""
+    pixels = np.asarray(picture.convert("RGB")).astype(np.int32)
+    return pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
+
+
+@functools.lru_cache(256)
+def _rgb(colours: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    found = tuple(check_colour("a mask's colours", colour) for colour in colours)
+    if len({*found}) < len(found):
+        raise MmfastError(f"a mask's colours are {', '.join(colours)}; each class should have one of its own")
+    return found
+
+
+def _by_colour(picture: PILImage.Image, colours: tuple[str, ...], path: Path | str) -> np.ndarray:
+    """The number of each pixel's colour in the list, int32 [height, width]."""
+    codes = np.array([r << 16 | g << 8 | b for r, g, b in _rgb(colours)], np.int32)
+    seen, order = colour_codes(picture), np.argsort(codes)
+    at = np.searchsorted(codes[order], seen).clip(max=len(codes) - 1)
+    other = codes[order][at] != seen
+    if other.any():
+        raise MmfastError(
+            f"{path} has the colour #{int(seen[other][0]):06x}, which is none of the mask's {len(colours)} colours; "
+            "add it to modalities.NAME.colours, or repair the file"
+        )
+    return order[at].astype(np.int32)
+
+
+def numbers_of(picture: PILImage.Image, spec: MaskSpec, path: Path | str) -> Tensor:
+    """The class numbers of an upright picture, int64 [height, width]; errors name it `path`.
+
+    Its grey or palette values are class numbers, or its colours are those of `spec.colours`. A two-class mask may also
+    be black and white (any value above 127 is class 1), and must have the coding of `spec.values` if that is set.
+    Pixels of the value `spec.ignore` become -1; no pixel can then have the class of that number.
+    """
+    whole, known = _pixels(picture, spec, path)
+    values, classes = whole[known], spec.classes
+    if classes == 2 and values.size and not spec.colours:
+        values = two_classes(path, values, "" if picture.mode == "1" else spec.values)
     if values.size and values.min() < 0:
         raise MmfastError(f"{path} holds class {values.min()}; the mask has classes 0 .. {classes - 1}")
     if values.size and values.max() >= classes:
         raise MmfastError(f"{path} holds class {values.max()}; the mask has classes 0 .. {classes - 1}")
     whole = np.full_like(whole, IGNORED)
     whole[known] = values
-    numbers = middle_resized(PILImage.fromarray(whole), size, PILImage.Resampling.NEAREST)
+    numbers = middle_resized(PILImage.fromarray(whole), spec.size, PILImage.Resampling.NEAREST)
     return torch.from_numpy(np.asarray(numbers).astype(np.int64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -169,6 +170,11 @@ class Table(Modality):
         if len(lines) not in (1, 2) or len(names) != len(row):
             raise MmfastError(f"{path} holds {len(lines)} lines; it should hold one row of numbers, or names above it")
         return row_of(dict(zip(names, row, strict=True)), spec, str(path))
+
+    @classmethod
+    def from_text(cls, text: str, spec: TableSpec, where: str) -> Tensor:
+        """From the cells of a table by column, as JSON."""
+        return row_of(json.loads(text), spec, where)
 
     @classmethod
     def blank(cls, spec: TableSpec) -> Tensor:

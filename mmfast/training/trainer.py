@@ -175,9 +175,15 @@ class Trainer:
         error = None
         try:
             batch = next(batches)
-            check_batch(self.model, batch)
         except MmfastError as found:
-            error = found
+            may_skip = getattr(self.config.data, "on_error", "") == "stop"
+            hint = "; to leave such examples out, repeat the command with --data.on_error skip" if may_skip else ""
+            error = MmfastError(f"{found}{hint}")
+        else:
+            try:
+                check_batch(self.model, batch)
+            except MmfastError as found:
+                error = found
         failed = self.ranks.any(error is not None)[0]
         if failed:
             raise error or Elsewhere("another rank has no examples")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from mmfast import config as configs
@@ -209,3 +210,45 @@ def test_captions_may_be_a_column(tmp_path):
             assert there == (stem != "7")
             if there:
                 assert torch.equal(batch.data["caption"][k], ngrams([f"a cat, or {int(stem) % 2}"])[0])
+
+
+NUMBERS_OF = {"kind": "table", "columns": ["x", "the y"], "weight": {"kind": "none"}}
+
+
+def rows_of(root, **spec):
+    raw = {"image": {"kind": "image", "channels": 1, "size": 4}, "numbers": {**NUMBERS_OF, **spec}}
+    data = {"kind": "folder", "root": str(root), "test_fraction": 0.4}
+    return with_found(configs.from_plain({**DRAFT, "data": data, "modalities": raw}, "x"))
+
+
+def test_numbers_may_be_columns(root):
+    """A row of them for each example; one with an empty cell is missing. Mean and scale are the training rows'."""
+    values = {stem: (k / 4, -3.5 * k) for k, stem in enumerate(LABELS)}
+    lines = [f"{stem}.png,{x},{'' if stem == 'b/3' else y},bee" for stem, (x, y) in values.items()]
+    table(root, lines, "file_name,x,the y,label")
+    chosen = rows_of(root)
+    data, seen = build_data(chosen), {}
+    for part in (data.train, data.test):
+        batch = part.__getitems__(range(len(part)))
+        there = batch.present.get("numbers", torch.ones(len(part), dtype=torch.bool))
+        seen |= {s: x.tolist() for s, x, yes in zip(part.stems, batch.data["numbers"], there, strict=True) if yes}
+    assert seen == {stem: list(pair) for stem, pair in values.items() if stem != "b/3"}
+    train = np.array([values[stem] for stem in data.train.stems if stem != "b/3"])
+    spec = chosen.modalities["numbers"]
+    assert spec.means == train.mean(0).tolist() and spec.scales == train.std(0).tolist()
+    assert rows_of(root, means=[1.0, 2.0]).modalities["numbers"].means == [1.0, 2.0]
+    # What else there is goes unused, and a cell that is no number is an error with its line.
+    assert "the columns label are not modalities" in " ".join(survey(chosen).notes)
+    table(root, [*lines[:2], lines[2].replace("0.5", "half"), *lines[3:]], "file_name,x,the y,label")
+    with pytest.raises(MmfastError, match=r"labels.csv line 4: column 'x' is 'half'; it should be a number"):
+        build_data(rows_of(root))
+
+
+def test_the_note_on_numbers_is_a_modality_that_works(root):
+    table(root, [f"{stem}.png,{k / 3}" for k, stem in enumerate(LABELS)], "file_name,depth")
+    guessed = guess(root, 32)
+    (note,) = [note for note in guessed.notes if "numbers" in note]
+    added = yaml.safe_load("{" + note.split("`")[1] + "}")
+    raw = {"anchor": guessed.anchor, "data": guessed.data(), "modalities": {**guessed.modalities, **added}, **DRAFT}
+    found = survey(configs.from_plain(raw, "x"))
+    assert not found.wrong and found.seen["numbers"].there == len(LABELS)
