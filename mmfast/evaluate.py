@@ -177,7 +177,15 @@ def evaluate_run(
     return metrics
 
 
-def table(metrics: dict[str, float]) -> str:
-    """The figures as lines of text."""
-    width = max(len(name) for name in metrics)
-    return "\n".join(f"{name:<{width}}  {value:.4g}" for name, value in metrics.items())
+def table(metrics: dict[str, float], rest: str | None = None) -> str:
+    """The figures as lines of text.
+
+    rest: where to find those of the bound and of the errors by timestep; None shows them too.
+    """
+    hidden = () if rest is None else ("bound.", "x0_error.")
+    shown = {name: value for name, value in metrics.items() if not name.startswith(hidden)}
+    width = max(map(len, shown), default=0)
+    lines = [f"{name:<{width}}  {value:.4g}" for name, value in shown.items()]
+    if len(shown) < len(metrics):
+        lines.append(f"{len(metrics) - len(shown)} more, of the bound and of the errors by timestep: {rest}")
+    return "\n".join(lines)

@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ BESIDE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "feature_map": ("It is read off the image, or given, and leaves no trace in the noise.", {}),
 }
+BESIDE_A_ROW = "Diffused like the row. It is predicted from a given row in one step."
 # What may stand beside an image for Muon to be proposed, because it was compared with AdamW (docs/training.md).
 MUON = ({"mask"}, {"label"}, {"mask", "label"})
 # Measures the seconds that a training step takes with a config.
@@ -112,7 +113,7 @@ def propose(
     ]
     if folder is not None and (root := guessed.root.resolve()).is_relative_to(folder.resolve()):
         plain["data"]["root"] = str(root.relative_to(folder.resolve()))
-    return Proposal("\n".join([*head, *_lines(plain)]) + "\n", config, one, training, total)
+    return Proposal(text_of(plain, head), config, one, training, total)
 
 
 def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
@@ -210,6 +211,11 @@ def _rounded(x: float) -> int:
     return int(x // unit) * unit
 
 
+def text_of(plain: Mapping[str, Any], head: Sequence[str]) -> str:
+    """A config as the text of a YAML file that begins with these comments."""
+    return "\n".join([*head, *_lines(plain)]) + "\n"
+
+
 def _lines(plain: Mapping[str, Any]) -> list[str]:
     """The config as YAML, one line per option or section, with comments where a reader may ask why."""
     lines = [f"anchor: {_flow(plain['anchor'])}", f"data: {_flow(plain['data'])}", "modalities:"]
@@ -217,7 +223,8 @@ def _lines(plain: Mapping[str, Any]) -> list[str]:
         if name == plain["anchor"] and len(plain["modalities"]) > 1:
             lines.append("  # The anchor, which is diffused itself. The others are read off a given one in one step.")
         elif name != plain["anchor"]:
-            lines.append(f"  # {BESIDE[spec['kind']][0]}")
+            told = spec.get("weight", {}).get("kind") == "none" or spec["kind"] != "label"
+            lines.append(f"  # {BESIDE[spec['kind']][0] if told else BESIDE_A_ROW}")
             if "labelled_share" in spec:
                 lines.append(
                     "  # Many examples lack it. Those that have it are repeated until they are labelled_share of all,"

@@ -38,14 +38,14 @@ def test_help_says_what_a_command_and_each_of_its_options_do(command, capsys):
 TAKES = {
     "presets": "[NAME]",
     "check": "--sheet FILE.png --overwrite --allow-code module:function --quiet DIR|CONFIG.yaml|PRESET",
-    "init": "--out FILE.yaml --minutes (float) --size SIDE|HEIGHTxWIDTH --outside --overwrite --quiet DIR",
+    "init": "--out FILE.yaml --minutes (float) --size SIDE|HEIGHTxWIDTH --outside --overwrite --quiet DIR|FILE.csv",
     "train": "--out RUN --from RUN --allow-code module:function --allow-changed-data --quiet [PRESET|CONFIG.yaml]",
     "sample": "--given NAME=VALUE+ --known NAME=PART+ --n (int) --steps (int) --sampler (str) --eta (float) "
     "--guidance_scale SCALE+ --first NAME* --offset NAME=SHARE* --resample (int) "
     "--seed (int) --device (str) --out FILE.png --save DIR "
     "--npz FILE.npz --overwrite --weights last|best --allow-code module:function --quiet RUN",
     "eval": "--samples (int) --device (str) --features (str) --features-weights FILE --lpips alex|vgg "
-    "--lpips-weights FILE --json FILE --overwrite --weights last|best --allow-code module:function --quiet RUN",
+    "--lpips-weights FILE --all --json FILE --overwrite --weights last|best --allow-code module:function --quiet RUN",
     "sweep": "--over KEY=V,V+ --given NAME+ --samples (int) --features (str) --x FIGURE --y FIGURE --device (str) "
     "--out DIR --allow-code module:function --quiet RUN",
     "report": "--out FILE.html --overwrite RUN",

@@ -160,7 +160,9 @@ def proposed(tmp_path, monkeypatch):
     """What `guess` and `propose` were called with, and what the timer that is handed on gives."""
     calls = {}
     guessed = Some(notes=["a.txt is nothing"], modalities={"image": {}, "mask": {}}, examples=1234)
-    config = Some(backbone=Some(channels=24), train=Some(precision="fp32", steps=56_000), data=Some(kind="digits"))
+    config = Some(
+        backbone=Some(channels=24), train=Some(precision="fp32", steps=56_000, batch_size=4), data=Some(kind="digits")
+    )
 
     def propose(*args):
         calls["propose"] = args
@@ -176,7 +178,7 @@ def proposed(tmp_path, monkeypatch):
     monkeypatch.setattr("mmfast.propose.propose", propose)
     monkeypatch.setattr("mmfast.propose.step_time", lambda asked: 0.25 if asked is config else 0)
     monkeypatch.setattr("mmfast.propose.usual_batch", lambda: 77)
-    calls["guessed"] = guessed
+    calls |= {"guessed": guessed, "config": config}
     return calls
 
 
@@ -225,6 +227,14 @@ def test_every_option_of_init(proposed, tmp_path, capsys):
 def test_what_init_refuses(proposed, capsys, words, said):
     assert main(["init", "data", *words.split()]) == 2
     assert said in capsys.readouterr().err and "guess" not in proposed
+
+
+def test_init_says_if_a_few_images_are_trained_on(proposed, capsys):
+    proposed["config"].train.steps = 1000
+    assert main(["init", "data", "--minutes", "2"]) == 0
+    assert (
+        "few: 4,000 images are trained on, and recognisable pictures take about 16,000; --minutes 8 would do\n"
+    ) in capsys.readouterr().out
 
 
 def test_init_says_where_all_that_is_wrong_is_listed(proposed, monkeypatch, capsys):

@@ -270,6 +270,12 @@ def test_the_table():
     assert table({"a": 1.0, "long.name": 0.123456, "b": 12345.6}) == (
         "a          1\nlong.name  0.1235\nb          1.235e+04"
     )
+    figures = {"a": 1.0, "bound.L1": 2.0, "x0_error.10": 3.0, "boundary": 4.0}
+    assert table(figures, "--all") == (
+        "a         1\nboundary  4\n2 more, of the bound and of the errors by timestep: --all"
+    )
+    assert table(figures) == "a            1\nbound.L1     2\nx0_error.10  3\nboundary     4"
+    assert table({"a": 1.0}, "--all") == "a  1"
 
 
 class Wall:

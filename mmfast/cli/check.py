@@ -69,10 +69,16 @@ def _config(data: str, rest: Sequence[str]) -> tuple[Config, list[str]]:
     from mmfast.guess import DRAFT, guess, most_pixels
     from mmfast.plain_yaml import load_value
 
+    if data.endswith(".csv"):
+        from mmfast.tabular import options as of_table
+
+        raw, notes = of_table(Path(data), data)
+        return configs.from_plain(raw, data, overrides(rest)), [f"{line}; left out" for line in notes]
     is_config = data in presets.names() or Path(data).suffix in (".yaml", ".yml")
     if not is_config and not Path(data).is_dir():
         raise MmfastError(
-            f"{data!r} is not a folder; it should be a folder, a .yaml file, or one of {', '.join(presets.names())}"
+            f"{data!r} is not a folder; it should be a folder, a .yaml or .csv file, or one of "
+            f"{', '.join(presets.names())}"
         )
     if is_config:
         return configs.load(data, overrides(rest)), []

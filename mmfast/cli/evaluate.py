@@ -31,6 +31,7 @@ def add(commands: Any) -> None:
         "--lpips", choices=("alex", "vgg"), help="also measure LPIPS of restored images [the config's]"
     )
     evaluate.add_argument("--lpips-weights", metavar="FILE", help="weights of that network [the package's]")
+    evaluate.add_argument("--all", action="store_true", help="also print the figures of the bound and by timestep")
     evaluate.add_argument("--json", metavar="FILE", help="also write the figures to a file")
     add_overwrite(evaluate)
     add_weights(evaluate)
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     metrics = evaluate(model, config, data, quiet=args.quiet or not args.ranks.first, ranks=args.ranks)
     if not args.ranks.first:
         return 0
-    print(table(metrics))
+    print(table(metrics, None if args.all else "--all"))
     if args.json:
         write(Path(args.json), lambda temporary: temporary.write_text(json.dumps(metrics, indent=2) + "\n"))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import sys
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
 def add(commands: Any) -> None:
     command = commands.add_parser(
         "init",
-        help="write a config for a folder of data",
-        description="Write a config for a folder of images with masks, labels or embeddings. Kinds, classes and sizes "
-        "come from the files, options from the presets, and the network and the steps fit the time on this machine.",
+        help="write a config for a folder of data, or for a table",
+        description="Write a config for a folder of images with masks, labels or embeddings, or for a table. Kinds, "
+        "classes and sizes come from the files, options from the presets, and the network and the steps fit the time "
+        "on this machine.",
         allow_abbrev=False,
     )
-    command.add_argument("data", metavar="DIR", help="a folder of data")
+    command.add_argument("data", metavar="DIR|FILE.csv", help="a folder of data, or a table")
     command.add_argument("--out", metavar="FILE.yaml", default="my.yaml", help="the config to write [my.yaml]")
     command.add_argument("--minutes", type=float, default=30, help="minutes for training and evaluation [30]")
     command.add_argument(
@@ -64,14 +66,37 @@ def _run_of(config: Config, name: str) -> str:
     return "RUN"
 
 
+def _of_table(file: Path, out: Path) -> int:
+    """Write a config for a .csv file, whose training takes about a minute whatever the machine."""
+    from mmfast import config as configs
+    from mmfast.propose import text_of
+    from mmfast.tabular import options
+
+    inside = file.resolve().is_relative_to(out.parent.resolve())
+    source = str(file.resolve().relative_to(out.parent.resolve()) if inside else file.resolve())
+    plain, notes = options(file, source)
+    head = [f"# Written by `mmfast init {file}`.", "# The means and scales of the columns come from the data."]
+    text = text_of(plain, head)
+    config = configs.from_plain(plain, "init")
+    write(out, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    for note in notes:
+        print(f"left out: {note}")
+    print(f"{out}: {', '.join(plain['modalities'])}, {plural(config.train.steps, 'step')}")
+    name = shlex.quote(str(out))
+    print(f"next: mmfast check {name} && mmfast train {name} --out {shlex.quote(os.path.join('runs', out.stem))}")
+    return 0
+
+
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from mmfast.guess import guess, most_pixels
-    from mmfast.propose import propose, step_time, usual_batch
+    from mmfast.propose import FOR_NARROWER, propose, step_time, usual_batch
 
     check_file("--out", args.out, args.overwrite, ".yaml", ".yml")
     out = Path(args.out)
     if not args.minutes > 0:
         raise MmfastError(f"--minutes is {args.minutes:g}; it should be more than 0")
+    if args.data.endswith(".csv"):
+        return _of_table(Path(args.data), out)
     guessed = guess(Path(args.data).resolve(), most_pixels(), _size(args.size), args.outside)
 
     def timer(config: Config) -> float:
@@ -97,6 +122,12 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     examples, steps = plural(guessed.examples, "example"), plural(config.train.steps, "step")
     print(f"{out}: {', '.join(guessed.modalities)} of {examples}, {steps}")
     training = plural(round(proposal.training), "minute")
+    seen = config.train.steps * config.train.batch_size
+    if seen < FOR_NARROWER:
+        print(
+            f"few: {seen:,} images are trained on, and recognisable pictures take about {FOR_NARROWER:,}; --minutes "
+            f"{math.ceil(args.minutes * FOR_NARROWER / seen)} would do"
+        )
     print(f"about {training} of training, {proposal.total:.0f} with the figures at the end")
     file = shlex.quote(str(out))
     print(f"next: mmfast check {file} && mmfast train {file} --out {shlex.quote(_run_of(config, out.stem))}")

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     metrics = run.folder / "metrics.json"
     if metrics.exists():
         try:
-            print(table(json.loads(read_text(metrics, LONGEST))))
+            print(table(json.loads(read_text(metrics, LONGEST)), str(metrics)))
         except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             advice = "remove it, and this command makes it again"
