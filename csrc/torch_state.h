@@ -39,11 +39,9 @@ inline PyObject* py_tell(PyObject* const* a, Py_ssize_t count) {
     torch_state.new_empty = interned("new_empty");
     torch_state.is_grad_enabled = PyObject_GetAttrString(a[2], "is_grad_enabled");
     torch_state.num_threads = PyObject_GetAttrString(a[2], "get_num_threads");
-    torch_state.empty_like = PyObject_GetAttrString(a[2], "empty_like");
     torch_state.lowest = PyLong_FromLongLong(INT64_MIN);
-    if (!torch_state.is_grad_enabled || !torch_state.num_threads || !torch_state.empty_like || !torch_state.lowest)
-        throw PythonError();
-    torch_state.random = interned("random_");
+    if (!torch_state.is_grad_enabled || !torch_state.num_threads || !torch_state.lowest) throw PythonError();
+    torch_state.empty_like = interned("empty_like"), torch_state.random = interned("random_");
     const Reference keyword(interned("dtype"));
     torch_state.dtype_keyword = PyTuple_Pack(1, keyword.get());
     if (!torch_state.dtype_keyword) throw PythonError();
@@ -156,7 +154,7 @@ inline PyObject* new_tensor(PyObject* like, const int64_t* shape, int rank, PyOb
 
 // A new tensor like `like`, which must be contiguous. Faster than new_tensor.
 inline PyObject* new_like(PyObject* like) {
-    PyObject* made = PyObject_CallOneArg(torch_state.empty_like, like);
+    PyObject* made = PyObject_CallMethodOneArg(torch_state.torch, torch_state.empty_like, like);
     if (!made) throw PythonError();
     return made;
 }

@@ -33,6 +33,7 @@ class Candidate:
     folder: str
     kind: str
     paths: dict[str, Path]
+    coloured: bool = False  # masks whose classes are colours
 
 
 def candidate_of(path: Path, within: Path | None) -> Candidate | None:
@@ -41,9 +42,10 @@ def candidate_of(path: Path, within: Path | None) -> Candidate | None:
         return None
     found = {kind: x.paths for kind, x in find_each(path, ENDINGS, within).items()}
     kind = max((k for k in ENDINGS if k != "mask"), key=lambda k: len(found[k]))
-    if kind == "image" and _are_masks(path.name, found["image"]):
+    coloured = kind == "image" and named_as_masks(path.name) and _are_coloured(found["image"])
+    if kind == "image" and (coloured or _are_masks(path.name, found["image"])):
         kind = "mask"
-    return Candidate(path.name, kind, found[kind]) if found[kind] else None
+    return Candidate(path.name, kind, found[kind], coloured) if found[kind] else None
 
 
 ENDINGS = {"image": EXTENSIONS, **{name: kinds.kind(name).extensions for name in ("label", "embedding", "mask")}}
@@ -57,10 +59,17 @@ def _are_masks(name: str, paths: dict[str, Path]) -> bool:
     """
     values = [or_none(class_values, path) for path in spread(list(paths.values()), 16)]
     counts = [len(x) for x in values if x is not None]
-    endings = all(p.suffix.lower() in kinds.kind("mask").extensions for p in paths.values())
     if named_as_masks(name):
-        return bool(counts) or not values or (endings and colours(spread(list(paths.values()), 16)) is not None)
+        return bool(counts) or not values
+    endings = all(p.suffix.lower() in kinds.kind("mask").extensions for p in paths.values())
     return endings and not name.lower().startswith(IMAGES) and bool(counts) and 1 < max(counts) <= MOST_VALUES
+
+
+def _are_coloured(paths: dict[str, Path]) -> bool:
+    """Whether the pictures are masks of a few colours, none of which can be read as a mask of class numbers."""
+    some = spread(list(paths.values()), 16)
+    endings = all(p.suffix.lower() in kinds.kind("mask").extensions for p in paths.values())
+    return endings and all(or_none(class_values, path) is None for path in some) and colours(some) is not None
 
 
 def named_as_masks(folder: str) -> bool:
@@ -69,13 +78,18 @@ def named_as_masks(folder: str) -> bool:
 
 
 def as_pictures(found: Sequence[Candidate]) -> list[Candidate]:
-    """Turn masks into images if only their few values suggest that they are masks, and they belong to no image."""
-    images = {stem for x in found if x.kind == "image" for stem in x.paths}
+    """Turn masks into images if only their few values, or colours, suggest that they are masks, and they belong to no
+    images: for colours, to none in a folder that is named as one of images."""
+    images = [x for x in found if x.kind == "image"]
+    stems = {stem for x in images for stem in x.paths}
+    of_named = {stem for x in images if x.folder.lower().startswith(IMAGES) for stem in x.paths}
 
     def of_none(x: Candidate) -> bool:
-        return x.kind == "mask" and not named_as_masks(x.folder) and not images & x.paths.keys()
+        if x.coloured:
+            return not of_named & x.paths.keys()
+        return x.kind == "mask" and not named_as_masks(x.folder) and not stems & x.paths.keys()
 
-    return [dataclasses.replace(x, kind="image") if of_none(x) else x for x in found]
+    return [dataclasses.replace(x, kind="image", coloured=False) if of_none(x) else x for x in found]
 
 
 def is_one(found: Sequence[Candidate]) -> bool:

@@ -95,4 +95,4 @@ def sample_run(
         how = how_text({"seed": config.seed, **how_drawn(model, config, what, {})})
         text = f"{title(what, config.sample.first)}; step {step:,}; {how}"
         truth = true_values(model, real, [given]) if given else {}
-        gallery.hang(sample_grid(parts, drawn, text, [given], truth=truth), name)
+        gallery.hang(sample_grid(parts, drawn, text, [given], beside={"true": truth}), name)

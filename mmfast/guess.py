@@ -33,6 +33,7 @@ from mmfast.image_files import EXTENSIONS, load_picture, read_header, two_classe
 from mmfast.modalities.embedding import mapped
 from mmfast.modalities.label import read_text
 from mmfast.sizes import Size, height_width, plain
+from mmfast.words import plural
 
 SIZES = (8, 16, 32, 64, 128, 256)
 # More different texts than this are not the classes of a label.
@@ -118,7 +119,9 @@ def guess(root: str | Path, most: int, size: Size | None = None, outside: bool =
         if not shared:
             guessed.notes.append(f"{candidate.folder}: no file has the path and name of one in {anchor.folder}")
         elif candidate.kind == "image":
-            guessed.notes.append(f"{candidate.folder}: pictures that are no masks beside those of {anchor.folder}")
+            guessed.notes.append(
+                f"{candidate.folder}: more pictures, which are not masks; {anchor.folder} has the images"
+            )
         else:
             options = OPTIONS[candidate.kind](Candidate(candidate.folder, candidate.kind, shared), guessed, size)
             if options is not None:
@@ -147,14 +150,15 @@ def _add_columns(guessed: Guess) -> None:
             guessed.notes.append(f"{path}: the column {name!r}, which cannot be a modality's name; rename it")
             continue
         if options is None or name in guessed.modalities:
-            guessed.notes.append(f"{path}: the column {name}, whose {len({*cells.values()})} texts are no classes")
+            texts = plural(len({*cells.values()}), "different text")
+            guessed.notes.append(f"{path}: the column {name}, with {texts}, which are not classes")
         else:
             guessed.modalities[name] = options
             guessed.shares[name] = min(1.0, len(cells) / guessed.examples)
     if numbers:
         columns = ", ".join(numbers)
         guessed.notes.append(
-            f"{path}: the columns {columns}, which are numbers and no classes; to use them, add a modality such as "
+            f"{path}: the columns {columns}, which are numbers, not classes; to use them, add a modality such as "
             f"`numbers: {{kind: table, columns: [{columns}], weight: {{kind: none}}, loss_weight: 0.02}}`"
         )
 
@@ -276,7 +280,7 @@ def _label(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] |
             + ("" if candidate.folder == "caption" else f", and `folders: {{caption: {candidate.folder}}}` to data")
         )
     elif options is None:
-        guessed.notes.append(f"{candidate.folder}: {len(texts)} different texts, which are no classes")
+        guessed.notes.append(f"{candidate.folder}: {plural(len(texts), 'different text')}, which are not classes")
     return options
 
 

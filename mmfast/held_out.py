@@ -50,8 +50,8 @@ def by_modality(examples: Examples, count: int, model: Model) -> dict[str, Found
 
 def _stored(model: Model, names: Iterable[str]) -> list[str]:
     """The modalities that an example must hold for these to exist: those, or what they are derived from."""
-    parts = [model.part(name) for name in names]
-    return list(dict.fromkeys(part.source if part.derived else part.name for part in parts))
+    parts = {name: model.parts[name] for name in names}
+    return list(dict.fromkeys(str(part.source) if part.derived else name for name, part in parts.items()))
 
 
 def _chosen(examples: Examples, count: int, model: Model, needed: Mapping[str, Sequence[str]]) -> dict[str, Found]:
@@ -63,7 +63,7 @@ def _chosen(examples: Examples, count: int, model: Model, needed: Mapping[str, S
         batch = examples.__getitems__(range(start, min(start + 64, len(examples))))
         for names, rows in found.items():
             there = torch.ones(len(batch), dtype=torch.bool)
-            for name in names:
+            for name in batch.present if names == whole else names:  # also those that the model does not have
                 there &= batch.present.get(name, there)
             rows.append({name: batch.data[name][there] for name in names})
         if _length(found[whole]) >= count:

@@ -135,6 +135,7 @@ class Loaded:
             ids.tolist(),
             n if several > 1 else None,
             {name: torch.cat([x] * several) for name, x in true_values(self.model, real, known_whole).items()},
+            {name: these[name] for name in inside},
         )
 
     def export(self, kind: str, folder: str | os.PathLike[str] | None = None, **options: Any) -> Path:

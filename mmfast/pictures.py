@@ -67,20 +67,19 @@ def sample_grid(
     columns: int | None = None,
     tile: int | None = None,
     present: Mapping[str, Tensor] | None = None,
-    truth: Mapping[str, Tensor] | None = None,
+    beside: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Image.Image:
     """Draw examples in a grid, each one's modalities side by side under their names; `given` ones are marked.
 
     columns: None for four, or as many as a page holds. tile: the side of each picture; None for `tile_size`. present:
-    bool [B] for modalities that some examples lack, as in a `Batch`. truth: the true values [B, ...] of some
-    modalities, shown next to them.
+    bool [B] for modalities that some examples lack, as in a `Batch`. beside: other values [B, ...] of some modalities,
+    shown next to theirs, by what they are ("true").
     """
     there, tile = present or {}, tile_size(data.values()) if tile is None else tile
     shown: list[tuple[str, str, Tensor]] = []
     for name, values in data.items():
         shown.append((name, "given" if name in given else "", values))
-        if truth is not None and name in truth:
-            shown.append((name, "true", truth[name]))
+        shown += [(name, what, others[name]) for what, others in (beside or {}).items() if name in others]
     count = len(next(iter(data.values())))
     title, sized = lettering(title)
     font, small = sized(15), ImageFont.load_default(11)  # modalities' names are ASCII
@@ -101,7 +100,7 @@ def sample_grid(
         y = top + (i // columns) * (tile + 2 * GAP)
         for k, (name, mark, values) in enumerate(shown):
             x = 2 * GAP + (i % columns) * cell + k * (tile + GAP)
-            missing = mark != "true" and name in there and not bool(there[name][i])
+            missing = mark in ("", "given") and name in there and not bool(there[name][i])
             picture = text_tile("none", tile) if missing else modalities[name].show(values[i], tile)
             page.paste(picture, (x + (tile - picture.width) // 2, y + (tile - picture.height) // 2))
             draw.rectangle((x - 1, y - 1, x + tile, y + tile), outline=FAINT)

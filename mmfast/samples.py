@@ -26,6 +26,7 @@ class Samples:
 
     data: tensors [len, ...] by name, on the host. how: the seed, steps, sampler and guidance. ids: the id of each
     sample's noise. truth: if values were given from held-out examples, the true values of the sampled modalities.
+    in_part: the whole of what was given in part, [1 or len, ...], of which the known part is in `data`.
     A notebook shows samples as their grid, next to the truth.
     """
 
@@ -38,6 +39,7 @@ class Samples:
     ids: list[int]
     columns: int | None = None
     truth: Mapping[str, Tensor] = field(default_factory=dict)
+    in_part: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -74,7 +76,10 @@ class Samples:
     def grid(self, columns: int | None = None) -> PILImage.Image:
         """All samples in one picture, each with its modalities side by side; a row for each of several given values."""
         columns = self.columns if columns is None else whole("columns", columns, 1)
-        return sample_grid(self.parts, self.data, self.title, list(self.given), columns, truth=self.truth)
+        pictures = {name: x.expand(len(self), *x.shape[1:]) for name, x in self.in_part.items() if x.dim() > 2}
+        known = [name for name in self.given if name not in self.in_part]
+        beside = {"given in part": pictures, "true": self.truth}
+        return sample_grid(self.parts, self.data, self.title, known, columns, beside=beside)
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()

@@ -15,6 +15,7 @@ from mmfast import presets
 from mmfast.config import check_name
 from mmfast.data import table
 from mmfast.errors import MmfastError
+from mmfast.words import plural
 
 # A column with more different texts is no label. A column of whole numbers with as few as two is one.
 MOST_CLASSES, TWO = 100, 2
@@ -51,7 +52,7 @@ def options(file: Path, source: str) -> tuple[dict[str, Any], list[str]]:
             name = _name(column, labels)
             labels[name], classes[name] = column, different
         else:
-            notes.append(f"the column {column}, whose {different} different texts are no classes")
+            notes.append(f"the column {column}, with {plural(different, 'different text')}, which are not classes")
     if not numbers:
         raise MmfastError(f"{file} has no column of numbers without gaps, of which the row to generate would consist")
     plain = yaml.safe_load(presets.text("table"))

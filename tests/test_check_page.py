@@ -229,7 +229,7 @@ def test_check_hands_on_what_it_is_told(tmp_path, monkeypatch, capsys):
     )
     assert main(["check", "data"]) == 2 and main(["check", "no"]) == 2
     assert capsys.readouterr().err.startswith(
-        "mmfast: error: 'no' is not a folder; it should be a folder, a .yaml file"
+        "mmfast: error: 'no' is not a folder; it should be a folder, a .yaml or .csv file"
     )
 
 

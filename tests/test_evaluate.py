@@ -293,10 +293,11 @@ def test_grids_in_every_direction(monkeypatch, tmp_path):
     run, wall, grids = Run.start(tmp_path / "run", world.config), Wall(), []
     real = grids_module.sample_grid
 
-    def grid(parts, drawn, title, given, truth):
+    def grid(parts, drawn, title, given, beside):
+        (truth,) = beside.values()
         grids.append((drawn, title, given, truth))
         assert {name: part is world.model.part(name) for name, part in parts.items()} == dict.fromkeys(parts, True)
-        return real(parts, drawn, title, given, truth=truth)
+        return real(parts, drawn, title, given, beside=beside)
 
     monkeypatch.setattr(grids_module, "sample_grid", grid)
     sample_run(Gallery(run, 70, wall), world.model, world.config, world.shown, quiet=True)

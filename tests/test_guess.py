@@ -165,8 +165,8 @@ def test_what_is_left_out_is_said(tmp_path):
     guessed = guess(tmp_path, 32)
     assert guessed.modalities == {"image": SEEN, "label": PETS}
     assert guessed.notes == [
-        "captions: 8 different texts, which are no classes",
-        "depth: pictures that are no masks beside those of image",
+        "captions: 8 different texts, which are not classes",
+        "depth: more pictures, which are not masks; image has the images",
         "mask: no file has the path and name of one in image",
         "seg: masks with values up to 200, which are no class numbers",
     ]
@@ -237,9 +237,9 @@ def test_texts_of_a_few_examples_are_no_classes_if_each_has_its_own(tmp_path):
     save(tmp_path, "labels.csv", f"file_name,score\n{rows}")
     guessed = guess(tmp_path, 32)
     assert guessed.modalities == {"image": SEEN, "label": PETS}
-    assert [note for note in guessed.notes if "no classes" in note] == [
-        "caption: 4 different texts, which are no classes",
-        f"{tmp_path / 'labels.csv'}: the columns score, which are numbers and no classes; to use them, add a modality "
+    assert [note for note in guessed.notes if "not classes" in note] == [
+        "caption: 4 different texts, which are not classes",
+        f"{tmp_path / 'labels.csv'}: the columns score, which are numbers, not classes; to use them, add a modality "
         "such as `numbers: {kind: table, columns: [score], weight: {kind: none}, loss_weight: 0.02}`",
     ]
 

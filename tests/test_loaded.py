@@ -181,6 +181,9 @@ def test_beside_what_is_drawn_stands_what_the_examples_have(run, place):
     # What is given in part is drawn around what is known, and so has a truth.
     half = np.zeros((SIZE, SIZE), bool)
     half[0] = True
+    partly, whole = (run.sample(1, photo=PHOTO, steps=1, **more) for more in ({"known": {"photo": half}}, {}))
+    assert torch.allclose(partly.in_part["photo"], X["photo"][None], atol=1e-6) and not whole.in_part
+    assert partly.grid().width > whole.grid().width
     assert "photo" in run.sample(1, photo="data", known={"photo": half}, steps=1).truth
 
 

@@ -34,14 +34,21 @@ def tiles(page, tile, columns, each, top):
 def test_the_truth_stands_beside_what_was_drawn():
     data = {name: torch.arange(3) + start for name, start in (("image", 10), ("mask", 20), ("label", 30))}
     truth = {"mask": torch.arange(3) + 120, "label": torch.arange(3) + 130}
-    page = sample_grid({name: Flat() for name in data}, data, "x", ["image"], 2, 64, truth=truth)
+    page = sample_grid({name: Flat() for name in data}, data, "x", ["image"], 2, 64, beside={"true": truth})
     assert tiles(page, 64, 2, 5, 58)[:3] == [[10 + k, 20 + k, 120 + k, 30 + k, 130 + k] for k in range(3)]
     plain = sample_grid({name: Flat() for name in data}, data, "x", columns=2, tile=64)
     assert tiles(plain, 64, 2, 3, 46)[:3] == [[10 + k, 20 + k, 30 + k] for k in range(3)]
     # What an example lacks is not what its sample lacks.
     missing = {"mask": torch.tensor([False, True, True])}
-    page = sample_grid({name: Flat() for name in data}, data, "x", ["image"], 2, 64, missing, truth)
+    page = sample_grid({name: Flat() for name in data}, data, "x", ["image"], 2, 64, missing, {"true": truth})
     assert tiles(page, 64, 2, 5, 58)[0][2] == 120 and np.asarray(page)[58, 8 + 2 * 68 + 10].tolist() != [20, 0, 0]
+
+
+def test_what_was_given_in_part_stands_beside_what_was_drawn_around_it():
+    data, whole = {"a": torch.tensor([10, 11]), "b": torch.tensor([20, 21])}, {"b": torch.tensor([30, 31])}
+    parts, beside = {"a": Flat(), "b": Flat()}, {"given in part": whole}
+    page = sample_grid(parts, data, "t", ["a"], columns=1, tile=64, beside=beside)
+    assert tiles(page, 64, 1, 3, 58) == [[10, 20, 30], [11, 21, 31]]
 
 
 def test_names_stay_over_their_pictures():

@@ -289,7 +289,10 @@ def test_the_exit_status_is_2_where_training_would_stop(here, capsys):
     assert (here.parent / "s.png").exists() and "nothing is wrong" not in shown
     assert main(["check", "my.yaml", "--sheet", "s.gif"]) == 2
     assert main(["check", "nothing"]) == 2
-    assert "'nothing' is not a folder; it should be a folder, a .yaml file, or one of any" in capsys.readouterr().err
+    assert (
+        "'nothing' is not a folder; it should be a folder, a .yaml or .csv file, or one of any"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_every_column_has_its_kind(tmp_path):
     assert notes == [
         "the column id, which numbers the rows",
         "the column gaps, in which 2 of 40 numbers are missing; fill them in, or remove these rows",
-        "the column note, whose 40 different texts are no classes",
+        "the column note, with 40 different texts, which are not classes",
         "the column none, which is empty",
     ]
 
@@ -88,4 +88,4 @@ def test_the_config_trains_and_the_file_itself_can_be_checked(tmp_path, capsys, 
     capsys.readouterr()
     assert main(["check", "birds.csv", "--sheet", "sheet.png"]) == 0
     said = capsys.readouterr().out
-    assert "row    " in said and "the column note, whose 40 different texts are no classes; left out" in said
+    assert "row    " in said and "the column note, with 40 different texts, which are not classes; left out" in said

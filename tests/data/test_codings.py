@@ -18,7 +18,7 @@ from mmfast.data.codings import decided
 from mmfast.data.listing import place
 from mmfast.errors import MmfastError
 from mmfast.guess import guess
-from mmfast.modalities.mask import MaskSpec, coding, read_mask
+from mmfast.modalities.mask import Mask, MaskSpec, coding
 from mmfast.survey import survey
 from mmfast.training.examples import loader
 
@@ -108,7 +108,7 @@ def test_the_answer_hangs_on_no_order(root, white, workers, tmp_path):
 
 
 def test_one_bit_a_pixel_is_right_in_both(root):
-    assert coding(Image.fromarray(truth(4)), None, "m") == ""
+    assert coding(Image.fromarray(truth(4)), MaskSpec(), "m") == ""
     save(root, 4, 255, mode="1")
     found = masks(build_data(config(root)))
     assert all((found[k].numpy() == truth(k)).all() for k in range(COUNT))
@@ -126,8 +126,8 @@ def test_edges_are_no_other_coding(tmp_path):
 def test_the_ignored_value_tells_nothing():
     spec = MaskSpec(ignore=255)
     for values, said in (([0, 255], ""), ([1, 255], "0/1"), ([255, 255], ""), ([0, 0], "")):
-        assert coding(Image.fromarray(np.array([values], np.uint8)), spec.ignore, "m") == said
-    assert coding(Image.fromarray(np.array([[0, 128, 255]], np.uint8)), 128, "m") == "0/255"
+        assert coding(Image.fromarray(np.array([values], np.uint8)), spec, "m") == said
+    assert coding(Image.fromarray(np.array([[0, 128, 255]], np.uint8)), MaskSpec(ignore=128), "m") == "0/255"
 
 
 def votes(*said):
@@ -252,7 +252,7 @@ def test_they_are_kept_with_the_config(kind, white, monkeypatch):
 
 def test_a_file_alone(tmp_path):
     Image.fromarray(np.array([[0, 1]], np.uint8)).save(tmp_path / "m.png")
-    assert read_mask(tmp_path / "m.png", 2, [1, 2]).tolist() == [[0, 1]]
-    assert read_mask(tmp_path / "m.png", 2, [1, 2], values="0/1").tolist() == [[0, 1]]
+    assert Mask.read(tmp_path / "m.png", MaskSpec(size=[1, 2])).tolist() == [[0, 1]]
+    assert Mask.read(tmp_path / "m.png", MaskSpec(size=[1, 2], values="0/1")).tolist() == [[0, 1]]
     with pytest.raises(MmfastError, match=r"holds the values 0, 1; most masks of this data hold 0 and 255"):
-        read_mask(tmp_path / "m.png", 2, [1, 2], values="0/255")
+        Mask.read(tmp_path / "m.png", MaskSpec(size=[1, 2], values="0/255"))

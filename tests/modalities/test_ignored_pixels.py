@@ -13,7 +13,7 @@ from mmfast.data import Batch
 from mmfast.guess import DRAFT
 from mmfast.likelihood import bound
 from mmfast.modalities import SpaceShape
-from mmfast.modalities.mask import read_mask
+from mmfast.modalities.mask import Mask, MaskSpec
 from mmfast.survey import survey
 from mmfast.training.objective import losses
 
@@ -101,13 +101,15 @@ def test_what_is_no_mask():
 )
 def test_files(tmp_path, values, classes, ignore, expected):
     Image.fromarray(np.array(values, np.uint8).reshape(2, 2)).save(tmp_path / "m.png")
-    assert read_mask(tmp_path / "m.png", classes, 2, ignore).flatten().tolist() == expected
+    assert (
+        Mask.read(tmp_path / "m.png", MaskSpec(classes=classes, size=2, ignore=ignore)).flatten().tolist() == expected
+    )
 
 
 def test_a_class_too_many_is_still_refused(tmp_path):
     Image.fromarray(np.array([[0, 255], [9, 1]], np.uint8)).save(tmp_path / "m.png")
     with pytest.raises(MmfastError, match=r"holds class 9; the mask has classes 0 \.\. 3"):
-        read_mask(tmp_path / "m.png", 4, 2, 255)
+        Mask.read(tmp_path / "m.png", MaskSpec(classes=4, size=2, ignore=255))
 
 
 def config(root="x", **more):
