@@ -74,6 +74,9 @@ def test_the_three_together():
     assert (mask["weight"], mask["loss_weight"]) == ({"kind": "carried", "scale": 1.5}, 0.1)
     assert (label["weight"], label["loss_weight"], label["given_probability"]) == ({"kind": "none"}, 0.06, 0.95)
     assert "low_noise" not in made["train"] and made["sample"]["first"] == ["label"]
+    assert made["train"]["optimizer"] == "muon"
+    with_a_vector = yaml.safe_load(propose(guessed(mask=MASK, embedding=MAP), 30, timer(0.25)).text)
+    assert "optimizer" not in with_a_vector["train"]  # not compared
 
 
 @pytest.mark.parametrize("bf16", [0.5, 3.0])
