@@ -90,7 +90,9 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
     metrics |= data.baselines()
     try:
         batch = held_out(Shuffled(data.test), min(count, len(data.test)), model)
-    except NoExamples:
+    except NoExamples as error:
+        if ranks.first and not quiet:
+            notice(f"{error}, or there is no bound")
         return metrics
     return metrics | likelihood(model, config, data, batch, ranks)
 

@@ -33,7 +33,7 @@ def held_out(examples: Examples, count: int, model: Model, needed: Sequence[str]
 
 
 class Found(NamedTuple):
-    """Held-out examples, and how many different ones they are."""
+    """Held-out examples, and how many of them are different ones."""
 
     batch: Batch
     different: int
@@ -57,40 +57,45 @@ def _stored(model: Model, names: Iterable[str]) -> list[str]:
 def _chosen(examples: Examples, count: int, model: Model, needed: Mapping[str, Sequence[str]]) -> dict[str, Found]:
     """For each key, examples that have all modalities, or else those that it needs. Reads no further than it must."""
     whole = tuple(_stored(model, model.parts))
-    found: dict[tuple[str, ...], list[dict[str, Tensor]]] = {whole: []}
-    found |= {tuple(names): [] for names in needed.values()}
+    kinds = list(dict.fromkeys([whole, *map(tuple, needed.values())]))
+    counts, chosen = dict.fromkeys(kinds, 0), {names: list[Tensor]() for names in kinds}
+    kept: list[dict[str, Tensor]] = []  # each example once, whoever needs it
     for start in range(0, len(examples), 64):
         batch = examples.__getitems__(range(start, min(start + 64, len(examples))))
-        for names, rows in found.items():
-            there = torch.ones(len(batch), dtype=torch.bool)
+        flags = {}
+        for names in kinds:
+            there = torch.full((len(batch),), counts[names] < count)
             for name in batch.present if names == whole else names:  # also those that the model does not have
                 there &= batch.present.get(name, there)
-            rows.append({name: batch.data[name][there] for name in names})
-        if _length(found[whole]) >= count:
-            found = dict.fromkeys(found, found[whole])
+            flags[names] = there
+            counts[names] += int(there.sum())
+        wanted = torch.stack([*flags.values()]).any(0)
+        kept.append({name: batch.data[name][wanted] for name in whole})
+        for names, there in flags.items():
+            chosen[names].append(there[wanted])
+        if counts[whole] >= count:
+            counts, chosen = dict.fromkeys(kinds, counts[whole]), dict.fromkeys(kinds, chosen[whole])
             break
-    made = {whole: _repeated(found[whole], count, model)}
-    for names, rows in found.items():
-        # As many are the same ones, since those that have all are among them.
-        alike = _length(rows) == _length(found[whole])
-        made[names] = made[whole] if alike else _repeated(rows, count, model)
+    data = {name: torch.cat([part[name] for part in kept]) for name in whole}
+    made: dict[tuple[str, ...], Found] = {}
+    for names in kinds:
+        if made and counts[names] == counts[whole]:  # the same examples, since those that have all are among them
+            made[names] = made[whole]
+            continue
+        rows = torch.cat(chosen[names])
+        made[names] = _repeated({name: data[name][rows] for name in names}, count, model)
     every = {key: made[tuple(names)] for key, names in needed.items()}
     return {key: of for key, of in every.items() if of.different}
 
 
-def _repeated(parts: Sequence[Mapping[str, Tensor]], count: int, model: Model) -> Found:
-    """`count` of the examples in these parts, from the start again if they run out, with what is derived of them."""
-    different = _length(parts)
+def _repeated(data: dict[str, Tensor], count: int, model: Model) -> Found:
+    """`count` of these examples, from the start again if they run out, with what is derived of them."""
+    different = len(next(iter(data.values())))
     if not different:
         return Found(Batch({}), 0)
-    data = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     complete = model.complete(Batch(data), 0, torch.arange(different)).data
     index = torch.arange(count) % different
-    return Found(Batch({name: x[index] for name, x in complete.items()}), different)
-
-
-def _length(parts: Sequence[Mapping[str, Tensor]]) -> int:
-    return sum(len(next(iter(part.values()))) for part in parts)
+    return Found(Batch({name: x[index] for name, x in complete.items()}), min(different, count))
 
 
 def true_values(model: Model, data: Mapping[str, Tensor], given: Sequence[str]) -> dict[str, Tensor]:

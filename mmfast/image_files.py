@@ -253,7 +253,8 @@ def class_numbers(path: Path | str, picture: PILImage.Image) -> PILImage.Image:
     pixels = np.asarray(picture.convert("RGBA"))
     wanted = "a mask should be grey, or have a palette, with class numbers"
     if not (pixels[..., :1] == pixels[..., :3]).all():
-        raise MmfastError(f"{path} is a coloured picture of mode {picture.mode}; {wanted}")
+        colours = "or name its classes' colours in modalities.NAME.colours"
+        raise MmfastError(f"{path} is a coloured picture of mode {picture.mode}; {wanted}, {colours}")
     if not (pixels[..., 3] == 255).all():
         raise MmfastError(f"{path} has transparent pixels; {wanted}")
     return PILImage.fromarray(pixels[..., 0])

@@ -400,4 +400,6 @@ def test_few_that_have_a_modality_are_repeated_and_told_of(monkeypatch, capsys):
         "data.test_fraction for more\n"
         "mmfast: none of the 12 held-out examples has image and vector, so vector is not measured; raise "
         "data.test_fraction\n"
+        "mmfast: data: no held-out example has all of image, label, mask, vector; raise data.test_fraction, or there "
+        "is no bound\n"
     )

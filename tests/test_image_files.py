@@ -276,6 +276,9 @@ def test_a_mask_of_colours_has_the_classes_of_its_list(tmp_path):
     # The number of a colour may be ignored, as that of a class may.
     ignoring = MaskSpec(classes=3, size=3, colours=colours, ignore=3)
     assert (Mask.read(tmp_path / "rgb.png", ignoring).numpy() == np.where(numbers == 3, -1, numbers)).all()
+    x = Mask.read(tmp_path / "rgb.png", ignoring)
+    Mask("mask", ignoring, SpaceShape(3, 3)).plain(x).save(tmp_path / "ignored.png")
+    assert torch.equal(Mask.read(tmp_path / "ignored.png", ignoring), x)
     two = MaskSpec(classes=2, size=3, colours=["#ffffff", "#000000"])
     PILImage.fromarray(np.uint8([[0, 255, 0]] * 3)).save(tmp_path / "two.png")
     assert Mask.read(tmp_path / "two.png", two).tolist() == [[1, 0, 1]] * 3

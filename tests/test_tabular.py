@@ -81,6 +81,8 @@ def test_the_config_trains_and_the_file_itself_can_be_checked(tmp_path, capsys, 
     assert raw["data"]["source"] == "birds.csv"  # beside the config
     found = with_found(configs.load("birds.yaml"))
     assert found.modalities["the_sex"].names == ["female", "male"] and found.modalities["row"].means[1] > 0
+    assert main(["init", "birds.csv", "--out", "b.yaml", "--size", "8"]) == 2
+    assert "--size is for folders of pictures, and birds.csv is a table; leave it out" in capsys.readouterr().err
     few = flags([*TINY, ("train.steps", "2"), ("evaluate.samples", "4")])
     assert main(["train", "birds.yaml", "--out", "run", "--quiet", *few]) == 0
     words = ["--given", "species=Gentoo", "the_sex=male", "row=mass=5000", "--n", "2", "--steps", "1", "--quiet"]

@@ -31,7 +31,9 @@ def add(commands: Any) -> None:
     )
     command.add_argument("data", metavar="DIR|FILE.csv", help="a folder of data, or a table")
     command.add_argument("--out", metavar="FILE.yaml", default="my.yaml", help="the config to write [my.yaml]")
-    command.add_argument("--minutes", type=float, default=30, help="minutes for training and evaluation [30]")
+    command.add_argument(
+        "--minutes", type=float, default=30, help="minutes for training and evaluation of a folder [30]"
+    )
     command.add_argument(
         "--size",
         metavar="SIDE|HEIGHTxWIDTH",
@@ -67,7 +69,7 @@ def _run_of(config: Config, name: str) -> str:
 
 
 def _of_table(file: Path, out: Path) -> int:
-    """Write a config for a .csv file, whose training takes about a minute whatever the machine."""
+    """Write a config for a .csv file. Its steps are the preset's, about a minute, so they are not fitted to a time."""
     from mmfast import config as configs
     from mmfast.propose import text_of
     from mmfast.tabular import options
@@ -96,6 +98,9 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if not args.minutes > 0:
         raise MmfastError(f"--minutes is {args.minutes:g}; it should be more than 0")
     if args.data.endswith(".csv"):
+        for option, given in (("--size", args.size is not None), ("--outside", args.outside)):
+            if given:
+                raise MmfastError(f"{option} is for folders of pictures, and {args.data} is a table; leave it out")
         return _of_table(Path(args.data), out)
     guessed = guess(Path(args.data).resolve(), most_pixels(), _size(args.size), args.outside)
 

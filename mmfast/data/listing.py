@@ -18,7 +18,7 @@ from mmfast.data.codings import decided, undecided, with_values
 from mmfast.data.decoded import decoded_once
 from mmfast.data.example_files import Files
 from mmfast.data.found import check_no_root, find
-from mmfast.data.metadata import Table, find_table, match, no_column, read_table
+from mmfast.data.metadata import NAMES, Table, find_table, match, no_column, read_table
 from mmfast.data.skipping import Skipping
 from mmfast.errors import MmfastError, unknown
 from mmfast.image_files import load_picture
@@ -139,7 +139,9 @@ def look(spec: Any, modalities: Mapping[str, Any], anchor: str) -> Listing:
     if () not in known:  # if root itself is a modality's folder, all in it has been listed
         known |= set() if table is None else {(table.path.name,)}
         beside = [x for x in sorted(root.iterdir()) if not x.name.startswith(".") and (x.name,) not in known]
-        listing.leave_out("no folder of a modality", beside)
+        tables = [x for x in beside if x.suffix.lower() == ".csv" and x.is_file()]
+        listing.leave_out("no folder of a modality", [x for x in beside if x not in tables])
+        listing.leave_out(f"table, which would have to be named {' or '.join(NAMES)}", tables)
     return listing
 
 
@@ -245,8 +247,9 @@ def _is_row(listing: Listing, name: str, table: Table) -> bool:
     """Whether a modality is a row of the table's columns: it names them, and has no files of its own."""
     part = listing.modalities[name]
     columns = part.columns if part.kind == "table" else ()
-    own = find(listing.folder(name), kinds.kind(part.kind).extensions, listing.within).paths
-    return bool(columns) and not own and all(column in table.columns for column in columns)
+    if not columns or not all(column in table.columns for column in columns):
+        return False
+    return not find(listing.folder(name), kinds.kind(part.kind).extensions, listing.within).paths
 
 
 def _wrong_cells(table: Table, cells: Mapping[int, str], part: Any) -> list[str]:

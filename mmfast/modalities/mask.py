@@ -153,7 +153,9 @@ class Mask(Modality):
             return PILImage.fromarray(numbers.astype(np.uint16))
         picture = PILImage.fromarray(numbers.astype(np.uint8))
         colours = shades(self.spec)
-        if self.spec.ignore is not None:
+        if self.spec.colours:  # that of what is ignored too, so that the picture can be read again
+            colours = np.array(_rgb(tuple(self.spec.colours)), np.uint8)
+        elif self.spec.ignore is not None:
             colours = np.concatenate((colours, np.full((256 - len(colours), 3), UNKNOWN[0], np.uint8)))
         picture.putpalette(colours.tobytes())
         return picture

@@ -174,7 +174,11 @@ class Table(Modality):
     @classmethod
     def from_text(cls, text: str, spec: TableSpec, where: str) -> Tensor:
         """From the cells of a table by column, as JSON."""
-        return row_of(json.loads(text), spec, where)
+        try:
+            cells = json.loads(text)
+        except ValueError:
+            cells = None
+        return row_of(cells, spec, where) if isinstance(cells, dict) else super().from_text(text, spec, where)
 
     @classmethod
     def blank(cls, spec: TableSpec) -> Tensor:

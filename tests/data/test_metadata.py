@@ -212,6 +212,16 @@ def test_captions_may_be_a_column(tmp_path):
                 assert torch.equal(batch.data["caption"][k], ngrams([f"a cat, or {int(stem) % 2}"])[0])
 
 
+def test_a_table_of_another_name_is_said_to_be_one(root):
+    table(root, ROWS, name="attributes.csv")
+    (root / "other.txt").write_text("x")
+    left = survey(config(root)).left_out
+    assert [path.name for path in left["table, which would have to be named labels.csv or metadata.csv"]] == [
+        "attributes.csv"
+    ]
+    assert [path.name for path in left["no folder of a modality"]] == ["other.txt"]
+
+
 NUMBERS_OF = {"kind": "table", "columns": ["x", "the y"], "weight": {"kind": "none"}}
 
 
