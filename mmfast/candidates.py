@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +25,8 @@ MASKS = ("mask", "seg", "annot", "trimap")
 IMAGES = ("image", "photo", "picture", "img", "rgb", "jpegimages")
 # More values than this are not the classes of a mask.
 MOST_VALUES = 64
+# More different texts than this, of at least so many words each, are captions.
+FEW_CLASSES, WORDS = 20, 3
 
 
 @dataclass
@@ -127,3 +130,17 @@ def class_pixels(path: Path) -> np.ndarray:
 def class_values(path: Path) -> set[int]:
     """The class numbers that a mask holds."""
     return {int(x) for x in np.unique(class_pixels(path))}
+
+
+def are_measured(texts: Iterable[str]) -> bool:
+    """Whether texts are numbers and not all of them whole, so that they measure something and name no classes."""
+    try:
+        found = [float(x) for x in texts]
+    except ValueError:
+        return False
+    return all(map(math.isfinite, found)) and not all(x.is_integer() for x in found)
+
+
+def are_captions(texts: Collection[str]) -> bool:
+    """Whether texts are sentences: many different ones, most of them of several words."""
+    return len(texts) > FEW_CLASSES and sum(len(x.split()) >= WORDS for x in texts) > len(texts) / 2

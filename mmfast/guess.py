@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from mmfast.candidates import (
     IMAGES,
     MOST_VALUES,
     Candidate,
+    are_captions,
+    are_measured,
     as_pictures,
     candidate_of,
     class_pixels,
@@ -39,8 +41,6 @@ SIZES = (8, 16, 32, 64, 128, 256)
 # More different texts than this are not the classes of a label.
 MOST_CLASSES = 1000
 IGNORED = 255
-# More different texts than this, of at least so many words each, are captions.
-FEW_CLASSES, WORDS = 20, 3
 # A longer text is not a class name.
 LONGEST_NAME = 100
 # A rectangle is guessed if log(width / height) is within ALIKE of the usual value for at least a share NEARLY_ALL of
@@ -161,20 +161,6 @@ def _add_columns(guessed: Guess) -> None:
             f"{path}: the columns {columns}, which are numbers, not classes; to use them, add a modality such as "
             f"`numbers: {{kind: table, columns: [{columns}], weight: {{kind: none}}, loss_weight: 0.02}}`"
         )
-
-
-def are_measured(texts: Iterable[str]) -> bool:
-    """Whether texts are numbers and not all of them whole, so that they measure something and name no classes."""
-    try:
-        found = [float(x) for x in texts]
-    except ValueError:
-        return False
-    return all(map(math.isfinite, found)) and not all(x.is_integer() for x in found)
-
-
-def are_captions(texts: Collection[str]) -> bool:
-    """Whether texts are sentences: many different ones, most of them of several words."""
-    return len(texts) > FEW_CLASSES and sum(len(x.split()) >= WORDS for x in texts) > len(texts) / 2
 
 
 def _add(guessed: Guess, candidate: Candidate, options: dict[str, Any]) -> str:

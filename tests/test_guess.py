@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmfast.candidates import are_captions, are_measured
 from mmfast.errors import MmfastError
-from mmfast.guess import are_captions, are_measured, guess
+from mmfast.guess import guess
 
 RANDOM = np.random.default_rng(0)
 
