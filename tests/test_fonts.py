@@ -1,6 +1,7 @@
 """The texts in pictures: a font that has their characters, or their codes."""
 
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def without_fonts(monkeypatch):
 
 
 def test_plain_texts_are_in_pillows_own_font():
-    for text in ("shirt 3", "", "a\nb", "100 %"):
+    for text in ("shirt 3", "", "a\nb", "100 %", "~"):
         assert lettering(text) == (text, ImageFont.load_default)
 
 
@@ -68,3 +69,68 @@ def test_fontconfig_is_asked_for_the_character_and_may_be_missing(monkeypatch):
 
     monkeypatch.setattr(fonts.subprocess, "run", missing)
     assert next(fonts._paths("猫")) == fonts.NAMES[0]
+
+
+class Drawn:
+    """A font with some characters: the shape of any other is its mark for a missing one."""
+
+    def __init__(self, characters):
+        self.characters = characters
+
+    def getmask(self, character):
+        return character.encode() if character in self.characters else b"missing"
+
+
+def test_the_first_font_that_has_most_is_taken_and_none_is_tried_after_one_with_all(monkeypatch):
+    held = {"one": "ж", "two": "猫", "three": "ж猫", "four": "ж猫"}
+    given, tried, asked = [], [], []
+
+    def truetype(path, size):
+        tried.append(path)
+        if path not in held:
+            raise OSError
+        return Drawn(held[path])
+
+    def paths(character):
+        asked.append(character)
+        return iter(given)
+
+    monkeypatch.setattr(fonts.ImageFont, "truetype", truetype)
+    monkeypatch.setattr(fonts.ImageFont, "load_default", lambda size: Drawn(""))
+    monkeypatch.setattr(fonts, "_paths", paths)
+    monkeypatch.setattr(fonts, "_say", lambda characters: None)
+    for order, text, last in (
+        (["none", "one", "two"], "ж U+732B", "two"),
+        (["one", "two", "three", "four"], "ж 猫", "three"),
+    ):
+        fonts._font.cache_clear()
+        given[:] = order
+        tried.clear()
+        found, font = lettering("ж 猫")
+        assert found == text and tried[-1] == last and asked[-1] == "ж"  # the first in Unicode's order
+        assert font(9).characters == ("ж" if last == "two" else "ж猫")
+    # Characters of a text that the default font has need no other.
+    monkeypatch.setattr(fonts.ImageFont, "load_default", lambda size: Drawn("°"))
+    tried.clear()
+    assert lettering("3°")[1] is fonts.ImageFont.load_default and not tried
+
+
+def test_matplotlibs_font_is_the_last_that_is_tried(monkeypatch):
+    def missing(command, **how):
+        raise subprocess.TimeoutExpired(command, 5)
+
+    monkeypatch.setattr(fonts.subprocess, "run", missing)
+    for origin, last in (("/m/matplotlib/__init__.py", "/m/matplotlib/mpl-data/fonts/ttf/DejaVuSans.ttf"),
+                         (None, fonts.NAMES[-1])):  # fmt: skip
+        spec = None if origin is None else SimpleNamespace(origin=origin)
+        monkeypatch.setattr(fonts.importlib.util, "find_spec", lambda name, spec=spec: spec)
+        assert [*fonts._paths("ж")][-1] == last and [*fonts._paths("")] == []
+
+
+def test_a_notice_names_twenty_characters_at_most(monkeypatch, capsys):
+    without_fonts(monkeypatch)
+    for count in (20, 21):
+        fonts._font.cache_clear()
+        many = "".join(chr(0x4E00 + k) for k in range(count))
+        lettering(many)
+        assert f"no font here has {many[:20]}{'...' if count > 20 else ''}, so" in capsys.readouterr().err

@@ -56,6 +56,15 @@ def test_every_column_has_its_kind(tmp_path):
     ]
 
 
+def test_a_label_has_two_classes_or_more_and_two_rows_of_each(tmp_path):
+    more = {"pairs": [f"p{k // 2}" for k in range(ROWS)], "same": ["x"] * ROWS}
+    plain, notes = options(write(tmp_path, **more), "x.csv")
+    assert plain["modalities"]["pairs"]["classes"] == 20 and "same" not in plain["modalities"]
+    assert notes[-1] == "the column same, with 1 different text, which are not classes"
+    more = {"many": [f"p{k % 21}" for k in range(ROWS)]}
+    assert "many" not in options(write(tmp_path, **more), "x.csv")[0]["modalities"]
+
+
 def test_without_numbers_there_is_no_row(tmp_path):
     (tmp_path / "texts.csv").write_text("a,b\n" + "x,y\nz,w\n" * 5)
     with pytest.raises(MmfastError, match=r"texts\.csv has no column of numbers without gaps"):
