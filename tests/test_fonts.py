@@ -98,7 +98,8 @@ def test_the_first_font_that_has_most_is_taken_and_none_is_tried_after_one_with_
     monkeypatch.setattr(fonts.ImageFont, "truetype", truetype)
     monkeypatch.setattr(fonts.ImageFont, "load_default", lambda size: Drawn(""))
     monkeypatch.setattr(fonts, "_paths", paths)
-    monkeypatch.setattr(fonts, "_say", lambda characters: None)
+    said = []
+    monkeypatch.setattr(fonts, "_say", said.append)
     for order, text, last in (
         (["none", "one", "two"], "ж U+732B", "two"),
         (["one", "two", "three", "four"], "ж 猫", "three"),
@@ -109,6 +110,7 @@ def test_the_first_font_that_has_most_is_taken_and_none_is_tried_after_one_with_
         found, font = lettering("ж 猫")
         assert found == text and tried[-1] == last and asked[-1] == "ж"  # the first in Unicode's order
         assert font(9).characters == ("ж" if last == "two" else "ж猫")
+    assert said == ["猫"]
     # Characters of a text that the default font has need no other.
     monkeypatch.setattr(fonts.ImageFont, "load_default", lambda size: Drawn("°"))
     tried.clear()
