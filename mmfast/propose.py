@@ -223,8 +223,8 @@ def _lines(plain: Mapping[str, Any]) -> list[str]:
         if name == plain["anchor"] and len(plain["modalities"]) > 1:
             lines.append("  # The anchor, which is diffused itself. The others are read off a given one in one step.")
         elif name != plain["anchor"]:
-            told = spec.get("weight", {}).get("kind") == "none" or spec["kind"] != "label"
-            lines.append(f"  # {BESIDE[spec['kind']][0] if told else BESIDE_A_ROW}")
+            of_table = plain["data"]["kind"] == "table"
+            lines.append(f"  # {BESIDE_A_ROW if of_table else BESIDE[spec['kind']][0]}")
             if "labelled_share" in spec:
                 lines.append(
                     "  # Many examples lack it. Those that have it are repeated until they are labelled_share of all,"

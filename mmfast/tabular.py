@@ -17,7 +17,7 @@ from mmfast.data import table
 from mmfast.errors import MmfastError
 from mmfast.words import plural
 
-# A column with more different texts is no label. A column of whole numbers with as few as two is one.
+# A column with more different texts is no label. A column of at most two whole numbers, below as many, is one.
 MOST_CLASSES, TWO = 100, 2
 
 
@@ -38,7 +38,7 @@ def options(file: Path, source: str) -> tuple[dict[str, Any], list[str]]:
         values = _numbers(found)
         if not found:
             notes.append(f"the column {column}, which is empty")
-        elif values is not None and (different > TWO or not all(x.is_integer() for x in values)):
+        elif values is not None and (different > TWO or not all(x in range(MOST_CLASSES) for x in values)):
             if _counts(values) and len(found) == len(texts):
                 notes.append(f"the column {column}, which numbers the rows")
             elif len(found) < len(texts):
@@ -50,7 +50,9 @@ def options(file: Path, source: str) -> tuple[dict[str, Any], list[str]]:
                 numbers.append(column)
         elif 1 < different <= min(MOST_CLASSES, len(texts) // 2):
             name = _name(column, labels)
-            labels[name], classes[name] = column, different
+            # Whole numbers are the numbers of the classes, of which the last need not be their count.
+            labels[name] = column
+            classes[name] = 1 + max(map(int, found)) if all(x.isdecimal() for x in found) else different
         else:
             notes.append(f"the column {column}, with {plural(different, 'different text')}, which are not classes")
     if not numbers:

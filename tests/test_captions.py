@@ -112,6 +112,9 @@ def test_from_texts_to_texts(tmp_path):
     # A text that is given stays itself; only a drawn one is the nearest of the list.
     assert line["value"] == "a red, or blue, circle"
     assert (tmp_path / "s/caption/000.txt").read_text() == line["value"]
+    (tmp_path / "own.txt").write_text("a green, or grey, ring\n")
+    drawn = mmfast.load(run, device="cpu").sample(caption=str(tmp_path / "own.txt"), n=1)
+    assert drawn["caption"] == ["a green, or grey, ring"]
     drawn = mmfast.load(run, device="cpu").sample(caption="a red circle", n=2)
     assert drawn["caption"] == ["a red circle"] * 2
     assert all(x in TEXTS for x in mmfast.load(run, device="cpu").sample(n=2)["caption"])

@@ -1,5 +1,8 @@
 """What a value of a modality may be, as x: which forms are the same, and which are refused in which words."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -92,3 +95,11 @@ def test_what_is_known_of_one():
             MmfastError, match=r"^known is .*; it should be a path, a text or an array of bool \[3, 4, 4\]"
         ):
             known_part(IMAGE, wrong, "known")
+
+
+def test_a_file_that_is_missing_is_said_to_be():
+    """Where a modality of one's own opens it: its text may have been meant as a value."""
+    part = SimpleNamespace(parse=lambda text: Path(text).read_text(), extensions=(".txt", ".dat"))
+    said = r"^number is '2', and no such file exists in the current folder, /.*; it should be a file \(.txt, .dat\)$"
+    with pytest.raises(MmfastError, match=said):
+        taken(part, "2", "number")

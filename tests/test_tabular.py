@@ -9,7 +9,7 @@ from tiny import TINY, flags
 
 from mmfast import MmfastError
 from mmfast import config as configs
-from mmfast.build import with_found
+from mmfast.build import build_data, with_found
 from mmfast.cli import main
 from mmfast.tabular import options
 
@@ -63,6 +63,19 @@ def test_a_label_has_two_classes_or_more_and_two_rows_of_each(tmp_path):
     assert notes[-1] == "the column same, with 1 different text, which are not classes"
     more = {"many": [f"p{k % 21}" for k in range(ROWS)]}
     assert "many" not in options(write(tmp_path, **more), "x.csv")[0]["modalities"]
+
+
+@pytest.mark.parametrize(
+    ("two", "classes"),
+    [(("0", "1"), 2), (("1", "2"), 3), (("0", "99"), 100), (("0", "100"), None), (("-1", "1"), None)],
+)
+def test_two_whole_numbers_are_the_numbers_of_classes(tmp_path, two, classes):
+    """Every one that a label can have; others, as -1 and 1, are numbers of the row."""
+    plain, _ = options(write(tmp_path, two=[two[k % 2] for k in range(ROWS)]), str(tmp_path / "birds.csv"))
+    parts = plain["modalities"]
+    assert ("two" in parts["row"]["columns"]) is (classes is None)
+    assert classes is None or parts["two"]["classes"] == classes
+    build_data(with_found(configs.from_plain(plain, "x")))
 
 
 def test_without_numbers_there_is_no_row(tmp_path):

@@ -109,8 +109,9 @@ class Caption(Embedding):
     def parse(self, text: str) -> Tensor:
         """A text, or the path of a .txt file that holds one."""
         if text.endswith(self.extensions):
-            return self.read(Path(text), self.spec)
-        x = vector(self.spec.text_encoder, text, self.spec.dim)
+            x, text = self.read(Path(text), self.spec), read_text(Path(text), "caption")
+        else:
+            x = vector(self.spec.text_encoder, text, self.spec.dim)
         self._given[_bytes(x)] = text
         return x
 

@@ -1,7 +1,9 @@
 """A run by what it leaves: what is written at which step, what a stop leaves, and what is refused or warned of."""
 
 import contextlib
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from test_trainer import LENGTH, OPTIONS, Known, data, flat
 from tiny import tiny
 
 from mmfast.build import build_data
-from mmfast.data import Batch, Data
+from mmfast.data import Batch, Data, folder
 from mmfast.data.base import InMemory
 from mmfast.errors import MmfastError
 from mmfast.files import load_tensors
@@ -160,6 +162,22 @@ def test_bad_data_is_named_before_there_is_a_run_and_during_it(tmp_path):
     with pytest.raises(MmfastError, match=r"data: label runs from . to 10"):
         fit(tiny(train__steps=9), str(tmp_path / "run"), Data(part, data().test), Known(), quiet=True)
     assert Run.open(tmp_path / "run").load_state()[1]["step"] == 2  # what was learnt before it is kept
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip", None])
+def test_an_example_that_cannot_be_read_is_said_with_the_option_that_leaves_it_out(on_error):
+    """Where the data set has that option and does not use it."""
+    config = tiny()
+    if on_error is not None:
+        config = dataclasses.replace(config, data=folder.Spec(root="here", on_error=on_error))
+
+    def batches():
+        raise MmfastError("x.png cannot be read")
+        yield
+
+    hint = "; to leave such examples out, repeat the command with --data.on_error skip" if on_error == "stop" else ""
+    with pytest.raises(MmfastError, match=rf"^x\.png cannot be read{hint}$"):
+        Trainer(config, Run(Path()), data(), Known()).step(batches(), None)
 
 
 def test_a_run_taken_up_again_has_the_same_stats_each_once(tmp_path):
