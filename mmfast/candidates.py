@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -25,8 +24,6 @@ MASKS = ("mask", "seg", "annot", "trimap")
 IMAGES = ("image", "photo", "picture", "img", "rgb", "jpegimages")
 # More values than this are not the classes of a mask.
 MOST_VALUES = 64
-# More different texts than this, of at least so many words each, are captions.
-FEW_CLASSES, WORDS = 20, 3
 
 
 @dataclass
@@ -49,6 +46,13 @@ def candidate_of(path: Path, within: Path | None) -> Candidate | None:
     if kind == "image" and (coloured or _are_masks(path.name, found["image"])):
         kind = "mask"
     return Candidate(path.name, kind, found[kind], coloured) if found[kind] else None
+
+
+def beside(anchor: Candidate, folder: Path, within: Path | None) -> list[Candidate]:
+    """The texts and vectors in the anchor's own folder that belong to its files, as 001.txt belongs to 001.jpg."""
+    found = find_each(folder, {kind: ENDINGS[kind] for kind in ("label", "embedding")}, within)
+    paths = {kind: {s: p for s, p in x.paths.items() if s in anchor.paths} for kind, x in found.items()}
+    return [Candidate(anchor.folder, kind, some) for kind, some in paths.items() if some]
 
 
 ENDINGS = {"image": EXTENSIONS, **{name: kinds.kind(name).extensions for name in ("label", "embedding", "mask")}}
@@ -130,17 +134,3 @@ def class_pixels(path: Path) -> np.ndarray:
 def class_values(path: Path) -> set[int]:
     """The class numbers that a mask holds."""
     return {int(x) for x in np.unique(class_pixels(path))}
-
-
-def are_measured(texts: Iterable[str]) -> bool:
-    """Whether texts are numbers and not all of them whole, so that they measure something and name no classes."""
-    try:
-        found = [float(x) for x in texts]
-    except ValueError:
-        return False
-    return all(map(math.isfinite, found)) and not all(x.is_integer() for x in found)
-
-
-def are_captions(texts: Collection[str]) -> bool:
-    """Whether texts are sentences: many different ones, most of them of several words."""
-    return len(texts) > FEW_CLASSES and sum(len(x.split()) >= WORDS for x in texts) > len(texts) / 2

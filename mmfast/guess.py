@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ from mmfast.candidates import (
     IMAGES,
     MOST_VALUES,
     Candidate,
-    are_captions,
-    are_measured,
     as_pictures,
+    beside,
     candidate_of,
     class_pixels,
     class_values,
@@ -31,18 +30,14 @@ from mmfast.data.found import check_no_root, find, leads_out, led_out
 from mmfast.data.items import spread
 from mmfast.data.metadata import find_table, read_table
 from mmfast.errors import MmfastError
+from mmfast.guess_text import are_measured, classes, numbers_note, of_texts
 from mmfast.image_files import EXTENSIONS, load_picture, read_header, two_classes
 from mmfast.modalities.embedding import mapped
 from mmfast.modalities.label import read_text
 from mmfast.sizes import Size, height_width, plain
-from mmfast.words import plural
 
 SIZES = (8, 16, 32, 64, 128, 256)
-# More different texts than this are not the classes of a label.
-MOST_CLASSES = 1000
 IGNORED = 255
-# A longer text is not a class name.
-LONGEST_NAME = 100
 # A rectangle is guessed if log(width / height) is within ALIKE of the usual value for at least a share NEARLY_ALL of
 # the pictures, and the usual value is at least CLEARLY from a square's, which would lose an eighth of each picture.
 NEARLY_ALL, ALIKE, CLEARLY = 0.95, 0.05, math.log(8 / 7)
@@ -112,7 +107,7 @@ def guess(root: str | Path, most: int, size: Size | None = None, outside: bool =
     guessed = Guess(root, "", {}, examples=len(anchor.paths), outside=outside)
     guessed.anchor = _add(guessed, anchor, _image(anchor, most, size))
     size = guessed.modalities[guessed.anchor]["size"]
-    for candidate in found:
+    for candidate in [*found, *beside(anchor, root / anchor.folder, within)]:
         if candidate is anchor:
             continue
         shared = {stem: path for stem, path in candidate.paths.items() if stem in anchor.paths}
@@ -128,9 +123,9 @@ def guess(root: str | Path, most: int, size: Size | None = None, outside: bool =
                 guessed.shares[_add(guessed, candidate, options)] = len(shared) / guessed.examples
     _add_columns(guessed)
     if not any(x["kind"] == "label" for x in guessed.modalities.values()):
-        classes = _class_folders(anchor.paths)
-        if classes is not None:
-            guessed.modalities["label" if "label" not in guessed.modalities else "class"] = classes
+        named = _class_folders(anchor.paths)
+        if named is not None:
+            guessed.modalities["label" if "label" not in guessed.modalities else "class"] = named
     return guessed
 
 
@@ -143,28 +138,26 @@ def _add_columns(guessed: Guess) -> None:
         if are_measured(cells.values()):
             numbers.append(name)
             continue
-        options = _classes(cells.values(), len(cells))
+        options, note = of_texts({*cells.values()}, len(cells))
         try:
             check_name(name)
         except MmfastError:
             guessed.notes.append(f"{path}: the column {name!r}, which cannot be a modality's name; rename it")
             continue
-        if options is None or name in guessed.modalities:
-            texts = plural(len({*cells.values()}), "different text")
-            guessed.notes.append(f"{path}: the column {name}, with {texts}, which are not classes")
+        if name in guessed.modalities:
+            guessed.notes.append(f"{path}: the column {name}, because {name} has files of its own")
+        elif options is None:
+            guessed.notes.append(f"{path}: the column {name}, with {note}")
         else:
             guessed.modalities[name] = options
             guessed.shares[name] = min(1.0, len(cells) / guessed.examples)
     if numbers:
-        columns = ", ".join(numbers)
-        guessed.notes.append(
-            f"{path}: the columns {columns}, which are numbers, not classes; to use them, add a modality such as "
-            f"`numbers: {{kind: table, columns: [{columns}], weight: {{kind: none}}, loss_weight: 0.02}}`"
-        )
+        guessed.notes.append(f"{path}: {numbers_note(numbers)}")
 
 
 def _add(guessed: Guess, candidate: Candidate, options: dict[str, Any]) -> str:
     """Add the modality under its folder's name, or its kind's if that is taken or invalid; returns the name."""
+    kind = options["kind"]
     name = candidate.folder
     try:
         check_name(name)
@@ -172,7 +165,7 @@ def _add(guessed: Guess, candidate: Candidate, options: dict[str, Any]) -> str:
     except MmfastError:
         free = False
     if not free:
-        names = (candidate.kind, *(f"{candidate.kind}{k}" for k in range(2, 100)))
+        names = (kind, *(f"{kind}{k}" for k in range(2, 100)))
         name = next(x for x in names if x not in guessed.modalities)
         guessed.folders[name] = candidate.folder
     guessed.modalities[name] = options
@@ -254,42 +247,19 @@ def _two(path: Path) -> bool:
     return two_classes(path, class_pixels(path)).max() <= 1
 
 
-def _label(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:
+def _text(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:
     found = {text for path in candidate.paths.values() if (text := or_none(read_text, path))}  # skip empty texts
-    texts = {text for text in found if len(text) <= LONGEST_NAME}  # a longer one is reported when it is read
-    captions = are_captions(found)
-    options = None if captions else _classes(texts, len(candidate.paths))
-    if captions:
-        guessed.notes.append(
-            f"{candidate.folder}: {len(found)} different texts, which are captions; to use them, add `caption: {{kind: "
-            "caption, text_encoder: minilm, weight: {kind: none}, loss_weight: 0.02}` to the modalities"
-            + ("" if candidate.folder == "caption" else f", and `folders: {{caption: {candidate.folder}}}` to data")
-        )
-    elif options is None:
-        guessed.notes.append(f"{candidate.folder}: {plural(len(texts), 'different text')}, which are not classes")
+    options, note = of_texts(found, len(candidate.paths))
+    if options is None:
+        guessed.notes.append(f"{candidate.folder}: {note}")
     return options
-
-
-def _classes(texts: Iterable[str], examples: int) -> dict[str, Any] | None:
-    """A label's options for classes with these names or numbers; None if they are too few or too many.
-
-    examples: how many examples have a text.
-    """
-    found = sorted({*texts})
-    if not 1 < len(found) <= min(MOST_CLASSES, max(2, examples // 2)):
-        return None
-    if all(x.isdecimal() and len(x) <= 9 for x in found):
-        numbers = {int(x) for x in found}
-        if len(numbers) == len(found) and max(numbers) < MOST_CLASSES:
-            return {"kind": "label", "classes": max(numbers) + 1}
-    return {"kind": "label", "classes": len(found), "names": found}
 
 
 def _class_folders(paths: dict[str, Path]) -> dict[str, Any] | None:
     """A label from the first folder in each of the anchor's paths; None unless all are in folders."""
     if not all("/" in stem for stem in paths):
         return None
-    return _classes({stem.split("/")[0] for stem in paths}, len(paths))
+    return classes({stem.split("/")[0] for stem in paths}, len(paths))
 
 
 def _embedding(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:
@@ -311,4 +281,4 @@ def _shape(path: Path) -> tuple[int, ...]:
         raise MmfastError(f"{path} cannot be read as a vector (.npy): {error}") from None
 
 
-OPTIONS = {"mask": _mask, "label": _label, "embedding": _embedding}
+OPTIONS = {"mask": _mask, "label": _text, "embedding": _embedding}

@@ -46,11 +46,16 @@ BESIDE: dict[str, tuple[str, dict[str, Any]]] = {
         "It has a channel for each number, the same at every pixel, and leaves no trace in the noise.",
         {"layout": "channels"},
     ),
+    "caption": (
+        "The encoder reads it, and only the decoder is told it; a generated one is the nearest of the data's.",
+        {},
+    ),
     "feature_map": ("It is read off the image, or given, and leaves no trace in the noise.", {}),
 }
 BESIDE_A_ROW = "Diffused like the row. It is predicted from a given row in one step."
-# What may stand beside an image for Muon to be proposed, because it was compared with AdamW (docs/training.md).
-MUON = ({"mask"}, {"label"}, {"mask", "label"})
+# What may stand beside an image for Muon to be proposed. It was compared with AdamW with the first two, alone and
+# together, and with captions among other modalities (docs/training.md).
+MUON = {"mask", "label", "caption"}
 # Measures the seconds that a training step takes with a config.
 Timer = Callable[[Config], float]
 
@@ -145,7 +150,7 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
     }
     if beside == {"label"}:
         train["low_noise"] = {"share": 0.15, "until": 0.1, "weight": 0.25}
-    if beside in MUON and side >= 16:
+    if beside and beside <= MUON and side >= 16:
         train["optimizer"] = "muon"
     labels = [name for name, x in specs.items() if x["kind"] == "label"]
     return {

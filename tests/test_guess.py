@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmfast.candidates import are_captions, are_measured
 from mmfast.errors import MmfastError
 from mmfast.guess import guess
+from mmfast.guess_text import are_captions, are_measured
+from mmfast.texts import minilm
 
 RANDOM = np.random.default_rng(0)
 
@@ -254,16 +255,19 @@ def test_numbers_that_are_not_whole_measure_something(texts, measured):
     assert are_measured(texts) is measured
 
 
-def test_sentences_are_captions_and_no_classes(tmp_path):
-    """More than twenty of them, most of three words or more; the note is a line of a config that works."""
+@pytest.mark.parametrize("installed", [True, False])
+def test_sentences_are_captions_and_no_classes(tmp_path, monkeypatch, installed):
+    """More than twenty of them, most of three words or more."""
+    monkeypatch.setattr(minilm, "installed", lambda: installed)
     for k in range(30):
         save(tmp_path, f"image/{k}.png", colour(8 + k))
         save(tmp_path, f"texts/{k}.txt", f"a picture of {k} things")
     guessed = guess(tmp_path, 32)
-    assert guessed.modalities == {"image": {**SEEN, "size": guessed.modalities["image"]["size"]}}
-    (note,) = guessed.notes
-    assert note.startswith("texts: 30 different texts, which are captions; to use them, add `caption: {kind: caption,")
-    assert note.endswith("to the modalities, and `folders: {caption: texts}` to data")
+    more = {"texts": {"kind": "caption", "text_encoder": "minilm"}} if installed else {}
+    assert guessed.modalities == {"image": {**SEEN, "size": guessed.modalities["image"]["size"]}, **more}
+    assert [note.startswith("texts: 30 different texts, which are captions; to use") for note in guessed.notes] == [
+        True for _ in range(not installed)
+    ]
     assert not are_captions({f"a picture {k}" for k in range(20)}) and not are_captions({f"x {k}" for k in range(99)})
 
 

@@ -79,6 +79,15 @@ def test_the_three_together():
     assert "optimizer" not in with_a_vector["train"]  # not compared
 
 
+def test_captions():
+    """Their options are those of the preset that has them."""
+    proposal = propose(guessed(caption={"kind": "caption", "text_encoder": "minilm"}), 30, timer(0.25))
+    made, truth = (yaml.safe_load(text) for text in (proposal.text, presets.text("any-to-any")))
+    assert made["modalities"]["caption"] == truth["modalities"]["caption"]
+    assert made["train"]["optimizer"] == "muon" and "first" not in made["sample"]
+    assert "# The encoder reads it, and only the decoder is told it; a generated one is the nearest" in proposal.text
+
+
 @pytest.mark.parametrize("bf16", [0.5, 3.0])
 @pytest.mark.parametrize(
     ("seconds", "width"),  # of a step at 32 channels in fp32, in 30 minutes: 1,440 s of training

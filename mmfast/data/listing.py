@@ -139,9 +139,9 @@ def look(spec: Any, modalities: Mapping[str, Any], anchor: str) -> Listing:
     if () not in known:  # if root itself is a modality's folder, all in it has been listed
         known |= set() if table is None else {(table.path.name,)}
         beside = [x for x in sorted(root.iterdir()) if not x.name.startswith(".") and (x.name,) not in known]
-        tables = [x for x in beside if x.suffix.lower() == ".csv" and x.is_file()]
+        tables = [x for x in beside if x.suffix.lower() in (".csv", ".jsonl") and x.is_file()]
         listing.leave_out("no folder of a modality", [x for x in beside if x not in tables])
-        listing.leave_out(f"table, which would have to be named {' or '.join(NAMES)}", tables)
+        listing.leave_out(f"table, which would have to be named {', '.join(NAMES[:-1])} or {NAMES[-1]}", tables)
     return listing
 
 
@@ -156,7 +156,11 @@ def _take_files(listing: Listing, name: str) -> bool:
     listing.paths[name] = found.paths
     listing.problems += [f"data.root: {problem}" for problem in found.problems]
     listing.problems += [f"data.root holds {a} and {b}, two files of one example; remove one" for a, b in found.doubles]
-    listing.leave_out(f"no {part.kind} file ({', '.join(endings)})", found.others)
+    beside = {n for n in listing.modalities if listing.folder(n) == folder}  # which may share the folder
+    theirs = tuple(ending for n in beside for ending in kinds.kind(listing.modalities[n].kind).extensions)
+    table = {Path(listing.spec.root) / x for x in NAMES}
+    others = [path for path in found.others if not path.name.lower().endswith(theirs) and path not in table]
+    listing.leave_out(f"no {part.kind} file ({', '.join(endings)})", others)
     if name == listing.anchor and not found.paths and not found.problems:
         listing.problems.append(f"data.root: {folder} holds no {part.kind} files ({', '.join(endings)})")
     return not found.problems

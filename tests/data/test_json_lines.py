@@ -1,0 +1,88 @@
+"""metadata.jsonl beside the pictures says what a CSV file of the same rows says; what is wrong names its line."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from mmfast.data.metadata import Table, find_table, read_table
+from mmfast.errors import MmfastError
+from mmfast.guess import guess
+from mmfast.texts import minilm
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
+
+
+@given(st.lists(st.tuples(TEXT, TEXT, TEXT), max_size=6))
+def test_the_same_as_csv(tmp_path_factory, rows):
+    """Every text, quotes, commas and line ends among them: cells in the same order, though by other lines."""
+    root = tmp_path_factory.mktemp("tables")
+    columns = ("file_name", "text", "a b")
+    with (root / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([columns, *rows])
+    lines = [json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=len(rows) % 2 == 0) for row in rows]
+    (root / "metadata.jsonl").write_text("\n".join(["", *lines, "  "]), encoding="utf-8")
+    truth, found = read_table(root / "metadata.csv"), read_table(root / "metadata.jsonl")
+
+    def cells(table: Table, name: str) -> list[str]:
+        return [table.columns.get(name, {}).get(line, "") for line in table.names]
+
+    assert [*found.names] == list(range(2, len(rows) + 2)) and [*found.names.values()] == [*truth.names.values()]
+    assert all(cells(found, name) == cells(truth, name) for name in columns[1:])
+
+
+def test_values_that_are_no_texts(tmp_path):
+    row = {"file_name": "0.png", "n": 3, "x": 0.5, "yes": True, "none": None, "of": [1, "\u00e9"], "t": " e\u0301 "}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({"file_name": "1.png", "late": "1"}))
+    table = read_table(tmp_path / "metadata.jsonl")
+    assert table.names == {1: "0.png", 2: "1.png"}
+    assert table.columns == {
+        "n": {1: "3"}, "x": {1: "0.5"}, "yes": {1: "true"}, "none": {}, "of": {1: '[1, "\u00e9"]'}, "t": {1: "\u00e9"},
+        "late": {2: "1"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"file_name": "0.png"}\n{"file_name": "1.png"', r"line 2 cannot be read as JSON: "),
+        ("[" * 200_000, r"line 1 cannot be read as JSON: "),
+        ('\n["0.png"]', r"line 2 should be an object with a text named file_name"),
+        ('{"text": "x"}', r"line 1 should be an object with a text named file_name"),
+        ('{"file_name": 7}', r"line 1 should be an object with a text named file_name"),
+    ],
+)
+def test_what_is_wrong_names_its_line(tmp_path, text, words):
+    (tmp_path / "metadata.jsonl").write_text(text)
+    with pytest.raises(MmfastError, match=f"metadata.jsonl {words}"):
+        read_table(tmp_path / "metadata.jsonl")
+    (tmp_path / "metadata.jsonl").write_bytes(b"\xff")
+    with pytest.raises(MmfastError, match=r"metadata.jsonl cannot be read as a table: it is not UTF-8 text"):
+        read_table(tmp_path / "metadata.jsonl")
+
+
+def test_one_table_only(tmp_path):
+    assert find_table(tmp_path) is None
+    for name in ("metadata.jsonl", "labels.csv"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(MmfastError, match=r"holds labels.csv and metadata.jsonl; remove all but one"):
+        find_table(tmp_path)
+
+
+def test_a_column_of_captions_is_guessed(tmp_path, monkeypatch):
+    """Hugging Face's layout: pictures, and a metadata.jsonl that names each with its text."""
+    monkeypatch.setattr(minilm, "installed", lambda: True)
+    rows = []
+    for k in range(30):
+        Image.fromarray(np.random.default_rng(k).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
+            tmp_path / f"{k}.png"
+        )
+        rows.append({"file_name": f"{k}.png", "text": f"a picture of {k} things", "score": k / 7})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = guess(tmp_path, 32)
+    assert found.modalities["text"] == {"kind": "caption", "text_encoder": "minilm"} and found.shares == {"text": 1.0}
+    assert [note.partition("jsonl: ")[2][:31] for note in found.notes] == ["the columns score, which are nu"]
