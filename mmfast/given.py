@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,16 @@ from torch import Tensor
 from mmfast.errors import MmfastError
 from mmfast.image_files import nearby, upright, white
 from mmfast.modalities import Modality
+
+
+@dataclass(frozen=True)
+class Several:
+    """Texts of several values, as on the command line. Each is drawn n times, unlike those of a list, one a sample."""
+
+    texts: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(self.texts)
 
 
 def taken(part: Modality, value: Any, where: str) -> Tensor:

@@ -18,7 +18,7 @@ from mmfast.data import Data
 from mmfast.errors import MmfastError, unknown
 from mmfast.export import EXPORTS
 from mmfast.generate import generate, how_drawn, how_text, title
-from mmfast.given import known_part, taken
+from mmfast.given import Several, known_part, taken
 from mmfast.held_out import Shuffled, held_out, true_values
 from mmfast.modalities import Modality
 from mmfast.model import Model
@@ -123,7 +123,7 @@ class Loaded:
         drawn = generate(self.model, self.config, len(ids), these, sample_ids=ids, seed=seed, ranks=ranks, **how)
         known_whole = [name for name in these if name not in inside]
         how = {"seed": seed, **how_drawn(self.model, self.config, known_whole, options, inside)}
-        what = [f"{name}={value}" if isinstance(value, (str, int)) else name for name, value in values.items()]
+        what = [f"{name}={value}" if isinstance(value, (str, int, Several)) else name for name, value in values.items()]
         what = [f"{text} in part" if text.partition("=")[0] in inside else text for text in what]
         return Samples(
             {name: x.cpu() for name, x in drawn.items()},
@@ -156,6 +156,12 @@ class Loaded:
             partial = part.in_part(value) if part is not None else None
             if partial is not None:
                 found[name] = partial
+            if (
+                isinstance(value, Several)
+                and part is not None
+                and any(part.in_part(x) is not None for x in value.texts)
+            ):
+                raise MmfastError(f"{name} is given in part, and more than once; name all that is known of it at once")
         for name, value in known.items():
             if name not in values:
                 if name in self.model.parts:
@@ -178,7 +184,8 @@ class Loaded:
             part = self.model.part(name)
             if _is_data(part, value):
                 continue
-            texts = part.values(value) if isinstance(value, str) else []
+            given = (value,) if isinstance(value, str) else value.texts if isinstance(value, Several) else ()
+            texts = [x for text in given for x in part.values(text)]
             rows[name] = [taken(part, text, name) for text in texts] or [taken(part, value, name)]
         return rows
 

@@ -118,6 +118,10 @@ def test_from_texts_to_texts(tmp_path):
     drawn = mmfast.load(run, device="cpu").sample(caption="a red circle", n=2)
     assert drawn["caption"] == ["a red circle"] * 2
     assert all(x in TEXTS for x in mmfast.load(run, device="cpu").sample(n=2)["caption"])
+    two = ["--given", "caption=a red, or blue, circle", "caption=a red circle", "--n", "2", "--quiet"]
+    assert main(["sample", str(run), *two, "--save", str(tmp_path / "t")]) == 0
+    texts = [(tmp_path / f"t/caption/00{k}.txt").read_text() for k in range(4)]
+    assert texts == ["a red, or blue, circle"] * 2 + ["a red circle"] * 2
 
 
 def test_sprites_are_called_by_the_games_own_names(tmp_path):

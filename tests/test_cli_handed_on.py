@@ -97,7 +97,7 @@ def test_one_number_is_for_all_and_no_name_is_none(drawn):
         ("--n 0", "--n is 0; it should be at least 1"),
         ("--given label", "--given label has no value; it should be label=VALUE"),
         ("--given label=", "--given label= has no value; it should be label=VALUE"),
-        ("--given label=1 label=2", "--given has label twice; separate several values with commas, as in label=A,B"),
+        ("--known image=a.png image=b.png", "--known has image twice; name all that is known at once, as in image=A,B"),
         ("--known image", "--known image has no value; it should be image=VALUE"),
         ("--guidance_scale much", "--guidance_scale =much has no number; it should be a number, or NAME=NUMBER"),
         ("--guidance_scale 1 2", "--guidance_scale 1 has no number; it should be a number, or NAME=NUMBER"),

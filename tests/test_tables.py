@@ -177,6 +177,9 @@ def test_from_a_file_to_samples_and_back(tmp_path, capsys):
         rows = list(csv.DictReader(handle))
     assert [row["label"] for row in rows] == ["tall"] * 3 and [float(row["year"]) for row in rows] == [2003.0] * 3
     assert all(20 < float(row["length"]) < 120 for row in rows)
+    capsys.readouterr()
+    assert main(["sample", str(run), "--given", "row=year=2003", "row=length=40"]) == 2
+    assert "row is given in part, and more than once; name all that is known of it at once" in capsys.readouterr().err
     # All columns by their names are the row, which the network is then told, as it is by numbers alone.
     loaded = mmfast.load(run, device="cpu")
     texts = ("60,2003", "length=60,year=2003", {"year": 2003, "length": 60.0})

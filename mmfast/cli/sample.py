@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
         action="extend",
         help="modalities that are given: label=3, image=file.png, mask=file.png, embedding=file.npy, caption='a text', "
         "row=COLUMN=NUMBER,COLUMN=NUMBER, NAME=data for held-out examples of the run's data; each of several values "
-        "gets its own row: label=cats,dogs, or label=all",
+        "gets its own row: label=cats,dogs, or label=all, or caption='a text' caption='another'",
     )
     sample.add_argument(
         "--known",
@@ -88,16 +88,30 @@ def add(commands: Any) -> None:
     sample.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
-def _given(pairs: Sequence[str], option: str = "--given") -> dict[str, str]:
-    given: dict[str, str] = {}
+def _pairs(option: str, pairs: Sequence[str]) -> dict[str, list[str]]:
+    """The values of each modality, in order."""
+    found: dict[str, list[str]] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not text:
             raise MmfastError(f"{option} {pair} has no value; it should be {name}=VALUE")
-        if name in given:
-            raise MmfastError(f"{option} has {name} twice; separate several values with commas, as in {name}=A,B")
-        given[name] = text
-    return given
+        found.setdefault(name, []).append(text)
+    return found
+
+
+def _given(pairs: Sequence[str]) -> dict[str, Any]:
+    from mmfast.given import Several
+
+    found = _pairs("--given", pairs)
+    return {name: Several(tuple(texts)) if len(texts) > 1 else texts[0] for name, texts in found.items()}
+
+
+def _known(pairs: Sequence[str]) -> dict[str, str]:
+    found = _pairs("--known", pairs)
+    for name, texts in found.items():
+        if len(texts) > 1:
+            raise MmfastError(f"--known has {name} twice; name all that is known at once, as in {name}=A,B")
+    return {name: text for name, (text,) in found.items()}
 
 
 def _number(option: str, pair: str, usual: str) -> tuple[str, float]:
@@ -135,7 +149,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if args.guidance_scale is not None:
         options["guidance_scale"] = _guidance(args.guidance_scale)
     loaded = load(args.run, args.device, args.weights)
-    known = _given(args.known, "--known")
+    known = _known(args.known)
     samples = loaded.sample(args.n, given=given, known=known, progress=not args.quiet, **options)
     if not args.ranks.first:
         return 0
