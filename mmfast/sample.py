@@ -168,6 +168,8 @@ def _check(chosen: SampleOptions, count: int) -> Tensor:
     ids = torch.arange(count) if chosen["sample_ids"] is None else chosen["sample_ids"]
     if not isinstance(ids, Tensor) or ids.shape != (count,) or ids.dtype != torch.int64:
         raise MmfastError(f"sample_ids is no int64 tensor [{count}]; it should be, with a number for each sample")
+    if count and not 0 <= int(ids.min()) <= int(ids.max()) < 1 << 48:  # the bits of a number in the noise's counter
+        raise MmfastError(f"sample_ids are {int(ids.min())} .. {int(ids.max())}; they should be in 0 .. 2^48 - 1")
     whole_number("batch_size", chosen["batch_size"], 1)
     whole_number("resample", chosen["resample"], 1)
     if chosen["resample"] > MOST_TIMES:

@@ -186,6 +186,11 @@ BAD = {
     "sample_ids": ({"sample_ids": torch.arange(3)}, "sample_ids"),
     "sample_ids a list": ({"sample_ids": [0, 1]}, "sample_ids"),
     "sample_ids of floats": ({"sample_ids": torch.tensor([0.0, 1.0])}, "sample_ids"),
+    "a sample_id below 0": (
+        {"sample_ids": torch.tensor([0, -1])},
+        "sample_ids are -1 .. 0; they should be in 0 .. 2^48",
+    ),
+    "a sample_id of 49 bits": ({"sample_ids": torch.tensor([1 << 48, 0])}, "sample_ids are 0 .. 281474976710656"),
     "batch_size": ({"batch_size": 0}, "batch_size"),
     "clamp": ({"clamp": -1.0}, "clamp"),
     "eta": ({"eta": -1.0, "sampler": "ddim"}, "eta"),
