@@ -96,10 +96,11 @@ def survey(config: Config, quiet: bool = True) -> Survey:
     if data is not None:
         skips = _skips(config) and (opened or listing is not None)
         reading, lines = (_as_they_are(config, listing), found.unreadable) if skips else (data, found.wrong)
-        for part in (reading.train, reading.test):
-            _read(found, part, model, lines, quiet)
+        _read(found, reading.train, model, lines, quiet)
+        trained = {name: seen.classes.copy() for name, seen in found.seen.items()}
+        _read(found, reading.test, model, lines, quiet)
         found.train, found.test = len(data.train), len(data.test)
-        found.notes += [*_empty_classes(found), *_seldom(found)]
+        found.notes += [*_empty_classes(found, trained), *_seldom(found)]
         found.sheet = _sheet(found, data.train, model)
         try:
             if opened:
@@ -239,13 +240,17 @@ def _readable(examples: Examples, model: Model, rows: range, wrong: list[str]) -
     yield batch
 
 
-def _empty_classes(found: Survey) -> list[str]:
-    """A line for each modality with classes that no example has."""
+def _empty_classes(found: Survey, trained: Mapping[str, Counter[str]]) -> list[str]:
+    """A line for each modality with classes that no example has, or none to train on. trained: the latters' counts."""
     lines = []
     for name, seen in found.seen.items():
         empty = [k for k, count in seen.classes.items() if not count]
+        held_out = [k for k, count in seen.classes.items() if count and not trained.get(name, Counter())[k]]
+        of = f"of {plural(len(seen.classes), 'class')}"
         if empty and seen.there:
-            lines.append(f"{name}: no example has {_some(empty)}, of {plural(len(seen.classes), 'class')}")
+            lines.append(f"{name}: no example has {_some(empty)}, {of}")
+        if held_out:
+            lines.append(f"{name}: only held-out examples have {_some(held_out)}, {of}; training never sees them")
     return lines
 
 

@@ -91,6 +91,10 @@ def test_the_counts(root):
     assert found.seen["mask"].classes == {"0": 8 * 40, "1": 8 * 16, "2": 8 * 8}
     assert found.seen["label"].classes == {"ape": 6, "bee": 6, "cow": 0}
     assert found.notes == ["label: no example has cow, of 3 classes"]
+    save(root, "label/x/03.txt", "cow")  # which is held out
+    found = survey(config(root))
+    assert found.notes == ["label: only held-out examples have cow, of 3 classes; training never sees them"]
+    assert found.seen["label"].classes == {"ape": 6, "bee": 5, "cow": 1}
     assert found.seen["image"].formats == {"PNG RGB": 12} and found.seen["mask"].formats == {"PNG L": 8}
     assert found.seen["image"].sizes == {(SIZE, SIZE): 12} and not found.seen["vector"].formats
 
