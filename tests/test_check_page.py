@@ -103,9 +103,11 @@ def test_classes_that_no_example_has():
         "mask": Seen(0, 3, Counter({"0": 0})),
         "other": Seen(3, 0, Counter({"a": 1, "b": 0})),
     }
-    assert surveys._empty_classes(found) == [
+    trained = {"label": Counter({"c4": 1}), "mask": Counter({"0": 0})}
+    assert surveys._empty_classes(found, trained) == [
         "label: no example has c0, c1, c2, c3, c5, c6, c7, c8 and 3 more, of 12 classes",
         "other: no example has b, of 2 classes",
+        "other: only held-out examples have a, of 2 classes; training never sees them",
     ]
 
 
