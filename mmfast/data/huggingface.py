@@ -157,15 +157,16 @@ def _parts(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> tuple[Item
 
 
 def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, dict[str, Any]]:
-    """Options of the modalities found in the data: names of classes from the features of label columns, the number of
-    examples of each, captions, and codings of two-class masks."""
+    """Options of the modalities found in the data: names of classes from the features or the texts of label columns,
+    the number of examples of each, captions, and codings of two-class masks."""
     options = named(names_of(modalities, _names(spec, modalities, spec.train)))
+    options |= {name: {"names": texts} for name, texts in _texts(spec, modalities).items()}
     options |= mask_values(*_parts(spec, modalities, anchor))
     for name, part in modalities.items():
         if part.kind == "label":
             data = _load(spec.path, spec.name, spec.train)
             column = _columns(spec, modalities, data.features)[name]
-            values = [row[column] for row in data.select_columns([column])]
+            values = [x.strip() if isinstance(x := row[column], str) else x for row in data.select_columns([column])]
             train = torch.arange(len(values)) if spec.test else parted(len(values), spec.test_fraction)[0]
             part = dataclasses.replace(part, **options.get(name, {}))
             seen = counted(part, (x for k in train.tolist() if (x := values[k]) is not None))
@@ -177,6 +178,28 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
             rows = (texts[k][column] for k in spread(range(len(texts)), MOST_CAPTIONS))
             options[name] = {"captions": captions(str(x).strip() if x is not None else None for x in rows)}
     return options
+
+
+def _texts(spec: Spec, modalities: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The classes of each label without names whose column holds texts: those of the training split, sorted.
+
+    Texts that are all whole numbers are the numbers of the classes. Raises MmfastError for another number of classes.
+    """
+    data, found = _load(spec.path, spec.name, spec.train), {}
+    for name, column in _columns(spec, modalities, data.features).items():
+        part, dtype = modalities[name], getattr(data.features[column], "dtype", "")
+        if part.kind != "label" or part.names or dtype not in ("string", "large_string"):
+            continue
+        texts = sorted({row[column].strip() for row in data.select_columns([column]) if row[column] is not None})
+        if all(text.isdecimal() for text in texts):
+            continue
+        if len(texts) != part.classes:
+            raise MmfastError(
+                f"modalities.{name}.classes is {part.classes}; the column {column} has {len(texts):,} different texts "
+                f"({', '.join(texts[:5])})"
+            )
+        found[name] = texts
+    return found
 
 
 def _names(spec: Spec, modalities: Mapping[str, Any], part: str) -> dict[str, list[str]]:

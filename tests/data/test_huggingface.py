@@ -57,6 +57,30 @@ def test_captions_are_texts_of_a_column(stand_in):
     assert batch.present["caption"].tolist() == [True, True, False]
 
 
+def test_classes_may_be_texts(stand_in):
+    """Sorted, they are the names, in the run as well; texts of numbers are these classes."""
+    called = ["cow", "ape ", "bee"]
+    for k, row in enumerate(stand_in):
+        row["more"] = called[k % 3] if k else None
+    stand_in.features["more"] = types.SimpleNamespace(dtype="string")
+    columns = {"image": "img", "label": "more"}
+    found = with_found(config(hub(columns=columns))).modalities["label"]
+    assert found.names == ["ape", "bee", "cow"] and sum(found.class_counts) == len(build_data(config(hub())).train) - 1
+    opened = build_data(with_found(config(hub(columns=columns, test="test"))))
+    batch = opened.train.__getitems__(range(12))
+    assert batch.data["label"][1:].tolist() == [[2, 0, 1][k % 3] for k in range(1, 12)]
+    assert batch.present["label"].tolist() == [False] + [True] * 11
+    with pytest.raises(
+        MmfastError, match=r"label.classes is 4; the column more has 3 different texts \(ape, bee, cow\)"
+    ):
+        with_found(config(hub(columns=columns), {"image": IMAGE, "label": {**LABEL, "classes": 4}}))
+    for k, row in enumerate(stand_in):
+        row["more"] = str(k % 3)
+    opened = with_found(config(hub(columns=columns, test="test")))
+    assert opened.modalities["label"].names == []
+    assert build_data(opened).train.__getitems__(range(12)).data["label"].tolist() == [k % 3 for k in range(12)]
+
+
 class Table(list):
     """A stand-in for a data set of `datasets`: rows, with features."""
 
