@@ -5,7 +5,8 @@
     python examples/emoji.py emoji
 
 writes emoji/image/GROUP/NAME.png, with transparency, and emoji/mask/GROUP/NAME.png, black and white. GROUP is the part
-of Unicode that the emoji's first character is from, flags apart. docs/tutorial.md goes on from here.
+of Unicode that the emoji's first character is from, flags apart. docs/tutorial.md goes on from here. With --captions,
+emoji/caption/GROUP/NAME.txt has the emoji's name: "man ear of rice" is a farmer.
 
     python examples/emoji.py pictures --emoji 400 --digits 100
 
@@ -20,6 +21,7 @@ import bisect
 import io
 import random
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,13 @@ GROUPS = {
     0x1F9B0: "people",
     0x1FA70: "objects",
 }
+TONES = dict(
+    zip(
+        "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff",
+        ("light", "medium-light", "medium", "medium-dark", "dark"),
+        strict=True,
+    )
+)
 SEEN = 128  # the alpha from which a pixel is the emoji's and not the ground's
 
 
@@ -99,6 +108,20 @@ def digits(count: int) -> dict[str, tuple[str, Image.Image]]:
     return {f"digit-{i:04}": ("digits", Image.fromarray(ink)) for i, ink in enumerate(shades)}
 
 
+def caption(name: str) -> str:
+    """What Unicode calls the characters of an emoji, without those that only join them: "man ear of rice".
+
+    Empty if it is newer than the Unicode of this Python.
+    """
+    words = []
+    for character in (chr(int(code, 16)) for code in name.split("-")):
+        if character in TONES:
+            words.append(f"{TONES[character]} skin tone")
+        elif unicodedata.category(character) not in ("Cf", "Mn"):  # joiners and selectors of variants
+            words.append(unicodedata.name(character, "").lower().replace("regional indicator symbol letter", "flag"))
+    return " ".join(words) if all(words) else ""
+
+
 def mask_of(picture: Image.Image) -> Image.Image:
     """White where the emoji or the ink is, else black."""
     return picture.getchannel(picture.getbands()[-1]).point(lambda seen: 255 * (seen >= SEEN))
@@ -110,6 +133,7 @@ def main() -> int:
     parser.add_argument("--font", default=FONT, help=f"the font's file [{FONT}]")
     parser.add_argument("--emoji", type=int, metavar="N", help="how many emoji, chosen at random [all]")
     parser.add_argument("--digits", type=int, metavar="N", default=0, help="how many digits of scikit-learn to add [0]")
+    parser.add_argument("--captions", action="store_true", help="also write the name of each emoji")
     args = parser.parse_args()
     if args.out.exists():
         print(f"{args.out} already exists; choose a new folder", file=sys.stderr)
@@ -126,6 +150,10 @@ def main() -> int:
             file = args.out / kind / of / f"{name}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             shown.save(file)
+        if args.captions and of != "digits" and caption(name):
+            file = args.out / "caption" / of / f"{name}.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(caption(name), encoding="utf-8")
     print(f"{len(found)} pictures in {args.out}")
     return 0
 

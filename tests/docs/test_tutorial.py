@@ -31,6 +31,15 @@ def test_groups_are_unicodes_blocks():
     ]  # fmt: skip
 
 
+def test_captions_are_the_names_of_the_characters():
+    """Without joiners (200d) and selectors (fe0f); none if the name of a character is not known."""
+    names = {
+        "1f34e": "red apple", "1f468-1f3fe-200d-1f33e": "man medium-dark skin tone ear of rice",
+        "2764-fe0f": "heavy black heart", "1f1eb-1f1f7": "flag f flag r", "1f468-10ffff": "",
+    }  # fmt: skip
+    assert {name: EMOJI["caption"](name) for name in names} == names
+
+
 def test_characters_of_glyphs_follow_ligatures():
     """A sequence of two characters, and one that is made of that and a third."""
 
@@ -81,8 +90,16 @@ def write(monkeypatch, folder, *options, font=None):
 def test_emoji_and_digits_in_one_folder(tmp_path, monkeypatch):
     """As many as asked for, the same at each call, and a mask where the alpha or the ink is at least half."""
     digits = pytest.importorskip("sklearn.datasets").load_digits().images
-    for folder in ("a", "b"):
-        write(monkeypatch, tmp_path / folder, "--emoji", "20", "--digits", "5", font="shapes")
+    monkeypatch.setitem(
+        EMOJI["main"].__globals__, "caption", lambda name: "" if name.endswith("3") else f"it is {name}"
+    )
+    for folder, more in (("a", ["--captions"]), ("b", [])):
+        write(monkeypatch, tmp_path / folder, "--emoji", "20", "--digits", "5", *more, font="shapes")
+    texts = {x.relative_to(tmp_path / "a" / "caption"): x.read_text() for x in (tmp_path / "a").rglob("*.txt")}
+    emoji = [x.relative_to(tmp_path / "a" / "image") for x in (tmp_path / "a" / "image").rglob("*.png")]
+    assert texts == {
+        x.with_suffix(".txt"): f"it is {x.stem}" for x in emoji if x.parts[0] != "digits" and x.stem[-1] != "3"
+    } and not list((tmp_path / "b").rglob("*.txt"))
     files = [sorted(x.relative_to(tmp_path / f) for x in (tmp_path / f).rglob("*.png")) for f in ("a", "b")]
     assert files[0] == files[1] and len(files[0]) == 2 * 25
     for i in range(5):
