@@ -37,11 +37,18 @@ class Candidate:
 
 
 def candidate_of(path: Path, within: Path | None) -> Candidate | None:
-    """The files of a folder that are of its most common kind; None if it is not a folder or holds no such files."""
+    """The files of a folder that are of its most common kind; None if it is not a folder or holds no such files.
+
+    A folder in which most pictures have a text or a vector of the same name is one of pictures (see `beside`).
+    """
     if path.name.startswith(".") or not path.is_dir():
         return None
     found = {kind: x.paths for kind, x in find_each(path, ENDINGS, within).items()}
-    kind = max((k for k in ENDINGS if k != "mask"), key=lambda k: len(found[k]))
+    pictures = found["image"].keys()
+    if pictures and any(2 * len(pictures & found[k].keys()) > len(pictures) for k in BESIDE):
+        kind = "image"
+    else:
+        kind = max((k for k in ENDINGS if k != "mask"), key=lambda k: len(found[k]))
     coloured = kind == "image" and named_as_masks(path.name) and _are_coloured(found["image"])
     if kind == "image" and (coloured or _are_masks(path.name, found["image"])):
         kind = "mask"
@@ -50,11 +57,12 @@ def candidate_of(path: Path, within: Path | None) -> Candidate | None:
 
 def beside(anchor: Candidate, folder: Path, within: Path | None) -> list[Candidate]:
     """The texts and vectors in the anchor's own folder that belong to its files, as 001.txt belongs to 001.jpg."""
-    found = find_each(folder, {kind: ENDINGS[kind] for kind in ("label", "embedding")}, within)
+    found = find_each(folder, {kind: ENDINGS[kind] for kind in BESIDE}, within)
     paths = {kind: {s: p for s, p in x.paths.items() if s in anchor.paths} for kind, x in found.items()}
     return [Candidate(anchor.folder, kind, some) for kind, some in paths.items() if some]
 
 
+BESIDE = ("label", "embedding")
 ENDINGS = {"image": EXTENSIONS, **{name: kinds.kind(name).extensions for name in ("label", "embedding", "mask")}}
 
 

@@ -225,6 +225,8 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
+# A longer list is shown by its length where configs are compared.
+LONGEST_SHOWN = 80
 # What may change when a run is resumed: how long, where and how it computes, and what it shows. What a step learns
 # stays the same except for the learning rate, whose decay is that of the longer run from there on.
 FREE = re.compile(
@@ -268,4 +270,10 @@ def changes(old: Config, new: Config) -> dict[str, str]:
 
     a, b = by_key(old), by_key(new)
     x, y = a | led(old), b | led(new)
-    return {key: f"{a.get(key)!r} -> {b.get(key)!r}" for key in {**a, **b} if x.get(key) != y.get(key)}
+    return {key: f"{_short(a.get(key))} -> {_short(b.get(key))}" for key in {**a, **b} if x.get(key) != y.get(key)}
+
+
+def _short(value: Any) -> str:
+    """The value as Python writes it; a list that would be longer than a line by its length alone."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN or not isinstance(value, (list, tuple)) else f"a list of {len(value):,}"

@@ -102,7 +102,7 @@ def _check(config: Config, theirs: Config, folder: Path) -> None:
         for key in ("names", "columns"):  # in their order
             if getattr(was, key, None) and getattr(now, key, None):
                 pairs[f"modalities.{name}.{key}"] = getattr(was, key), getattr(now, key)
-        for key in ("components", "rms"):
+        for key in ("components", "rms", "text_encoder", "colours", "network", "autoencoder"):  # what the numbers mean
             pairs[f"modalities.{name}.{key}"] = getattr(was, key, None), getattr(now, key, None)
     for key, (a, b) in pairs.items():
         if a != b:

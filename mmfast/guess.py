@@ -30,10 +30,9 @@ from mmfast.data.found import check_no_root, find, leads_out, led_out
 from mmfast.data.items import spread
 from mmfast.data.metadata import find_table, read_table
 from mmfast.errors import MmfastError
-from mmfast.guess_text import are_measured, classes, numbers_note, of_texts
+from mmfast.guess_text import are_measured, numbers_note, of_files, of_folders, of_texts
 from mmfast.image_files import EXTENSIONS, load_picture, read_header, two_classes
 from mmfast.modalities.embedding import mapped
-from mmfast.modalities.label import read_text
 from mmfast.sizes import Size, height_width, plain
 
 SIZES = (8, 16, 32, 64, 128, 256)
@@ -122,19 +121,38 @@ def guess(root: str | Path, most: int, size: Size | None = None, outside: bool =
             if options is not None:
                 guessed.shares[_add(guessed, candidate, options)] = len(shared) / guessed.examples
     _add_columns(guessed)
+    _check_alone(guessed, anchor, within)
     if not any(x["kind"] == "label" for x in guessed.modalities.values()):
-        named = _class_folders(anchor.paths)
+        named, note = of_folders(anchor.paths, root)
+        guessed.notes += [note] if note else []
         if named is not None:
-            guessed.modalities["label" if "label" not in guessed.modalities else "class"] = named
+            guessed.modalities[_free(guessed, "label", "class")] = named
     return guessed
+
+
+def _check_alone(guessed: Guess, anchor: Candidate, within: Path | None) -> None:
+    """Raise MmfastError if pictures in the root are the anchor's, and folders that are no modality hold others."""
+    if anchor.folder != ".":
+        return
+    used = [guessed.root / guessed.folders.get(name, name) for name in guessed.modalities if name != guessed.anchor]
+    read = find(guessed.root, EXTENSIONS, within).without(used).paths
+    if others := [path for stem, path in read.items() if stem not in anchor.paths]:
+        raise MmfastError(
+            f"{guessed.root} holds pictures, and {others[0]} in a folder that is no modality would be read as one of "
+            "them; put the pictures of the root into a folder of their own, such as image"
+        )
 
 
 def _add_columns(guessed: Guess) -> None:
     """Add the labels that are columns of a table next to the folders."""
     path = find_table(guessed.root)
-    table = None if path is None else read_table(path)
-    numbers: list[str] = []
-    for name, cells in table.columns.items() if table is not None else ():
+    if path is None:
+        return
+    table, numbers = read_table(path), list[str]()
+    for name, cells in table.columns.items():
+        if name in table.nested:
+            guessed.notes.append(f"{path}: the column {name}, which has lists or objects")
+            continue
         if are_measured(cells.values()):
             numbers.append(name)
             continue
@@ -165,11 +183,15 @@ def _add(guessed: Guess, candidate: Candidate, options: dict[str, Any]) -> str:
     except MmfastError:
         free = False
     if not free:
-        names = (kind, *(f"{kind}{k}" for k in range(2, 100)))
-        name = next(x for x in names if x not in guessed.modalities)
+        name = _free(guessed, kind)
         guessed.folders[name] = candidate.folder
     guessed.modalities[name] = options
     return name
+
+
+def _free(guessed: Guess, *names: str) -> str:
+    """The first name that no modality has: one of these, or the first of them with a number."""
+    return next(x for x in (*names, *(f"{names[0]}{k}" for k in range(2, 1000))) if x not in guessed.modalities)
 
 
 def _image(candidate: Candidate, most: int, size: Size | None) -> dict[str, Any]:
@@ -248,18 +270,10 @@ def _two(path: Path) -> bool:
 
 
 def _text(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:
-    found = {text for path in candidate.paths.values() if (text := or_none(read_text, path))}  # skip empty texts
-    options, note = of_texts(found, len(candidate.paths))
+    options, note = of_files([*candidate.paths.values()])
     if options is None:
         guessed.notes.append(f"{candidate.folder}: {note}")
     return options
-
-
-def _class_folders(paths: dict[str, Path]) -> dict[str, Any] | None:
-    """A label from the first folder in each of the anchor's paths; None unless all are in folders."""
-    if not all("/" in stem for stem in paths):
-        return None
-    return classes({stem.split("/")[0] for stem in paths}, len(paths))
 
 
 def _embedding(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:

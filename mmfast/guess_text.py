@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+from mmfast.errors import MmfastError
+from mmfast.modalities.label import read_text
 from mmfast.texts import minilm
 
 # More different texts than this are not the classes of a label.
 MOST_CLASSES = 1000
 # A longer text is not a class name.
 LONGEST_NAME = 100
+# Folders of these names are splits of a data set.
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
 # More different texts than this, of at least so many words each, are captions.
 FEW_CLASSES, WORDS = 20, 3
 
@@ -32,6 +37,38 @@ def of_texts(texts: Collection[str], examples: int) -> tuple[dict[str, Any] | No
     found = classes(names, examples)
     count = "1 text" if len(names) == 1 else f"{len(names):,} different texts"
     return found, "" if found else f"{count}, which are not classes"
+
+
+def of_files(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, str]:
+    """`of_texts` for the texts in files. Those that cannot be read are reported later, unless none can."""
+    found, wrong = set[str](), ""
+    for path in paths:
+        try:
+            found.add(read_text(path, "text"))
+        except MmfastError as error:  # noqa: PERF203
+            wrong = wrong or str(error)
+    if wrong and not found:
+        return None, f"{len(paths):,} texts, none of which can be read ({wrong})"
+    return of_texts(found - {""}, len(paths))
+
+
+def of_folders(stems: Collection[str], root: Path) -> tuple[dict[str, Any] | None, str]:
+    """The options of a label from the first folder of each example, with a note if they are splits of a data set.
+
+    None unless all examples are in folders.
+    """
+    names = sorted({stem.split("/")[0] for stem in stems})
+    if not all("/" in stem for stem in stems):
+        return None, ""
+    if len(names) == 1 or not SPLITS.issuperset(names):
+        return classes(names, len(stems)), ""
+    train = next((x for x in names if x.startswith("train")), names[0])
+    test = next(x for x in names if x != train)
+    return None, (
+        f"the folders {', '.join(names)}, which are splits, not classes: their examples are pooled, and tables in them "
+        f"are not read; to keep them apart, use `data: {{kind: huggingface, path: {root}, train: {train}, "
+        f"test: {test}}}`"
+    )
 
 
 def classes(texts: Iterable[str], examples: int) -> dict[str, Any] | None:

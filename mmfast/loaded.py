@@ -184,6 +184,8 @@ class Loaded:
             part = self.model.part(name)
             if _is_data(part, value):
                 continue
+            if isinstance(value, Several) and any(_is_data(part, text) for text in value.texts):
+                raise MmfastError(f"{name}=data is given with other values of {name}; give it alone")
             given = (value,) if isinstance(value, str) else value.texts if isinstance(value, Several) else ()
             texts = [x for text in given for x in part.values(text)]
             rows[name] = [taken(part, text, name) for text in texts] or [taken(part, value, name)]

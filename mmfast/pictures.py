@@ -14,6 +14,7 @@ from mmfast.fonts import lettering
 INK, PAPER, FAINT = (25, 25, 35), (250, 250, 248), (150, 150, 160)
 BELOW, ABOVE = (60, 110, 190), (200, 70, 60)
 GAP = 4
+LINE = 19  # from one line of a title to the next
 # The smallest and largest side of a square with one modality of an example, and a page's greatest width, in pixels.
 SMALLEST, LARGEST, WIDEST = 64, 256, 1100
 
@@ -87,15 +88,19 @@ def sample_grid(
     columns = min(max(1, min(4, WIDEST // cell)) if columns is None else columns, count)
     rows = -(-count // columns)
     top = 46 + (12 if any(mark for _, mark, _ in shown) else 0)
-    width = max(columns * cell + 2 * GAP, int(font.getlength(title)) + 4 * GAP)
+    lines = wrapped(title, max(columns * cell - 2 * GAP, WIDEST), font)
+    title = "\n".join(lines)
+    below = LINE * (len(lines) - 1)  # how much further down all but the title is
+    top += below
+    width = max(columns * cell + 2 * GAP, int(max(map(font.getlength, lines))) + 4 * GAP)
     page = Image.new("RGB", (width, top + rows * (tile + 2 * GAP) + GAP), PAPER)
     draw = ImageDraw.Draw(page)
-    draw.text((2 * GAP, GAP), title, INK, font)
+    draw.multiline_text((2 * GAP, GAP), title, INK, font, spacing=LINE - 15)
     for column in range(columns):
         for k, (name, mark, _) in enumerate(shown):
             x = 2 * GAP + column * cell + k * (tile + GAP)
-            draw.text((x, 28), shortened(name, tile, small), FAINT, small)
-            draw.text((x, 40), mark, FAINT, small)
+            draw.text((x, below + 28), shortened(name, tile, small), FAINT, small)
+            draw.text((x, below + 40), mark, FAINT, small)
     for i in range(count):
         y = top + (i // columns) * (tile + 2 * GAP)
         for k, (name, mark, values) in enumerate(shown):
@@ -105,6 +110,18 @@ def sample_grid(
             page.paste(picture, (x + (tile - picture.width) // 2, y + (tile - picture.height) // 2))
             draw.rectangle((x - 1, y - 1, x + tile, y + tile), outline=FAINT)
     return page
+
+
+def wrapped(text: str, width: float, font: Any, most: int = 6) -> list[str]:
+    """The text as lines of at most `width` pixels, broken at spaces; the last of `most` lines is shortened."""
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and font.getlength(longer) > width and len(lines) < most:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [shortened(line, width, font) for line in lines]
 
 
 def shortened(text: str, width: float, font: Any) -> str:

@@ -16,6 +16,7 @@ from mmfast import data as data_sets
 from mmfast.build import build_data, build_model, pick_device, stored, with_found
 from mmfast.config import Config
 from mmfast.data import Batch, Data, Examples
+from mmfast.data.labelled import with_few_labels
 from mmfast.errors import MmfastError
 from mmfast.image_files import read_header
 from mmfast.model import Model
@@ -166,10 +167,11 @@ def _as_they_are(config: Config, listing: Any) -> Data:
     """The examples, without replacements for those that cannot be read."""
     if listing is not None:
         found: Data = listing.data("stop")
-        return found
-    options = dataclasses.replace(config.data, on_error="stop")
-    opened: Data = data_sets.kind(config.data.kind).open(options, stored(config), config.anchor)
-    return opened
+    else:
+        options = dataclasses.replace(config.data, on_error="stop")
+        found = data_sets.kind(config.data.kind).open(options, stored(config), config.anchor)
+    few = {"labelled_only": False, "labelled_share": None}  # which would read, and count once
+    return with_few_labels(found, {name: dataclasses.replace(x, **few) for name, x in stored(config).items()})
 
 
 def _unreadable(data: Data, model: Model) -> list[str]:

@@ -1,5 +1,7 @@
 """Configs: defaults, then the file, then the command line; each kind with its own options."""
 
+import dataclasses
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -9,6 +11,7 @@ from mmfast.cli import main, overrides
 from mmfast.config_source import LONGEST, folder_of
 from mmfast.errors import MmfastError
 from mmfast.generate import settings
+from mmfast.modalities.caption import CaptionSpec
 
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path):
@@ -93,6 +96,9 @@ def test_changes_have_the_keys_of_either_config():
     assert all(key.startswith(("sample.offset.", "modalities.extra.")) for key in found)
     back = configs.changes(b, a)
     assert back["modalities.extra.kind"] == "'label' -> None" and back.keys() == found.keys()
+    texts = [f"caption {k}" for k in range(25)]
+    a, b = (dataclasses.replace(a, modalities={"c": CaptionSpec(captions=x)}) for x in (texts, texts[:3]))
+    assert configs.changes(a, b) == {"modalities.c.captions": f"a list of 25 -> {texts[:3]!r}"}
 
 
 def test_what_may_change_in_a_run():

@@ -154,6 +154,12 @@ def untrained(folder, config):
     return folder
 
 
+NAMED = {
+    "modalities.label.names": {"modalities.label": "{kind: label, classes: 2, names: [a, b]}"},
+    "modalities.mask.colours": {"modalities.mask.colours": "['#ff0000', '#0000ff']", "modalities.mask.classes": "2"},
+    "modalities.caption.text_encoder": {"modalities.caption": "{kind: caption, text_encoder: ngrams}"},
+    "modalities.map.network": {"modalities.map": "{kind: feature_map, dim: 2, cells: 4}"},
+}
 BRIDGES = {"modalities.mask.weight.kind": "bridge", "space": "shared"}
 
 
@@ -169,14 +175,25 @@ BRIDGES = {"modalities.mask.weight.kind": "bridge", "space": "shared"}
             {"modalities.label.names": "[b, a]"},
             r"its modalities\.label\.names is \['a', 'b'\], and here it is \['b', 'a'\]",
         ),
+        (
+            {"modalities.mask.colours": "['#0000ff', '#ff0000']"},
+            r"its modalities\.mask\.colours is \['#ff0000', '#0000ff'\], and here it is \['#0000ff', '#ff0000'\]",
+        ),
+        (
+            {"modalities.caption.text_encoder": "minilm"},
+            r"its modalities\.caption\.text_encoder is ngrams, and here it is minilm",
+        ),
+        (
+            {"modalities.map.network": "efficientnet-lite0"},
+            r"its modalities\.map\.network is , and here it is efficientnet-lite0",
+        ),
     ],
 )
 def test_weights_that_would_mean_another_thing_are_refused(tmp_path, change, message):
-    named = (
-        {"modalities.label": "{kind: label, classes: 2, names: [a, b]}"} if "modalities.label.names" in change else {}
-    )
+    (key,) = (key for key in change if key != "space")
+    named = NAMED.get(key, {})
     folder = untrained(tmp_path / "run", of("image", "mask", **named))
-    config = of("image", "mask", **named, **change)
+    config = of("image", "mask", **{**named, **change})
     model = build_model(config)
     before = {name: x.clone() for name, x in model.state_dict().items()}
     with pytest.raises(MmfastError, match=f"--from {folder}: {message}"):

@@ -226,6 +226,8 @@ def test_a_modality_named_again_has_several_values(run, place, tmp_path):
         assert main(argv) == 0
         truth, arrays = run.sample(2, label=same, seed=3), np.load(npz)
         assert all(np.array_equal(arrays[name], x.numpy()) for name, x in truth.data.items())
+    with pytest.raises(MmfastError, match="label=data is given with other values of label; give it alone"):
+        run.sample(1, label=Several(("data", "cats")))
     drawn = run.sample(1, label=Several(("cats", "owls")))
     assert drawn.data["label"].tolist() == run.sample(1, label="cats,owls").data["label"].tolist()
     assert "label=cats, owls" in drawn.title

@@ -1,11 +1,27 @@
 """Grids of samples, pixel by pixel: what stands where, the truth beside it, and sizes at which it can be read."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFont
 
-from mmfast.pictures import ABOVE, FAINT, GAP, PAPER, bars, fit, sample_grid, scatter_matrix, shortened, tile_size
+from mmfast.pictures import (
+    ABOVE,
+    FAINT,
+    GAP,
+    LINE,
+    PAPER,
+    WIDEST,
+    bars,
+    fit,
+    sample_grid,
+    scatter_matrix,
+    shortened,
+    tile_size,
+    wrapped,
+)  # fmt: skip
 
 SMALL = ImageFont.load_default(11)
 
@@ -101,6 +117,29 @@ def test_a_text_is_shortened_to_its_width(text, width):
 )
 def test_each_pixel_of_the_largest_picture_is_as_large_as_any_other(shapes, tile):
     assert tile_size([torch.zeros(shape) for shape in shapes]) == tile
+
+
+@pytest.mark.parametrize("words", [["one"], ["w" * 90, "and", "so"], ["some", "words"] * 40, [""]])
+def test_lines_are_as_long_as_fits(words):
+    """No word is lost but on a last line that is too long; the next word would not have fitted."""
+    lines = wrapped(" ".join(words), 100, SMALL, most=50)
+    assert all(SMALL.getlength(line) <= 100 for line in lines)
+    for line, following in pairwise(lines):
+        assert SMALL.getlength(f"{line} {following.split(' ')[0]}") > 100 or line.endswith("...")
+    if max(map(len, words)) < 90:
+        assert " ".join(lines) == " ".join(words)
+    few = wrapped(" ".join(words), 100, SMALL, most=2)
+    assert few == lines or (len(few) == 2 and few[0] == lines[0] and few[1].endswith("..."))
+
+
+def test_a_long_title_takes_several_lines_above_all_else():
+    data = {"image": torch.arange(3) + 10}
+    short, long = (sample_grid({"image": Flat()}, data, title, columns=3, tile=64) for title in ("x", "a b " * 120))
+    assert short.width < long.width <= WIDEST + 4 * GAP and (long.height - short.height) % LINE == 0
+    more = long.height - short.height
+    assert more >= LINE and tiles(long, 64, 3, 1, 46 + more) == tiles(short, 64, 3, 1, 46)
+    header, moved = np.asarray(short)[26:46, : short.width], np.asarray(long)[26 + more : 46 + more, : short.width]
+    assert (header == moved).all()
 
 
 def test_a_picture_is_enlarged_by_squares_and_reduced_to_means():

@@ -99,6 +99,14 @@ def test_the_counts(root):
     assert found.seen["image"].sizes == {(SIZE, SIZE): 12} and not found.seen["vector"].formats
 
 
+@pytest.mark.parametrize("more", [{}, {"on_error": "skip"}])
+def test_labels_that_training_leaves_out_are_not_counted(root, more):
+    few = {**MODALITIES, "label": {**MODALITIES["label"], "labelled_fraction": 0.3}}
+    found = survey(config(root, modalities=few, data={"kind": "folder", "root": str(root), **more}))
+    there = build_data(config(root, modalities=few)).train.__getitems__(range(11)).present["label"].sum()
+    assert found.seen["label"].there == int(there) + 1 < 8  # the one that is held out keeps it
+
+
 def test_what_belongs_to_nothing(root):
     stray = save(root, "mask/x/99.png", np.zeros((SIZE, SIZE), np.uint8))
     tif = save(root, "image/x/notes.tif", b"II*")

@@ -98,7 +98,9 @@ def _columns(spec: Spec, modalities: Mapping[str, Any], known: Any) -> dict[str,
 
 
 def _value(x: Any, where: str) -> Any:
-    """The value of a column, with pictures decoded."""
+    """The value of a column, with pictures decoded. An empty text is a missing value."""
+    if isinstance(x, str) and not x.strip():
+        return None
     if not (isinstance(x, dict) and {"bytes", "path"} == x.keys()):
         return x
     return picture_in(x["bytes"], where) if x["bytes"] else load_picture(Path(x["path"]))
@@ -169,7 +171,7 @@ def found(spec: Spec, modalities: Mapping[str, Any], anchor: str) -> dict[str, d
             values = [x.strip() if isinstance(x := row[column], str) else x for row in data.select_columns([column])]
             train = torch.arange(len(values)) if spec.test else parted(len(values), spec.test_fraction)[0]
             part = dataclasses.replace(part, **options.get(name, {}))
-            seen = counted(part, (x for k in train.tolist() if (x := values[k]) is not None))
+            seen = counted(part, (x for k in train.tolist() if (x := values[k]) not in (None, "")))
             options[name] = {**options.get(name, {}), **seen}
         if part.kind == "caption" and not part.captions:
             data = _load(spec.path, spec.name, spec.train)
@@ -190,7 +192,7 @@ def _texts(spec: Spec, modalities: Mapping[str, Any]) -> dict[str, list[str]]:
         part, dtype = modalities[name], getattr(data.features[column], "dtype", "")
         if part.kind != "label" or part.names or dtype not in ("string", "large_string"):
             continue
-        texts = sorted({row[column].strip() for row in data.select_columns([column]) if row[column] is not None})
+        texts = sorted({row[column].strip() for row in data.select_columns([column]) if row[column]} - {""})
         if all(text.isdecimal() for text in texts):
             continue
         if len(texts) != part.classes:

@@ -139,7 +139,7 @@ def look(spec: Any, modalities: Mapping[str, Any], anchor: str) -> Listing:
     if () not in known:  # if root itself is a modality's folder, all in it has been listed
         known |= set() if table is None else {(table.path.name,)}
         beside = [x for x in sorted(root.iterdir()) if not x.name.startswith(".") and (x.name,) not in known]
-        tables = [x for x in beside if x.suffix.lower() in (".csv", ".jsonl") and x.is_file()]
+        tables = [x for x in beside if x.suffix.lower() in (".csv", ".jsonl") and x.stem != "samples"]
         listing.leave_out("no folder of a modality", [x for x in beside if x not in tables])
         listing.leave_out(f"table, which would have to be named {', '.join(NAMES[:-1])} or {NAMES[-1]}", tables)
     return listing
@@ -226,6 +226,9 @@ def _take_table(listing: Listing) -> Table | None:
             listing.problems.append(f"{path} has a column {name}, and {listing.folder(name)} its files; remove one")
         if not cells:
             listing.problems.append(f"{path}: the column {name} is empty")
+        if name in table.nested:
+            where = table.where(table.nested[name])
+            listing.problems.append(f"{where}: {name} is a list or an object; it should be a text or a number")
         if part.kind == "label" and not part.names and not all(map(_is_number, cells.values())):
             found = sorted({*cells.values()})
             if len(found) == part.classes:

@@ -27,12 +27,14 @@ MOST_COMPARED = 20_000
 class Table:
     """The cells of a table by column, then by the line where the row ends: stripped texts, without the empty ones.
 
-    names: the file name of each row by its line, as written in the table.
+    names: the file name of each row by its line, as written in the table. nested: the first line in which a column has
+    a list or an object.
     """
 
     path: Path
     names: dict[int, str]
     columns: dict[str, dict[int, str]] = field(default_factory=dict)
+    nested: dict[str, int] = field(default_factory=dict)
 
     def where(self, line: int) -> str:
         return f"{self.path} line {line}"
@@ -91,21 +93,25 @@ def _csv_rows(table: Table, text: str) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _json_lines(table: Table, text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """The objects of a JSON Lines file by line. Values that are no texts are written as JSON; null is empty."""
+    """The objects of a JSON Lines file by line. Values other than texts are as in JSON; null and NaN are empty."""
     for line, written in enumerate(text.split("\n"), 1):
         if not written.strip():
             continue
         try:
             row = json.loads(written)
+            json.dumps(row, ensure_ascii=False).encode()  # refuses a half of a surrogate pair, which no file can hold
         except (ValueError, RecursionError) as error:
             raise MmfastError(f"{table.where(line)} cannot be read as JSON: {error}") from None
         if not isinstance(row, dict) or not isinstance(row.get(FILE_NAME), str):
             raise MmfastError(f"{table.where(line)} should be an object with a text named {FILE_NAME}")
+        for name, value in row.items():
+            if isinstance(value, (list, dict)):
+                table.nested.setdefault(_plain(name), line)
         yield line, {_plain(name): _as_text(value) for name, value in row.items()}
 
 
 def _as_text(value: object) -> str:
-    if value is None:
+    if value is None or value != value:
         return ""
     return _plain(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 

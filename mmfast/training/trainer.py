@@ -253,9 +253,7 @@ class Trainer:
         Raises MmfastError if too many steps were skipped; the last checkpoint is left as it is.
         """
         lines = self.stats.flush()
-        if not lines:
-            return {}
-        if self.board is not None:
+        if lines and self.board is not None:
             self.board.add(lines)
-        self.stats.check()
-        return lines[-1]
+        self.stats.check()  # without new lines, too: a checkpoint after this error should not be written either
+        return lines[-1] if lines else {}

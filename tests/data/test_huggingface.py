@@ -61,15 +61,15 @@ def test_classes_may_be_texts(stand_in):
     """Sorted, they are the names, in the run as well; texts of numbers are these classes."""
     called = ["cow", "ape ", "bee"]
     for k, row in enumerate(stand_in):
-        row["more"] = called[k % 3] if k else None
+        row["more"] = called[k % 3] if k > 1 else " " if k else None
     stand_in.features["more"] = types.SimpleNamespace(dtype="string")
     columns = {"image": "img", "label": "more"}
     found = with_found(config(hub(columns=columns))).modalities["label"]
-    assert found.names == ["ape", "bee", "cow"] and sum(found.class_counts) == len(build_data(config(hub())).train) - 1
+    assert found.names == ["ape", "bee", "cow"] and sum(found.class_counts) == len(build_data(config(hub())).train) - 2
     opened = build_data(with_found(config(hub(columns=columns, test="test"))))
     batch = opened.train.__getitems__(range(12))
-    assert batch.data["label"][1:].tolist() == [[2, 0, 1][k % 3] for k in range(1, 12)]
-    assert batch.present["label"].tolist() == [False] + [True] * 11
+    assert batch.data["label"][2:].tolist() == [[2, 0, 1][k % 3] for k in range(2, 12)]
+    assert batch.present["label"].tolist() == [False] * 2 + [True] * 10
     with pytest.raises(
         MmfastError, match=r"label.classes is 4; the column more has 3 different texts \(ape, bee, cow\)"
     ):

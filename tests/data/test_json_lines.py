@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mmfast import config as configs
 from mmfast.data.metadata import Table, find_table, read_table
 from mmfast.errors import MmfastError
-from mmfast.guess import guess
+from mmfast.guess import DRAFT, guess
+from mmfast.survey import survey
 from mmfast.texts import minilm
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
@@ -36,14 +38,16 @@ def test_the_same_as_csv(tmp_path_factory, rows):
 
 
 def test_values_that_are_no_texts(tmp_path):
-    row = {"file_name": "0.png", "n": 3, "x": 0.5, "yes": True, "none": None, "of": [1, "\u00e9"], "t": " e\u0301 "}
+    row = {"file_name": "0.png", "n": 3, "x": 0.5, "yes": True, "none": None, "of": [1, "\u00e9"], "t": " e\u0301 ",
+           "nan": float("nan")}  # fmt: skip
     (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({"file_name": "1.png", "late": "1"}))
     table = read_table(tmp_path / "metadata.jsonl")
     assert table.names == {1: "0.png", 2: "1.png"}
     assert table.columns == {
         "n": {1: "3"}, "x": {1: "0.5"}, "yes": {1: "true"}, "none": {}, "of": {1: '[1, "\u00e9"]'}, "t": {1: "\u00e9"},
-        "late": {2: "1"},
+        "nan": {}, "late": {2: "1"},
     }  # fmt: skip
+    assert table.nested == {"of": 1}
 
 
 @pytest.mark.parametrize(
@@ -53,6 +57,10 @@ def test_values_that_are_no_texts(tmp_path):
         ("[" * 200_000, r"line 1 cannot be read as JSON: "),
         ('\n["0.png"]', r"line 2 should be an object with a text named file_name"),
         ('{"text": "x"}', r"line 1 should be an object with a text named file_name"),
+        (
+            '{"file_name": "0.png", "text": "a cat \\ud83d"}',
+            r"line 1 cannot be read as JSON: .* surrogates not allowed",
+        ),
         ('{"file_name": 7}', r"line 1 should be an object with a text named file_name"),
     ],
 )
@@ -81,8 +89,29 @@ def test_a_column_of_captions_is_guessed(tmp_path, monkeypatch):
         Image.fromarray(np.random.default_rng(k).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
             tmp_path / f"{k}.png"
         )
-        rows.append({"file_name": f"{k}.png", "text": f"a picture of {k} things", "score": k / 7})
+        boxes = {"of": [[k, 1, 2, 3]]}
+        rows.append({"file_name": f"{k}.png", "text": f"a picture of {k} things", "score": k / 7, "boxes": boxes})
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = guess(tmp_path, 32)
     assert found.modalities["text"] == {"kind": "caption", "text_encoder": "minilm"} and found.shares == {"text": 1.0}
-    assert [note.partition("jsonl: ")[2][:31] for note in found.notes] == ["the columns score, which are nu"]
+    assert [note.partition("jsonl: ")[2][:50] for note in found.notes] == [
+        "the column boxes, which has lists or objects",
+        "the columns score, which are numbers, not classes;",
+    ]
+    boxes = {"kind": "caption", "text_encoder": "ngrams"}
+    chosen = configs.from_plain(
+        {"data": found.data(), "modalities": {**found.modalities, "boxes": boxes}, **DRAFT}, "x"
+    )
+    assert survey(chosen).wrong[0].endswith("line 1: boxes is a list or an object; it should be a text or a number")
+
+
+def test_the_splits_of_a_data_set_are_no_classes(tmp_path):
+    for split in ("train", "test"):
+        for k in range(6):
+            (tmp_path / split).mkdir(exist_ok=True)
+            Image.new("RGB", (8, 8), (k, 0, 0)).save(tmp_path / split / f"{k}.png")
+    found = guess(tmp_path, 32)
+    assert [*found.modalities] == ["image"] and found.examples == 12
+    (note,) = found.notes
+    assert note.startswith("the folders test, train, which are splits, not classes")
+    assert note.endswith(f"`data: {{kind: huggingface, path: {tmp_path}, train: train, test: test}}`")

@@ -10,6 +10,7 @@ from mmfast.data import folder
 from mmfast.data.listing import look
 from mmfast.errors import MmfastError
 from mmfast.guess import DRAFT, guess
+from mmfast.modalities.caption import listed, vector
 from mmfast.survey import survey
 from mmfast.texts import encoder, minilm, ngrams
 
@@ -21,7 +22,8 @@ def beside(tmp_path, monkeypatch):
     """A function that fills a folder with pictures and what lies next to them; MiniLM is replaced by n-grams."""
     monkeypatch.setattr(minilm, "installed", lambda: True)
     monkeypatch.setattr("mmfast.texts.ENCODERS", {"minilm": lambda: ngrams})
-    encoder.cache_clear()
+    for cached in (encoder, vector, listed):
+        cached.cache_clear()
 
     def fill(where, text, vector=None):
         for k in range(COUNT):
@@ -35,7 +37,8 @@ def beside(tmp_path, monkeypatch):
         return tmp_path / "data"
 
     yield fill
-    encoder.cache_clear()
+    for cached in (encoder, vector, listed):
+        cached.cache_clear()
 
 
 def config(found):
@@ -95,6 +98,50 @@ def test_what_no_modality_uses_is_left_out(beside):
     )  # fmt: skip
     (left_out,) = look(alone.data, alone.modalities, "image").left_out.values()
     assert len(left_out) == COUNT + 1
+
+
+@pytest.mark.parametrize("where", ["train", "image"])
+def test_one_text_more_than_pictures(beside, where):
+    """Most pictures have a text of their name, so that the folder is one of pictures."""
+    root = beside(where, caption)
+    (root / where / "README.txt").write_text("all of this is mine")
+    found = guess(root, 32)
+    assert found.examples == COUNT and found.modalities["caption"]["kind"] == "caption"
+    assert [[p.name for p in paths] for paths in survey(config(found)).left_out.values()] == [["README.txt"]]
+
+
+def test_texts_in_another_encoding(beside):
+    root = beside("img", caption)
+    for file in root.rglob("*.txt"):
+        file.write_bytes("un caf\u00e9 noir".encode("latin-1"))
+    (note,) = guess(root, 32).notes
+    assert note.startswith(
+        f"img: 30 texts, none of which can be read ({root / 'img/00.txt'} cannot be read as a text: "
+    )
+
+
+def test_pictures_of_the_root_are_not_read_with_those_of_other_folders(beside):
+    root = beside(".", lambda k: None)
+    for k in range(12):
+        (root / "mask").mkdir(exist_ok=True)
+        pixels = np.array([0, 37, 90, 128], np.uint8)[np.random.default_rng(k).integers(0, 4, (8, 8))]
+        Image.fromarray(pixels).save(root / f"mask/{k:02}.png")
+    with pytest.raises(MmfastError, match=r"holds pictures, and .*mask/00.png in a folder that is no modality would"):
+        guess(root, 32)
+
+
+def test_a_column_may_have_the_name_that_folders_would_get(beside):
+    beside("ape", caption)
+    root = beside("bee", lambda k: f"a bee, {k} of them")
+    rows = [
+        f"{of}/{k:02}.png,{'some things of ' + str(k)},the {of} number {k}"
+        for of in ("ape", "bee")
+        for k in range(COUNT)
+    ]
+    (root / "metadata.csv").write_text("\n".join(["file_name,class,label", *rows]) + "\n")
+    found = guess(root, 32)
+    kinds = {name: spec["kind"] for name, spec in found.modalities.items()}
+    assert kinds == {"image": "image", "caption": "caption", "class": "caption", "label": "caption", "label2": "label"}
 
 
 def test_without_the_encoder_a_note_says_what_to_install(beside, monkeypatch):

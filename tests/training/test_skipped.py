@@ -127,6 +127,15 @@ def test_past_the_limit_it_stops_with_advice_and_the_run_up_is_kept(tmp_path, ca
     assert "5 steps of 8 .. 12" not in capsys.readouterr().err  # they are told of as they are seen: 8 .. 9, 10, ...
 
 
+def test_past_the_limit_at_a_picture_no_checkpoint_is_written_either(tmp_path):
+    """The line that is too much is written before the pictures of step 10 are drawn."""
+    options = {"train__steps": 40, "train__checkpoint_every": 50, "train__log_every": 50, "train__sample_every": 10}
+    with pytest.raises(MmfastError, match="6 of the last 100 steps, up to step 10, were left out"):
+        fit(tiny(**options, train__max_skipped=4), str(tmp_path / "run"), data(), Breaks(range(5, 99), HOWS["NaN"]),
+            quiet=True)  # fmt: skip
+    assert len(lines_of(Run.open(tmp_path / "run"))) == 10 and not list((tmp_path / "run").glob("*.safetensors"))
+
+
 def test_a_checkpoint_waits_for_a_step_that_was_not_left_out(tmp_path):
     options = {"train__steps": 9, "train__checkpoint_every": 3, "train__log_every": 50}
     saved, save = [], Run.save_state
