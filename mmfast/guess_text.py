@@ -35,8 +35,8 @@ def of_texts(texts: Collection[str], examples: int) -> tuple[dict[str, Any] | No
         )
     names = {text for text in texts if len(text) <= LONGEST_NAME}  # a longer one is reported when it is read
     found = classes(names, examples)
-    count = "1 text" if len(names) == 1 else f"{len(names):,} different texts"
-    return found, "" if found else f"{count}, which are not classes"
+    count = "1 text, which is" if len(names) == 1 else f"{len(names):,} different texts, which are"
+    return found, "" if found else f"{count} not classes"
 
 
 def of_files(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, str]:

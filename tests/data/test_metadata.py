@@ -76,7 +76,10 @@ def test_each_label_is_that_of_its_row(root, rows, how):
     assert not found.wrong and not found.left_out and found.seen["label"].classes == {"ape": 2, "bee": 3, "cow": 1}
     assert with_found(config(root)).modalities["label"].names == ["ape", "bee", "cow"]
     if "header" in how:
-        assert found.notes == [f"{root / 'labels.csv'}: the columns more are not modalities, and are left out"]
+        assert found.notes == [
+            f"{root / 'labels.csv'}: the columns more are not modalities, and are left out",
+            "label: only held-out examples have cow, of 3 classes; training never sees them",
+        ]
 
 
 def test_numbers_are_classes_and_what_has_no_row_or_cell_is_missing(root):
@@ -116,6 +119,13 @@ def test_what_does_not_fit_is_an_error_with_its_line(root, name):
     with pytest.raises(MmfastError, match=f"labels.csv {words}" if words.startswith("line") else words) as error:
         read(root, **label)
     assert "\n" not in str(error.value) and str(error.value) in survey(config(root, **label)).wrong
+
+
+@pytest.mark.parametrize("length", [80, 81])
+def test_a_long_name_is_shown_in_part(root, length):
+    table(root, ["z" * length + ",ape"])
+    line = survey(config(root)).wrong[0]
+    assert repr("z" * 80 + "..." * (length > 80)) in line
 
 
 def test_a_similar_name_is_looked_for_once(root):
