@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmfast.guess_text import FEW_CLASSES, are_captions, classes, of_files, of_folders, of_texts
+from mmfast.guess_text import are_captions, classes, of_files, of_folders, of_texts
 from mmfast.texts import minilm
 
 
@@ -13,8 +13,8 @@ def texts(count, words=3):
 @pytest.mark.parametrize(
     ("found", "captions"),
     [
-        (texts(FEW_CLASSES), False),
-        (texts(FEW_CLASSES + 1), True),
+        (texts(20), False),
+        (texts(21), True),
         (texts(40, words=2), False),
         (texts(20) | texts(20, words=2), False),  # just half of them have three words
         (texts(21) | texts(20, words=2), True),
@@ -32,6 +32,9 @@ def test_captions_are_many_texts_of_several_words(found, captions):
         (["b", "a", "c"], 6, {"kind": "label", "classes": 3, "names": ["a", "b", "c"]}),
         (["a"], 9, None),
         (["0", "7"], 9, {"kind": "label", "classes": 8}),
+        (["0", "cat"], 9, {"kind": "label", "classes": 2, "names": ["0", "cat"]}),
+        (["0", "000000007"], 9, {"kind": "label", "classes": 8}),
+        (["0", "0000000007"], 9, {"kind": "label", "classes": 2, "names": ["0", "0000000007"]}),
         (["0", "00"], 9, {"kind": "label", "classes": 2, "names": ["0", "00"]}),
         (["0", "1000"], 9, {"kind": "label", "classes": 2, "names": ["0", "1000"]}),
         (["0", "999"], 9, {"kind": "label", "classes": 1000}),
@@ -75,7 +78,7 @@ def test_files_that_cannot_be_read_count_only_if_none_can(tmp_path):
     ("stems", "names"),
     [
         (["a/0", "a/1", "b/0", "b/1"], ["a", "b"]),
-        (["a/0", "a/1", "b/0", "1"], None),
+        (["a/0", "a/1", "a/2", "a/3", "b/0", "b/1", "b/2", "1"], None),
         (["train/0", "train/1"], None),
         (["train/0", "cat/1", "train/1", "cat/0"], ["cat", "train"]),
     ],
