@@ -116,10 +116,10 @@ def test_a_header_turns_by_xmp_as_the_picture_does(tmp_path, said):
 
 def test_a_guessed_name_is_of_one_folder():
     guess = Guess(Path(), "image", {})
-    first = _add(guess, SimpleNamespace(folder="half", kind="mask"), {"of": "half"})
-    second = _add(guess, SimpleNamespace(folder="mask", kind="mask"), {"of": "mask"})
+    first = _add(guess, SimpleNamespace(folder="half", kind="mask"), {"kind": "mask", "of": "half"})
+    second = _add(guess, SimpleNamespace(folder="mask", kind="mask"), {"kind": "mask", "of": "mask"})
     assert first != second and {guess.folders.get(n, n) for n in (first, second)} == {"half", "mask"}
-    assert guess.modalities[second] == {"of": "mask"}
+    assert guess.modalities[second] == {"kind": "mask", "of": "mask"}
 
 
 def test_a_user_without_a_home_is_told_what_to_do(monkeypatch):

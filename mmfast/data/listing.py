@@ -156,7 +156,7 @@ def _take_files(listing: Listing, name: str) -> bool:
     listing.paths[name] = found.paths
     listing.problems += [f"data.root: {problem}" for problem in found.problems]
     listing.problems += [f"data.root holds {a} and {b}, two files of one example; remove one" for a, b in found.doubles]
-    beside = {n for n in listing.modalities if listing.folder(n) == folder}  # which may share the folder
+    beside = {n for n in listing.modalities if n != name and listing.folder(n) == folder}  # which share the folder
     theirs = tuple(ending for n in beside for ending in kinds.kind(listing.modalities[n].kind).extensions)
     table = {Path(listing.spec.root) / x for x in NAMES}
     others = [path for path in found.others if not path.name.lower().endswith(theirs) and path not in table]
