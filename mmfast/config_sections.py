@@ -70,6 +70,12 @@ class TrainSpec:
         max=1,
     )
     low_noise: LowNoiseSpec = field(default_factory=LowNoiseSpec)
+    clean_pass: float = option(
+        0.0,
+        "weight of a second pass of every example, through the encoder alone, where labels and embeddings are read off "
+        "the anchor without noise; 0: no such pass",
+        min=0,
+    )
     precision: str = option("fp32", "arithmetic of the network", choices=PRECISIONS)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     compile: bool = option(False, "compile the network with torch.compile")

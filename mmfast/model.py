@@ -27,10 +27,11 @@ TIME_WIDTH = 128  # of the sinusoids of a modality's time
 class Prediction:
     """The network's predictions from z_t, for the anchor (eps, x0 or v) and every other modality (its head's output).
 
-    features: the backbone's, from which all predictions are made.
+    features: the backbone's, from which all predictions are made. Without the decoder, `anchor` is None, and there are
+    only the heads that read the encoder.
     """
 
-    anchor: Tensor
+    anchor: Tensor | None
     heads: dict[str, Tensor]
     features: Features | None = None
 
@@ -254,26 +255,30 @@ class Model(nn.Module):
                 found[name] = torch.where((times[:, k] == 0)[:, None, None, None], x, 0.0)
         return found
 
-    def forward(self, z_t: Tensor, times: Tensor, told: Mapping[str, Tensor]) -> Prediction:
-        """z_t [B, C, H, W], times int64 [B, 1 + N] (or [B] for all), `told` from `tell` -> the predictions."""
+    def forward(self, z_t: Tensor, times: Tensor, told: Mapping[str, Tensor], decode: bool = True) -> Prediction:
+        """z_t [B, C, H, W], times int64 [B, 1 + N] (or [B] for all), `told` from `tell` -> the predictions.
+
+        decode=False computes the encoder alone, and the predictions of the heads that read it.
+        """
         times = self._each(times)
         given = times == 0
         # In a model that was cast, for instance by .half(), only the network computes in that type.
         dtype = self.out.weight.dtype
         z_t, told = z_t.to(dtype), {name: x.to(dtype) for name, x in told.items()}
+        # Not passed on if true, because a backbone in CUDA graphs takes tensors only.
+        how = {} if decode else {"decode": False}
         if self.space == "shared":
             # The time of z_t, which is not the anchor's if that is given.
-            found = self.backbone(self._with_planes(z_t, given, told), times.amax(1))
+            found = self.backbone(self._with_planes(z_t, given, told), times.amax(1), **how)
         elif self.names:
             x = self._seen(z_t, times, told)
-            found = self.backbone(x, times[:, 0], self._beside(x, times), self._told(x, given, told))
+            found = self.backbone(x, times[:, 0], self._beside(x, times), self._told(x, given, told), **how)
         else:
-            found = self.backbone(z_t, times[:, 0])
-        whole = dtype == torch.float32
-        of = {"decoder": found.pixels, "encoder": found.before}
-        of = of if whole else {name: x.float() for name, x in of.items()}
-        heads = {name: self.part(name).head(of[self.part(name).reads]) for name in self.names}
-        return Prediction(self.out(self.norm(found.pixels)), heads, found)
+            found = self.backbone(z_t, times[:, 0], **how)
+        of = {"encoder": found.before, "decoder": found.pixels} if decode else {"encoder": found.before}
+        of = of if dtype == torch.float32 else {name: x.float() for name, x in of.items()}
+        heads = {n: self.part(n).head(of[self.part(n).reads]) for n in self.names if self.part(n).reads in of}
+        return Prediction(self.out(self.norm(found.pixels)) if decode else None, heads, found)
 
     def _with_planes(self, z_t: Tensor, given: Tensor, told: Mapping[str, Tensor]) -> Tensor:
         """In shared channels: z_t, the encodings of what is given and a plane for each modality."""

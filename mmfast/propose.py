@@ -127,7 +127,7 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
     beside = {x["kind"] for name, x in specs.items() if name != guessed.anchor}
     anchor: dict[str, Any] = {"given_steps": 1} if beside else {}
     anchor |= modalities.anchor_defaults(map(modalities.kind, beside))
-    if beside == {"label"}:  # read off images at low noise (train.low_noise)
+    if beside == {"label"}:  # read off images in a pass of their own (train.clean_pass)
         anchor["given_probability"] = 0.0
     parts = {guessed.anchor: specs[guessed.anchor] | anchor}
     for name, x in specs.items():
@@ -149,7 +149,7 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
         "given_probability": 0.2 if beside & {"mask", "feature_map"} else 0.25,
     }
     if beside == {"label"}:
-        train["low_noise"] = {"share": 0.15, "until": 0.1, "weight": 0.25}
+        train["clean_pass"] = 0.25
     if beside and beside <= MUON and side >= 16:
         train["optimizer"] = "muon"
     labels = [name for name, x in specs.items() if x["kind"] == "label"]

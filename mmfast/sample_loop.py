@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmfast import ops, path, process
 from mmfast.inside import Inside
-from mmfast.model import Model, Prediction
+from mmfast.model import Model
 from mmfast.progress import Bar
 from mmfast.streams import HEAD_NOISE, SAMPLE
 
@@ -106,21 +106,24 @@ class Loop:
             return False
         return name not in model.time_of or model.part(name).spec.unknown_probability > 0
 
-    def _ask(self, z: Tensor, at: int, without: str = "") -> Prediction:
-        """The network's prediction at point `at` of the path, told everything known except the modality `without`."""
+    def _ask(self, z: Tensor, at: int, without: str = "") -> tuple[Tensor, dict[str, Tensor]]:
+        """The network's predictions of the anchor and by the heads at point `at` of the path, in float32.
+
+        It is told everything known except the modality `without`.
+        """
         times, told = self.told[without]
-        return self.model(z, torch.where(times < 0, self.plan.clock[at], times), told)
+        found = self.model(z, torch.where(times < 0, self.plan.clock[at], times), told)
+        return found.anchor.float(), {name: x.float() for name, x in found.heads.items()}
 
     def _predict(self, z: Tensor, at: int) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The network's predictions of the anchor, and the guided heads."""
-        told = self._ask(z, at)
-        anchors, heads = [told.anchor.float()], {name: x.float() for name, x in told.heads.items()}
-        guided = dict(heads)
+        anchor, heads = self._ask(z, at)
+        anchors, guided = [anchor], dict(heads)
         for name, scale in self.settings.scales.items():
-            untold = self._ask(z, at, name)
-            anchors.append(untold.anchor.float())
-            for head, x in untold.heads.items():
-                guided[head] = guided[head] + (scale - 1) * (heads[head] - x.float())
+            anchor, untold = self._ask(z, at, name)
+            anchors.append(anchor)
+            for head, x in untold.items():
+                guided[head] = guided[head] + (scale - 1) * (heads[head] - x)
         return anchors, guided
 
     def _noise(self, draw: int) -> dict[str, Any]:

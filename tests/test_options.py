@@ -28,6 +28,7 @@ SECTIONS = {
     "train.weight_decay": (0.0, (0, NONE)), "train.grad_clip": (1.0, ([0], NONE)), "train.ema_decay": (0.998, (0, 1)),
     "train.given_probability": (0.25, (0, 1)), "train.low_noise.share": (0.0, (0, 1)),
     "train.low_noise.until": (0.1, ([0], 1)), "train.low_noise.weight": (1.0, (0, NONE)),
+    "train.clean_pass": (0.0, (0, NONE)),
     "train.precision": ("fp32", ANY), "train.device": ("auto", ANY), "train.compile": (False, ANY),
     "train.cuda_graphs": (False, ANY), "train.shard": (False, ANY), "train.workers": (0, (0, NONE)),
     "train.log_every": (50, (1, NONE)), "train.sample_every": (5000, (0, NONE)),

@@ -45,7 +45,8 @@ def test_the_options_are_the_presets(preset, beside):
     assert {key: x for key, x in truth["backbone"].items() if key != "head_channels"} == made["backbone"]
     assert made["loss"] == truth["loss"] and made["sample"].get("first") == truth["sample"].get("first")
     for key in (
-        "batch_size", "optimizer", "learning_rate", "decay", "ema_decay", "precision", "low_noise", "given_probability"
+        "batch_size", "optimizer", "learning_rate", "decay", "ema_decay", "precision", "low_noise", "clean_pass",
+        "given_probability",
     ):  # fmt: skip
         expected = configs.load(preset).train
         assert getattr(configs.from_plain(made, "x").train, key) == getattr(expected, key), key
@@ -73,7 +74,7 @@ def test_the_three_together():
     assert (image["given_probability"], image["given_at_T"], image["given_steps"]) == (0.85, 1.0, 1)
     assert (mask["weight"], mask["loss_weight"]) == ({"kind": "carried", "scale": 1.5}, 0.1)
     assert (label["weight"], label["loss_weight"], label["given_probability"]) == ({"kind": "none"}, 0.06, 0.95)
-    assert "low_noise" not in made["train"] and made["sample"]["first"] == ["label"]
+    assert "clean_pass" not in made["train"] and made["sample"]["first"] == ["label"]
     assert made["train"]["optimizer"] == "muon"
     with_a_vector = yaml.safe_load(propose(guessed(mask=MASK, embedding=MAP), 30, timer(0.25)).text)
     assert "optimizer" not in with_a_vector["train"]  # not compared

@@ -9,6 +9,8 @@ from benchmarks.paper.ablation import LABEL, verdicts
 from benchmarks.paper.core import OURS, Method, Task
 
 KINDS = {"carried": (0.045, 0.17), "bridge": (2.0,), "shift": (1.0,), "constant": (0.01,)}
+# How the preset taught to read before it had a pass without noise.
+LITTLE_NOISE = {"train.low_noise": {"share": 0.15, "until": 0.1, "weight": 0.25}}
 
 
 def _variant(title: str, change: dict[str, Any]) -> Method:
@@ -31,14 +33,11 @@ TASK = Task(
         _variant("the label read off the last features", {f"{LABEL}.reads": "decoder"}),
         _variant("channels of noise for the label", {f"{LABEL}.weight": {"kind": "carried", "scale": 1e-6}}),
         _variant(
-            "images given at t = T, not read at little noise",
-            {
-                "modalities.image.given_probability": 0.4,
-                "modalities.image.given_at_T": 0.8,
-                "train.low_noise.share": 0.0,
-            },
+            "images given at t = T instead of a pass without noise",
+            {"modalities.image.given_probability": 0.4, "modalities.image.given_at_T": 0.8, "train.clean_pass": 0.0},
         ),
-        _variant("no more examples at little noise", {"train.low_noise.share": 0.0}),
+        _variant("examples at little noise instead of a pass without noise", {**LITTLE_NOISE, "train.clean_pass": 0.0}),
+        _variant("no pass without noise", {"train.clean_pass": 0.0}),
         _variant("the label given in half of the examples", {f"{LABEL}.given_probability": 0.5}),
         *(_variant(f"loss weight of the label {w}", {f"{LABEL}.loss_weight": w}) for w in (0.015, 0.24)),
     ],

@@ -147,6 +147,7 @@ def single(direction: Direction, names: Sequence[str]) -> tuple[Method, Any]:
             f"{given}.loss_weight": 0.0,
             f"{given}.weight": {"kind": "none"},
             f"modalities.{names[0]}.given_probability": 0.0,
+            "train.clean_pass": 0.0,
         }
 
         def measure(trained: Trained) -> list[Metric]:

@@ -167,11 +167,12 @@ def renamed(rows: Sequence[Row], names: Mapping[str, str]) -> list[Row]:
 def sections(task: Task, rows: list[Row]) -> list[Section]:
     """The comparisons at other budgets, if the task has them and they were measured."""
     measured = {row.method for row in rows}
-    single = [method.name for method in task.methods if its_share(method.name) in measured]
+    of_total = [method.name for method in task.methods if method.name in task.needed and method.name != OURS]
+    single = [name for name in of_total if its_share(name) in measured]
     found = []
     if TOTAL in measured:
-        total = {TOTAL: OURS, **{name: name for name in single}}
-        text = f"One model of {len(single)} N images against {len(single)} models of N images each."
+        total = {TOTAL: OURS, **{name: name for name in of_total}}
+        text = f"One model of {len(of_total)} N images against {len(of_total)} models of N images each."
         claims = task.verdicts(renamed(rows, total), 0.0)
         found.append(Section("At equal total compute", text, list(total), [TOTAL], claims))
     if single:

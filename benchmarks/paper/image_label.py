@@ -184,12 +184,13 @@ def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:
     }
 
 
-# Without what only helps to predict labels: their loss, and more examples at little noise, where the image counts less.
+# Without what only helps to predict labels: their loss, a pass without noise, and more examples at little noise.
 DRAWS_ALONE = {
     "modalities.label.weight": {"kind": "none"},
     "modalities.label.loss_weight": 0.0,
     "modalities.image.given_probability": 0.0,
     "train.low_noise": {"share": 0.0},
+    "train.clean_pass": 0.0,
 }
 METHODS = [
     Method(OURS, ours),
@@ -202,6 +203,7 @@ METHODS = [
             "modalities.label": None,
             "train.given_probability": 0.0,
             "train.low_noise": {"share": 0.0},
+            "train.clean_pass": 0.0,
             "sample.first": None,
         },
     ),

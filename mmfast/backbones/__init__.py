@@ -3,12 +3,13 @@
 A backbone is a module created by `Backbone(spec, in_channels, size)`; the size is a square's side or (height, width).
 It has two halves, an encoder that sees z_t and a decoder that is also conditioned on what is given:
 
-    forward(x [B, in_channels, H, W], t int64 [B], beside [B, embedding_width], told [B, embedding_width]) -> Features
+    forward(x [B, in_channels, H, W], t int64 [B], beside [B, embedding_width], told [B, embedding_width], decode=True)
+        -> Features
 
 `beside` enters every layer like the embedding of t. `told` enters only the decoder, so `Features.before` does not
-depend on it. Both may be None. The attributes `features`, `reads` and `embedding_width` are the widths of the results
-and of the embedding. A backbone may define how the anchor's head begins by a method `out_norm()`, which returns a
-module on [B, features, H, W].
+depend on it. Both may be None. With decode=False only the encoder computes, and `Features.pixels` is None. The
+attributes `features`, `reads` and `embedding_width` are the widths of the results and of the embedding. A backbone may
+define how the anchor's head begins by a method `out_norm()`, which returns a module on [B, features, H, W].
 
 Each file in this folder is a kind. It defines its options, the dataclass `Spec`, and the class `Backbone`.
 """

@@ -57,6 +57,7 @@ class Backbone(unet.Backbone):
         t: Tensor,
         beside: Tensor | None = None,
         told: Tensor | None = None,
+        decode: bool = True,
         y: Tensor | None = None,
     ) -> Features:
         """Like every backbone, plus a class y (int64 [B]), which conditions ADM's encoder too.
@@ -70,7 +71,7 @@ class Backbone(unet.Backbone):
             self._check(y, t)
         if self.label is not None:
             emb = emb + (self.label.weight.mean(0) if y is None else self.label(y))
-        return self.features_of(x, emb, told)
+        return self.features_of(x, emb, told, decode)
 
     def _check(self, y: Tensor, t: Tensor) -> None:
         if self.label is None:

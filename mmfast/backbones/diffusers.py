@@ -110,11 +110,13 @@ class Backbone(nn.Module):
         """The first layers of the anchor's head, as in UNet2DModel, so that its weights can be loaded."""
         return nn.Sequential(nn.GroupNorm(self.groups, self.features, self.eps), nn.SiLU())
 
-    def forward(self, x: Tensor, t: Tensor, beside: Tensor | None = None, told: Tensor | None = None) -> Features:
+    def forward(
+        self, x: Tensor, t: Tensor, beside: Tensor | None = None, told: Tensor | None = None, decode: bool = True
+    ) -> Features:
         with kernels(x.device, self.tokens):
-            return self._features(x, t, beside, told)
+            return self._features(x, t, beside, told, decode)
 
-    def _features(self, x: Tensor, t: Tensor, beside: Tensor | None, told: Tensor | None) -> Features:
+    def _features(self, x: Tensor, t: Tensor, beside: Tensor | None, told: Tensor | None, decode: bool) -> Features:
         net = self.net
         embedding = plus(net.time_embedding(net.time_proj((t - 1).clamp(min=0)).to(x.dtype)), beside)
         h = net.conv_in(x)
@@ -126,6 +128,8 @@ class Backbone(nn.Module):
         if net.mid_block is not None:
             h = net.mid_block(h, embedding)
         before = torch.cat([averaged(level) for level in (*seen, h)], 1)
+        if not decode:
+            return Features(None, before)
         embedding = plus(embedding, told)
         for block in net.up_blocks:
             count = len(block.resnets)

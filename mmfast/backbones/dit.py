@@ -115,7 +115,9 @@ class Backbone(nn.Module):
         """[B, in_channels, H, W] -> tokens [B, N, width], with positions added."""
         return self.first(F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)) + self.positions
 
-    def forward(self, x: Tensor, t: Tensor, beside: Tensor | None = None, told: Tensor | None = None) -> Features:
+    def forward(
+        self, x: Tensor, t: Tensor, beside: Tensor | None = None, told: Tensor | None = None, decode: bool = True
+    ) -> Features:
         embedding = plus(self.time(timestep_embedding(t, TIME_WIDTH).to(x.dtype)), beside)
         emb, h, seen = F.silu(embedding), self.tokens(x), []
         for k, block in enumerate(self.blocks, 1):
@@ -123,6 +125,8 @@ class Backbone(nn.Module):
             if k in self.read_after:
                 seen.append(averaged(self._laid_out(h)))
             if k == self.encoder:
+                if not decode:
+                    return Features(None, torch.cat(seen, 1))
                 emb = F.silu(plus(embedding, told))
         shift, scale = self.last_time(emb).chunk(2, 1)
         pixels = F.pixel_shuffle(self._laid_out(self.last(modulated(h, shift, scale))), self.patch)

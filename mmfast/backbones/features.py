@@ -15,9 +15,12 @@ GRID = 2  # of the cells that `before` averages over
 
 
 class Features(NamedTuple):
-    """pixels: [B, features, H, W], after the decoder; before: [B, reads], from the encoder, before `told` enters."""
+    """pixels: [B, features, H, W], after the decoder; before: [B, reads], from the encoder, before `told` enters.
 
-    pixels: Tensor
+    `pixels` is None of a pass without the decoder.
+    """
+
+    pixels: Tensor | None
     before: Tensor
 
 

@@ -54,12 +54,16 @@ class Backbone(nn.Module):
         # Each pixel's own input bypasses the bottleneck, since most of the noise in z_t need only be copied.
         self.past = nn.Conv2d(in_channels, spec.features, 1)
 
-    def forward(self, x: Tensor, t: Tensor, beside: Tensor | None = None, told: Tensor | None = None) -> Features:
+    def forward(
+        self, x: Tensor, t: Tensor, beside: Tensor | None = None, told: Tensor | None = None, decode: bool = True
+    ) -> Features:
         embedding = plus(self.time(timestep_embedding(t, self.width).to(x.dtype)), beside)
         emb, half = F.silu(embedding), len(self.blocks) // 2
         h = self.first(x.flatten(1))
         for block in self.blocks[:half]:
             h = block(h, emb)
+        if not decode:
+            return Features(None, h)
         before, emb = h, F.silu(plus(embedding, told))
         for block in self.blocks[half:]:
             h = block(h, emb)

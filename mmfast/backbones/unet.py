@@ -193,15 +193,17 @@ class Backbone(nn.Module):
             nn.init.ones_(self.gate.bias)
             self.last = nn.Conv2d(width, self.features * patch**2, 1)
 
-    def forward(self, x: Tensor, t: Tensor, beside: Tensor | None = None, told: Tensor | None = None) -> Features:
-        return self.features_of(x, plus(self.embedding(x, t), beside), told)
+    def forward(
+        self, x: Tensor, t: Tensor, beside: Tensor | None = None, told: Tensor | None = None, decode: bool = True
+    ) -> Features:
+        return self.features_of(x, plus(self.embedding(x, t), beside), told, decode)
 
     def embedding(self, x: Tensor, t: Tensor) -> Tensor:
         """The embedding of the time and, with `mean`, of the input's mean: [B, embedding_width]."""
         emb: Tensor = self.time(timestep_embedding(t, self.time_width).to(x.dtype))
         return emb if self.mean is None else emb + self.mean(x.mean((2, 3)))
 
-    def features_of(self, x: Tensor, embedding: Tensor, told: Tensor | None = None) -> Features:
+    def features_of(self, x: Tensor, embedding: Tensor, told: Tensor | None = None, decode: bool = True) -> Features:
         """The features, from the embedding [B, embedding_width] of all layers and `told`, which the decoder adds."""
         emb = F.silu(embedding)
         h = self.first(F.pixel_unshuffle(x, self.patch).contiguous(memory_format=self.layout))
@@ -212,6 +214,8 @@ class Backbone(nn.Module):
         h = self.middle(h, emb)
         seen = [*(kept[1 + i] for i in self.ends), h]
         before = torch.cat([averaged(level) for level in seen], 1)
+        if not decode:
+            return Features(None, before)
         emb = F.silu(plus(embedding, told))
         for block in self.up:
             h = block(torch.cat((h, kept.pop()), 1), emb)

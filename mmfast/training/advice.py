@@ -36,6 +36,8 @@ def without_effect(model: Model, config: Config) -> Iterator[str]:
             f"train.low_noise applies only to examples in which nothing but {model.anchor_name} is seen, and examples "
             f"with {' and '.join(known)} never are: give them an unknown_probability, or leave it out"
         )
+    if train.clean_pass and not any(model.part(name).reads == "encoder" for name in model.names):
+        yield f"train.clean_pass is {train.clean_pass:g}, but no head reads the encoder"
     if how.eta and not takes_eta(how.sampler):
         yield f"sample.eta is {how.eta:g}, but the sampler {how.sampler} takes none"
     if config.evaluate.lpips_weights and not config.evaluate.lpips:

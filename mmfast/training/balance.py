@@ -127,7 +127,7 @@ class GradientNorm(Balance):
         return dict(zip(self.names, found.float().unbind(), strict=True))
 
     def total(self, parts: Mapping[str, Tensor], features: Sequence[Features], share: float) -> Tensor:
-        z = [x for each in features for x in each if x.requires_grad]
+        z = [x for each in features for x in each if x is not None and x.requires_grad]
         for name, x in parts.items():
             if name in self.names and x.requires_grad and z:
                 found = torch.autograd.grad(x, z, retain_graph=True, allow_unused=True)

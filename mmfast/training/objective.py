@@ -29,47 +29,68 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
     told=false nothing is given. A head that can read its modality off the anchor alone, because the modality is unknown
     or the encoder does not see it, is weighted by the anchor's alpha_bar, so that times at which little can be read do
     not dominate. Diffused and restored modalities are not weighted so.
+    With `train.clean_pass`, the heads that read the encoder also read the anchor without noise, in a pass of their own.
     batch: on the model's device; numbers: int64 [B], the examples' numbers in the run.
     """
     batch = model.complete(batch, config.seed, numbers)
-    data = batch.filled()
-    anchor = model.anchor.to_z0(data[model.anchor_name]) if batch.z0 is None else batch.z0
-    present = _present(model, batch, numbers)
-    drawn = _times(model, numbers, config, present)
-    wanted = (1 - drawn.given) * present
+    data, present = batch.filled(), _present(model, batch, numbers)
+    z0 = model.anchor.to_z0(data[model.anchor_name]) if batch.z0 is None else batch.z0
+    known = _Known(data, z0, model.encode(data), present if batch.present else None)
+    parts = _parts(model, known, numbers, config, _times(model, numbers, config, present))
+    if config.train.clean_pass and any(model.part(name).reads == "encoder" for name in model.names):
+        clean = _parts(model, known, numbers, config, _clean(model, present), decode=False)
+        parts |= {name: parts[name] + config.train.clean_pass * x for name, x in clean.items()}
+    return parts
 
-    encodings = model.encode(data)
-    terms = model.terms(encodings)
+
+@dataclass(frozen=True)
+class _Known:
+    """The batch that the loss is computed from. present: [B, 1 + N], None if nothing is missing."""
+
+    data: dict[str, Tensor]
+    z0: Tensor
+    encodings: dict[str, Tensor]
+    present: Tensor | None
+
+
+def _parts(
+    model: Model, known: _Known, numbers: Tensor, config: Config, drawn: Drawn, decode: bool = True
+) -> dict[str, Tensor]:
+    """The parts of the loss at these times. decode=False: those of the heads that read the encoder, at less cost."""
+    terms = model.terms(known.encodings)
     columns = [1 + model.names.index(name) for name in terms]
     # The noise is never written to memory: the loss regenerates it from its identity.
     noise: dict[str, Any] = {"seed": config.seed, "sample_ids": numbers, "stream": TRAIN_NOISE}
     z_t = ops.q_sample(
-        model.anchor_in_space(anchor),
+        model.anchor_in_space(known.z0),
         terms,
         drawn.of_z(model),
         model.schedule,
-        present=_columns(present, columns) if batch.present else None,
+        present=None if known.present is None else _columns(known.present, columns),
         return_noise=False,
         **noise,
     )
     times = model.times(drawn.times, drawn.given)
-    with torch.autocast(anchor.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-        prediction = model(z_t, times, model.tell(anchor, encodings, times))
-    anchor_loss = ops.diffusion_loss(
-        prediction.anchor,
-        anchor,
-        drawn.t,
-        model.schedule,
-        target=model.target,
-        min_snr_gamma=config.loss.min_snr_gamma,
-        sample_weight=wanted[:, 0] * drawn.weight * model.anchor.spec.loss_weight,
-        **noise,
-    )
-    parts = {model.anchor_name: anchor_loss}
+    with torch.autocast(z_t.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+        prediction = model(z_t, times, model.tell(known.z0, known.encodings, times), decode)
+    present = torch.ones_like(drawn.given) if known.present is None else known.present
+    wanted = (1 - drawn.given) * present
+    parts = {}
+    if prediction.anchor is not None:
+        parts[model.anchor_name] = ops.diffusion_loss(
+            prediction.anchor,
+            known.z0,
+            drawn.t,
+            model.schedule,
+            target=model.target,
+            min_snr_gamma=config.loss.min_snr_gamma,
+            sample_weight=wanted[:, 0] * drawn.weight * model.anchor.spec.loss_weight,
+            **noise,
+        )
     readable = model.schedule.alpha_bar[drawn.t].float()
     readable = torch.where(drawn.given[:, 0] > 0, 1.0, readable)
-    for k, (name, output) in enumerate(prediction.heads.items(), 1):
-        part = model.part(name)
+    for name, output in prediction.heads.items():
+        part, k = model.part(name), 1 + model.names.index(name)
         if part.restores:
             counts = present[:, k] * (1 - drawn.given[:, [model.anchor_name, *model.names].index(part.source)])
         elif part.diffused:
@@ -79,7 +100,7 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
             counts = present[:, k] * (torch.where(at_ends, readable, 1.0) if name in model.traced else readable)
         else:
             counts = wanted[:, k] * torch.where(drawn.unknown[:, k] > 0, readable, 1.0)
-        parts[name] = (counts * part.spec.loss_weight * part.loss(output.float(), data[name])).mean()
+        parts[name] = (counts * part.spec.loss_weight * part.loss(output.float(), known.data[name])).mean()
     return parts
 
 
@@ -138,3 +159,12 @@ def _times(model: Model, numbers: Tensor, config: Config, present: Tensor) -> Dr
     times = torch.where(drawn.unknown > 0, T, times)
     own = model.told and any(model.part(name).spec.own_time_probability for name in model.traced)
     return Drawn(t, times, drawn.given, drawn.unknown, weight, diagonal=not own)
+
+
+def _clean(model: Model, present: Tensor) -> Drawn:
+    """The anchor is given, and everything else is unknown, at T."""
+    given = torch.zeros_like(present)
+    given[:, 0] = present[:, 0]
+    t = torch.full_like(present[:, 0], model.schedule.T, dtype=torch.int64)
+    times = t[:, None].expand_as(present)
+    return Drawn(t, times, given, 1 - given, torch.ones_like(present[:, 0]), diagonal=True)

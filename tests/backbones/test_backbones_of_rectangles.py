@@ -41,6 +41,27 @@ def test_each_backbone_learns_a_picture_by_value(kind):
     assert loss < 0.02
 
 
+@pytest.mark.parametrize("kind", [pytest.param(x, marks=[pytest.mark.slow] * (x in COSTLY)) for x in SMALL])
+def test_without_the_decoder_the_encoder_says_the_same_and_only_it_learns(kind):
+    if kind == "diffusers":
+        optional.diffusers()
+    torch.manual_seed(0)
+    module = backbones.kind(kind)
+    net = module.Backbone(module.Spec(**SMALL[kind]), 2, (H, W))
+    for p in net.parameters():  # what begins at zero passes no gradient on
+        torch.nn.init.normal_(p, std=0.1)
+    x, t = torch.randn(2, 2, H, W), torch.tensor([3, 500])
+    beside, told = torch.randn(2, 2, net.embedding_width).unbind(1)
+    whole, alone = net.eval()(x, t, beside, told), net(x, t, beside, told, decode=False)
+    assert alone.pixels is None and torch.equal(alone.before, whole.before)
+    of_whole, of_alone = (
+        torch.autograd.grad(y.before.square().sum(), net.parameters(), allow_unused=True) for y in (whole, alone)
+    )
+    assert [g is None for g in of_alone] == [g is None for g in of_whole] and any(g is None for g in of_alone)
+    for one, two in zip(of_whole, of_alone, strict=True):
+        assert one is two is None or torch.equal(one, two)
+
+
 def test_positions_are_of_the_row_and_then_of_the_column():
     found = dit.positions(12, (2, 5)).reshape(2, 5, 12)
     for row in range(2):

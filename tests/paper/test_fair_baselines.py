@@ -9,19 +9,18 @@ from mmfast.build import build_data, build_model
 
 def test_a_model_that_draws_alone_learns_nothing_else():
     """Nothing of what the joint model has for the sake of the other jobs, which would hold a baseline back."""
-    config = image_label.TASK.config
-    assert config(image_label.TASK.method(OURS), 0, 1000, {}).train.low_noise.share
+    more = {"train.low_noise.share": 0.2, "train.clean_pass": 0.5}
+    train = image_label.TASK.config(image_label.TASK.method(OURS), 0, 1000, more).train
+    assert train.low_noise.share == 0.2 and train.clean_pass == 0.5
     for name in (image_label.CONDITIONAL, image_label.DROPPED, image_label.IMAGE):
-        found = config(image_label.TASK.method(name), 0, 1000, {})
-        assert (
-            found.train.low_noise.share == 0
-            and config(image_label.TASK.method(OURS), 0, 1000, {}).train.low_noise.share
-        )
+        found = image_label.TASK.config(image_label.TASK.method(name), 0, 1000, more)
+        assert found.train.low_noise.share == found.train.clean_pass == 0
         assert all(spec.loss_weight == 0 for n, spec in found.modalities.items() if n != "image")
     for method, _ in any_to_any.SINGLE:
         if method.supervised:
             continue
-        found = any_to_any.TASK.config(method, 0, 1000, {})
+        found = any_to_any.TASK.config(method, 0, 1000, {"train.clean_pass": 0.5})
+        assert found.train.clean_pass == 0
         (other,) = [spec for n, spec in found.modalities.items() if n != "image"]
         assert other.loss_weight == 0 and not other.given_at_T and other.given_probability == 0.9
         assert found.modalities["image"].given_probability == 0 and other.weight.kind == "none"

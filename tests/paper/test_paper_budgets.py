@@ -53,6 +53,9 @@ def test_other_budgets_and_what_is_claimed_there():
     assert [v.holds for v in share.verdicts[:2]] == [True, False]
     assert total.own == [core.TOTAL] and share.own == list(half) and share.methods[0] == OURS
     assert core.sections(task, rows(OURS, 0.8)) == []
+    (alone,) = core.sections(task, [row for row in table if row.method not in half])  # the shares were not trained
+    assert alone == total and alone.methods == [core.TOTAL, "image alone", "segmentation alone"]
+    assert alone.text == "One model of 2 N images against 2 models of N images each."
 
 
 @pytest.mark.slow

@@ -42,6 +42,10 @@ CASES = {
         "told is false, so nothing is given in training; without effect: modalities.image.given_at_T 0.5, "
         "modalities.label.given_probability 0.4",
     ),
+    "a clean pass that nobody reads": (
+        [("train.clean_pass", "0.5"), (f"{LABEL}.reads", "decoder")],
+        "train.clean_pass is 0.5, but no head reads the encoder",
+    ),
     "eta": ([("sample.eta", "0.5")], "sample.eta is 0.5, but the sampler ddpm takes none"),
     "weights of no network": (
         [("evaluate.lpips_weights", "x.ckpt")],

@@ -167,6 +167,16 @@ def test_parts_of_a_batch_and_ranks_measure_what_the_whole_does():
     assert ranks.squares.numpy() == pytest.approx(alone.squares.numpy(), rel=1e-6)
 
 
+def test_the_gradients_of_a_pass_without_the_decoder_count_too():
+    rule, z, more = GradientNorm(["a", "b"]), features(5), features(5, 1).before
+    parts = terms(z)
+    parts["b"] = parts["b"] + 2 * more.pow(3).sum(1).mean()
+    rule.total(parts, [z, Features(None, more)], 1.0)
+    rule.update(ALONE, KEPT)
+    expected = norms(z) ** 2 + np.array([0, ((6 * more.detach().numpy() ** 2 / 5) ** 2).sum()])
+    assert rule.squares.numpy() == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("rule", RULE)
 def test_losses_of_no_modality_are_refused(rule):
     z = features(2)

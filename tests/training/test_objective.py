@@ -130,7 +130,37 @@ def by_design(model, config, batch, numbers):
             off_the_anchor = roles[b][n] in ("unknown", "given") or (untold and n not in model.traced)
             counts = readable if off_the_anchor else 1.0
             totals[n] += counts * part.spec.loss_weight * float(part.loss(said.heads[n], data[n][b : b + 1]))
+    for n, total in clean(model, config, data, numbers, present).items():
+        totals[n] += config.train.clean_pass * total
     return {n: total / B for n, total in totals.items()}
+
+
+def clean(model, config, data, numbers, present):
+    """The sums of what the encoder's heads say of the image without noise, with z at T and nothing else known."""
+    if not config.train.clean_pass:
+        return {}
+    names, schedule, totals = list(model.parts), model.schedule, {}
+    T, anchor = schedule.T, names[0]
+    for b in range(B):
+        z = {n: x[b : b + 1] for n, x in data.items()}
+        E = {n: model.part(n).encode(z[n]).double() for n in names[1:]}
+        shape = (1, model.channels, *model.shape[1:])
+        eps = reference.normals(Noise((config.seed, 0), numbers[b : b + 1], TRAIN_NOISE), shape, z[anchor].device)
+        abar = float(schedule.alpha_bar[T])
+        noisy = math.sqrt(1 - abar) * eps.double()
+        noisy[:, : model.shape[0]] += math.sqrt(abar) * z[anchor].double()
+        for n in model.traced:
+            if present[n][b]:
+                start = model.starts[n] if config.space == "own" else 0
+                noisy[:, start : start + E[n].shape[1]] += float(schedule.W[T, schedule.names.index(n)]) * E[n]
+        times = torch.tensor([[0 if present[anchor][b] else T, *[T] * len(names[1:])]])
+        said = model(noisy.float(), times, model.tell(z[anchor], {}, times))  # of the whole network
+        for n in names[1:]:
+            if model.part(n).reads == "encoder" and present[n][b]:
+                loss = float(model.part(n).loss(said.heads[n], z[n]))
+                counts = (1.0 if present[anchor][b] else abar) * model.part(n).spec.loss_weight
+                totals[n] = totals.get(n, 0.0) + counts * loss
+    return totals
 
 
 LABEL, MASK, IMAGE = (f"modalities.{name}" for name in ("label", "mask", "image"))
@@ -164,6 +194,12 @@ CASES = {
     "diffused themselves": {f"{LABEL}.diffused": "true", f"{MASK}.diffused": "true",
                             f"{LABEL}.own_time_probability": 0.5, f"{MASK}.own_time_probability": 0.4,
                             f"{MASK}.unknown_probability": 0.3},
+    "clean pass": {"train.clean_pass": 0.7, f"{LABEL}.weight": "{kind: none}", f"{LABEL}.loss_weight": 2.0},
+    "clean pass, traced": {"train.clean_pass": 1.5, f"{MASK}.unknown_probability": 0.4},
+    "clean pass, shared": {"train.clean_pass": 1.0, "space": "shared", f"{LABEL}.weight": "{kind: bridge}",
+                           f"{MASK}.weight": "{kind: bridge}", "loss.target": "v"},
+    "clean pass, hidden parts": {"train.clean_pass": 1.0, f"{IMAGE}.given_probability": 0.4, "modalities.hidden":
+                                 "{kind: masked, channels: 1, size: 8, block: 2, loss_weight: 0.5}"},
     "own times": {f"{LABEL}.own_time_probability": 0.6, f"{MASK}.own_time_probability": 0.4,
                   f"{MASK}.unknown_probability": 0.2},
 }  # fmt: skip
