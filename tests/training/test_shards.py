@@ -32,7 +32,8 @@ def sharded(argv):
     return main(argv)
 
 
-NETWORKS = [{}, {"backbone": "{kind: unet, channels: 8, multipliers: [1, 2], attention: [4]}"}]
+UNET = {"backbone": "{kind: unet, channels: 8, multipliers: [1, 2], attention: [4]}"}
+NETWORKS = [{}, UNET, {**UNET, "train__clean_pass": 0.5}]
 
 
 @pytest.mark.slow
