@@ -114,8 +114,6 @@ def resolve(raw: DictConfig, source: str = "config", origin: Origin | None = Non
         raise MmfastError(
             "train.clean_pass needs told=true: otherwise the network is never shown an anchor without noise"
         )
-    if config.train.clean_pass > 0 and config.train.cuda_graphs:
-        raise MmfastError("train.cuda_graphs is true; it needs train.clean_pass=0: a graph is of one pass")
     if config.evaluate.samples == 1:
         raise MmfastError("evaluate.samples is 1; it should be 0 for no evaluation, or at least 2")
     if config.train.batch_size % config.train.accumulation:

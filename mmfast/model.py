@@ -265,8 +265,7 @@ class Model(nn.Module):
         # In a model that was cast, for instance by .half(), only the network computes in that type.
         dtype = self.out.weight.dtype
         z_t, told = z_t.to(dtype), {name: x.to(dtype) for name, x in told.items()}
-        # Not passed on if true, because a backbone in CUDA graphs takes tensors only.
-        how = {} if decode else {"decode": False}
+        how = {} if decode else {"decode": False}  # a backbone of your own needs it only for such passes
         if self.space == "shared":
             # The time of z_t, which is not the anchor's if that is given.
             found = self.backbone(self._with_planes(z_t, given, told), times.amax(1), **how)

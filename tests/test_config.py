@@ -123,7 +123,6 @@ def test_options_that_do_not_go_together():
     assert configs.load("digits", [low]).train.low_noise.share == 0.1
     clean = ("train.clean_pass", "0.5")
     broken(r"train\.clean_pass needs told=true", clean, ("told", "false"))
-    broken(r"train\.cuda_graphs is true; it needs train\.clean_pass=0", clean, ("train.cuda_graphs", "true"))
     assert configs.load("digits", [clean]).train.clean_pass == 0.5
     broken(r"evaluate\.samples is 1; it should be 0 for no evaluation, or at least 2", ("evaluate.samples", "1"))
     assert [configs.load("digits", [("evaluate.samples", n)]).evaluate.samples for n in "02"] == [0, 2]

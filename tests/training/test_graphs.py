@@ -45,3 +45,26 @@ def test_the_passes_are_recorded_of_what_training_gives_the_backbone(monkeypatch
         assert torch.equal(x, y) and x.data_ptr() != y.data_ptr()  # a copy: the graph's own place in memory
         assert x.is_leaf and x.requires_grad == y.requires_grad
     assert not model.backbone._forward_pre_hooks
+
+
+def test_a_pass_without_the_decoder_is_not_replayed(monkeypatch):
+    """torch replaces the module's forward by one that takes tensors alone."""
+    config = tiny(train__clean_pass=0.5)
+    model, batch = build_model(config), build_data(config).train.__getitems__(range(4))
+
+    def compute():
+        return losses(model, batch, torch.arange(4), config)
+
+    wanted, replayed = compute(), []
+
+    def record(module, inputs):
+        forward = module.forward
+        module.forward = lambda *tensors: replayed.append(tensors) or forward(*tensors)
+        return module
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    graphs.capture(model, compute, False)
+    assert not replayed
+    found = compute()
+    assert len(replayed) == 1 and all(isinstance(x, torch.Tensor) for x in replayed[0])
+    assert found.keys() == wanted.keys() and all(torch.equal(x, wanted[name]) for name, x in found.items())
