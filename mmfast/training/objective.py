@@ -34,74 +34,61 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
     """
     batch = model.complete(batch, config.seed, numbers)
     data, present = batch.filled(), _present(model, batch, numbers)
-    z0 = model.anchor.to_z0(data[model.anchor_name]) if batch.z0 is None else batch.z0
-    known = _Known(data, z0, model.encode(data), present if batch.present else None)
-    parts = _parts(model, known, numbers, config, _times(model, numbers, config, present))
-    if config.train.clean_pass and any(model.part(name).reads == "encoder" for name in model.names):
-        clean = _parts(model, known, numbers, config, _clean(model, present), decode=False)
-        parts |= {name: parts[name] + config.train.clean_pass * x for name, x in clean.items()}
-    return parts
-
-
-@dataclass(frozen=True)
-class _Known:
-    """The batch that the loss is computed from. present: [B, 1 + N], None if nothing is missing."""
-
-    data: dict[str, Tensor]
-    z0: Tensor
-    encodings: dict[str, Tensor]
-    present: Tensor | None
-
-
-def _parts(
-    model: Model, known: _Known, numbers: Tensor, config: Config, drawn: Drawn, decode: bool = True
-) -> dict[str, Tensor]:
-    """The parts of the loss at these times. decode=False: those of the heads that read the encoder, at less cost."""
-    terms = model.terms(known.encodings)
+    anchor = model.anchor.to_z0(data[model.anchor_name]) if batch.z0 is None else batch.z0
+    encodings = model.encode(data)
+    terms = model.terms(encodings)
     columns = [1 + model.names.index(name) for name in terms]
     # The noise is never written to memory: the loss regenerates it from its identity.
     noise: dict[str, Any] = {"seed": config.seed, "sample_ids": numbers, "stream": TRAIN_NOISE}
-    z_t = ops.q_sample(
-        model.anchor_in_space(known.z0),
-        terms,
-        drawn.of_z(model),
-        model.schedule,
-        present=None if known.present is None else _columns(known.present, columns),
-        return_noise=False,
-        **noise,
-    )
-    times = model.times(drawn.times, drawn.given)
-    with torch.autocast(z_t.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-        prediction = model(z_t, times, model.tell(known.z0, known.encodings, times), decode)
-    present = torch.ones_like(drawn.given) if known.present is None else known.present
-    wanted = (1 - drawn.given) * present
-    parts = {}
-    if prediction.anchor is not None:
-        parts[model.anchor_name] = ops.diffusion_loss(
-            prediction.anchor,
-            known.z0,
-            drawn.t,
+    passes = [_times(model, numbers, config, present)]
+    if config.train.clean_pass and any(model.part(name).reads == "encoder" for name in model.names):
+        passes.append(_clean(model, present))
+    parts: dict[str, Tensor] = {}
+    for drawn in passes:
+        z_t = ops.q_sample(
+            model.anchor_in_space(anchor),
+            terms,
+            drawn.of_z(model),
             model.schedule,
-            target=model.target,
-            min_snr_gamma=config.loss.min_snr_gamma,
-            sample_weight=wanted[:, 0] * drawn.weight * model.anchor.spec.loss_weight,
+            present=_columns(present, columns) if batch.present else None,
+            return_noise=False,
             **noise,
         )
-    readable = model.schedule.alpha_bar[drawn.t].float()
-    readable = torch.where(drawn.given[:, 0] > 0, 1.0, readable)
-    for name, output in prediction.heads.items():
-        part, k = model.part(name), 1 + model.names.index(name)
-        if part.restores:
-            counts = present[:, k] * (1 - drawn.given[:, [model.anchor_name, *model.names].index(part.source)])
-        elif part.diffused:
-            counts = wanted[:, k]
-        elif model.reads_untold(name):
-            at_ends = (drawn.given + drawn.unknown)[:, k] > 0
-            counts = present[:, k] * (torch.where(at_ends, readable, 1.0) if name in model.traced else readable)
-        else:
-            counts = wanted[:, k] * torch.where(drawn.unknown[:, k] > 0, readable, 1.0)
-        parts[name] = (counts * part.spec.loss_weight * part.loss(output.float(), known.data[name])).mean()
+        times = model.times(drawn.times, drawn.given)
+        with torch.autocast(anchor.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+            prediction = model(z_t, times, model.tell(anchor, encodings, times), drawn.decode)
+        if drawn.decode:
+            parts[model.anchor_name] = ops.diffusion_loss(
+                prediction.anchor,
+                anchor,
+                drawn.t,
+                model.schedule,
+                target=model.target,
+                min_snr_gamma=config.loss.min_snr_gamma,
+                sample_weight=((1 - drawn.given) * present)[:, 0] * drawn.weight * model.anchor.spec.loss_weight,
+                **noise,
+            )
+        for name, output in prediction.heads.items():
+            part = model.part(name)
+            counts = _counts(model, name, drawn, present) * part.spec.loss_weight
+            found = (counts * part.loss(output.float(), data[name])).mean()
+            parts[name] = found if drawn.decode else parts[name] + config.train.clean_pass * found
     return parts
+
+
+def _counts(model: Model, name: str, drawn: Drawn, present: Tensor) -> Tensor:
+    """How much a head's loss counts in each example, [B], as `losses` says."""
+    part, k = model.part(name), 1 + model.names.index(name)
+    wanted, readable = ((1 - drawn.given) * present)[:, k], model.schedule.alpha_bar[drawn.t].float()
+    readable = torch.where(drawn.given[:, 0] > 0, 1.0, readable)
+    if part.restores:
+        return present[:, k] * (1 - drawn.given[:, [model.anchor_name, *model.names].index(part.source)])
+    if part.diffused:
+        return wanted
+    if model.reads_untold(name):
+        at_ends = (drawn.given + drawn.unknown)[:, k] > 0
+        return present[:, k] * (torch.where(at_ends, readable, 1.0) if name in model.traced else readable)
+    return wanted * torch.where(drawn.unknown[:, k] > 0, readable, 1.0)
 
 
 @dataclass(frozen=True)
@@ -114,6 +101,7 @@ class Drawn:
     unknown: Tensor
     weight: Tensor  # of the anchor's loss, [B]
     diagonal: bool  # whether no modality can have a time of its own
+    decode: bool = True  # whether the decoder runs
 
     def of_z(self, model: Model) -> Tensor:
         """The times of z_t's blocks: [B] if all share one. Given and unknown modalities are not seen in z_t."""
@@ -162,9 +150,9 @@ def _times(model: Model, numbers: Tensor, config: Config, present: Tensor) -> Dr
 
 
 def _clean(model: Model, present: Tensor) -> Drawn:
-    """The anchor is given, and everything else is unknown, at T."""
+    """The pass without noise: the anchor is given, everything else is unknown, at T, and only the encoder runs."""
     given = torch.zeros_like(present)
     given[:, 0] = present[:, 0]
     t = torch.full_like(present[:, 0], model.schedule.T, dtype=torch.int64)
     times = t[:, None].expand_as(present)
-    return Drawn(t, times, given, 1 - given, torch.ones_like(present[:, 0]), diagonal=True)
+    return Drawn(t, times, given, 1 - given, torch.ones_like(present[:, 0]), diagonal=True, decode=False)
