@@ -112,7 +112,8 @@ def resolve(raw: DictConfig, source: str = "config", origin: Origin | None = Non
         raise MmfastError("train.low_noise.share needs space=own: in shared channels nothing is seen alone")
     if config.train.clean_pass > 0 and not config.told:
         raise MmfastError(
-            "train.clean_pass needs told=true: otherwise the network is never shown an anchor without noise"
+            f"train.clean_pass is {config.train.clean_pass:g}; it should be 0 with told=false, because the network then "
+            "never sees an anchor without noise"
         )
     if config.evaluate.samples == 1:
         raise MmfastError("evaluate.samples is 1; it should be 0 for no evaluation, or at least 2")

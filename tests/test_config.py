@@ -122,7 +122,7 @@ def test_options_that_do_not_go_together():
     broken(r"train\.low_noise\.share needs space=own", ("space", "shared"), *bridges, low)
     assert configs.load("digits", [low]).train.low_noise.share == 0.1
     clean = ("train.clean_pass", "0.5")
-    broken(r"train\.clean_pass needs told=true", clean, ("told", "false"))
+    broken(r"train\.clean_pass is 0\.5; it should be 0 with told=false", clean, ("told", "false"))
     assert configs.load("digits", [clean]).train.clean_pass == 0.5
     broken(r"evaluate\.samples is 1; it should be 0 for no evaluation, or at least 2", ("evaluate.samples", "1"))
     assert [configs.load("digits", [("evaluate.samples", n)]).evaluate.samples for n in "02"] == [0, 2]
