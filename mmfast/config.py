@@ -112,7 +112,7 @@ def resolve(raw: DictConfig, source: str = "config", origin: Origin | None = Non
         raise MmfastError("train.low_noise.share needs space=own: in shared channels nothing is seen alone")
     if config.train.clean_pass > 0 and not config.told:
         raise MmfastError(
-            f"train.clean_pass is {config.train.clean_pass:g}; it should be 0 with told=false, because the network then "
+            f"train.clean_pass is {config.train.clean_pass:g}; it should be 0 with told=false, where the network "
             "never sees an anchor without noise"
         )
     if config.evaluate.samples == 1:
