@@ -56,7 +56,7 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
         )
         times = model.times(drawn.times, drawn.given)
         with torch.autocast(anchor.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-            prediction = model(z_t, times, model.tell(anchor, encodings, times), drawn.decode)
+            prediction = model(z_t, times, model.tell(anchor, encodings, times), decode=drawn.decode)
         if drawn.decode:
             parts[model.anchor_name] = ops.diffusion_loss(
                 prediction.anchor,
