@@ -38,31 +38,37 @@ def measure(preset: str, seconds: float) -> dict[str, object]:
     from mmfast.training import optimizer as optimizers
     from mmfast.training.objective import losses
 
-    chosen = {share: configs.load(preset, [("train.clean_pass", share), ("train.precision", "fp32")]) for share in "01"}
+    chosen = {
+        weight: configs.load(preset, [("train.clean_pass", weight), ("train.precision", "fp32")]) for weight in "01"
+    }
     B = chosen["0"].train.batch_size
-    models = {share: build_model(config) for share, config in chosen.items()}
+    models = {weight: build_model(config) for weight, config in chosen.items()}
     parts = {name: models["0"].part(name) for name in models["0"].parts if not models["0"].part(name).derived}
     batch = Batch({name: torch.stack([part.blank(part.spec)] * B) for name, part in parts.items()})
-    kinds = {share: optimizers.build("muon", model, [], 2e-3, 0.0) for share, model in models.items()}
-    times: dict[str, list[float]] = {share: [] for share in chosen}
+    train = chosen["0"].train
+    updates = {
+        weight: optimizers.build(train.optimizer, model, [], train.learning_rate, train.weight_decay)
+        for weight, model in models.items()
+    }
+    times: dict[str, list[float]] = {weight: [] for weight in chosen}
 
-    def step(share: str) -> None:
+    def step(weight: str) -> None:
         start = time.perf_counter()
-        torch.stack(list(losses(models[share], batch, torch.arange(B), chosen[share]).values())).sum().backward()
-        kinds[share].step()
-        kinds[share].zero_grad(set_to_none=True)
-        times[share].append(time.perf_counter() - start)
+        torch.stack(list(losses(models[weight], batch, torch.arange(B), chosen[weight]).values())).sum().backward()
+        updates[weight].step()
+        updates[weight].zero_grad(set_to_none=True)
+        times[weight].append(time.perf_counter() - start)
 
-    for share in (*chosen, *chosen):
-        step(share)
+    for weight in (*chosen, *chosen):
+        step(weight)
     for found in times.values():
         found.clear()
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
-        for share in chosen:
-            step(share)
+        for weight in chosen:
+            step(weight)
     ratio = statistics.median(a / b for a, b in zip(times["1"], times["0"], strict=True))
-    without, with_it = (statistics.median(times[share]) * 1e3 for share in "01")
+    without, with_it = (statistics.median(times[weight]) * 1e3 for weight in "01")
     print(
         f"{preset}, batch {B}: {without:.1f} ms a step, {with_it:.1f} ms with the pass without noise, ratio {ratio:.3f}"
     )

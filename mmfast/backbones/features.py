@@ -17,7 +17,7 @@ GRID = 2  # of the cells that `before` averages over
 class Features(NamedTuple):
     """pixels: [B, features, H, W], after the decoder; before: [B, reads], from the encoder, before `told` enters.
 
-    `pixels` is None of a pass without the decoder.
+    `pixels` is None after a pass without the decoder.
     """
 
     pixels: Tensor | None

@@ -18,13 +18,18 @@ from mmfast.errors import MmfastError
 COSTLY = ("adm", "diffusers")
 
 
-@pytest.mark.parametrize("kind", [pytest.param(x, marks=[pytest.mark.slow] * (x in COSTLY)) for x in SMALL])
-def test_each_backbone_learns_a_picture_by_value(kind):
+def small(kind):
+    """A backbone of this kind over two channels, always with the same weights."""
     if kind == "diffusers":
         optional.diffusers()
     torch.manual_seed(0)
     module = backbones.kind(kind)
-    net = module.Backbone(module.Spec(**SMALL[kind]), 2, (H, W))
+    return module.Backbone(module.Spec(**SMALL[kind]), 2, (H, W))
+
+
+@pytest.mark.parametrize("kind", [pytest.param(x, marks=[pytest.mark.slow] * (x in COSTLY)) for x in SMALL])
+def test_each_backbone_learns_a_picture_by_value(kind):
+    net = small(kind)
     out = torch.nn.Conv2d(net.features, 1, 1)
     x, t = torch.randn(2, 2, H, W), torch.tensor([3, 500])
     truth = torch.randn(2, 1, H, W)
@@ -43,11 +48,7 @@ def test_each_backbone_learns_a_picture_by_value(kind):
 
 @pytest.mark.parametrize("kind", [pytest.param(x, marks=[pytest.mark.slow] * (x in COSTLY)) for x in SMALL])
 def test_without_the_decoder_the_encoder_says_the_same_and_only_it_learns(kind):
-    if kind == "diffusers":
-        optional.diffusers()
-    torch.manual_seed(0)
-    module = backbones.kind(kind)
-    net = module.Backbone(module.Spec(**SMALL[kind]), 2, (H, W))
+    net = small(kind)
     for p in net.parameters():  # what begins at zero passes no gradient on
         torch.nn.init.normal_(p, std=0.1)
     x, t = torch.randn(2, 2, H, W), torch.tensor([3, 500])

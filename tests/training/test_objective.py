@@ -228,6 +228,16 @@ def test_the_loss_is_that_of_the_design(name, missing):
         assert want[n] > 0 and found[n] == pytest.approx(want[n], rel=2e-5), n
 
 
+def test_nothing_is_read_without_noise_off_an_image_that_is_missing():
+    found = {}
+    for weight in ("0", "1"):
+        config = configs.load("digits", [("backbone.width", "32"), ("train.clean_pass", weight)])
+        batch = build_data(config).train.__getitems__(range(B))
+        batch = Batch(batch.data, {"image": torch.zeros(B, dtype=torch.bool)})
+        found[weight] = losses(build_model(config), batch, torch.arange(B), config)["label"].item()
+    assert found["0"] > 0 and found["1"] == pytest.approx(found["0"], rel=1e-5)
+
+
 def test_probabilities_that_exceed_one_are_refused():
     with pytest.raises(MmfastError, match=r"modalities\.mask.*1\.3"):
         configs.load("digits", [(f"{MASK}.given_probability", "0.6"), (f"{MASK}.unknown_probability", "0.7")])
