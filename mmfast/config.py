@@ -92,7 +92,7 @@ def resolve(raw: DictConfig, source: str = "config", origin: Origin | None = Non
     for name, part in sections.items():
         key = f"modalities.{name}"
         kind = modalities.kind(_kind(part, key, None, [*modalities.KINDS, *modalities.FAILED]))
-        defaults = _defaults(config, sections, name, kind)
+        defaults = {} if origin.resolved else _defaults(config, sections, name, kind)
         part = OmegaConf.create(dict(defaults) | dict(part.items()))
         config.modalities[name] = typed(kind.Spec, part, f"{key}.", origin)
     if not config.modalities:

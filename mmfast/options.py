@@ -62,7 +62,8 @@ def _field(default: Any, metadata: Mapping[str, Any]) -> Any:
 class Origin:
     """Where the values of a config come from: a file, and options of the command line that override it.
 
-    folder: what the file's relative paths are relative to; "" is the current folder, and None leaves them as they are.
+    folder: what the file's relative paths are relative to; "" is the current folder, and None leaves them as they are,
+    for a run's config, which was resolved when the run began.
     texts: the command line's values by key, as typed. said: the keys that the command line sets, whose paths are
     relative to the current folder.
     """
@@ -70,6 +71,11 @@ class Origin:
     folder: str | None = ""
     texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     said: frozenset[str] = frozenset()
+
+    @property
+    def resolved(self) -> bool:
+        """Whether it is a run's config, in which only options that are newer than the run are missing."""
+        return self.folder is None
 
     def path(self, key: str, text: str) -> str | None:
         """The absolute path of an option's text; None to leave the text as it is."""

@@ -53,9 +53,11 @@ BESIDE: dict[str, tuple[str, dict[str, Any]]] = {
     "feature_map": ("It is read off the image, or given, and leaves no trace in the noise.", {}),
 }
 BESIDE_A_ROW = "Diffused like the row. It is predicted from a given row in one step."
-# What may stand beside an image for Muon to be proposed. It was compared with AdamW with the first two, alone and
-# together, and with captions among other modalities (docs/training.md).
-MUON = {"mask", "label", "caption"}
+# What may stand beside an image for Muon to be proposed. It was compared with AdamW for masks, labels and feature maps,
+# each alone, and for all of these with captions (docs/training.md).
+MUON = {"mask", "label", "caption", "feature_map"}
+# What the encoder reads off an image, with the weight of the pass without noise (train.clean_pass) in its preset.
+CLEAN_PASS = {"label": 0.25, "feature_map": 1.0}
 # Measures the seconds that a training step takes with a config.
 Timer = Callable[[Config], float]
 
@@ -127,7 +129,9 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
     beside = {x["kind"] for name, x in specs.items() if name != guessed.anchor}
     anchor: dict[str, Any] = {"given_steps": 1} if beside else {}
     anchor |= modalities.anchor_defaults(map(modalities.kind, beside))
-    if beside == {"label"}:  # read off images in a pass of their own (train.clean_pass)
+    weights = [CLEAN_PASS.get(kind, 0.0) for kind in beside]
+    clean_pass = max(weights) if weights and all(weights) else 0.0
+    if clean_pass:  # all is read off images in a pass of their own
         anchor["given_probability"] = 0.0
     parts = {guessed.anchor: specs[guessed.anchor] | anchor}
     for name, x in specs.items():
@@ -148,8 +152,8 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
         "ema_decay": 0.998,
         "given_probability": 0.2 if beside & {"mask", "feature_map"} else 0.25,
     }
-    if beside == {"label"}:
-        train["clean_pass"] = 0.25
+    if clean_pass:
+        train["clean_pass"] = clean_pass
     if beside and beside <= MUON and side >= 16:
         train["optimizer"] = "muon"
     labels = [name for name, x in specs.items() if x["kind"] == "label"]

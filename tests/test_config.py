@@ -38,6 +38,16 @@ def test_a_preset_survives_being_written_and_read(tmp_path, name):
     assert configs.load(str(file)) == config and not configs.changes(config, configs.load(str(file)))
 
 
+def test_a_runs_config_has_no_defaults_of_presets_that_are_newer(tmp_path):
+    """A map whose head reads the decoder, as all did before there was the option, is no other head now."""
+    lines = configs.to_yaml(configs.load("image-embedding", [("modalities.embedding.reads", "decoder")])).splitlines()
+    file = tmp_path / "config.yaml"
+    file.write_text("\n".join(line for line in lines if "reads:" not in line))
+    assert "reads" not in file.read_text()
+    assert configs.load(str(file)).modalities["embedding"].reads == "encoder"
+    assert configs.load_again(str(file)).modalities["embedding"].reads == "decoder"
+
+
 def test_changes_name_the_keys_with_both_values():
     a, b = configs.load("digits"), configs.load("digits", [("train.steps", "5"), ("modalities.label.loss_weight", "9")])
     steps, weight = a.train.steps, a.modalities["label"].loss_weight

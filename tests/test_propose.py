@@ -63,7 +63,7 @@ def test_what_many_examples_lack_is_repeated():
         "image": None, "mask": 0.75, "label": 0.53, "embedding": None,
     }  # fmt: skip
     assert [made[name]["loss_weight"] for name in ("mask", "label", "embedding")] == [
-        pytest.approx(0.1 / 0.75, abs=1e-3), pytest.approx(0.06 / 0.53, abs=1e-3), 0.02,
+        pytest.approx(0.1 / 0.75, abs=1e-3), pytest.approx(0.06 / 0.53, abs=1e-3), 0.2,
     ]  # fmt: skip
     assert text.count("repeated until they are labelled_share of all") == 2
 
@@ -76,8 +76,21 @@ def test_the_three_together():
     assert (label["weight"], label["loss_weight"], label["given_probability"]) == ({"kind": "none"}, 0.06, 0.95)
     assert "clean_pass" not in made["train"] and made["sample"]["first"] == ["label"]
     assert made["train"]["optimizer"] == "muon"
-    with_a_vector = yaml.safe_load(propose(guessed(mask=MASK, embedding=MAP), 30, timer(0.25)).text)
+    vector = {"kind": "embedding", "dim": 7}
+    with_a_vector = yaml.safe_load(propose(guessed(mask=MASK, embedding=vector), 30, timer(0.25)).text)
     assert "optimizer" not in with_a_vector["train"]  # not compared
+
+
+def test_only_what_the_encoder_reads_alone_has_a_pass_without_noise():
+    """The larger weight of the two presets; with a mask, which the decoder reads, images are given instead."""
+    both = yaml.safe_load(propose(guessed(label=LABEL, embedding=MAP), 30, timer(0.25)).text)
+    assert both["train"]["clean_pass"] == configs.load("image-embedding").train.clean_pass
+    assert both["modalities"]["image"]["given_probability"] == 0.0
+    with_a_mask = yaml.safe_load(propose(guessed(mask=MASK, embedding=MAP), 30, timer(0.25)).text)
+    assert "clean_pass" not in with_a_mask["train"]
+    assert with_a_mask["modalities"]["image"]["given_probability"] == 0.85
+    alone = yaml.safe_load(propose(guessed(), 30, timer(0.25)).text)
+    assert "clean_pass" not in alone["train"]
 
 
 def test_captions():

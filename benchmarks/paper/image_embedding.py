@@ -169,8 +169,9 @@ def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:
 
 METHODS = [
     Method(OURS, ours),
-    Method(IMAGE, image_alone, {"modalities.embedding": None, "train.given_probability": 0.0}),
-    Method(REGRESSOR, regressor, supervised=("image", "embedding")),
+    Method(IMAGE, image_alone, {"modalities.embedding": None, "train.given_probability": 0.0, "train.clean_pass": 0.0}),
+    # It predicts the map best from the decoder, which it has to itself.
+    Method(REGRESSOR, regressor, {"modalities.embedding.reads": "decoder"}, supervised=("image", "embedding")),
 ]
 NEEDED = {OURS: main, IMAGE: _images, REGRESSOR: _said}
 TASK = Task(

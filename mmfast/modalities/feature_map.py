@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +30,7 @@ class FeatureMapSpec(base.Spec):
     cells: Any = base.size_option(4, "cells along the height and the width: a number, or [height, width]")
     network: str = option("", "the network whose features of the anchor it is (mmfast.metrics.features); empty: data's")
     sigma: float = option(0.1, "standard deviation of the Gaussian head", above=0)
+    reads: str = base.reads_option("decoder")
 
 
 class FeatureMap(Embedding):
@@ -40,12 +42,12 @@ class FeatureMap(Embedding):
     kind = "feature_map"
     mirrors = True
     Spec: ClassVar[type[base.Spec]] = FeatureMapSpec
-    beside: ClassVar[dict[str, Any]] = {"weight": {"kind": "none"}, "loss_weight": 0.02}
-    of_anchor: ClassVar[dict[str, Any]] = {"given_probability": 0.6, "given_at_T": 1.0, "given_steps": 1}
+    beside: ClassVar[dict[str, Any]] = {"weight": {"kind": "none"}, "loss_weight": 0.2, "reads": "encoder"}
+    of_anchor: ClassVar[dict[str, Any]] = {"given_probability": 0.0, "given_steps": 1}
 
     def __init__(self, name: str, spec: Any, space: SpaceShape) -> None:
         super(Embedding, self).__init__(name, spec, space)
-        self.reduced = None
+        self.reduced, self.reads = None, spec.reads
         rows, columns = self.cells = height_width(spec.cells)
         if space.height % rows or space.width % columns:
             raise MmfastError(
@@ -67,8 +69,11 @@ class FeatureMap(Embedding):
         return base.unit_rms(F.adaptive_avg_pool2d(z0, self.spec.cells))
 
     def build_head(self, features: int) -> None:
-        self.norm = base.head_norm(features)
-        self.out = nn.Conv2d(features, self.spec.dim, 3, padding=1)
+        if self.reads == "encoder":
+            self.out: nn.Module = base.Reader(features, self.spec.dim * math.prod(self.cells))
+        else:
+            self.norm = base.head_norm(features)
+            self.out = nn.Conv2d(features, self.spec.dim, 3, padding=1)
 
     def check(self, x: Tensor, where: str) -> None:
         base.check_floats(x, (self.spec.dim, *self.cells), where)
@@ -82,6 +87,8 @@ class FeatureMap(Embedding):
         return F.interpolate(x, self.grid, mode="nearest")
 
     def head(self, features: Tensor) -> Tensor:
+        if self.reads == "encoder":
+            return self.out(features).unflatten(1, (self.spec.dim, *self.cells))
         return F.adaptive_avg_pool2d(self.out(self.norm(features)), self.cells)
 
     def show(self, x: Tensor, size: int) -> PILImage.Image:

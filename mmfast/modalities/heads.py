@@ -9,9 +9,9 @@ from mmfast.options import option
 READS = ("encoder", "decoder")
 
 
-def reads_option() -> str:
-    """The option `reads` of a modality that is one value per image."""
-    return option("encoder", "what the head reads: the encoder, not conditioned, or the last features", choices=READS)
+def reads_option(default: str = "encoder") -> str:
+    """The option `reads`, of a modality that can be predicted from averages over the image."""
+    return option(default, "what the head reads: the encoder, or the decoder's last features", choices=READS)
 
 
 def one_head(reads: str, features: int, outputs: int) -> nn.Module:

@@ -66,6 +66,21 @@ def test_the_head_says_the_mean_of_what_it_says_at_a_cells_pixels():
     torch.testing.assert_close(part.head(features).flatten(2), expected)
 
 
+def test_a_head_that_reads_the_encoder_says_every_number_of_every_cell():
+    """By numpy: normalised features, two layers, and the numbers cell by cell of each of the map's channels."""
+    part, features = make(reads="encoder"), torch.randn(2, 12, generator=torch.Generator().manual_seed(3))
+    _, inner, _, outer = part.out
+    x = features.numpy()
+    x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    h = x @ inner.weight.detach().numpy().T + inner.bias.detach().numpy()
+    said = h / (1 + np.exp(-h)) @ outer.weight.detach().numpy().T + outer.bias.detach().numpy()
+    found = part.head(features)
+    assert found.shape == (2, 3, 2, 2)
+    np.testing.assert_allclose(found.detach().numpy(), said.reshape(2, 3, 2, 2), atol=1e-5)
+    with pytest.raises(MmfastError, match="reads"):
+        config.load("image-embedding", [("modalities.embedding.reads", "middle")])
+
+
 def test_loss_and_density_by_other_libraries():
     part, x, said = make(sigma=0.3), maps(), maps(seed=2) / 4
     true = unit_rms(x)
@@ -121,23 +136,25 @@ def test_maps_are_read_in_their_own_shape(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weight", ["none", pytest.param("carried", marks=pytest.mark.slow)])
-def test_it_trains_and_is_read_off_the_image(weight, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("weight", "reads"), [("none", "decoder"), ("carried", "decoder"), ("none", "encoder")])
+def test_it_trains_and_is_read_off_the_image(weight, reads, tmp_path, monkeypatch):
     """Of the pixels themselves in 4 x 4 cells: what a short training finds is far nearer than chance."""
     pytest.importorskip("sklearn", reason="needs scikit-learn: pip install '.[test]'")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    file = tmp_path / "map.yaml"
+    file, given = tmp_path / "map.yaml", 0.5 if reads == "decoder" else 0.0
     file.write_text(f"""
 anchor: image
 space: own
 data: {{kind: digits}}
 modalities:
-  image: {{kind: image, channels: 1, size: 8, levels: 17, given_probability: 0.5, given_at_T: 1.0}}
-  map: {{kind: feature_map, dim: 1, cells: 4, network: pixels, weight: {{kind: {weight}}}, loss_weight: 1}}
+  image: {{kind: image, channels: 1, size: 8, levels: 17, given_probability: {given}, given_at_T: 1.0}}
+  map:
+    {{kind: feature_map, dim: 1, cells: 4, network: pixels, weight: {{kind: {weight}}}, loss_weight: 1, reads: {reads}}}
 schedule: {{kind: cosine, T: 1000}}
 backbone: {{kind: mlp, width: 64, blocks: 1, features: 8}}
 loss: {{target: x0}}
-train: {{steps: 60, batch_size: 32, learning_rate: 0.005, ema_decay: 0.5, sample_every: 0, tensorboard: false}}
+train: {{steps: 60, batch_size: 32, learning_rate: 0.005, ema_decay: 0.5, sample_every: 0, tensorboard: false,
+  clean_pass: {1.0 if reads == "encoder" else 0.0}}}
 sample: {{steps: 1, count: 2}}
 evaluate: {{samples: 0}}
 """)

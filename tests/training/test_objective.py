@@ -200,6 +200,8 @@ CASES = {
                            f"{MASK}.weight": "{kind: bridge}", "loss.target": "v"},
     "clean pass, hidden parts": {"train.clean_pass": 1.0, f"{IMAGE}.given_probability": 0.4, "modalities.hidden":
                                  "{kind: masked, channels: 1, size: 8, block: 2, loss_weight: 0.5}"},
+    "clean pass, a map": {"train.clean_pass": 0.5, f"{IMAGE}.given_probability": 0.3, "modalities.map":
+                          "{kind: feature_map, dim: 1, cells: 4, network: pixels, reads: encoder, loss_weight: 1.5}"},
     "own times": {f"{LABEL}.own_time_probability": 0.6, f"{MASK}.own_time_probability": 0.4,
                   f"{MASK}.unknown_probability": 0.2},
 }  # fmt: skip
