@@ -57,7 +57,7 @@ BESIDE_A_ROW = "Diffused like the row. It is predicted from a given row in one s
 # each alone, and for all of these with captions (docs/training.md).
 MUON = {"mask", "label", "caption", "feature_map"}
 # What the encoder reads off an image, with the weight of the pass without noise (train.clean_pass) in its preset.
-CLEAN_PASS = {"label": 0.25, "feature_map": 1.0}
+CLEAN_PASS = {"label": 0.25, "feature_map": 20.0}
 # Measures the seconds that a training step takes with a config.
 Timer = Callable[[Config], float]
 
