@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GROUPS = {
     "__main__": ("what you run", "#e8eefc"),
     "build | reverse | guess | held_out": ("from a config to a model", "#e7f5ec"),
-    "data | model_checks": ("the parts", "#fdf3e1"),
+    "data | model_checks | head_inputs": ("the parts", "#fdf3e1"),
     "image_files | plain_yaml | presets | loss | diffusers | ranks": ("formulas, ops, files", "#f6e9f7"),
     "streams | memory | progress": ("the ground", "#eeeeee"),
 }

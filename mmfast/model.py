@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mmfast import head_inputs
 from mmfast.backbones.features import Features, timestep_embedding
 from mmfast.data.base import Batch
 from mmfast.errors import MmfastError, unknown
@@ -112,7 +113,7 @@ class Model(nn.Module):
         nn.init.zeros_(self.out.weight)
         for name in self.names:
             part = self.part(name)
-            part.build_head(features if part.reads == "decoder" else self.backbone.reads)
+            part.build_head(head_inputs.widths(part, self.backbone))
         self.time_of, self.tell_decoder = nn.ModuleDict(), nn.ModuleDict()
         for name in self.names if space == "own" else ():
             part = self.part(name)
@@ -274,9 +275,9 @@ class Model(nn.Module):
             found = self.backbone(x, times[:, 0], self._beside(x, times), self._told(x, given, told), **how)
         else:
             found = self.backbone(z_t, times[:, 0], **how)
-        of = {"encoder": found.before, "decoder": found.pixels} if decode else {"encoder": found.before}
-        of = of if dtype == torch.float32 else {name: x.float() for name, x in of.items()}
-        heads = {n: self.part(n).head(of[self.part(n).reads]) for n in self.names if self.part(n).reads in of}
+        cast = dtype != torch.float32
+        parts = [self.part(name) for name in self.names if decode or self.part(name).reads == "encoder"]
+        heads = {part.name: part.head(head_inputs.features(part, found, cast)) for part in parts}
         return Prediction(self.out(self.norm(found.pixels)) if decode else None, heads, found)
 
     def _with_planes(self, z_t: Tensor, given: Tensor, told: Mapping[str, Tensor]) -> Tensor:

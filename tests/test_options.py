@@ -52,7 +52,8 @@ EVERY = {
 PIXELS = {"size": (64, (1, NONE)), "rms": (0.5, ([0], NONE)), "sigma": (0.1, ([0], NONE)), "channels": (3, ANY)}
 KINDS = {
     "image": {**PIXELS, "levels": (256, (2, NONE)), "background": ("white", ANY)},
-    "mask": {"classes": (2, (2, NONE)), "size": (64, (1, NONE)), "ignore": (NONE, (0, NONE))},
+    "mask": {"classes": (2, (2, NONE)), "size": (64, (1, NONE)), "ignore": (NONE, (0, NONE)),
+             "reads": ("decoder", ANY)},
     "label": {"classes": (10, (1, NONE)), "names": ([], ANY), "reads": ("encoder", ANY)},
     "embedding": {"dim": (384, (1, NONE)), "layout": ("grid", ANY), "network": ("", ANY), "sigma": (0.1, ([0], NONE)),
                   "reads": ("encoder", ANY)},

@@ -8,8 +8,9 @@ It has two halves, an encoder that sees z_t and a decoder that is also condition
 
 `beside` enters every layer like the embedding of t. `told` enters only the decoder, so `Features.before` does not
 depend on it. Both may be None. With decode=False only the encoder computes, and `Features.pixels` is None. The
-attributes `features`, `reads` and `embedding_width` are the widths of the results and of the embedding. A backbone may
-define how the anchor's head begins by a method `out_norm()`, which returns a module on [B, features, H, W].
+attributes `features`, `reads` and `embedding_width` are the widths of the results and of the embedding. An encoder with
+a grid also has `levels`, the channels of `Features.levels`, which heads of pictures can read. A backbone may define how
+the anchor's head begins by a method `out_norm()`, which returns a module on [B, features, H, W].
 
 Each file in this folder is a kind. It defines its options, the dataclass `Spec`, and the class `Backbone`.
 """

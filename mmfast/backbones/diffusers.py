@@ -97,7 +97,8 @@ class Backbone(nn.Module):
         self.net = unet(spec, in_channels, 1, size)
         self.features, self.layers = spec.block_out_channels[0], spec.layers_per_block
         self.embedding_width = self.net.time_embedding.linear_2.out_features
-        self.reads = GRID**2 * (sum(spec.block_out_channels) + spec.block_out_channels[-1])
+        read = [*spec.block_out_channels, spec.block_out_channels[-1]]
+        self.reads, self.levels = GRID**2 * sum(read), (in_channels, *read)
         # The tokens of the largest attention; the middle's is on the coarsest grid.
         attends = [k for k, block in enumerate(self.net.down_blocks) if hasattr(block, "attentions")]
         finest = min([*attends, len(spec.block_out_channels) - 1])
@@ -127,11 +128,12 @@ class Backbone(nn.Module):
             seen.append(more[self.layers - 1])
         if net.mid_block is not None:
             h = net.mid_block(h, embedding)
-        before = torch.cat([averaged(level) for level in (*seen, h)], 1)
+        levels = (x, *seen, h)
+        before = torch.cat([averaged(level) for level in levels[1:]], 1)
         if not decode:
-            return Features(None, before)
+            return Features(None, before, levels)
         embedding = plus(embedding, told)
         for block in net.up_blocks:
             count = len(block.resnets)
             h, kept = block(h, tuple(kept[-count:]), embedding), kept[:-count]
-        return Features(h, before)
+        return Features(h, before, levels)

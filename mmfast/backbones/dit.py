@@ -100,6 +100,7 @@ class Backbone(nn.Module):
         self.features, self.embedding_width = spec.features, width
         self.read_after = sorted({max(1, self.encoder // 2), self.encoder})
         self.reads = GRID**2 * width * len(self.read_after)
+        self.levels = (in_channels, *[width] * len(self.read_after))
         self.time = nn.Sequential(nn.Linear(TIME_WIDTH, width), nn.SiLU(), nn.Linear(width, width))
         self.first = nn.Linear(in_channels * patch**2, width)
         self.positions: Tensor
@@ -123,14 +124,15 @@ class Backbone(nn.Module):
         for k, block in enumerate(self.blocks, 1):
             h = block(h, emb)
             if k in self.read_after:
-                seen.append(averaged(self._laid_out(h)))
+                seen.append(self._laid_out(h))
             if k == self.encoder:
+                before = torch.cat([averaged(level) for level in seen], 1)
                 if not decode:
-                    return Features(None, torch.cat(seen, 1))
+                    return Features(None, before, (x, *seen))
                 emb = F.silu(plus(embedding, told))
         shift, scale = self.last_time(emb).chunk(2, 1)
         pixels = F.pixel_shuffle(self._laid_out(self.last(modulated(h, shift, scale))), self.patch)
-        return Features(pixels + self.gate(emb)[:, :, None, None] * self.past(x), torch.cat(seen, 1))
+        return Features(pixels + self.gate(emb)[:, :, None, None] * self.past(x), before, (x, *seen))
 
     def _laid_out(self, h: Tensor) -> Tensor:
         """Tokens [B, N, C] as pixels [B, C, rows, columns]."""

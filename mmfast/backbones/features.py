@@ -17,11 +17,13 @@ GRID = 2  # of the cells that `before` averages over
 class Features(NamedTuple):
     """pixels: [B, features, H, W], after the decoder; before: [B, reads], from the encoder, before `told` enters.
 
-    `pixels` is None after a pass without the decoder.
+    levels: the backbone's input and what `before` averages, the finest first, [B, C, rows, columns] each; empty if the
+    backbone has no grid. `pixels` is None after a pass without the decoder.
     """
 
     pixels: Tensor | None
     before: Tensor
+    levels: tuple[Tensor, ...] = ()
 
 
 def timestep_embedding(t: Tensor, width: int, longest: float = 10_000.0) -> Tensor:

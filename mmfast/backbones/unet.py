@@ -147,7 +147,8 @@ class Backbone(nn.Module):
         width = self.features = spec.channels
         self.time_width = width
         time = self.embedding_width = 4 * width
-        self.reads = GRID**2 * width * (sum(spec.multipliers) + spec.multipliers[-1])
+        read = [width * multiplier for multiplier in (*spec.multipliers, spec.multipliers[-1])]
+        self.reads, self.levels = GRID**2 * sum(read), (in_channels, *read)
         self.time = nn.Sequential(nn.Linear(width, time), nn.SiLU(), nn.Linear(time, time))
         # A label that is the same at every pixel is best read off the mean of the noisy input.
         self.mean = nn.Linear(in_channels, time, bias=False) if spec.mean else None
@@ -215,11 +216,11 @@ class Backbone(nn.Module):
         seen = [*(kept[1 + i] for i in self.ends), h]
         before = torch.cat([averaged(level) for level in seen], 1)
         if not decode:
-            return Features(None, before)
+            return Features(None, before, (x, *seen))
         emb = F.silu(plus(embedding, told))
         for block in self.up:
             h = block(torch.cat((h, kept.pop()), 1), emb)
         h = h.contiguous()  # the layout that the heads expect
         if self.patch > 1:
             h = F.pixel_shuffle(self.last(h), self.patch) + self.gate(emb)[:, :, None, None] * self.past(x)
-        return Features(h, before)
+        return Features(h, before, (x, *seen))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmfast.errors import MmfastError
 from mmfast.image_files import load_picture, white
 from mmfast.modalities.codes import code, draw_class, nearest, unit_rms
-from mmfast.modalities.heads import Pooled, Reader, head_norm, one_head, reads_option
+from mmfast.modalities.heads import Pooled, Pyramid, Reader, head_norm, one_head, reads_option
 from mmfast.modalities.spec import Spec, WeightSpec, size_option
 from mmfast.trust import source_digest
 
@@ -24,6 +24,7 @@ from mmfast.trust import source_digest
 __all__ = [
     "Modality",
     "Pooled",
+    "Pyramid",
     "Reader",
     "SpaceShape",
     "Spec",
@@ -90,6 +91,9 @@ class Modality(nn.Module):
     # no other time.
     in_place: ClassVar[bool] = False
 
+    # Whether a head that reads the encoder gets all of its levels, for pictures, instead of their averages.
+    reads_levels: ClassVar[bool] = False
+
     # Whether the last axis of x runs from left to right, so that x.flip(-1) is its mirror image.
     mirrors: ClassVar[bool] = False
 
@@ -143,8 +147,8 @@ class Modality(nn.Module):
     def fit(self, x: Tensor) -> None:
         """Compute from training examples x [n, ...] what the encoder needs and gradient descent does not find."""
 
-    def build_head(self, features: int) -> None:
-        """Create the head, whose input (what it `reads`) has this many channels or numbers."""
+    def build_head(self, features: Any) -> None:
+        """Create the head, whose input (what it `reads`) has this many channels or numbers; a tuple for levels."""
         raise NotImplementedError
 
     def check(self, x: Tensor, where: str) -> None:
@@ -222,8 +226,8 @@ class Modality(nn.Module):
         """
         return anchor, encoding
 
-    def head(self, features: Tensor) -> Tensor:
-        """D(features): [B, F, H, W], or [B, F] from the encoder -> the parameters of p(x | z_t)."""
+    def head(self, features: Any) -> Tensor:
+        """D(features): [B, F, H, W], or [B, F] or levels from the encoder -> the parameters of p(x | z_t)."""
         raise NotImplementedError
 
     def nll(self, prediction: Tensor, x: Tensor) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from mmfast.options import option
 
@@ -43,6 +46,47 @@ class Pooled(nn.Sequential):
             nn.SiLU(),
             nn.Linear(width, outputs),
         )
+
+
+class Residual(nn.Module):
+    """norm, SiLU, conv, norm, SiLU, conv; plus the input: [B, C, H, W]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        first, last = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)  # at first the identity
+        self.layers = nn.Sequential(head_norm(channels), first, head_norm(channels), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = x + self.layers(x)
+        return found
+
+
+class Pyramid(nn.Module):
+    """The head of a picture that reads the encoder: its levels -> [B, outputs, H, W].
+
+    A small decoder of its own, after the feature pyramids of Lin et al. (2017): from the coarsest level on, each is
+    doubled and added to the next finer one, the last to the backbone's input. levels: their channels, the input first.
+    """
+
+    def __init__(self, levels: Sequence[int], outputs: int, width: int = 64) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in levels[1:])
+        self.blocks = nn.ModuleList(Residual(width) for _ in levels[1:])
+        self.last = nn.Conv2d(width, width // 2, 3, padding=1)
+        self.past = nn.Conv2d(levels[0], width // 2, 3, padding=1)
+        self.out = nn.Sequential(head_norm(width // 2), nn.Conv2d(width // 2, outputs, 3, padding=1))
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        image, *levels = levels
+        h: Tensor | None = None
+        for lateral, block, level in reversed(list(zip(self.lateral, self.blocks, levels, strict=True))):
+            x = lateral(level.contiguous())
+            h = block(x if h is None else x + F.interpolate(h, x.shape[-2:], mode="nearest"))
+        assert h is not None
+        said: Tensor = self.out(self.last(F.interpolate(h, image.shape[-2:], mode="nearest")) + self.past(image))
+        return said
 
 
 def head_norm(features: int, pixels: int = 2) -> nn.Sequential:

@@ -52,6 +52,7 @@ class MaskSpec(base.Spec):
     colours: list[str] = option(
         [], "the colour of each class in the files, in order, such as '#ff0000'; empty: they hold class numbers"
     )
+    reads: str = base.reads_option("decoder")
 
 
 class Mask(Modality):
@@ -61,13 +62,13 @@ class Mask(Modality):
     of_anchor: ClassVar[dict[str, Any]] = {"given_probability": 0.85, "given_at_T": 1.0, "given_steps": 1}
     metric = joint_metric = "iou"
     discrete = True
-    mirrors = True
+    mirrors = reads_levels = True
     extensions = (".png", ".bmp", ".gif")
 
     def __init__(self, name: str, spec: MaskSpec, space: SpaceShape) -> None:
         # A mask passed to a model may be from anywhere, so its coding is found from itself alone.
         super().__init__(name, dataclasses.replace(spec, values=""), space)
-        self.channels = space.channels or max(1, min(spec.classes - 1, 16))
+        self.channels, self.reads = space.channels or max(1, min(spec.classes - 1, 16)), spec.reads
         codes = base.code(spec.classes, self.channels)
         if spec.encoder == "learned":
             self.codes = nn.Parameter(codes)
@@ -81,9 +82,12 @@ class Mask(Modality):
     def from_z0(self, z0: Tensor) -> Tensor:
         return base.nearest(z0, self._codes())
 
-    def build_head(self, features: int) -> None:
-        self.norm = base.head_norm(features)
-        self.out = nn.Conv2d(features, self.spec.classes, 3, padding=1)
+    def build_head(self, features: Any) -> None:
+        if self.reads == "encoder":
+            self.out: nn.Module = base.Pyramid(features, self.spec.classes)
+        else:
+            self.norm = base.head_norm(features)
+            self.out = nn.Conv2d(features, self.spec.classes, 3, padding=1)
 
     def check(self, x: Tensor, where: str) -> None:
         least = 0 if self.spec.ignore is None else IGNORED
@@ -103,8 +107,8 @@ class Mask(Modality):
     def counted(self, encoding: Tensor, x: Tensor) -> Tensor:
         return encoding if self.spec.ignore is None else encoding * (x != IGNORED)[:, None]
 
-    def head(self, features: Tensor) -> Tensor:
-        return self.out(self.norm(features))
+    def head(self, features: Any) -> Tensor:
+        return self.out(features if self.reads == "encoder" else self.norm(features))
 
     def nll(self, prediction: Tensor, x: Tensor) -> Tensor:
         return F.cross_entropy(prediction, x, reduction="none", ignore_index=IGNORED).flatten(1).sum(1)

@@ -100,6 +100,17 @@ class Uncertainty(Balance):
         self.log_variance.clamp_(-LARGEST, LARGEST)  # a step may overshoot; the next update clamps it
 
 
+def _gradients(x: Tensor, features: Sequence[Features]) -> list[Tensor]:
+    """The gradients of x by the features that its head reads: of the pixels and the averages, or of the levels."""
+    both = [z for each in features for z in (each.pixels, each.before)]
+    for read in (both, [z for each in features for z in each.levels]):
+        those = [z for z in read if z is not None and z.requires_grad]
+        found = torch.autograd.grad(x, those, retain_graph=True, allow_unused=True) if those else ()
+        if kept := [g for g in found if g is not None]:
+            return kept
+    return []
+
+
 class GradientNorm(Balance):
     """Weights by gradient norms: w_i = mean_j(G_j) / G_i, which makes all parts pull with the mean gradient norm.
 
@@ -127,12 +138,10 @@ class GradientNorm(Balance):
         return dict(zip(self.names, found.float().unbind(), strict=True))
 
     def total(self, parts: Mapping[str, Tensor], features: Sequence[Features], share: float) -> Tensor:
-        z = [x for each in features for x in each if x is not None and x.requires_grad]
         for name, x in parts.items():
-            if name in self.names and x.requires_grad and z:
-                found = torch.autograd.grad(x, z, retain_graph=True, allow_unused=True)
+            if name in self.names and x.requires_grad:
                 # A part is a mean over its share of the examples; in the mean over all, its gradient scales by share.
-                squared = [(g.float() * share).square().sum().double() for g in found if g is not None]
+                squared = [(g.float() * share).square().sum().double() for g in _gradients(x, features)]
                 self.now[name] = sum(squared, self.now.get(name, self.squares.new_zeros(())))
         return self._weighed(parts, self.weights())
 

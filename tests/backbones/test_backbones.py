@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from mmfast.backbones import unet
+from mmfast.backbones.features import averaged
 from mmfast.errors import MmfastError
 from mmfast.modalities.base import Pooled, head_norm
 
@@ -27,10 +28,11 @@ def trained_like(module):
 def test_features_have_the_size_of_the_image_whatever_the_patch(patch, norm):
     net = trained_like(unet.Backbone(spec(patch=patch, norm=norm), 5, 16))
     x, t = torch.randn(2, 5, 16, 16), torch.tensor([1, 900])
-    features, before = net(x, t)
+    features, before, levels = net(x, t)
     assert features.shape == (2, net.features, 16, 16) and net.features == 16
     assert features.is_contiguous() and not torch.equal(features[0], features[1])
-    assert before.shape == (2, net.reads)
+    assert before.shape == (2, net.reads) and [x.shape[1] for x in levels] == [*net.levels]
+    assert torch.equal(before, torch.cat([averaged(x) for x in levels[1:]], 1)) and levels[0] is x
     features.sum().backward()
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in net.parameters())
 

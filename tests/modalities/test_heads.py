@@ -8,7 +8,7 @@ from mmfast import config as configs
 from mmfast.build import build_model
 from mmfast.errors import MmfastError
 from mmfast.modalities.base import draw_class
-from mmfast.modalities.heads import READS, head_norm, one_head
+from mmfast.modalities.heads import READS, Pyramid, head_norm, one_head
 from mmfast.sample import sample
 
 
@@ -70,3 +70,80 @@ def test_the_sizes_of_a_head_of_what_an_image_has_one_of():
     for layer in list(pooled)[2:]:
         found = layer(found)
     torch.testing.assert_close(pooled(x), found)
+
+
+def normed(x, layer):
+    """GroupNorm by its definition, then SiLU."""
+    grouped = x.unflatten(1, (layer.num_groups, -1)).flatten(2)
+    mean, var = grouped.mean(2, keepdim=True), grouped.var(2, correction=0, keepdim=True)
+    normal = ((grouped - mean) / (var + layer.eps).sqrt()).view(x.shape)
+    normal = normal * layer.weight[:, None, None] + layer.bias[:, None, None]
+    return normal * normal.sigmoid()
+
+
+def doubled(x):
+    return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def test_a_pyramid_adds_the_coarse_levels_to_the_finer_ones_up_to_the_input():
+    """Level by level with torch's own convolutions; two levels of one size are added as they are."""
+    generator = torch.Generator().manual_seed(1)
+    sizes = {3: (8, 12), 5: (4, 6), 6: (2, 3), 7: (2, 3)}  # of the input, and of three levels, by their channels
+    levels = [torch.randn(2, c, *size, generator=generator).double() for c, size in sizes.items()]
+    head = Pyramid([*sizes], 4, width=16).double()
+    for p in head.parameters():
+        p.data = torch.randn(p.shape, generator=generator).double() * 0.2
+    h = 0
+    for k in (2, 1, 0):
+        norm1, conv1, norm2, conv2 = head.blocks[k].layers
+        h = head.lateral[k](levels[k + 1]) + (doubled(h) if k == 0 else h)
+        h = h + conv2(normed(conv1(normed(h, norm1[0])), norm2[0]))
+    norm, out = head.out
+    h = out(normed(head.last(doubled(h)) + head.past(levels[0]), norm[0]))
+    found = head([levels[0], *(x.to(memory_format=torch.channels_last) for x in levels[1:])])
+    assert found.shape == (2, 4, 8, 12)
+    torch.testing.assert_close(found, h)
+
+
+def test_every_block_of_a_pyramid_begins_as_the_identity():
+    head = Pyramid([3, 5], 4, width=16)
+    x = torch.randn(2, 16, 4, 4)
+    assert torch.equal(head.blocks[0](x), x)
+
+
+@pytest.mark.parametrize("kind", ["unet", "dit", "adm", "diffusers"])
+def test_a_mask_that_the_encoder_reads_is_told_nothing_of_the_label(kind):
+    """Through the model: from the levels of every backbone with a grid, with and without the decoder."""
+    if kind == "diffusers":
+        pytest.importorskip("diffusers", reason="needs diffusers: pip install '.[diffusers]'")
+    small = {
+        "unet": "{kind: unet, channels: 16, multipliers: [1, 2], norm: group}",
+        "dit": "{kind: dit, width: 16, blocks: 2, heads: 2, features: 8}",
+        "adm": "{kind: adm, channels: 16, multipliers: [1, 2], blocks: 1, attention: []}",
+        "diffusers": "{kind: diffusers, block_out_channels: [8, 16], down_block_types: [DownBlock2D, DownBlock2D], "
+        "up_block_types: [UpBlock2D, UpBlock2D], layers_per_block: 1, norm_num_groups: 4}",
+    }
+    pairs = [("backbone", small[kind]), ("modalities.mask.reads", "encoder")]
+    model = build_model(configs.load("digits", pairs)).eval()
+    generator = torch.Generator().manual_seed(0)
+    for p in model.parameters():
+        p.data = torch.randn(p.shape, generator=generator) * 0.1
+    z = torch.randn(3, model.channels, 8, 8, generator=generator)
+    times = torch.tensor([[5, 0, 5]] * 3)
+    assert model.names == ("label", "mask")
+    told = [model.tell(None, model.encode({"label": torch.full((3,), k)}), times) for k in (1, 2)]
+    one, other = (model(z, times, x) for x in told)
+    assert one.heads["mask"].shape == (3, 2, 8, 8)
+    assert torch.equal(one.heads["mask"], other.heads["mask"]) and not torch.equal(one.anchor, other.anchor)
+    alone = model(z, times, told[0], decode=False)
+    torch.testing.assert_close(alone.heads["mask"], one.heads["mask"])
+    assert [x.shape[1] for x in one.features.levels] == [*model.backbone.levels]
+    half = model.half()
+    assert half(z.half(), times, told[0]).heads["mask"].dtype == torch.float32
+
+
+def test_a_backbone_without_a_grid_cannot_be_read_by_a_mask():
+    with pytest.raises(
+        MmfastError, match=r"modalities\.mask\.reads is encoder, but the encoder of this backbone has no"
+    ):
+        build_model(configs.load("digits", [("modalities.mask.reads", "encoder")]))

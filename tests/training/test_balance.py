@@ -117,6 +117,18 @@ def test_two_terms_weighed_by_their_gradients():
         assert [float(rule.weights()[n]) for n in "ab"] == pytest.approx((G.mean() / G) ** power, rel=1e-6)
 
 
+def test_what_reads_the_levels_is_weighed_by_its_gradient_by_them():
+    """And not what reads their averages or the pixels made from them, which has its gradient by these."""
+    generator, rule = torch.Generator().manual_seed(3), GradientNorm(["a", "b", "c"])
+    level = torch.randn(4, 2, 3, 3, generator=generator).double().requires_grad_()
+    z = Features(2 * level, 5 * level.mean((2, 3)), (torch.zeros(4, 1, 6, 6), level))
+    parts = {"a": z.pixels.square().sum() / 4, "b": z.before.sum() / 4, "c": level.pow(3).sum() / 4}
+    rule.total(parts, [z], 0.5)
+    x = level.detach()
+    expected = [(2 * 2 * x / 4).square().sum(), torch.tensor(8 / 16), (3 * x.square() / 4).square().sum()]
+    assert [float(rule.now[n]) for n in "abc"] == pytest.approx([float(e) / 4 for e in expected], rel=1e-6)
+
+
 def test_the_first_steps_blow_nothing_up(tmp_path):
     """The anchor's last layer begins at zero: the inverse of its first gradients would weigh it hundreds of times."""
     trainer = run(tmp_path / "run", train__steps=12, loss__balance="gradient_norm")
@@ -153,12 +165,12 @@ def test_parts_of_a_batch_and_ranks_measure_what_the_whole_does():
     assert whole.squares.sqrt().numpy() == pytest.approx(norms(z), rel=1e-6)
     halves = GradientNorm(["a", "b"])
     for rows in (slice(0, 4), slice(4, 8)):
-        half = Features(*(x.detach()[rows].requires_grad_() for x in z))
+        half = Features(*(x.detach()[rows].requires_grad_() for x in z[:2]))
         halves.total(terms(half), [half], 1 / 2)
     halves.update(ALONE, KEPT)
     assert halves.squares.numpy() == pytest.approx(whole.squares.numpy(), rel=1e-6)
-    half = Features(*(x.detach()[:4].requires_grad_() for x in z))
-    twice = Features(*(torch.cat((x, x)).detach().requires_grad_() for x in half))
+    half = Features(*(x.detach()[:4].requires_grad_() for x in z[:2]))
+    twice = Features(*(torch.cat((x, x)).detach().requires_grad_() for x in half[:2]))
     ranks, alone = GradientNorm(["a", "b"]), GradientNorm(["a", "b"])
     ranks.total(terms(half), [half], 1 / 2)
     ranks.update(Two(), KEPT)
@@ -243,7 +255,7 @@ def test_gradient_norms_are_of_the_features_that_heads_read(tmp_path):
     found = losses(model, batch, numbers, config)
     G = []
     for x in found.values():
-        grads = torch.autograd.grad(x, list(seen[0]), retain_graph=True, allow_unused=True)
+        grads = torch.autograd.grad(x, list(seen[0][:2]), retain_graph=True, allow_unused=True)
         G.append(math.sqrt(sum(float(g.double().square().sum()) for g in grads if g is not None)))
     there = [g for g in G if g > 0]
     assert len(there) == 2 and G[0] == 0  # the anchor's last layer begins at zero: nothing comes through it yet
