@@ -13,7 +13,7 @@ READS = ("encoder", "decoder")
 
 
 def reads_option(default: str = "encoder") -> str:
-    """The option `reads`, of a modality that can be predicted from averages over the image."""
+    """The option `reads` of a kind, with its default."""
     return option(default, "what the head reads: the encoder, or the decoder's last features", choices=READS)
 
 
@@ -67,7 +67,7 @@ class Pyramid(nn.Module):
     """The head of a picture that reads the encoder: its levels -> [B, outputs, H, W].
 
     A small decoder of its own, after the feature pyramids of Lin et al. (2017): from the coarsest level on, each is
-    doubled and added to the next finer one, the last to the backbone's input. levels: their channels, the input first.
+    resized and added to the next finer one, the last to the backbone's input. levels: their channels, the input first.
     """
 
     def __init__(self, levels: Sequence[int], outputs: int, width: int = 64) -> None:
