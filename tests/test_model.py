@@ -63,7 +63,12 @@ def test_the_encoder_is_read_before_the_decoder_is_told(name):
     assert torch.equal(told.before, plain.before) and not torch.allclose(told.pixels, plain.pixels, atol=1e-3)
     assert not torch.allclose(beside.before, plain.before, atol=1e-3)
     assert not torch.allclose(beside.pixels, told.pixels, atol=1e-3)
-    assert all(torch.equal(a, b) for a, b in zip(backbone(x, t, zeros, zeros), plain, strict=True))
+    without = backbone(x, t, zeros, zeros)
+    assert all(torch.equal(a, b) for a, b in zip(without[:2], plain[:2], strict=True))
+    # The levels are the same features, with the input first; the MLP has none.
+    assert bool(plain.levels) == (name != "mlp") == hasattr(backbone, "levels")
+    for a, b in zip(told.levels, plain.levels, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_the_unet_is_read_at_the_end_of_every_level_and_in_the_middle():
