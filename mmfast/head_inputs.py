@@ -16,8 +16,10 @@ def widths(part: Modality, backbone: nn.Module) -> Any:
 
     Raises MmfastError if it reads levels and the backbone's encoder has none.
     """
-    if part.reads == "decoder" or not part.reads_levels:
-        return backbone.features if part.reads == "decoder" else backbone.reads
+    if part.reads == "decoder":
+        return backbone.features
+    if not part.reads_levels:
+        return backbone.reads
     levels = getattr(backbone, "levels", ())
     if not levels:
         raise MmfastError(

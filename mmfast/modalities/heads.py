@@ -79,12 +79,12 @@ class Pyramid(nn.Module):
         self.out = nn.Sequential(head_norm(width // 2), nn.Conv2d(width // 2, outputs, 3, padding=1))
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        image, *levels = levels
-        h: Tensor | None = None
-        for lateral, block, level in reversed(list(zip(self.lateral, self.blocks, levels, strict=True))):
-            x = lateral(level.contiguous())
-            h = block(x if h is None else x + F.interpolate(h, x.shape[-2:], mode="nearest"))
-        assert h is not None
+        image, *others = levels
+        *finer, h = [lateral(level.contiguous()) for lateral, level in zip(self.lateral, others, strict=True)]
+        *blocks, coarsest = self.blocks
+        h = coarsest(h)
+        for x, block in zip(reversed(finer), reversed(blocks), strict=True):
+            h = block(x + F.interpolate(h, x.shape[-2:], mode="nearest"))
         said: Tensor = self.out(self.last(F.interpolate(h, image.shape[-2:], mode="nearest")) + self.past(image))
         return said
 

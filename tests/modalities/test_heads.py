@@ -1,5 +1,6 @@
 """Draws from the heads: the distribution that the head says, the same for a sample in any batch; and what is untold."""
 
+import optional
 import pytest
 import torch
 from scipy import stats
@@ -115,7 +116,7 @@ def test_every_block_of_a_pyramid_begins_as_the_identity():
 def test_a_mask_that_the_encoder_reads_is_told_nothing_of_the_label(kind):
     """Through the model: from the levels of every backbone with a grid, with and without the decoder."""
     if kind == "diffusers":
-        pytest.importorskip("diffusers", reason="needs diffusers: pip install '.[diffusers]'")
+        optional.diffusers()
     small = {
         "unet": "{kind: unet, channels: 16, multipliers: [1, 2], norm: group}",
         "dit": "{kind: dit, width: 16, blocks: 2, heads: 2, features: 8}",
