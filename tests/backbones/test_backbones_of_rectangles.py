@@ -55,6 +55,8 @@ def test_without_the_decoder_the_encoder_says_the_same_and_only_it_learns(kind):
     beside, told = torch.randn(2, 2, net.embedding_width).unbind(1)
     whole, alone = net.eval()(x, t, beside, told), net(x, t, beside, told, decode=False)
     assert alone.pixels is None and torch.equal(alone.before, whole.before)
+    for one, two in zip(alone.levels, whole.levels, strict=True):
+        assert torch.equal(one, two)
     of_whole, of_alone = (
         torch.autograd.grad(y.before.square().sum(), net.parameters(), allow_unused=True) for y in (whole, alone)
     )

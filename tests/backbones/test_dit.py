@@ -10,6 +10,7 @@ from torch import nn
 
 from mmfast import config as configs
 from mmfast.backbones import dit
+from mmfast.backbones.features import averaged
 from mmfast.build import build_data, build_model
 from mmfast.errors import MmfastError
 from mmfast.training.objective import losses
@@ -115,6 +116,20 @@ def test_the_encoder_is_half_of_the_blocks(blocks):
         assert torch.equal(found.before, plain.before) == (k >= blocks // 2)
         assert not torch.allclose(found.pixels, plain.pixels, atol=1e-3)
         plain = found
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_the_levels_are_the_tokens_halfway_through_the_encoder_and_at_its_end(decode):
+    net, x, seen = moved(small(blocks=8)), torch.randn(2, 5, 8, 8), {}
+    for k, block in enumerate(net.blocks, 1):
+        block.register_forward_hook(lambda module, inputs, out, k=k: seen.__setitem__(k, out))
+    found = net(x, torch.tensor([3, 700]), decode=decode)
+    image, *levels = found.levels
+    assert image is x and [x.shape[1] for x in found.levels] == [*net.levels] == [5, 16, 16]
+    for k, level in zip((2, 4), levels, strict=True):
+        assert torch.equal(level, seen[k].transpose(1, 2).reshape(2, 16, 4, 4))
+    assert torch.equal(found.before, torch.cat([averaged(level) for level in levels], 1))
+    assert (8 in seen) == decode
 
 
 def test_each_block_of_the_decoder_is_told_and_none_of_the_encoder():

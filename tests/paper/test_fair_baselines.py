@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.paper import any_to_any, image_label, supervised
+from benchmarks.paper import any_to_any, image_embedding, image_label, supervised
 from benchmarks.paper.core import OURS
 from mmfast.build import build_data, build_model
 
@@ -24,6 +24,19 @@ def test_a_model_that_draws_alone_learns_nothing_else():
         (other,) = [spec for n, spec in found.modalities.items() if n != "image"]
         assert other.loss_weight == 0 and not other.given_at_T and other.given_probability == 0.9
         assert found.modalities["image"].given_probability == 0 and other.weight.kind == "none"
+
+
+def test_the_models_that_a_map_is_compared_with_have_the_better_of_its_heads_and_no_pass_of_its_own():
+    task = image_embedding.TASK
+    image, regressor = (
+        task.config(task.method(name), 0, 1000, {}) for name in (image_embedding.IMAGE, image_embedding.REGRESSOR)
+    )
+    assert image.train.clean_pass == 0 and [*image.modalities] == ["image"]
+    assert regressor.modalities["embedding"].reads == "decoder"
+    # That of six modalities was measured with the decoder, ours and its own model's.
+    (alone,) = [method for method, _ in any_to_any.SINGLE if method.name == "image to embedding alone"]
+    for method in (any_to_any.TASK.method(OURS), alone):
+        assert any_to_any.TASK.config(method, 0, 1000, {}).modalities["embedding"].reads == "decoder"
 
 
 def test_an_option_of_a_section_that_the_preset_does_not_write():
