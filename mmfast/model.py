@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -256,11 +256,14 @@ class Model(nn.Module):
                 found[name] = torch.where((times[:, k] == 0)[:, None, None, None], x, 0.0)
         return found
 
-    def forward(self, z_t: Tensor, times: Tensor, told: Mapping[str, Tensor], decode: bool = True) -> Prediction:
+    def forward(
+        self, z_t: Tensor, times: Tensor, told: Mapping[str, Tensor], only_heads: Collection[str] | None = None
+    ) -> Prediction:
         """z_t [B, C, H, W], times int64 [B, 1 + N] (or [B] for all), `told` from `tell` -> the predictions.
 
-        decode=False computes the encoder alone, and the predictions of the heads that read it.
+        only_heads: names of modalities whose heads read the encoder, to compute these alone, without the decoder.
         """
+        decode = only_heads is None
         times = self._each(times)
         given = times == 0
         # In a model that was cast, for instance by .half(), only the network computes in that type.
@@ -276,7 +279,7 @@ class Model(nn.Module):
         else:
             found = self.backbone(z_t, times[:, 0], **how)
         cast = dtype != torch.float32
-        parts = [self.part(name) for name in self.names if decode or self.part(name).reads == "encoder"]
+        parts = [self.part(name) for name in (self.names if only_heads is None else only_heads)]
         heads = {part.name: part.head(head_inputs.features(part, found, cast)) for part in parts}
         return Prediction(self.out(self.norm(found.pixels)) if decode else None, heads, found)
 

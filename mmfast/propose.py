@@ -56,8 +56,14 @@ BESIDE_A_ROW = "Diffused like the row. It is predicted from a given row in one s
 # What may stand beside an image for Muon to be proposed. It was compared with AdamW for masks, labels and feature maps,
 # each alone, and for all of these with captions (docs/training.md).
 MUON = {"mask", "label", "caption", "feature_map"}
-# What the encoder reads off an image, with the weight of the pass without noise (train.clean_pass) in its preset.
-CLEAN_PASS = {"label": 0.25, "feature_map": 20.0}
+# Where all that stands beside an image is read off it by the encoder alone, the weight of the pass without noise
+# (train.clean_pass): that of the preset, or of the two presets' the larger.
+CLEAN_PASS = {
+    frozenset({"label"}): 0.25,
+    frozenset({"mask"}): 20.0,
+    frozenset({"feature_map"}): 20.0,
+    frozenset({"label", "feature_map"}): 20.0,
+}
 # Measures the seconds that a training step takes with a config.
 Timer = Callable[[Config], float]
 
@@ -127,23 +133,28 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
     """A config for a guess, as plain data: the options of the presets that train on the same kinds."""
     specs = guessed.modalities
     beside = {x["kind"] for name, x in specs.items() if name != guessed.anchor}
+    side = _side(specs[guessed.anchor]["size"])
+    backbone = _backbone(specs[guessed.anchor]["size"], "embedding" in beside)
+    clean_pass = CLEAN_PASS.get(frozenset(beside), 0.0)
+    if "mask" in beside and backbone["kind"] != "unet":
+        clean_pass = 0.0  # an encoder without a grid has nothing to read a mask off
     anchor: dict[str, Any] = {"given_steps": 1} if beside else {}
-    anchor |= modalities.anchor_defaults(map(modalities.kind, beside))
-    weights = [CLEAN_PASS.get(kind, 0.0) for kind in beside]
-    clean_pass = max(weights) if weights and all(weights) else 0.0
     if clean_pass:  # all is read off images in a pass of their own
         anchor["given_probability"] = 0.0
+    else:
+        anchor |= modalities.anchor_defaults(map(modalities.kind, beside))
     parts = {guessed.anchor: specs[guessed.anchor] | anchor}
     for name, x in specs.items():
         if name != guessed.anchor:
             parts[name] = {**x, **BESIDE[x["kind"]][1], **modalities.kind(x["kind"]).beside}
+            if clean_pass and x["kind"] == "mask":
+                parts[name]["reads"] = "encoder"
     for name, share in guessed.shares.items():
         if share < OFTEN:
             often = round((1 + share) / 2, 2)
             weight = parts[name].get("loss_weight", 1.0) / often  # its loss counts only in that share of the examples
             parts[name] |= {"labelled_share": often, "loss_weight": round(weight, 3)}
     held_out = min(0.1, MOST_HELD_OUT / guessed.examples)
-    side = _side(specs[guessed.anchor]["size"])
     train: dict[str, Any] = {
         "steps": 1,
         "batch_size": 128 if side < 16 else batch_size,
@@ -161,7 +172,7 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
         "anchor": guessed.anchor,
         "data": guessed.data() | {"test_fraction": round(held_out, 4)},
         "modalities": parts,
-        "backbone": _backbone(specs[guessed.anchor]["size"], "embedding" in beside),
+        "backbone": backbone,
         "loss": {"target": "v" if beside == {"label"} else "x0"},
         "train": train,
         "sample": {"sampler": "dpmpp_2m", "steps": SAMPLE_STEPS, **({"first": labels} if labels else {})},

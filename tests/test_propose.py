@@ -93,6 +93,21 @@ def test_only_what_the_encoder_reads_alone_has_a_pass_without_noise():
     assert "clean_pass" not in alone["train"]
 
 
+def test_a_mask_is_read_off_the_encoder_if_that_has_a_grid():
+    made = yaml.safe_load(propose(guessed(mask=MASK), 30, timer(0.25)).text)
+    image, mask = made["modalities"].values()
+    assert mask["reads"] == "encoder" and made["train"]["clean_pass"] == 20.0
+    assert (image["given_probability"], image["given_steps"]) == (0.0, 1) and "given_at_T" not in image
+    small = Guess("", "image", {"image": {**IMAGE, "size": 8}, "mask": {**MASK, "size": 8}}, examples=4000)
+    made = yaml.safe_load(propose(small, 30, lambda config: 0.01).text)
+    image, mask = made["modalities"].values()
+    assert made["backbone"]["kind"] == "mlp" and "reads" not in mask and "clean_pass" not in made["train"]
+    assert (image["given_probability"], image["given_at_T"]) == (0.85, 1.0)
+    small.modalities["mask"] = LABEL
+    made = yaml.safe_load(propose(small, 30, lambda config: 0.01).text)
+    assert made["backbone"]["kind"] == "mlp" and made["train"]["clean_pass"] == 0.25
+
+
 def test_captions():
     """Their options are those of the preset that has them."""
     proposal = propose(guessed(caption={"kind": "caption", "text_encoder": "minilm"}), 30, timer(0.25))

@@ -10,9 +10,12 @@ from benchmarks.paper.core import OURS, Method, Task, Trained
 from benchmarks.paper.report import Metric
 
 MASK, IMAGE = "modalities.mask", "modalities.image"
+# How the preset taught to predict masks before it had a pass without noise: by the decoder, from given images.
+DECODER = {f"{MASK}.reads": "decoder", "train.clean_pass": 0.0}
+GIVEN = {**DECODER, f"{IMAGE}.given_probability": 0.85, f"{IMAGE}.given_at_T": 1.0}
 # Masks predicted from images at little noise instead of from given ones.
 UNKNOWN = {
-    f"{IMAGE}.given_probability": 0.0,
+    **DECODER,
     f"{MASK}.given_probability": 0.1,
     f"{MASK}.unknown_probability": 0.6,
     "train.low_noise": {"share": 0.6, "until": 0.03},
@@ -38,9 +41,12 @@ TASK = Task(
         _variant("learned encoder", {f"{MASK}.encoder": "learned"}),
         _variant("loss weight of the mask 1", {f"{MASK}.loss_weight": 1.0}),
         _variant("loss weight of the mask 0.03", {f"{MASK}.loss_weight": 0.03}),
-        _variant("the image given in 0.7", {f"{IMAGE}.given_probability": 0.7}),
-        _variant("of a given image the mask is not always at T", {f"{IMAGE}.given_at_T": 0.8}),
-        _variant("unknown in 0.6, read at little noise", UNKNOWN),
+        _variant("no pass without noise", {"train.clean_pass": 0.0}),
+        _variant("a pass without noise of weight 5", {"train.clean_pass": 5.0}),
+        _variant("read off the decoder, the image given in 0.85", GIVEN),
+        _variant("read off the decoder, the image given in 0.7", {**GIVEN, f"{IMAGE}.given_probability": 0.7}),
+        _variant("read off the decoder, of a given image not always at T", {**GIVEN, f"{IMAGE}.given_at_T": 0.8}),
+        _variant("read off the decoder, unknown in 0.6, at little noise", UNKNOWN),
         _variant("a time of its own in 0.3", {f"{MASK}.own_time_probability": 0.3}),
     ],
     judge=image_mask.TASK.judge,

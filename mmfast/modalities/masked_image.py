@@ -39,6 +39,7 @@ class MaskedSpec(base.Spec):
     ratios: list[float] = option([0.1, 0.75], "least and greatest share of hidden blocks", min=0, max=1)
     rms: float = option(0.5, "root mean square of the pixels; the encoding divides by it", above=0)
     sigma: float = option(0.1, "standard deviation of the Gaussian head", above=0)
+    reads: str = base.reads_option("decoder")
 
 
 class Masked(Modality):
@@ -54,11 +55,11 @@ class Masked(Modality):
     metric = joint_metric = "rmse"
     extensions = (".png",)
     derived = restores = in_place = True
-    mirrors = True
+    mirrors = reads_levels = True
 
     def __init__(self, name: str, spec: MaskedSpec, space: SpaceShape) -> None:
         super().__init__(name, spec, space)
-        self.source = spec.of
+        self.source, self.reads = spec.of, spec.reads
         if space.channels is not None or spec.encoder != "fixed":
             raise MmfastError(f"modalities.{name} is masked, which needs space=own and encoder=fixed")
         if len(spec.ratios) != 2 or spec.ratios[0] > spec.ratios[1]:
@@ -80,9 +81,12 @@ class Masked(Modality):
         _, seen = ops.block_mask(x[:, :1], ratio, self.spec.block, seed=seed, sample_ids=numbers, stream=MASK)
         return torch.cat((x, seen), 1)
 
-    def build_head(self, features: int) -> None:
-        self.norm = base.head_norm(features)
-        self.out = nn.Conv2d(features, self.spec.channels, 3, padding=1)
+    def build_head(self, features: Any) -> None:
+        if self.reads == "encoder":
+            self.out: nn.Module = base.Pyramid(features, self.spec.channels)
+        else:
+            self.norm = base.head_norm(features)
+            self.out = nn.Conv2d(features, self.spec.channels, 3, padding=1)
 
     def check(self, x: Tensor, where: str) -> None:
         base.check_floats(x, self.shape, where)
@@ -104,8 +108,9 @@ class Masked(Modality):
         image, seen = encoding[:, :-1], encoding[:, -1:] > 0
         return torch.where(seen, image * self.spec.rms, anchor), seen.to(anchor.dtype)
 
-    def head(self, features: Tensor) -> Tensor:
-        return self.out(self.norm(features))
+    def head(self, features: Any) -> Tensor:
+        found: Tensor = self.out(features if self.reads == "encoder" else self.norm(features))
+        return found
 
     def nll(self, prediction: Tensor, x: Tensor) -> Tensor:
         """Over the visible pixels: hidden ones are not part of x, and their places are drawn, not learnt."""

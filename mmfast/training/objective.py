@@ -29,7 +29,8 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
     told=false nothing is given. A head that can read its modality off the anchor alone, because the modality is unknown
     or the encoder does not see it, is weighted by the anchor's alpha_bar, so that times at which little can be read do
     not dominate. Diffused and restored modalities are not weighted so.
-    With `train.clean_pass`, the heads that read the encoder also read the anchor without noise, in a pass of their own.
+    With `train.clean_pass`, the heads that read the encoder also read the anchor without noise, in a pass of their own,
+    and those that restore the anchor its visible parts alone, in another.
     batch: on the model's device; numbers: int64 [B], the examples' numbers in the run.
     """
     batch = model.complete(batch, config.seed, numbers)
@@ -41,8 +42,8 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
     # The noise is never written to memory: the loss regenerates it from its identity.
     noise: dict[str, Any] = {"seed": config.seed, "sample_ids": numbers, "stream": TRAIN_NOISE}
     passes = [_times(model, numbers, config, present)]
-    if config.train.clean_pass and any(model.part(name).reads == "encoder" for name in model.names):
-        passes.append(_clean(model, present))
+    if config.train.clean_pass:
+        passes += _clean(model, present)
     parts: dict[str, Tensor] = {}
     for drawn in passes:
         z_t = ops.q_sample(
@@ -56,8 +57,8 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
         )
         times = model.times(drawn.times, drawn.given)
         with torch.autocast(anchor.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-            prediction = model(z_t, times, model.tell(anchor, encodings, times), decode=drawn.decode)
-        if drawn.decode:
+            prediction = model(z_t, times, model.tell(anchor, encodings, times), only_heads=drawn.heads)
+        if drawn.heads is None:
             parts[model.anchor_name] = ops.diffusion_loss(
                 prediction.anchor,
                 anchor,
@@ -72,7 +73,7 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
             part = model.part(name)
             counts = _counts(model, name, drawn, present) * part.spec.loss_weight
             found = (counts * part.loss(output.float(), data[name])).mean()
-            parts[name] = found if drawn.decode else parts[name] + config.train.clean_pass * found
+            parts[name] = found if drawn.heads is None else parts[name] + config.train.clean_pass * found
     return parts
 
 
@@ -101,7 +102,7 @@ class Drawn:
     unknown: Tensor
     weight: Tensor  # of the anchor's loss, [B]
     diagonal: bool  # whether no modality can have a time of its own
-    decode: bool = True  # whether the decoder runs
+    heads: tuple[str, ...] | None = None  # those that read, if nothing but the encoder runs
 
     def of_z(self, model: Model) -> Tensor:
         """The times of z_t's blocks: [B] if all share one. Given and unknown modalities are not seen in z_t."""
@@ -149,10 +150,20 @@ def _times(model: Model, numbers: Tensor, config: Config, present: Tensor) -> Dr
     return Drawn(t, times, drawn.given, drawn.unknown, weight, diagonal=not own)
 
 
-def _clean(model: Model, present: Tensor) -> Drawn:
-    """The pass without noise: the anchor is given, everything else is unknown, at T, and only the encoder runs."""
-    given = torch.zeros_like(present)
-    given[:, 0] = present[:, 0]
-    t = torch.full_like(present[:, 0], model.schedule.T, dtype=torch.int64)
-    times = t[:, None].expand_as(present)
-    return Drawn(t, times, given, 1 - given, torch.ones_like(present[:, 0]), diagonal=True, decode=False)
+def _clean(model: Model, present: Tensor) -> list[Drawn]:
+    """The passes without noise: something is given, all else is unknown, at T, and only the encoder runs.
+
+    What reads the anchor is given the anchor, and what restores it what is visible of it.
+    """
+    readers = [name for name in model.names if model.part(name).reads == "encoder"]
+    restoring = [name for name in readers if model.part(name).restores]
+    heads = {model.anchor_name: tuple(name for name in readers if name not in restoring)}
+    heads |= {name: (name,) for name in restoring}
+    found, T = [], model.schedule.T
+    for source in filter(heads.get, heads):
+        given, k = torch.zeros_like(present), [model.anchor_name, *model.names].index(source)
+        given[:, k] = present[:, k]
+        t = torch.full_like(present[:, 0], T, dtype=torch.int64)
+        times, weight = t[:, None].expand_as(present), torch.ones_like(present[:, 0])
+        found.append(Drawn(t, times, given, 1 - given, weight, diagonal=True, heads=heads[source]))
+    return found

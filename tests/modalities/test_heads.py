@@ -136,7 +136,8 @@ def test_a_mask_that_the_encoder_reads_is_told_nothing_of_the_label(kind):
     one, other = (model(z, times, x) for x in told)
     assert one.heads["mask"].shape == (3, 2, 8, 8)
     assert torch.equal(one.heads["mask"], other.heads["mask"]) and not torch.equal(one.anchor, other.anchor)
-    alone = model(z, times, told[0], decode=False)
+    alone = model(z, times, told[0], only_heads=["mask"])
+    assert alone.anchor is None and [*alone.heads] == ["mask"]
     torch.testing.assert_close(alone.heads["mask"], one.heads["mask"])
     assert [x.shape[1] for x in one.features.levels] == [*model.backbone.levels]
     half = model.half()

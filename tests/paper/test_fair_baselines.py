@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.paper import any_to_any, image_embedding, image_label, supervised
+from benchmarks.paper import any_to_any, image_embedding, image_label, image_mask, supervised
 from benchmarks.paper.core import OURS
 from mmfast.build import build_data, build_model
 
@@ -24,6 +24,19 @@ def test_a_model_that_draws_alone_learns_nothing_else():
         (other,) = [spec for n, spec in found.modalities.items() if n != "image"]
         assert other.loss_weight == 0 and not other.given_at_T and other.given_probability == 0.9
         assert found.modalities["image"].given_probability == 0 and other.weight.kind == "none"
+
+
+def test_the_models_that_a_mask_is_compared_with_have_the_better_of_its_heads_and_no_pass_of_its_own():
+    task = image_mask.TASK
+    image, alone = (task.config(task.method(name), 0, 1000, {}) for name in (image_mask.IMAGE, image_mask.SEGMENTATION))
+    assert image.train.clean_pass == 0 and [*image.modalities] == ["image"]
+    judge = task.config(task.judge, 0, 1000, {})
+    assert alone.modalities["mask"].reads == judge.modalities["mask"].reads == "decoder"
+    assert task.config(task.method(OURS), 0, 1000, {}).modalities["mask"].reads == "encoder"
+    # Of those of six modalities, every mask is read off the decoder, as it was measured.
+    for method in any_to_any.TASK.methods[:3]:
+        mask = any_to_any.TASK.config(method, 0, 1000, {}).modalities.get("mask")
+        assert mask is None or mask.reads == "decoder"
 
 
 def test_the_models_that_a_map_is_compared_with_have_the_better_of_its_heads_and_no_pass_of_its_own():

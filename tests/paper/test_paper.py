@@ -135,6 +135,20 @@ def test_options_are_chosen_by_other_images_in_a_folder_of_their_own(tmp_path):
     assert len(elsewhere) == 2 and plan.work.name not in elsewhere  # models of other data are others
 
 
+def test_the_name_of_a_folder_stays_short_with_many_options(tmp_path):
+    """A file system takes 255 bytes; other options still have another folder, in whatever order they are given."""
+    many = [f"--set=modalities.mask.{key}={value}" for key, value in (
+        ("given_probability", 0.125), ("unknown_probability", 0.25), ("own_time_probability", 0.375),
+        ("given_at_T", 0.5), ("loss_weight", 0.0625), ("given_steps", 12), ("reads", "encoder"), ("encoder", "fixed"),
+    )]  # fmt: skip
+    args = ["image-mask", "--validate", "--data", "somewhere", "--work", str(tmp_path)]
+    names = [paper.plan_of(paper.parse([*args, *more])).work.name for more in (many, many[::-1], many[1:], many[:1])]
+    assert names[0] == names[1] != names[2] and all(len(name.encode()) <= 255 for name in names)
+    for name in names:
+        (tmp_path / name).mkdir(exist_ok=True)
+    assert "modalities.mask.given_probability=0.125" in names[3]
+
+
 def test_every_method_sees_as_many_images_and_has_the_same_backbone():
     for task in map(paper.load, paper.TASKS):
         configs = [task.config(method, 0, 6400, {}) for method in task.methods if method.share == 1]

@@ -1,5 +1,6 @@
 """The training loss by value: against a second writing of it, from the design, an example at a time in float64."""
 
+import itertools
 import math
 
 import pytest
@@ -136,12 +137,16 @@ def by_design(model, config, batch, numbers):
 
 
 def clean(model, config, data, numbers, present):
-    """The sums of what the encoder's heads say of the image without noise, with z at T and nothing else known."""
+    """The sums of what the encoder's heads say of the image without noise, with z at T and nothing else known.
+
+    A head that restores the image gets its visible parts instead.
+    """
     if not config.train.clean_pass:
         return {}
     names, schedule, totals = list(model.parts), model.schedule, {}
     T, anchor = schedule.T, names[0]
-    for b in range(B):
+    restoring = [n for n in names[1:] if model.part(n).restores and model.part(n).reads == "encoder"]
+    for b, source in itertools.product(range(B), [anchor, *restoring]):
         z = {n: x[b : b + 1] for n, x in data.items()}
         E = {n: model.part(n).encode(z[n]).double() for n in names[1:]}
         shape = (1, model.channels, *model.shape[1:])
@@ -153,9 +158,10 @@ def clean(model, config, data, numbers, present):
             if present[n][b]:
                 start = model.starts[n] if config.space == "own" else 0
                 noisy[:, start : start + E[n].shape[1]] += float(schedule.W[T, schedule.names.index(n)]) * E[n]
-        times = torch.tensor([[0 if present[anchor][b] else T, *[T] * len(names[1:])]])
-        said = model(noisy.float(), times, model.tell(z[anchor], {}, times))  # of the whole network
-        for n in names[1:]:
+        times = torch.tensor([[0 if n == source and present[n][b] else T for n in names]])
+        told = model.tell(z[anchor], {n: e.float() for n, e in E.items()}, times)
+        said = model(noisy.float(), times, told)  # of the whole network
+        for n in [source] if source != anchor else [n for n in names[1:] if n not in restoring]:
             if model.part(n).reads == "encoder" and present[n][b]:
                 loss = float(model.part(n).loss(said.heads[n], z[n]))
                 counts = (1.0 if present[anchor][b] else abar) * model.part(n).spec.loss_weight
@@ -205,6 +211,14 @@ CASES = {
     "clean pass, a mask of the encoder": {
         "train.clean_pass": 0.5, f"{MASK}.reads": "encoder", f"{MASK}.unknown_probability": 0.3,
         "backbone": "{kind: dit, width: 16, blocks: 2, heads: 2, features: 8}"},
+    "clean passes, hidden parts of the encoder": {
+        "train.clean_pass": 0.5, f"{IMAGE}.given_probability": 0.4, "modalities.hidden":
+        "{kind: masked, channels: 1, size: 8, block: 2, loss_weight: 0.5, reads: encoder}",
+        "backbone": "{kind: dit, width: 16, blocks: 2, heads: 2, features: 8}"},
+    "a clean pass of hidden parts alone": {
+        "train.clean_pass": 1.5, f"{LABEL}.reads": "decoder", "modalities.hidden":
+        "{kind: masked, channels: 1, size: 8, block: 2, reads: encoder}",
+        "backbone": "{kind: dit, width: 16, blocks: 2, heads: 2, features: 8}"},
     "own times": {f"{LABEL}.own_time_probability": 0.6, f"{MASK}.own_time_probability": 0.4,
                   f"{MASK}.unknown_probability": 0.2},
 }  # fmt: skip
@@ -232,6 +246,32 @@ def test_the_loss_is_that_of_the_design(name, missing):
     assert found.keys() == want.keys()
     for n in want:
         assert want[n] > 0 and found[n] == pytest.approx(want[n], rel=2e-5), n
+
+
+HIDDEN = "{kind: masked, channels: 1, size: 8, block: 2, reads: %s}"
+
+
+@pytest.mark.parametrize(
+    ("label", "hidden", "passes"),
+    [
+        ("encoder", "encoder", [("label",), ("hidden",)]),
+        ("decoder", "encoder", [("hidden",)]),
+        ("encoder", "decoder", [("label",)]),
+        ("decoder", "decoder", []),
+    ],
+)
+def test_a_pass_without_noise_computes_no_head_that_does_not_count_in_it(label, hidden, passes, monkeypatch):
+    pairs = [
+        ("backbone", "{kind: dit, width: 16, blocks: 2, heads: 2, features: 8}"), ("train.clean_pass", "1"),
+        (f"{LABEL}.reads", label), ("modalities.hidden", HIDDEN % hidden),
+    ]  # fmt: skip
+    config = configs.load("digits", pairs)
+    model, seen = build_model(config), []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda *args, only_heads: seen.append(only_heads) or forward(
+        *args, only_heads=only_heads))  # fmt: skip
+    losses(model, build_data(config).train.__getitems__(range(B)), torch.arange(B), config)
+    assert seen == [None, *passes]
 
 
 def test_nothing_is_read_without_noise_off_an_image_that_is_missing():
