@@ -281,7 +281,24 @@ class Model(nn.Module):
         cast = dtype != torch.float32
         parts = [self.part(name) for name in (self.names if only_heads is None else only_heads)]
         heads = {part.name: part.head(head_inputs.features(part, found, cast)) for part in parts}
-        return Prediction(self.out(self.norm(found.pixels)) if decode else None, heads, found)
+        anchor = self._restored(self.out(self.norm(found.pixels)), z_t, times, heads) if decode else None
+        return Prediction(anchor, heads, found)
+
+    def _restored(self, anchor: Tensor, z_t: Tensor, times: Tensor, heads: Mapping[str, Tensor]) -> Tensor:
+        """The prediction of the anchor, which is the restoring head's where the network sees visible pixels alone.
+
+        That is at time T, with hidden parts given whose head reads the encoder.
+        """
+        if not self.fades_image:
+            return anchor
+        of_z, of_prediction = TARGETS[self.target].x0(self.schedule.alpha_bar[-1])
+        for k, name in enumerate(self.names, 1):
+            if self.part(name).restores and self.part(name).reads == "encoder" and self._in_place(name):
+                # The prediction from which this z_0 follows.
+                said = (heads[name] - of_z * self.anchor_block(z_t)) / of_prediction
+                at = (times[:, 0] == self.schedule.T) & (times[:, k] == 0)
+                anchor = torch.where(at[:, None, None, None], said.to(anchor.dtype), anchor)
+        return anchor
 
     def _with_planes(self, z_t: Tensor, given: Tensor, told: Mapping[str, Tensor]) -> Tensor:
         """In shared channels: z_t, the encodings of what is given and a plane for each modality."""

@@ -181,8 +181,9 @@ def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:
 
 METHODS = [
     Method(OURS, ours),
-    Method(RESTORATION, restoration, supervised=("masked", "masked")),
-    Method(IMAGE, image_alone, {"modalities.masked": None, "train.given_probability": 0.0}),
+    # It restores best from the decoder, which it has to itself.
+    Method(RESTORATION, restoration, {"modalities.masked.reads": "decoder"}, supervised=("masked", "masked")),
+    Method(IMAGE, image_alone, {"modalities.masked": None, "train.given_probability": 0.0, "train.clean_pass": 0.0}),
 ]
 NEEDED = {OURS: main, RESTORATION: _alone, IMAGE: _drawn}
 TASK = Task(

@@ -37,6 +37,58 @@ def config(*more):
     return configs.load("digits", [*OPTIONS, *more])
 
 
+def reading(target):
+    """A model whose hidden parts are restored off the encoder, with weights that are not zero."""
+    more = [
+        ("backbone", "{kind: dit, width: 16, blocks: 2, heads: 2, features: 8}"), ("loss.target", target),
+        ("modalities.masked.reads", "encoder"),
+    ]  # fmt: skip
+    model = build_model(config(*more)).eval()
+    generator = torch.Generator().manual_seed(0)
+    for p in model.parameters():
+        p.data = 0.1 * torch.randn(p.shape, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("target", ["x0", "v", "eps"])
+@torch.no_grad()
+def test_where_visible_pixels_are_all_that_is_seen_the_head_predicts_the_image(target):
+    model = reading(target)
+    T, names = model.schedule.T, [model.anchor_name, *model.names]
+    generator = torch.Generator().manual_seed(1)
+    z, image = (torch.randn(4, n, SIZE, SIZE, generator=generator) for n in (model.channels, 1))
+    masked = model.part("masked").hide(image.clamp(-1, 1), 0.5, 0, torch.arange(4))
+    times = torch.full((4, len(names)), T)
+    times[:, names.index("masked")] = torch.tensor([0, 0, T, 0])
+    times[1, 0] = T - 1
+    times[3, 0] = 0  # the image itself is given
+    told = model.tell(image, model.encode({"masked": masked}), times)
+    found = model(z, times, told)
+    own, head = model.out(model.norm(found.features.pixels)), found.heads["masked"]
+    assert torch.equal(found.anchor[1:], own[1:])
+    if target == "eps":  # whose network sees the noise of hidden pixels
+        assert torch.equal(found.anchor, own)
+    else:  # z_0 of the design's equations for this target
+        abar = model.schedule.alpha_bar[T]
+        z0 = {"x0": found.anchor[0], "v": abar.sqrt() * z[0, :1] - (1 - abar).sqrt() * found.anchor[0]}[target]
+        torch.testing.assert_close(z0.float(), head[0], atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(found.anchor[0], own[0], atol=1e-2)
+
+
+@torch.no_grad()
+def test_one_step_restores_by_the_head_that_reads_the_encoder():
+    model = reading("x0")
+    image = torch.rand(B, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    masked = model.part("masked").hide(image, 0.5, 0, torch.arange(B))
+    drawn = sample(model, B, given={"masked": masked}, steps=1)["image"]
+    times = torch.full((B, 1 + len(model.names)), model.schedule.T)
+    times[:, 1 + model.names.index("masked")] = 0
+    said = model(
+        torch.zeros(B, model.channels, SIZE, SIZE), times, model.tell(None, model.encode({"masked": masked}), times)
+    )
+    torch.testing.assert_close(drawn, said.heads["masked"].clamp(-1, 1), atol=1e-5, rtol=1e-5)
+
+
 def test_hides_whole_blocks_of_the_share_asked_for():
     part, image = make()
     for ratio in (0.0, 0.25, 0.5, 1.0):

@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.paper import any_to_any, image_embedding, image_label, image_mask, supervised
+from benchmarks.paper import any_to_any, image_embedding, image_label, image_mask, masked_image, supervised
 from benchmarks.paper.core import OURS
 from mmfast.build import build_data, build_model
 
@@ -37,6 +37,19 @@ def test_the_models_that_a_mask_is_compared_with_have_the_better_of_its_heads_an
     for method in any_to_any.TASK.methods[:3]:
         mask = any_to_any.TASK.config(method, 0, 1000, {}).modalities.get("mask")
         assert mask is None or mask.reads == "decoder"
+
+
+def test_the_models_that_restoration_is_compared_with_have_the_better_of_its_heads_and_no_pass_of_their_own():
+    task = masked_image.TASK
+    image, alone = (
+        task.config(task.method(name), 0, 1000, {}) for name in (masked_image.IMAGE, masked_image.RESTORATION)
+    )
+    assert image.train.clean_pass == 0 and [*image.modalities] == ["image"]
+    assert alone.modalities["masked"].reads == "decoder"
+    assert task.config(task.method(OURS), 0, 1000, {}).modalities["masked"].reads == "encoder"
+    for method in any_to_any.TASK.methods:
+        masked = any_to_any.TASK.config(method, 0, 1000, {}).modalities.get("masked")
+        assert masked is None or masked.reads == "decoder"
 
 
 def test_the_models_that_a_map_is_compared_with_have_the_better_of_its_heads_and_no_pass_of_its_own():
