@@ -72,8 +72,8 @@ class TrainSpec:
     low_noise: LowNoiseSpec = field(default_factory=LowNoiseSpec)
     clean_pass: float = option(
         0.0,
-        "weight of a second pass of every example, through the encoder alone, where the heads that read the encoder "
-        "read the anchor without noise (or, of hidden parts, the visible ones); 0: no such pass",
+        "weight of a further pass of every example, through the encoder alone, in which its heads read the anchor "
+        "without noise, and those of hidden parts the visible pixels alone; 0: no such pass",
         min=0,
     )
     precision: str = option("fp32", "arithmetic of the network", choices=PRECISIONS)

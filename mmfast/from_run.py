@@ -2,7 +2,8 @@
 
 A new modality has its own encoder, head and embeddings, which are fresh. The weights of its input channels are zero, so
 at first, where it is not given, the other modalities are predicted as before. The same goes for a modality whose
-encoder or weight W has changed, because its channels mean something else. Hidden parts are an exception: they are seen
+encoder or weight W has changed, because its channels mean something else. A head that now reads other features is
+fresh. Hidden parts are an exception: they are seen
 in the image's own pixels and change the scale in which the image is seen (`Model.fades_image`).
 """
 
@@ -21,6 +22,7 @@ from mmfast import backbones
 from mmfast.build import build_model
 from mmfast.config import Config
 from mmfast.errors import MmfastError
+from mmfast.modalities.heads import Pyramid
 from mmfast.model import Model
 from mmfast.run import Run
 from mmfast.sizes import plain
@@ -31,7 +33,7 @@ FREE = ("dropout",)
 
 @dataclass(frozen=True)
 class Kept:
-    """The modalities whose weights were kept, those that are fresh, and those of the run that were left out."""
+    """The modalities whose weights were kept, what is fresh, and the modalities of the run that were left out."""
 
     folder: Path
     kept: tuple[str, ...]
@@ -65,10 +67,12 @@ def take_weights(model: Model, config: Config, folder: str | Path) -> Kept:
         *(f"{of}.{n}." for n in both for of in ("parts", "time_of", "tell_decoder")),
     )
     inputs, found = _inputs(theirs, old), {}
+    heads = tuple(name for name in both if old.part(name).reads != model.part(name).reads)
+    new_heads = tuple(f"parts.{name}.{of}." for name in heads for of in ("out", "norm"))
     pairs = {name: (theirs.modalities[name], config.modalities[name]) for name in both}
     seen = {name for name, (a, b) in pairs.items() if (a.encoder, a.weight) == (b.encoder, b.weight)}
     for key, x in state.items():
-        if not key.startswith(prefixes) or key not in had:
+        if not key.startswith(prefixes) or key not in had or key.startswith(new_heads):
             continue
         new = _widened(had[key], x, old, model, {"", *seen}) if key in inputs else had[key]
         if new.shape != x.shape:
@@ -79,6 +83,7 @@ def take_weights(model: Model, config: Config, folder: str | Path) -> Kept:
         found[key] = new
     model.load_state_dict({**state, **found})
     fresh = tuple(name for name in model.parts if name not in both)
+    fresh += tuple(f"the head of {name}, which reads other features" for name in heads)
     scaled = model.fades_image != old.fades_image
     return Kept(run.folder, both, fresh, tuple(name for name in old.parts if name not in both), scaled)
 
@@ -112,13 +117,15 @@ def _check(config: Config, theirs: Config, folder: Path) -> None:
 
 
 def _inputs(config: Config, model: Model) -> set[str]:
-    """The backbone's input weights: those whose shape depends on the number of channels."""
+    """The weights for what the backbone sees, whose shape depends on its channels: its own, and some of heads."""
     with torch.device("meta"):
         wider = backbones.kind(config.backbone.kind).Backbone(
             config.backbone, len(model.seen_layout()) + 1, plain(model.shape[1:])
         )
     now = model.backbone.state_dict()
-    return {f"backbone.{name}" for name, x in wider.state_dict().items() if x.shape != now[name].shape}
+    found = {f"backbone.{name}" for name, x in wider.state_dict().items() if x.shape != now[name].shape}
+    pyramids = [name for name, module in model.named_modules() if isinstance(module, Pyramid)]
+    return found | {f"{name}.past.weight" for name in pyramids}
 
 
 def _widened(weight: Tensor, like: Tensor, old: Model, new: Model, kept: Collection[str]) -> Tensor:

@@ -29,7 +29,7 @@ class Prediction:
     """The network's predictions from z_t, for the anchor (eps, x0 or v) and every other modality (its head's output).
 
     features: the backbone's, from which all predictions are made. Without the decoder, `anchor` is None, and there are
-    only the heads that read the encoder.
+    only the heads that were asked for.
     """
 
     anchor: Tensor | None
@@ -281,22 +281,27 @@ class Model(nn.Module):
         cast = dtype != torch.float32
         parts = [self.part(name) for name in (self.names if only_heads is None else only_heads)]
         heads = {part.name: part.head(head_inputs.features(part, found, cast)) for part in parts}
-        anchor = self._restored(self.out(self.norm(found.pixels)), z_t, times, heads) if decode else None
-        return Prediction(anchor, heads, found)
+        return Prediction(self.out(self.norm(found.pixels)) if decode else None, heads, found)
 
-    def _restored(self, anchor: Tensor, z_t: Tensor, times: Tensor, heads: Mapping[str, Tensor]) -> Tensor:
-        """The prediction of the anchor, which is the restoring head's where the network sees visible pixels alone.
+    def restored(self, prediction: Prediction, z_t: Tensor, times: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+        """The prediction of the anchor that sampling uses, from `forward` and its arguments.
 
-        That is at time T, with hidden parts given whose head reads the encoder.
+        At time T, if some visible pixels of the anchor are all that is given, and the head that restores the rest reads
+        the encoder, it is that head's answer: it learnt to restore from them alone (`train.clean_pass`).
         """
+        anchor = prediction.anchor
+        assert anchor is not None
         if not self.fades_image:
             return anchor
+        times = self._each(times)
         of_z, of_prediction = TARGETS[self.target].x0(self.schedule.alpha_bar[-1])
         for k, name in enumerate(self.names, 1):
-            if self.part(name).restores and self.part(name).reads == "encoder" and self._in_place(name):
-                # The prediction from which this z_0 follows.
-                said = (heads[name] - of_z * self.anchor_block(z_t)) / of_prediction
-                at = (times[:, 0] == self.schedule.T) & (times[:, k] == 0)
+            part = self.part(name)
+            if part.restores and part.reads == "encoder" and self._in_place(name) and name in told:
+                alone = (times == self.schedule.T).sum(1) == len(self.names)  # all but one are at T
+                at = alone & (times[:, k] == 0) & (told[name][:, -1] > 0).flatten(1).any(1)
+                # The prediction from which the head's z_0 follows.
+                said = (prediction.heads[name] - of_z * self.anchor_block(z_t)) / of_prediction
                 anchor = torch.where(at[:, None, None, None], said.to(anchor.dtype), anchor)
         return anchor
 

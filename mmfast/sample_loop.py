@@ -112,8 +112,10 @@ class Loop:
         It is told everything known except the modality `without`.
         """
         times, told = self.told[without]
-        found = self.model(z, torch.where(times < 0, self.plan.clock[at], times), told)
-        return found.anchor.float(), {name: x.float() for name, x in found.heads.items()}
+        times = torch.where(times < 0, self.plan.clock[at], times)
+        found = self.model(z, times, told)
+        anchor = self.model.restored(found, z, times, told)
+        return anchor.float(), {name: x.float() for name, x in found.heads.items()}
 
     def _predict(self, z: Tensor, at: int) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The network's predictions of the anchor, and the guided heads."""

@@ -72,6 +72,52 @@ def test_what_both_have_says_what_it_said(first):
     assert float(model.get_parameter(place).grad.abs().sum()) > 0
 
 
+LEVELS = {
+    "unet": UNET,
+    "dit": "{kind: dit, width: 16, blocks: 2, heads: 2, features: 8}",
+}
+
+
+@pytest.mark.parametrize("backbone", LEVELS)
+def test_heads_that_see_what_the_backbone_sees_are_widened_too(backbone, tmp_path, monkeypatch):
+    """A feature pyramid ends with the backbone's input, so its weights move with the channels."""
+    monkeypatch.setitem(MODALITIES, "mask", "{kind: mask, classes: 2, size: 8, reads: encoder}")
+    how = {"backbone": LEVELS[backbone]}
+    train(of("image", "mask", **how), str(tmp_path / "run"), quiet=True)
+    config = of("image", "label", "mask", **how)
+    model, (_, _, old) = build_model(config).eval(), load_run(tmp_path / "run", "cpu")
+    assert str(take_weights(model, config, tmp_path / "run")).endswith("image, mask; fresh: label")
+    g = torch.Generator().manual_seed(0)
+    z, t = torch.randn(4, model.channels, 8, 8, generator=g), torch.tensor([1, 300, 700, 1000])
+    label, mask = model.starts["label"], model.starts["mask"]
+    with torch.no_grad():
+        new, want = model(z, t, {}), old(torch.cat((z[:, :label], z[:, mask:]), 1), t, {})
+    torch.testing.assert_close(new.heads["mask"], want.heads["mask"])
+    assert float(want.heads["mask"].abs().max()) > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"),
+    [
+        ("mask", "{kind: mask, classes: 2, size: 8, reads: encoder}"),
+        ("label", "{kind: label, classes: 10, weight: {kind: carried}, reads: decoder}"),
+    ],
+)
+def test_a_head_that_reads_other_features_is_fresh(kind, other, tmp_path, monkeypatch):
+    how = {"backbone": LEVELS["dit"]}
+    train(of("image", "label", "mask", **how), str(tmp_path / "run"), quiet=True)
+    monkeypatch.setitem(MODALITIES, kind, other)
+    config = of("image", "label", "mask", **how)
+    model, (_, _, old) = build_model(config), load_run(tmp_path / "run", "cpu")
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    kept = take_weights(model, config, tmp_path / "run")
+    assert str(kept).endswith(f"fresh: the head of {kind}, which reads other features")
+    theirs = old.state_dict()
+    for name, x in model.state_dict().items():
+        fresh = name.startswith((f"parts.{kind}.out.", f"parts.{kind}.norm."))
+        assert torch.equal(x, before[name] if fresh else theirs[name]), name
+
+
 def test_another_order_and_fewer_modalities(first):
     folder, backbone = first
     config = of("mask", "image", backbone=backbone)

@@ -45,8 +45,8 @@ RUNNING: set[subprocess.Popen[bytes]] = set()
 # Set by `Task.config` and the command's own options.
 DECIDED = ("train.steps", "train.sample_every", "train.tensorboard", "evaluate.samples", "data.root", "data.validation")
 SMOKE = {"images": 640, "samples": 40}
-# The most bytes of a folder's name that spell out the options of --set.
-LONGEST = 200
+# The most bytes in the name of a folder that file systems take.
+LONGEST = 255
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -121,9 +121,10 @@ def plan_of(args: argparse.Namespace) -> cells.Plan:
     # A folder for every budget, so that several can be kept.
     name = "smoke" if args.smoke else f"{args.images}-images" + "-validation" * args.validate
     options = "".join(f",{key}={value}".replace("/", "_") for key, value in sorted(pairs.items()))
-    # A file system takes names of 255 bytes.
-    name += options if len(options.encode()) <= LONGEST else f",{len(pairs)}-options-{digest(options)[:16]}"
-    name += f",data-{digest(os.path.realpath(args.data))[:8]}" if args.data else ""
+    data = f",data-{digest(os.path.realpath(args.data))[:8]}" if args.data else ""
+    if len(f"{name}{options}{data}".encode()) > LONGEST:
+        options = f",{len(pairs)}-options-{digest(options)[:16]}"
+    name += options + data
     return cells.Plan(task, args.images, args.samples, args.work / name, changes, args.smoke, args.claims)
 
 

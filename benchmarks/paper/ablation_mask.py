@@ -10,8 +10,8 @@ from benchmarks.paper.core import OURS, Method, Task, Trained
 from benchmarks.paper.report import Metric
 
 MASK, IMAGE = "modalities.mask", "modalities.image"
-# How the preset taught to predict masks before it had a pass without noise: by the decoder, from given images.
 DECODER = {f"{MASK}.reads": "decoder", "train.clean_pass": 0.0}
+# How the preset learnt to predict masks before it had a pass without noise.
 GIVEN = {**DECODER, f"{IMAGE}.given_probability": 0.85, f"{IMAGE}.given_at_T": 1.0}
 # Masks predicted from images at little noise instead of from given ones.
 UNKNOWN = {

@@ -201,8 +201,15 @@ TASK = Task(
     smoke={
         "data": {"kind": "digits"},
         "modalities.image": {"kind": "image", "channels": 1, "size": 8, "levels": 17},
-        "modalities.masked": {"kind": "masked", "of": "image", "channels": 1, "size": 8, "block": 2},
-        "backbone": {"kind": "mlp", "width": 64, "blocks": 1, "features": 8},
+        "modalities.masked": {
+            "kind": "masked",
+            "of": "image",
+            "channels": 1,
+            "size": 8,
+            "block": 2,
+            "reads": "encoder",
+        },
+        "backbone": {"kind": "dit", "width": 32, "blocks": 2, "heads": 2, "features": 8},
         "sample": {"sampler": "ddim", "steps": 4, "batch_size": 50},
     },
 )

@@ -64,7 +64,7 @@ class Modality(nn.Module):
 
     kind: ClassVar[str]
     Spec: ClassVar[type[Spec]]
-    # Defaults in a config whose anchor is an image: its own, and the image's. They are those of the measured presets.
+    # Defaults in a config whose anchor is an image: its own, and the image's. They are measured: docs/configuration.md.
     beside: ClassVar[Mapping[str, Any]] = {}
     of_anchor: ClassVar[Mapping[str, Any]] = {}
     # The name of its score against the truth, and between two generated modalities.

@@ -29,8 +29,8 @@ def losses(model: Model, batch: Batch, numbers: Tensor, config: Config) -> dict[
     told=false nothing is given. A head that can read its modality off the anchor alone, because the modality is unknown
     or the encoder does not see it, is weighted by the anchor's alpha_bar, so that times at which little can be read do
     not dominate. Diffused and restored modalities are not weighted so.
-    With `train.clean_pass`, the heads that read the encoder also read the anchor without noise, in a pass of their own,
-    and those that restore the anchor its visible parts alone, in another.
+    With `train.clean_pass`, the heads that read the encoder also read the anchor without noise, in a pass of their own.
+    A head that restores the anchor has a pass in which it reads the visible parts alone.
     batch: on the model's device; numbers: int64 [B], the examples' numbers in the run.
     """
     batch = model.complete(batch, config.seed, numbers)

@@ -52,27 +52,32 @@ def reading(target):
 
 @pytest.mark.parametrize("target", ["x0", "v", "eps"])
 @torch.no_grad()
-def test_where_visible_pixels_are_all_that_is_seen_the_head_predicts_the_image(target):
+def test_where_visible_pixels_are_all_that_is_given_the_head_predicts_the_image(target):
+    """In the first example alone; in the others something else is given too, or the image is at another time."""
     model = reading(target)
-    T, names = model.schedule.T, [model.anchor_name, *model.names]
+    names, T, n = [model.anchor_name, *model.names], model.schedule.T, 6
     generator = torch.Generator().manual_seed(1)
-    z, image = (torch.randn(4, n, SIZE, SIZE, generator=generator) for n in (model.channels, 1))
-    masked = model.part("masked").hide(image.clamp(-1, 1), 0.5, 0, torch.arange(4))
-    times = torch.full((4, len(names)), T)
-    times[:, names.index("masked")] = torch.tensor([0, 0, T, 0])
+    z, image = (torch.randn(n, c, SIZE, SIZE, generator=generator) for c in (model.channels, 1))
+    masked = model.part("masked").hide(image.clamp(-1, 1), 0.5, 0, torch.arange(n))
+    masked[5, -1] = 0  # nothing is visible
+    data = {"masked": masked, "label": torch.arange(n), "mask": torch.ones(n, SIZE, SIZE, dtype=torch.int64)}
+    times = torch.full((n, len(names)), T)
+    times[:, names.index("masked")] = 0
     times[1, 0] = T - 1
-    times[3, 0] = 0  # the image itself is given
-    told = model.tell(image, model.encode({"masked": masked}), times)
-    found = model(z, times, told)
-    own, head = model.out(model.norm(found.features.pixels)), found.heads["masked"]
-    assert torch.equal(found.anchor[1:], own[1:])
+    times[2, names.index("masked")] = T
+    times[3, names.index("label")] = 0
+    times[4, names.index("mask")] = 500
+    told = model.tell(None, model.encode(data), times)
+    said = model(z, times, told)
+    found, own, head = model.restored(said, z, times, told), said.anchor, said.heads["masked"]
+    assert torch.equal(found[1:], own[1:])
     if target == "eps":  # whose network sees the noise of hidden pixels
-        assert torch.equal(found.anchor, own)
-    else:  # z_0 of the design's equations for this target
+        assert torch.equal(found, own)
+    else:  # z_0 by the design's equations for this target
         abar = model.schedule.alpha_bar[T]
-        z0 = {"x0": found.anchor[0], "v": abar.sqrt() * z[0, :1] - (1 - abar).sqrt() * found.anchor[0]}[target]
+        z0 = {"x0": found[0], "v": abar.sqrt() * z[0, :1] - (1 - abar).sqrt() * found[0]}[target]
         torch.testing.assert_close(z0.float(), head[0], atol=1e-5, rtol=1e-5)
-        assert not torch.allclose(found.anchor[0], own[0], atol=1e-2)
+        assert not torch.allclose(found[0], own[0], atol=1e-2)
 
 
 @torch.no_grad()
@@ -87,6 +92,17 @@ def test_one_step_restores_by_the_head_that_reads_the_encoder():
         torch.zeros(B, model.channels, SIZE, SIZE), times, model.tell(None, model.encode({"masked": masked}), times)
     )
     torch.testing.assert_close(drawn, said.heads["masked"].clamp(-1, 1), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_label_that_is_given_too_counts_from_the_first_step_on():
+    model = reading("x0")
+    image = torch.rand(B, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    masked = model.part("masked").hide(image, 0.5, 0, torch.arange(B))
+    one, other = (
+        sample(model, B, given={"masked": masked, "label": torch.full((B,), k)}, steps=1)["image"] for k in (1, 2)
+    )
+    assert not torch.allclose(one, other, atol=1e-3)
 
 
 def test_hides_whole_blocks_of_the_share_asked_for():
