@@ -56,7 +56,8 @@ def test_help_for_a_preset_shows_its_values_and_no_other_kind(capsys):
     ]
     assert found["modalities.mask.weight.scale"] == str(mask["weight"]["scale"]) == "1.5"
     assert found["modalities.mask.loss_weight"] == str(mask["loss_weight"])
-    assert found["modalities.image.given_at_T"] == "1.0" and found["modalities.mask.given_at_T"] == "null"
+    assert found["modalities.image.given_steps"] == "1" and found["modalities.mask.given_steps"] == "null"
+    assert found["modalities.image.given_at_T"] == "null" and found["train.clean_pass"] == "20.0"
     assert (found["train.steps"], found["backbone.patch"], found["loss.target"]) == ("77", "2", "x0")
     assert not any("NAME" in key or key.startswith("modalities.label") for key in found)
     assert found["train.low_noise.share"] == "0.0" and "backbone.width" not in found
