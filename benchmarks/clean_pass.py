@@ -15,7 +15,7 @@ from benchmarks import tables
 from benchmarks.timing import with_warm_allocator
 
 RESULTS = Path(__file__).parent / "results"
-PRESETS = ("image-label", "image-mask", "image-embedding", "any-to-any")
+PRESETS = ("image-label", "image-mask", "masked-image", "image-embedding", "any-to-any")
 
 
 def main() -> None:
