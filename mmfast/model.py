@@ -127,11 +127,11 @@ class Model(Space):
             return anchor
         times = self._each(times)
         of_z, of_prediction = TARGETS[self.target].x0(self.schedule.alpha_bar[-1])
-        for k, name in enumerate(self.names, 1):
+        alone = (times == self.schedule.T).sum(1) == len(self.names)  # all but one are at T
+        for name in self.names:
             part = self.part(name)
             if part.restores and part.reads == "encoder" and self._in_place(name) and name in told:
-                alone = (times == self.schedule.T).sum(1) == len(self.names)  # all but one are at T
-                at = alone & (times[:, k] == 0) & (told[name][:, -1] > 0).flatten(1).any(1)
+                at = alone & (told[name][:, -1] > 0).flatten(1).any(1)  # what is not given is told as zeros
                 # The prediction from which the head's z_0 follows.
                 said = (prediction.heads[name] - of_z * self.anchor_block(z_t)) / of_prediction
                 anchor = torch.where(at[:, None, None, None], said.to(anchor.dtype), anchor)
