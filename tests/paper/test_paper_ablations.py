@@ -77,7 +77,11 @@ def test_few_labels_run(tmp_path):
     ("name", "variant", "metrics"),
     [
         ("ablation", "sampled self-conditioning", {"label agreement", "mask IoU", "FD-pixels"}),
-        ("ablation-mask", "unknown in 0.6, read at little noise", {"mask against judge", "mean IoU", "FD-pixels"}),
+        (
+            "ablation-mask",
+            "read off the decoder, unknown in 0.6, at little noise",
+            {"mask against judge", "mean IoU", "FD-pixels"},
+        ),
         ("ablation-label", "W of the label: bridge, 2", {"consistency", "accuracy", "FD-pixels"}),
     ],
 )
