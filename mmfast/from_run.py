@@ -3,8 +3,8 @@
 A new modality has its own encoder, head and embeddings, which are fresh. The weights of its input channels are zero, so
 at first, where it is not given, the other modalities are predicted as before. The same goes for a modality whose
 encoder or weight W has changed, because its channels mean something else. A head that now reads other features is
-fresh. Hidden parts are an exception: they are seen
-in the image's own pixels and change the scale in which the image is seen (`Model.fades_image`).
+fresh. Hidden parts are an exception: they are seen in the image's own pixels and change the scale in which the image is
+seen (`Model.fades_image`).
 """
 
 from __future__ import annotations

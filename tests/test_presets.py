@@ -63,6 +63,14 @@ def test_help_for_a_preset_shows_its_values_and_no_other_kind(capsys):
     assert found["train.low_noise.share"] == "0.0" and "backbone.width" not in found
 
 
+def test_hidden_parts_have_the_options_that_were_measured():
+    """As the notes of their page say. Whatever a preset leaves out, such as given_at_T, is the kind's default."""
+    config = configs.load("masked-image")
+    hidden = config.modalities["masked"]
+    found = (hidden.given_probability, hidden.given_at_T, hidden.given_steps, hidden.loss_weight, hidden.reads)
+    assert found == (0.5, 0.0, 2, 0.1, "encoder") and config.train.clean_pass == 20.0
+
+
 def test_help_without_one_shows_the_defaults_of_every_kind(capsys):
     found = values(shown(capsys, "train", "--help"))
     assert found["train.steps"] == "100000" and found["modalities.NAME.loss_weight"] == "1.0"

@@ -181,7 +181,7 @@ def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:
 
 METHODS = [
     Method(OURS, ours),
-    # It restores best from the decoder, which it has to itself.
+    # Its head reads the decoder, which it has to itself.
     Method(RESTORATION, restoration, {"modalities.masked.reads": "decoder"}, supervised=("masked", "masked")),
     Method(IMAGE, image_alone, {"modalities.masked": None, "train.given_probability": 0.0, "train.clean_pass": 0.0}),
 ]

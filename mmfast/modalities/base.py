@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from mmfast.errors import MmfastError
 from mmfast.image_files import load_picture, white
 from mmfast.modalities.codes import code, draw_class, nearest, unit_rms
-from mmfast.modalities.heads import Pooled, Pyramid, Reader, head_norm, one_head, reads_option
+from mmfast.modalities.heads import PictureHead, Pooled, Reader, head_norm, one_head, reads_option
 from mmfast.modalities.spec import Spec, WeightSpec, size_option
 from mmfast.trust import source_digest
 
 # What the files of kinds import from here.
 __all__ = [
     "Modality",
+    "PictureHead",
     "Pooled",
-    "Pyramid",
     "Reader",
     "SpaceShape",
     "Spec",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -87,6 +88,24 @@ class Pyramid(nn.Module):
             h = block(x + F.interpolate(h, x.shape[-2:], mode="nearest"))
         said: Tensor = self.out(self.last(F.interpolate(h, image.shape[-2:], mode="nearest")) + self.past(image))
         return said
+
+
+class PictureHead:
+    """Mixed into a modality whose head predicts a picture: from the decoder's last features, or by a `Pyramid`."""
+
+    reads: str
+
+    def build_picture_head(self, features: Any, outputs: int) -> None:
+        """features: the decoder's channels, or the channels of the encoder's levels, as the head `reads` them."""
+        if self.reads == "encoder":
+            self.out: nn.Module = Pyramid(features, outputs)
+        else:
+            self.norm = head_norm(features)
+            self.out = nn.Conv2d(features, outputs, 3, padding=1)
+
+    def head(self, features: Any) -> Tensor:
+        found: Tensor = self.out(features if self.reads == "encoder" else self.norm(features))
+        return found
 
 
 def head_norm(features: int, pixels: int = 2) -> nn.Sequential:

@@ -55,7 +55,7 @@ class MaskSpec(base.Spec):
     reads: str = base.reads_option("decoder")
 
 
-class Mask(Modality):
+class Mask(base.PictureHead, Modality):
     kind = "mask"
     Spec = MaskSpec
     beside: ClassVar[dict[str, Any]] = {"weight": {"kind": "carried", "scale": 1.5}, "loss_weight": 0.1}
@@ -83,11 +83,7 @@ class Mask(Modality):
         return base.nearest(z0, self._codes())
 
     def build_head(self, features: Any) -> None:
-        if self.reads == "encoder":
-            self.out: nn.Module = base.Pyramid(features, self.spec.classes)
-        else:
-            self.norm = base.head_norm(features)
-            self.out = nn.Conv2d(features, self.spec.classes, 3, padding=1)
+        self.build_picture_head(features, self.spec.classes)
 
     def check(self, x: Tensor, where: str) -> None:
         least = 0 if self.spec.ignore is None else IGNORED
@@ -106,9 +102,6 @@ class Mask(Modality):
 
     def counted(self, encoding: Tensor, x: Tensor) -> Tensor:
         return encoding if self.spec.ignore is None else encoding * (x != IGNORED)[:, None]
-
-    def head(self, features: Any) -> Tensor:
-        return self.out(features if self.reads == "encoder" else self.norm(features))
 
     def nll(self, prediction: Tensor, x: Tensor) -> Tensor:
         return F.cross_entropy(prediction, x, reduction="none", ignore_index=IGNORED).flatten(1).sum(1)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from PIL import Image as PILImage
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmfast import ops
 from mmfast.errors import MmfastError
@@ -42,7 +42,7 @@ class MaskedSpec(base.Spec):
     reads: str = base.reads_option("decoder")
 
 
-class Masked(Modality):
+class Masked(base.PictureHead, Modality):
     kind = "masked"
     Spec = MaskedSpec
     beside: ClassVar[dict[str, Any]] = {
@@ -82,11 +82,7 @@ class Masked(Modality):
         return torch.cat((x, seen), 1)
 
     def build_head(self, features: Any) -> None:
-        if self.reads == "encoder":
-            self.out: nn.Module = base.Pyramid(features, self.spec.channels)
-        else:
-            self.norm = base.head_norm(features)
-            self.out = nn.Conv2d(features, self.spec.channels, 3, padding=1)
+        self.build_picture_head(features, self.spec.channels)
 
     def check(self, x: Tensor, where: str) -> None:
         base.check_floats(x, self.shape, where)
@@ -107,10 +103,6 @@ class Masked(Modality):
         """
         image, seen = encoding[:, :-1], encoding[:, -1:] > 0
         return torch.where(seen, image * self.spec.rms, anchor), seen.to(anchor.dtype)
-
-    def head(self, features: Any) -> Tensor:
-        found: Tensor = self.out(features if self.reads == "encoder" else self.norm(features))
-        return found
 
     def nll(self, prediction: Tensor, x: Tensor) -> Tensor:
         """Over the visible pixels: hidden ones are not part of x, and their places are drawn, not learnt."""

@@ -155,15 +155,15 @@ def _clean(model: Model, present: Tensor) -> list[Drawn]:
 
     What reads the anchor is given the anchor, and what restores it what is visible of it.
     """
-    readers = [name for name in model.names if model.part(name).reads == "encoder"]
-    restoring = [name for name in readers if model.part(name).restores]
-    heads = {model.anchor_name: tuple(name for name in readers if name not in restoring)}
-    heads |= {name: (name,) for name in restoring}
-    found, T = [], model.schedule.T
-    for source in filter(heads.get, heads):
+    heads: dict[str, list[str]] = {}  # by what is given
+    for part in map(model.part, model.names):
+        if part.reads == "encoder":
+            heads.setdefault(part.name if part.restores else model.anchor_name, []).append(part.name)
+    t = torch.full_like(present[:, 0], model.schedule.T, dtype=torch.int64)
+    times, weight = t[:, None].expand_as(present), torch.ones_like(present[:, 0])
+    found = []
+    for source, names in heads.items():
         given, k = torch.zeros_like(present), [model.anchor_name, *model.names].index(source)
         given[:, k] = present[:, k]
-        t = torch.full_like(present[:, 0], T, dtype=torch.int64)
-        times, weight = t[:, None].expand_as(present), torch.ones_like(present[:, 0])
-        found.append(Drawn(t, times, given, 1 - given, weight, diagonal=True, heads=heads[source]))
+        found.append(Drawn(t, times, given, 1 - given, weight, diagonal=True, heads=tuple(names)))
     return found

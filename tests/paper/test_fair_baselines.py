@@ -1,5 +1,6 @@
 """What the paper's tasks compare with: models that do one job as well as they can, in the same arithmetic."""
 
+import pytest
 import torch
 
 from benchmarks.paper import any_to_any, image_embedding, image_label, image_mask, masked_image, supervised
@@ -26,43 +27,27 @@ def test_a_model_that_draws_alone_learns_nothing_else():
         assert found.modalities["image"].given_probability == 0 and other.weight.kind == "none"
 
 
-def test_the_models_that_a_mask_is_compared_with_have_the_better_of_its_heads_and_no_pass_of_its_own():
-    task = image_mask.TASK
-    image, alone = (task.config(task.method(name), 0, 1000, {}) for name in (image_mask.IMAGE, image_mask.SEGMENTATION))
-    assert image.train.clean_pass == 0 and [*image.modalities] == ["image"]
-    judge = task.config(task.judge, 0, 1000, {})
-    assert alone.modalities["mask"].reads == judge.modalities["mask"].reads == "decoder"
-    assert task.config(task.method(OURS), 0, 1000, {}).modalities["mask"].reads == "encoder"
-    # Of those of six modalities, every mask is read off the decoder, as it was measured.
-    for method in any_to_any.TASK.methods[:3]:
-        mask = any_to_any.TASK.config(method, 0, 1000, {}).modalities.get("mask")
-        assert mask is None or mask.reads == "decoder"
+@pytest.mark.parametrize(
+    ("task", "image", "single", "name"),
+    [
+        (image_mask.TASK, image_mask.IMAGE, image_mask.SEGMENTATION, "mask"),
+        (masked_image.TASK, masked_image.IMAGE, masked_image.RESTORATION, "masked"),
+        (image_embedding.TASK, image_embedding.IMAGE, image_embedding.REGRESSOR, "embedding"),
+    ],
+    ids=["mask", "hidden parts", "map"],
+)
+def test_single_models_predict_by_the_decoder_and_draw_without_a_pass_of_what_is_read(task, image, single, name):
+    def config(method, task=task):
+        return task.config(method, 0, 1000, {})
 
-
-def test_the_models_that_restoration_is_compared_with_have_the_better_of_its_heads_and_no_pass_of_their_own():
-    task = masked_image.TASK
-    image, alone = (
-        task.config(task.method(name), 0, 1000, {}) for name in (masked_image.IMAGE, masked_image.RESTORATION)
-    )
-    assert image.train.clean_pass == 0 and [*image.modalities] == ["image"]
-    assert alone.modalities["masked"].reads == "decoder"
-    assert task.config(task.method(OURS), 0, 1000, {}).modalities["masked"].reads == "encoder"
-    for method in any_to_any.TASK.methods:
-        masked = any_to_any.TASK.config(method, 0, 1000, {}).modalities.get("masked")
-        assert masked is None or masked.reads == "decoder"
-
-
-def test_the_models_that_a_map_is_compared_with_have_the_better_of_its_heads_and_no_pass_of_its_own():
-    task = image_embedding.TASK
-    image, regressor = (
-        task.config(task.method(name), 0, 1000, {}) for name in (image_embedding.IMAGE, image_embedding.REGRESSOR)
-    )
-    assert image.train.clean_pass == 0 and [*image.modalities] == ["image"]
-    assert regressor.modalities["embedding"].reads == "decoder"
-    # That of six modalities was measured with the decoder, ours and its own model's.
-    (alone,) = [method for method, _ in any_to_any.SINGLE if method.name == "image to embedding alone"]
-    for method in (any_to_any.TASK.method(OURS), alone):
-        assert any_to_any.TASK.config(method, 0, 1000, {}).modalities["embedding"].reads == "decoder"
+    drawing = config(task.method(image))
+    assert drawing.train.clean_pass == 0 and [*drawing.modalities] == ["image"]
+    others = [task.method(single), *([task.judge] if task.judge else [])]
+    assert {config(method).modalities[name].reads for method in others} == {"decoder"}
+    assert config(task.method(OURS)).modalities[name].reads == "encoder"
+    # Of the models of six modalities all read the decoder, as they were measured.
+    six = [config(method, any_to_any.TASK).modalities.get(name) for method in any_to_any.TASK.methods]
+    assert {spec.reads for spec in six if spec is not None} == {"decoder"}
 
 
 def test_an_option_of_a_section_that_the_preset_does_not_write():
