@@ -147,7 +147,7 @@ def pictures(trained: Trained) -> dict[str, tuple[str, PILImage.Image]]:
 METHODS = [
     Method(OURS, ours),
     Method(IMAGE, image_alone, {"modalities.mask": None, "train.given_probability": 0.0, "train.clean_pass": 0.0}),
-    # Its head reads the decoder, which it has to itself.
+    # It predicts masks best from the decoder, which it has to itself.
     Method(SEGMENTATION, segmentation, {"modalities.mask.reads": "decoder"}, supervised=("image", "mask")),
 ]
 NEEDED = {OURS: main, IMAGE: _both, SEGMENTATION: _segmented}
