@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ from mmfast.modalities import kind
 PRESET = "any-to-any"
 # How many given sets of three or more modalities are measured.
 LARGER = 10
+# What has a grid. The preset reads it off the encoder.
+PICTURES = ("mask", "embedding", "masked")
 UNIDIFFUSER = "UniDiffuser"
 # How many of the eight directions the claim asks for, and how far behind still counts as level at equal images.
 WANTED, LEVEL = 6, 0.05
@@ -134,10 +136,15 @@ def _read_alone(direction: Direction) -> Any:
     return measure
 
 
+def _read_off_the_decoder(names: Iterable[str]) -> dict[str, Any]:
+    return {f"modalities.{name}.reads": "decoder" for name in PICTURES if name in names}
+
+
 def single(direction: Direction, names: Sequence[str]) -> tuple[Method, Any]:
     """The model for one direction and its measure: trained by supervision, or conditioned on what is given."""
     uses = (direction.given, direction.target)
-    without = {f"modalities.{name}": None for name in names if name not in (direction.given, direction.target)}
+    # A head for pictures predicts best from the decoder if it has that to itself.
+    change = {**{f"modalities.{name}": None for name in names if name not in uses}, **_read_off_the_decoder(uses)}
     if direction.target == names[0]:
         given = f"modalities.{direction.given}"
         # Dropped in a tenth of the examples, as is usual, and never diffused itself: only the image is learnt.
@@ -154,14 +161,14 @@ def single(direction: Direction, names: Sequence[str]) -> tuple[Method, Any]:
             return measured(trained, [direction])
 
         method = Method(
-            direction.name, lambda trained: {direction.name: measure(trained)}, {**without, **told}, uses=uses
+            direction.name, lambda trained: {direction.name: measure(trained)}, {**change, **told}, uses=uses
         )
         return method, measure
     read = _read_alone(direction)
     method = Method(
         direction.name,
         lambda trained: {direction.name: read(trained)},
-        without,
+        change,
         supervised=(direction.given, direction.target),
         uses=uses,
     )
@@ -178,7 +185,7 @@ def unidiffuser(config: Config) -> dict[str, Any]:
 
     Hidden parts are made from the image. The model stays conditioned on them, and no head restores them.
     """
-    change: dict[str, Any] = {}
+    change: dict[str, Any] = {"train.clean_pass": 0.0, **_read_off_the_decoder(config.modalities)}
     for name, spec in config.modalities.items():
         key = f"modalities.{name}"
         if name == config.anchor:
