@@ -187,7 +187,7 @@ def test_a_vector_as_the_anchor_has_plain_options_and_what_stands_beside_it():
     assert all(found[name].weight.kind == "carried" and found[name].loss_weight == 1.0 for name in found)
 
 
-PRESETS = {"label": "image-label", "feature_map": "image-embedding", "caption": "any-to-any"}
+PRESETS = {"label": "image-label", "feature_map": "image-embedding"}
 
 
 def beside_an_image(kind):
@@ -207,8 +207,8 @@ def test_the_options_beside_the_anchor_are_those_of_a_preset(kind):
         assert getattr(image, key) == getattr(preset.modalities["image"], key)
 
 
-def test_the_options_of_masks_and_hidden_parts_suit_every_backbone():
-    """Those of the presets image-mask and masked-image before these read the encoder, which not every backbone allows.
+def test_the_options_of_masks_hidden_parts_and_captions_are_for_training_without_a_pass_without_noise():
+    """Those of the presets image-mask, masked-image and any-to-any before these had the pass (train.clean_pass).
 
     As the notes of their pages say: chosen on validation data.
     """
@@ -218,6 +218,8 @@ def test_the_options_of_masks_and_hidden_parts_suit_every_backbone():
     image, hidden = beside_an_image("masked")
     assert image.given_probability == 0.0 and hidden.reads == "decoder" and hidden.loss_weight == 0.01
     assert (hidden.given_probability, hidden.given_at_T, hidden.given_steps) == (0.75, 0.5, 2)
+    _, caption = beside_an_image("caption")
+    assert caption.weight.kind == "none" and caption.loss_weight == 0.02
 
 
 def test_the_u_net_is_that_of_the_presets():

@@ -109,10 +109,11 @@ def test_a_mask_is_read_off_the_encoder_if_that_has_a_grid():
 
 
 def test_captions():
-    """Their options are those of the preset that has them."""
+    """Their options are those of the preset that has them, but for its pass without noise, which weighs its loss."""
     proposal = propose(guessed(caption={"kind": "caption", "text_encoder": "minilm"}), 30, timer(0.25))
     made, truth = (yaml.safe_load(text) for text in (proposal.text, presets.text("any-to-any")))
-    assert made["modalities"]["caption"] == truth["modalities"]["caption"]
+    assert made["modalities"]["caption"] == truth["modalities"]["caption"] | {"loss_weight": 0.02}
+    assert truth["train"]["clean_pass"] > 0 and "clean_pass" not in made["train"]
     assert made["train"]["optimizer"] == "muon" and "first" not in made["sample"]
     assert "# The encoder reads it, and only the decoder is told it; a generated one is the nearest" in proposal.text
 

@@ -22,13 +22,14 @@ SEVENTH: dict[str, Any] = {
         "dim": 32,
         "network": "efficientnet-lite0",
         "weight": {"kind": "none"},
-        "loss_weight": 0.02,
+        "loss_weight": 0.002,
+        "given_probability": 0.2,
     }
 }
-ADDED = (VECTOR, "mask")
 # The share of the images that the model sees with the new modality, and how often that modality is given there: in
 # total as often as to the model that has had it from the first image on.
-SHARE, GIVEN = 1 / 3, 0.3
+SHARE = 1 / 3
+ADDED = {VECTOR: 0.6, "mask": 0.75}
 DIRECTIONS = [*READ, *DRAW, Direction("image", VECTOR), Direction(VECTOR, "image")]
 
 
@@ -59,7 +60,7 @@ def added(name: str) -> Method:
         return {method: scores(trained)}
 
     six = Method(f"without {name}", ours, {f"modalities.{name}": None})
-    change = {f"modalities.{name}.given_probability": GIVEN}
+    change = {f"modalities.{name}.given_probability": ADDED[name]}
     return Method(method, evaluate, change, share=SHARE, first=six, uses=(name,))
 
 
