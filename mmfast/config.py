@@ -146,9 +146,9 @@ def _modalities(raw: DictConfig) -> dict[str, DictConfig]:
 def _defaults(
     config: Config, sections: Mapping[str, DictConfig], name: str, kind: type[modalities.Modality]
 ) -> Mapping[str, Any]:
-    """The presets' options for a modality, or {} unless they apply; in shared channels a weight that these accept.
+    """The measured options for a modality, or {} unless they apply; in shared channels a weight that these accept.
 
-    The presets were tuned with an image as the anchor, space=own and told=true.
+    They were measured with an image as the anchor, space=own and told=true.
     """
     if config.space == "shared" and name != config.anchor:
         return {"weight": {"kind": "bridge"}}

@@ -112,6 +112,7 @@ def typed(section: type, part: DictConfig, prefix: str, origin: Origin) -> Any:
     Text options keep the command line's exact text; paths become absolute.
     """
     plain: Any = OmegaConf.to_container(part)
+    _check_sections(section(), plain, prefix)
     plain = _of_their_types(section(), plain, prefix, origin.texts)
     try:
         found: Any = OmegaConf.to_object(OmegaConf.merge(_structured(section), plain))
@@ -140,6 +141,15 @@ def typed(section: type, part: DictConfig, prefix: str, origin: Origin) -> Any:
             if key in origin.said:
                 permit(key, full)
     return found
+
+
+def _check_sections(usual: Any, plain: Mapping[str, Any], prefix: str) -> None:
+    """Raise MmfastError where one value stands for an option that has keys of its own, such as a weight's kind."""
+    for name, value in plain.items():
+        inner = getattr(usual, str(name), None)
+        if dataclasses.is_dataclass(inner) and not isinstance(value, dict):
+            keys = ", ".join(field.name for field in dataclasses.fields(inner))
+            raise MmfastError(f"{prefix}{name} is {value!r}; it should hold keys of its own: {keys}")
 
 
 def _check_option(section: type, key: str, prefix: str) -> None:

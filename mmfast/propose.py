@@ -1,4 +1,4 @@
-"""A config for the data in a folder: the presets' proven options, and a network and steps that fit a time budget."""
+"""A config for the data in a folder: measured options, and a network and steps that fit a time budget."""
 
 from __future__ import annotations
 
@@ -63,6 +63,11 @@ CLEAN_PASS = {
     frozenset({"mask"}): 20.0,
     frozenset({"feature_map"}): 20.0,
     frozenset({"label", "feature_map"}): 20.0,
+}
+# The options that go with that pass.
+WITH_PASS: dict[str, dict[str, Any]] = {
+    "mask": {"reads": "encoder"},
+    "feature_map": {"reads": "encoder", "loss_weight": 0.2},
 }
 # Measures the seconds that a training step takes with a config.
 Timer = Callable[[Config], float]
@@ -147,8 +152,8 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
     for name, x in specs.items():
         if name != guessed.anchor:
             parts[name] = {**x, **BESIDE[x["kind"]][1], **modalities.kind(x["kind"]).beside}
-            if clean_pass and x["kind"] == "mask":
-                parts[name]["reads"] = "encoder"
+            if clean_pass:
+                parts[name] |= WITH_PASS.get(x["kind"], {})
     for name, share in guessed.shares.items():
         if share < OFTEN:
             often = round((1 + share) / 2, 2)

@@ -1,8 +1,10 @@
 """Configs: defaults, then the file, then the command line; each kind with its own options."""
 
 import dataclasses
+import re
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from mmfast import config as configs
@@ -39,13 +41,12 @@ def test_a_preset_survives_being_written_and_read(tmp_path, name):
 
 
 def test_a_runs_config_has_no_defaults_of_presets_that_are_newer(tmp_path):
-    """A map whose head reads the decoder, as all did before there was the option, is no other head now."""
-    lines = configs.to_yaml(configs.load("image-embedding", [("modalities.embedding.reads", "decoder")])).splitlines()
+    """An option that did not exist when the run was made is as it was without it."""
     file = tmp_path / "config.yaml"
-    file.write_text("\n".join(line for line in lines if "reads:" not in line))
-    assert "reads" not in file.read_text()
-    assert configs.load(str(file)).modalities["embedding"].reads == "encoder"
-    assert configs.load_again(str(file)).modalities["embedding"].reads == "decoder"
+    file.write_text("\n".join(x for x in configs.to_yaml(configs.load("image-label")).splitlines() if "loss_" not in x))
+    assert "loss_weight" not in file.read_text()
+    assert configs.load(str(file)).modalities["label"].loss_weight == 0.06
+    assert configs.load_again(str(file)).modalities["label"].loss_weight == 1.0
 
 
 def test_changes_name_the_keys_with_both_values():
@@ -172,6 +173,13 @@ def test_offsets_that_no_model_can_have():
     for way in (("told", "false"), ("space", "shared")):
         bridges = [(f"modalities.{name}.weight", "{kind: bridge}") for name in ("label", "mask")]
         broken(r"sample\.offset needs space=own and told=true", way, *bridges, ("sample.offset", "{mask: 0.1}"))
+
+
+@pytest.mark.parametrize("value", ["0.2", "none", "null"])
+def test_one_value_for_an_option_that_has_keys_of_its_own(value):
+    shown = re.escape(repr(yaml.safe_load(value)))
+    for key, keys in {"train.low_noise": "share, until, weight", "modalities.mask.weight": "kind, scale"}.items():
+        broken(f"{key} is {shown}; it should hold keys of its own: {keys}", (key, value))
 
 
 def test_configs_that_are_none(tmp_path):

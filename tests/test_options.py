@@ -68,7 +68,7 @@ BESIDE = {
     "mask": {"weight.scale": 1.5, "loss_weight": 0.1},
     "label": {"weight.kind": "none", "loss_weight": 0.06, "given_probability": 0.95},
     "embedding": {"weight.kind": "none", "loss_weight": 0.01, "given_probability": 0.5},
-    "feature_map": {"weight.kind": "none", "loss_weight": 0.2, "reads": "encoder"},
+    "feature_map": {"weight.kind": "none", "loss_weight": 0.02},
     "caption": {"weight.kind": "none", "loss_weight": 0.02},
     "masked": {"loss_weight": 0.01, "given_probability": 0.75, "given_at_T": 0.5, "given_steps": 2},
     "image": {"given_probability": 0.85, "given_at_T": 1.0, "given_steps": 1},
@@ -143,8 +143,8 @@ def test_a_label_has_the_presets_options_beside_the_anchor_alone(label, more, wa
     [
         (["mask"], {}, (0.85, 1.0, 1)),
         (["mask", "label", "feature_map", "masked"], {}, (0.85, 1.0, 1)),
-        (["feature_map"], {}, (0.0, None, 1)),
-        (["feature_map", "label"], {}, (None, None, None)),
+        (["feature_map"], {}, (0.6, 1.0, 1)),
+        (["feature_map", "label"], {}, (0.6, 1.0, 1)),
         (["embedding", "label"], {}, (None, 0.8, 1)),
         (["caption", "embedding"], {}, (None, 0.8, 1)),
         (["label", "masked"], {}, (None, None, None)),
@@ -155,7 +155,7 @@ def test_a_label_has_the_presets_options_beside_the_anchor_alone(label, more, wa
         (["table"], {}, (None, None, None)),
     ],
 )
-def test_the_anchor_is_given_as_the_presets_have_it_by_what_stands_beside(kinds, image, wanted):
+def test_how_the_anchor_is_given_depends_on_what_stands_beside_it(kinds, image, wanted):
     parts = {"image": {"kind": "image", **image}, **{kind: {"kind": kind} for kind in kinds}}
     spec = configs.resolve(OmegaConf.create({"modalities": parts})).modalities["image"]
     assert (spec.given_probability, spec.given_at_T, spec.given_steps) == wanted
@@ -187,7 +187,7 @@ def test_a_vector_as_the_anchor_has_plain_options_and_what_stands_beside_it():
     assert all(found[name].weight.kind == "carried" and found[name].loss_weight == 1.0 for name in found)
 
 
-PRESETS = {"label": "image-label", "feature_map": "image-embedding"}
+PRESETS = {"label": "image-label"}
 
 
 def beside_an_image(kind):
@@ -207,8 +207,8 @@ def test_the_options_beside_the_anchor_are_those_of_a_preset(kind):
         assert getattr(image, key) == getattr(preset.modalities["image"], key)
 
 
-def test_the_options_of_masks_hidden_parts_and_captions_are_for_training_without_a_pass_without_noise():
-    """Those of the presets image-mask, masked-image and any-to-any before these had the pass (train.clean_pass).
+def test_the_options_of_other_kinds_are_for_training_without_a_pass_without_noise():
+    """Those of the presets image-mask, image-embedding, masked-image and any-to-any before these had the pass.
 
     As the notes of their pages say: chosen on validation data.
     """
@@ -218,6 +218,9 @@ def test_the_options_of_masks_hidden_parts_and_captions_are_for_training_without
     image, hidden = beside_an_image("masked")
     assert image.given_probability == 0.0 and hidden.reads == "decoder" and hidden.loss_weight == 0.01
     assert (hidden.given_probability, hidden.given_at_T, hidden.given_steps) == (0.75, 0.5, 2)
+    image, features = beside_an_image("feature_map")
+    assert (image.given_probability, image.given_at_T, image.given_steps) == (0.6, 1.0, 1)
+    assert features.weight.kind == "none" and features.loss_weight == 0.02 and features.reads == "decoder"
     _, caption = beside_an_image("caption")
     assert caption.weight.kind == "none" and caption.loss_weight == 0.02
 

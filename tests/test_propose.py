@@ -63,7 +63,7 @@ def test_what_many_examples_lack_is_repeated():
         "image": None, "mask": 0.75, "label": 0.53, "embedding": None,
     }  # fmt: skip
     assert [made[name]["loss_weight"] for name in ("mask", "label", "embedding")] == [
-        pytest.approx(0.1 / 0.75, abs=1e-3), pytest.approx(0.06 / 0.53, abs=1e-3), 0.2,
+        pytest.approx(0.1 / 0.75, abs=1e-3), pytest.approx(0.06 / 0.53, abs=1e-3), 0.02,
     ]  # fmt: skip
     assert text.count("repeated until they are labelled_share of all") == 2
 

@@ -34,7 +34,7 @@ from mmfast.model import Model
 
 OURS = "mmfast"
 # In as many steps as an unconditional image takes. The presets take fewer where what is given nearly determines the
-# rest, and train most of such examples at t = T, so this is not the best that many steps could do.
+# rest, and learn that in a pass of the encoder alone, so this is not the best that many steps could do.
 MANY_STEPS = f"{OURS}, as it generates"
 
 # By method. One evaluation may cover several methods: one model serves several ways of inpainting.

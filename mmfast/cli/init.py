@@ -25,8 +25,8 @@ def add(commands: Any) -> None:
         "init",
         help="write a config for a folder of data, or for a table",
         description="Write a config for a folder of images with masks, labels, captions or embeddings, or for a table. "
-        "Kinds, classes and sizes come from the files, options from the presets, and the network and the steps fit the "
-        "time on this machine.",
+        "Kinds, classes and sizes come from the files, options from measurements, and the network and the steps fit "
+        "the time on this machine.",
         allow_abbrev=False,
     )
     command.add_argument("data", metavar="DIR|FILE.csv", help="a folder of data, or a table")

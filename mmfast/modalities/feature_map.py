@@ -42,8 +42,8 @@ class FeatureMap(Embedding):
     kind = "feature_map"
     mirrors = True
     Spec: ClassVar[type[base.Spec]] = FeatureMapSpec
-    beside: ClassVar[dict[str, Any]] = {"weight": {"kind": "none"}, "loss_weight": 0.2, "reads": "encoder"}
-    of_anchor: ClassVar[dict[str, Any]] = {"given_probability": 0.0, "given_steps": 1}
+    beside: ClassVar[dict[str, Any]] = {"weight": {"kind": "none"}, "loss_weight": 0.02}
+    of_anchor: ClassVar[dict[str, Any]] = {"given_probability": 0.6, "given_at_T": 1.0, "given_steps": 1}
 
     def __init__(self, name: str, spec: Any, space: SpaceShape) -> None:
         super(Embedding, self).__init__(name, spec, space)

@@ -54,7 +54,7 @@ class Spec:
     labelled_only: bool = option(False, "leave out the training examples that lack it")
     labelled_share: float | None = option(
         None,
-        "repeat the training examples that have it until they are this share of all, where they are fewer; null: not",
+        "if fewer of the training examples have it, repeat them until they are this share; null: never",
         above=0,
         max=0.99,
     )
