@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,19 +56,23 @@ BESIDE_A_ROW = "Diffused like the row. It is predicted from a given row in one s
 # What may stand beside an image for Muon to be proposed. It was compared with AdamW for masks, labels and feature maps,
 # each alone, and for all of these with captions (docs/training.md).
 MUON = {"mask", "label", "caption", "feature_map"}
-# Where all that stands beside an image is read off it by the encoder alone, the weight of the pass without noise
-# (train.clean_pass): that of the preset, or of the two presets' the larger.
-CLEAN_PASS = {
-    frozenset({"label"}): 0.25,
-    frozenset({"mask"}): 20.0,
-    frozenset({"feature_map"}): 20.0,
-    frozenset({"label", "feature_map"}): 20.0,
+# What the encoder alone can read off an image, in a pass without noise (train.clean_pass), if that is all that stands
+# beside it. By kind: the weight of the pass and the further options of a kind that is alone there, as in its preset.
+ALONE: dict[str, tuple[float, dict[str, Any]]] = {
+    "label": (0.25, {}),
+    "mask": (20.0, {"reads": "encoder"}),
+    "feature_map": (20.0, {"reads": "encoder", "loss_weight": 0.2}),
 }
-# The options that go with that pass.
-WITH_PASS: dict[str, dict[str, Any]] = {
-    "mask": {"reads": "encoder"},
-    "feature_map": {"reads": "encoder", "loss_weight": 0.2},
-}
+# The same for several kinds, as in the preset any-to-any.
+TOGETHER: tuple[float, dict[str, dict[str, Any]]] = (
+    20.0,
+    {
+        "label": {"loss_weight": 0.005},
+        "mask": {"reads": "encoder", "given_probability": 0.25},
+        "feature_map": {"reads": "encoder", "loss_weight": 0.05},
+        "caption": {"loss_weight": 0.002},
+    },
+)
 # Measures the seconds that a training step takes with a config.
 Timer = Callable[[Config], float]
 
@@ -140,9 +144,9 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
     beside = {x["kind"] for name, x in specs.items() if name != guessed.anchor}
     side = _side(specs[guessed.anchor]["size"])
     backbone = _backbone(specs[guessed.anchor]["size"], "embedding" in beside)
-    clean_pass = CLEAN_PASS.get(frozenset(beside), 0.0)
+    clean_pass, read = _clean_pass(beside)
     if "mask" in beside and backbone["kind"] != "unet":
-        clean_pass = 0.0  # an encoder without a grid has nothing to read a mask off
+        clean_pass, read = 0.0, {}  # an encoder without a grid has nothing to read a mask off
     anchor: dict[str, Any] = {"given_steps": 1} if beside else {}
     if clean_pass:  # all is read off images in a pass of their own
         anchor["given_probability"] = 0.0
@@ -151,14 +155,13 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
     parts = {guessed.anchor: specs[guessed.anchor] | anchor}
     for name, x in specs.items():
         if name != guessed.anchor:
-            parts[name] = {**x, **BESIDE[x["kind"]][1], **modalities.kind(x["kind"]).beside}
-            if clean_pass:
-                parts[name] |= WITH_PASS.get(x["kind"], {})
+            kind = x["kind"]
+            parts[name] = {**x, **BESIDE[kind][1], **modalities.kind(kind).beside, **read.get(kind, {})}
     for name, share in guessed.shares.items():
         if share < OFTEN:
             often = round((1 + share) / 2, 2)
             weight = parts[name].get("loss_weight", 1.0) / often  # its loss counts only in that share of the examples
-            parts[name] |= {"labelled_share": often, "loss_weight": round(weight, 3)}
+            parts[name] |= {"labelled_share": often, "loss_weight": float(f"{weight:.3g}")}
     held_out = min(0.1, MOST_HELD_OUT / guessed.examples)
     train: dict[str, Any] = {
         "steps": 1,
@@ -183,6 +186,16 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
         "sample": {"sampler": "dpmpp_2m", "steps": SAMPLE_STEPS, **({"first": labels} if labels else {})},
         "evaluate": {"samples": 0},
     }
+
+
+def _clean_pass(beside: Collection[str]) -> tuple[float, Mapping[str, dict[str, Any]]]:
+    """The weight of the pass without noise, 0 for none, and the further options of each of these kinds."""
+    if len(beside) == 1:
+        (kind,) = beside
+        weight, own = ALONE.get(kind, (0.0, {}))
+        return weight, {kind: own}
+    weight, all_own = TOGETHER
+    return (weight, all_own) if beside and {*beside} <= {*all_own} else (0.0, {})
 
 
 def _side(size: Size) -> int:
