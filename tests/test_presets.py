@@ -63,12 +63,29 @@ def test_help_for_a_preset_shows_its_values_and_no_other_kind(capsys):
     assert found["train.low_noise.share"] == "0.0" and "backbone.width" not in found
 
 
-def test_hidden_parts_have_the_options_that_were_measured():
-    """As the notes of their page say. Whatever a preset leaves out, such as given_at_T, is the kind's default."""
-    config = configs.load("masked-image")
-    hidden = config.modalities["masked"]
-    found = (hidden.given_probability, hidden.given_at_T, hidden.given_steps, hidden.loss_weight, hidden.reads)
-    assert found == (0.5, 0.0, 2, 0.1, "encoder") and config.train.clean_pass == 20.0
+MEASURED = {
+    "masked-image": {"masked": (0.5, 0.0, 0.1, "encoder")},
+    "any-to-any": {
+        "image": (0.0, None, 1.0, None),
+        "mask": (0.25, None, 0.1, "encoder"),
+        "label": (0.4, None, 0.005, "encoder"),
+        "embedding": (None, None, 0.05, "encoder"),
+        "caption": (None, None, 0.002, "encoder"),
+        "masked": (0.6, 0.0, 0.03, "encoder"),
+    },
+}
+
+
+@pytest.mark.parametrize("preset", MEASURED)
+def test_a_preset_has_the_options_that_were_measured(preset):
+    """As the notes of its page say. Whatever a preset leaves out, such as given_at_T, is the kind's default."""
+    config = configs.load(preset)
+    for name, wanted in MEASURED[preset].items():
+        spec = config.modalities[name]
+        found = (spec.given_probability, spec.given_at_T, spec.loss_weight, getattr(spec, "reads", None))
+        assert found == wanted, name
+    assert config.train.clean_pass == 20.0
+    assert config.modalities["masked"].given_steps == {"masked-image": 2, "any-to-any": 25}[preset]
 
 
 def test_help_without_one_shows_the_defaults_of_every_kind(capsys):

@@ -28,8 +28,8 @@ from mmfast.modalities import kind
 PRESET = "any-to-any"
 # How many given sets of three or more modalities are measured.
 LARGER = 10
-# What has a grid. The preset reads it off the encoder.
-PICTURES = ("mask", "embedding", "masked")
+# The modalities with a grid, which the preset reads off the encoder.
+ON_A_GRID = ("mask", "embedding", "masked")
 UNIDIFFUSER = "UniDiffuser"
 # How many of the eight directions the claim asks for, and how far behind still counts as level at equal images.
 WANTED, LEVEL = 6, 0.05
@@ -137,7 +137,7 @@ def _read_alone(direction: Direction) -> Any:
 
 
 def _read_off_the_decoder(names: Iterable[str]) -> dict[str, Any]:
-    return {f"modalities.{name}.reads": "decoder" for name in PICTURES if name in names}
+    return {f"modalities.{name}.reads": "decoder" for name in ON_A_GRID if name in names}
 
 
 def single(direction: Direction, names: Sequence[str]) -> tuple[Method, Any]:
