@@ -14,6 +14,7 @@ from mmfast.schedule import MOST_STEPS
 
 # How often a sampling step may be repeated; the noise of each repeat has its number (mmfast/sample_loop.py).
 MOST_TIMES = 256
+MOST_SPACING = 10
 # The rules of mmfast.training.balance.
 BALANCES = ("none", "uncertainty", "gradient_norm")
 # The optimisers of mmfast.training.optimizer.
@@ -105,6 +106,9 @@ class TrainSpec:
 class SampleSpec:
     sampler: str = option("dpmpp_2m", "the sampler", choices=SAMPLERS)
     steps: int = option(25, "sampler steps; heun and guidance evaluate the network more than once per step", min=1)
+    spacing: float = option(
+        1.0, "1 for evenly spaced steps; more for finer ones near t = 0: 2 is quadratic", min=1, max=MOST_SPACING
+    )
     eta: float = option(0.0, "noise of ddim, dpmpp_2m and dpmpp_3m: 0 for none, 1 for as much as ddpm's", min=0, max=1)
     guidance_scale: Any = option(1.0, "guidance scale: 1 for none; one per modality: {label: 2}", min=0)
     clamp: float | None = option(

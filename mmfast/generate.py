@@ -33,6 +33,7 @@ def settings(config: Config, given: Iterable[str] = ()) -> dict[str, Any]:
     steps = [own for name in given if (own := config.modalities[name].given_steps) is not None]
     return {
         "steps": min(*(steps or [spec.steps]), config.schedule.T),
+        "spacing": spec.spacing,
         "sampler": spec.sampler,
         "eta": spec.eta,
         "guidance_scale": guidance,

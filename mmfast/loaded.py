@@ -30,6 +30,7 @@ from mmfast.samples import Samples, whole
 # The options of `Loaded.sample` whose defaults are the config's: their types, also in words.
 OPTIONS: dict[str, tuple[Any, str]] = {
     "steps": (int, "a whole number"),
+    "spacing": ((int, float), "a number"),
     "sampler": (str, "a name"),
     "eta": ((int, float), "a number"),
     "guidance_scale": ((int, float, Mapping), "a number, or a dict of numbers"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmfast import path
-from mmfast.config_sections import MOST_TIMES
+from mmfast.config_sections import MOST_SPACING, MOST_TIMES
 from mmfast.errors import MmfastError
 from mmfast.errors import unknown as unknown_name
 from mmfast.inside import check_known
@@ -33,6 +33,7 @@ class SampleOptions(TypedDict, total=False):
     """The keywords of `sample`; see there."""
 
     steps: int
+    spacing: float
     sampler: str
     eta: float
     guidance_scale: float | Mapping[str, float]
@@ -50,6 +51,7 @@ class SampleOptions(TypedDict, total=False):
 
 SAMPLE: SampleOptions = {
     "steps": 50,
+    "spacing": 1.0,
     "sampler": "ddpm",
     "eta": 0.0,
     "guidance_scale": 1.0,
@@ -97,6 +99,8 @@ def sample(
         steps, sampler: the number of steps (50 by default) of "ddpm" (the default), "ddim", "heun", "dpmpp_2m",
             "dpmpp_3m" or another of SAMPLERS. Each step evaluates the network once, but in heun twice except for the
             last.
+        spacing: 1 for steps that are evenly spaced in time (the default), more for finer ones near t = 0, where details
+            are decided: the times are T u^spacing for evenly spaced u, in 1 .. 10.
         eta: the noise that a step of "ddim", "dpmpp_2m" or "dpmpp_3m" adds: 0 for none, 1 for as much as the ancestral
             step. With 1, dpmpp_2m is SDE-DPM-Solver++(2M).
         guidance_scale: 1 for no guidance; one number for all given modalities, or a dict by name. Each guided modality
@@ -174,6 +178,9 @@ def _check(chosen: SampleOptions, count: int) -> Tensor:
     whole_number("resample", chosen["resample"], 1)
     if chosen["resample"] > MOST_TIMES:
         raise MmfastError(f"resample is {chosen['resample']}; it should be at most {MOST_TIMES}")
+    spacing = chosen["spacing"]
+    if not (_is_number(spacing) and 1 <= spacing <= MOST_SPACING):
+        raise MmfastError(f"spacing is {spacing!r}; it should lie in 1 .. {MOST_SPACING}")
     if clamp is not None and not (_is_number(clamp) and clamp > 0):
         raise MmfastError(f"clamp is {clamp!r}; it should be above 0, or None")
     if not (_is_number(eta) and 0 <= eta <= 1):
@@ -214,7 +221,7 @@ def _settings(
             "something is given in part, with an offset, by which z_t has several times; leave the offset out, or give "
             "resample=1"
         )
-    grid = timesteps(model.schedule.T + max(ahead.values()), chosen["steps"])
+    grid = timesteps(model.schedule.T + max(ahead.values()), chosen["steps"], chosen["spacing"])
     scales = _scales(chosen["guidance_scale"], whole)
     if scales and not model.told:
         raise MmfastError(

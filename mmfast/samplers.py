@@ -122,11 +122,18 @@ SAMPLERS: dict[str, StepRule] = {
 HEADS = ("soft", "sampled")
 
 
-def timesteps(T: int, steps: int) -> list[int]:
-    """`steps` + 1 times from T down to 0, evenly spaced."""
+def timesteps(T: int, steps: int, spacing: float = 1.0) -> list[int]:
+    """`steps` + 1 times from T down to 0: T u^spacing for evenly spaced u, at least 1 apart.
+
+    Spacing 1 is even. DDIM's quadratic steps (Song et al., 2021) have 2.
+    """
     if not isinstance(steps, int) or not 1 <= steps <= T:
         raise MmfastError(f"steps is {steps}; it should lie in 1 .. {T}, as many timesteps as there are")
-    return [round(T * (steps - i) / steps) for i in range(steps + 1)]
+    grid = [0]
+    for k in range(1, steps + 1):
+        even = T * k / steps
+        grid.append(max(round(even * (k / steps) ** (spacing - 1)), grid[-1] + 1))
+    return grid[::-1]
 
 
 def check_share(what: str, share: float) -> None:

@@ -46,8 +46,8 @@ def test_what_sample_says_where_nothing_is_asked(drawn, tmp_path, capsys):
     assert main(["sample", "my run"]) == 0
     loaded, (args, options) = drawn
     assert loaded == ("my run", "auto", "last") and args == (None,) and options.pop("ranks").count == 1
-    usual = {"steps": None, "sampler": None, "eta": None, "first": None, "resample": None, "seed": 0}
-    assert options == {"given": {}, "known": {}, "progress": True, **usual}
+    usual = dict.fromkeys(("steps", "spacing", "sampler", "eta", "first", "resample"))
+    assert options == {"given": {}, "known": {}, "progress": True, "seed": 0, **usual}
     assert capsys.readouterr().out == f"{tmp_path}/samples/sample-joint-seed0.png\n"
     with Image.open(tmp_path / "samples" / "sample-joint-seed0.png") as picture:
         assert picture.size == (3, 2) and picture.getpixel((0, 0)) == 77
@@ -58,7 +58,7 @@ def test_what_sample_says_where_nothing_is_asked(drawn, tmp_path, capsys):
 def test_every_option_of_sample(drawn, tmp_path, capsys):
     words = (
         "sample R --given label=3 mask=m.png --given row=a=1,b=2 --known image=white.png --known row=a,b --n 5 "
-        "--steps 7 --sampler ddim --eta 0.5 --guidance_scale label=2 mask=1.5 --first a b --offset mask=0.2 "
+        "--steps 7 --spacing 2.5 --sampler ddim --eta 0.5 --guidance_scale label=2 mask=1.5 --first a b --offset mask=0.2 "
         "image=-0.1 --resample 3 --seed 9 --device cpu --out x.JPG --save d --npz x.npz --weights best --quiet"
     )
     assert main(words.split()) == 0
@@ -70,6 +70,7 @@ def test_every_option_of_sample(drawn, tmp_path, capsys):
         "known": {"image": "white.png", "row": "a,b"},
         "progress": False,
         "steps": 7,
+        "spacing": 2.5,
         "sampler": "ddim",
         "eta": 0.5,
         "first": ["a", "b"],

@@ -236,7 +236,7 @@ def test_a_network_that_is_not_told_is_asked_for_nothing_unknown(monkeypatch):
 
 
 def test_the_arguments_are_those_of_the_config():
-    other = {"steps": 7, "sampler": "ddim", "eta": 0.5, "guidance_scale": 2.0, "clamp": 3.0, "batch_size": 11,
+    other = {"steps": 7, "spacing": 1.5, "sampler": "ddim", "eta": 0.5, "guidance_scale": 2.0, "clamp": 3.0, "batch_size": 11,
              "precision": "bf16", "heads": "sampled", "offset": {"mask": 0.1}, "resample": 3}  # fmt: skip
     chosen = config.load("digits", [("seed", "9"), *((f"sample.{name}", str(x)) for name, x in other.items())])
     assert settings(chosen) == {**other, "seed": 9}

@@ -37,7 +37,7 @@ SECTIONS = {
     "train.validate_every": (1000, (0, NONE)), "train.validate_examples": (512, (1, NONE)),
     "train.keep_every": (0, (0, NONE)),
     "sample.sampler": ("dpmpp_2m", ANY), "sample.steps": (25, (1, NONE)), "sample.eta": (0.0, (0, 1)),
-    "sample.guidance_scale": (1.0, (0, NONE)), "sample.clamp": (1.0, ([0], NONE)),
+    "sample.spacing": (1.0, (1, 10)), "sample.guidance_scale": (1.0, (0, NONE)), "sample.clamp": (1.0, ([0], NONE)),
     "sample.batch_size": (250, (1, NONE)), "sample.precision": ("fp32", ANY), "sample.heads": ("soft", ANY),
     "sample.first": ([], ANY), "sample.offset": ({}, ANY), "sample.count": (16, (1, NONE)),
     "evaluate.samples": (1000, (0, NONE)), "evaluate.bound_steps": (8, (0, NONE)), "evaluate.features": ("pixels", ANY),

@@ -39,6 +39,9 @@ REFUSED = {
     "a batch in words": ({"batch_size": "all"}, "batch_size is 'all'; it should be a whole number of at least 1"),
     "a clamp of none": ({"clamp": 0}, "clamp is 0; it should be above 0, or None"),
     "a pair of clamps": ({"clamp": (-1, 1)}, "clamp is (-1, 1); it should be above 0, or None"),
+    "spacing below 1": ({"spacing": 0.99}, "spacing is 0.99; it should lie in 1 .. 10"),
+    "spacing above 10": ({"spacing": 10.1}, "spacing is 10.1; it should lie in 1 .. 10"),
+    "spacing in words": ({"spacing": "2"}, "spacing is '2'; it should lie in 1 .. 10"),
     "eta in words": ({"eta": "1"}, "eta is '1'; it should lie in 0 .. 1"),
     "eta that plays no part": (
         {"sampler": "heun", "eta": 0.5},
@@ -97,6 +100,7 @@ def test_what_is_refused(model, how, says):
 TAKEN = {
     "one at a time": {"batch_size": 1},
     "one and two": {"given": {"label": torch.tensor([3]), "mask": MASK.repeat(2, 1, 1)}},
+    "spacing of 10": {"spacing": 10},
     "eta of 1": {"eta": 1, "sampler": "ddim"},
     "once, with an offset": {**IN_PART, "offset": {"label": 0.2}, "resample": 1},
     "an offset of what is given": {

@@ -94,7 +94,7 @@ def noise(draw):
 def compare(model, grid, step, clamp, monkeypatch, **how):
     """Every z_s of `sample` on this grid against `step(x0, t, s, z_t)`, and what is drawn in the end against z_0."""
     assert {name: block[0] for name, (_, _, block) in KINDS.items()} == model.starts and model.channels == 9
-    monkeypatch.setattr(sample_module, "timesteps", lambda T, steps: grid)
+    monkeypatch.setattr(sample_module, "timesteps", lambda T, steps, spacing: grid)
     drawn = sample(model, COUNT, clamp=clamp, seed=SEED, sample_ids=IDS, steps=len(grid) - 1, **how)
     z = noise(grid[0])
     for (t, s), ours in zip(pairwise(grid), model.asked, strict=True):

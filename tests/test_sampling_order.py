@@ -67,7 +67,7 @@ def test_deterministic_samplers_converge_with_their_order(sampler, order):
 
 def grid_to(last, power):
     """Grids of n steps from T to `last` and one more to 0, even for power 1."""
-    return lambda T, n: [round(T - (T - last) * (i / n) ** power) for i in range(n + 1)] + [0]
+    return lambda T, n, spacing: [round(T - (T - last) * (i / n) ** power) for i in range(n + 1)] + [0]
 
 
 @functools.cache
@@ -102,7 +102,7 @@ def test_the_order_holds_where_everything_is_generated(name, sampler, order, pow
     assert all(abs(rate - order) < 0.4 for rate in rates), (errors, rates)
 
 
-def eased(T, n):
+def eased(T, n, spacing):
     """n even steps from T to T/32, the first of them begun in steps that double from its n-th part; then one to 0."""
     even = [T - (T - T // 32) * i / n for i in range(n + 1)]
     size = (even[0] - even[1]) / 2 ** math.ceil(math.log2(n))
@@ -172,13 +172,13 @@ def even(first, last, n):
     return [round(first + (last - first) * i / n) for i in range(n + 1)]
 
 
-def path_ahead(span, n):
+def path_ahead(span, n, spacing):
     """The label to 0, then the image to T/32 in steps of much the same size, and from there in one to 0."""
     lead = span // 6
     return [*even(span, lead, n), *even(lead, 512, n // 4)[1:], 0]
 
 
-def path_behind(span, n):
+def path_behind(span, n, spacing):
     """The image to T/32, from there in one to 0, and then the label."""
     lead = span // 6
     return [*even(span, lead + 512, n), *even(lead, 0, n // 4)]

@@ -5,6 +5,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mmfast import MmfastError, build, config
 from mmfast.ops import backends
@@ -168,6 +170,28 @@ def test_timesteps(T, steps):
     gaps = [a - b for a, b in pairwise(grid)]
     assert min(gaps) >= 1
     assert max(gaps) - min(gaps) <= 1
+
+
+@given(st.integers(1, 60), st.floats(1, 10), st.integers(0, 2000))
+def test_finer_timesteps_near_0(steps, spacing, more):
+    """T u^spacing, rounded, but at least 1 apart: below a point whole numbers in turn, above it those."""
+    T = steps + more
+    grid = timesteps(T, steps, spacing)[::-1]
+    wanted = [T * (k / steps) ** spacing for k in range(steps + 1)]
+    assert (grid[0], grid[-1], len(grid)) == (0, T, steps + 1)
+    for k, (before, t) in enumerate(pairwise(grid), 1):
+        assert t == before + 1 or (t > before and abs(t - wanted[k]) <= 0.5 + 1e-6)
+        assert t >= wanted[k] - 0.5 - 1e-6
+
+
+@pytest.mark.parametrize(
+    ("spacing", "times"), [(1, [1000, 750, 500, 250]), (2, [1000, 562, 250, 62]), (3, [1000, 422, 125, 16])]
+)
+def test_the_times_that_the_network_sees(model, monkeypatch, spacing, times):
+    seen, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda z, t, told: seen.append(int(t[0, 0])) or forward(z, t, told))
+    sample(model, 1, steps=4, spacing=spacing, sampler="ddim")
+    assert seen == times
 
 
 BAD = {

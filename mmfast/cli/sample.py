@@ -50,6 +50,9 @@ def add(commands: Any) -> None:
     )
     sample.add_argument("--n", type=int, help="number of samples [16], or per value if there are several [4]")
     sample.add_argument("--steps", type=int, help="steps of the sampler [the config's]")
+    sample.add_argument(
+        "--spacing", type=float, help="1 for evenly spaced steps, more for finer ones near t = 0 [the config's]"
+    )
     sample.add_argument("--sampler", help="ddpm, ddim, heun, dpmpp_2m or dpmpp_3m [the config's]")
     sample.add_argument("--eta", type=float, help="noise added by ddim, dpmpp_2m and dpmpp_3m, 0 to 1 [the config's]")
     sample.add_argument(
@@ -142,7 +145,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if args.save:
         check_free("--save", Path(args.save))
     given = _given(args.given)
-    names = ("steps", "sampler", "eta", "first", "resample", "seed", "ranks")
+    names = ("steps", "spacing", "sampler", "eta", "first", "resample", "seed", "ranks")
     options: dict[str, Any] = {name: getattr(args, name) for name in names}
     if args.offset is not None:
         options["offset"] = dict(_number("offset", pair, "NAME=SHARE, such as mask=0.2") for pair in args.offset)
