@@ -132,6 +132,19 @@ def drawn_by_prior(model: Model, given: Collection[str], order: Sequence[str | N
     return first if first is not None and model.part(first).prior() is not None else None
 
 
+def reads_anchor_alone(model: Model, config: Config, given: Collection[str]) -> bool:
+    """Whether the network should be told the anchor alone even if more is given, because it never saw it with others.
+
+    So it is if training gives the anchor in the pass without noise only (`train.clean_pass`), for the heads that read
+    the encoder, and those are all that is left to predict.
+    """
+    anchor = config.modalities[model.anchor_name]
+    usual = config.train.given_probability if anchor.given_probability is None else anchor.given_probability
+    left = [part for part in map(model.part, model.names) if part.name not in given and not part.derived]
+    only_there = config.train.clean_pass > 0 and usual == 0
+    return model.anchor_name in given and only_there and all(part.reads == "encoder" for part in left)
+
+
 # Options whose defaults are those of `sample`; the config decides all others.
 _OWN: SampleOptions = {"sample_ids": None, "progress": False}
 
@@ -157,10 +170,11 @@ def generate(
     (`class_counts`), if that is known. During a turn, modalities of later turns are unknown if training covered that
     (`unknown_probability`); otherwise they are drawn along with it. Within a turn, the times keep to the offsets
     (`config.sample.offset`) of what is drawn in it; while something is given in part, the config's offsets do not
-    apply unless its `resample` is 1. known: the known part of what is given in part, as in `sample`; if
-    it is in `first` too, its rest is drawn in its turn. ranks: each draws an even share, and all return all samples; a
-    sample does not depend on which rank draws it, except for rounding. options: arguments of `sample` that replace the
-    config's.
+    apply unless its `resample` is 1. If the anchor is given and training never showed it together with other given
+    modalities (`reads_anchor_alone`), the rest is predicted from the anchor alone. known: the known part of what is
+    given in part, as in `sample`; if it is in `first` too, its rest is drawn in its turn. ranks: each draws an even
+    share, and all return all samples; a sample does not depend on which rank draws it, except for rounding. options:
+    arguments of `sample` that replace the config's.
 
     Raises MmfastError for a name in `first` that is not a modality of the model, or is made from another.
     """
@@ -191,8 +205,11 @@ def generate(
             continue
         how = {**settings(config, whole), **options, "seed": seed ^ turn << 40, "guidance_scale": guidance}
         how["eta"] = _eta(how, options)
+        told = {**in_part, **whole}
+        if not in_part and reads_anchor_alone(model, config, whole):
+            told = {model.anchor_name: whole[model.anchor_name]}
         if isinstance(guidance, Mapping):
-            how["guidance_scale"] = {n: scale for n, scale in guidance.items() if n in whole}
+            how["guidance_scale"] = {n: scale for n, scale in guidance.items() if n in told}
         if target is not None and model.told:
             later = [name for name in model.names if name not in {*whole, *in_part} and name != target]
             how.setdefault("unknown", [name for name in later if config.modalities[name].unknown_probability > 0])
@@ -200,7 +217,9 @@ def generate(
         if left and "offset" not in options and how["resample"] > 1:
             how["offset"] = None  # the config's; a step that is repeated needs one time for all of z_t
         chosen: SampleOptions = {**every, **how}  # type: ignore[typeddict-item]
-        drawn = sample_checked(model, count, {**in_part, **whole}, left, chosen)
+        drawn = sample_checked(model, count, told, left, chosen)
+        for name in whole.keys() - told.keys():
+            drawn[name] = whole[name].expand(count, *whole[name].shape[1:]).to(drawn[name].device)
         if target is not None:
             whole[target] = drawn[target]
     return drawn

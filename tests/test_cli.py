@@ -40,8 +40,8 @@ TAKES = {
     "check": "--sheet FILE.png --overwrite --allow-code module:function --quiet DIR|CONFIG.yaml|PRESET",
     "init": "--out FILE.yaml --minutes (float) --size SIDE|HEIGHTxWIDTH --outside --overwrite --quiet DIR|FILE.csv",
     "train": "--out RUN --from RUN --allow-code module:function --allow-changed-data --quiet [PRESET|CONFIG.yaml]",
-    "sample": "--given NAME=VALUE+ --known NAME=PART+ --n (int) --steps (int) --spacing (float) --sampler (str) --eta (float) "
-    "--guidance_scale SCALE+ --first NAME* --offset NAME=SHARE* --resample (int) "
+    "sample": "--given NAME=VALUE+ --known NAME=PART+ --n (int) --steps (int) --spacing (float) --sampler (str) "
+    "--eta (float) --guidance_scale SCALE+ --first NAME* --offset NAME=SHARE* --resample (int) "
     "--seed (int) --device (str) --out FILE.png --save DIR "
     "--npz FILE.npz --overwrite --weights last|best --allow-code module:function --quiet RUN",
     "eval": "--samples (int) --device (str) --features (str) --features-weights FILE --lpips alex|vgg "

@@ -58,8 +58,9 @@ def test_what_sample_says_where_nothing_is_asked(drawn, tmp_path, capsys):
 def test_every_option_of_sample(drawn, tmp_path, capsys):
     words = (
         "sample R --given label=3 mask=m.png --given row=a=1,b=2 --known image=white.png --known row=a,b --n 5 "
-        "--steps 7 --spacing 2.5 --sampler ddim --eta 0.5 --guidance_scale label=2 mask=1.5 --first a b --offset mask=0.2 "
-        "image=-0.1 --resample 3 --seed 9 --device cpu --out x.JPG --save d --npz x.npz --weights best --quiet"
+        "--steps 7 --spacing 2.5 --sampler ddim --eta 0.5 --guidance_scale label=2 mask=1.5 "
+        "--first a b --offset mask=0.2 image=-0.1 --resample 3 --seed 9 --device cpu --out x.JPG --save d "
+        "--npz x.npz --weights best --quiet"
     )
     assert main(words.split()) == 0
     loaded, (args, options) = drawn

@@ -53,6 +53,47 @@ def test_eta_is_for_the_samplers_that_take_one(small):
         generate(model, usual, 5, sampler="heun", steps=3, eta=0.5)
 
 
+ENCODER = [("backbone", "{kind: dit, width: 16, blocks: 2, heads: 2, features: 8}"), ("sample.steps", "2")]
+READ_ALONE = {
+    "both off the encoder": (True, {}),
+    "no pass without noise": (False, {"train.clean_pass": 0}),
+    "an image that is also given elsewhere": (False, {"modalities.image.given_probability": 0.1}),
+    "so by the usual share": (False, {"modalities.image.given_probability": "null"}),
+    "never, by the usual share": (
+        True,
+        {
+            "modalities.image.given_probability": "null",
+            "train.given_probability": 0,
+            "modalities.mask.given_probability": 0.2,
+        },
+    ),
+    "a label off the decoder": (False, {"modalities.label.reads": "decoder"}),
+}
+
+
+@pytest.mark.parametrize(("alone", "change"), READ_ALONE.values(), ids=READ_ALONE)
+def test_an_image_that_was_only_ever_read_alone_is(monkeypatch, alone, change):
+    """Given an image and a mask, only the image is told, if no example showed the network both."""
+    usual = {"train.clean_pass": 1, "modalities.mask.reads": "encoder", "modalities.image.given_probability": 0}
+    chosen = config.load("digits", [*ENCODER, *((key, str(x)) for key, x in {**usual, **change}.items())])
+    model, told = build_model(chosen).eval(), []
+
+    def spy(model, count, given, *rest):
+        told.append([*given])
+        return sample_checked(model, count, given, *rest)
+
+    monkeypatch.setattr("mmfast.generate.sample_checked", spy)
+    image, mask = torch.rand(4, 1, 8, 8) * 2 - 1, torch.randint(0, 2, (1, 8, 8))
+    drawn = generate(model, chosen, None, {"mask": mask, "image": image}, guidance_scale={"mask": 2, "image": 3})
+    assert sorted(told.pop()) == (["image"] if alone else ["image", "mask"])
+    assert torch.equal(drawn["image"], image) and torch.equal(drawn["mask"], mask.expand(4, 8, 8))
+    assert {*drawn} == {*model.parts} and drawn["label"].shape == (4,)
+    generate(model, chosen, 2, {"mask": mask})
+    generate(model, chosen, 2, {"mask": mask, "image": image[:2]}, known={"image": torch.arange(8).expand(1, 8, 8) < 4})
+    generate(model, chosen, 2, {"mask": mask, "image": image[:2]}, known={"mask": torch.arange(8).expand(8, 8) < 4})
+    assert [sorted(names) for names in told] == [["mask"], ["image", "mask"], ["image", "mask"]]
+
+
 def test_together_it_is_sample(small):
     model, usual = small
     a, b = generate(model, usual, 5), sample(model, 5, **settings(usual))
@@ -236,8 +277,9 @@ def test_a_network_that_is_not_told_is_asked_for_nothing_unknown(monkeypatch):
 
 
 def test_the_arguments_are_those_of_the_config():
-    other = {"steps": 7, "spacing": 1.5, "sampler": "ddim", "eta": 0.5, "guidance_scale": 2.0, "clamp": 3.0, "batch_size": 11,
-             "precision": "bf16", "heads": "sampled", "offset": {"mask": 0.1}, "resample": 3}  # fmt: skip
+    other = {"steps": 7, "spacing": 1.5, "sampler": "ddim", "eta": 0.5, "guidance_scale": 2.0, "clamp": 3.0,
+             "batch_size": 11, "precision": "bf16", "heads": "sampled", "offset": {"mask": 0.1},
+             "resample": 3}  # fmt: skip
     chosen = config.load("digits", [("seed", "9"), *((f"sample.{name}", str(x)) for name, x in other.items())])
     assert settings(chosen) == {**other, "seed": 9}
 
