@@ -79,7 +79,7 @@ def title(given: Iterable[str], first: Iterable[str]) -> str:
 def how_drawn(
     model: Model, config: Config, given: Iterable[str], options: Mapping[str, Any], in_part: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """The steps (of each turn, if they differ), sampler, eta and guidance of `generate` with these options.
+    """The steps (of each turn, if they differ), spacing, sampler, eta and guidance of `generate` with these options.
 
     given: what is given as a whole; in_part: what is given in part.
     """
@@ -92,7 +92,7 @@ def how_drawn(
             continue
         steps.append(options.get("steps", settings(config, known)["steps"]))
         known = [*known, turn] if turn else known
-    names, usual = ("sampler", "eta", "guidance_scale"), settings(config)
+    names, usual = ("spacing", "sampler", "eta", "guidance_scale"), settings(config)
     how = {name: options.get(name, usual[name]) for name in names}
     how["eta"] = _eta(how, options)
     return {"steps": steps[0] if len({*steps}) == 1 else steps, **how}

@@ -234,7 +234,8 @@ def test_a_modality_named_again_has_several_values(run, place, tmp_path):
 
 
 def test_files_hold_what_was_drawn(run, tmp_path):
-    drawn = run.sample(3, label=[2, 0, 1], mask=MASK, seed=1, sampler="ddim", eta=0.5, guidance_scale={"label": 2.0})
+    drawn = run.sample(3, label=[2, 0, 1], mask=MASK, seed=1, sampler="ddim", eta=0.5, guidance_scale={"label": 2.0},
+                       spacing=2.5)  # fmt: skip
     folder = drawn.save(tmp_path / "out")
     lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text("utf-8").splitlines()]
     assert [line["id"] for line in lines] == [0, 1, 2]
@@ -242,6 +243,7 @@ def test_files_hold_what_was_drawn(run, tmp_path):
     for i, line in enumerate(lines):
         assert (line["seed"], line["steps"], line["given"]) == (1, 2, ["label", "mask"])
         assert (line["sampler"], line["eta"], line["guidance_scale"]) == ("ddim", 0.5, {"label": 2.0})
+        assert line["spacing"] == 2.5
         files = {name: folder / what["file"] for name, what in line["modalities"].items()}
         assert files.keys() == drawn.data.keys() and files["photo"] == folder / "photo" / f"{i:03d}.png"
         pixels = (drawn.data["photo"][i].permute(1, 2, 0).double().numpy() + 1) * 127.5
@@ -339,6 +341,8 @@ WRONG = [
     ({"n": "8"}, "n is '8'"),
     ({"seed": -1}, "seed is -1"),
     ({"steps": "3"}, "steps is '3'; it should be a whole number"),
+    ({"spacing": "2"}, "spacing is '2'; it should be a number"),
+    ({"spacing": 0.5}, "spacing is 0.5; it should lie in 1 .. 10"),
     ({"guidance_scale": "x"}, "guidance_scale is 'x'"),
     ({"label": 1, "guidance_scale": float("nan")}, "guidance_scale is nan"),
     ({"guidance_scale": {"mask": 2}}, "guidance_scale's modality is 'mask'"),
