@@ -77,5 +77,5 @@ def test_agreement_is_the_share_of_equal_labels():
 
 
 def test_the_other_sampler_is_named():
-    assert measures.DDPM == {"sampler": "ddpm", "steps": 100}
+    assert measures.DDPM == {"sampler": "ddpm", "steps": 100, "spacing": 1.0}
     assert measures.by_ddpm("drawn together") == "drawn together, by DDPM in 100 steps"
