@@ -18,8 +18,8 @@ from mmfast.metrics.features import Extractor, extractor
 from mmfast.metrics.frechet import frechet_distance
 from mmfast.metrics.precision_recall import precision_recall
 
-# A second sampler besides the preset's, in even steps, as is usual. It is slow, but which of two models draws better can
-# depend on the sampler.
+# A second sampler besides the preset's, in even steps, as is usual. It is slow, but which of two models draws better
+# can depend on the sampler.
 DDPM: dict[str, Any] = {"sampler": "ddpm", "steps": 100, "spacing": 1.0}
 
 # The reverse processes of the bound, by the keys' prefix (mmfast.reverse.fit).
