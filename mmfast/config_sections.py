@@ -9,12 +9,11 @@ from typing import Any
 
 from mmfast.options import PRECISIONS, option
 from mmfast.process import TARGETS
-from mmfast.samplers import HEADS, SAMPLERS
+from mmfast.samplers import HEADS, MOST_SPACING, SAMPLERS
 from mmfast.schedule import MOST_STEPS
 
 # How often a sampling step may be repeated; the noise of each repeat has its number (mmfast/sample_loop.py).
 MOST_TIMES = 256
-MOST_SPACING = 10
 # The rules of mmfast.training.balance.
 BALANCES = ("none", "uncertainty", "gradient_norm")
 # The optimisers of mmfast.training.optimizer.

@@ -135,8 +135,8 @@ def drawn_by_prior(model: Model, given: Collection[str], order: Sequence[str | N
 def reads_anchor_alone(model: Model, config: Config, given: Collection[str]) -> bool:
     """Whether the network should be told the anchor alone even if more is given, because it never saw it with others.
 
-    So it is if training gives the anchor in the pass without noise only (`train.clean_pass`), for the heads that read
-    the encoder, and those are all that is left to predict.
+    This is so if training gives the anchor only in the pass without noise (`train.clean_pass`), which is for the heads
+    that read the encoder, and nothing else is left to predict.
     """
     anchor = config.modalities[model.anchor_name]
     usual = config.train.given_probability if anchor.given_probability is None else anchor.given_probability

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmfast import path
-from mmfast.config_sections import MOST_SPACING, MOST_TIMES
+from mmfast.config_sections import MOST_TIMES
 from mmfast.errors import MmfastError
 from mmfast.errors import unknown as unknown_name
 from mmfast.inside import check_known
@@ -22,7 +22,7 @@ from mmfast.modes import evaluating
 from mmfast.options import PRECISIONS
 from mmfast.progress import Bar
 from mmfast.sample_loop import Loop, Settings
-from mmfast.samplers import HEADS, SAMPLERS, timesteps
+from mmfast.samplers import HEADS, MOST_SPACING, SAMPLERS, timesteps
 from mmfast.samples import whole as whole_number
 
 if TYPE_CHECKING:

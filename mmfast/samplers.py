@@ -122,6 +122,10 @@ SAMPLERS: dict[str, StepRule] = {
 HEADS = ("soft", "sampled")
 
 
+# The greatest spacing of steps. With more, nearly all of them would be 1 apart.
+MOST_SPACING = 10
+
+
 def timesteps(T: int, steps: int, spacing: float = 1.0) -> list[int]:
     """`steps` + 1 times from T down to 0: T u^spacing for evenly spaced u, at least 1 apart.
 

@@ -64,6 +64,7 @@ def test_help_for_a_preset_shows_its_values_and_no_other_kind(capsys):
 
 
 MEASURED = {
+    "image-mask": {"image": (0.0, None, 1.0, None), "mask": (None, None, 0.1, "encoder")},
     "masked-image": {"masked": (0.3, 0.0, 0.1, "encoder")},
     "any-to-any": {
         "image": (0.0, None, 1.0, None),
@@ -85,8 +86,10 @@ def test_a_preset_has_the_options_that_were_measured(preset):
         found = (spec.given_probability, spec.given_at_T, spec.loss_weight, getattr(spec, "reads", None))
         assert found == wanted, name
     assert config.train.clean_pass == 20.0
-    assert config.sample.spacing == {"masked-image": 3.0, "any-to-any": 1.0}[preset]
-    assert config.modalities["masked"].given_steps == {"masked-image": 2, "any-to-any": 25}[preset]
+    assert config.sample.spacing == {"image-mask": 1.5, "masked-image": 3.0, "any-to-any": 1.0}[preset]
+    steps = {name: spec.given_steps for name, spec in config.modalities.items() if spec.given_steps}
+    assert steps == {"image-mask": {"image": 1}, "masked-image": {"masked": 2},
+                     "any-to-any": {"image": 1, "masked": 25}}[preset]  # fmt: skip
 
 
 def test_help_without_one_shows_the_defaults_of_every_kind(capsys):
