@@ -97,3 +97,16 @@ def test_help_without_one_shows_the_defaults_of_every_kind(capsys):
     assert found["train.steps"] == "100000" and found["modalities.NAME.loss_weight"] == "1.0"
     assert {"backbone.width", "backbone.patch", "modalities.NAME.classes", "data.cache"} <= found.keys()
     assert all(name in shown(capsys, "train", "--help") for name in presets.names())
+
+
+def test_the_docs_say_what_the_presets_add():
+    """docs/configuration.md: the rows "(`preset`)", each with the options of the modality, the image and training."""
+    page = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text("utf-8")
+    rows = re.findall(r"^\| [^|]*\(`([a-z-]+)`\)[^|]*\|(.*)\|(.*)\|(.*)\|$", page, re.MULTILINE)
+    assert [row[0] for row in rows] == ["image-label", "image-mask", "image-embedding", "masked-image"]
+    for preset, *cells in rows:
+        config = configs.load(preset)
+        image, other = config.modalities.values()
+        for cell, spec in zip(cells, (other, image, config.train), strict=True):
+            for key, value in re.findall(r"`(\w+): ([^`]*)`", cell):
+                assert str(getattr(spec, key)) in (value, f"{value}.0"), (preset, key)
