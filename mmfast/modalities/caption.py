@@ -35,7 +35,7 @@ class CaptionSpec(EmbeddingSpec):
         choices=("grid", "channels"),
     )
     text_encoder: str = option("minilm", "what makes the vector: minilm, ngrams (spelling only) or module:function")
-    captions: list[str] = option([], "the texts that a generated one is the nearest of; empty: the data's")
+    captions: list[str] = option([], "texts from which the nearest to a generated caption is chosen; empty: the data's")
 
 
 class Caption(Embedding):

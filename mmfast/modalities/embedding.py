@@ -41,7 +41,7 @@ class EmbeddingSpec(base.Spec):
     layout: str = option(
         "grid", "a fixed encoding puts each number in a cell of the grid, or in a channel", choices=("grid", "channels")
     )
-    network: str = option("", "the network whose features of the anchor it is (mmfast.metrics.features); empty: data's")
+    network: str = option("", "network that computes it from the anchor (mmfast.metrics.features); empty: the data's")
     sigma: float = option(0.1, "standard deviation of the Gaussian head", above=0)
     reads: str = base.reads_option()
 

@@ -28,7 +28,7 @@ class FeatureMapSpec(base.Spec):
     kind: str = "feature_map"
     dim: int = option(8, "numbers a cell", min=1)
     cells: Any = base.size_option(4, "cells along the height and the width: a number, or [height, width]")
-    network: str = option("", "the network whose features of the anchor it is (mmfast.metrics.features); empty: data's")
+    network: str = option("", "network that computes it from the anchor (mmfast.metrics.features); empty: the data's")
     sigma: float = option(0.1, "standard deviation of the Gaussian head", above=0)
     reads: str = base.reads_option("decoder")
 

@@ -40,14 +40,14 @@ class Spec:
     )
     given_at_T: float | None = option(
         None,
-        "of the training examples it is given in, the share at t = T, where sampling begins (of several modalities "
-        "given the largest counts); null: none",
+        "share, of the training examples in which it is given, at t = T, where sampling begins (the largest share of "
+        "all modalities given counts); null: none",
         min=0,
         max=1,
     )
     labelled_fraction: float = option(
         1.0,
-        "the share of the training examples that keep it, as where few are labelled; the rest lacks it",
+        "share of the training examples that keep it; it is removed from the rest, to simulate few labels",
         above=0,
         max=1,
     )
