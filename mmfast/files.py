@@ -230,9 +230,13 @@ def path_of(what: str, value: object) -> Path:
 
 
 def check_free(what: str, folder: Path) -> None:
-    """Raise MmfastError, naming `what`, if the folder's name is taken by anything but an empty folder."""
+    """Raise MmfastError, naming `what`, if the name is taken by anything but an empty folder, or cannot be made."""
     if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise MmfastError(f"{what} is {folder}, which already exists; nothing is overwritten: choose a new folder")
+    beside = next((p for p in (folder.absolute(), *folder.absolute().parents) if p.exists()), Path("/"))
+    if not beside.is_dir() or not os.access(beside, os.W_OK | os.X_OK):
+        wrong = "cannot be written to" if beside.is_dir() else "is not a folder"
+        raise MmfastError(f"{what} is {folder}, and {beside} {wrong}; choose another place")
 
 
 @contextlib.contextmanager

@@ -2,9 +2,9 @@
 
 A new modality has its own encoder, head and embeddings, which are fresh. The weights of its input channels are zero, so
 at first, where it is not given, the other modalities are predicted as before. The same goes for a modality whose
-encoder or weight W has changed, because its channels mean something else. A head that now reads other features is
-fresh. Hidden parts are an exception: they are seen in the image's own pixels and change the scale in which the image is
-seen (`Model.fades_image`).
+encoder, weight W or layout has changed, because its channels mean something else. A head that now reads other features
+is fresh. Hidden parts are an exception: they are seen in the image's own pixels and change the scale in which the image
+is seen (`Model.fades_image`).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def take_weights(model: Model, config: Config, folder: str | Path) -> Kept:
     heads = tuple(name for name in both if old.part(name).reads != model.part(name).reads)
     new_heads = tuple(f"parts.{name}.{of}." for name in heads for of in ("out", "norm"))
     pairs = {name: (theirs.modalities[name], config.modalities[name]) for name in both}
-    seen = {name for name, (a, b) in pairs.items() if (a.encoder, a.weight) == (b.encoder, b.weight)}
+    seen = {name for name, (a, b) in pairs.items() if _channels(a) == _channels(b)}
     for key, x in state.items():
         if not key.startswith(prefixes) or key not in had or key.startswith(new_heads):
             continue
@@ -114,6 +114,11 @@ def _check(config: Config, theirs: Config, folder: Path) -> None:
             raise MmfastError(f"--from {folder}: its {key} is {a}, and here it is {b}; it should be the same")
     if config.space == "shared" and config.modalities.keys() != theirs.modalities.keys():
         raise MmfastError(f"--from {folder}: in shared channels the modalities should be the same, or use space=own")
+
+
+def _channels(spec: Any) -> tuple[Any, ...]:
+    """The options that decide what a modality's channels of z_t mean."""
+    return spec.encoder, spec.weight, getattr(spec, "layout", None)
 
 
 def _inputs(config: Config, model: Model) -> set[str]:

@@ -16,7 +16,8 @@ from mmfast.modalities.base import Modality
 from mmfast.model import Model
 from mmfast.path import check_offset
 from mmfast.ranks import ALONE, Ranks
-from mmfast.sample import SAMPLE, SampleOptions, as_given, check_count, how_many, sample_checked, takes_eta
+from mmfast.sample import as_given, check_count, how_many, sample_checked
+from mmfast.sample_options import SAMPLE, SampleOptions, checked_ids, takes_eta
 from mmfast.samplers import SAMPLERS
 from mmfast.schedule import as_int
 from mmfast.streams import HEAD_NOISE
@@ -198,8 +199,7 @@ def generate(
             raise unknown("guidance_scale's modality", name, [*whole, *first])
     order, count = turns(model, whole, first), how_many(model, count, given)
     if alone := drawn_by_prior(model, given, order):
-        ids = options.get("sample_ids")
-        whole[alone] = _of_prior(model.part(alone), torch.arange(count) if ids is None else ids.cpu(), seed)
+        whole[alone] = _of_prior(model.part(alone), checked_ids(options.get("sample_ids"), count), seed)
     for turn, target in enumerate(order):
         if target in whole:
             continue
@@ -208,12 +208,12 @@ def generate(
         told = {**in_part, **whole}
         if not in_part and reads_anchor_alone(model, config, whole):
             told = {model.anchor_name: whole[model.anchor_name]}
-        if isinstance(guidance, Mapping):
-            how["guidance_scale"] = {n: scale for n, scale in guidance.items() if n in told}
+        left = {name: there for name, there in inside.items() if name not in whole}
+        if isinstance(guidance, Mapping):  # what is given in part guides nothing
+            how["guidance_scale"] = {n: scale for n, scale in guidance.items() if n in told and n not in left}
         if target is not None and model.told:
             later = [name for name in model.names if name not in {*whole, *in_part} and name != target]
             how.setdefault("unknown", [name for name in later if config.modalities[name].unknown_probability > 0])
-        left = {name: there for name, there in inside.items() if name not in whole}
         if left and "offset" not in options and how["resample"] > 1:
             how["offset"] = None  # the config's; a step that is repeated needs one time for all of z_t
         chosen: SampleOptions = {**every, **how}  # type: ignore[typeddict-item]
@@ -245,7 +245,7 @@ def _by_all(
     """`generate` with the samples divided among the ranks. given and known: the results of `as_given`."""
     count = how_many(model, count, given)
     ids = options.pop("sample_ids", None)
-    ids = torch.arange(count) if ids is None else ids
+    ids = checked_ids(ids, count)
     options["progress"] = options.get("progress", False) if ranks.first else False
 
     def draw(rows: Tensor) -> dict[str, Tensor]:

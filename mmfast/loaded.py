@@ -24,7 +24,8 @@ from mmfast.modalities import Modality
 from mmfast.model import Model
 from mmfast.ranks import ALONE, Ranks
 from mmfast.run import Run
-from mmfast.sample import check_count, plain_numbers
+from mmfast.sample import check_count
+from mmfast.sample_options import plain_numbers
 from mmfast.samples import Samples, whole
 
 # The options of `Loaded.sample` whose defaults are the config's: their types, also in words.
@@ -173,7 +174,11 @@ class Loaded:
                 if not bool(there.any()):
                     hint = " (a picture should be white there)" if there.dim() > 1 else ""
                     raise MmfastError(f"known {name} marks no part of it{hint}; mark what to keep, or leave {name} out")
-                found[name] = (found[name][0], there & found[name][1]) if name in found else (values[name], there)
+                if name in found and bool((there & ~found[name][1]).any()):
+                    raise MmfastError(
+                        f"known {name} has a part whose value is not given; give it, or leave it out there"
+                    )
+                found[name] = (found[name][0] if name in found else values[name], there)
         return found
 
     def _rows(self, values: Mapping[str, Any]) -> dict[str, list[Tensor]]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mmfast import path
-from mmfast.config_sections import MOST_TIMES
 from mmfast.errors import MmfastError
 from mmfast.errors import unknown as unknown_name
 from mmfast.inside import check_known
@@ -19,53 +17,14 @@ from mmfast.keywords import filled, shows
 from mmfast.memory import check_room
 from mmfast.model import Model
 from mmfast.modes import evaluating
-from mmfast.options import PRECISIONS
 from mmfast.progress import Bar
 from mmfast.sample_loop import Loop, Settings
-from mmfast.samplers import HEADS, MOST_SPACING, SAMPLERS, timesteps
+from mmfast.sample_options import SAMPLE, SampleOptions, check_options, is_number, plain_numbers
+from mmfast.samplers import SAMPLERS, timesteps
 from mmfast.samples import whole as whole_number
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-
-class SampleOptions(TypedDict, total=False):
-    """The keywords of `sample`; see there."""
-
-    steps: int
-    spacing: float
-    sampler: str
-    eta: float
-    guidance_scale: float | Mapping[str, float]
-    clamp: float | None
-    seed: int
-    sample_ids: Tensor | None
-    batch_size: int
-    precision: str
-    heads: str
-    resample: int
-    unknown: Collection[str]
-    offset: Mapping[str, float] | None
-    progress: bool | str
-
-
-SAMPLE: SampleOptions = {
-    "steps": 50,
-    "spacing": 1.0,
-    "sampler": "ddpm",
-    "eta": 0.0,
-    "guidance_scale": 1.0,
-    "clamp": 1.0,
-    "seed": 0,
-    "sample_ids": None,
-    "batch_size": 256,
-    "precision": "fp32",
-    "heads": "soft",
-    "resample": 5,
-    "unknown": (),
-    "offset": None,
-    "progress": False,
-}
 
 
 @torch.no_grad()
@@ -143,7 +102,7 @@ def sample_checked(
     for name, value in chosen.items():  # NumPy's numbers are accepted too
         chosen[name] = plain_numbers(value)  # type: ignore[literal-required]
     whole = {name: x for name, x in given.items() if name not in inside}
-    ids = _check(chosen, count)
+    ids = check_options(chosen, count)
     unknown = _unknown(model, chosen["unknown"], given)
     settings = _settings(model, chosen, whole, bool(inside), unknown)
     device, progress = model.schedule.alpha_bar.device, chosen["progress"]
@@ -157,40 +116,6 @@ def sample_checked(
             there = {name: x.expand(count, *x.shape[1:])[rows].to(device) for name, x in inside.items()}
             results.append(Loop(model, part, settings, ids[rows].to(device), there).run(bar))
     return {name: torch.cat([r[name] for r in results]) for name in results[0]}
-
-
-def _check(chosen: SampleOptions, count: int) -> Tensor:
-    """The ids of the samples. Raises MmfastError for an option that is invalid for any model."""
-    sampler, eta, clamp = chosen["sampler"], chosen["eta"], chosen["clamp"]
-    for name, value, choices in (
-        ("sampler", sampler, SAMPLERS),
-        ("precision", chosen["precision"], PRECISIONS),
-        ("heads", chosen["heads"], HEADS),
-    ):
-        if not isinstance(value, str) or value not in choices:
-            raise unknown_name(name, value, choices)
-    ids = torch.arange(count) if chosen["sample_ids"] is None else chosen["sample_ids"]
-    if not isinstance(ids, Tensor) or ids.shape != (count,) or ids.dtype != torch.int64:
-        raise MmfastError(f"sample_ids is no int64 tensor [{count}]; it should be, with a number for each sample")
-    if count and not 0 <= int(ids.min()) <= int(ids.max()) < 1 << 48:  # the bits of a number in the noise's counter
-        raise MmfastError(f"sample_ids are {int(ids.min())} .. {int(ids.max())}; they should be in 0 .. 2^48 - 1")
-    whole_number("batch_size", chosen["batch_size"], 1)
-    whole_number("resample", chosen["resample"], 1)
-    if chosen["resample"] > MOST_TIMES:
-        raise MmfastError(f"resample is {chosen['resample']}; it should be at most {MOST_TIMES}")
-    spacing = chosen["spacing"]
-    if not (_is_number(spacing) and 1 <= spacing <= MOST_SPACING):
-        raise MmfastError(f"spacing is {spacing!r}; it should lie in 1 .. {MOST_SPACING}")
-    if clamp is not None and not (_is_number(clamp) and clamp > 0):
-        raise MmfastError(f"clamp is {clamp!r}; it should be above 0, or None")
-    if not (_is_number(eta) and 0 <= eta <= 1):
-        raise MmfastError(f"eta is {eta!r}; it should lie in 0 .. 1")
-    if eta and not takes_eta(sampler):
-        takers = ", ".join(filter(takes_eta, SAMPLERS))
-        raise MmfastError(f"eta is {eta}, and {sampler} takes none; leave it out, or use a sampler that does: {takers}")
-    if chosen["seed"] is None:
-        raise MmfastError("seed is None; it should be a number, by which samples can be drawn again")
-    return ids
 
 
 def _unknown(model: Model, unknown: Collection[str], given: Mapping[str, Tensor]) -> Collection[str]:
@@ -239,27 +164,6 @@ def _settings(
         unknown=tuple(unknown),
         resample=chosen["resample"] if in_part else 1,
     )
-
-
-def takes_eta(sampler: str) -> bool:
-    """Whether this sampler's steps depend on eta."""
-    rule = SAMPLERS[sampler]
-
-    def alpha_bar(t: int) -> float:
-        return float(0.7**t)  # defined for every t that a rule may use
-
-    return rule(alpha_bar, 2, 1, (), 0.0) != rule(alpha_bar, 2, 1, (), 1.0)
-
-
-def plain_numbers(value: Any) -> Any:
-    """Convert a NumPy number to Python's type, also inside a dict."""
-    if isinstance(value, Mapping):
-        return {name: plain_numbers(x) for name, x in value.items()}
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _is_number(x: Any) -> bool:
-    return isinstance(x, (int, float)) and not isinstance(x, bool)
 
 
 def _by_name(what: str, value: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -318,7 +222,7 @@ def check_count(model: Model, count: int, what: str = "count") -> int:
 def _scales(guidance_scale: float | Mapping[str, float], given: Mapping[str, Tensor]) -> dict[str, float]:
     by_name = guidance_scale if isinstance(guidance_scale, Mapping) else dict.fromkeys(given, guidance_scale)
     for scale in by_name.values() if isinstance(guidance_scale, Mapping) else [guidance_scale]:
-        if not (_is_number(scale) and math.isfinite(scale)):
+        if not (is_number(scale) and math.isfinite(scale)):
             raise MmfastError(f"guidance_scale is {scale!r}; it should be a finite number")
     for name in by_name:
         if name not in given:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ from mmfast.config import Config, from_plain
 from mmfast.data import Data
 from mmfast.distances import against, chosen_features, real_features, to_z0
 from mmfast.errors import MmfastError, unknown
-from mmfast.generate import generate
+from mmfast.generate import check_sample, generate
 from mmfast.held_out import Shuffled, held_out
 from mmfast.model import Model
-from mmfast.sample import check_count, takes_eta
+from mmfast.sample import check_count
+from mmfast.sample_options import takes_eta
 
 # Options that do not affect a sweep's draws.
 NOT_SWEPT = ("count", "batch_size", "resample")
@@ -54,6 +56,10 @@ def configs(config: Config, over: Mapping[str, Sequence[str]]) -> list[tuple[dic
         emptied = [(f"sample.{key.split('.')[0]}", "{}") for key in whole]  # numbers by name replace a single one
         written = [(f"sample.{key}", value) for key, value in options.items()]
         made = from_plain(plain, "config", [*emptied, *written])
+        if "steps" in over and made.sample.steps > config.schedule.T:
+            raise MmfastError(
+                f"over['steps'] has {made.sample.steps}; it should be at most {config.schedule.T}, the number of times"
+            )
         if "eta" in over and made.sample.eta and not takes_eta(made.sample.sampler):
             raise MmfastError(
                 f"over['eta'] has {options['eta']}, and {made.sample.sampler} takes none; sweep it with a sampler that "
@@ -86,13 +92,16 @@ def sweep(
             raise unknown("given", name, model.parts)
     if model.anchor_name in given:
         raise MmfastError(f"given has {model.anchor_name}, the anchor; the figures are those of drawn images")
+    chosen = configs(config, over)
+    for _, made in chosen:
+        check_sample(model, made)
+    first = {name for _, made in chosen for name in made.sample.first}
     for key in over:
         name = key.partition(".")[2]
-        guides = {*given, *config.sample.first}
+        guides = {*given, *first}
         if key.startswith("guidance_scale") and (name not in guides if name else not guides):
             which = f"{name} is not" if name else "nothing is"
             raise MmfastError(f"over has {key}, but {which} given, so it changes nothing; give it, or leave it out")
-    chosen = configs(config, over)
     count = check_count(model, config.evaluate.samples, "evaluate.samples")
     features = chosen_features(config.evaluate)
     z0 = to_z0(model)
@@ -207,12 +216,13 @@ def options_of(pairs: Iterable[str]) -> dict[str, list[str]]:
     """KEY=V1,V2,... as a dict. Raises MmfastError for a pair that has no value, and for a key that comes twice."""
     found: dict[str, list[str]] = {}
     for pair in pairs:
-        key, _, values = pair.partition("=")
-        if not values or not all(values.split(",")):
+        key, _, text = pair.partition("=")
+        values = re.split(r",(?![^\[{]*[\]}])", text)  # not at commas within a list or a dict
+        if not all(values):
             raise MmfastError(
                 f"--over {pair} has no values; it should be KEY=VALUE,VALUE, such as guidance_scale=1,2,4"
             )
         if key in found:
-            raise MmfastError(f"--over has {key} twice; give all its values at once, as in {key}={values},...")
-        found[key] = values.split(",")
+            raise MmfastError(f"--over has {key} twice; give all its values at once, as in {key}={text},...")
+        found[key] = values
     return found

@@ -58,7 +58,13 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if nowhere:
         lines += ["", f"no contact sheet: {nowhere}"]
     elif found.sheet is not None:
-        lines += ["", f"contact sheet: {write_picture(file, found.sheet)}"]
+        try:
+            lines += ["", f"contact sheet: {write_picture(file, found.sheet)}"]
+        except MmfastError as error:  # the report matters more
+            if args.sheet:
+                print("\n".join(lines))
+                raise
+            lines += ["", f"no contact sheet: {error}"]
     print("\n".join(lines))
     return 2 if found.wrong else 0
 

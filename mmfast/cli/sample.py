@@ -12,6 +12,7 @@ from mmfast.cli.shared import (
     add_overwrite,
     add_weights,
     check_file,
+    make_folder,
     new_file,
     slug,
     write,
@@ -153,17 +154,19 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         options["guidance_scale"] = _guidance(args.guidance_scale)
     loaded = load(args.run, args.device, args.weights)
     known = _known(args.known)
+    if not args.out and args.ranks.first:
+        make_folder(loaded.run.samples)
     samples = loaded.sample(args.n, given=given, known=known, progress=not args.quiet, **options)
     if not args.ranks.first:
         return 0
     if args.save:  # first, because the other files may go into its folder
         print(samples.save(args.save))
-    stem = f"sample-{slug(' '.join(args.given)) or 'joint'}-seed{args.seed}"
-    file = Path(args.out) if args.out else new_file(loaded.run.samples, stem)
-    print(write_picture(file, samples.grid()))
     if args.npz:
         arrays: dict[str, Any] = {name: x.numpy() for name, x in samples.data.items()}
         npz = Path(args.npz)
         write(npz, lambda temporary: write_arrays(temporary, arrays))
         print(npz)
+    stem = f"sample-{slug(' '.join(args.given)) or 'joint'}-seed{args.seed}"
+    file = Path(args.out) if args.out else new_file(loaded.run.samples, stem)
+    print(write_picture(file, samples.grid()))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -120,9 +121,27 @@ def slug(text: str) -> str:
 
 def new_file(folder: Path, stem: str) -> Path:
     """A name that is still free in the folder, because samples are never overwritten."""
+    refuse_link(folder)
+    return _free(folder, stem)
+
+
+def refuse_link(folder: Path) -> None:
     if folder.is_symlink():
         raise MmfastError(f"{folder} is a link, and nothing is written through links; choose another place with --out")
-    return _free(folder, stem)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for a command's own files, before any work is done for them.
+
+    Raises MmfastError if nothing can be written there.
+    """
+    refuse_link(folder)
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise MmfastError(f"{folder} cannot be written to: {error.strerror}; choose another place with --out") from None
 
 
 def _free(folder: Path, stem: str) -> Path:

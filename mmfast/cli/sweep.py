@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmfast.cli.shared import add_allow_code, measure_by, slug, write
+from mmfast.cli.shared import add_allow_code, make_folder, measure_by, slug, write
 from mmfast.errors import MmfastError
 
 
@@ -27,7 +28,7 @@ def add(commands: Any) -> None:
         action="extend",
         metavar="KEY=V,V",
         help="sampling options and their values: guidance_scale=1,1.5,2,4, guidance_scale.label=1,2 for one "
-        "modality, steps=5,10,20,50, sampler=ddim,dpmpp_2m",
+        "modality, steps=5,10,20,50, spacing=1,2, sampler=ddim,dpmpp_2m",
     )
     command.add_argument(
         "--given", nargs="+", default=[], metavar="NAME", help="modalities to give, taken from held-out examples"
@@ -36,7 +37,9 @@ def add(commands: Any) -> None:
     command.add_argument("--features", help="features for distances, as in `mmfast eval` [the config's]")
     command.add_argument("--x", metavar="FIGURE", help="figure on the horizontal axis [evaluations, or recall]")
     command.add_argument(
-        "--y", metavar="FIGURE", help="figure on the vertical axis [the Frechet distance, or agreement]"
+        "--y",
+        metavar="FIGURE",
+        help="figure on the vertical axis [the Frechet distance; or agreement, or precision if nothing is judged]",
     )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     command.add_argument("--out", metavar="DIR", help="a new folder for sweep.json and sweep.png [one in RUN/sweeps]")
@@ -58,19 +61,20 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         config.evaluate.samples = args.samples
     measure_by(args, config.evaluate)
     stem = slug(" ".join([*(f"given-{name}" for name in args.given), *over]))
-    folder = Path(args.out) if args.out else _new_folder(opened.folder / "sweeps", stem)
-    check_free("--out", folder)
+    parent, folders = opened.folder / "sweeps", []
+    if args.out:
+        check_free("--out", Path(args.out))
+    else:
+        make_folder(parent)
 
     def save(points: list[sweep.Point]) -> None:
         if len(points) == 1:
             sweep.axes(points, args.x, args.y)  # reports a misspelt figure now and not at the end
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise MmfastError(f"{folder} cannot be made: {error.strerror}; choose another place") from None
-        write(folder / "sweep.json", lambda temporary: temporary.write_text(sweep.text(points)))
+            folders.append(_made(Path(args.out)) if args.out else _new_folder(parent, stem))
+        write(folders[0] / "sweep.json", lambda temporary: temporary.write_text(sweep.text(points)))
 
     points = sweep.sweep(model, config, build_data(config), over, args.given, not args.quiet, save)
+    (folder,) = folders
     print(sweep.table(points))
     print(folder / "sweep.json")
     file = folder / "sweep.png"
@@ -88,8 +92,27 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def _made(folder: Path) -> Path:
+    """The folder that the user names, made now. Raises MmfastError if another process has filled it meanwhile."""
+    from mmfast.files import check_free
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MmfastError(f"{folder} cannot be made: {error.strerror}; choose another place") from None
+    check_free("--out", folder)
+    return folder
+
+
 def _new_folder(parent: Path, stem: str) -> Path:
-    if parent.is_symlink():
-        raise MmfastError(f"{parent} is a link, and nothing is written through links; choose another place with --out")
-    names = (parent / f"{stem}{f'-{k}' if k else ''}" for k in range(1_000_000))
-    return next(name for name in names if not name.exists())
+    """A new folder with the first name that is free, even if other processes make some at the same time."""
+    for k in itertools.count():
+        folder = parent / f"{stem}{f'-{k}' if k else ''}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise MmfastError(f"{folder} cannot be made: {error.strerror}; choose another place with --out") from None
+        return folder
+    raise AssertionError("unreachable")

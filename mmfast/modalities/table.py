@@ -102,10 +102,17 @@ class Table(Modality):
         """From NAME=NUMBER for some columns, or a dict of them."""
         if isinstance(value, str) and "=" in value and not value.endswith(self.extensions):
             pairs = [pair.rpartition("=") for pair in value.split(",")]
-            value = {name.strip(): cell for name, _, cell in pairs}
+            names = [name.strip() for name, _, _ in pairs]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise MmfastError(f"{self.name} has column {twice[0]!r} twice; give one value for it")
+            value = {name: cell for name, (_, _, cell) in zip(names, pairs, strict=True)}
         if not isinstance(value, Mapping):
             return None
         columns = self.spec.columns
+        if not value:
+            raise MmfastError(
+                f"{self.name} has no column; give a value for some of {', '.join(columns)}, or leave it out"
+            )
         for name in value:
             if name not in columns:
                 raise unknown(f"{self.name}'s column", name, columns)

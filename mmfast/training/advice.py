@@ -9,7 +9,7 @@ import torch
 from mmfast.config import Config
 from mmfast.model import Model
 from mmfast.processor import slow_in_bf16
-from mmfast.sample import takes_eta
+from mmfast.sample_options import takes_eta
 
 
 def without_effect(model: Model, config: Config) -> Iterator[str]:
