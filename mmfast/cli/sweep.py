@@ -106,8 +106,9 @@ def _made(folder: Path) -> Path:
 
 def _new_folder(parent: Path, stem: str) -> Path:
     """A new folder with the first name that is free, even if other processes make some at the same time."""
-    for k in itertools.count():
-        folder = parent / f"{stem}{f'-{k}' if k else ''}"
+    names = (parent / f"{stem}{f'-{k}' if k else ''}" for k in itertools.count())
+    while True:
+        folder = next(names)
         try:
             folder.mkdir()
         except FileExistsError:
@@ -115,4 +116,3 @@ def _new_folder(parent: Path, stem: str) -> Path:
         except OSError as error:
             raise MmfastError(f"{folder} cannot be made: {error.strerror}; choose another place with --out") from None
         return folder
-    raise AssertionError("unreachable")
