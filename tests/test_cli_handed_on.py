@@ -80,7 +80,7 @@ def test_every_option_of_sample(drawn, tmp_path, capsys):
         "guidance_scale": {"label": 2.0, "mask": 1.5},
         "offset": {"mask": 0.2, "image": -0.1},
     }
-    assert capsys.readouterr().out.splitlines() == ["saved in d", "x.JPG", "x.npz"]
+    assert capsys.readouterr().out.splitlines() == ["saved in d", "x.npz", "x.JPG"]
     with np.load("x.npz") as arrays, Image.open("x.JPG") as picture:
         assert arrays["image"].ravel().tolist() == [*range(12)] and arrays["label"].tolist() == [4, 5, 6]
         assert {*arrays} == {"image", "label"} and picture.format == "JPEG"
