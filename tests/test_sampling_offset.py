@@ -19,6 +19,7 @@ from mmfast import Schedule, modalities
 from mmfast.modalities.base import SpaceShape
 from mmfast.model import Model, Prediction
 from mmfast.sample import sample
+from mmfast.sample_options import takes_eta
 from mmfast.samplers import SAMPLERS
 from mmfast.streams import SAMPLE
 
@@ -294,7 +295,7 @@ def test_no_offset_is_the_diagonal(sampler, monkeypatch):
     """Bit for bit, with z_t as one term: none, zero, and one that is less than half a timestep."""
     model, plans, plan = Known(), [], sample_module.path.plan
     monkeypatch.setattr(sample_module.path, "plan", lambda *args: plans.append(plan(*args)) or plans[-1])
-    how = sampler, 0.5 * sample_module.takes_eta(sampler)
+    how = sampler, 0.5 * takes_eta(sampler)
     plain = draw(model, None, 7, how)
     asked = list(model.asked)
     for offset in ({}, {"mask": 0.0}, {"mask": 0, "label": -0.0}, {"mask": 0.0004}):
