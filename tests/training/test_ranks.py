@@ -253,7 +253,7 @@ def by_one_and_by_two(tmp_path, work, run):
 
 def test_two_ranks_draw_what_one_process_does(tmp_path, alone):
     first, second = by_one_and_by_two(tmp_path, draw, alone)
-    assert second == "" and first == "".join(f"{tmp_path / 'two' / name}\n" for name in ("drawn.png", "drawn.npz"))
+    assert second == "" and first == "".join(f"{tmp_path / 'two' / name}\n" for name in ("drawn.npz", "drawn.png"))
     a, b = (np.load(tmp_path / name / "drawn.npz") for name in ("two", "one"))
     assert set(a) == set(b) == {"image", "label", "mask"} and len(a["image"]) == 5
     for name in a:
