@@ -230,7 +230,7 @@ def path_of(what: str, value: object) -> Path:
 
 
 def check_free(what: str, folder: Path) -> None:
-    """Raise MmfastError, naming `what`, if the name is taken by anything but an empty folder, or cannot be made."""
+    """Raise MmfastError, naming `what`, if the name is taken (an empty folder is not) or no folder can be made."""
     if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise MmfastError(f"{what} is {folder}, which already exists; nothing is overwritten: choose a new folder")
     beside = next((p for p in (folder.absolute(), *folder.absolute().parents) if p.exists()), Path("/"))

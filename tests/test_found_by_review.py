@@ -1,6 +1,8 @@
 """What a review of sampling found: work lost at its end, names that guide nothing, and values dropped in silence."""
 
+import errno
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -48,6 +50,21 @@ def test_a_place_that_takes_no_files_is_named_before_any_work(made, tmp_path, ca
     words = [command, str(run), *QUIET, *(["--over", "steps=1"] if command == "sweep" else [])]
     assert main(words) == 2
     assert f"{run / name} cannot be written to: File exists; choose another place" in capsys.readouterr().err
+
+
+def test_a_folder_that_takes_no_file_is_named(made, tmp_path, capsys, monkeypatch):
+    """As on a mount that can only be read: the folder exists, and each file in it fails."""
+    (tmp_path / "run").mkdir()
+    for name in ("config.yaml", "ema.safetensors"):
+        shutil.copy(made / name, tmp_path / "run")
+
+    def read_only(**how):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("mmfast.cli.shared.tempfile.TemporaryFile", read_only)
+    assert main(["sample", str(tmp_path / "run"), *QUIET]) == 2
+    wrong = f"{tmp_path / 'run' / 'samples'} cannot be written to: Read-only file system; choose another place"
+    assert wrong in capsys.readouterr().err
 
 
 def test_a_place_to_save_is_checked_before_any_work(made, tmp_path, capsys, monkeypatch):
