@@ -66,6 +66,7 @@ def test_help_for_a_preset_shows_its_values_and_no_other_kind(capsys):
 MEASURED = {
     "image-mask": {"image": (0.0, None, 1.0, None), "mask": (None, None, 0.1, "encoder")},
     "masked-image": {"masked": (0.3, 0.0, 0.1, "encoder")},
+    "image-embedding": {"image": (0.0, None, 1.0, None), "embedding": (None, None, 0.2, "encoder")},
     "any-to-any": {
         "image": (0.0, None, 1.0, None),
         "mask": (0.25, None, 0.1, "encoder"),
@@ -86,9 +87,10 @@ def test_a_preset_has_the_options_that_were_measured(preset):
         found = (spec.given_probability, spec.given_at_T, spec.loss_weight, getattr(spec, "reads", None))
         assert found == wanted, name
     assert config.train.clean_pass == 20.0
-    assert config.sample.spacing == {"image-mask": 1.5, "masked-image": 3.0, "any-to-any": 1.0}[preset]
+    drawn = {"image-mask": (1.5, 0.0), "masked-image": (3.0, 0.0), "image-embedding": (1.5, 1.0)}
+    assert (config.sample.spacing, config.sample.eta) == drawn.get(preset, (1.0, 0.0))
     steps = {name: spec.given_steps for name, spec in config.modalities.items() if spec.given_steps}
-    assert steps == {"image-mask": {"image": 1}, "masked-image": {"masked": 2},
+    assert steps == {"image-mask": {"image": 1}, "masked-image": {"masked": 2}, "image-embedding": {"image": 1},
                      "any-to-any": {"image": 1, "masked": 25}}[preset]  # fmt: skip
 
 
