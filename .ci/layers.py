@@ -16,7 +16,7 @@ GROUPS = {
     "__main__": ("what you run", "#e8eefc"),
     "build | reverse | guess | held_out": ("from a config to a model", "#e7f5ec"),
     "data | model_checks | head_inputs": ("the parts", "#fdf3e1"),
-    "image_files | plain_yaml | presets | loss | diffusers | ranks": ("formulas, ops, files", "#f6e9f7"),
+    "image_files | mask_values | plain_yaml | presets | loss | diffusers | ranks": ("formulas, ops, files", "#f6e9f7"),
     "streams | memory | progress": ("the ground", "#eeeeee"),
 }
 BESIDE = ("_mmfast_cpu", "_mmfast_cuda")

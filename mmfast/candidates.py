@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,8 +14,10 @@ from mmfast import modalities as kinds
 from mmfast.data.found import find_each
 from mmfast.data.items import spread
 from mmfast.errors import MmfastError
-from mmfast.image_files import EXTENSIONS, class_numbers, load_picture
+from mmfast.image_files import EXTENSIONS, load_picture
+from mmfast.mask_values import class_numbers, colours_by_index
 from mmfast.modalities.mask import colour_codes
+from mmfast.words import plural
 
 T = TypeVar("T")
 
@@ -28,18 +30,23 @@ MOST_VALUES = 64
 
 @dataclass
 class Candidate:
-    """The files of one folder, by stem, and the kind that they appear to be."""
+    """The files of one folder, by stem, and the kind that they appear to be.
+
+    coloured: masks whose classes are colours. note: what was left out of the folder.
+    """
 
     folder: str
     kind: str
     paths: dict[str, Path]
-    coloured: bool = False  # masks whose classes are colours
+    coloured: bool = False
+    note: str = ""
 
 
 def candidate_of(path: Path, within: Path | None) -> Candidate | None:
     """The files of a folder that are of its most common kind; None if it is not a folder or holds no such files.
 
-    A folder in which most pictures have a text or a vector of the same name is one of pictures (see `beside`).
+    Masks in files of a format that is not one of masks are left out, with a note. A folder in which most pictures have
+    a text or a vector of the same name is one of pictures (see `beside`).
     """
     if path.name.startswith(".") or not path.is_dir():
         return None
@@ -51,8 +58,54 @@ def candidate_of(path: Path, within: Path | None) -> Candidate | None:
         kind = max((k for k in ENDINGS if k != "mask"), key=lambda k: len(found[k]))
     coloured = kind == "image" and named_as_masks(path.name) and _are_coloured(found["image"])
     if kind == "image" and (coloured or _are_masks(path.name, found["image"])):
-        kind = "mask"
+        kind, files = "mask", [*found["image"].values()] or [*_visible(path)]
+        return Candidate(path.name, kind, found[kind], coloured, _other_formats(files)) if files else None
     return Candidate(path.name, kind, found[kind], coloured) if found[kind] else None
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+
+
+def _other_formats(files: Sequence[Path]) -> str:
+    """A note on masks in files of other formats than those of masks; empty if there are none."""
+    known = kinds.kind("mask").extensions
+    others = [path for path in files if path.suffix.lower() not in known]
+    if not others:
+        return ""
+    endings = ", ".join(sorted({path.suffix.lower() for path in others}))
+    return f"{plural(len(others), 'file')} ({endings}); masks are read from {', '.join(known)}, so convert them"
+
+
+def check_layout(root: Path) -> None:
+    """Raise MmfastError if images and their masks lie in folders below one of root's folders, as for each split."""
+    for part in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        inside = sorted(path for path in part.iterdir() if path.is_dir())
+        masks = [x.name for x in inside if named_as_masks(x.name)]
+        images = [x.name for x in inside if x.name.lower().startswith(IMAGES) and x.name not in masks]
+        if masks and images:
+            a, b = images[0], masks[0]
+            raise MmfastError(
+                f"{part} holds folders of images ({a}) and of masks ({b}); give that folder instead of {root}, or move "
+                f"the files into {root / a / part.name} and {root / b / part.name}"
+            )
+
+
+def two_palettes(paths: Sequence[Path]) -> str:
+    """An error for two masks in which one index of the palette has different colours; empty if there are none."""
+    first: dict[int, tuple[int, ...]] = {}
+    seen: dict[int, Path] = {}
+    for path in paths:
+        picture = or_none(load_picture, path)
+        for index, colour in ({} if picture is None else colours_by_index(picture)).items():
+            if first.setdefault(index, colour) != colour:
+                return (
+                    f"{path} and {seen[index]} have different palettes: {index} is #{bytes(colour).hex()} in one and "
+                    f"#{bytes(first[index]).hex()} in the other, so it cannot be a class number; name the classes' "
+                    "colours in modalities.NAME.colours"
+                )
+            seen.setdefault(index, path)
+    return ""
 
 
 def beside(anchor: Candidate, folder: Path, within: Path | None) -> list[Candidate]:

@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -19,7 +18,7 @@ from mmfast.config_source import folder_of, origin_of, overridden, read
 from mmfast.data.cache import is_cache
 from mmfast.errors import MmfastError, unknown
 from mmfast.options import Origin, check, leads_to, paths, typed
-from mmfast.plain_yaml import load_yaml
+from mmfast.plain_yaml import dump_yaml, load_yaml
 from mmfast.samplers import check_share
 from mmfast.trust import permitted
 
@@ -227,7 +226,7 @@ def _kind(part: DictConfig, key: str, default: str | None, kinds: Collection[str
 
 def to_yaml(config: Config) -> str:
     """The resolved config as YAML, with every option."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+    return dump_yaml(dataclasses.asdict(config), allow_unicode=True)
 
 
 # A longer list is shown by its length where configs are compared.

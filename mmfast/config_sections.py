@@ -29,9 +29,7 @@ class ScheduleSpec:
 @dataclass
 class LossSpec:
     target: str = option("x0", "what the network predicts for the anchor", choices=tuple(TARGETS))
-    min_snr_gamma: float | None = option(
-        None, "gamma of the min-SNR-gamma weighting of timesteps; null: none", above=0, max=math.inf
-    )
+    min_snr_gamma: float | None = option(None, "gamma of the min-SNR-gamma weighting of timesteps; null: none", above=0)
     balance: str = option(
         "none",
         "rule that sets the weights of the modalities' losses: none, learnt variances or gradient norms",

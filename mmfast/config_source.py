@@ -14,7 +14,7 @@ from mmfast import presets
 from mmfast.errors import MmfastError, unknown
 from mmfast.files import read_text
 from mmfast.options import Origin, one_line
-from mmfast.plain_yaml import load_value
+from mmfast.plain_yaml import escaped, load_value
 from mmfast.trust import permit
 
 # In bytes: enough for the names of some hundred thousand classes.
@@ -39,7 +39,7 @@ def read(source: str) -> str:
 def overridden(found: Any, source: str, overrides: Iterable[tuple[str, str]]) -> DictConfig:
     """Parsed YAML with overrides such as ("train.steps", "100") applied. Raises MmfastError if it is not a config."""
     try:
-        raw = OmegaConf.create(found or {})
+        raw = OmegaConf.create(escaped(found or {}))
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise MmfastError(f"{source} cannot be a config: {one_line(error)}") from None
     if not isinstance(raw, DictConfig):
@@ -98,6 +98,6 @@ def _override(raw: DictConfig, key: str, value: str) -> None:
             key, new = parent, {"kind": new}
         # Another kind has other options, so those of the old one do not carry over.
         merge = not (isinstance(new, dict) and (not new or "kind" in new))  # {} clears the file's values
-        OmegaConf.update(raw, key, new, merge=merge, force_add=True)
+        OmegaConf.update(raw, key, escaped(new), merge=merge, force_add=True)
     except (OmegaConfBaseException, TypeError, ValueError, LookupError, AttributeError) as error:
         raise MmfastError(f"--{key} {value}: {one_line(error)}") from None

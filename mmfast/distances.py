@@ -20,6 +20,8 @@ from mmfast.trust import check_code
 
 # The number of neighbours for precision and recall, as in their paper.
 NEIGHBOURS = 3
+# The number of images whose features are computed at once.
+AT_ONCE = 256
 # Anchors x [B, ...] -> features [B, d].
 Features = Callable[[Tensor], Tensor]
 
@@ -81,7 +83,7 @@ def distances(
 def real_features(data: Data, anchor: str, features: Features, most: int = 10_000, ranks: Ranks = ALONE) -> Tensor:
     """The features of the real images of both sets, at most `most` of each: [n, d] in a shuffled order."""
     parts = once(data.train), data.test
-    chunks = [(part, rows) for part in parts for rows in _some(part, most).split(256)]
+    chunks = [(part, rows) for part in parts for rows in _some(part, most).split(AT_ONCE)]
 
     def of_real(chunk: tuple[Examples, Tensor]) -> Tensor:
         part, rows = chunk
@@ -94,7 +96,7 @@ def real_features(data: Data, anchor: str, features: Features, most: int = 10_00
 
 def against(real: Tensor, images: Tensor, features: Features, named: str, ranks: Ranks = ALONE) -> dict[str, float]:
     """The figures of `distances`. real: the result of `real_features`; named: the name of the features."""
-    share = ranks.at_most(len(images), len(images))
+    share = min(ranks.at_most(len(images), len(images)), AT_ONCE)
     half, fake = len(real) // 2, torch.cat(ranks.map(features, images.split(share)))
     name = "" if named == "pixels" else f"_{named}"
     count, found = min(half, len(fake)), {}
@@ -110,6 +112,11 @@ def against(real: Tensor, images: Tensor, features: Features, named: str, ranks:
 
 
 def to_z0(model: Model) -> Callable[[Tensor], Tensor]:
-    """A function from the anchor's x on the host to z_0 on the host."""
+    """A function from the anchor's x on the host to the maps that are compared, on the host.
+
+    They are z_0, or pixels where z_0 holds an image's latents.
+    """
+    if model.latent:
+        return lambda x: x
     device = model.schedule.alpha_bar.device
     return lambda x: model.anchor.to_z0(x.to(device)).cpu()

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from mmfast.config import Config
 from mmfast.data import Batch, Data
-from mmfast.distances import chosen_features, distances, row_distances, to_z0
+from mmfast.distances import against, chosen_features, real_features, row_distances, to_z0
 from mmfast.errors import MmfastError, notice
 from mmfast.files import write_text
 from mmfast.generate import generate
-from mmfast.held_out import Found, NoExamples, Shuffled, by_modality, held_out
+from mmfast.held_out import Found, NoExamples, Shuffled, by_modality, different
 from mmfast.likelihood import bound
 from mmfast.metrics.features import Extractor
 from mmfast.metrics.lpips import LPIPS
@@ -47,6 +47,9 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
     features, lpips = measures(model, config)  # first, so that nothing is drawn in vain
     with ranks.in_turn(), silenced(quiet):
         judges = data.judges()
+    z0 = to_z0(model)
+    compared = lambda x: features(z0(x))  # noqa: E731
+    real = real_features(data, anchor, compared, ranks=ranks)
     found = by_modality(Shuffled(data.test), count, model)
     if ranks.first and not quiet:
         for line in repetitions(found, model, count, len(data.test)):
@@ -84,12 +87,12 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
         if id(truth) not in recovered:
             recovered[id(truth)] = draw(anchor, 2, name)
         metrics[f"{name}.recovered_{part.metric}"] = part.score(recovered[id(truth)][name], truth.data[name])
-    metrics |= distances(joint[anchor], data, anchor, features, ranks=ranks, z0=to_z0(model))
+    metrics |= against(real, joint[anchor], compared, features.name, ranks)
     for name in model.parts:
         metrics |= row_distances(model.part(name), name, joint[name], data)
     metrics |= data.baselines()
     try:
-        batch = held_out(Shuffled(data.test), min(count, len(data.test)), model)
+        batch = different(Shuffled(data.test), count, model)
     except NoExamples as error:
         if ranks.first and not quiet:
             notice(f"{error}, or there is no bound")
@@ -140,7 +143,7 @@ def check_measures(model: Model, config: Config) -> None:
 def _check_measures(model: Model, config: Config) -> None:
     spec = config.evaluate
     check_count(model, spec.samples, "evaluate.samples")
-    if spec.features != "pixels" and not model.anchor.bounded:
+    if spec.features != "pixels" and not (model.anchor.bounded or model.latent):
         raise MmfastError(
             f"evaluate.features is {spec.features!r}, a network for images; the anchor is a {model.anchor.kind}, "
             "so it should be pixels"
@@ -161,7 +164,7 @@ def likelihood(model: Model, config: Config, data: Data, batch: Batch, ranks: Ra
     if model.without_bound:
         return errors
     try:
-        seen = held_out(Shuffled(data.train), min(FITTED_TO, len(data.train)), model)
+        seen = different(Shuffled(data.train), FITTED_TO, model)
     except NoExamples:
         reverses = {}
     else:
@@ -175,7 +178,11 @@ def evaluate_run(
     """Evaluate a run's averaged weights and write RUN/metrics.json."""
     metrics = evaluate(model, config, data, quiet, ranks)
     if ranks.first:
-        run.guard(lambda: write_text(run.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n"))
+        try:
+            run.guard(lambda: write_text(run.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n"))
+        except MmfastError:
+            notice(f"the figures, which could not be written:\n{table(metrics)}")
+            raise
     return metrics
 
 

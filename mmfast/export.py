@@ -14,6 +14,7 @@ from mmfast.backbones import diffusers as adapter
 from mmfast.config import Config
 from mmfast.errors import MmfastError, optional_package, unknown
 from mmfast.files import check_free, new_folder, path_of
+from mmfast.modalities.image import Image
 from mmfast.model import Model
 from mmfast.samplers import SAMPLERS
 
@@ -26,8 +27,8 @@ def to_diffusers(model: Model, config: Config, folder: str | os.PathLike[str], s
 
     The network is a UNet2DModel with these weights. Other modalities count as unknown: their channels are then empty,
     and the embedding of their times is a constant that is added to a bias. If the image is diffused as latents, the
-    pipeline includes the autoencoder. `num_inference_steps` is an argument of the pipeline; DDIM equals ours with
-    `use_clipped_model_output=True`, for numbers of steps that divide T.
+    pipeline includes the autoencoder. `num_inference_steps` is an argument of the pipeline, whose samples equal ours if
+    it divides T, and for DDIM with `use_clipped_model_output=True`.
 
     sampler: "ddpm", "ddim" or "dpmpp_2m", instead of the config's.
     folder: a new one, written completely or not at all. Raises MmfastError if diffusers is not installed or has no
@@ -64,7 +65,12 @@ def to_diffusers(model: Model, config: Config, folder: str | os.PathLike[str], s
 
 
 def _check(model: Model, config: Config) -> None:
-    """Raise MmfastError if the model does something that UNet2DModel cannot."""
+    """Raise MmfastError if the model does something that UNet2DModel or diffusers' pipelines cannot."""
+    if not isinstance(model.anchor, Image):
+        raise MmfastError(
+            f"the anchor, {model.anchor_name}, is of kind {model.anchor.kind}; export needs a run whose anchor is an "
+            "image, because diffusers' pipelines draw images"
+        )
     if not isinstance(model.backbone, adapter.Backbone):
         raise MmfastError(
             f"backbone.kind is {config.backbone.kind}, for which diffusers has no counterpart; export needs a run with "

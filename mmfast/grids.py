@@ -88,7 +88,8 @@ def sample_run(
         if not ranks.first:
             continue
         for part, x in drawn.items():
-            overview = parts[part].overview(x.cpu(), real[part]) if part in real else None
+            shown = part in real and part != given  # not what is given, against itself
+            overview = parts[part].overview(x.cpu(), real[part]) if shown else None
             if overview is not None:
                 gallery.hang(overview, f"{name}-{part}", "scatter")
         # Last, because this file shows that all pictures of its direction are written.

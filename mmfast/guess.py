@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +20,14 @@ from mmfast.candidates import (
     as_pictures,
     beside,
     candidate_of,
+    check_layout,
     class_pixels,
     class_values,
     colours,
     is_one,
     named_as_masks,
     or_none,
+    two_palettes,
 )
 from mmfast.config import check_name
 from mmfast.data.found import check_no_root, find, leads_out, led_out
@@ -31,12 +35,15 @@ from mmfast.data.items import spread
 from mmfast.data.metadata import find_table, read_table
 from mmfast.errors import MmfastError
 from mmfast.guess_text import are_measured, numbers_note, of_files, of_folders, of_texts
-from mmfast.image_files import EXTENSIONS, load_picture, read_header, two_classes
+from mmfast.image_files import EXTENSIONS, load_picture, read_header
+from mmfast.mask_values import two_classes
 from mmfast.modalities.embedding import mapped
 from mmfast.sizes import Size, height_width, plain
 
 SIZES = (8, 16, 32, 64, 128, 256)
 IGNORED = 255
+# At most so many greys that are no class numbers are the colours of a mask's classes.
+FEW_GREYS = 8
 # A rectangle is guessed if log(width / height) is within ALIKE of the usual value for at least a share NEARLY_ALL of
 # the pictures, and the usual value is at least CLEARLY from a square's, which would lose an eighth of each picture.
 NEARLY_ALL, ALIKE, CLEARLY = 0.95, 0.05, math.log(8 / 7)
@@ -83,6 +90,7 @@ def guess(root: str | Path, most: int, size: Size | None = None, outside: bool =
     if not root.is_dir():
         raise MmfastError(f"{root} is no folder; it should hold pictures, in folders such as image, mask and label")
     check_no_root("DIR", root)
+    check_layout(root)
     within = None if outside else root
     if out := [path for path in sorted(root.iterdir()) if path.is_dir() and leads_out(path, within)]:
         raise MmfastError(led_out(out))
@@ -108,6 +116,9 @@ def guess(root: str | Path, most: int, size: Size | None = None, outside: bool =
     size = guessed.modalities[guessed.anchor]["size"]
     for candidate in [*found, *beside(anchor, root / anchor.folder, within)]:
         if candidate is anchor:
+            continue
+        guessed.notes += [f"{candidate.folder}: {candidate.note}"] if candidate.note else []
+        if candidate.note and not candidate.paths:
             continue
         shared = {stem: path for stem, path in candidate.paths.items() if stem in anchor.paths}
         if not shared:
@@ -148,13 +159,13 @@ def _add_columns(guessed: Guess) -> None:
     path = find_table(guessed.root)
     if path is None:
         return
-    table, numbers = read_table(path), list[str]()
+    table, numbers = read_table(path), dict[str, set[str]]()
     for name, cells in table.columns.items():
         if name in table.nested:
             guessed.notes.append(f"{path}: the column {name}, which has lists or objects")
             continue
         if are_measured(cells.values()):
-            numbers.append(name)
+            numbers[name] = {*cells.values()}
             continue
         options, note = of_texts({*cells.values()}, len(cells))
         try:
@@ -190,8 +201,9 @@ def _add(guessed: Guess, candidate: Candidate, options: dict[str, Any]) -> str:
 
 
 def _free(guessed: Guess, *names: str) -> str:
-    """The first name that no modality has: one of these, or the first of them with a number."""
-    return next(x for x in (*names, *(f"{names[0]}{k}" for k in range(2, 1000))) if x not in guessed.modalities)
+    """The first name that no modality and no folder has: one of these, or the first of them with a number."""
+    every = itertools.chain(names, (f"{names[0]}{k}" for k in itertools.count(2)))
+    return next(x for x in every if x not in guessed.modalities and not os.path.lexists(guessed.root / x))
 
 
 def _image(candidate: Candidate, most: int, size: Size | None) -> dict[str, Any]:
@@ -232,6 +244,7 @@ def _is_grey(path: Path) -> bool:
 def _mask(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:
     """The options of a mask with two classes, or as many as the largest number implies; 255 is then ignored.
 
+    A few greys that are far apart are taken for the colours of the classes.
     If some files hold 0 and 1 and others 0 and 255, the mask has two classes, and one of the two codings is wrong.
     """
     read = [or_none(class_values, path) for path in candidate.paths.values()]
@@ -239,6 +252,8 @@ def _mask(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | 
         return _coloured(candidate, guessed, size)
     values = [x or set[int]() for x in read]
     every, both = set[int]().union(*values), any({1, IGNORED} <= x for x in values)
+    if two_palettes([*candidate.paths.values()]):
+        return _coloured(candidate, guessed, size)
     options: dict[str, Any] = {"kind": "mask", "classes": 2, "size": size}
     numbers = every - {IGNORED}
     few = not numbers or max(numbers) < MOST_VALUES
@@ -246,6 +261,8 @@ def _mask(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | 
     edges = not few and all(or_none(_two, path) for path in candidate.paths.values())
     if every <= {0, 1} or every == {0, IGNORED} or (every == {0, 1, IGNORED} and not both) or edges:
         return options
+    if not few and max(numbers) >= 4 * len(numbers) and len(every) <= FEW_GREYS:
+        return _coloured(candidate, guessed, size)
     if (not few and max(numbers) >= 4 * len(numbers)) or not numbers:
         guessed.notes.append(f"{candidate.folder}: masks with values up to {max(every)}, which are no class numbers")
         return None

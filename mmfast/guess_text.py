@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmfast.errors import MmfastError
 from mmfast.modalities.label import read_text
+from mmfast.plain_yaml import dump_yaml
 from mmfast.texts import minilm
 
 # More different texts than this are not the classes of a label.
 MOST_CLASSES = 1000
 # A longer text is not a class name.
 LONGEST_NAME = 100
-# Folders of these names are splits of a data set.
-SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
+# Folders of these names are splits of a data set: the name of each in Hugging Face's datasets.
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+# Texts that say that a number is not known.
+UNKNOWN = {"na", "nan", "n/a", "null", "none", "?", "-"}
 # More different texts than this, of at least so many words each, are captions.
 FEW_CLASSES, WORDS = 20, 3
 
@@ -60,14 +67,16 @@ def of_folders(stems: Collection[str], root: Path) -> tuple[dict[str, Any] | Non
     names = sorted({stem.split("/")[0] for stem in stems})
     if not all("/" in stem for stem in stems):
         return None, ""
-    if len(names) == 1 or not SPLITS.issuperset(names):
-        return classes(names, len(stems)), ""
-    train = next((x for x in names if x.startswith("train")), names[0])
-    test = next(x for x in names if x != train)
+    if len(names) == 1 or not SPLITS.keys() >= {*names}:
+        found = classes(names, len(stems))
+        few = found is None and len(names) > 1
+        return found, f"the {len(names):,} folders, which are too many for classes of {len(stems):,} examples" * few
+    train = next((x for x in names if SPLITS[x] == "train"), names[0])
+    test = next((x for x in names if SPLITS[x] != SPLITS[train]), names[-1])
+    data = {"kind": "huggingface", "path": str(root), "train": SPLITS[train], "test": SPLITS[test]}
     return None, (
         f"the folders {', '.join(names)}, which are splits, not classes: their examples are pooled, and tables in them "
-        f"are not read; to keep them apart, use `data: {{kind: huggingface, path: {root}, train: {train}, "
-        f"test: {test}}}`"
+        f"are not read; to keep them apart, use `data: {dump_yaml(data, default_flow_style=True, width=10**9).strip()}`"
     )
 
 
@@ -87,23 +96,39 @@ def classes(texts: Iterable[str], examples: int) -> dict[str, Any] | None:
 
 
 def are_captions(texts: Collection[str]) -> bool:
-    """Whether texts are sentences: many different ones, most of them of several words."""
-    return len(texts) > FEW_CLASSES and sum(len(x.split()) >= WORDS for x in texts) > len(texts) / 2
+    """Whether texts are sentences: many different ones, most of them of several words that are not numbers."""
+    words = [[x for x in text.split() if not is_number(x)] for text in texts]
+    return len(texts) > FEW_CLASSES and sum(len(x) >= WORDS for x in words) > len(texts) / 2
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def are_measured(texts: Iterable[str]) -> bool:
-    """Whether texts are numbers and not all of them whole, so that they measure something and name no classes."""
-    try:
-        found = [float(x) for x in texts]
-    except ValueError:
+    """Whether texts are numbers that measure something and name no classes: not all are whole, or they are sparse.
+
+    Sparse are many whole numbers if some are below 0, or if less than half of those up to the largest occur. Texts
+    such as NA, which say that a number is missing, do not count.
+    """
+    known = {x for x in texts if x.lower().lstrip("+-") not in {*UNKNOWN, "inf"}}
+    if not known or not all(map(is_number, known)):
         return False
-    return all(map(math.isfinite, found)) and not all(x.is_integer() for x in found)
+    numbers = {float(x) for x in known}
+    sparse = len(numbers) > FEW_CLASSES and (min(numbers) < 0 or max(numbers) >= 2 * len(numbers))
+    return sparse or not all(x.is_integer() for x in numbers)
 
 
-def numbers_note(columns: Sequence[str]) -> str:
-    """How to use columns of numbers, for a note."""
+def numbers_note(columns: Mapping[str, Iterable[str]]) -> str:
+    """How to use columns of numbers, each with its texts, for a note."""
     names = ", ".join(columns)
+    unknown = sorted({x for texts in columns.values() for x in texts if not is_number(x)})
     return (
         f"the columns {names}, which are numbers, not classes; to use them, add a modality such as `numbers: {{kind: "
         f"table, columns: [{names}], weight: {{kind: none}}, loss_weight: 0.02}}`"
+        + (f", and leave the cells with {', '.join(unknown[:3])} empty" if unknown else "")
     )

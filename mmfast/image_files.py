@@ -147,19 +147,37 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path) -> Header:
-    """Read a picture's header without its pixels. Raises MmfastError as `load_picture` does."""
+    """Read a picture's header, without its pixels unless metadata comes after them.
+
+    Raises MmfastError as `load_picture` does.
+    """
     with _opened(path, "picture") as file:
+        if file.format == "PNG" and _says_more_later(path):
+            file.load()
         orientation = _orientation(file.info)
         size = file.size[::-1] if orientation in (5, 6, 7, 8) else file.size
         frames = getattr(file, "n_frames", 1)
         return Header(size, file.mode, str(file.format), orientation, file.has_transparency_data, frames)
 
 
+def _says_more_later(path: Path) -> bool:
+    """Whether metadata that may tell the orientation comes after a PNG's pixels."""
+    pixels = False
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            pixels |= head[4:] == b"IDAT"
+            if pixels and head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            file.seek(int.from_bytes(head[:4], "big") + 4, 1)
+    return False
+
+
 def _orientation(info: Mapping[Any, Any]) -> int:
     """The orientation, in EXIF's numbering, from the EXIF data or else the XMP data, as Pillow reads it."""
     exif = PILImage.Exif()
     with contextlib.suppress(*DAMAGED):
-        exif.load(info.get("exif", b""))
+        exif.load(info.get("exif") or _raw_profile(info))
     if 0x0112 in exif:
         found: int = exif[0x0112]
         return found
@@ -171,13 +189,18 @@ def _orientation(info: Mapping[Any, Any]) -> int:
     return 1
 
 
+def _raw_profile(info: Mapping[Any, Any]) -> bytes:
+    """The EXIF data that ImageMagick writes into a PNG as text: hexadecimal digits from the fourth line on."""
+    return bytes.fromhex("".join(str(info.get("Raw profile type exif", "")).split("\n")[3:]))
+
+
 def check_shapes(paths: Sequence[Path]) -> None:
     """`check_sizes` for picture files."""
     if len(paths) < 2:
         return
     first, *others = [read_header(path).size for path in paths]
     if not all(_alike(first, size) for size in others):
-        check_sizes({str(path): load_picture(path).size for path in paths})  # EXIF data may come after the pixels
+        check_sizes({str(path): load_picture(path).size for path in paths})
 
 
 def check_sizes(sizes: Mapping[str, tuple[int, int]]) -> None:
@@ -241,63 +264,3 @@ def white(picture: PILImage.Image, size: Size) -> np.ndarray:
     """Where the resized middle of a picture is white: bool [height, width]."""
     grey = middle_resized(grey_or_colour(picture, 1, None), size, PILImage.Resampling.NEAREST)
     return np.asarray(grey) > 127
-
-
-def class_numbers(path: Path | str, picture: PILImage.Image) -> PILImage.Image:
-    """A mask's picture with class numbers as pixels. Grey pictures that are stored in colour are made grey.
-
-    Raises MmfastError for a coloured picture, and for one with transparent pixels.
-    """
-    if picture.mode in ("P", "L", "1") or picture.mode.startswith("I"):
-        return picture
-    pixels = np.asarray(picture.convert("RGBA"))
-    wanted = "a mask should be grey, or have a palette, with class numbers"
-    if not (pixels[..., :1] == pixels[..., :3]).all():
-        colours = "or name its classes' colours in modalities.NAME.colours"
-        raise MmfastError(f"{path} is a coloured picture of mode {picture.mode}; {wanted}, {colours}")
-    if not (pixels[..., 3] == 255).all():
-        raise MmfastError(f"{path} has transparent pixels; {wanted}")
-    return PILImage.fromarray(pixels[..., 0])
-
-
-# What still counts as black or white, and the largest share of pixels between, from antialiased edges and JPEG.
-NEARLY, BETWEEN = 7, 0.25
-
-
-# The codings of a mask of two classes: by class numbers, or black and white.
-CODINGS = ("0/1", "0/255")
-
-
-def two_classes(path: Path | str, values: np.ndarray, coding: str = "") -> np.ndarray:
-    """All values of a two-class mask as 0 and 1, from 0 and 1 or from black and white, split at 127.
-
-    coding: the one of CODINGS that they must have; empty for either. Raises MmfastError, with the values found, for any
-    other.
-    """
-    found = coding_of(path, values)
-    if coding and found not in ("", coding):
-        usual = coding.replace("/", " and ")
-        raise MmfastError(
-            f"{path} holds the values {_shown(values)}; most masks of this data hold {usual}: save it with {usual} "
-            f"instead, or remove it; if most should be like this one, set modalities.NAME.values: {found}"
-        )
-    return (values > 127).astype(values.dtype) if found == CODINGS[1] else values
-
-
-def coding_of(path: Path | str, values: np.ndarray) -> str:
-    """The one of CODINGS that a two-class mask's values have; empty if all are 0. Raises MmfastError for others."""
-    if values.min() >= 0 and values.max() <= 1:
-        return CODINGS[0] if values.max() else ""
-    white, grey = values >= 255 - NEARLY, (values > NEARLY) & (values < 255 - NEARLY)
-    # With 0, 1 and 255 in one file, 255 may be white or "ignore".
-    unclear = bool((values == 1).mean() > 0.01 and not ((values > 1) & (values <= NEARLY)).any())
-    if values.max() > 255 or not white.any() or grey.mean() > BETWEEN or unclear:
-        raise MmfastError(
-            f"{path} holds the values {_shown(values)}; a mask of two classes should hold 0 and 1, or 0 and 255"
-        )
-    return CODINGS[1]
-
-
-def _shown(values: np.ndarray) -> str:
-    found = np.unique(values)
-    return ", ".join(map(str, found[:8])) + (", ..." if len(found) > 8 else "")

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmfast.errors import MmfastError, unknown
-from mmfast.plain_yaml import load_value
+from mmfast.plain_yaml import escaped, load_value, unescaped
 from mmfast.trust import permit
 
 # The arithmetic of a network, in training and in sampling.
@@ -111,11 +111,11 @@ def typed(section: type, part: DictConfig, prefix: str, origin: Origin) -> Any:
 
     Text options keep the command line's exact text; paths become absolute.
     """
-    plain: Any = OmegaConf.to_container(part)
+    plain: Any = unescaped(OmegaConf.to_container(part))
     _check_sections(section(), plain, prefix)
     plain = _of_their_types(section(), plain, prefix, origin.texts)
     try:
-        found: Any = OmegaConf.to_object(OmegaConf.merge(_structured(section), plain))
+        found: Any = unescaped(OmegaConf.to_object(OmegaConf.merge(_structured(section), escaped(plain))))
     except TypeError as error:  # a list where keys belong, or the reverse: OmegaConf does not say which
         usual = section()
         lists = {field.name for field in dataclasses.fields(usual) if isinstance(getattr(usual, field.name), list)}

@@ -153,10 +153,13 @@ def scatter_matrix(
 ) -> Image.Image:
     """Plot every column against every other, with histograms on the diagonal: real rows in grey, drawn ones in red.
 
-    real, drawn: float [n, D] and [m, D], D the number of columns.
+    real, drawn: float [n, D] and [m, D], D the number of columns. Rows with a number that is not finite are left out.
     """
     count, pad, font = len(columns), 6, ImageFont.load_default(11)
+    # In float32, a column's values may be too close for bins between them.
+    real, drawn = (np.asarray(rows, np.float64)[np.isfinite(rows).all(1)] for rows in (real, drawn))
     both = np.concatenate((real, drawn))
+    both = both if len(both) else np.zeros((1, count))
     low, high = both.min(0), both.max(0)
     span = np.where(high > low, high - low, 1.0)
     page = Image.new("RGB", (count * cell + GAP, count * cell + GAP + 18), PAPER)
@@ -168,9 +171,10 @@ def scatter_matrix(
             inner = cell - 2 * pad - GAP
             draw.rectangle((x0, y0, x0 + cell - GAP, y0 + cell - GAP), outline=FAINT)
             for rows, colour in ((real, FAINT), (drawn, ABOVE)):
-                u = x0 + pad + inner * (rows[:, j] - low[j]) / span[j]
+                shares = (rows[:, j] - low[j]) / span[j]
+                u = x0 + pad + inner * shares
                 if i == j:
-                    heights = np.histogram(rows[:, j], bins, (low[j], low[j] + span[j]))[0] / max(1, len(rows))
+                    heights = np.histogram(shares, bins, (0, 1))[0] / max(1, len(rows))
                     tops = y0 + cell - GAP - pad - inner * 0.8 * heights / max(heights.max(), 1e-9)
                     step = inner / bins
                     line = [(x0 + pad + (k + d) * step, top) for k, top in enumerate(tops) for d in (0, 1)]

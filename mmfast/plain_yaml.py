@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import yaml
@@ -60,11 +61,40 @@ for _tag, (_pattern, _first) in _PLAIN.items():
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which also quotes texts that the loader above would read as numbers, such as -.5.
+
+    And it escapes Unicode's line breaks, which would come back as spaces, and writes out what appears twice.
+    """
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _tag, (_pattern, _first) in _PLAIN.items():
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style='"' if re.search("[\x85\u2028\u2029]", text) else None
+    ),
+)
+
+
+def dump_yaml(data: Any, **style: Any) -> str:
+    """YAML that `load_yaml` reads as the same data. style: options of yaml.dump."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, **style)
+
+
 def load_yaml(text: str, what: str) -> Any:
-    """The data in a YAML text. Raises MmfastError, naming `what`, for invalid YAML, tags and aliases."""
+    """The data in a YAML text. Raises MmfastError, naming `what`, for invalid YAML, tags and aliases.
+
+    Also for an option with ${...}, which some expect to be expanded. In a list, as of class names, it is text.
+    """
     try:
         found = yaml.load(text, _Loader)
-        filled_in = next((x for x in _strings(found) if "${" in x), None)
+        filled_in = next((x for x in _single(found) if "${" in x), None)
     except yaml.YAMLError as error:
         said = str(error).replace('"<unicode string>", ', "")
         raise MmfastError(f"{what} is not valid YAML: {' '.join(said.split())}") from None
@@ -83,16 +113,47 @@ def load_value(text: str, what: str) -> Any:
     loader = _Loader("")
     tag = loader.resolve(yaml.ScalarNode, text.strip(), (True, False))
     if tag == "tag:yaml.org,2002:str":
-        return load_yaml(yaml.safe_dump(text), what)  # which checks for ${...}
+        return load_yaml(dump_yaml(text), what)  # which checks for ${...}
     return load_yaml(text.strip(), what)
 
 
-def _strings(data: Any) -> Iterator[str]:
+def _single(data: Any) -> Iterator[str]:
+    """The texts that are keys or values of mappings, or stand alone."""
     if isinstance(data, str):
         yield data
     elif isinstance(data, dict):
-        for pair in data.items():
-            yield from _strings(list(pair))
+        for x in (*data, *data.values()):
+            yield from _single(x)
     elif isinstance(data, list):
         for x in data:
-            yield from _strings(x)
+            if not isinstance(x, str):
+                yield from _single(x)
+
+
+# Texts that mean something else to OmegaConf: an interpolation, and a missing value.
+_SPECIAL = {"${": "$\0{", "???": "?\0??"}
+
+
+def escaped(data: Any) -> Any:
+    """The data, with the texts that OmegaConf would not take as they are in another form. `unescaped` undoes it."""
+    return _each_text(data, _SPECIAL)
+
+
+def unescaped(data: Any) -> Any:
+    return _each_text(data, {form: text for text, form in _SPECIAL.items()})
+
+
+def _each_text(data: Any, forms: Mapping[str, str]) -> Any:
+    """The data with texts replaced in lists, mappings and dataclasses; in the latter in place."""
+    if isinstance(data, str):
+        for old, new in forms.items():
+            data = data.replace(old, new)
+        return data
+    if isinstance(data, dict):
+        return {_each_text(key, forms): _each_text(x, forms) for key, x in data.items()}
+    if isinstance(data, list):
+        return [_each_text(x, forms) for x in data]
+    if dataclasses.is_dataclass(data) and not isinstance(data, type):
+        for field in dataclasses.fields(data):
+            setattr(data, field.name, _each_text(getattr(data, field.name), forms))
+    return data

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from mmfast import config as configs
 from mmfast import modalities
 from mmfast.build import build_data, pick_device
 from mmfast.config import Config
 from mmfast.guess import SIZES, Guess
+from mmfast.plain_yaml import dump_yaml
 from mmfast.run import Run
 from mmfast.sizes import Size, divides, height_width
 from mmfast.training import Trainer
@@ -283,7 +283,7 @@ def _entry(name: str, section: Mapping[str, Any], indent: str) -> list[str]:
 
 
 def _flow(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**9, allow_unicode=True)
+    text = dump_yaml(value, default_flow_style=True, width=10**9, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 

@@ -7,11 +7,12 @@ RUN/model.safetensors    the weights; ema.safetensors: their average, which samp
                          ema.best.safetensors: the average that was best on held-out examples
 RUN/states/              the state of every n-th step, if train.keep_every asks for them
 RUN/stats.jsonl          one line per step; also samples/*.png, tensorboard/, metrics.json
-RUN/data.json            a record of the data
+RUN/data.json            a record of the data; from.json: the run whose weights it started from (train's --from)
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from torch import Tensor
 from mmfast import config as configs
 from mmfast import lock
 from mmfast.config import Config
+from mmfast.config_source import LONGEST
 from mmfast.errors import MmfastError, notice, unknown
 from mmfast.files import (
     append_text,
@@ -33,6 +35,7 @@ from mmfast.files import (
     is_temporary,
     load_into,
     load_tensors,
+    read_text,
     save_tensors,
     sync,
     write_atomically,
@@ -47,8 +50,10 @@ LAST, BEST = "ema.safetensors", "ema.best.safetensors"
 WEIGHTS = {"last": LAST, "best": BEST}
 # The options on which the figures of metrics.json depend, apart from the weights.
 MEASURED = re.compile(r"evaluate\.|sample\.(?!count|batch_size)|modalities\.[^.]*\.given_steps")
-RECORD = "data.json"
+RECORD, FROM = "data.json", "from.json"
 STATE, PREVIOUS, DAMAGED = "trainer.safetensors", "trainer.previous.safetensors", "trainer.damaged.safetensors"
+# Of which each run has some, unlike a folder with a config.yaml of the user's.
+OWN = (LOCK, RECORD, STATE, PREVIOUS, LAST, "stats.jsonl")
 
 # A trainer's state, and a check that raises MmfastError for a state (from a file) that cannot be resumed from.
 State = tuple[dict[str, Tensor], dict[str, Any]]
@@ -89,6 +94,20 @@ class Run:
         return self.states / f"step-{step:07d}.safetensors"
 
     @property
+    def exists(self) -> bool:
+        """Whether the folder is a run's, not one in which somebody keeps a config.yaml."""
+        return self.config_file.exists() and any((self.folder / name).exists() for name in OWN)
+
+    @property
+    def origin(self) -> str | None:
+        """The folder of the run whose weights this one started from; None if it started from none."""
+        try:
+            found = json.loads(read_text(self.folder / FROM, LONGEST)).get("from")
+        except (OSError, ValueError, AttributeError):
+            return None
+        return found if isinstance(found, str) else None
+
+    @property
     def begun(self) -> bool:
         """Whether it has a state to resume from."""
         return any((self.folder / name).exists() for name in (STATE, PREVIOUS))
@@ -101,6 +120,12 @@ class Run:
         their number. accept: raises MmfastError if the run cannot be resumed for another reason, before anything is
         changed. Raises MmfastError for another config, a folder with other files in it, or one that cannot be written.
         """
+        text = configs.to_yaml(config)
+        if (size := len(text.encode(errors="surrogateescape"))) > LONGEST:
+            raise MmfastError(
+                f"the config, with its names and captions, has {size:,} bytes; a run's may have {LONGEST:,}: name "
+                "fewer classes or captions"
+            )
         run = cls(Path(folder))
         try:
             os.fspath(run.folder).encode()
@@ -116,7 +141,7 @@ class Run:
         if not os.access(run.folder, os.W_OK | os.X_OK):
             raise MmfastError(f"--out {folder} cannot be written to; choose another folder")
         changed, before = dict[str, str](), None
-        if run.config_file.exists():
+        if run.exists:
             before = run.config()
             changed = configs.changes(before, config)
             places = configs.places(config) if (run.folder / RECORD).exists() else ()  # for `accept` to compare
@@ -153,7 +178,7 @@ class Run:
                     f"`mmfast eval {folder}`, or remove it and repeat the command"
                 )
         if before != config:  # they also differ if a path has another form
-            run.guard(lambda: write_text(run.config_file, configs.to_yaml(config)))
+            run.guard(lambda: write_text(run.config_file, text))
         run.guard(lambda: run.samples.mkdir(exist_ok=True))
         for folder in (run.folder, run.samples, run.states):  # half-written when a process was killed
             for file in filter(is_temporary, folder.iterdir() if folder.is_dir() else ()):

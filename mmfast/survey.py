@@ -14,8 +14,10 @@ from PIL import Image as PILImage
 
 from mmfast import data as data_sets
 from mmfast.build import build_data, build_model, pick_device, stored, with_found
+from mmfast.candidates import two_palettes
 from mmfast.config import Config
 from mmfast.data import Batch, Data, Examples
+from mmfast.data.items import spread
 from mmfast.data.labelled import with_few_labels
 from mmfast.errors import MmfastError
 from mmfast.image_files import read_header
@@ -29,6 +31,7 @@ from mmfast.words import plural
 AT_ONCE, SHOWN = 64, 16
 UNREADABLE_AT_MOST = 10  # lines with reasons, at the start of training
 HEADERS_AT_MOST = 2000  # examples whose pictures are opened at the start of training
+PALETTES_AT_MOST = 1000  # masks whose palettes are compared
 SELDOM = 0.25  # a modality that a smaller share of the examples has is worth a note
 
 
@@ -91,7 +94,13 @@ def survey(config: Config, quiet: bool = True) -> Survey:
     if listing is not None:
         found.left_out, found.notes = listing.left_out, list(listing.notes)
         for name, spec in specs.items():
-            found.seen[name] = _headers(found, name, spec, listing.paths.get(name, {}), listing.paths[config.anchor])
+            paths, anchors = listing.paths.get(name, {}), listing.paths[config.anchor]
+            found.seen[name] = _headers(found, name, spec, paths, anchors)
+            if spec.kind == "mask" and not spec.colours:
+                differ = two_palettes(
+                    spread([path for stem, path in paths.items() if stem in anchors], PALETTES_AT_MOST)
+                )
+                found.wrong += [differ] if differ else []
         if data is None and len(listing.paths[config.anchor]) > 1:
             data = listing.data()  # to find everything that is wrong with the files, not only the first thing
     if data is not None:

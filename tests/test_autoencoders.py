@@ -13,6 +13,7 @@ from torch import nn
 import mmfast
 from mmfast import autoencoders, trust
 from mmfast import config as configs
+from mmfast import evaluate as evaluation
 from mmfast.autoencoders import Autoencoder, AutoencoderSpec
 from mmfast.build import build_data, build_model
 from mmfast.errors import MmfastError
@@ -194,6 +195,24 @@ def test_figures_are_of_pixels_and_there_is_no_bound():
     assert "frechet.samples" in found and "x0_error.1000" in found and not [n for n in found if "bound" in n]
     with pytest.raises(MmfastError, match="the bound is for pixels, and the model diffuses latents"):
         bound(model, data.test.__getitems__([0]))
+
+
+@pytest.mark.parametrize("factor", [0.25, 1.0])
+def test_distances_are_of_pixels_whatever_the_latents_scale(monkeypatch, factor):
+    """Of the same samples they are those of a model without an autoencoder, and no sample is encoded for them."""
+    drawn = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(40) % 10
+    monkeypatch.setattr(evaluation, "generate", lambda *args, **how: {"image": drawn, "label": labels})
+    monkeypatch.setattr(evaluation, "likelihood", lambda *args: {})
+    found = []
+    for autoencoder in ({**OWN, "factor": factor}, None):
+        model, config = made(autoencoder)
+        config.evaluate.samples = 40
+        data = build_data(config)
+        found.append(evaluate(model, config, data, quiet=True))
+        config.evaluate.features = f"{ME}:cells"  # a network for images
+        evaluation._check_measures(model, config)
+    assert found[0] == found[1] and found[0]["frechet.samples"] > 0
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_folders_that_are_numbers_keep_them(tmp_path):
 
 
 def test_what_is_left_out_is_said(tmp_path):
-    masks = {"mask/other/STEM.png": lambda k: mask(0, 1), "seg/STEM.png": lambda k: mask(0, 128, 200)}
+    masks = {"mask/other/STEM.png": lambda k: mask(0, 1), "seg/STEM.png": lambda k: mask(*range(0, 201, 20))}
     others = {"captions/STEM.txt": lambda k: f"text {k}", "depth/STEM.png": lambda k: colour()}
     files(tmp_path, {**IMAGE, **others, **masks})
     guessed = guess(tmp_path, 32)
@@ -249,7 +249,9 @@ def test_texts_of_a_few_examples_are_no_classes_if_each_has_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("texts", "measured"),
     [(["0.5", "1"], True), (["1", "2.0"], False), (["1e-3"], True), (["0.5", "old"], False), ([], False),
-     (["nan", "0.5"], False), (["inf"], False)],
+     (["nan", "0.5"], True), (["inf"], False), (["NA", "1.5"], True), (["nan"], False), (["-1", "1"], False),
+     ([str(x) for x in range(63)], False), ([str(7 * x) for x in range(50)], True),
+     ([str(x - 5) for x in range(50)], True)],
 )  # fmt: skip
 def test_numbers_that_are_not_whole_measure_something(texts, measured):
     assert are_measured(texts) is measured

@@ -90,8 +90,8 @@ def test_folders(tmp_path, stems, names):
 
 @pytest.mark.parametrize(
     ("folders", "parts"),
-    [(["test", "train"], "train: train, test: test"), (["dev", "training"], "train: training, test: dev"),
-     (["test", "val"], "train: test, test: val"), (["test", "train", "validation"], "train: train, test: test")],
+    [(["test", "train"], "train: train, test: test"), (["dev", "training"], "train: train, test: validation"),
+     (["test", "val"], "train: test, test: validation"), (["test", "train", "validation"], "train: train, test: test")],
 )  # fmt: skip
 def test_folders_that_are_splits(tmp_path, folders, parts):
     options, note = of_folders([f"{x}/{k}" for x in folders for k in range(4)], tmp_path)

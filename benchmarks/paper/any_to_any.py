@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -216,7 +217,9 @@ def behind(rows: list[Row], ours: str, theirs: str, where: str) -> tuple[float, 
     mine, other = means(rows, ours, where), means(rows, theirs, where)
     metric = next((name for name in other if name.startswith("FD-")), next(iter(other), ""))
     a, b = mine[metric], other[metric]
-    return ((a - b) if metric.startswith("FD-") else (b - a)) / abs(b) if b else 0.0, metric, a, b
+    gap = (a - b) if metric.startswith("FD-") else (b - a)
+    none = 0.0 if gap <= 0 else math.inf  # a missing score is NaN, and behind
+    return gap / abs(b) if b else none, metric, a, b
 
 
 def verdicts(rows: list[Row], slack: float = 1.0) -> list[Verdict]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -28,15 +29,17 @@ def picture(rows: Sequence[tuple[str, str, float]], names: Sequence[str]) -> Ima
         metric = next((metric for metric, _ in column.values()), "")
         left = LEFT + k * COLUMN
         draw.text((left + COLUMN / 2, TOP / 2), f"{name}\n{metric}", INK, font, anchor="mm", align="center")
-        values = [-value if metric.startswith("FD-") else value for _, value in column.values()]
+        values = [-x if metric.startswith("FD-") else x for _, x in column.values() if math.isfinite(x)]
         for i, row in enumerate(given):
             if row not in column:
                 continue
-            value = column[row][1]
+            value, top = column[row][1], TOP + i * ROW
+            if not math.isfinite(value):
+                draw.text((left + COLUMN / 2, top + ROW / 2), "failed", INK, font, anchor="mm")
+                continue
             low, high = min(values), max(values)
             share = ((-value if metric.startswith("FD-") else value) - low) / (high - low) if high > low else 1.0
             colour = tuple(round(w + share * (b - w)) for b, w in zip(BEST, WORST, strict=True))
-            top = TOP + i * ROW
             draw.rectangle((left + 1, top + 1, left + COLUMN - 1, top + ROW - 1), fill=colour)
             draw.text((left + COLUMN / 2, top + ROW / 2), f"{value:.3g}", INK, font, anchor="mm")
     for i, row in enumerate(given):

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import PIL
@@ -142,7 +143,7 @@ OF_ALL = {"class_counts", "captions"}
 
 def _own_options(spec: Any) -> dict[str, Any]:
     """The options specific to a kind of modality, which may specify how its files are read."""
-    common = {f.name for f in dataclasses.fields(AnySpec)} - {"kind"} | OF_ALL
+    common = {f.name for f in dataclasses.fields(AnySpec)} - {"kind"} | OF_ALL | {*kinds.kind(spec.kind).statistics}
     return {name: value for name, value in dataclasses.asdict(spec).items() if name not in common}
 
 
@@ -188,7 +189,12 @@ def decoded(
         _remove(*earlier)
     with contextlib.suppress(OSError):
         os.utime(file)
-    return Decoded(examples, file, layout, blanks)
+    _in_use[file] = cached = Decoded(examples, file, layout, blanks)
+    return cached
+
+
+# The examples by file, as long as this process uses them.
+_in_use: WeakValueDictionary[Path, Decoded] = WeakValueDictionary()
 
 
 def _look(examples: Examples) -> list[Batch]:
@@ -201,13 +207,17 @@ def _look(examples: Examples) -> list[Batch]:
 
 
 def _make_room(folder: Path, size: int, limit: float, earlier: Sequence[Path]) -> bool:
-    """Make room for a new file by removing the least recently used; returns whether it fits into the limit."""
-    if size > min(limit, shutil.disk_usage(folder).free):
-        return False
+    """Make room for a new file by removing the least recently used; returns whether it fits into the limit.
+
+    Files that this process uses stay: the held-out examples would take the room of those to train on.
+    """
     others = {path: path.stat() for path in folder.glob("decoded-*.rows") if path not in earlier}
+    staying = sum(about.st_size for path, about in others.items() if path in _in_use)
+    if size > shutil.disk_usage(folder).free or size + staying > limit:
+        return False
     total = size + sum(about.st_size for about in others.values())
     for path in sorted(others, key=lambda path: others[path].st_mtime):
-        if total > limit:
+        if total > limit and path not in _in_use:
             _remove(path)
             total -= others[path].st_size
     return True

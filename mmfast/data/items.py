@@ -26,6 +26,7 @@ from mmfast.image_files import check_sizes, upright
 
 # The most texts in a list of captions.
 MOST_CAPTIONS = 1000
+LONGEST_CAPTIONS = 2**20  # in bytes, together
 
 
 @dataclass
@@ -134,7 +135,10 @@ def x_of(spec: Any, value: Any, where: str, picture: PILImage.Image | None = Non
     if classes is not None and (int(array.min()) < 0 or int(array.max()) >= classes):
         raise MmfastError(f"{where} runs from {array.min()} to {array.max()}; it should be in 0 .. {classes - 1}")
     with np.errstate(over="ignore"):
-        return torch.from_numpy(np.array(array, dtype=blank.numpy().dtype)).reshape(blank.shape)
+        found = torch.from_numpy(np.array(array, dtype=blank.numpy().dtype)).reshape(blank.shape)
+    if not bool(found.isfinite().all()):
+        raise MmfastError(f"{where} holds NaN or infinite values; it should hold finite ones")
+    return found
 
 
 def codings(train: Items, test: Items | None) -> dict[str, str]:
@@ -211,8 +215,14 @@ T = TypeVar("T")
 
 
 def captions(texts: Iterable[str | None]) -> list[str]:
-    """The captions that a generated one is matched to: the distinct texts, or some evenly spaced if there are many."""
-    return spread(sorted({*filter(None, texts)}), MOST_CAPTIONS)
+    """The captions that a generated one is matched to: the distinct texts, or some evenly spaced if there are many.
+
+    Long texts count as many: the run's config holds them all.
+    """
+    found = spread(sorted({*filter(None, texts)}), MOST_CAPTIONS)
+    while sum(len(x.encode(errors="replace")) for x in found) > LONGEST_CAPTIONS:
+        found = spread(found, len(found) // 2)
+    return found
 
 
 def spread(things: Sequence[T], most: int) -> list[T]:

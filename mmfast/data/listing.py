@@ -204,8 +204,8 @@ def _take_table(listing: Listing) -> Table | None:
     if path is None:
         return None
     table, anchors = read_table(path), listing.paths[listing.anchor]
-    columns = [name for name in listing.modalities if name in table.columns and name != listing.anchor]
     rows = {name: spec.columns for name, spec in listing.modalities.items() if _is_row(listing, name, table)}
+    columns = [x for x in listing.modalities if x in table.columns and x != listing.anchor and x not in rows]
     if not columns and not rows:
         others = [name for name in listing.modalities if name != listing.anchor]
         lacking = [x for x in others if get_close_matches(x, table.columns) or not _has_own(listing, x)]

@@ -171,7 +171,7 @@ def counted(spec: LabelSpec, classes: Iterable[int | str]) -> dict[str, Any]:
             # A number is that class, whatever the names of the classes.
             k = int(number(value, spec, "class_counts")) if isinstance(value, str) else operator.index(value)
             counts[k if k >= 0 else spec.classes] += count
-    except (MmfastError, IndexError):
+    except (MmfastError, IndexError, TypeError):
         return {}
     return {"class_counts": counts} if any(counts) else {}
 

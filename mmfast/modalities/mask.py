@@ -16,15 +16,8 @@ from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
-from mmfast.image_files import (
-    CODINGS,
-    check_colour,
-    class_numbers,
-    coding_of,
-    load_picture,
-    middle_resized,
-    two_classes,
-)
+from mmfast.image_files import check_colour, load_picture, middle_resized
+from mmfast.mask_values import CODINGS, class_numbers, coding_of, two_classes
 from mmfast.metrics.similarity import mean_iou
 from mmfast.modalities import base
 from mmfast.modalities.base import Modality, SpaceShape
@@ -185,7 +178,7 @@ def coding(picture: PILImage.Image, spec: MaskSpec, path: Path | str) -> str:
     Raises MmfastError, naming it `path`, if it is not a two-class mask.
     """
     whole, known = _pixels(picture, spec, path)
-    return coding_of(path, whole[known]) if known.any() and picture.mode != "1" else ""
+    return coding_of(path, whole, known) if known.any() and picture.mode != "1" else ""
 
 
 def _pixels(picture: PILImage.Image, spec: MaskSpec, path: Path | str) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +228,7 @@ def numbers_of(picture: PILImage.Image, spec: MaskSpec, path: Path | str) -> Ten
     whole, known = _pixels(picture, spec, path)
     values, classes = whole[known], spec.classes
     if classes == 2 and values.size and not spec.colours:
-        values = two_classes(path, values, "" if picture.mode == "1" else spec.values)
+        values = two_classes(path, whole, "" if picture.mode == "1" else spec.values, known)[known]
     if values.size and values.min() < 0:
         raise MmfastError(f"{path} holds class {values.min()}; the mask has classes 0 .. {classes - 1}")
     if values.size and values.max() >= classes:

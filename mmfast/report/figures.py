@@ -170,25 +170,25 @@ RULES = (
 )
 
 
-def explain(name: str, anchor: str = "") -> Figure:
+def explain(name: str, anchor: str = "", latents: bool = False) -> Figure:
     """The meaning of a figure of metrics.json, or a placeholder if no rule matches its name.
 
-    anchor: the anchor's name if it is not an image.
+    anchor: the anchor's name if it is not an image. latents: whether an image is diffused as an autoencoder's latents.
     """
     for rule in RULES:
         if found := re.fullmatch(rule.pattern, name):
-            return _filled(name, rule, found.groupdict(), anchor)
+            return _filled(name, rule, found.groupdict(), anchor, latents)
     return Figure(name, OTHER, "No description of this figure in this version of mmfast.")
 
 
-def _filled(name: str, rule: Rule, groups: dict[str, str | None], anchor: str) -> Figure:
+def _filled(name: str, rule: Rule, groups: dict[str, str | None], anchor: str, latents: bool) -> Figure:
     other = {
         "anchor": anchor,
         "reals": "real examples",
         "numbers": f"the numbers of {anchor}",
         "scale": "",
     }
-    diffused = other if anchor else IMAGE
+    diffused = other if anchor else IMAGE | ({"scale": "; of its latents"} if latents else {})
     better, says = SCORES.get(groups.get("score") or "", (rule.better, ""))
     features = (groups.get("features") or "").removeprefix("_")
     units = UNITS_OF_ONE[groups["one"]] if "one" in groups else UNITS[groups.get("unit")]
@@ -203,9 +203,9 @@ def _filled(name: str, rule: Rule, groups: dict[str, str | None], anchor: str) -
     return Figure(name, rule.group, rule.meaning.format(**words), better, rule.reference.format(**words))
 
 
-def explained(names: Iterable[str], anchor: str = "") -> dict[str, list[Figure]]:
+def explained(names: Iterable[str], anchor: str = "", latents: bool = False) -> dict[str, list[Figure]]:
     """The meanings by group, in the groups' order. Figures shown as the reference of another are not repeated."""
-    figures = [explain(name, anchor) for name in names]
+    figures = [explain(name, anchor, latents) for name in names]
     shown_beside = {figure.reference for figure in figures}
     groups: dict[str, list[Figure]] = {name: [] for name in (DISTANCES, MODALITIES, BOUND, ERROR, OTHER)}
     for figure in figures:

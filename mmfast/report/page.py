@@ -195,7 +195,7 @@ def _figures(content: Content) -> Markup:
         "Direction": lambda figure: figure.better or NONE,
     }
     parts: list[Markup] = []
-    for group, figures in explained(metrics, _other_anchor(content.config)).items():
+    for group, figures in explained(metrics, _other_anchor(content.config), _latents(content.config)).items():
         columns = {head: cells for head, of in between.items() if set(cells := [of(x) for x in figures]) != {NONE}}
         names, values = [x.name for x in figures], [_value(metrics[x.name]) for x in figures]
         rows = zip(names, values, *columns.values(), [x.meaning for x in figures], strict=True)
@@ -207,6 +207,12 @@ def _figures(content: Content) -> Markup:
         else:
             parts += [element("h3", group), listed]
     return join(*parts)
+
+
+def _latents(config: Config | None) -> bool:
+    """Whether the anchor is an image that is diffused as an autoencoder's latents."""
+    spec = None if config is None else getattr(config.modalities[config.anchor], "autoencoder", None)
+    return spec is not None and bool(spec.network)
 
 
 def _other_anchor(config: Config | None) -> str:

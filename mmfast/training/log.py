@@ -179,7 +179,7 @@ class Board:
 
     def __init__(self, folder: Path, config: Config, done: int, silent: bool) -> None:
         self.writers: dict[str, Writer] = {}
-        if silent or done >= config.train.steps:
+        if silent:
             return
         for name in named(config):
             missing = name == "tensorboard" and importlib.util.find_spec(name) is None  # TensorBoard is optional

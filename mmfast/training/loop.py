@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from mmfast.from_run import take_weights
 from mmfast.grids import Gallery, directions, sample_run
 from mmfast.progress import silenced
 from mmfast.ranks import joined
-from mmfast.run import RECORD, Run
+from mmfast.run import FROM, RECORD, Run
 from mmfast.signals import interrupt
 from mmfast.training.advice import slow_here, without_effect
 from mmfast.training.examples import loader
@@ -92,6 +93,7 @@ def fit(
         if start is not None and Path(start).resolve() == Path(out).resolve():
             raise MmfastError(f"--from {start} is the run itself; to resume it, repeat the command that began it")
         goes_on = here.told(Run(Path(out)).begun)  # then `start` is no longer needed, and may be gone
+        _check_start(out, start, here.told(Run(Path(out)).origin), goes_on, here.first)
         taken = take_weights(model, config, start) if start is not None and not goes_on else None
         here.check_same(the_config=by_key(config), the_number_of_examples=(len(data.train), len(data.test)))
         lines = (*without_effect(model, config), *slow_here(config, pick_device(config.train.device)))
@@ -101,6 +103,9 @@ def fit(
         kept = Kept(config, data, files or {}, allow_changed_data, quiet)
         with here.in_turn(machines=False):  # reading every file may take the first rank hours
             run = Run.start(out, config, kept.compare) if here.first else Run(Path(out))
+        if here.first and start is not None and not goes_on:
+            origin = json.dumps({"from": str(Path(start).resolve())})
+            run.guard(lambda: write_text(run.folder / FROM, origin + "\n"))
         trainer = Trainer(config, run, data, losses, here, model)
         trainer.restore()
         if trainer.done < config.train.steps:
@@ -121,6 +126,22 @@ def fit(
         return trainer
 
 
+def _check_start(out: str, start: str | None, origin: str | None, goes_on: bool, first: bool) -> None:
+    """Raise MmfastError if a run is resumed with another `start` than it began with.
+
+    origin: where the run in `out` began. goes_on: whether it has a checkpoint, after which its start is not needed.
+    """
+    if origin is not None and start is not None and str(Path(start).resolve()) != origin:
+        raise MmfastError(f"--from is {start}, and the run in --out {out} began from {origin}; choose another --out")
+    if origin is not None and start is None and not goes_on:
+        raise MmfastError(
+            f"the run in --out {out} began from the weights of {origin} and has no checkpoint yet; repeat the command "
+            f"with --from {origin}, or choose another --out"
+        )
+    if origin is None and start is not None and goes_on and first:
+        notice(f"the run in --out {out} did not begin from another run, so --from {start} has no effect")
+
+
 def train(
     config: Config, out: str, quiet: bool = False, *, allow_changed_data: bool = False, start: str | None = None
 ) -> Run:
@@ -130,9 +151,10 @@ def train(
     """
     check_beside_data(config, "--out", Path(out))
     with silenced(quiet), joined() as here:
-        before = here.told(Run(Path(out)).config() if here.first and Run(Path(out)).config_file.exists() else None)
+        before = here.told(Run(Path(out)).config() if here.first and Run(Path(out)).exists else None)
         with here.in_turn():
-            config = with_found(config, before)
+            theirs = Run.open(start).config() if before is None and start is not None else None
+            config = with_found(config, before or theirs)  # whose weights depend on the units that it found
             data = build_data(config)
             files = files_of(config) if here.first else {}
         if not (quiet or files) and here.first:  # the command line has already described files in more detail
@@ -143,7 +165,10 @@ def train(
             count = len(directions(average, trainer.shown))
             each = f" in each of {count} directions" if count > 1 else ""
             say(f"drawing {plural(config.sample.count, 'sample')}{each}, for {run.samples}")
-        sample_run(Gallery(run, trainer.done), average, config, trainer.shown, quiet=quiet, ranks=trainer.drawing)
+        logged = here.first and trainer.done > trainer.began  # not again when a finished run is repeated
+        with contextlib.closing(Board(run.folder, config, trainer.done, silent=not logged)) as board:
+            gallery = Gallery(run, trainer.done, board)
+            sample_run(gallery, average, config, trainer.shown, quiet=quiet, ranks=trainer.drawing)
         if config.evaluate.samples and not here.told(run.metrics_file.exists()):
             if not silent:
                 say(f"drawing {plural(config.evaluate.samples, 'sample')} in each direction, for {run.metrics_file}")
@@ -159,7 +184,8 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
     if train.cuda_graphs and trainer.device.type == "cuda" and trainer.done < train.steps:
         trainer.capture()
     batches = loader(config, trainer.data.train, trainer.done, pinned=trainer.device.type == "cuda", ranks=ranks)
-    trainer.board = board = Board(run.folder, config, trainer.done, silent=not ranks.first)
+    over = trainer.done >= train.steps
+    trainer.board = board = Board(run.folder, config, trainer.done, silent=over or not ranks.first)
     watch = Watch(config, trainer.done, trainer.device, quiet)
     owed = False  # a checkpoint is due, perhaps postponed because the weights may be bad
     with (

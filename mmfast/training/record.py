@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def of_files(files: Mapping[str, Path], before: Record | None = None, quiet: boo
         except OSError:  # a dangling link, which the data set reports when it reads it
             continue
         found[name] = [known.st_size, known.st_mtime_ns, ""]
-    portion = before.portion if before and before.files else max(OF_EACH, IN_ALL // max(1, len(found)))
+    portion = before.portion if before and before.files else _portion([size for size, *_ in found.values()])
     new = []
     for name, entry in found.items():
         old = before.files.get(name) if before else None
@@ -98,6 +98,16 @@ def of_files(files: Mapping[str, Path], before: Record | None = None, quiet: boo
             found[name][2] = _digest(files[name], portion)
             bar.update()
     return Record(portion, found)
+
+
+def _portion(sizes: Sequence[int]) -> int:
+    """How many bytes of each file to hash, so that small files leave their share to large ones."""
+    left = IN_ALL
+    for k, size in enumerate(sorted(sizes)):
+        if size * (len(sizes) - k) > left:
+            return max(OF_EACH, left // (len(sizes) - k))
+        left -= size
+    return max(OF_EACH, *sizes, 0)
 
 
 def _digest(path: Path, portion: int) -> str:

@@ -70,10 +70,12 @@ class Stats:
         """
         if not self.pending:
             return []
-        names = [name for name, value in self.pending[0].items() if isinstance(value, Tensor)]
-        values = torch.stack([torch.stack([line[n] for n in names]) for line in self.pending]).tolist()
-        rows = [dict(zip(names, row, strict=True)) for row in values]
-        lines = [_plain({**line, **row}) for line, row in zip(self.pending, rows, strict=True)]
+        places = [(k, name) for k, line in enumerate(self.pending) for name in line if isinstance(line[name], Tensor)]
+        values = torch.stack([self.pending[k][name] for k, name in places]).tolist()
+        rows: list[Line] = [{**line} for line in self.pending]
+        for (k, name), value in zip(places, values, strict=True):
+            rows[k][name] = value
+        lines = [_plain(row) for row in rows]
         self.pending = []
         text = "".join(json.dumps(line) + "\n" for line in lines)
         self._write(text)

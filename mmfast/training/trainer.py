@@ -88,6 +88,7 @@ class Trainer:
         self.stats = Stats(config, run, writes=ranks.first)
         self.best: dict[str, Any] | None = None  # the step of the average with the least held-out loss, and that loss
         self.done = self.saved = 0  # steps done, and the step of the last saved state
+        self.began = 0  # the steps done before this process
         self.board: Board | None = None
 
     @functools.cached_property
@@ -120,7 +121,7 @@ class Trainer:
             self.stats.restore(metadata["step"], metadata)
             metadata |= {"stats": self.stats.recent, "best": self.run.best(metadata)}
         metadata = self.ranks.told(metadata)
-        self.done = self.saved = metadata["step"]
+        self.done = self.saved = self.began = metadata["step"]
         self.best = metadata["best"]
         self.stats.taken_up(self.done, metadata.get("skipped", 0), metadata["stats"])
         if self.ranks.count > 1:  # all start bit-identical, whatever their machines

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,6 +84,18 @@ def rehearse(config: Config, data: Data, losses: Losses = losses, ranks: Ranks =
     return model
 
 
+def check_losses(found: Any) -> None:
+    """Raise MmfastError unless a loss's parts are scalars that can be trained on."""
+    if not isinstance(found, Mapping) or not found:
+        raise MmfastError(f"losses returned {found!r:.100}; it should be a dict with a scalar tensor for each part")
+    for name, x in found.items():
+        if not isinstance(x, Tensor) or x.ndim:
+            what = f"a tensor {list(x.shape)}" if isinstance(x, Tensor) else repr(x)
+            raise MmfastError(f"losses returned {what:.100} as {name!r}; it should be a scalar tensor")
+    if not any(x.requires_grad for x in found.values()):
+        raise MmfastError("losses returned no part that depends on the model's weights, so nothing can be trained")
+
+
 def try_out(model: Model, batch: Batch, config: Config, losses: Losses) -> None:
     """Run two examples, to find sizes that do not fit, and check the scale of the encodings.
 
@@ -92,7 +106,8 @@ def try_out(model: Model, batch: Batch, config: Config, losses: Losses) -> None:
         try:
             data, present = ({name: x[:2] for name, x in part.items()} for part in (batch.data, batch.present))
             few = Batch(data, present)
-            losses(model, few, torch.arange(len(few)), config)
+            with torch.enable_grad():
+                check_losses(losses(model, few, torch.arange(len(few)), config))
         except (RuntimeError, ValueError, TypeError) as error:
             if isinstance(error, MmfastError):
                 raise
