@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -75,7 +74,13 @@ class World:
         monkeypatch.setattr(module, "fit", self.fit)
         monkeypatch.setattr(module, "times_by_snr", lambda schedule, count: [1, 9])
         monkeypatch.setattr(module, "x0_error", self.x0_error)
-        monkeypatch.setattr(module, "distances", lambda *args, **how: self.calls.append(args) or {"frechet.of": 5.0})
+        monkeypatch.setattr(module, "real_features", lambda data, anchor, features, ranks: (data, anchor, features))
+        monkeypatch.setattr(module, "against", self.against)
+
+    def against(self, real, images, features, named, ranks):
+        assert real[2] is features and named == "pixels"
+        self.calls.append((images, *real))
+        return {"frechet.of": 5.0}
 
     @property
     def shown(self):
@@ -201,12 +206,18 @@ def test_of_an_image_alone_there_is_its_quality(monkeypatch):
 
 def test_features_and_weights_are_those_of_the_config(monkeypatch):
     asked = []
-    network = SimpleNamespace(name="pixels")
+
+    def network(x):
+        return "features", x
+
+    network.name = "pixels"
     monkeypatch.setattr("mmfast.distances.extractor", lambda *args: asked.append(args) or network)
     for weights in ("", "file.pth"):
         world = World(monkeypatch, evaluate__features="vgg16", evaluate__features_weights=weights or "''")
         evaluate(world.model, world.config, world.data, quiet=True)
-        assert next(call for call in world.calls if len(call) == 4)[3] is network
+        x = torch.rand(1, 1, 8, 8)
+        found = next(call for call in world.calls if len(call) == 4)[3](x)
+        assert found[0] == "features" and torch.equal(found[1], x)
     assert asked == [("vgg16", None), ("vgg16", os.path.abspath("file.pth"))]
 
 

@@ -125,12 +125,14 @@ def test_no_example_counts_twice_in_the_bound():
 # --- exports, and the pages of the benchmarks ---
 
 
-@pytest.mark.parametrize("kind", [{"kind": "mask", "classes": 4}, {"kind": "feature_map", "dim": 3, "cells": 8}])
+@pytest.mark.parametrize(
+    "kind", [{"kind": "mask", "classes": 4, "size": 8}, {"kind": "feature_map", "dim": 3, "cells": 8}]
+)
 def test_only_images_are_exported(tmp_path, kind):
     pytest.importorskip("diffusers")
     blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
     network = {"kind": "diffusers", "block_out_channels": [8], "norm_num_groups": 4, **blocks}
-    plain = {"anchor": "x", "modalities": {"x": {"size": 8, **kind}}, "backbone": network}
+    plain = {"anchor": "x", "modalities": {"x": kind}, "backbone": network}
     config = configs.from_plain(plain, "test")
     with pytest.raises(MmfastError, match=f"the anchor, x, is of kind {kind['kind']}; export needs a run whose anchor"):
         to_diffusers(build_model(config).eval(), config, tmp_path / "out")

@@ -102,6 +102,10 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
             if given:
                 raise MmfastError(f"{option} is for folders of pictures, and {args.data} is a table; leave it out")
         return _of_table(Path(args.data), out)
+    try:
+        args.data.encode()
+    except UnicodeEncodeError:
+        raise MmfastError(f"DIR is {args.data!r}, which is not UTF-8, as a config is; rename the folder") from None
     guessed = guess(Path(args.data).resolve(), most_pixels(), _size(args.size), args.outside)
 
     def timer(config: Config) -> float:

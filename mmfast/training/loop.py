@@ -88,6 +88,22 @@ def fit(
     Returns the trainer, with its run, its model and the average of the model. Raises MmfastError for bad input, before
     anything is changed. Under torchrun all ranks call this together.
     """
+    trainer = _fitted(config, out, data, losses, quiet, files or {}, allow_changed_data, start)
+    trainer.board.close()
+    return trainer
+
+
+def _fitted(
+    config: Config,
+    out: str,
+    data: Data,
+    losses: Losses,
+    quiet: bool,
+    files: Mapping[str, Path],
+    allow_changed_data: bool,
+    start: str | None,
+) -> Trainer:
+    """`fit`, with the trainer's board left open."""
     with joined() as here:
         model = rehearse(config, data, losses, here)  # fail before a folder is created
         if start is not None and Path(start).resolve() == Path(out).resolve():
@@ -100,7 +116,7 @@ def fit(
         for line in lines if here.first else ():
             notice(line)
         quiet = quiet or not here.first
-        kept = Kept(config, data, files or {}, allow_changed_data, quiet)
+        kept = Kept(config, data, files, allow_changed_data, quiet)
         with here.in_turn(machines=False):  # reading every file may take the first rank hours
             run = Run.start(out, config, kept.compare) if here.first else Run(Path(out))
         if here.first and start is not None and not goes_on:
@@ -159,14 +175,13 @@ def train(
             files = files_of(config) if here.first else {}
         if not (quiet or files) and here.first:  # the command line has already described files in more detail
             print(f"{plural(len(data.train), 'example')} to train on, {len(data.test):,} held out", flush=True)
-        trainer = fit(config, out, data, quiet=quiet, files=files, allow_changed_data=allow_changed_data, start=start)
+        trainer = _fitted(config, out, data, losses, quiet, files, allow_changed_data, start)
         run, average, silent = trainer.run, trainer.ema.model, quiet or not here.first
         if not silent:
             count = len(directions(average, trainer.shown))
             each = f" in each of {count} directions" if count > 1 else ""
             say(f"drawing {plural(config.sample.count, 'sample')}{each}, for {run.samples}")
-        logged = here.first and trainer.done > trainer.began  # not again when a finished run is repeated
-        with contextlib.closing(Board(run.folder, config, trainer.done, silent=not logged)) as board:
+        with contextlib.closing(trainer.board) as board:
             gallery = Gallery(run, trainer.done, board)
             sample_run(gallery, average, config, trainer.shown, quiet=quiet, ranks=trainer.drawing)
         if config.evaluate.samples and not here.told(run.metrics_file.exists()):
@@ -192,7 +207,7 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
         _lost(trainer),
         watch,
         contextlib.closing(batches),
-        contextlib.closing(board),
+        _closed_on_error(board),
         Stop(at_once=ranks.count == 1) as stop,
     ):
         if begun and _every(train.validate_every, begun) and "validation.loss" not in trainer.stats.last():
@@ -228,6 +243,16 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
                 owed = not trainer.checkpoint(anyway=last or stopping)
             if stopping:
                 interrupt()
+
+
+@contextlib.contextmanager
+def _closed_on_error(board: Board) -> Iterator[None]:
+    """Leave the logs open for the pictures at the end, unless training fails."""
+    try:
+        yield
+    except BaseException:
+        board.close()
+        raise
 
 
 @contextlib.contextmanager

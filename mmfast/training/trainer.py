@@ -88,8 +88,7 @@ class Trainer:
         self.stats = Stats(config, run, writes=ranks.first)
         self.best: dict[str, Any] | None = None  # the step of the average with the least held-out loss, and that loss
         self.done = self.saved = 0  # steps done, and the step of the last saved state
-        self.began = 0  # the steps done before this process
-        self.board: Board | None = None
+        self.board = Board(run.folder, config, 0, silent=True)
 
     @functools.cached_property
     def validation(self) -> Validation:
@@ -121,7 +120,7 @@ class Trainer:
             self.stats.restore(metadata["step"], metadata)
             metadata |= {"stats": self.stats.recent, "best": self.run.best(metadata)}
         metadata = self.ranks.told(metadata)
-        self.done = self.saved = self.began = metadata["step"]
+        self.done = self.saved = metadata["step"]
         self.best = metadata["best"]
         self.stats.taken_up(self.done, metadata.get("skipped", 0), metadata["stats"])
         if self.ranks.count > 1:  # all start bit-identical, whatever their machines
@@ -207,6 +206,8 @@ class Trainer:
             with self.balance.looking(network) as seen:
                 found = self.losses(network, batch, numbers, self.config)
             wanted = self.balance.total(found, seen, 1 / (len(shares) * self.ranks.count))
+            if not wanted.requires_grad:
+                raise MmfastError("losses returned no part that depends on the model's weights; nothing can be trained")
             if part is shares[-1]:
                 self.average.begin()
             (wanted / len(shares)).backward()
@@ -254,7 +255,7 @@ class Trainer:
         Raises MmfastError if too many steps were skipped; the last checkpoint is left as it is.
         """
         lines = self.stats.flush()
-        if lines and self.board is not None:
+        if lines:
             self.board.add(lines)
         self.stats.check()  # without new lines, too: a checkpoint after this error should not be written either
         return lines[-1] if lines else {}

@@ -293,3 +293,13 @@ def test_the_statistics_of_a_table_do_not_make_the_cache_another(tmp_path, monke
         build_data(with_found(made)).train.__getitems__([0])
     names = {path.name.rsplit("-", 1)[0] for path in (tmp_path / "cache").rglob("decoded-*.rows")}
     assert len(names) == 2  # one for each part
+
+
+def test_a_folder_that_no_config_can_name_is_refused(tmp_path, capsys):
+    odd = tmp_path / "b\udce9d"
+    try:
+        images(odd)
+    except OSError:
+        pytest.skip("the file system takes only UTF-8")
+    assert main(["init", str(odd), "--out", str(tmp_path / "x.yaml"), "--quiet"]) == 2
+    assert "which is not UTF-8, as a config is; rename the folder" in capsys.readouterr().err

@@ -124,7 +124,7 @@ def test_pictures_of_the_root_are_not_read_with_those_of_other_folders(beside):
     root = beside(".", lambda k: None)
     for k in range(12):
         (root / "mask").mkdir(exist_ok=True)
-        pixels = np.array([0, 37, 90, 128], np.uint8)[np.random.default_rng(k).integers(0, 4, (8, 8))]
+        pixels = np.arange(0, 200, 20, np.uint8)[np.random.default_rng(k).integers(0, 10, (8, 8))]
         Image.fromarray(pixels).save(root / f"mask/{k:02}.png")
     with pytest.raises(MmfastError, match=r"holds pictures, and .*mask/00.png in a folder that is no modality would"):
         guess(root, 32)

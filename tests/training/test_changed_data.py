@@ -221,12 +221,12 @@ def test_of_a_large_file_both_ends_count(tmp_path, monkeypatch):
 
 
 def test_files_that_are_not_too_large_in_all_count_whole(tmp_path):
-    """Of 2 GiB in all each of three has some 700 MB; a file in the middle changes."""
+    """Less than 2 GiB in all; a file in the middle changes."""
     files = {name: tmp_path / name for name in "abc"}
     for file in files.values():
         file.write_bytes(bytes(30_000))
     before = of_files(files)
-    assert before.portion == 2**31 // 3
+    assert before.portion == 30_000
     files["b"].write_bytes(bytes(15_000) + b"x" + bytes(14_999))
     after = of_files(files, before)
     assert after.files["b"][2] == hashlib.sha256(files["b"].read_bytes()).hexdigest()[:32]

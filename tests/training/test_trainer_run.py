@@ -38,7 +38,7 @@ def test_what_happens_at_which_step(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "build_data", lambda config: data())
     options = {"train__log_every": 2, "train__checkpoint_every": 3, "train__sample_every": 4}
     run = train(tiny(train__steps=8, **options), str(tmp_path / "run"), quiet=True)
-    assert [e for e in events if e[0] == "pictures"] == [("pictures", 4, True, True), ("pictures", 8, True, False)]
+    assert [e for e in events if e[0] == "pictures"] == [("pictures", 4, True, True), ("pictures", 8, True, True)]
     assert [step for name, step, *_ in events if name == "checkpoint"] == [3, 6, 8] and not taken
     # A checkpoint writes what has not been written, and so is what comes before a picture.
     assert [step for name, step, *_ in events if name == "flush"] == [2, 3, 4, 4, 6, 6, 8, 8]
