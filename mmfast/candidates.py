@@ -24,6 +24,7 @@ T = TypeVar("T")
 # Words in the names of folders with masks, and beginnings of the names of folders with images.
 MASKS = ("mask", "seg", "annot", "trimap")
 IMAGES = ("image", "photo", "picture", "img", "rgb", "jpegimages")
+PALETTES_AT_MOST = 1000  # masks whose palettes are compared
 # More values than this are not the classes of a mask.
 MOST_VALUES = 64
 
@@ -92,10 +93,13 @@ def check_layout(root: Path) -> None:
 
 
 def two_palettes(paths: Sequence[Path]) -> str:
-    """An error for two masks in which one index of the palette has different colours; empty if there are none."""
+    """An error for two masks in which one index of the palette has different colours; empty if there are none.
+
+    It looks at PALETTES_AT_MOST of them.
+    """
     first: dict[int, tuple[int, ...]] = {}
     seen: dict[int, Path] = {}
-    for path in paths:
+    for path in spread(paths, PALETTES_AT_MOST):
         picture = or_none(load_picture, path)
         for index, colour in ({} if picture is None else colours_by_index(picture)).items():
             if first.setdefault(index, colour) != colour:

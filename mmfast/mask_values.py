@@ -62,7 +62,6 @@ NEARLY, BETWEEN = 7, 0.25
 # The least share of pixels of a grey whose four neighbours have the same, by which it is a class of its own.
 FLAT = 0.01
 
-
 # The codings of a mask of two classes: by class numbers, or black and white.
 CODINGS = ("0/1", "0/255")
 

@@ -17,7 +17,6 @@ from mmfast.build import build_data, build_model, pick_device, stored, with_foun
 from mmfast.candidates import two_palettes
 from mmfast.config import Config
 from mmfast.data import Batch, Data, Examples
-from mmfast.data.items import spread
 from mmfast.data.labelled import with_few_labels
 from mmfast.errors import MmfastError
 from mmfast.image_files import read_header
@@ -31,7 +30,6 @@ from mmfast.words import plural
 AT_ONCE, SHOWN = 64, 16
 UNREADABLE_AT_MOST = 10  # lines with reasons, at the start of training
 HEADERS_AT_MOST = 2000  # examples whose pictures are opened at the start of training
-PALETTES_AT_MOST = 1000  # masks whose palettes are compared
 SELDOM = 0.25  # a modality that a smaller share of the examples has is worth a note
 
 
@@ -97,9 +95,7 @@ def survey(config: Config, quiet: bool = True) -> Survey:
             paths, anchors = listing.paths.get(name, {}), listing.paths[config.anchor]
             found.seen[name] = _headers(found, name, spec, paths, anchors)
             if spec.kind == "mask" and not spec.colours:
-                differ = two_palettes(
-                    spread([path for stem, path in paths.items() if stem in anchors], PALETTES_AT_MOST)
-                )
+                differ = two_palettes([path for stem, path in paths.items() if stem in anchors])
                 found.wrong += [differ] if differ else []
         if data is None and len(listing.paths[config.anchor]) > 1:
             data = listing.data()  # to find everything that is wrong with the files, not only the first thing

@@ -117,6 +117,10 @@ class Decoded(Layer):
             self.writes = False
 
 
+# The examples by file, as long as this process uses them.
+_in_use: WeakValueDictionary[Path, Decoded] = WeakValueDictionary()
+
+
 def key_of(*parts: object) -> bytes:
     """A key for an example: a hash of parts that can be written as JSON."""
     return hashlib.sha256(json.dumps(parts).encode(errors="surrogateescape")).digest()[:KEY]
@@ -191,10 +195,6 @@ def decoded(
         os.utime(file)
     _in_use[file] = cached = Decoded(examples, file, layout, blanks)
     return cached
-
-
-# The examples by file, as long as this process uses them.
-_in_use: WeakValueDictionary[Path, Decoded] = WeakValueDictionary()
 
 
 def _look(examples: Examples) -> list[Batch]:
