@@ -143,19 +143,22 @@ def _fitted(
 
 
 def _check_start(out: str, start: str | None, origin: str | None, goes_on: bool, first: bool) -> None:
-    """Raise MmfastError if a run is resumed with another `start` than it began with.
+    """Raise MmfastError if a run without a checkpoint is repeated with another `start` than it began with.
 
-    origin: where the run in `out` began. goes_on: whether it has a checkpoint, after which its start is not needed.
+    origin: where the run in `out` began. goes_on: whether it has a checkpoint, after which its start is not needed, and
+    may have moved: then a notice says so.
     """
-    if origin is not None and start is not None and str(Path(start).resolve()) != origin:
+    here = None if start is None else str(Path(start).resolve())
+    if origin is not None and here not in (None, origin) and not goes_on:
         raise MmfastError(f"--from is {start}, and the run in --out {out} began from {origin}; choose another --out")
     if origin is not None and start is None and not goes_on:
         raise MmfastError(
             f"the run in --out {out} began from the weights of {origin} and has no checkpoint yet; repeat the command "
             f"with --from {origin}, or choose another --out"
         )
-    if origin is None and start is not None and goes_on and first:
-        notice(f"the run in --out {out} did not begin from another run, so --from {start} has no effect")
+    if goes_on and first and here not in (None, origin):
+        began = "did not begin from another run" if origin is None else f"began from {origin}"
+        notice(f"the run in --out {out} {began}, so --from {start} has no effect")
 
 
 def train(

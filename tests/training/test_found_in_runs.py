@@ -122,6 +122,9 @@ def test_a_run_that_began_from_another_and_was_killed_needs_it_again(other, tmp_
     assert f"the run in --out {run} began from {other.resolve()}" in capsys.readouterr().err
     assert command(run, 2, "--from", str(other)) == 0
     assert command(run, 3) == 0  # with a checkpoint it is not needed
+    capsys.readouterr()
+    assert command(run, 4, "--from", str(tmp_path / "moved")) == 0
+    assert f"began from {other.resolve()}, so --from {tmp_path / 'moved'} has no effect" in capsys.readouterr().err
 
 
 def test_a_start_that_comes_too_late_is_not_silent(other, tmp_path, capsys):
