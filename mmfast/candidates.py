@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -51,7 +51,8 @@ def candidate_of(path: Path, within: Path | None) -> Candidate | None:
     """
     if path.name.startswith(".") or not path.is_dir():
         return None
-    found = {kind: x.paths for kind, x in find_each(path, ENDINGS, within).items()}
+    each = find_each(path, ENDINGS, within)
+    found = {kind: x.paths for kind, x in each.items()}
     pictures = found["image"].keys()
     if pictures and any(2 * len(pictures & found[k].keys()) > len(pictures) for k in BESIDE):
         kind = "image"
@@ -59,36 +60,34 @@ def candidate_of(path: Path, within: Path | None) -> Candidate | None:
         kind = max((k for k in ENDINGS if k != "mask"), key=lambda k: len(found[k]))
     coloured = kind == "image" and named_as_masks(path.name) and _are_coloured(found["image"])
     if kind == "image" and (coloured or _are_masks(path.name, found["image"])):
-        kind, files = "mask", [*found["image"].values()] or [*_visible(path)]
-        return Candidate(path.name, kind, found[kind], coloured, _other_formats(files)) if files else None
+        kind, note = "mask", _other_formats(each["mask"].others, bool(found["mask"]))
+        return Candidate(path.name, kind, found[kind], coloured, note) if found[kind] or note else None
     return Candidate(path.name, kind, found[kind], coloured) if found[kind] else None
 
 
-def _visible(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+def _other_formats(others: Sequence[Path], beside: bool) -> str:
+    """A note on the files of a folder of masks that are not of a mask's format; empty if there are none.
 
-
-def _other_formats(files: Sequence[Path]) -> str:
-    """A note on masks in files of other formats than those of masks; empty if there are none."""
-    known = kinds.kind("mask").extensions
-    others = [path for path in files if path.suffix.lower() not in known]
-    if not others:
+    beside: whether there are masks; then only pictures are named.
+    """
+    left = [path for path in others if path.suffix.lower() in EXTENSIONS or not beside]
+    if not left:
         return ""
-    endings = ", ".join(sorted({path.suffix.lower() for path in others}))
-    return f"{plural(len(others), 'file')} ({endings}); masks are read from {', '.join(known)}, so convert them"
+    endings, known = ", ".join(sorted({path.suffix.lower() for path in left})), kinds.kind("mask").extensions
+    return f"{plural(len(left), 'file')} ({endings}); masks are read from {', '.join(known)}, so convert them"
 
 
-def check_layout(root: Path) -> None:
+def check_layout(root: Path, found: Sequence[Candidate]) -> None:
     """Raise MmfastError if images and their masks lie in folders below one of root's folders, as for each split."""
-    for part in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        inside = sorted(path for path in part.iterdir() if path.is_dir())
-        masks = [x.name for x in inside if named_as_masks(x.name)]
-        images = [x.name for x in inside if x.name.lower().startswith(IMAGES) and x.name not in masks]
+    for part in found:
+        inside = sorted({stem.split("/")[0] for stem in part.paths if "/" in stem})
+        masks = [x for x in inside if named_as_masks(x)]
+        images = [x for x in inside if x.lower().startswith(IMAGES) and x not in masks]
         if masks and images:
             a, b = images[0], masks[0]
             raise MmfastError(
-                f"{part} holds folders of images ({a}) and of masks ({b}); give that folder instead of {root}, or move "
-                f"the files into {root / a / part.name} and {root / b / part.name}"
+                f"{root / part.folder} holds folders of images ({a}) and of masks ({b}); give that folder instead of "
+                f"{root}, or move the files into {root / a / part.folder} and {root / b / part.folder}"
             )
 
 

@@ -60,26 +60,6 @@ def _some(examples: Examples, most: int) -> Tensor:
     return order[:most].sort().values
 
 
-def distances(
-    images: Tensor,
-    data: Data,
-    anchor: str,
-    features: Extractor,
-    most: int = 10_000,
-    ranks: Ranks = ALONE,
-    z0: Callable[[Tensor], Tensor] = lambda x: x,
-) -> dict[str, float]:
-    """Frechet distance, precision and recall over `features`: samples against real images, and two halves of these.
-
-    The real images are at most `most` from each of the training and test sets, in two halves. The first half is
-    compared with the samples, and with as many images of the second, because all three metrics depend on sample size.
-    Precision and recall also use as many images of the first half. Unless the features are pixels, the metrics' names
-    include the features' name. z0: maps the anchor to the maps [B, C, H, W] that are compared, if it is not an image.
-    """
-    whole = lambda x: features(z0(x))  # noqa: E731
-    return against(real_features(data, anchor, whole, most, ranks), images, whole, features.name, ranks)
-
-
 def real_features(data: Data, anchor: str, features: Features, most: int = 10_000, ranks: Ranks = ALONE) -> Tensor:
     """The features of the real images of both sets, at most `most` of each: [n, d] in a shuffled order."""
     parts = once(data.train), data.test
@@ -95,7 +75,12 @@ def real_features(data: Data, anchor: str, features: Features, most: int = 10_00
 
 
 def against(real: Tensor, images: Tensor, features: Features, named: str, ranks: Ranks = ALONE) -> dict[str, float]:
-    """The figures of `distances`. real: the result of `real_features`; named: the name of the features."""
+    """Frechet distance, precision and recall over `features`: samples against real images, and two halves of these.
+
+    The first half of the real images is compared with the samples, and with as many images of the second, because all
+    three metrics depend on sample size. Precision and recall also use as many images of the first half. real: the
+    result of `real_features`. named: the features' name, which the metrics' names include unless it is pixels.
+    """
     share = min(ranks.at_most(len(images), len(images)), AT_ONCE)
     half, fake = len(real) // 2, torch.cat(ranks.map(features, images.split(share)))
     name = "" if named == "pixels" else f"_{named}"
@@ -111,12 +96,9 @@ def against(real: Tensor, images: Tensor, features: Features, named: str, ranks:
     return found
 
 
-def to_z0(model: Model) -> Callable[[Tensor], Tensor]:
-    """A function from the anchor's x on the host to the maps that are compared, on the host.
-
-    They are z_0, or pixels where z_0 holds an image's latents.
-    """
-    if model.latent:
-        return lambda x: x
+def comparable(model: Model, features: Extractor) -> Features:
+    """The features of the anchor's x on the host, [n, d]: of pixels if it is an image, else of z_0."""
+    if model.latent:  # whose z_0 holds an autoencoder's latents
+        return features
     device = model.schedule.alpha_bar.device
-    return lambda x: model.anchor.to_z0(x.to(device)).cpu()
+    return lambda x: features(model.anchor.to_z0(x.to(device)).cpu())

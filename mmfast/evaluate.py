@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmfast.config import Config
 from mmfast.data import Batch, Data
-from mmfast.distances import against, chosen_features, real_features, row_distances, to_z0
+from mmfast.distances import against, chosen_features, comparable, real_features, row_distances
 from mmfast.errors import MmfastError, notice
 from mmfast.files import write_text
 from mmfast.generate import generate
@@ -47,8 +47,7 @@ def evaluate(model: Model, config: Config, data: Data, quiet: bool = False, rank
     features, lpips = measures(model, config)  # first, so that nothing is drawn in vain
     with ranks.in_turn(), silenced(quiet):
         judges = data.judges()
-    z0 = to_z0(model)
-    compared = lambda x: features(z0(x))  # noqa: E731
+    compared = comparable(model, features)
     real = real_features(data, anchor, compared, ranks=ranks)
     found = by_modality(Shuffled(data.test), count, model)
     if ranks.first and not quiet:

@@ -10,6 +10,7 @@ is seen (`Model.fades_image`).
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from mmfast import backbones
 from mmfast.build import build_model
 from mmfast.config import Config
 from mmfast.errors import MmfastError
+from mmfast.files import read_text, write_text
 from mmfast.modalities.heads import Pyramid
 from mmfast.model import Model
 from mmfast.run import Run
@@ -29,6 +31,8 @@ from mmfast.sizes import plain
 
 # Options of a backbone on which no weight depends.
 FREE = ("dropout",)
+# The file of a run that names the run from whose weights it started.
+RECORD = "from.json"
 
 
 @dataclass(frozen=True)
@@ -143,3 +147,37 @@ def _widened(weight: Tensor, like: Tensor, old: Model, new: Model, kept: Collect
     nothing = torch.zeros_like(columns[:, 0])
     found = [columns[:, before[place]] if place in before else nothing for place in new.seen_layout()]
     return torch.stack(found, 1).reshape(like.shape)
+
+
+def record_start(run: Run, start: str) -> None:
+    """Record in a new run's folder which run it starts from."""
+    run.guard(lambda: write_text(run.folder / RECORD, json.dumps({"from": str(Path(start).resolve())}) + "\n"))
+
+
+def recorded_start(out: str) -> str | None:
+    """The folder of the run from which the run in `out` started; None if it started from none."""
+    try:
+        found = json.loads(read_text(Path(out) / RECORD, 2**16)).get("from")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def check_start(out: str, start: str | None, before: str | None, goes_on: bool) -> str:
+    """Raise MmfastError if the run in `out` has no checkpoint and is repeated with another `start` than it began with.
+
+    before: its `recorded_start`. goes_on: whether it has a checkpoint, after which its start is not needed, and may
+    have moved. Returns a notice for the user; empty for none.
+    """
+    now = None if start is None else str(Path(start).resolve())
+    if before is not None and now is None and not goes_on:
+        raise MmfastError(
+            f"the run in --out {out} began from the weights of {before} and has no checkpoint yet; repeat the command "
+            f"with --from {before}, or choose another --out"
+        )
+    if now is None or now == before:
+        return ""
+    if before is not None and not goes_on:
+        raise MmfastError(f"--from is {start}, and the run in --out {out} began from {before}; choose another --out")
+    began = "did not begin from another run" if before is None else f"began from {before}"
+    return f"the run in --out {out} {began}, so --from {start} has no effect" if goes_on else ""

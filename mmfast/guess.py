@@ -90,11 +90,11 @@ def guess(root: str | Path, most: int, size: Size | None = None, outside: bool =
     if not root.is_dir():
         raise MmfastError(f"{root} is no folder; it should hold pictures, in folders such as image, mask and label")
     check_no_root("DIR", root)
-    check_layout(root)
     within = None if outside else root
     if out := [path for path in sorted(root.iterdir()) if path.is_dir() and leads_out(path, within)]:
         raise MmfastError(led_out(out))
     found = [x for x in (candidate_of(path, within) for path in sorted(root.iterdir())) if x is not None]
+    check_layout(root, found)
     pictures = as_pictures(found)
     if is_one(pictures):
         found = [Candidate(".", "image", find(root, EXTENSIONS, within).paths)]
@@ -244,8 +244,8 @@ def _is_grey(path: Path) -> bool:
 def _mask(candidate: Candidate, guessed: Guess, size: Size) -> dict[str, Any] | None:
     """The options of a mask with two classes, or as many as the largest number implies; 255 is then ignored.
 
-    A few greys that are far apart are taken for the colours of the classes.
-    If some files hold 0 and 1 and others 0 and 255, the mask has two classes, and one of the two codings is wrong.
+    If some files hold 0 and 1 and others 0 and 255, the mask has two classes, and one of the two codings is wrong. A
+    few greys that are far apart are taken for the colours of the classes.
     """
     read = [or_none(class_values, path) for path in candidate.paths.values()]
     if all(x is None for x in read):

@@ -38,9 +38,8 @@ def _grey_of_palette(picture: PILImage.Image) -> PILImage.Image:
 
     GIF files and optimisers of PNG files number the values that a picture has anew, so an index means nothing there.
     """
-    colours = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+    colours, used = _palette(picture)
     greys = colours[:, 0]
-    used = [k for k, count in enumerate(picture.histogram()) if count]
     if max(used, default=0) >= len(greys) or not (colours == greys[:, None]).all():
         return picture
     if not NUMBERS.issuperset(greys[used].tolist()):
@@ -48,12 +47,17 @@ def _grey_of_palette(picture: PILImage.Image) -> PILImage.Image:
     return PILImage.fromarray(greys[np.asarray(picture)])
 
 
+def _palette(picture: PILImage.Image) -> tuple[np.ndarray, list[int]]:
+    """A palette's colours, uint8 [n, 3], and the indices that occur in the picture."""
+    used = [k for k, count in enumerate(picture.histogram()) if count]
+    return np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3), used
+
+
 def colours_by_index(picture: PILImage.Image) -> dict[int, tuple[int, ...]]:
     """The colours of the indices that occur in a mask whose indices are its class numbers; {} for any other."""
     if picture.mode != "P" or _grey_of_palette(picture) is not picture:
         return {}
-    colours = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
-    used = [k for k, count in enumerate(picture.histogram()) if count]
+    colours, used = _palette(picture)
     return {k: tuple(colours[k].tolist()) for k in used if k < len(colours)}
 
 

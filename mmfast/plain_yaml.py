@@ -57,14 +57,12 @@ _PLAIN = {
         [*"-+0123456789."],
     ),
 }
-for _tag, (_pattern, _first) in _PLAIN.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
 class _Dumper(yaml.SafeDumper):
     """PyYAML's safe dumper, which also quotes texts that the loader above would read as numbers, such as -.5.
 
-    And it escapes Unicode's line breaks, which would come back as spaces, and writes out what appears twice.
+    It escapes Unicode's line breaks, which would come back as spaces, and writes out whatever appears twice.
     """
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -72,7 +70,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _tag, (_pattern, _first) in _PLAIN.items():
-    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+    for _reader in (_Loader, _Dumper):
+        _reader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 _Dumper.add_representer(
     str,

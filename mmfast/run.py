@@ -12,7 +12,6 @@ RUN/data.json            a record of the data; from.json: the run whose weights 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -35,7 +34,6 @@ from mmfast.files import (
     is_temporary,
     load_into,
     load_tensors,
-    read_text,
     save_tensors,
     sync,
     write_atomically,
@@ -50,7 +48,7 @@ LAST, BEST = "ema.safetensors", "ema.best.safetensors"
 WEIGHTS = {"last": LAST, "best": BEST}
 # The options on which the figures of metrics.json depend, apart from the weights.
 MEASURED = re.compile(r"evaluate\.|sample\.(?!count|batch_size)|modalities\.[^.]*\.given_steps")
-RECORD, FROM = "data.json", "from.json"
+RECORD = "data.json"
 STATE, PREVIOUS, DAMAGED = "trainer.safetensors", "trainer.previous.safetensors", "trainer.damaged.safetensors"
 # Of which each run has some, unlike a folder with a config.yaml of the user's.
 OWN = (LOCK, RECORD, STATE, PREVIOUS, LAST, "stats.jsonl")
@@ -97,15 +95,6 @@ class Run:
     def exists(self) -> bool:
         """Whether the folder is a run's, not one in which somebody keeps a config.yaml."""
         return self.config_file.exists() and any((self.folder / name).exists() for name in OWN)
-
-    @property
-    def origin(self) -> str | None:
-        """The folder of the run whose weights this one started from; None if it started from none."""
-        try:
-            found = json.loads(read_text(self.folder / FROM, LONGEST)).get("from")
-        except (OSError, ValueError, AttributeError):
-            return None
-        return found if isinstance(found, str) else None
 
     @property
     def begun(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mmfast.config import Config, from_plain
 from mmfast.data import Data
-from mmfast.distances import against, chosen_features, real_features, to_z0
+from mmfast.distances import against, chosen_features, comparable, real_features
 from mmfast.errors import MmfastError, unknown
 from mmfast.generate import check_sample, generate
 from mmfast.held_out import Shuffled, held_out
@@ -104,8 +104,7 @@ def sweep(
             raise MmfastError(f"over has {key}, but {which} given, so it changes nothing; give it, or leave it out")
     count = check_count(model, config.evaluate.samples, "evaluate.samples")
     features = chosen_features(config.evaluate)
-    z0 = to_z0(model)
-    measured = lambda x: features(z0(x))  # noqa: E731
+    measured = comparable(model, features)
     judges = {name: judge for name, judge in data.judges().items() if name in model.parts}
     real = real_features(data, model.anchor_name, measured)
     truth = held_out(Shuffled(data.test), count, model, given).data if given else {}

@@ -12,10 +12,14 @@ from on_a_line import frechet, share_inside
 from mmfast.data import Data
 from mmfast.data.base import InMemory
 from mmfast.data.labelled import Only
-from mmfast.distances import distances, row_distances
+from mmfast.distances import against, real_features, row_distances
 from mmfast.metrics.features import Extractor
 
 module = importlib.import_module("mmfast.distances")
+
+
+def distances(drawn, of, anchor, network, most=10_000):
+    return against(real_features(of, anchor, network, most), drawn, network, network.name)
 
 
 def images(count, seed, shift=0.0):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,11 +14,11 @@ from mmfast.data import Data
 from mmfast.errors import MmfastError, notice, say
 from mmfast.evaluate import evaluate_run
 from mmfast.files import write_text
-from mmfast.from_run import take_weights
+from mmfast.from_run import check_start, record_start, recorded_start, take_weights
 from mmfast.grids import Gallery, directions, sample_run
 from mmfast.progress import silenced
 from mmfast.ranks import joined
-from mmfast.run import FROM, RECORD, Run
+from mmfast.run import RECORD, Run
 from mmfast.signals import interrupt
 from mmfast.training.advice import slow_here, without_effect
 from mmfast.training.examples import loader
@@ -109,19 +108,18 @@ def _fitted(
         if start is not None and Path(start).resolve() == Path(out).resolve():
             raise MmfastError(f"--from {start} is the run itself; to resume it, repeat the command that began it")
         goes_on = here.told(Run(Path(out)).begun)  # then `start` is no longer needed, and may be gone
-        _check_start(out, start, here.told(Run(Path(out)).origin), goes_on, here.first)
+        remark = check_start(out, start, here.told(recorded_start(out)), goes_on)
         taken = take_weights(model, config, start) if start is not None and not goes_on else None
         here.check_same(the_config=by_key(config), the_number_of_examples=(len(data.train), len(data.test)))
         lines = (*without_effect(model, config), *slow_here(config, pick_device(config.train.device)))
-        for line in lines if here.first else ():
+        for line in filter(None, (remark, *lines)) if here.first else ():
             notice(line)
         quiet = quiet or not here.first
         kept = Kept(config, data, files, allow_changed_data, quiet)
         with here.in_turn(machines=False):  # reading every file may take the first rank hours
             run = Run.start(out, config, kept.compare) if here.first else Run(Path(out))
         if here.first and start is not None and not goes_on:
-            origin = json.dumps({"from": str(Path(start).resolve())})
-            run.guard(lambda: write_text(run.folder / FROM, origin + "\n"))
+            record_start(run, start)
         trainer = Trainer(config, run, data, losses, here, model)
         trainer.restore()
         if trainer.done < config.train.steps:
@@ -140,25 +138,6 @@ def _fitted(
             _steps(trainer, quiet)
         trainer.export()  # the run may have been killed between its last checkpoint and the export
         return trainer
-
-
-def _check_start(out: str, start: str | None, origin: str | None, goes_on: bool, first: bool) -> None:
-    """Raise MmfastError if a run without a checkpoint is repeated with another `start` than it began with.
-
-    origin: where the run in `out` began. goes_on: whether it has a checkpoint, after which its start is not needed, and
-    may have moved: then a notice says so.
-    """
-    here = None if start is None else str(Path(start).resolve())
-    if origin is not None and here not in (None, origin) and not goes_on:
-        raise MmfastError(f"--from is {start}, and the run in --out {out} began from {origin}; choose another --out")
-    if origin is not None and start is None and not goes_on:
-        raise MmfastError(
-            f"the run in --out {out} began from the weights of {origin} and has no checkpoint yet; repeat the command "
-            f"with --from {origin}, or choose another --out"
-        )
-    if goes_on and first and here not in (None, origin):
-        began = "did not begin from another run" if origin is None else f"began from {origin}"
-        notice(f"the run in --out {out} {began}, so --from {start} has no effect")
 
 
 def train(

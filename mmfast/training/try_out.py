@@ -84,7 +84,7 @@ def rehearse(config: Config, data: Data, losses: Losses = losses, ranks: Ranks =
     return model
 
 
-def check_losses(found: Any) -> None:
+def _check_losses(found: Any) -> None:
     """Raise MmfastError unless a loss's parts are scalar tensors."""
     if not isinstance(found, Mapping) or not found:
         raise MmfastError(f"losses returned {found!r:.100}; it should be a dict with a scalar tensor for each part")
@@ -104,7 +104,7 @@ def try_out(model: Model, batch: Batch, config: Config, losses: Losses) -> None:
         try:
             data, present = ({name: x[:2] for name, x in part.items()} for part in (batch.data, batch.present))
             few = Batch(data, present)
-            check_losses(losses(model, few, torch.arange(len(few)), config))
+            _check_losses(losses(model, few, torch.arange(len(few)), config))
         except (RuntimeError, ValueError, TypeError) as error:
             if isinstance(error, MmfastError):
                 raise
