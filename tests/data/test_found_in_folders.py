@@ -165,6 +165,8 @@ def test_antialiased_edges_are_two_classes():
     edge = np.zeros((20, 20), np.uint8)
     edge[:, 10], edge[:, 11:] = 128, 255
     assert coding_of("x", edge) == "0/255"
+    edge[3:6, 3:6] = 128  # a blot, of whose pixels one has only its like around it
+    assert coding_of("x", edge) == "0/255"
     known = cup_and_disc() != 128
     assert coding_of("x", cup_and_disc(), known) == "0/255"
 
