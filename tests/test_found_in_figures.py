@@ -28,7 +28,7 @@ ME = __name__
 # --- pictures of rows ---
 
 
-@pytest.mark.parametrize("base", [1.7e9, 3.3e8, 2e7, 2020.0])
+@pytest.mark.parametrize("base", [1e20, 1.7e9, 3.3e8, 2e7, 2020.0])
 def test_columns_whose_values_are_close_for_their_size(base):
     rows = np.full((20, 2), base, np.float32)
     rows[:, 1] += np.float32(128) * (np.arange(20) % 3)

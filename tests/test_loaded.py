@@ -1,71 +1,27 @@
-"""A run in Python: values of every kind become x, samples are what generate draws, and files hold what was drawn."""
+"""A run in Python: values of every kind become x, and samples are what generate draws."""
 
 import dataclasses
-import io
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loaded_run import MASK, NAMES, PHOTO, SIZE, VECTOR, X, make
 from PIL import Image
 
 import mmfast
-from mmfast import MmfastError, config
+from mmfast import MmfastError
 from mmfast.cli import main
 from mmfast.data import Data
-from mmfast.data import folder as folders
 from mmfast.data.base import InMemory
-from mmfast.files import load_tensors, save_tensors
 from mmfast.generate import generate
 from mmfast.given import Several
-from mmfast.samples import Samples
-
-SIZE, NAMES = 4, ["cats", "dogs", "owls"]
-CONFIG = f"""
-anchor: photo
-data: {{kind: folder, root: ROOT}}
-modalities:
-  photo: {{kind: image, channels: 3, size: {SIZE}}}
-  mask: {{kind: mask, classes: 3, size: {SIZE}, ignore: 255}}
-  label: {{kind: label, classes: 3, loss_weight: 0.1}}
-  embedding: {{kind: embedding, dim: 5, layout: channels}}
-  hidden: {{kind: masked, of: photo, size: {SIZE}, block: 2}}
-backbone: {{kind: mlp, width: 8, blocks: 1, features: 4}}
-train: {{steps: 1, batch_size: 4, sample_every: 0, tensorboard: false}}
-sample: {{steps: 2}}
-evaluate: {{samples: 0}}
-"""
-RANDOM = np.random.default_rng(0)
-PHOTO = RANDOM.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-MASK = np.array([[0, 1, 2, 0], [1, 1, 2, 255], [0, 0, 0, 1], [2, 2, 2, 2]], np.uint8)
-VECTOR = np.array([1.0, -2.0, 0.5, 0.0, 3.0], np.float32)
-# x as the modalities' docstrings have it, from the arrays above.
-X = {
-    "photo": torch.tensor(PHOTO.astype(np.float64).transpose(2, 0, 1) / 127.5 - 1).float(),
-    "mask": torch.tensor(np.where(MASK == 255, -1, MASK.astype(np.int64))),
-    "label": torch.tensor(1),
-    "embedding": torch.tensor(VECTOR),
-}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with data of three classes, a run of one step on it, and a file of each kind."""
     place = tmp_path_factory.mktemp("loaded")
-    for i, name in enumerate(NAMES * 4):
-        for kind in ("photo", "mask", "embedding"):
-            (place / "data" / kind / name).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.roll(PHOTO, i, 0)).save(place / "data/photo" / name / f"{i}.png")
-        Image.fromarray(np.roll(MASK, i, 0)).save(place / "data/mask" / name / f"{i}.png")
-        np.save(place / "data/embedding" / name / f"{i}.npy", np.roll(VECTOR, i))
-    (place / "x.yaml").write_text(CONFIG.replace("ROOT", str(place / "data")))
-    assert main(["train", str(place / "x.yaml"), "--out", str(place / "run"), "--quiet"]) == 0
-    Image.fromarray(PHOTO).save(place / "photo.png")
-    Image.fromarray(MASK).save(place / "mask.png")
-    np.save(place / "embedding.npy", VECTOR)
-    (place / "label.txt").write_text("dogs\n")
+    make(place)
     return place
 
 
@@ -188,24 +144,6 @@ def test_beside_what_is_drawn_stands_what_the_examples_have(run, place):
     assert "photo" in run.sample(1, photo="data", known={"photo": half}, steps=1).truth
 
 
-def test_the_command_line_draws_and_saves_the_same(run, place, tmp_path, capsys):
-    npz, folder = tmp_path / "x.npz", tmp_path / "new" / "out"
-    argv = ["sample", str(place / "run"), "--given", "label=cats,dogs", "--n", "2", "--seed", "3", "--quiet"]
-    argv += ["--sampler", "dpmpp_2m", "--eta", "0.5"]
-    assert main([*argv, "--npz", str(npz), "--save", str(folder), "--out", str(tmp_path / "x.png")]) == 0
-    truth = run.sample(2, label="cats,dogs", seed=3, sampler="dpmpp_2m", eta=0.5)
-    arrays = np.load(npz)
-    assert all(np.array_equal(arrays[name], x.numpy()) for name, x in truth.data.items())
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "x.png")), np.asarray(truth.grid()))
-    files = {x.relative_to(folder): x.read_bytes() for x in folder.rglob("*") if x.is_file()}
-    again = truth.save(tmp_path / "again")
-    assert files == {x.relative_to(again): x.read_bytes() for x in again.rglob("*") if x.is_file()}
-    capsys.readouterr()
-    assert main([*argv, "--save", str(folder)]) == 2
-    assert "--save" in capsys.readouterr().err
-    assert files == {x.relative_to(folder): x.read_bytes() for x in folder.rglob("*") if x.is_file()}
-
-
 def test_a_modality_named_again_has_several_values(run, place, tmp_path):
     """As where commas separate them: each value has its own row, of the same noise."""
     for given, same in ((["label=cats", "label=dogs"], "cats,dogs"), (["label=2", "label=1,0"], "2,1,0")):
@@ -231,83 +169,6 @@ def test_a_modality_named_again_has_several_values(run, place, tmp_path):
     drawn = run.sample(1, label=Several(("cats", "owls")))
     assert drawn.data["label"].tolist() == run.sample(1, label="cats,owls").data["label"].tolist()
     assert "label=cats, owls" in drawn.title
-
-
-def test_files_hold_what_was_drawn(run, tmp_path):
-    drawn = run.sample(3, label=[2, 0, 1], mask=MASK, seed=1, sampler="ddim", eta=0.5, guidance_scale={"label": 2.0},
-                       spacing=2.5)  # fmt: skip
-    folder = drawn.save(tmp_path / "out")
-    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text("utf-8").splitlines()]
-    assert [line["id"] for line in lines] == [0, 1, 2]
-    assert [line["modalities"]["label"]["value"] for line in lines] == ["owls", "cats", "dogs"]
-    for i, line in enumerate(lines):
-        assert (line["seed"], line["steps"], line["given"]) == (1, 2, ["label", "mask"])
-        assert (line["sampler"], line["eta"], line["guidance_scale"]) == ("ddim", 0.5, {"label": 2.0})
-        assert line["spacing"] == 2.5
-        files = {name: folder / what["file"] for name, what in line["modalities"].items()}
-        assert files.keys() == drawn.data.keys() and files["photo"] == folder / "photo" / f"{i:03d}.png"
-        pixels = (drawn.data["photo"][i].permute(1, 2, 0).double().numpy() + 1) * 127.5
-        assert np.abs(np.asarray(Image.open(files["photo"])) - pixels).max() <= 0.5 + 1e-4
-        assert np.array_equal(np.asarray(Image.open(files["mask"])), MASK)  # numbers, `ignore` among them
-        assert files["label"].read_text() == ["owls", "cats", "dogs"][i]
-        assert np.array_equal(np.load(files["embedding"]), drawn.data["embedding"][i].numpy())
-    read = config.load(str(run.run.config_file))
-    specs = {name: spec for name, spec in read.modalities.items() if name != "hidden"}
-    data = folders.open(folders.Spec(root=str(folder)), specs, "photo")
-    batches = [part.__getitems__(range(len(part))).data for part in (data.train, data.test)]
-    assert sorted(torch.cat([b["label"] for b in batches]).tolist()) == [0, 1, 2]
-    assert (torch.cat([b["mask"] for b in batches]) == X["mask"]).all()
-
-
-def test_classes_beyond_a_byte_are_kept(run):
-    from mmfast.modalities import SpaceShape, kind
-
-    mask = kind("mask")
-    spec = mask.Spec(classes=301, size=2)
-    x = torch.tensor([[0, 300], [256, 7]])
-    picture = mask("mask", spec, SpaceShape(2, 2)).plain(x)
-    assert np.array_equal(np.asarray(picture), x.numpy()) and torch.equal(mask.from_picture(picture, spec, "x"), x)
-
-
-def test_nothing_is_overwritten_or_left_half_written(run, tmp_path, monkeypatch):
-    drawn = run.sample(2, steps=1)
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "x").write_text("mine")
-    for name in ("file", "full"):
-        with pytest.raises(MmfastError, match="already exists; nothing is overwritten"):
-            drawn.save(tmp_path / name)
-    with pytest.raises(MmfastError, match=r"^save's folder is 3; it should be a path, as a str or a Path$"):
-        drawn.save(3)
-    with pytest.raises(MmfastError, match=r"^save's folder is 'a\\x00b'; it should be a path"):
-        drawn.save("a\0b")
-    (tmp_path / "empty").mkdir()
-    assert drawn.save(tmp_path / "empty") == tmp_path / "empty" and len(list((tmp_path / "empty").iterdir())) == 6
-    with monkeypatch.context() as patch:
-        patch.setattr(np, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(MmfastError, match="No space left"):
-            drawn.save(tmp_path / "none")
-    assert {x.name for x in tmp_path.iterdir()} == {"file", "full", "empty"}
-    assert (tmp_path / "file").read_text() == (tmp_path / "full" / "x").read_text() == "mine"
-
-
-def test_what_samples_say_and_show(run):
-    drawn = run.sample(2, label="dogs", seed=7, guidance_scale=1.5)
-    assert drawn.title == "given label=dogs: the rest generated; seed 7, 2 steps, guidance 1.5"
-    assert drawn.labels == drawn["label"] == ["dogs", "dogs"] and "2 of photo" in repr(drawn)
-    picture = Image.open(io.BytesIO(drawn._repr_png_()))
-    assert picture.size == drawn.grid().size and drawn.grid(1).height > drawn.grid(2).height
-    assert [x.size for x in drawn.images] == [(SIZE, SIZE)] * 2 and drawn.images[0].mode == "RGB"
-    assert [x["label"] for x in drawn] == ["dogs", "dogs"] and [*drawn][1]["photo"].size == (SIZE, SIZE)
-    assert run.sample(1, first="label", steps=2).title.endswith(
-        "label first, the rest given it; seed 0, 2 steps, guidance 1"
-    )
-    run.config.modalities["label"].given_steps = 1
-    assert run.sample(1, first=["label"]).title.endswith("seed 0, 1 step, guidance 1")  # no step draws the label
-    run.model.part("label").spec.class_counts = []
-    assert run.sample(1, first=["label"]).title.endswith("seed 0, 2 then 1 steps, guidance 1")
-    run.config.modalities["label"].given_steps = None
-    assert isinstance(drawn, Samples) and "photo, mask" in repr(run)
 
 
 WRONG = [
@@ -366,17 +227,6 @@ def test_several_values_of_two_modalities_go_together(run, place, monkeypatch):
         run.sample(1, label="all", photo="photo.png,photo.png", steps=1)
 
 
-def test_the_best_weights_are_loaded(place, tmp_path):
-    shutil.copytree(place / "run", tmp_path / "run")
-    with pytest.raises(MmfastError, match=r"has no best weights, ema.best.safetensors"):
-        mmfast.load(tmp_path / "run", "cpu", "best")
-    tensors, metadata = load_tensors(tmp_path / "run/ema.safetensors")
-    name = next(name for name, x in tensors.items() if x.is_floating_point())
-    save_tensors(tmp_path / "run/ema.best.safetensors", {**tensors, name: tensors[name] + 1}, metadata)
-    best, last = (mmfast.load(tmp_path / "run", weights=weights).model.state_dict() for weights in ("best", "last"))
-    assert torch.equal(best[name].cpu(), tensors[name] + 1) and torch.equal(last[name].cpu(), tensors[name])
-
-
 def test_what_is_given_in_part_takes_each_step_as_often_as_asked(run, monkeypatch):
     """The config's offset does not apply then, as a step that is repeated needs one time for all."""
     half = np.zeros((SIZE, SIZE), bool)
@@ -389,13 +239,3 @@ def test_what_is_given_in_part_takes_each_step_as_often_as_asked(run, monkeypatc
     assert not torch.equal(run.sample(1, resample=1, **how).data["photo"], once)
     with pytest.raises(MmfastError, match="with an offset, by which z_t has several times; leave the offset"):
         run.sample(1, offset={"mask": 0.3}, **how)
-
-
-def test_what_cannot_be_loaded(tmp_path, place):
-    for folder, said in ((tmp_path, "holds no run"), (3, "load's folder is a int")):
-        with pytest.raises(MmfastError, match=said):
-            mmfast.load(folder)
-    with pytest.raises(MmfastError, match=r"^device is 'gpu'"):
-        mmfast.load(place / "run", "gpu")
-    with pytest.raises(MmfastError, match="samples' modality is 'lable'"):
-        mmfast.load(place / "run").sample(1, steps=1)["lable"]
