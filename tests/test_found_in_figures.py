@@ -20,6 +20,8 @@ from mmfast.export import to_diffusers
 from mmfast.grids import sample_run
 from mmfast.held_out import different, held_out
 from mmfast.pictures import scatter_matrix
+from mmfast.report import page
+from mmfast.report.content import Content
 from mmfast.report.figures import explain
 
 ME = __name__
@@ -75,6 +77,11 @@ def test_given_rows_are_not_shown_against_themselves(tmp_path):
 def test_the_report_says_that_errors_are_of_latents():
     assert explain("x0_error.5").meaning.endswith("nothing given; pixels lie in -1 to 1.")
     assert explain("x0_error.5", latents=True).meaning.endswith("nothing given; of its latents.")
+    for network, said in (("", "pixels lie in -1 to 1"), ("somewhere", "of its latents")):
+        config = tiny()
+        config.modalities["image"].autoencoder.network = network
+        content = Content(None, config, metrics={"x0_error.5": 0.1})
+        assert f"nothing given; {said}." in str(page._figures(content))
 
 
 # --- nothing is drawn in vain ---
