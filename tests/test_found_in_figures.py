@@ -20,9 +20,9 @@ from mmfast.export import to_diffusers
 from mmfast.grids import sample_run
 from mmfast.held_out import different, held_out
 from mmfast.pictures import scatter_matrix
-from mmfast.report import page
 from mmfast.report.content import Content
 from mmfast.report.figures import explain
+from mmfast.report.page import _figures
 
 ME = __name__
 
@@ -81,7 +81,7 @@ def test_the_report_says_that_errors_are_of_latents():
         config = tiny()
         config.modalities["image"].autoencoder.network = network
         content = Content(None, config, metrics={"x0_error.5": 0.1})
-        assert f"nothing given; {said}." in str(page._figures(content))
+        assert f"nothing given; {said}." in str(_figures(content))
 
 
 # --- nothing is drawn in vain ---
