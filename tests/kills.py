@@ -38,7 +38,7 @@ from mmfast.training import loop, trainer  # noqa: E402
 
 MORE = [("evaluate.samples", "4"), ("evaluate.bound_steps", "1"), ("sample.count", "1"), ("train.keep_every", "2")]
 # With how many pictures a run of each has: a table's have overviews beside them.
-PRESETS = {"digits": 12, "table": 18}
+PRESETS = {"digits": 12, "table": 15}
 WORDS = {preset: [preset if word == "digits" else word for word in [*COMMAND, *flags(MORE)]] for preset in PRESETS}
 # The parts of training, each by where its function is looked up.
 PARTS: dict[str, tuple[Any, str]] = {
