@@ -24,9 +24,8 @@ import torch
 from torch import Tensor
 
 from mmfast import config as configs
-from mmfast import lock
+from mmfast import lock, run_checks
 from mmfast.config import Config
-from mmfast.config_source import LONGEST
 from mmfast.errors import MmfastError, notice, unknown
 from mmfast.files import (
     append_text,
@@ -109,50 +108,15 @@ class Run:
         their number. accept: raises MmfastError if the run cannot be resumed for another reason, before anything is
         changed. Raises MmfastError for another config, a folder with other files in it, or one that cannot be written.
         """
-        text = configs.to_yaml(config)
-        if (size := len(text.encode(errors="surrogateescape"))) > LONGEST:
-            raise MmfastError(
-                f"the config, with its names and captions, has {size:,} bytes; a run's may have {LONGEST:,}: name "
-                "fewer classes or captions"
-            )
-        run = cls(Path(folder))
-        try:
-            os.fspath(run.folder).encode()
-        except UnicodeEncodeError:
-            raise MmfastError(
-                f"--out {folder!r} is not UTF-8, so no weights could be read from there; choose another folder"
-            ) from None
-        try:
-            run.folder.mkdir(parents=True, exist_ok=True)
-            run.samples.parent.stat()
-        except OSError as error:
-            raise MmfastError(f"--out {folder} cannot be made: {error.strerror}; choose another folder") from None
-        if not os.access(run.folder, os.W_OK | os.X_OK):
-            raise MmfastError(f"--out {folder} cannot be written to; choose another folder")
+        text, run = configs.to_yaml(config), cls(Path(folder))
+        run_checks.check_size(text)
+        run_checks.make_folder(run.folder)
         changed, before = dict[str, str](), None
         if run.exists:
             before = run.config()
-            changed = configs.changes(before, config)
-            places = configs.places(config) if (run.folder / RECORD).exists() else ()  # for `accept` to compare
-            fixed = [f"{key} {changed[key]}" for key in configs.fixed(changed, places)]
-            if fixed:
-                raise MmfastError(
-                    f"--out {folder} holds a run with another config ({'; '.join(fixed[:4])}"
-                    f"{'; ...' if len(fixed) > 4 else ''}); nothing was changed: choose another --out, or repeat the "
-                    "command that made the run to resume it"
-                )
-            if config.train.steps < before.train.steps:
-                raise MmfastError(
-                    f"train.steps is {config.train.steps}; the run in --out {folder} has {before.train.steps}, and "
-                    "cannot get shorter: stop it with Ctrl-C, or choose another --out"
-                )
+            changed = run_checks.changes(run.folder, before, config, recorded=(run.folder / RECORD).exists())
         else:
-            others = [file.name for file in run.folder.iterdir() if file.name != LOCK and not is_temporary(file)]
-            if others:
-                raise MmfastError(
-                    f"--out {folder} holds files that are not a run's ({', '.join(sorted(others)[:3])}); choose a new "
-                    "folder"
-                )
+            run_checks.check_empty(run.folder, own=(LOCK,))
         run._check_links()
         run.guard(run._take_lock)
         accept(run)
