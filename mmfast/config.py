@@ -92,7 +92,7 @@ def resolve(raw: DictConfig, source: str = "config", origin: Origin | None = Non
         key = f"modalities.{name}"
         kind = modalities.kind(_kind(part, key, None, [*modalities.KINDS, *modalities.FAILED]))
         defaults = {} if origin.resolved else _defaults(config, sections, name, kind)
-        part = OmegaConf.create(dict(defaults) | dict(part.items()))
+        part = OmegaConf.create(_merged(defaults, part))
         config.modalities[name] = typed(kind.Spec, part, f"{key}.", origin)
     if not config.modalities:
         raise MmfastError(f"{source} has no modalities; it should name at least the anchor, {config.anchor!r}")
@@ -160,6 +160,16 @@ def _defaults(
     found = modalities.anchor_defaults(known for k, known in modalities.KINDS.items() if k in others)
     shares = [key for key in found if key != "given_steps"]
     return {} if any(key in sections[name] for key in shares) else found  # the shares were tuned together
+
+
+def _merged(defaults: Mapping[str, Any], part: DictConfig) -> dict[str, Any]:
+    """A modality's section with the measured options that it leaves open; a scale of W only with its kind of W."""
+    merged, weight = dict(defaults) | {str(key): x for key, x in part.items()}, part.get("weight")
+    if isinstance(weight, DictConfig) and "weight" in defaults:
+        usual = defaults["weight"]
+        if weight.get("kind", usual["kind"]) == usual["kind"]:
+            merged["weight"] = {**usual, **weight}
+    return merged
 
 
 def _check_times(config: Config, name: str, spec: Any) -> None:

@@ -138,7 +138,12 @@ class Reverse:
 
 
 def posterior(model: Model) -> Reverse:
-    """The process with the variance of q(z_{t-1} | z_t, z_0, X); the decoder has that of the first step, 1 - a_1."""
+    """The process with the variance of q(z_{t-1} | z_t, z_0, X); the decoder has that of the first step, 1 - a_1.
+
+    Raises MmfastError for a schedule of one step.
+    """
+    if model.schedule.T < 2:
+        raise MmfastError("T is 1; for a bound it should be at least 2, for one step from z_T and one to the data")
     x = model.schedule.alpha_bar
     variance = torch.cat((x[:1], 1 - x[1:2], _steps(model.schedule)[1][1:]))
     return Reverse(dict.fromkeys(_sizes(model), variance), torch.zeros_like(x, dtype=torch.bool))

@@ -83,6 +83,12 @@ def load_adm(source: str | Path | Mapping[str, Tensor], model: Model | Network, 
         raise MmfastError(f"backbone is a {type(model.backbone).__name__}; to load ADM, backbone.kind should be adm")
     if isinstance(model, Model) and model.target != "eps":
         raise MmfastError(f"loss.target is {model.target!r}; it should be eps, which is what ADM predicts")
+    groups, own = model.norm[0].num_groups, GroupNorm(model.backbone.features).num_groups
+    if groups != own:
+        raise MmfastError(
+            f"the anchor's head normalises {model.backbone.features} channels in {groups} groups, and ADM in {own}; to "
+            "load ADM, backbone.channels should be at least 128"
+        )
     state = _read(Path(source)) if isinstance(source, (str, Path)) else source
     found = {}
     for name, x in state.items():

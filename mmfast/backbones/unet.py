@@ -23,6 +23,16 @@ class GroupNorm(nn.GroupNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0), channels)
 
+    def forward(self, x: Tensor) -> Tensor:
+        if self.alone and x.shape[2] * x.shape[3] == 1:  # which torch normalises, to 0, in batches of two or more alone
+            return (0 * x) + self.bias.to(x.dtype)[:, None, None]
+        return super().forward(x)
+
+    @property
+    def alone(self) -> bool:
+        """Whether each channel is a group of its own, so that with one pixel nothing is left of it."""
+        return self.num_groups == self.num_channels
+
 
 class PixelNorm(nn.LayerNorm):
     """Normalisation over the channels of each pixel, which are contiguous in memory in this layout.
@@ -52,7 +62,9 @@ class Spec:
     channels: int = option(32, "channels of the finest level", min=2)
     multipliers: list[int] = option([1, 2, 4], "channels of each level, in multiples; each halves the grid", min=1)
     blocks: int = option(1, "residual blocks in each level", min=1, max=100)
-    attention: list[int] = option([], "resolutions (height or width in pixels) with self-attention, as [16, 8]")
+    attention: list[int] = option(
+        [], "levels with self-attention, by the height or width of their grid in cells of patch pixels, as [16, 8]"
+    )
     head_channels: int = option(32, "channels of an attention head", min=1)
     patch: int = option(2, "side of a cell in pixels: the finest grid has a cell's pixels as channels", min=1)
     mean: bool = option(False, "add the input's mean over the pixels to the time's embedding")
@@ -121,7 +133,7 @@ class Level(nn.ModuleList):
 
 
 class Backbone(nn.Module):
-    """[B, in_channels, H, W] and t [B] -> `Features`: pixels [B, channels, H, W], and `before`.
+    """[B, in_channels, H, W] and t [B] -> `Features`: pixels [B, features, H, W], and `before`.
 
     The encoder is the way down and the middle. `before` holds the ends of every level and of the middle, averaged over
     a grid of 2 x 2. What distinguishes classes is there and not in the last layers (Xiang et al., 2023).
@@ -144,12 +156,13 @@ class Backbone(nn.Module):
                 f"{cells}: the size should be a multiple of {patch << halvings}; or take fewer levels{smaller}"
             )
         self.patch, self.layout = patch, NORMS[spec.norm].layout
-        width = self.features = spec.channels
-        self.time_width = width
-        time = self.embedding_width = 4 * width
-        read = [width * multiplier for multiplier in (*spec.multipliers, spec.multipliers[-1])]
+        self.time_width = spec.channels
+        time = self.embedding_width = 4 * spec.channels
+        widths = [spec.channels * multiplier for multiplier in spec.multipliers]
+        finest = self.features = widths[0]
+        read = [*widths, widths[-1]]
         self.reads, self.levels = GRID**2 * sum(read), (in_channels, *read)
-        self.time = nn.Sequential(nn.Linear(width, time), nn.SiLU(), nn.Linear(time, time))
+        self.time = nn.Sequential(nn.Linear(spec.channels, time), nn.SiLU(), nn.Linear(time, time))
         # A label that is the same at every pixel is best read off the mean of the noisy input.
         self.mean = nn.Linear(in_channels, time, bias=False) if spec.mean else None
 
@@ -159,14 +172,14 @@ class Backbone(nn.Module):
                 layers.append(Attention(outputs, spec))
             return Level(layers)
 
-        self.first = nn.Conv2d(in_channels * patch**2, width, 3, padding=1)
+        self.first = nn.Conv2d(in_channels * patch**2, finest, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        kept, channels = [width], width
+        kept, channels = [finest], finest
         self.ends: list[int] = []  # the last block of each level, on the way down
-        for depth, multiplier in enumerate(spec.multipliers):
+        for depth, width in enumerate(widths):
             for _ in range(spec.blocks):
-                self.down.append(level(channels, multiplier * width, depth))
-                channels = multiplier * width
+                self.down.append(level(channels, width, depth))
+                channels = width
                 kept.append(channels)
             self.ends.append(len(self.down) - 1)
             if depth < halvings:
@@ -179,20 +192,20 @@ class Backbone(nn.Module):
                 Residual(channels, channels, time, spec),
             ]
         )
-        for depth, multiplier in reversed(list(enumerate(spec.multipliers))):
+        for depth, width in reversed(list(enumerate(widths))):
             for i in range(spec.blocks + 1):
-                block = level(channels + kept.pop(), multiplier * width, depth)
-                channels = multiplier * width
+                block = level(channels + kept.pop(), width, depth)
+                channels = width
                 if depth and i == spec.blocks:
                     block.append(Residual(channels, channels, time, spec, resample=2.0))
                 self.up.append(block)
         if patch > 1:
             # Each pixel's own input bypasses the cells, gated by the time: z_t is nearly the image at small t and noise
             # near T, and which of the two should be copied depends on the prediction target.
-            self.past, self.gate = nn.Conv2d(in_channels, width, 1), nn.Linear(time, width)
+            self.past, self.gate = nn.Conv2d(in_channels, finest, 1), nn.Linear(time, finest)
             nn.init.zeros_(self.gate.weight)
             nn.init.ones_(self.gate.bias)
-            self.last = nn.Conv2d(width, self.features * patch**2, 1)
+            self.last = nn.Conv2d(finest, finest * patch**2, 1)
 
     def forward(
         self, x: Tensor, t: Tensor, beside: Tensor | None = None, told: Tensor | None = None, decode: bool = True

@@ -121,7 +121,8 @@ class Embedding(Modality):
         """The x of the mean over the copies that `encode` lays out."""
         cells = z0.flatten(1)
         copies = cells.shape[1] // self.numbers
-        return self.of_numbers(cells[:, : copies * self.numbers].unflatten(1, (copies, -1)).mean(1))
+        laid = cells[:, : copies * self.numbers].unflatten(1, (copies, -1)).mean(1)
+        return self.of_numbers(laid / self._scale(cells.shape[1]))
 
     def build_head(self, features: int) -> None:
         self.out = base.one_head(self.reads, features, self.numbers)
@@ -135,12 +136,15 @@ class Embedding(Modality):
         return self._lay_out(self.numbers_of(x))
 
     def _lay_out(self, x: Tensor) -> Tensor:
-        """Lay out whole copies of x, pad with zeros, and scale so that unit RMS stays unit RMS."""
+        """Lay out whole copies of x, pad with zeros, and scale so that unit RMS stays unit RMS (`_scale`)."""
         cells = self.channels * self.grid[0] * self.grid[1]
         copies = cells // self.numbers
-        scale = math.sqrt(cells / (copies * self.numbers))
-        laid = F.pad(x.repeat(1, copies) * scale, (0, cells - copies * self.numbers))
+        laid = F.pad(x.repeat(1, copies) * self._scale(cells), (0, cells - copies * self.numbers))
         return laid.unflatten(1, (self.channels, *self.grid))
+
+    def _scale(self, cells: int) -> float:
+        """What makes up for the cells of `_lay_out` that are padded with zeros."""
+        return math.sqrt(cells / (cells // self.numbers * self.numbers))
 
     def encode_part(self, x: Tensor) -> Tensor:
         """Encode numbers as they are, assuming a vector of unit RMS: the RMS of a part does not tell that of all."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 
+from mmfast.backbones import unet
 from mmfast.config import Config
 from mmfast.model import Model
 from mmfast.processor import slow_in_bf16
@@ -29,6 +31,8 @@ def without_effect(model: Model, config: Config) -> Iterator[str]:
                 f"modalities.{name}.own_time_probability is {specs[name].own_time_probability:g}, but {name} leaves no "
                 "trace in z_t (weight none) that could have a time of its own"
             )
+    yield from _of_modalities(config)
+    yield from _of_backbone(model, config)
     seen = [n for n in model.names if n in model.traced or not model.part(n).uniform]
     known = [n for n in seen if not (model.told and specs[n].unknown_probability)]
     if train.low_noise.share and known:
@@ -42,6 +46,32 @@ def without_effect(model: Model, config: Config) -> Iterator[str]:
         yield f"sample.eta is {how.eta:g}, but the sampler {how.sampler} takes none"
     if config.evaluate.lpips_weights and not config.evaluate.lpips:
         yield "evaluate.lpips_weights is given without evaluate.lpips, which specifies the network that they are for"
+
+
+def _of_modalities(config: Config) -> Iterator[str]:
+    for name, spec in config.modalities.items():
+        weight = spec.weight
+        if name == config.anchor and spec.encoder != "fixed":
+            yield f"modalities.{name}.encoder is {spec.encoder}, but {name} is the anchor, which is not encoded"
+        elif name != config.anchor and weight.kind == "none" and weight.scale != type(weight)().scale:
+            yield f"modalities.{name}.weight.scale is {weight.scale:g}, but its kind is none; give it another kind"
+
+
+def _of_backbone(model: Model, config: Config) -> Iterator[str]:
+    spec, network = config.backbone, model.backbone
+    if not isinstance(spec, unet.Spec) or not isinstance(network, unet.Backbone):
+        return
+    grids = [[side // spec.patch >> depth for side in model.shape[1:]] for depth in range(len(spec.multipliers))]
+    for resolution in spec.attention:
+        if not any(resolution in grid for grid in grids):
+            sides = ", ".join(dict.fromkeys(str(max(grid)) for grid in grids))
+            yield f"backbone.attention has {resolution}, but no level has a grid of that size; they have {sides}"
+    norms = [layer for layer in network.middle.modules() if isinstance(layer, unet.GroupNorm)]
+    if math.prod(grids[-1]) == 1 and any(layer.alone for layer in norms):
+        yield (
+            f"backbone.norm is group, and the last level has {norms[0].num_channels} channels of one pixel, each a "
+            "group of its own, of which nothing is left: give --backbone.norm layer, or fewer backbone.multipliers"
+        )
 
 
 def slow_here(config: Config, device: torch.device) -> Iterator[str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmfast import ops
 from mmfast.config import Config
 from mmfast.data import Batch
+from mmfast.errors import MmfastError
 from mmfast.model import Model
 from mmfast.streams import TRAIN_NOISE
 from mmfast.training.examples import constants, low_noise, roles, timesteps
@@ -145,7 +146,8 @@ def _times(model: Model, numbers: Tensor, config: Config, present: Tensor) -> Dr
         t = torch.where(few > 0, few, t)
         weight = torch.where(few > 0, low.weight, weight)
     times = torch.where(drawn.own > 0, drawn.own_times, t[:, None])
-    times = torch.where(drawn.unknown > 0, T, times)
+    if model.space == "own":  # in shared channels there is one time, that of z_t, whatever an example lacks
+        times = torch.where(drawn.unknown > 0, T, times)
     own = model.told and any(model.part(name).spec.own_time_probability for name in model.traced)
     return Drawn(t, times, drawn.given, drawn.unknown, weight, diagonal=not own)
 
@@ -153,8 +155,15 @@ def _times(model: Model, numbers: Tensor, config: Config, present: Tensor) -> Dr
 def _clean(model: Model, present: Tensor) -> list[Drawn]:
     """The passes without noise: something is given, all else is unknown, at T, and only the encoder runs.
 
-    What reads the anchor is given the anchor, and what restores it what is visible of it.
+    What reads the anchor is given the anchor, and what restores it what is visible of it. Raises MmfastError if z_T
+    would still show the encoder a modality that is unknown.
     """
+    for name in model.traced:
+        if name not in model.fading:
+            raise MmfastError(
+                f"train.clean_pass is above 0, but modalities.{name}.weight leaves a trace at T, which the encoder "
+                "would see; use none, carried or bridge, or train.clean_pass=0"
+            )
     heads: dict[str, list[str]] = {}  # by what is given
     for part in map(model.part, model.names):
         if part.reads == "encoder":

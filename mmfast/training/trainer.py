@@ -78,8 +78,8 @@ class Trainer:
         self.ema = EMA(self.model, config.train.ema_decay)
         for model in (self.model, self.ema.model) if self.sharded else ():
             shards.shard(model, ranks, self.device)
-        weighed = [n for n, spec in config.modalities.items() if spec.loss_weight > 0 or n == config.anchor]
-        self.balance = RULES[config.loss.balance](weighed).to(self.device)
+        weighed = [n for n, spec in config.modalities.items() if spec.loss_weight > 0]
+        self.balance = RULES[config.loss.balance](weighed or [config.anchor]).to(self.device)
         own, train = list(self.balance.parameters()), config.train
         self.optimizer = optimizers.build(train.optimizer, self.model, own, train.learning_rate, train.weight_decay)
         self.average = Average([*self.model.parameters(), *own], ranks)

@@ -46,6 +46,23 @@ CASES = {
         [("train.clean_pass", "0.5"), (f"{LABEL}.reads", "decoder")],
         "train.clean_pass is 0.5, but no head reads the encoder",
     ),
+    "a learned encoder of the anchor": (
+        [("modalities.image.encoder", "learned")],
+        "modalities.image.encoder is learned, but image is the anchor, which is not encoded",
+    ),
+    "the scale of no weight": (
+        [(f"{LABEL}.weight", "{kind: none, scale: 2}")],
+        "modalities.label.weight.scale is 2, but its kind is none; give it another kind",
+    ),
+    "attention where there is no grid": (
+        [("backbone", "{kind: unet, channels: 16, multipliers: [1, 1], attention: [8, 2, 4]}")],
+        "backbone.attention has 8, but no level has a grid of that size; they have 4, 2",
+    ),
+    "groups of one number": (
+        [("backbone", "{kind: unet, channels: 16, multipliers: [1, 1, 2], norm: group}")],
+        "backbone.norm is group, and the last level has 32 channels of one pixel, each a group of its own, of which "
+        "nothing is left: give --backbone.norm layer, or fewer backbone.multipliers",
+    ),
     "eta": ([("sample.eta", "0.5")], "sample.eta is 0.5, but the sampler ddpm takes none"),
     "weights of no network": (
         [("evaluate.lpips_weights", "x.ckpt")],
@@ -67,8 +84,10 @@ def test_what_has_no_effect_is_said(pairs, line):
         [LOW, (f"{MASK}.unknown_probability", "0.3"), (f"{LABEL}.weight", "{kind: none}")],
         [("sample.eta", "0.5"), ("sample.sampler", "ddim")],
         [(f"{MASK}.own_time_probability", "0.3")],
+        [("backbone", "{kind: unet, channels: 16, multipliers: [1, 1, 4], norm: group}")],
+        [("backbone", "{kind: unet, channels: 16, multipliers: [1, 1, 2], attention: [4, 1]}")],
     ],
-    ids=["the preset", "all unknown", "a label that leaves no trace", "ddim", "a time of its own"],
+    ids=["the preset", "all unknown", "a label that leaves no trace", "ddim", "a time of its own", "groups", "levels"],
 )
 def test_of_what_has_one_nothing_is_said(pairs):
     assert said(*pairs) == []

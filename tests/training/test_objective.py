@@ -62,7 +62,7 @@ def times_of(model, config, numbers, roles):
         alone = all(role[n] == "unknown" for n in names[1:] if n in model.time_of)
         if alone and role[names[0]] != "given" and few[b][0] < low.share:
             t, weight = 1 + math.floor(few[b][1] * max(1, round(low.until * T))), low.weight
-        of = {"given": 0, "unknown": T, "diagonal": t}
+        of = {"given": 0, "unknown": T if config.space == "own" else t, "diagonal": t}
         times = [of.get(role[n], 1 + math.floor(own[b][k] * T)) for k, n in enumerate(names)]
         found.append((t, weight, times))
     return found
