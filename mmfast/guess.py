@@ -34,6 +34,7 @@ from mmfast.data.found import check_no_root, find, leads_out, led_out
 from mmfast.data.items import spread
 from mmfast.data.metadata import find_table, read_table
 from mmfast.errors import MmfastError
+from mmfast.guess_remarks import remarks
 from mmfast.guess_text import are_measured, numbers_note, of_files, of_folders, of_texts
 from mmfast.image_files import EXTENSIONS, load_picture, read_header
 from mmfast.mask_values import two_classes
@@ -61,7 +62,8 @@ class Guess:
     """The contents of a folder: a dict of options for each modality, as in a config, and notes on what was left out.
 
     folders: the folders of modalities that have another name. outside: whether links may lead out of root. shares: the
-    share of the examples that have a modality, for modalities with files or cells of their own.
+    share of the examples that have a modality, for modalities with files or cells of their own. remarks: what else the
+    user should know.
     """
 
     root: Path
@@ -72,6 +74,7 @@ class Guess:
     notes: list[str] = field(default_factory=list)
     outside: bool = False
     shares: dict[str, float] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     def data(self) -> dict[str, Any]:
         """The `data` section of a config."""
@@ -134,10 +137,12 @@ def guess(root: str | Path, most: int, size: Size | None = None, outside: bool =
     _add_columns(guessed)
     _check_alone(guessed, anchor, within)
     if not any(x["kind"] == "label" for x in guessed.modalities.values()):
-        named, note = of_folders(anchor.paths, root)
+        named, note = of_folders(anchor.paths)
         guessed.notes += [note] if note else []
         if named is not None:
             guessed.modalities[_free(guessed, "label", "class")] = named
+    others = [name for name in guessed.shares if name != guessed.anchor]  # that have files or cells
+    guessed.remarks += remarks(anchor.paths, root / anchor.folder, alone=not others)
     return guessed
 
 

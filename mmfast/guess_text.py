@@ -7,21 +7,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmfast.data.class_folders import class_folders, splits_of
 from mmfast.errors import MmfastError
 from mmfast.modalities.label import read_text
-from mmfast.plain_yaml import dump_yaml
 from mmfast.texts import minilm
 
 # More different texts than this are not the classes of a label.
 MOST_CLASSES = 1000
 # A longer text is not a class name.
 LONGEST_NAME = 100
-# Folders of these names are splits of a data set: the name of each in Hugging Face's datasets.
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
 # Texts that say that a number is not known.
 UNKNOWN = {"na", "nan", "n/a", "null", "none", "?", "-"}
 # More different texts than this, of at least so many words each, are captions.
@@ -59,25 +53,17 @@ def of_files(paths: Sequence[Path]) -> tuple[dict[str, Any] | None, str]:
     return of_texts(found - {""}, len(paths))
 
 
-def of_folders(stems: Collection[str], root: Path) -> tuple[dict[str, Any] | None, str]:
-    """The options of a label from the first folder of each example, with a note if they are splits of a data set.
+def of_folders(stems: Collection[str]) -> tuple[dict[str, Any] | None, str]:
+    """The options of a label from the folders that name the examples' classes; None if none do.
 
-    None unless all examples are in folders.
+    The note is about folders that are too many for classes.
     """
-    names = sorted({stem.split("/")[0] for stem in stems})
-    if not all("/" in stem for stem in stems):
+    names = {*class_folders(stems).values()}
+    if not names or sorted(names) == splits_of(stems):
         return None, ""
-    if len(names) == 1 or not SPLITS.keys() >= {*names}:
-        found = classes(names, len(stems))
-        few = found is None and len(names) > 1
-        return found, f"the {len(names):,} folders, which are too many for classes of {len(stems):,} examples" * few
-    train = next((x for x in names if SPLITS[x] == "train"), names[0])
-    test = next((x for x in names if SPLITS[x] != SPLITS[train]), names[-1])
-    data = {"kind": "huggingface", "path": str(root), "train": SPLITS[train], "test": SPLITS[test]}
-    return None, (
-        f"the folders {', '.join(names)}, which are splits, not classes: their examples are pooled, and tables in them "
-        f"are not read; to keep them apart, use `data: {dump_yaml(data, default_flow_style=True, width=10**9).strip()}`"
-    )
+    found = classes(names, len(stems))
+    few = found is None and len(names) > 1
+    return found, f"the {len(names):,} folders, which are too many for classes of {len(stems):,} examples" * few
 
 
 def classes(texts: Iterable[str], examples: int) -> dict[str, Any] | None:

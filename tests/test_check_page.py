@@ -214,7 +214,7 @@ def test_check_hands_on_what_it_is_told(tmp_path, monkeypatch, capsys):
     def guess(data, most, outside):
         calls.append((data, most, outside))
         return Some(anchor="photo", modalities={"photo": KINDS["photo"]}, notes=["a.txt is nothing"],
-                    data=lambda: {"kind": "folder", "root": data})  # fmt: skip
+                    remarks=["of splits"], data=lambda: {"kind": "folder", "root": data})  # fmt: skip
 
     monkeypatch.setattr("mmfast.survey.survey", survey)
     monkeypatch.setattr("mmfast.guess.guess", guess)
@@ -222,7 +222,7 @@ def test_check_hands_on_what_it_is_told(tmp_path, monkeypatch, capsys):
     Path("data").mkdir()
     assert main(["check", "data", "--quiet", "--train.steps", "7", "--data.outside", "TRUE"]) == 0
     assert calls == [("data", 999, True), (str(tmp_path / "data"), True, 7, True)]
-    assert "  a.txt is nothing; left out\n  of the survey\n" in capsys.readouterr().out
+    assert "  a.txt is nothing; left out\n  of splits\n  of the survey\n" in capsys.readouterr().out
     main(["check", "data"])
     assert calls[2:] == [("data", 999, False), (str(tmp_path / "data"), False, calls[3][2], False)]
     found.wrong = ["all of it"]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mmfast.guess_remarks import remarks
 from mmfast.guess_text import are_captions, classes, of_files, of_folders, of_texts
 from mmfast.texts import minilm
 
@@ -81,11 +82,16 @@ def test_files_that_cannot_be_read_count_only_if_none_can(tmp_path):
         (["a/0", "a/1", "a/2", "a/3", "b/0", "b/1", "b/2", "1"], None),
         (["train/0", "train/1"], None),
         (["train/0", "cat/1", "train/1", "cat/0"], ["cat", "train"]),
+        (["train/0", "test/1", "train/1", "test/0"], None),
+        (["train/a/0", "train/b/0", "test/a/0", "test/b/1"], ["a", "b"]),
+        (["train/a/0", "train/b/0", "train/b/1", "train/a/1"], ["a", "b"]),
+        (["train/a/0", "train/b/0", "test/a/0", "test/1"], None),
+        (["a/train/0", "a/test/0", "b/train/0", "b/test/0"], ["a", "b"]),
     ],
 )
-def test_folders(tmp_path, stems, names):
+def test_folders(stems, names):
     expected = None if names is None else {"kind": "label", "classes": len(names), "names": names}
-    assert of_folders(stems, tmp_path) == (expected, "")
+    assert of_folders(stems) == (expected, "")
 
 
 @pytest.mark.parametrize(
@@ -94,6 +100,29 @@ def test_folders(tmp_path, stems, names):
      (["test", "val"], "train: test, test: validation"), (["test", "train", "validation"], "train: train, test: test")],
 )  # fmt: skip
 def test_folders_that_are_splits(tmp_path, folders, parts):
-    options, note = of_folders([f"{x}/{k}" for x in folders for k in range(4)], tmp_path)
-    assert options is None and note.startswith(f"the folders {', '.join(folders)}, which are splits, not classes: ")
-    assert note.endswith(f"`data: {{kind: huggingface, path: {tmp_path}, {parts}}}`")
+    stems = [f"{x}/{k}" for x in folders for k in range(4)]
+    (remark,) = remarks(stems, tmp_path, alone=True)
+    assert remark == (
+        f"the folders {', '.join(folders)} are splits of a data set: their examples are pooled, and tables in them are "
+        f"not read; to keep them apart, use `data: {{kind: huggingface, path: {tmp_path}, {parts}}}`"
+    )
+    (remark,) = remarks(stems, tmp_path, alone=False)  # it would not read the other modalities
+    assert remark.endswith("tables in them are not read")
+
+
+def test_a_table_in_the_only_split_is_named(tmp_path):
+    (tmp_path / "train").mkdir()
+    assert [*remarks(["train/0", "train/1"], tmp_path, alone=True)] == []
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,label\n0.png,a\n1.png,b\n")
+    (remark,) = remarks(["train/0", "train/1"], tmp_path, alone=True)
+    assert remark == f"the table in {tmp_path}/train is not read; `mmfast check {tmp_path}/train` reads it"
+
+
+def test_pictures_named_as_the_masks_of_others_are_remarked_on(tmp_path):
+    stems = ["a/0", "a/0_mask", "a/1", "a/1_mask", "2_mask", "3", "4_maskless", "x/5", "5_mask", "6", "6_small"]
+    (remark,) = remarks(stems, tmp_path, alone=True)
+    assert remark == (
+        f"2 pictures in {tmp_path} that end in _mask are read as images; if they are the masks of those without it, "
+        "move them to a folder `mask`, and leave _mask out of their names"
+    )
+    assert [*remarks(["0", "0_segmentation"], tmp_path, alone=True)] and not [*remarks(["0", "1"], tmp_path, True)]

@@ -92,7 +92,8 @@ def _config(data: str, rest: Sequence[str]) -> tuple[Config, list[str]]:
     outside = load_value(dict(options).get("data.outside", "false"), "--data.outside")
     guessed = guess(data, most_pixels(), outside=outside is True)
     raw = {"anchor": guessed.anchor, "data": guessed.data(), "modalities": guessed.modalities, **DRAFT}
-    return configs.from_plain(raw, data, options), [f"{line}; left out" for line in guessed.notes]
+    notes = [*(f"{line}; left out" for line in guessed.notes), *guessed.remarks]
+    return configs.from_plain(raw, data, options), notes
 
 
 def page(found: Survey, name: str) -> list[str]:

@@ -128,6 +128,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     write(out, lambda temporary: temporary.write_text(proposal.text, encoding="utf-8"))
     for note in guessed.notes:
         print(f"left out: {note}")
+    for remark in guessed.remarks:
+        print(f"note: {remark}")
     examples, steps = plural(guessed.examples, "example"), plural(config.train.steps, "step")
     print(f"{out}: {', '.join(guessed.modalities)} of {examples}, {steps}")
     training = plural(round(proposal.training), "minute")

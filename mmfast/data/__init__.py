@@ -15,6 +15,7 @@ from mmfast.errors import unknown
 HELPERS = (
     "base",
     "cache",
+    "class_folders",
     "codings",
     "decoded",
     "example_files",

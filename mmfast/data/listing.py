@@ -14,6 +14,7 @@ from typing import Any
 
 from mmfast import modalities as kinds
 from mmfast.data.base import Data, Examples
+from mmfast.data.class_folders import class_folders
 from mmfast.data.codings import decided, undecided, with_values
 from mmfast.data.decoded import decoded_once
 from mmfast.data.example_files import Files
@@ -174,7 +175,7 @@ def _check_found(listing: Listing, name: str) -> None:
     if not paths and part.kind == "label":
         try:
             listing.classes[name] = _classes(anchors, name, part, listing.folder(name))
-            listing.texts[name] = {stem: stem.split("/")[0] for stem in anchors}
+            listing.texts[name] = class_folders(anchors)
         except MmfastError as error:
             listing.problems.append(str(error))
     elif len(strays) == len(paths):
@@ -278,11 +279,12 @@ def _is_number(text: str) -> bool:
 
 
 def _classes(anchors: dict[str, Path], name: str, part: Any, folder: Path) -> list[str]:
-    """The name of each class, from the first folder of the anchors' paths: in the order of the given names, else
-    sorted. Folders named by whole numbers are the classes of these numbers.
+    """The name of each class, from the folders of the anchors' paths: in the order of the given names, else sorted.
+
+    Folders named by whole numbers are the classes of these numbers.
     """
-    found = sorted({stem.split("/")[0] for stem in anchors if "/" in stem})
-    if not found or any("/" not in stem for stem in anchors):
+    found = sorted({*class_folders(anchors).values()})
+    if not found:
         raise MmfastError(f"data.root: {folder} holds no label files (.txt), nor do folders name the classes")
     if not part.names and all(map(_is_number, found)):  # they keep their numbers
         numbers = [int(x) for x in found]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmfast import config as configs
+from mmfast.build import build_data
 from mmfast.data.metadata import Table, find_table, read_table
 from mmfast.errors import MmfastError
 from mmfast.guess import DRAFT, guess
@@ -105,6 +106,21 @@ def test_a_column_of_captions_is_guessed(tmp_path, monkeypatch):
     assert survey(chosen).wrong[0].endswith("line 1: boxes is a list or an object; it should be a text or a number")
 
 
+def test_classes_below_splits_are_the_labels(tmp_path):
+    """train/cat, test/dog and so on: the folders below the splits name the classes."""
+    for k, folder in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
+        (tmp_path / folder).mkdir(parents=True)
+        for n in range(4):
+            Image.new("RGB", (8, 8), (50 * k, n, 0)).save(tmp_path / folder / f"{n}.png")
+    found = guess(tmp_path, 32)
+    assert found.modalities["label"] == {"kind": "label", "classes": 2, "names": ["cat", "dog"]}
+    chosen = configs.from_plain({"data": found.data(), "modalities": found.modalities, **DRAFT}, "x")
+    data = build_data(chosen)
+    seen = [part.__getitems__([k]).data for part in (data.train, data.test) for k in range(len(part))]
+    pairs = {(round((float(x["image"][0, 0, 0, 0]) + 1) * 127.5), int(x["label"][0])) for x in seen}
+    assert pairs == {(0, 0), (50, 1), (100, 0), (150, 1)}
+
+
 def test_the_splits_of_a_data_set_are_no_classes(tmp_path):
     for split in ("train", "test"):
         for k in range(6):
@@ -112,6 +128,6 @@ def test_the_splits_of_a_data_set_are_no_classes(tmp_path):
             Image.new("RGB", (8, 8), (k, 0, 0)).save(tmp_path / split / f"{k}.png")
     found = guess(tmp_path, 32)
     assert [*found.modalities] == ["image"] and found.examples == 12
-    (note,) = found.notes
-    assert note.startswith("the folders test, train, which are splits, not classes")
+    (note,) = found.remarks
+    assert found.notes == [] and note.startswith("the folders test, train are splits of a data set: their examples")
     assert note.endswith(f"`data: {{kind: huggingface, path: {tmp_path}, train: train, test: test}}`")
