@@ -6,6 +6,7 @@ Needs diffusers, and scikit-learn for the handwritten digits.
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,8 @@ parser.add_argument("--inference-steps", type=int, default=100, help="steps of s
 parser.add_argument("--out", default="digits.png", help="the picture of samples [digits.png]")
 parser.add_argument("--seed", type=int, default=0, help="of the weights, the order and all noise [0]")
 args = parser.parse_args()
+if Path(args.out).exists():
+    parser.error(f"--out {args.out} exists; choose another file")
 torch.manual_seed(args.seed)
 
 images = torch.from_numpy(load_digits().images).float()[:, None] / 8 - 1  # [1797, 1, 8, 8] in -1 .. 1

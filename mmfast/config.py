@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,17 @@ from torch import nn
 
 from mmfast import backbones, data, modalities
 from mmfast.config_sections import PLAIN, SECTIONS, Config
-from mmfast.config_source import folder_of, origin_of, overridden, read
+from mmfast.config_source import Overrides, folder_of, origin_of, overridden, read, texts_of
 from mmfast.data.cache import is_cache
-from mmfast.errors import MmfastError, unknown
+from mmfast.errors import MmfastError, notice, unknown
 from mmfast.options import Origin, check, leads_to, paths, typed
 from mmfast.plain_yaml import dump_yaml, load_yaml
 from mmfast.samplers import check_share
 from mmfast.trust import permitted
 
 
-def load(source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
-    """Load a preset by name or a YAML file, with overrides such as ("train.steps", "100").
+def load(source: str | Path, overrides: Overrides = ()) -> Config:
+    """Load a preset by name or a YAML file, with overrides such as {"train.steps": 100}, or pairs of a key and a text.
 
     Relative paths in a file are relative to its folder; those in overrides and presets, to the current folder. The
     config returned has absolute paths.
@@ -32,6 +32,12 @@ def load(source: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
     Raises MmfastError, naming the key, for anything unknown, of the wrong type or out of bounds; and for a cache
     that only the config chose (`has_own_cache`).
     """
+    if not isinstance(source, (str, Path)):
+        raise MmfastError(
+            f"source is a {type(source).__name__}; it should be a preset's name or the path of a YAML file (from_plain "
+            "takes a dict)"
+        )
+    source = str(source)
     config = from_plain(load_yaml(read(source), source), source, overrides, folder_of(source))
     if has_own_cache(config):
         folder = config.data.cache
@@ -59,10 +65,10 @@ def has_own_cache(config: Config) -> bool:
     return bool(folder) and not permitted("data.cache", folder) and not is_cache(Path(folder))
 
 
-def from_plain(found: Any, source: str, overrides: Iterable[tuple[str, str]] = (), folder: str | None = "") -> Config:
+def from_plain(found: Any, source: str, overrides: Overrides = (), folder: str | None = "") -> Config:
     """A config from parsed YAML, as `load` makes it. source: its name in errors; folder: as in `Origin`."""
-    overrides = list(overrides)
-    return resolve(overridden(found, source, overrides), source, origin_of(folder, overrides))
+    pairs = texts_of(overrides)
+    return resolve(overridden(found, source, pairs), source, origin_of(folder, pairs))
 
 
 def check_name(name: str) -> None:
@@ -80,10 +86,13 @@ def resolve(raw: DictConfig, source: str = "config", origin: Origin | None = Non
     known = [f.name for f in dataclasses.fields(Config)]
     for key in raw:
         if key not in known:
-            raise unknown(f"{source}: key", key, known)
+            inside = [f"{name}.{key!s}" for name in SECTIONS if hasattr(getattr(Config(), name), str(key))]
+            raise unknown(f"{source}: key", key, [*known, *inside])
     config: Config = typed(Config, OmegaConf.create({name: raw[name] for name in PLAIN if name in raw}), "", origin)
     for name, section in SECTIONS.items():
         setattr(config, name, typed(section, _section(raw, name), f"{name}.", origin))  # type: ignore[arg-type]
+    if "data" not in raw:
+        notice(f"{source} has no section data, so the data set is digits; `mmfast presets` shows what others need")
     for key, parts, default in (("data", data, "digits"), ("backbone", backbones, "unet")):
         part = _section(raw, key)
         setattr(config, key, typed(parts.kind(_kind(part, key, default, parts.KINDS)).Spec, part, f"{key}.", origin))
@@ -92,11 +101,18 @@ def resolve(raw: DictConfig, source: str = "config", origin: Origin | None = Non
         key = f"modalities.{name}"
         kind = modalities.kind(_kind(part, key, None, [*modalities.KINDS, *modalities.FAILED]))
         defaults = {} if origin.resolved else _defaults(config, sections, name, kind)
+        if kind.derived and "of" in {f.name for f in dataclasses.fields(kind.Spec)}:
+            defaults = {"of": config.anchor, **defaults}
         part = OmegaConf.create(_merged(defaults, part))
         config.modalities[name] = typed(kind.Spec, part, f"{key}.", origin)
     if not config.modalities:
         raise MmfastError(f"{source} has no modalities; it should name at least the anchor, {config.anchor!r}")
     if config.anchor not in config.modalities:
+        if "anchor" not in raw:
+            raise MmfastError(
+                f"{source} has no anchor, and no modality {config.anchor!r}; it should say which modality it is, as in "
+                f"`anchor: {next(iter(config.modalities))}`"
+            )
         raise unknown("anchor", config.anchor, config.modalities)
     for name in config.sample.first:
         if name not in config.modalities:
@@ -221,7 +237,7 @@ def _section(raw: DictConfig, key: str) -> DictConfig:
     if part is None:
         return OmegaConf.create({})
     if not isinstance(part, DictConfig):
-        raise MmfastError(f"{key} is {part!r}; it should hold keys of its own")
+        raise MmfastError(f"{key} is {part!r}; it should be a mapping from names to options")
     return part
 
 

@@ -81,7 +81,7 @@ class TrainSpec:
     shard: bool = option(False, "with several ranks, shard the network's weights across them (for large networks)")
     workers: int = option(0, "processes that load data", min=0)
     log_every: int = option(50, "steps between writes to stats.jsonl and TensorBoard", min=1)
-    sample_every: int = option(5000, "steps between sample grids; 0 for none", min=0)
+    sample_every: int = option(5000, "steps between sample grids; 0 for none before the last step", min=0)
     checkpoint_every: int = option(1000, "steps between checkpoints", min=1)
     keep_every: int = option(0, "steps between checkpoints that are kept for good; 0 for none", min=0)
     validate_every: int = option(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,6 +22,34 @@ from mmfast.trust import permit
 LONGEST = 2**22
 
 
+# Overrides of a config: values by key, or pairs of a key and a text as on the command line.
+Overrides: TypeAlias = Mapping[str, Any] | Iterable[tuple[str, str]]
+
+
+def texts_of(overrides: Overrides) -> list[tuple[str, str]]:
+    """Overrides as pairs of a key and a text. Raises MmfastError for anything else."""
+    if isinstance(overrides, Mapping):
+        overrides = [(key, value if isinstance(value, str) else _text(key, value)) for key, value in overrides.items()]
+    pairs = list(overrides)
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or [type(x) for x in pair] != [str, str]:
+            raise MmfastError(
+                f"overrides has {pair!r}; it should be a dict, as {{'train.steps': 100}}, or have pairs of texts, as "
+                "('train.steps', '100')"
+            )
+    return [(key, value) for key, value in pairs]
+
+
+def _text(key: str, value: Any) -> str:
+    try:
+        return json.dumps(os.fspath(value) if isinstance(value, os.PathLike) else value)
+    except (TypeError, ValueError):
+        raise MmfastError(
+            f"overrides[{key!r}] is a {type(value).__name__}; it should be a number, a text, true, false, null, or a "
+            "list or dict of these"
+        ) from None
+
+
 def read(source: str) -> str:
     """The text of a preset or of a YAML file. Raises MmfastError for any other name and for an unreadable file."""
     if source in presets.names():
@@ -31,7 +60,10 @@ def read(source: str) -> str:
     try:
         return read_text(path, LONGEST)  # YAML accepts a byte order mark
     except OSError as error:
-        raise MmfastError(f"config {source} cannot be read: {error.strerror}") from None
+        raise MmfastError(
+            f"config {source} cannot be read: {error.strerror}; give the path of a YAML file, or a preset: "
+            f"{', '.join(presets.names())}"
+        ) from None
     except UnicodeDecodeError as error:
         raise MmfastError(f"config {source} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
 

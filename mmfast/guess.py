@@ -91,7 +91,9 @@ def guess(root: str | Path, most: int, size: Size | None = None, outside: bool =
     """
     root = Path(root)
     if not root.is_dir():
-        raise MmfastError(f"{root} is no folder; it should hold pictures, in folders such as image, mask and label")
+        raise MmfastError(
+            f"{root} is not a folder; it should be one that contains pictures, in folders such as image, mask and label"
+        )
     check_no_root("DIR", root)
     within = None if outside else root
     if out := [path for path in sorted(root.iterdir()) if path.is_dir() and leads_out(path, within)]:

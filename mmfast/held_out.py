@@ -24,16 +24,17 @@ def held_out(examples: Examples, count: int, model: Model, needed: Sequence[str]
     else of them. Derived modalities are made once per example, so every evaluation has the same hidden parts. Raises
     NoExamples if there are none, and MmfastError for one that cannot be read.
     """
-    return _found(examples, count, model, needed).batch
+    return with_count(examples, count, model, needed).batch
 
 
 def different(examples: Examples, count: int, model: Model) -> Batch:
     """`held_out`, of at most `count` examples: fewer if they run out, and none twice."""
-    found = _found(examples, count, model, None)
+    found = with_count(examples, count, model, None)
     return Batch({name: x[: found.different] for name, x in found.batch.data.items()})
 
 
-def _found(examples: Examples, count: int, model: Model, needed: Sequence[str] | None) -> Found:
+def with_count(examples: Examples, count: int, model: Model, needed: Sequence[str] | None) -> Found:
+    """`held_out`, with the number of different examples."""
     names = _stored(model, model.parts)
     found = _chosen(examples, count, model, {"": names if needed is None else _stored(model, needed)})
     if not found:

@@ -53,8 +53,13 @@ def check_known(model: Model, given: Mapping[str, Tensor], known: Mapping[str, T
             raise MmfastError(f"known[{name!r}] is {what}; it should be bool {list(shape)}, as what is given")
         if name == model.anchor_name and model.latent:
             raise MmfastError(f"known has {name}, which is diffused as an autoencoder's latents; give all of it")
+        if model.part(name).in_place:
+            raise MmfastError(
+                f"known has {name}, whose hidden parts are those that are transparent; give a picture that is "
+                "transparent there instead"
+            )
         if name in model.names and name not in model.traced:
-            raise MmfastError(f"known has {name}, which leaves no trace in z_t (weight none); give all of it")
+            raise MmfastError(f"{name} is given in part, but leaves no trace in z_t (weight none); give all of it")
         found[name] = there if there.dim() == len(shape) else there[None]
         model.part(name).known_in_space(found[name][:1])
     return found

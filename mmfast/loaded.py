@@ -15,11 +15,11 @@ from torch import Tensor
 from mmfast.build import build_data, load_run
 from mmfast.config import Config
 from mmfast.data import Data
-from mmfast.errors import MmfastError, unknown
+from mmfast.errors import MmfastError, notice, unknown
 from mmfast.export import EXPORTS
 from mmfast.generate import generate, how_drawn, how_text, title
 from mmfast.given import Several, known_part, taken
-from mmfast.held_out import Shuffled, held_out, true_values
+from mmfast.held_out import Shuffled, true_values, with_count
 from mmfast.modalities import Modality
 from mmfast.model import Model
 from mmfast.ranks import ALONE, Ranks
@@ -27,6 +27,7 @@ from mmfast.run import Run
 from mmfast.sample import check_count
 from mmfast.sample_options import plain_numbers
 from mmfast.samples import Samples, whole
+from mmfast.words import plural
 
 # The options of `Loaded.sample` whose defaults are the config's: their types, also in words.
 OPTIONS: dict[str, tuple[Any, str]] = {
@@ -114,7 +115,7 @@ class Loaded:
         n, several = _how_many(rows, n)
         check_count(self.model, n * several, "n")
         of_data = [name for name, value in values.items() if name not in rows]
-        real = held_out(Shuffled(self.data.test), n, self.model, of_data).data if of_data else {}
+        real = self._real(n, of_data)
         rows |= {name: [real[name]] for name in of_data}
         these = {
             name: torch.cat([x.expand(n, *x.shape[1:]) for x in (found if len(found) > 1 else found * several)])
@@ -150,6 +151,16 @@ class Loaded:
             raise unknown("export's kind", kind, EXPORTS)
         return EXPORTS[kind](self.model, self.config, self.run.folder / kind if folder is None else folder, **options)
 
+    def _real(self, n: int, names: Sequence[str]) -> Mapping[str, Tensor]:
+        """The values of n held-out examples, at least those of the modalities named; {} if none are."""
+        if not names:
+            return {}
+        found = with_count(Shuffled(self.data.test), n, self.model, names)
+        if found.different < n:
+            examples = plural(found.different, "held-out example")
+            notice(f"{names[0]}=data: there are {examples} for {n:,} samples, so they repeat")
+        return found.batch.data
+
     def _in_part(self, values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, tuple[Any, Tensor]]:
         """The values that say which of their parts are known, by name, each with that part, bool [...]."""
         found: dict[str, tuple[Any, Tensor]] = {}
@@ -167,7 +178,7 @@ class Loaded:
         for name, value in known.items():
             if name not in values:
                 if name in self.model.parts:
-                    raise MmfastError(f"known has {name}, which is not given; give it too, and known says which part")
+                    raise MmfastError(f"known has {name}, which is not given; give its value, too")
                 raise unknown("known's modality", name, values)
             if name in self.model.parts:
                 there = known_part(self.model.part(name), value, f"known {name}")

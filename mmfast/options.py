@@ -149,7 +149,7 @@ def _check_sections(usual: Any, plain: Mapping[str, Any], prefix: str) -> None:
         inner = getattr(usual, str(name), None)
         if dataclasses.is_dataclass(inner) and not isinstance(value, dict):
             keys = ", ".join(field.name for field in dataclasses.fields(inner))
-            raise MmfastError(f"{prefix}{name} is {value!r}; it should hold keys of its own: {keys}")
+            raise MmfastError(f"{prefix}{name} is {value!r}; it should be a mapping with the keys {keys}")
 
 
 def _check_option(section: type, key: str, prefix: str) -> None:

@@ -84,7 +84,7 @@ class Bar:
         parts = [f"{self.text}: {self.unit} {self.done:,} of {self.total:,}"]
         parts += [f"{name} {value}" for name, value in figures.items()]
         if self.examples:
-            parts.append(f"{rate * self.examples:,.3g} examples/s")
+            parts.append(f"{_three_digits(rate * self.examples)} examples/s")
         if rate > 0 and self.done < self.total:
             parts.append(f"{duration((self.total - self.done) / rate)} left")
         say(", ".join(parts))
@@ -121,6 +121,11 @@ def on_terminal() -> bool:
         return sys.stderr.isatty()
     except (AttributeError, ValueError):  # there is none, or it is closed
         return False
+
+
+def _three_digits(rate: float) -> str:
+    """A rate with three significant digits and without an exponent."""
+    return f"{float(f'{rate:.3g}'):,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def duration(seconds: float) -> str:

@@ -38,7 +38,7 @@ OFTEN = 0.75
 # For each kind that is not the anchor, the reason for its options (`beside` of its class), and further options.
 BESIDE: dict[str, tuple[str, dict[str, Any]]] = {
     "mask": (
-        "Diffused like the image. It is read off a given image, and weighs little, so that images are learnt too.",
+        "Diffused like the image. It is predicted from a given image; its loss weighs little, for the images' sake.",
         {},
     ),
     "label": ("It leaves no trace in the noise: the encoder reads it, and only the decoder is told it.", {}),

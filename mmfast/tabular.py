@@ -28,6 +28,8 @@ def options(file: Path, source: str) -> tuple[dict[str, Any], list[str]]:
     column of numbers.
     """
     cells = table.cells(table.Spec(source=str(file)))
+    if len(cells) == 1 and ";" in next(iter(cells)):
+        raise MmfastError(f"{file} has columns that are separated by semicolons; save it with commas")
     numbers: list[str] = []
     labels: dict[str, str] = {}  # by modality, the column
     classes: dict[str, int] = {}
@@ -56,7 +58,7 @@ def options(file: Path, source: str) -> tuple[dict[str, Any], list[str]]:
         else:
             notes.append(f"the column {column}, with {plural(different, 'different text')}, which are not classes")
     if not numbers:
-        raise MmfastError(f"{file} has no column of numbers without gaps, of which the row to generate would consist")
+        raise MmfastError(f"{file} has no numeric column without missing values, so there is no row to generate")
     plain = yaml.safe_load(presets.text("table"))
     label = plain["modalities"]["label"]
     plain["data"] = {"kind": "table", "source": source}

@@ -232,7 +232,10 @@ def test_data_that_has_moved(project, tmp_path, capsys):
     (tmp_path / "moved").rename(tmp_path / "again")
     before = (run / "config.yaml").read_bytes()
     assert train(project / "my.yaml", run, 4, "--data.root", "../again") == 2
-    assert "1 file removed (image/03.png)" in capsys.readouterr().err and (run / "config.yaml").read_bytes() == before
+    assert (
+        "1 file no longer used (image/03.png)" in capsys.readouterr().err
+        and (run / "config.yaml").read_bytes() == before
+    )
     # Without a record of it nothing tells whether it is the same.
     (run / "data.json").unlink()
     assert train(project / "my.yaml", run, 4, "--data.root", "../again") == 2

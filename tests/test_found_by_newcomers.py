@@ -13,10 +13,14 @@ from mmfast import config as configs
 from mmfast.build import build_data, build_model, with_found
 from mmfast.cli import main
 from mmfast.cli.init import _run_of
-from mmfast.data import sprites
+from mmfast.data import folder, sprites
 from mmfast.data import torchvision as torchvision_sets
 from mmfast.given import known_part
 from mmfast.guess import guess
+from mmfast.image_files import EXTENSIONS
+from mmfast.inside import check_known
+from mmfast.progress import _three_digits
+from mmfast.tabular import options
 from mmfast.training.loop import fit
 
 RED, GREY = np.full((8, 8, 3), (200, 10, 10)), np.arange(64).reshape(8, 8)
@@ -162,3 +166,107 @@ def test_a_reader_that_unpickles_files_of_the_current_folder_is_none():
     for name in ("LSUN", "LSUNClass"):
         with pytest.raises(MmfastError, match="whose reader runs code from a file in the current folder"):
             torchvision_sets._load(name, "x", False, "{}")
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("sample RUN --guidance-scale 2", "--guidance-scale is not an option of `mmfast sample` (did you mean "
+         "--guidance_scale?); see `mmfast sample --help`"),
+        ("sample RUN label=3", "label=3 is not an option of `mmfast sample` (did you mean --given label=3?); see"),
+        ("eval RUN --sample 10", "--sample is not an option of `mmfast eval` (did you mean --samples?); see"),
+        ("info RUN --xyz", "RUN is not an option of `mmfast info`; see `mmfast info --help`"),
+    ],
+)  # fmt: skip
+def test_a_word_that_is_no_option_is_answered_by_the_nearest(words, meant, capsys):
+    assert main(words.split()) == 2 and f"mmfast: error: {meant}" in capsys.readouterr().err
+
+
+def test_an_option_without_its_section_is_answered_with_it():
+    with pytest.raises(MmfastError, match=r"key is 'steps'; it should be .*; did you mean 'train.steps'\?"):
+        configs.load("digits", {"steps": 5})
+
+
+def test_overrides_may_be_a_dict_of_values():
+    values = {"train.steps": 7, "train.cuda_graphs": False, "sample.first": ["label"], "loss.min_snr_gamma": None,
+              "modalities.label": {"kind": "label", "classes": 10, "loss_weight": 0.5}}  # fmt: skip
+    found = configs.load("digits", values)
+    texts = {
+        "train.steps": "7",
+        "sample.first": "[label]",
+        "modalities.label": "{kind: label, classes: 10, loss_weight: 0.5}",
+    }
+    assert found == configs.load("digits", list(texts.items()))
+    for overrides, wrong in (
+        ([("train.steps", 5)], r"overrides has \('train.steps', 5\); it should be a dict"),
+        (["train.steps"], "overrides has 'train.steps'"),
+        ({"train.steps": object()}, r"overrides\['train.steps'\] is a object; it should be a number, a text"),
+    ):
+        with pytest.raises(MmfastError, match=wrong):
+            configs.load("digits", overrides)
+    with pytest.raises(MmfastError, match="source is a dict; it should be a preset's name or the path of a YAML file"):
+        configs.load({"anchor": "image"})
+
+
+def test_a_config_without_data_says_which_it_has(capsys):
+    plain = {"anchor": "image", "modalities": {"image": {"kind": "image", "channels": 1, "size": 8}}}
+    assert configs.from_plain(plain, "mine.yaml").data.kind == "digits"
+    assert "mmfast: mine.yaml has no section data, so the data set is digits" in capsys.readouterr().err
+    configs.from_plain({**plain, "data": {"kind": "digits"}}, "mine.yaml")
+    assert not capsys.readouterr().err
+    with pytest.raises(MmfastError, match=r"x has no anchor, and no modality 'image'; .* as in `anchor: photos`"):
+        configs.from_plain({"data": {"kind": "digits"}, "modalities": {"photos": plain["modalities"]["image"]}}, "x")
+
+
+def hidden(tmp_path, **options):
+    """A run-like model whose anchor is named otherwise, with hidden parts of it."""
+    photos = {"kind": "image", "channels": 3, "size": 8}
+    plain = {
+        "anchor": "photos",
+        "data": {"kind": "digits"},
+        "backbone": {"kind": "mlp", "width": 16, "blocks": 2, "features": 4},
+    }
+    parts = {"photos": photos, "hidden": {"kind": "masked", "size": 8, "block": 4, **options}}
+    return configs.from_plain({**plain, "modalities": parts}, "test")
+
+
+def test_hidden_parts_are_those_of_the_anchor(tmp_path):
+    assert hidden(tmp_path).modalities["hidden"].of == "photos"
+    assert hidden(tmp_path, of="other").modalities["hidden"].of == "other"
+
+
+def test_a_picture_that_hides_nothing_is_refused(tmp_path):
+    part = build_model(hidden(tmp_path)).part("hidden")
+    opaque, clear = tmp_path / "a.png", tmp_path / "b.png"
+    Image.new("RGB", (8, 8), "red").save(opaque)
+    picture = Image.new("RGBA", (8, 8), "red")
+    picture.putpixel((2, 3), (0, 0, 0, 0))
+    picture.save(clear)
+    with pytest.raises(
+        MmfastError, match=r"hidden=.*a\.png hides nothing; it should be a PNG file that is transparent"
+    ):
+        part.parse(str(opaque))
+    assert part.parse(str(clear))[-1].sum() == 63
+    x = part.parse(str(clear))[None]
+    with pytest.raises(MmfastError, match="known has hidden, whose hidden parts are those that are transparent"):
+        check_known(build_model(hidden(tmp_path)), {"hidden": x}, {"hidden": x[0] > 0})
+
+
+def test_a_table_with_semicolons_is_named(tmp_path):
+    (tmp_path / "x.csv").write_text("a;b\n1;2\n3;4\n5;6\n")
+    with pytest.raises(MmfastError, match=r"x\.csv has columns that are separated by semicolons; save it with commas"):
+        options(tmp_path / "x.csv", "x.csv")
+
+
+def test_a_folder_that_is_named_otherwise_is_pointed_to(tmp_path):
+    pictures(tmp_path / "photos", "abcdefgh")
+    config = of_folder(tmp_path)
+    assert folder.look(config.data, config.modalities, "image").problems == [
+        f"data.root: {tmp_path}/image holds no image files ({', '.join(EXTENSIONS)}); name its folder in data.folders: "
+        "there are photos"
+    ]
+
+
+@pytest.mark.parametrize(("rate", "text"), [(1310.4, "1,310"), (99.96, "100"), (7.123, "7.12"), (123456, "123,000")])
+def test_a_rate_is_written_without_an_exponent(rate, text):
+    assert _three_digits(rate) == text

@@ -114,6 +114,17 @@ def test_held_out_examples_are_of_all_classes(run):
     assert {*labels[0]} == {*NAMES} and labels[0] == labels[1]
 
 
+def test_held_out_examples_that_repeat_are_said_to(run, capsys):
+    tensors = {name: torch.stack([x] * 3) for name, x in X.items()}
+    other = dataclasses.replace(run)
+    other.data = Data(InMemory(tensors), InMemory(tensors))
+    other.sample(3, label="data", steps=1, progress=False)
+    assert "held-out" not in capsys.readouterr().err
+    other.sample(4, label="data", steps=1, progress=False)
+    said = "mmfast: label=data: there are 3 held-out examples for 4 samples, so they repeat\n"
+    assert said in capsys.readouterr().err
+
+
 def test_a_class_called_data_is_that_class(run, monkeypatch):
     part = run.model.part("label")
     monkeypatch.setattr(part, "spec", dataclasses.replace(part.spec, names=["cats", "data", "owls"]))
@@ -188,7 +199,7 @@ WRONG = [
     ({"label": "all", "mask": "a.png,b.png"}, "a.png"),
     ({"photo": "none.png"}, "none.png does not exist in the current folder, /"),
     ({"photo": PHOTO, "known": {"photo": np.zeros((4, 4), bool)}}, "known photo marks no part of it"),
-    ({"known": {"photo": np.ones((4, 4), bool)}}, "known has photo, which is not given; give it too"),
+    ({"known": {"photo": np.ones((4, 4), bool)}}, "known has photo, which is not given; give its value, too"),
     (dict.fromkeys(["photo", "mask", "label", "embedding", "hidden"], "data"), "are all given, so nothing is left"),
     ({"photo": "x" * 5000}, "name too long"),
     ({"photo": np.zeros((4, 4, 5), np.uint8)}, r"photo is uint8 \[4, 4, 5\]"),

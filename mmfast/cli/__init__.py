@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -70,6 +72,17 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _meant(word: str, command: str) -> str:
+    """A hint at the option that a word may mean; "" if none is near."""
+    commands = Parser().add_subparsers()
+    COMMANDS[command].add(commands)
+    known = {x.replace("_", "-"): x for x in re.findall(r"--[\w-]+", commands.choices[command].format_usage())}
+    if command == "sample" and "=" in word and not word.startswith("-"):
+        return f" (did you mean --given {word}?)"
+    near = difflib.get_close_matches(word.replace("_", "-"), known, n=1)
+    return f" (did you mean {known[near[0]]}?)" if near else ""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program.
 
@@ -95,7 +108,8 @@ def _main(argv: Sequence[str] | None) -> int:
         command = args.command
         if args.command not in ("train", "check") and rest:
             raise MmfastError(
-                f"{rest[0]} is not an option of `mmfast {args.command}`; see `mmfast {args.command} --help`"
+                f"{rest[0]} is not an option of `mmfast {args.command}`{_meant(rest[0], args.command)}; see `mmfast "
+                f"{args.command} --help`"
             )
         allow_code(*getattr(args, "allow_code", ()))
         if args.command not in ("info", "presets", "report"):

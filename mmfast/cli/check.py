@@ -107,7 +107,7 @@ def page(found: Survey, name: str) -> list[str]:
         seen = found.seen.get(part)
         for k, text in enumerate(_modality(spec, seen, part == found.config.anchor)):
             lines.append(f"  {part if k == 0 else '':<{width}}  {text}")
-    lines += ["", "odd, and what is done"] if found.odd else []
+    lines += ["", "unusual files, and how they are handled"] if found.odd else []
     lines += [f"  {part}: {len(x):,} {what} ({_names(x)})" for (part, what), x in found.odd.items()]
     lines += ["", "left out"] if found.left_out else []
     lines += [f"  {len(paths):,} {what}: {_names(paths)}" for what, paths in found.left_out.items()]

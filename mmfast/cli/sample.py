@@ -79,7 +79,7 @@ def add(commands: Any) -> None:
     sample.add_argument(
         "--resample",
         type=int,
-        help="how often each step is taken if something is given in part: more agree better with it [the config's]",
+        help="how often each step is repeated if something is given in part; more repeats fit it better [the config's]",
     )
     sample.add_argument("--seed", type=int, default=0, help="seed of the noise [0]")
     sample.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
@@ -130,7 +130,10 @@ def _guidance(words: Sequence[str]) -> float | dict[str, float]:
     """One number for all modalities, or one for each by name."""
     usual = "a number, or NAME=NUMBER, such as label=2"
     if len(words) == 1 and "=" not in words[0]:
-        return _number("guidance_scale", f"={words[0]}", usual)[1]
+        try:
+            return float(words[0])
+        except ValueError:
+            raise MmfastError(f"--guidance_scale {words[0]} has no number; it should be {usual}") from None
     return dict(_number("guidance_scale", word, usual) for word in words)
 
 

@@ -141,7 +141,7 @@ def look(spec: Any, modalities: Mapping[str, Any], anchor: str) -> Listing:
         known |= set() if table is None else {(table.path.name,)}
         beside = [x for x in sorted(root.iterdir()) if not x.name.startswith(".") and (x.name,) not in known]
         tables = [x for x in beside if x.suffix.lower() in (".csv", ".jsonl") and x.stem != "samples"]
-        listing.leave_out("no folder of a modality", [x for x in beside if x not in tables])
+        listing.leave_out("not a folder of a modality", [x for x in beside if x not in tables])
         listing.leave_out(f"table, which would have to be named {', '.join(NAMES[:-1])} or {NAMES[-1]}", tables)
     return listing
 
@@ -163,7 +163,10 @@ def _take_files(listing: Listing, name: str) -> bool:
     others = [path for path in found.others if not path.name.lower().endswith(theirs) and path not in table]
     listing.leave_out(f"no {part.kind} file ({', '.join(endings)})", others)
     if name == listing.anchor and not found.paths and not found.problems:
-        listing.problems.append(f"data.root: {folder} holds no {part.kind} files ({', '.join(endings)})")
+        there = sorted(x.name for x in Path(listing.spec.root).iterdir() if x.is_dir() and not x.name.startswith("."))
+        hint = f"; name its folder in data.folders: there are {', '.join(there[:5])}" if there and not inside else ""
+        hint = "" if folder.is_dir() else hint
+        listing.problems.append(f"data.root: {folder} holds no {part.kind} files ({', '.join(endings)}){hint}")
     return not found.problems
 
 

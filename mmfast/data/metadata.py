@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from mmfast.errors import MmfastError
 from mmfast.files import read_text
+from mmfast.words import plural
 
 NAMES = ("labels.csv", "metadata.csv", "metadata.jsonl")
 FILE_NAME = "file_name"
@@ -84,7 +85,8 @@ def _csv_rows(table: Table, text: str) -> Iterator[tuple[int, dict[str, str]]]:
         for row in rows:
             if row and len(row) != len(header):
                 raise MmfastError(
-                    f"{table.where(rows.line_num)} has {len(row)} cells; the first line has {len(header)} columns"
+                    f"{table.where(rows.line_num)} has {plural(len(row), 'cell')}; the first line has {len(header)} "
+                    "columns"
                 )
             if row:
                 yield rows.line_num, dict(zip(header, map(_plain, row), strict=True))

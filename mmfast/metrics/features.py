@@ -151,7 +151,7 @@ def _importable(name: str) -> tuple[str, Network]:
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise MmfastError(
-            f"feature extractor is {name!r}, which cannot be had: {reason};"
+            f"feature extractor is {name!r}, which cannot be loaded: {reason};"
             " it should be module:function, the module importable and the function without arguments"
         ) from None
     if not callable(network):

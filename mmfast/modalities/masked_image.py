@@ -32,7 +32,7 @@ class MaskedSpec(base.Spec):
 
     kind: str = "masked"
     weight: WeightSpec = field(default_factory=lambda: WeightSpec("none"))
-    of: str = option("image", "the image whose parts are hidden")
+    of: str = option("image", "the image whose parts are hidden; the anchor unless you name another")
     channels: int = option(3, "grey or colour", choices=(1, 3))
     size: Any = base.size_option()
     block: int = option(8, "side of a hidden block in pixels", min=1)
@@ -139,6 +139,15 @@ class Masked(base.PictureHead, Modality):
     def read(cls, path: Path, spec: MaskedSpec) -> Tensor:
         """Read a picture; its transparent pixels are hidden."""
         return cls.from_picture(load_picture(path), spec, str(path))
+
+    def parse(self, text: str) -> Tensor:
+        x = super().parse(text)
+        if bool(x[-1].all()):
+            raise MmfastError(
+                f"{self.name}={text} hides nothing; it should be a PNG file that is transparent where the model should "
+                "draw"
+            )
+        return x
 
     @classmethod
     def from_picture(cls, picture: PILImage.Image, spec: MaskedSpec, where: str) -> Tensor:

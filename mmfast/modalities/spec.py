@@ -25,7 +25,7 @@ class Spec:
     kind: str = ""
     encoder: str = option("fixed", "how x enters the diffusion space", choices=("fixed", "learned"))
     weight: WeightSpec = field(default_factory=WeightSpec)
-    loss_weight: float = option(1.0, "lambda of this modality's part of the loss", min=0)
+    loss_weight: float = option(1.0, "weight (lambda) of this modality's part of the loss", min=0)
     given_probability: float | None = option(
         None, "how often it is given (at time 0) in training; null: train.given_probability", min=0, max=1
     )

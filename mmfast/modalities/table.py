@@ -23,6 +23,7 @@ from mmfast.modalities import base
 from mmfast.modalities.base import Modality, SpaceShape
 from mmfast.options import option
 from mmfast.pictures import bars, scatter_matrix
+from mmfast.words import plural
 
 # The longest file of a row, in bytes; the scale of a constant column.
 LONGEST, CONSTANT = 2**22, 1.0
@@ -206,8 +207,8 @@ class Table(Modality):
         row = text.split(",")
         if len(row) != len(self.spec.columns):
             raise MmfastError(
-                f"{self.name}={text} has {len(row)} numbers; it should have {len(self.spec.columns)}, one a column, or "
-                "be a .csv file"
+                f"{self.name}={text} has {plural(len(row), 'number')}; it should have {len(self.spec.columns)}, one "
+                "per column, or be a .csv file"
             )
         return row_of(dict(zip(self.spec.columns, row, strict=True)), self.spec, self.name)
 

@@ -53,7 +53,8 @@ class Kept:
         if self.changed and not self.allowed:
             raise MmfastError(
                 f"the data has changed since the run in --out {run.folder} began: {'; '.join(self.changed)}. Nothing "
-                "was done: restore it, choose another --out, or go on with the current data by --allow-changed-data"
+                "was done: restore it, choose another --out, or add --allow-changed-data to continue with the current "
+                "data"
             )
 
     def write(self, run: Run, step: int) -> None:
@@ -130,7 +131,7 @@ def _fitted(
         if here.told(bool(kept.changed)):
             trainer.best = None  # it was the best on the previous held-out examples
         if trainer.done and not quiet:
-            print(f"{out}: going on after step {trainer.done} of {config.train.steps}", flush=True)
+            print(f"{out}: resuming after step {trainer.done} of {config.train.steps}", flush=True)
         elif taken is not None and here.first:
             print(taken, flush=True)
         # Each step reseeds torch's generator.

@@ -162,7 +162,7 @@ def changes(old: Record, new: Record) -> list[str]:
         both = [name for name in old.files if name in new.files]
         altered = [name for name in both if (a := old.files[name])[0] != (b := new.files[name])[0] or a[2] != b[2]]
         found += _named("added", [name for name in new.files if name not in old.files])
-        found += _named("removed", [name for name in old.files if name not in new.files])
+        found += _named("no longer used", [name for name in old.files if name not in new.files])
         found += _named("altered", altered)
     for part in PARTS if old.counts and new.counts else ():
         was, count = old.counts.get(part), new.counts[part]

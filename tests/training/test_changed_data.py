@@ -110,7 +110,7 @@ def swap(root):
 
 CHANGES = {
     "added": (add, "8 files added (label/new.txt, label/newer.txt, label/newest.txt, ...)"),
-    "removed": (remove, "2 files removed (label/03.txt, photo/03.png)"),
+    "removed": (remove, "2 files no longer used (label/03.txt, photo/03.png)"),
     "altered": (alter, "1 file altered (photo/05.png)"),
     "of one size": (swap, "1 file altered (label/04.txt)"),
 }
@@ -127,7 +127,7 @@ def test_it_is_said_and_nothing_is_done_unless_it_is_allowed(folder, tmp_path, c
     assert main(command(tmp_path, 3)) == 2
     assert capsys.readouterr().err == (
         f"mmfast: error: the data has changed since the run in --out {tmp_path}/run began: {words}. Nothing was done: "
-        "restore it, choose another --out, or go on with the current data by --allow-changed-data\n"
+        "restore it, choose another --out, or add --allow-changed-data to continue with the current data\n"
     )
     assert contents(tmp_path / "run") == before
     assert main(command(tmp_path, 3, "--allow-changed-data")) == 0
@@ -254,7 +254,7 @@ def test_the_bytes_that_count_are_those_of_the_record_before(tmp_path, monkeypat
     assert before.portion == 50_000
     os.utime(files["a"], (1, 1))
     now = of_files({"a": files["a"]}, before)
-    assert now.portion == 50_000 and changes(before, now) == ["1 file removed (b)"]
+    assert now.portion == 50_000 and changes(before, now) == ["1 file no longer used (b)"]
 
 
 def test_a_record_is_read_as_it_was_written_and_odd_names_too(tmp_path):

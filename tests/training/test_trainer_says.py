@@ -29,7 +29,7 @@ def test_a_run_that_goes_on_says_from_where(tmp_path, capsys):
     assert first.out == "" and "training: step 2 of 2" in first.err
     fit(tiny(train__steps=4), out, data(), Known())
     again = capsys.readouterr()
-    assert again.out == f"{out}: going on after step 2 of 4\n"
+    assert again.out == f"{out}: resuming after step 2 of 4\n"
     assert "training: step 4 of 4" in again.err and "step 1 of 4" not in again.err
     fit(tiny(train__steps=6), out, data(), Known(), quiet=True)
     quiet = capsys.readouterr()
