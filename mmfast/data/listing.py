@@ -163,9 +163,9 @@ def _take_files(listing: Listing, name: str) -> bool:
     others = [path for path in found.others if not path.name.lower().endswith(theirs) and path not in table]
     listing.leave_out(f"no {part.kind} file ({', '.join(endings)})", others)
     if name == listing.anchor and not found.paths and not found.problems:
-        there = sorted(x.name for x in Path(listing.spec.root).iterdir() if x.is_dir() and not x.name.startswith("."))
-        hint = f"; name its folder in data.folders: there are {', '.join(there[:5])}" if there and not inside else ""
-        hint = "" if folder.is_dir() else hint
+        there = sorted(x.name for x in Path(listing.spec.root).iterdir() if x.is_dir() and x.name[0] != ".")
+        hint = f"; name its folder in data.folders: there are {', '.join(there[:5])}"
+        hint = hint if there and not folder.is_dir() else ""
         listing.problems.append(f"data.root: {folder} holds no {part.kind} files ({', '.join(endings)}){hint}")
     return not found.problems
 
