@@ -91,8 +91,6 @@ def resolve(raw: DictConfig, source: str = "config", origin: Origin | None = Non
     config: Config = typed(Config, OmegaConf.create({name: raw[name] for name in PLAIN if name in raw}), "", origin)
     for name, section in SECTIONS.items():
         setattr(config, name, typed(section, _section(raw, name), f"{name}.", origin))  # type: ignore[arg-type]
-    if "data" not in raw:
-        notice(f"{source} has no section data, so the data set is digits; `mmfast presets` shows what others need")
     for key, parts, default in (("data", data, "digits"), ("backbone", backbones, "unet")):
         part = _section(raw, key)
         setattr(config, key, typed(parts.kind(_kind(part, key, default, parts.KINDS)).Spec, part, f"{key}.", origin))
@@ -144,6 +142,8 @@ def resolve(raw: DictConfig, source: str = "config", origin: Origin | None = Non
         raise MmfastError("train.shard is true; it needs train.cuda_graphs=false and train.compile=false")
     if config.train.shard and config.loss.balance == "gradient_norm":
         raise MmfastError("loss.balance is gradient_norm; it needs train.shard=false, or use uncertainty")
+    if "data" not in raw:
+        notice(f"{source} has no section data, so the data set is digits; `mmfast presets` shows what others need")
     return config
 
 
@@ -179,11 +179,14 @@ def _defaults(
 
 
 def _merged(defaults: Mapping[str, Any], part: DictConfig) -> dict[str, Any]:
-    """A modality's section with the measured options that it leaves open; a scale of W only with its kind of W."""
+    """A modality's section with the measured options that it leaves open.
+
+    A scale of W is measured for one kind of W. Whoever names a scale means a W that leaves a trace.
+    """
     merged, weight = dict(defaults) | {str(key): x for key, x in part.items()}, part.get("weight")
     if isinstance(weight, DictConfig) and "weight" in defaults:
         usual = defaults["weight"]
-        if weight.get("kind", usual["kind"]) == usual["kind"]:
+        if weight.get("kind", usual["kind"]) == usual["kind"] != "none":
             merged["weight"] = {**usual, **weight}
     return merged
 

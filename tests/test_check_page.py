@@ -59,7 +59,7 @@ def test_the_page(found):
         "  vector  embedding, 4 numbers: not read",
         "  hidden  masked, 8 x 12 (height x width): made from the rest",
         "",
-        "odd, and what is done",
+        "unusual files, and how they are handled",
         "  photo: 2 grey (0.png, 1.png)",
         "  mask: 1,500 turned (0.png, 1.png, ...)",
         "",

@@ -101,7 +101,7 @@ def test_one_number_is_for_all_and_no_name_is_none(drawn):
         ("--given label=", "--given label= has no value; it should be label=VALUE"),
         ("--known image=a.png image=b.png", "--known has image twice; name all that is known at once, as in image=A,B"),
         ("--known image", "--known image has no value; it should be image=VALUE"),
-        ("--guidance_scale much", "--guidance_scale =much has no number; it should be a number, or NAME=NUMBER"),
+        ("--guidance_scale much", "--guidance_scale much has no number; it should be a number, or NAME=NUMBER"),
         ("--guidance_scale 1 2", "--guidance_scale 1 has no number; it should be a number, or NAME=NUMBER"),
         ("--offset mask=a", "--offset mask=a has no number; it should be NAME=SHARE, such as mask=0.2"),
         ("--out x.gif", "--out is x.gif; it should end in .png or .jpg or .jpeg"),
@@ -161,7 +161,9 @@ def test_a_file_that_can_be_written(tmp_path, monkeypatch):
 def proposed(tmp_path, monkeypatch):
     """What `guess` and `propose` were called with, and what the timer that is handed on gives."""
     calls = {}
-    guessed = Some(notes=["a.txt is nothing"], modalities={"image": {}, "mask": {}}, examples=1234)
+    guessed = Some(
+        notes=["a.txt is nothing"], remarks=["of splits"], modalities={"image": {}, "mask": {}}, examples=1234
+    )
     config = Some(
         backbone=Some(channels=24), train=Some(precision="fp32", steps=56_000, batch_size=4), data=Some(kind="digits")
     )
@@ -193,7 +195,8 @@ def test_init_where_nothing_is_asked(proposed, tmp_path, capsys):
     assert (guessed, minutes, batch, folder) == (proposed["guessed"], 30, 77, Path())
     assert command == " link --minutes 30" and proposed["timed"] == 0.25
     assert Path("my.yaml").read_text(encoding="utf-8") == "text: é\n"
-    out, err = capsys.readouterr()
+        "left out: a.txt is nothing",
+        "note: of splits",
     assert out.splitlines() == [
         "left out: a.txt is nothing",
         "my.yaml: image, mask of 1,234 examples, 56,000 steps",

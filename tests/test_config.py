@@ -154,7 +154,7 @@ def test_shared_channels_have_weights_that_they_accept():
     plain = {"image": {"kind": "image"}, "label": {"kind": "label"}, "mask": {"kind": "mask", "weight": {"scale": 2.0}}}
     found = configs.from_plain({"space": "shared", "modalities": plain}, "here").modalities
     assert (found["label"].weight.kind, found["label"].weight.scale, found["label"].loss_weight) == ("bridge", 1.0, 1.0)
-    assert found["mask"].weight.kind == "carried"  # a weight of one's own is left as it is
+    assert (found["mask"].weight.kind, found["mask"].weight.scale) == ("bridge", 2.0)
     assert configs.from_plain({"modalities": plain}, "here").modalities["label"].weight.kind == "none"
 
 
@@ -179,7 +179,7 @@ def test_offsets_that_no_model_can_have():
 def test_one_value_for_an_option_that_has_keys_of_its_own(value):
     shown = re.escape(repr(yaml.safe_load(value)))
     for key, keys in {"train.low_noise": "share, until, weight", "modalities.mask.weight": "kind, scale"}.items():
-        broken(f"{key} is {shown}; it should hold keys of its own: {keys}", (key, value))
+        broken(f"{key} is {shown}; it should be a mapping with the keys {keys}", (key, value))
 
 
 def test_configs_that_are_none(tmp_path):
@@ -190,7 +190,7 @@ def test_configs_that_are_none(tmp_path):
         ("anchor: photo\nmodalities: {image: {kind: image}}", "anchor is 'photo'"),
         ("modalities: {image: {size: 8}}", r"modalities\.image\.kind is missing; it should be one of"),
         ("modalities: {image: {kind: imag}}", r"modalities\.image\.kind is 'imag'; .*did you mean 'image'"),
-        ("modalities: {image: 3}", r"modalities\.image is 3; it should hold keys of its own"),
+        ("modalities: {image: 3}", r"modalities\.image is 3; it should be a mapping from names to options"),
         ("optimizes: 3\nmodalities: {image: {kind: image}}", "x.yaml: key is 'optimizes'"),
     ):
         file.write_text(text)

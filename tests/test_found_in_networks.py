@@ -85,8 +85,9 @@ def test_group_normalisation_of_one_number_is_the_same_for_one_example_as_for_tw
     nn.init.normal_(norm.bias)
     x = torch.randn(2, 16, 1, 1)
     both = nn.functional.group_norm(x, 16, norm.weight, norm.bias)
-    torch.testing.assert_close(norm(x), both)
-    torch.testing.assert_close(norm(x[:1]), both[:1])
+    # Torch divides a difference of rounded numbers by sqrt(eps), 0.003.
+    torch.testing.assert_close(norm(x), both, rtol=0, atol=1e-3)
+    torch.testing.assert_close(norm(x[:1]), both[:1], rtol=0, atol=1e-3)
     wide = torch.randn(2, 16, 2, 2)
     torch.testing.assert_close(norm(wide), nn.functional.group_norm(wide, 16, norm.weight, norm.bias))
 
@@ -108,7 +109,8 @@ def test_adm_is_not_loaded_into_a_model_whose_last_normalisation_is_another():
 @pytest.mark.parametrize(
     ("kind", "weight", "space", "wanted"),
     [
-        (LABEL, {"scale": 2}, "own", ("none", 2.0)),
+        (LABEL, {"scale": 2}, "own", ("carried", 2.0)),
+        (LABEL, {}, "own", ("carried", 1.0)),
         (MASK, {"kind": "carried"}, "own", ("carried", 1.5)),
         (MASK, {"scale": 0.7}, "own", ("carried", 0.7)),
         (MASK, {"kind": "bridge"}, "own", ("bridge", 1.0)),

@@ -193,7 +193,7 @@ def test_a_folder_without_pictures(tmp_path):
     save(tmp_path, "notes/x.txt", "hello")
     with pytest.raises(MmfastError, match="holds no pictures"):
         guess(tmp_path, 32)
-    with pytest.raises(MmfastError, match="is no folder"):
+    with pytest.raises(MmfastError, match="is not a folder"):
         guess(tmp_path / "none", 32)
 
 

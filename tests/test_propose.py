@@ -224,7 +224,7 @@ def test_what_is_refused(data, capsys):
         (["data", "--minutes", "0"], "--minutes is 0; it should be more than 0"),
         (["data", "--size", "0"], "--size is 0"),
         (["data", "--out", "x.txt"], "should end in .yaml or .yml"),
-        (["none"], "is no folder"),
+        (["none"], "is not a folder"),
         (["data", "--quiet"], "3.png cannot be read as a picture"),
     ):
         assert main(["init", *argv]) == 2

@@ -116,7 +116,7 @@ def test_what_belongs_to_nothing(root):
     assert found.left_out == {
         "of mask, without a file of image of that path and name": [stray],
         "no image file (.png, .jpg, .jpeg, .webp, .bmp)": [tif],
-        "no folder of a modality": [readme, root / "depth"],
+        "not a folder of a modality": [readme, root / "depth"],
     }
     assert all(hidden not in paths for paths in found.left_out.values()) and not found.wrong
 

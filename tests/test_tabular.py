@@ -80,7 +80,7 @@ def test_two_whole_numbers_are_the_numbers_of_classes(tmp_path, two, classes):
 
 def test_without_numbers_there_is_no_row(tmp_path):
     (tmp_path / "texts.csv").write_text("a,b\n" + "x,y\nz,w\n" * 5)
-    with pytest.raises(MmfastError, match=r"texts\.csv has no column of numbers without gaps"):
+    with pytest.raises(MmfastError, match=r"texts\.csv has no numeric column without missing values"):
         options(tmp_path / "texts.csv", "texts.csv")
 
 

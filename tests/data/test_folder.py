@@ -318,7 +318,7 @@ def test_what_belongs_to_nothing_is_listed_with_the_reason(made):
     assert found == {
         f"no image file ({endings})": [root / "image" / "ape" / "notes.txt"],
         "of mask, without a file of image of that path and name": [root / "more" / "deep" / "ape" / "99.png"],
-        "no folder of a modality": [root / "notes"],
+        "not a folder of a modality": [root / "notes"],
     }
 
 

@@ -106,7 +106,7 @@ WRONG = {
     "too many names": ([*ROWS[:3], "b/3.png,wasp", *ROWS[4:]], {}, r"classes is 3; .*labels.csv names 4 \(ape, bee,"),
     "large number": (["a/0.png,2", "a/1.png,7"], {}, r"line 3: '7' is not a label"),
     "long number": (["a/0.png,2", f"a/1.png,{'7' * 5000}"], {"names": ["a", "b", "c"]}, r"line 3: '7{40}\.\.\.' is no"),
-    "short row": (["a/0.png", *ROWS[1:]], {}, r"line 2 has 1 cells; the first line has 2 columns"),
+    "short row": (["a/0.png", *ROWS[1:]], {}, r"line 2 has 1 cell; the first line has 2 columns"),
     "long row": ([*ROWS[:5], "b/5.png,bee,x"], {}, r"line 7 has 3 cells"),
     "open quote": ([*ROWS[:5], '"b/5.png,bee'], {}, r"line \d cannot be read as CSV"),
 }  # fmt: skip
@@ -229,7 +229,7 @@ def test_a_table_of_another_name_is_said_to_be_one(root):
     assert [
         path.name for path in left["table, which would have to be named labels.csv, metadata.csv or metadata.jsonl"]
     ] == ["attributes.csv"]
-    assert [path.name for path in left["no folder of a modality"]] == ["other.txt"]
+    assert [path.name for path in left["not a folder of a modality"]] == ["other.txt"]
 
 
 NUMBERS_OF = {"kind": "table", "columns": ["x", "the y"], "weight": {"kind": "none"}}

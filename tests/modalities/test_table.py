@@ -40,7 +40,7 @@ def test_what_cannot_be_a_table():
         ({"columns": ()}, r"modalities\.row\.columns is empty; it should name the columns"),
         ({"columns": ("a", "b", "a")}, r"modalities\.row\.columns has 'a' twice"),
         ({"columns": ("a", "b", "b")}, r"modalities\.row\.columns has 'b' twice"),
-        ({"means": [1.0]}, r"modalities\.row\.means has 1 numbers; it should have 2, one a column"),
+        ({"means": [1.0]}, r"modalities\.row\.means has 1 number; it should have 2, one per column"),
         ({"scales": [1.0, 2.0, 3.0]}, r"modalities\.row\.scales has 3 numbers; it should have 2"),
         ({"encoder": "learned"}, "modalities.row is a table, which needs space=own and encoder=fixed"),
         ({"channels": 2}, "modalities.row is a table, which needs space=own and encoder=fixed"),
@@ -67,7 +67,7 @@ def test_a_row_as_text_and_as_a_file(tmp_path):
         (tmp_path / "x.csv").write_text(content)
         with pytest.raises(MmfastError, match=says):
             part.parse(str(tmp_path / "x.csv"))
-    with pytest.raises(MmfastError, match=r"row=1,2,3 has 3 numbers; it should have 2, one a column, or be a \.csv"):
+    with pytest.raises(MmfastError, match=r"row=1,2,3 has 3 numbers; it should have 2, one per column, or be a \.csv"):
         part.parse("1,2,3")
     with pytest.raises(MmfastError, match="row: column 'a' is 'x'; it should be a number"):
         part.parse("x,2")

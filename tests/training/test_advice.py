@@ -84,10 +84,20 @@ def test_what_has_no_effect_is_said(pairs, line):
         [LOW, (f"{MASK}.unknown_probability", "0.3"), (f"{LABEL}.weight", "{kind: none}")],
         [("sample.eta", "0.5"), ("sample.sampler", "ddim")],
         [(f"{MASK}.own_time_probability", "0.3")],
+        [(f"{LABEL}.encoder", "learned")],
         [("backbone", "{kind: unet, channels: 16, multipliers: [1, 1, 4], norm: group}")],
         [("backbone", "{kind: unet, channels: 16, multipliers: [1, 1, 2], attention: [4, 1]}")],
     ],
-    ids=["the preset", "all unknown", "a label that leaves no trace", "ddim", "a time of its own", "groups", "levels"],
+    ids=[
+        "the preset",
+        "all unknown",
+        "a label that leaves no trace",
+        "ddim",
+        "a time of its own",
+        "encoder",
+        "groups",
+        "levels",
+    ],
 )
 def test_of_what_has_one_nothing_is_said(pairs):
     assert said(*pairs) == []
