@@ -195,10 +195,10 @@ def test_init_where_nothing_is_asked(proposed, tmp_path, capsys):
     assert (guessed, minutes, batch, folder) == (proposed["guessed"], 30, 77, Path())
     assert command == " link --minutes 30" and proposed["timed"] == 0.25
     assert Path("my.yaml").read_text(encoding="utf-8") == "text: é\n"
-        "left out: a.txt is nothing",
-        "note: of splits",
+    out, err = capsys.readouterr()
     assert out.splitlines() == [
         "left out: a.txt is nothing",
+        "note: of splits",
         "my.yaml: image, mask of 1,234 examples, 56,000 steps",
         "about 1 minute of training, 3 with the figures at the end",
         "next: mmfast check my.yaml && mmfast train my.yaml --out runs/my",

@@ -66,7 +66,8 @@ class Table(Modality):
         for key, values in (("means", spec.means), ("scales", spec.scales)):
             if len(values) not in (0, count):
                 raise MmfastError(
-                    f"modalities.{name}.{key} has {plural(len(values), 'number')}; it should have {count}, one per column"
+                    f"modalities.{name}.{key} has {plural(len(values), 'number')}; it should have {count}, one per "
+                    "column"
                 )
         if space.channels is not None or spec.encoder != "fixed":
             raise MmfastError(f"modalities.{name} is a table, which needs space=own and encoder=fixed")
