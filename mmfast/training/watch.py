@@ -47,7 +47,8 @@ class Watch(Bar):
         peak = memory.peak(self.device)
         kind = "GPU memory" if self.device.type == "cuda" else "memory"
         used = "" if peak is None else f"; {peak / 2**30:.2g} GiB of {kind} at the peak so far"
-        say(f"{seconds:.3g} s a step: about {duration(left * seconds)} for the {plural(left, 'step')} left{used}")
+        takes = f"about {duration(left * seconds)}".replace("about less", "less")
+        say(f"{seconds:.3g} s a step: {takes} for the {plural(left, 'step')} left{used}")
 
     def measured(self, loss: float) -> None:
         """Set the loss on held-out examples, which is shown from here on."""

@@ -64,6 +64,17 @@ def test_how_long_it_will_take_is_of_the_steps_after_the_first(monkeypatch, caps
     )
 
 
+def test_less_than_a_second_is_not_about_that(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(memory, "peak", lambda device: None)
+    watch = Watch(tiny(train__steps=26), 20, torch.device("cpu"), quiet=False)
+    for _ in range(5):
+        now[0] += 0.5
+        watch.update()
+    assert capsys.readouterr().err.endswith("\n0.5 s a step: less than 1 s for the 1 step left\n")
+
+
 def test_the_last_loss_on_held_out_examples_is_shown_whenever_it_was_measured(tmp_path, capfd):
     """Of step 3, between the lines of steps 2 and 4; and of step 6, whose line a checkpoint writes before that of 8."""
     few = [*PAIRS, ("train.steps", "8"), ("train.log_every", "2"), ("train.validate_every", "3"),
