@@ -119,7 +119,21 @@ def test_a_table_in_the_only_split_is_named(tmp_path):
 
 
 def test_pictures_named_as_the_masks_of_others_are_remarked_on(tmp_path):
-    stems = ["a/0", "a/0_mask", "a/1", "a/1_mask", "2_mask", "3", "4_maskless", "x/5", "5_mask", "6", "6_small"]
+    stems = [
+        "a/0",
+        "a/0_mask",
+        "a/1",
+        "a/1_mask",
+        "2_mask",
+        "3",
+        "4_maskless",
+        "x/5",
+        "5_mask",
+        "6",
+        "6_small",
+        "7",
+        "7_mask/8",
+    ]
     (remark,) = remarks(stems, tmp_path, alone=True)
     assert remark == (
         f"2 pictures in {tmp_path} that end in _mask are read as images; if they are the masks of those without it, "

@@ -106,6 +106,20 @@ def test_a_column_of_captions_is_guessed(tmp_path, monkeypatch):
     assert survey(chosen).wrong[0].endswith("line 1: boxes is a list or an object; it should be a text or a number")
 
 
+def test_splits_of_pictures_with_masks_are_not_sent_where_masks_are_lost(tmp_path):
+    for split in ("train", "test"):
+        for kind in ("images", "masks"):
+            (tmp_path / kind / split).mkdir(parents=True)
+            for k in range(4):
+                picture = Image.new("RGB" if kind == "images" else "L", (8, 8), (k, 9, 0) if kind == "images" else 0)
+                picture.putpixel((k, k), (1, 2, 3) if kind == "images" else 255)
+                picture.save(tmp_path / kind / split / f"{k}.png")
+    found = guess(tmp_path, 32)
+    assert {x["kind"] for x in found.modalities.values()} == {"image", "mask"}
+    (remark,) = found.remarks
+    assert remark.endswith("their examples are pooled, and tables in them are not read")
+
+
 def test_classes_below_splits_are_the_labels(tmp_path):
     """train/cat, test/dog and so on: the folders below the splits name the classes."""
     for k, folder in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):

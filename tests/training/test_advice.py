@@ -86,6 +86,7 @@ def test_what_has_no_effect_is_said(pairs, line):
         [(f"{MASK}.own_time_probability", "0.3")],
         [(f"{LABEL}.encoder", "learned")],
         [("backbone", "{kind: unet, channels: 16, multipliers: [1, 1, 4], norm: group}")],
+        [("backbone", "{kind: unet, channels: 16, multipliers: [1, 2], norm: group}")],
         [("backbone", "{kind: unet, channels: 16, multipliers: [1, 1, 2], attention: [4, 1]}")],
     ],
     ids=[
@@ -96,6 +97,7 @@ def test_what_has_no_effect_is_said(pairs, line):
         "a time of its own",
         "encoder",
         "groups",
+        "pixels",
         "levels",
     ],
 )
