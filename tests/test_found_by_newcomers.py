@@ -265,6 +265,10 @@ def test_a_folder_that_is_named_otherwise_is_pointed_to(tmp_path):
         f"data.root: {tmp_path}/image holds no image files ({', '.join(EXTENSIONS)}); name its folder in data.folders: "
         "there are photos"
     ]
+    (tmp_path / "image").mkdir()
+    assert folder.look(config.data, config.modalities, "image").problems == [
+        f"data.root: {tmp_path}/image holds no image files ({', '.join(EXTENSIONS)})"
+    ]
 
 
 @pytest.mark.parametrize(("rate", "text"), [(1310.4, "1,310"), (99.96, "100"), (7.123, "7.12"), (123456, "123,000")])

@@ -76,11 +76,11 @@ def _meant(word: str, command: str) -> str:
     """A hint at the option that a word may mean; "" if none is near."""
     commands = Parser().add_subparsers()
     COMMANDS[command].add(commands)
-    known = {x.replace("_", "-"): x for x in re.findall(r"--[\w-]+", commands.choices[command].format_usage())}
+    known = re.findall(r"--[\w-]+", commands.choices[command].format_usage())
     if command == "sample" and "=" in word and not word.startswith("-"):
         return f" (did you mean --given {word}?)"
-    near = difflib.get_close_matches(word.replace("_", "-"), known, n=1)
-    return f" (did you mean {known[near[0]]}?)" if near else ""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
