@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-FIGURE = re.compile(r"(\d[\d.]*)\s±\s+(\d[\d.]*)")
+FIGURE = re.compile(r"(\d+\.?\d*)\s±\s+(\d+\.?\d*)")
 # In the table of fine-tuned models, whose pages were since replaced.
 REPLACED = {("0.822", "0.001"), ("0.819", "0.001")}
 OURS, TOTAL = "mmfast", "mmfast, with their images together"
