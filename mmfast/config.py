@@ -16,7 +16,7 @@ from mmfast import backbones, data, modalities
 from mmfast.config_sections import PLAIN, SECTIONS, Config
 from mmfast.config_source import Overrides, folder_of, origin_of, overridden, read, texts_of
 from mmfast.data.cache import is_cache
-from mmfast.errors import MmfastError, notice, unknown
+from mmfast.errors import MmfastError, unknown
 from mmfast.options import Origin, check, leads_to, paths, typed
 from mmfast.plain_yaml import dump_yaml, load_yaml
 from mmfast.samplers import check_share
@@ -142,8 +142,6 @@ def resolve(raw: DictConfig, source: str = "config", origin: Origin | None = Non
         raise MmfastError("train.shard is true; it needs train.cuda_graphs=false and train.compile=false")
     if config.train.shard and config.loss.balance == "gradient_norm":
         raise MmfastError("loss.balance is gradient_norm; it needs train.shard=false, or use uncertainty")
-    if "data" not in raw:
-        notice(f"{source} has no section data, so the data set is digits; `mmfast presets` shows what others need")
     return config
 
 

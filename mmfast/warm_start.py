@@ -76,7 +76,8 @@ def load_adm(source: str | Path | Mapping[str, Tensor], model: Model | Network, 
         new_attention_order: the flag use_new_attention_order of the checkpoint: True for ADM's ImageNet-64, False for
             the larger ones. A checkpoint does not state it, and with the wrong order it loads but is useless.
 
-    Raises MmfastError for a file that cannot be read, or tensors that do not fit.
+    Raises MmfastError for a file that cannot be read, tensors that do not fit, and a model whose last normalisation is
+    not ADM's, which has fewer than 128 channels.
     """
     where = str(source) if isinstance(source, (str, Path)) else "the checkpoint"
     if not isinstance(model.backbone, Backbone):

@@ -6,7 +6,7 @@ import shlex
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny
+from tiny import flags, tiny
 
 from mmfast import MmfastError
 from mmfast import config as configs
@@ -23,6 +23,7 @@ from mmfast.progress import _three_digits
 from mmfast.tabular import options
 from mmfast.training.loop import fit
 
+SHORT = [("train.steps", "1"), ("train.sample_every", "0"), ("evaluate.samples", "0"), ("sample.steps", "1")]
 RED, GREY = np.full((8, 8, 3), (200, 10, 10)), np.arange(64).reshape(8, 8)
 
 
@@ -208,14 +209,22 @@ def test_overrides_may_be_a_dict_of_values():
         configs.load({"anchor": "image"})
 
 
-def test_a_config_without_data_says_which_it_has(capsys):
-    plain = {"anchor": "image", "modalities": {"image": {"kind": "image", "channels": 1, "size": 8}}}
-    assert configs.from_plain(plain, "mine.yaml").data.kind == "digits"
-    assert "mmfast: mine.yaml has no section data, so the data set is digits" in capsys.readouterr().err
-    configs.from_plain({**plain, "data": {"kind": "digits"}}, "mine.yaml")
+def test_a_config_without_data_is_said_to_be_for_digits(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text("anchor: image\nmodalities: {image: {kind: image, channels: 1, size: 8}}\nbackbone: {kind: mlp}\n")
+    said = f"mmfast: {file} has no section data, so the data set is digits\n"
+    for command in (["check", str(file), "--quiet"], ["train", str(file), "--out", str(tmp_path / "a"), *flags(SHORT)]):
+        for more in ([], ["--data.kind", "digits"]):
+            assert main([*command, *more]) == 0
+            assert (said in capsys.readouterr().err) == (not more)
+    configs.load(file)  # for data of one's own
     assert not capsys.readouterr().err
+
+
+def test_an_anchor_that_is_not_named_is_asked_for():
+    photos = {"kind": "image", "channels": 1, "size": 8}
     with pytest.raises(MmfastError, match=r"x has no anchor, and no modality 'image'; .* as in `anchor: photos`"):
-        configs.from_plain({"data": {"kind": "digits"}, "modalities": {"photos": plain["modalities"]["image"]}}, "x")
+        configs.from_plain({"data": {"kind": "digits"}, "modalities": {"photos": photos}}, "x")
 
 
 def hidden(tmp_path, **options):

@@ -20,9 +20,7 @@ from mmfast.samples import Samples
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("loaded")
-    make(place)
-    return place
+    return make(tmp_path_factory.mktemp("loaded"))
 
 
 @pytest.fixture(scope="module")

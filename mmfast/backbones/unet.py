@@ -24,7 +24,7 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0), channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.alone and x.shape[2] * x.shape[3] == 1:  # which torch normalises, to 0, in batches of two or more alone
+        if self.alone and x.shape[2] * x.shape[3] == 1:  # torch refuses this for a batch of one
             return (0 * x) + self.bias.to(x.dtype)[:, None, None]
         return super().forward(x)
 

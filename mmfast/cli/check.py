@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmfast import presets
-from mmfast.cli.shared import add_allow_code, add_overwrite, check_file, new_file, overrides, slug, write_picture
+from mmfast.cli.shared import (
+    add_allow_code,
+    add_overwrite,
+    check_file,
+    load_config,
+    new_file,
+    overrides,
+    slug,
+    write_picture,
+)
 from mmfast.errors import MmfastError
 from mmfast.sizes import named
 from mmfast.words import plural
@@ -87,7 +96,7 @@ def _config(data: str, rest: Sequence[str]) -> tuple[Config, list[str]]:
             f"{', '.join(presets.names())}"
         )
     if is_config:
-        return configs.load(data, overrides(rest)), []
+        return load_config(data, rest), []
     options = overrides(rest)
     outside = load_value(dict(options).get("data.outside", "false"), "--data.outside")
     guessed = guess(data, most_pixels(), outside=outside is True)

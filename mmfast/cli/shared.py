@@ -6,10 +6,13 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmfast.errors import MmfastError, notice
 from mmfast.trust import permit
+
+if TYPE_CHECKING:
+    from mmfast.config import Config
 
 # The longest side, in pixels, that libjpeg writes.
 LARGEST_JPEG = 65_500
@@ -30,6 +33,19 @@ def overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
         pairs.append((key, value))
         i += 1
     return pairs
+
+
+def load_config(source: str, rest: Sequence[str]) -> Config:
+    """The config that a command names, with its other words as overrides. A notice says if it names no data."""
+    from mmfast.config import load
+    from mmfast.config_source import overridden, read
+    from mmfast.plain_yaml import load_yaml
+
+    pairs = overrides(rest)
+    config = load(source, pairs)
+    if "data" not in overridden(load_yaml(read(source), source), source, pairs):
+        notice(f"{source} has no section data, so the data set is {config.data.kind}")
+    return config
 
 
 def add_allow_code(command: Any) -> None:

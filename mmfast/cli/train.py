@@ -9,7 +9,7 @@ from typing import Any
 
 from mmfast import presets
 from mmfast.cli.describe import describe
-from mmfast.cli.shared import add_allow_code, overrides
+from mmfast.cli.shared import add_allow_code, load_config, overrides
 from mmfast.errors import MmfastError
 
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     known = [args.config in presets.names(), args.config.endswith((".yaml", ".yml"))]
     if not any(known) and any(word in presets.names() or word.endswith((".yaml", ".yml")) for word in rest):
         raise MmfastError("the config comes first: mmfast train PRESET|CONFIG.yaml --out RUN [--key value ...]")
-    config = configs.load(args.config, overrides(rest))
+    config = load_config(args.config, rest)
     with args.ranks.in_turn(machines=False):
         if not args.quiet and args.ranks.first:
             print("\n".join(brief(with_found(config))), flush=True)

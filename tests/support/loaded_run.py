@@ -35,7 +35,7 @@ X = {
 
 
 def make(place):
-    """Make data of three classes, a run of one step on it, and a file of each kind."""
+    """Make data of three classes, a run of one step on it, and a file of each kind. Returns the folder."""
     for i, name in enumerate(NAMES * 4):
         for kind in ("photo", "mask", "embedding"):
             (place / "data" / kind / name).mkdir(parents=True, exist_ok=True)
@@ -48,3 +48,4 @@ def make(place):
     Image.fromarray(MASK).save(place / "mask.png")
     np.save(place / "embedding.npy", VECTOR)
     (place / "label.txt").write_text("dogs\n")
+    return place
