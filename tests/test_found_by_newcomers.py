@@ -209,7 +209,8 @@ def test_overrides_may_be_a_dict_of_values():
         configs.load({"anchor": "image"})
 
 
-def test_a_config_without_data_is_said_to_be_for_digits(tmp_path, capsys):
+def test_a_config_without_data_is_said_to_be_for_digits(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where check puts its contact sheet
     file = tmp_path / "mine.yaml"
     file.write_text("anchor: image\nmodalities: {image: {kind: image, channels: 1, size: 8}}\nbackbone: {kind: mlp}\n")
     said = f"mmfast: {file} has no section data, so the data set is digits\n"
