@@ -93,11 +93,11 @@ def resolve(raw: DictConfig, source: str = "config", origin: Origin | None = Non
         setattr(config, name, typed(section, _section(raw, name), f"{name}.", origin))  # type: ignore[arg-type]
     for key, parts, default in (("data", data, "digits"), ("backbone", backbones, "unet")):
         part = _section(raw, key)
-        setattr(config, key, typed(parts.kind(_kind(part, key, default, parts.KINDS)).Spec, part, f"{key}.", origin))
+        setattr(config, key, typed(parts.kind(str(part.get("kind", default))).Spec, part, f"{key}.", origin))
     sections = _modalities(raw)
     for name, part in sections.items():
         key = f"modalities.{name}"
-        kind = modalities.kind(_kind(part, key, None, [*modalities.KINDS, *modalities.FAILED]))
+        kind = modalities.kind(_kind(part, key, [*modalities.KINDS, *modalities.FAILED]))
         defaults = {} if origin.resolved else _defaults(config, sections, name, kind)
         if kind.derived and "of" in {f.name for f in dataclasses.fields(kind.Spec)}:
             defaults = {"of": config.anchor, **defaults}
@@ -242,8 +242,8 @@ def _section(raw: DictConfig, key: str) -> DictConfig:
     return part
 
 
-def _kind(part: DictConfig, key: str, default: str | None, kinds: Collection[str]) -> str:
-    kind = part.get("kind", default)
+def _kind(part: DictConfig, key: str, kinds: Collection[str]) -> str:
+    kind = part.get("kind")
     if kind is None:
         raise MmfastError(f"{key}.kind is missing; it should be one of {', '.join(kinds)}")
     if kind not in kinds:

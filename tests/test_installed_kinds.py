@@ -13,8 +13,9 @@ from PIL import Image
 from processes import Job
 from tiny import TINY, flags
 
-from mmfast import MmfastError, modalities
+from mmfast import MmfastError, data, kinds, modalities
 from mmfast import config as configs
+from mmfast.build import build_data
 from mmfast.cli import main
 from mmfast.modalities.base import SpaceShape
 
@@ -35,13 +36,16 @@ modalities:
 """
 
 
-def install(folder, points):
-    """What pip leaves of a package: its entry points."""
+def install(folder, **groups):
+    """What pip leaves of a package: its entry points, by group."""
     about = folder / "more_kinds-0.1.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: more-kinds\nVersion: 0.1\n")
-    lines = "".join(f"{name} = {value}\n" for name, value in points.items())
-    (about / "entry_points.txt").write_text(f"[mmfast.modalities]\n{lines}")
+    lines = [
+        f"[mmfast.{group}]\n" + "".join(f"{name} = {value}\n" for name, value in points.items())
+        for group, points in groups.items()
+    ]
+    (about / "entry_points.txt").write_text("\n".join(lines))
     return folder
 
 
@@ -73,7 +77,7 @@ def test_two_kinds_from_a_package_train_and_are_sampled(tmp_path):
     """With no word about code, since their user has installed them."""
     fill(tmp_path / "data")
     (tmp_path / "c.yaml").write_text(CONFIG)
-    path = [str(install(tmp_path / "site", points())), str(KINDS)]
+    path = [str(install(tmp_path / "site", modalities=points())), str(KINDS)]
     more = flags([*TINY, ("train.steps", "2"), ("train.batch_size", "4")])
     train = ["train", "c.yaml", "--out", "run", "--quiet", *more]
     sample = ["sample", "run", "--given", "depth=data/depth/0.npy", "--n", "2", "--save", "s", "--quiet"]
@@ -151,3 +155,88 @@ def test_what_cannot_be_loaded_is_told_of_when_it_is_asked_for(monkeypatch):
     assert modalities.FAILED["other"] == "x:other is not a subclass of Modality"
     del raw["modalities"]["y"]
     assert configs.from_plain(raw, "test").anchor == "x"
+
+
+SHADES = """
+from dataclasses import dataclass
+import torch
+from mmfast.data import Data
+from mmfast.data.base import InMemory
+from mmfast.options import option
+
+@dataclass
+class Spec:
+    kind: str = "shades"
+    count: int = option(64, "number of training examples", min=1)
+
+def open(spec, modalities, anchor):
+    images = torch.linspace(-1, 1, spec.count)[:, None, None, None].expand(-1, 1, 8, 8).contiguous()
+    part = InMemory({"image": images})
+    return Data(part, part)
+"""
+PLAIN = """
+from dataclasses import dataclass
+from mmfast.backbones import mlp
+
+@dataclass
+class Spec(mlp.Spec):
+    kind: str = "plain"
+
+Backbone = mlp.Backbone
+"""
+
+
+@pytest.mark.slow
+def test_a_data_set_and_a_backbone_from_a_package_train_and_are_sampled(tmp_path):
+    site = install(tmp_path / "site", data={"shades": "shades"}, backbones={"plain": "plain", "gone": "no_such_module"})
+    (site / "shades.py").write_text(SHADES)
+    (site / "plain.py").write_text(PLAIN)
+    (tmp_path / "c.yaml").write_text(
+        "data: {kind: shades, count: 12}\nanchor: image\nmodalities:\n  image: {kind: image, channels: 1, size: 8}\n"
+        "backbone: {kind: plain, width: 16, blocks: 1, features: 4}\n"
+        "train: {steps: 2, batch_size: 4, sample_every: 0, tensorboard: false}\nevaluate: {samples: 0}\n"
+    )
+    train = ["train", "c.yaml", "--out", "run", "--quiet"]
+    sample = ["sample", "run", "--n", "2", "--save", "s", "--quiet"]
+    job = Job(1, tmp_path / "logs", commands, tmp_path, [str(site)], train, sample, ["train", "--help"])
+    job.done()
+    assert (tmp_path / "s" / "image" / "001.png").exists()
+    told = "".join(file.read_text() for file in (tmp_path / "logs").iterdir())
+    assert "data, kind shades" in told and "backbone, kind plain" in told and "kind gone" not in told
+
+
+def test_a_kind_that_is_a_module_is_added_by_name(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "its_shades.py").write_text(SHADES)
+    monkeypatch.setitem(data.KINDS, "shades", "its_shades")
+    raw = {"data": {"kind": "shades", "count": 5}, "modalities": {"image": {"kind": "image", "channels": 1, "size": 8}}}
+    config = configs.from_plain(raw, "test")
+    assert config.data.count == 5 and len(build_data(config).train) == 5
+    with pytest.raises(MmfastError, match=r"data.count is 0"):
+        configs.from_plain({**raw, "data": {"kind": "shades", "count": 0}}, "test")
+    with pytest.raises(MmfastError, match=r"data.kind is 'shade'; it should be one of .*; did you mean 'shades'\?"):
+        configs.from_plain({**raw, "data": {"kind": "shade"}}, "test")
+
+
+def test_a_module_that_is_no_kind_is_told_of_when_it_is_asked_for(tmp_path, monkeypatch):
+    """What an installed package calls by the name of a kind of mmfast's own is ignored."""
+    points = [Named("digits", "mine"), Named("gone", "no_such.module"), Named("half", "its_half")]
+    monkeypatch.setattr(kinds.importlib.metadata, "entry_points", lambda group: points)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "its_half.py").write_text("Spec = dict\n")
+    found = kinds.ModuleKinds("mmfast.data", data.__path__, "data.kind", ("Spec", "open"), data.HELPERS)
+    assert found.module("digits").__name__ == "mmfast.data.digits"
+    assert {*found} == {*data.KINDS} | {"gone", "half"} and "base" not in found
+    with pytest.raises(MmfastError, match=r"is 'gone', but its module no_such.module cannot be imported: No module"):
+        found.module("gone")
+    with pytest.raises(MmfastError, match=r"data.kind is 'half', but its module its_half does not define open$"):
+        found.module("half")
+    with pytest.raises(MmfastError, match=r"data.kind is 'none'; it should be one of"):
+        found.module("none")
+
+
+class Named:
+    """An entry point that only names its module."""
+
+    def __init__(self, name, value):
+        self.name, self.value = name, value

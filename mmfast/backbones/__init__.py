@@ -12,24 +12,21 @@ attributes `features`, `reads` and `embedding_width` are the widths of the resul
 a grid also has `levels`, the channels of `Features.levels`, which heads of pictures can read. A backbone may define how
 the anchor's head begins by a method `out_norm()`, which returns a module on [B, features, H, W].
 
-Each file in this folder is a kind. It defines its options, the dataclass `Spec`, and the class `Backbone`.
+Each file in this folder is a kind. It defines its options, the dataclass `Spec`, and the class `Backbone`. A module
+that an installed package lists under the entry points "mmfast.backbones" is a kind too.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from types import ModuleType
 
 from mmfast.backbones.features import Features
-from mmfast.errors import unknown
+from mmfast.kinds import ModuleKinds
 
-KINDS = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "features"]
+KINDS = ModuleKinds(__name__, __path__, "backbone.kind", needs=("Spec", "Backbone"), beside=("features",))
 __all__ = ["KINDS", "Features", "kind"]
 
 
 def kind(name: str) -> ModuleType:
-    """The module of this kind of backbone. Raises MmfastError if it is unknown."""
-    if name not in KINDS:
-        raise unknown("backbone.kind", name, KINDS)
-    return importlib.import_module(f"{__name__}.{name}")
+    """The module of this kind of backbone. Raises MmfastError if it is unknown or cannot be imported."""
+    return KINDS.module(name)

@@ -1,16 +1,15 @@
 """Data sets: one file per kind, each with `open(spec, modalities, anchor) -> Data`.
 
-A new file in this folder is a new kind. HELPERS lists the modules that the kinds share.
+A new file in this folder is a new kind. HELPERS lists the modules that the kinds share. A module that an installed
+package lists under the entry points "mmfast.data" is a new kind too.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from types import ModuleType
 
 from mmfast.data.base import Batch, Data, Examples
-from mmfast.errors import unknown
+from mmfast.kinds import ModuleKinds
 
 HELPERS = (
     "base",
@@ -30,14 +29,12 @@ HELPERS = (
     "skipping",
     "sprite_pixels",
 )
-KINDS = [module.name for module in pkgutil.iter_modules(__path__) if module.name not in HELPERS]
+KINDS = ModuleKinds(__name__, __path__, "data.kind", needs=("Spec", "open"), beside=HELPERS)
 
 
 def kind(name: str) -> ModuleType:
-    """The module of this kind of data. Raises MmfastError if it is unknown."""
-    if name not in KINDS:
-        raise unknown("data.kind", name, KINDS)
-    return importlib.import_module(f"{__name__}.{name}")
+    """The module of this kind of data. Raises MmfastError if it is unknown or cannot be imported."""
+    return KINDS.module(name)
 
 
 __all__ = ["KINDS", "Batch", "Data", "Examples", "kind"]
