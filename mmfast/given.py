@@ -47,6 +47,10 @@ def taken(part: Modality, value: Any, where: str) -> Tensor:
     except OSError as error:
         raise MmfastError(f"{where} cannot be read: {error.strerror}") from None
     part.check(x, where)
+    if isinstance(value, (str, os.PathLike)):
+        part.check_given(x[0], f"{where}={value}")
+    elif isinstance(value, PILImage.Image) or (isinstance(value, np.ndarray) and value.dtype == np.uint8):
+        part.check_given(x[0], where)
     return x
 
 

@@ -119,7 +119,9 @@ def test_what_is_not_known_is_handed_to_the_commands_with_options_of_a_config_al
         "mmfast: error: --train.steps is not an option of `mmfast info`; see `mmfast info --help`\n"
     )
     assert main(["info"]) == 0 and command.seen.pop()[1] == []
-    assert main(["no"]) == 2 and "invalid choice: 'no'" in capsys.readouterr().err
+    assert main(["trian"]) == 2
+    said = capsys.readouterr().err
+    assert "the command is 'trian'; it should be one of" in said and "did you mean 'train'?" in said
     assert main([]) == 2 and "; see `mmfast --help`" in capsys.readouterr().err
 
 

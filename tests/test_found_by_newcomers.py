@@ -5,6 +5,7 @@ import shlex
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import flags, tiny
 
@@ -15,7 +16,7 @@ from mmfast.cli import main
 from mmfast.cli.init import _run_of
 from mmfast.data import folder, sprites
 from mmfast.data import torchvision as torchvision_sets
-from mmfast.given import known_part
+from mmfast.given import known_part, taken
 from mmfast.guess import guess
 from mmfast.image_files import EXTENSIONS
 from mmfast.inside import check_known
@@ -252,11 +253,18 @@ def test_a_picture_that_hides_nothing_is_refused(tmp_path):
     picture = Image.new("RGBA", (8, 8), "red")
     picture.putpixel((2, 3), (0, 0, 0, 0))
     picture.save(clear)
-    with pytest.raises(
-        MmfastError, match=r"hidden=.*a\.png hides nothing; it should be a PNG file that is transparent"
-    ):
-        part.parse(str(opaque))
-    assert part.parse(str(clear))[-1].sum() == 63
+    wanted = r"hides nothing; it should be a PNG file that is transparent where the model should draw"
+    for value in (str(opaque), opaque):
+        with pytest.raises(MmfastError, match=rf"hidden=.*a\.png {wanted}"):
+            taken(part, value, "hidden")
+    with Image.open(opaque) as value, pytest.raises(MmfastError, match=f"^hidden {wanted}"):
+        taken(part, value, "hidden")
+    with pytest.raises(MmfastError, match=rf"^hidden\[1\] {wanted}"):
+        taken(part, [picture, np.zeros((8, 8, 3), np.uint8)], "hidden")
+    whole = torch.ones(2, 4, 8, 8)
+    assert torch.equal(taken(part, whole, "hidden"), whole)  # an example, as from a data set
+    for value in (clear, str(clear), picture):
+        assert taken(part, value, "hidden")[0, -1].sum() == 63
     x = part.parse(str(clear))[None]
     with pytest.raises(MmfastError, match="known has hidden, whose hidden parts are those that are transparent"):
         check_known(build_model(hidden(tmp_path)), {"hidden": x}, {"hidden": x[0] > 0})

@@ -14,7 +14,7 @@ import mmfast
 from mmfast.cli import check, evaluate, info, init, presets, report, sample, sweep, train
 from mmfast.cli.output import kept_going, let_go_of_stderr
 from mmfast.cli.shared import overrides
-from mmfast.errors import MmfastError
+from mmfast.errors import MmfastError, unknown
 from mmfast.memory import keep_freed_memory
 from mmfast.progress import silenced
 from mmfast.ranks import joined
@@ -104,6 +104,9 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         if any("\0" in word for word in argv or ()):  # no shell passes one on, and no path may contain one
             raise MmfastError("an argument contains a null character; leave it out")
+        word = next(iter(sys.argv[1:] if argv is None else argv), "-")
+        if word not in COMMANDS and not word.startswith("-"):
+            raise unknown("the command", word, COMMANDS)
         args, rest = parser().parse_known_args(argv)
         command = args.command
         if args.command not in ("train", "check") and rest:

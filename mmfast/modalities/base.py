@@ -155,6 +155,9 @@ class Modality(nn.Module):
         """Raise MmfastError if x (on the host, [B, ...]) is not a valid batch; `where` names it."""
         raise NotImplementedError
 
+    def check_given(self, x: Tensor, where: str) -> None:
+        """Raise MmfastError if x [...], of a text, file or picture, says nothing when it is given; `where` names it."""
+
     def derive(self, x: Tensor, seed: int, numbers: Tensor) -> Tensor:
         """Derive this modality from its source x [B, ...], as a function of (seed, number); numbers: int64 [B]."""
         raise NotImplementedError

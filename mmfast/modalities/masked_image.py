@@ -140,14 +140,11 @@ class Masked(base.PictureHead, Modality):
         """Read a picture; its transparent pixels are hidden."""
         return cls.from_picture(load_picture(path), spec, str(path))
 
-    def parse(self, text: str) -> Tensor:
-        x = super().parse(text)
+    def check_given(self, x: Tensor, where: str) -> None:
         if bool(x[-1].all()):
             raise MmfastError(
-                f"{self.name}={text} hides nothing; it should be a PNG file that is transparent where the model should "
-                "draw"
+                f"{where} hides nothing; it should be a PNG file that is transparent where the model should draw"
             )
-        return x
 
     @classmethod
     def from_picture(cls, picture: PILImage.Image, spec: MaskedSpec, where: str) -> Tensor:
