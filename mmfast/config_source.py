@@ -116,6 +116,10 @@ def _keys(key: str, value: Any) -> Iterator[str]:
         yield key
 
 
+# Sections whose kinds have the same options, so that these carry over.
+ALIKE = ("schedule",)
+
+
 def _override(raw: DictConfig, key: str, value: str) -> None:
     if not all(key.split(".")):
         raise MmfastError(
@@ -126,7 +130,7 @@ def _override(raw: DictConfig, key: str, value: str) -> None:
         permit(key, given)
     try:
         parent, _, last = key.rpartition(".")
-        if last == "kind" and parent and new != OmegaConf.select(raw, key):
+        if last == "kind" and parent and parent not in ALIKE and new != OmegaConf.select(raw, key):
             key, new = parent, {"kind": new}
         # Another kind has other options, so those of the old one do not carry over.
         merge = not (isinstance(new, dict) and (not new or "kind" in new))  # {} clears the file's values

@@ -26,13 +26,11 @@ from mmfast.errors import MmfastError
 from mmfast.files import read_text, write_text
 from mmfast.modalities.heads import Pyramid
 from mmfast.model import Model
-from mmfast.run import Run
+from mmfast.run import START, Run
 from mmfast.sizes import plain
 
 # Options of a backbone on which no weight depends.
 FREE = ("dropout",)
-# The file of a run that names the run from whose weights it started.
-RECORD = "from.json"
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class Kept:
     fresh: tuple[str, ...]
     left_out: tuple[str, ...]
     scaled: bool = False  # whether the image is newly, or no longer, scaled by its time
+    step: int | None = None  # at which the run had these weights
 
     def __str__(self) -> str:
         found = f"weights of {self.folder}: kept the backbone and {', '.join(self.kept)}"
@@ -61,7 +60,7 @@ def take_weights(model: Model, config: Config, folder: str | Path) -> Kept:
     theirs = run.config()
     _check(config, theirs, run.folder)
     old = build_model(theirs)
-    run.load_weights(old)
+    step = run.load_weights(old).get("step")
     both = tuple(name for name in model.parts if name in old.parts)
     had, state = old.state_dict(), model.state_dict()
     prefixes = (
@@ -89,7 +88,7 @@ def take_weights(model: Model, config: Config, folder: str | Path) -> Kept:
     fresh = tuple(name for name in model.parts if name not in both)
     fresh += tuple(f"the head of {name}, which reads other features" for name in heads)
     scaled = model.fades_image != old.fades_image
-    return Kept(run.folder, both, fresh, tuple(name for name in old.parts if name not in both), scaled)
+    return Kept(run.folder, both, fresh, tuple(name for name in old.parts if name not in both), scaled, step)
 
 
 def _check(config: Config, theirs: Config, folder: Path) -> None:
@@ -149,27 +148,48 @@ def _widened(weight: Tensor, like: Tensor, old: Model, new: Model, kept: Collect
     return torch.stack(found, 1).reshape(like.shape)
 
 
-def record_start(run: Run, start: str) -> None:
-    """Record in a new run's folder which run it starts from."""
-    run.guard(lambda: write_text(run.folder / RECORD, json.dumps({"from": str(Path(start).resolve())}) + "\n"))
+@dataclass(frozen=True)
+class Start:
+    """The folder of the run from whose weights another one began, and the step at which it had them, if known."""
+
+    folder: str
+    step: int | None = None
 
 
-def recorded_start(out: str) -> str | None:
-    """The folder of the run from which the run in `out` started; None if it started from none."""
+def record_start(run: Run, taken: Kept) -> None:
+    """Record in a new run's folder where its weights come from."""
+    found = {"from": str(taken.folder.resolve()), "step": taken.step}
+    run.guard(lambda: write_text(run.folder / START, json.dumps(found) + "\n"))
+
+
+def recorded_start(out: str) -> Start | None:
+    """Where the weights of the run in `out` came from; None if it began from no other run."""
     try:
-        found = json.loads(read_text(Path(out) / RECORD, 2**16)).get("from")
+        found = json.loads(read_text(Path(out) / START, 2**16))
+        folder, step = found.get("from"), found.get("step")
     except (OSError, ValueError, AttributeError):
         return None
-    return found if isinstance(found, str) else None
+    return Start(folder, step if isinstance(step, int) else None) if isinstance(folder, str) else None
 
 
-def check_start(out: str, start: str | None, before: str | None, goes_on: bool) -> str:
+def moved_on(out: str, before: Start | None, taken: Kept) -> str:
+    """A notice if the run in `out`, which has no checkpoint yet, began from weights of another step; empty if not."""
+    if before is None or before.step in (None, taken.step):
+        return ""
+    return (
+        f"--from {taken.folder} has trained on: the run in --out {out} began from its weights of step {before.step}, "
+        f"has no checkpoint yet, and begins again from those of step {taken.step}"
+    )
+
+
+def check_start(out: str, start: str | None, recorded: Start | None, goes_on: bool) -> str:
     """Raise MmfastError if the run in `out` has no checkpoint and is repeated with another `start` than it began with.
 
-    before: its `recorded_start`. goes_on: whether it has a checkpoint, after which its start is not needed, and may
+    recorded: its `recorded_start`. goes_on: whether it has a checkpoint, after which its start is not needed, and may
     have moved. Returns a notice for the user; empty for none.
     """
     now = None if start is None else str(Path(start).resolve())
+    before = None if recorded is None else recorded.folder
     if before is not None and now is None and not goes_on:
         raise MmfastError(
             f"the run in --out {out} began from the weights of {before} and has no checkpoint yet; repeat the command "

@@ -133,6 +133,20 @@ def drawn_by_prior(model: Model, given: Collection[str], order: Sequence[str | N
     return first if first is not None and model.part(first).prior() is not None else None
 
 
+def kept_as_given(model: Model, drawn: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is drawn around given hidden parts, with the visible pixels as given; {} without such parts.
+
+    The network restores the visible pixels too, but not exactly.
+    """
+    found: dict[str, Tensor] = {}
+    for name, x in given.items():
+        source = model.part(name).source
+        if source is not None and source not in given and source in drawn:
+            image = found.get(source, drawn[source])
+            found[source] = model.part(name).kept(image, x.to(image.device))
+    return found
+
+
 def reads_anchor_alone(model: Model, config: Config, given: Collection[str]) -> bool:
     """Whether the network should be told the anchor alone even if more is given, because it never saw it with others.
 

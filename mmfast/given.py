@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmfast.errors import MmfastError
-from mmfast.image_files import nearby, upright, white
+from mmfast.image_files import EXTENSIONS, check_sizes, nearby, read_header, upright, white
 from mmfast.modalities import Modality
 
 
@@ -74,6 +76,34 @@ def known_part(part: Modality, value: Any, where: str) -> Tensor:
     except (TypeError, ValueError, RuntimeError):
         wanted = f"a path, a text or an array of bool {list(shape)}"
         raise MmfastError(f"{where} is {type(value).__name__} {np.shape(value)}; it should be {wanted}") from None
+
+
+def check_aligned(parts: Mapping[str, Modality], given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raise MmfastError if pictures of one sample, or that of a known part, differ in shape.
+
+    Each is cropped to its middle, and these would not be the same part.
+    """
+    named = {**given, **{f"known {name}": value for name, value in known.items()}}
+    kinds = {name: parts.get(name.removeprefix("known ")) for name in named}
+    sizes = {name: _sizes(value) for name, value in named.items() if ".png" in getattr(kinds[name], "extensions", ())}
+    for k in range(max(map(len, sizes.values()), default=0)):
+        check_sizes({name: found[min(k, len(found) - 1)] for name, found in sizes.items() if found})
+
+
+def _sizes(value: Any) -> list[tuple[int, int]]:
+    """(width, height) of each picture of a value; none for what is no picture, or cannot be read."""
+    if isinstance(value, Several):
+        value = value.texts
+    if isinstance(value, (list, tuple)):
+        return [size for x in value for size in _sizes(x)]
+    if isinstance(value, (str, os.PathLike)) and Path(value).suffix.lower() in EXTENSIONS:
+        with contextlib.suppress(MmfastError):
+            return [read_header(Path(value)).size]
+    if isinstance(value, PILImage.Image):
+        return [upright(value, "picture").size]
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3):
+        return [(value.shape[1], value.shape[0])]
+    return []
 
 
 def _x(part: Modality, value: Any, where: str) -> Tensor:

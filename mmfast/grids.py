@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from mmfast.config import Config
 from mmfast.data import Data
 from mmfast.files import write_atomically
-from mmfast.generate import generate, how_drawn, how_text, title
+from mmfast.generate import generate, how_drawn, how_text, kept_as_given, title
 from mmfast.held_out import Shuffled, by_modality, true_values
 from mmfast.model import Model
 from mmfast.pictures import sample_grid
@@ -76,24 +77,36 @@ def sample_run(
     ranks: all draw, the first writes.
     """
     count, step = config.sample.count, gallery.step
-    parts = {name: model.part(name) for name in model.parts}
     for given in directions(model, examples):
         name = f"given-{given}" if given else "joint"
         if ranks.told(gallery.file(name).exists()) and not again:
             continue
-        real = examples.get(given or model.anchor_name, {})
-        what = {given: real[given]} if given else {}
+        what = {given: examples[given][given]} if given else {}
         text = f"samples given {given}, step {step:,}" if given else f"samples, step {step:,}"
         drawn = generate(model, config, count, what, progress=False if quiet else text, ranks=ranks)
-        if not ranks.first:
-            continue
-        for part, x in drawn.items():
-            shown = part in real and part != given  # not what is given, against itself
-            overview = parts[part].overview(x.cpu(), real[part]) if shown else None
-            if overview is not None:
-                gallery.hang(overview, f"{name}-{part}", "scatter")
-        # Last, because this file shows that all pictures of its direction are written.
-        how = how_text({"seed": config.seed, **how_drawn(model, config, what, {})})
-        text = f"{title(what, config.sample.first)}; step {step:,}; {how}"
-        truth = true_values(model, real, [given]) if given else {}
-        gallery.hang(sample_grid(parts, drawn, text, [given], beside={"true": truth}), name)
+        drawn |= kept_as_given(model, drawn, what)
+        real = examples.get(given or model.anchor_name, {})
+        ranks.on_first(functools.partial(_hang, gallery, model, config, name, what, drawn, real))
+
+
+def _hang(
+    gallery: Gallery,
+    model: Model,
+    config: Config,
+    name: str,
+    what: Mapping[str, Tensor],
+    drawn: Mapping[str, Tensor],
+    real: Mapping[str, Tensor],
+) -> None:
+    """Write the pictures of one direction. what: the given modalities; real: the examples that they come from."""
+    parts = {name: model.part(name) for name in model.parts}
+    for part, x in drawn.items():
+        shown = part in real and part not in what  # not what is given, against itself
+        overview = parts[part].overview(x.cpu(), real[part]) if shown else None
+        if overview is not None:
+            gallery.hang(overview, f"{name}-{part}", "scatter")
+    # Last, because this file shows that all pictures of its direction are written.
+    how = how_text({"seed": config.seed, **how_drawn(model, config, what, {})})
+    text = f"{title(what, config.sample.first)}; step {gallery.step:,}; {how}"
+    truth = true_values(model, real, [*what]) if what else {}
+    gallery.hang(sample_grid(parts, drawn, text, [*what], beside={"true": truth}), name)

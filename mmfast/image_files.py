@@ -251,7 +251,12 @@ def grey_or_colour(
             raise MmfastError(
                 f"{where} runs from {values.min()} to {values.max()}; a picture of 16 bits should be in 0 .. {MOST_16}"
             )
-        return PILImage.fromarray(values.astype(np.float32) / 257)
+        clear = picture.info.get("transparency")  # the value of transparent pixels
+        values = values.astype(np.float32) / 257
+        if background is not None and isinstance(clear, int):
+            grey = PILImage.new("RGB", (1, 1), check_colour("background", background)).convert("L").getpixel((0, 0))
+            values[np.asarray(picture) == clear] = grey
+        return PILImage.fromarray(values)
     if picture.mode == "La":  # Pillow converts it to nothing else
         picture = picture.convert("LA")
     if background is not None and picture.has_transparency_data:

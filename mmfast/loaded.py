@@ -17,8 +17,8 @@ from mmfast.config import Config
 from mmfast.data import Data
 from mmfast.errors import MmfastError, notice, unknown
 from mmfast.export import EXPORTS
-from mmfast.generate import generate, how_drawn, how_text, title
-from mmfast.given import Several, known_part, taken
+from mmfast.generate import generate, how_drawn, how_text, kept_as_given, title
+from mmfast.given import Several, check_aligned, known_part, taken
 from mmfast.held_out import Shuffled, true_values, with_count
 from mmfast.modalities import Modality
 from mmfast.model import Model
@@ -103,6 +103,7 @@ class Loaded:
         parts = {name: value for name, value in more.items() if name not in OPTIONS}
         values = {name: value for name, value in {**(given or {}), **parts}.items() if value is not None}
         n, seed = None if n is None else whole("n", n, 1), whole("seed", seed, 0)
+        check_aligned({name: self.model.part(name) for name in self.model.parts}, values, known or {})
         partly = self._in_part(values, known or {})
         rows = self._rows({name: partly[name][0] if name in partly else value for name, value in values.items()})
         inside = {name: there for name, (_, there) in partly.items() if not bool(there.all())}
@@ -112,6 +113,9 @@ class Loaded:
         scale = options.get("guidance_scale", 1)
         if scale != 1 and not isinstance(scale, Mapping) and not first and not {*values} - {*inside}:
             raise MmfastError("guidance_scale is set, but nothing is given to guide by; leave it out")
+        again = options.get("resample", 1)
+        if again > 1 and not inside:
+            raise MmfastError(f"resample is {again}, but nothing is given in part; leave it out")
         n, several = _how_many(rows, n)
         check_count(self.model, n * several, "n")
         of_data = [name for name, value in values.items() if name not in rows]
@@ -124,6 +128,7 @@ class Loaded:
         ids = torch.arange(n).repeat(several)
         how: dict[str, Any] = {"known": inside, **options}
         drawn = generate(self.model, self.config, len(ids), these, sample_ids=ids, seed=seed, ranks=ranks, **how)
+        drawn |= kept_as_given(self.model, drawn, these)
         known_whole = [name for name in these if name not in inside]
         how = {"seed": seed, **how_drawn(self.model, self.config, known_whole, options, inside)}
         what = [f"{name}={value}" if isinstance(value, (str, int, Several)) else name for name, value in values.items()]

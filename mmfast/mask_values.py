@@ -67,7 +67,8 @@ NEARLY, BETWEEN = 7, 0.25
 FLAT = 0.01
 
 # The codings of a mask of two classes: by class numbers, or black and white.
-CODINGS = ("0/1", "0/255")
+BLACK_AND_WHITE = "0/255"
+CODINGS = ("0/1", BLACK_AND_WHITE)
 
 
 def two_classes(path: Path | str, values: np.ndarray, coding: str = "", known: np.ndarray | None = None) -> np.ndarray:

@@ -12,6 +12,7 @@ RUN/data.json            a record of the data; from.json: the run whose weights 
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -47,7 +48,7 @@ LAST, BEST = "ema.safetensors", "ema.best.safetensors"
 WEIGHTS = {"last": LAST, "best": BEST}
 # The options on which the figures of metrics.json depend, apart from the weights.
 MEASURED = re.compile(r"evaluate\.|sample\.(?!count|batch_size)|modalities\.[^.]*\.given_steps")
-RECORD = "data.json"
+RECORD, START = "data.json", "from.json"
 STATE, PREVIOUS, DAMAGED = "trainer.safetensors", "trainer.previous.safetensors", "trainer.damaged.safetensors"
 # Of which each run has some, unlike a folder with a config.yaml of the user's.
 OWN = (LOCK, RECORD, STATE, PREVIOUS, LAST, "stats.jsonl")
@@ -55,6 +56,10 @@ OWN = (LOCK, RECORD, STATE, PREVIOUS, LAST, "stats.jsonl")
 # A trainer's state, and a check that raises MmfastError for a state (from a file) that cannot be resumed from.
 State = tuple[dict[str, Tensor], dict[str, Any]]
 Check = Callable[[dict[str, Tensor], dict[str, Any], Path], None]
+
+
+class NotAlone(MmfastError):
+    """Another process writes to the run, so this one saves nothing more."""
 
 
 @dataclass
@@ -116,7 +121,7 @@ class Run:
             before = run.config()
             changed = run_checks.changes(run.folder, before, config, recorded=(run.folder / RECORD).exists())
         else:
-            run_checks.check_empty(run.folder, own=(LOCK,))
+            run_checks.check_empty(run.folder, own=(LOCK, START))
         run._check_links()
         run.guard(run._take_lock)
         accept(run)
@@ -138,11 +143,21 @@ class Run:
                 file.unlink(missing_ok=True)
         return run
 
-    def set_aside(self, name: str) -> None:
-        """Rename what was measured on other data: the figures, and the average that was the best on it."""
-        for file in (self.metrics_file, self.folder / BEST):
-            if file.exists():
-                os.replace(file, file.with_suffix(f".{name}{file.suffix}"))
+    def set_aside(self, number: int) -> None:
+        """Rename what was measured on other data: the figures, and the average that was the best on it.
+
+        As metrics.data-0.json, for example, with this number or the next one that is free.
+        """
+        files = [file for file in (self.metrics_file, self.folder / BEST) if file.exists()]
+        names = ([f.with_suffix(f".data-{n}{f.suffix}") for f in files] for n in itertools.count(number))
+        free = next(places for places in names if not any(place.exists() for place in places))
+        for file, place in zip(files, free, strict=True):
+            os.replace(file, place)
+
+    @property
+    def best_of_other_data(self) -> list[Path]:
+        """The averages that were the best on data that has changed since."""
+        return sorted(self.folder.glob(f"{Path(BEST).stem}.data-*{Path(BEST).suffix}"))
 
     def _check_links(self) -> None:
         """Raise MmfastError for a link where a run writes in place. Its other writes replace a link."""
@@ -189,6 +204,7 @@ class Run:
         as states/step-0001000.safetensors. That file is written first: a run that is killed between the two resumes
         from the state before and writes both again.
         """
+        self.check_alone()
         current, kept = self.folder / STATE, self.kept(keep or 0)
 
         def write() -> None:
@@ -207,10 +223,17 @@ class Run:
 
         self.guard(write)
 
+    def save(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Write tensors to a file of the run."""
+        self.check_alone()
+        self.guard(lambda: save_tensors(self.folder / name, tensors, metadata))
+
     def best(self, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
         """What a state's metadata records of the best average, if that is intact; otherwise None, with a notice."""
         known = metadata.get("best")
         if not isinstance(known, dict) or [type(known.get(x)) for x in ("step", "loss")] != [int, float]:
+            return None
+        if not (self.folder / BEST).exists() and self.best_of_other_data:
             return None
         try:
             _, written = load_tensors(self.folder / BEST)
@@ -249,26 +272,27 @@ class Run:
             )
         return None
 
-    def load_weights(self, model: torch.nn.Module, which: str = "last") -> None:
+    def load_weights(self, model: torch.nn.Module, which: str = "last") -> dict[str, Any]:
         """Fill a model with averaged weights: the last, or those that were the best on held-out examples.
 
-        Raises MmfastError if they are missing or damaged.
+        Returns their metadata. Raises MmfastError if they are missing or damaged.
         """
         if which not in WEIGHTS:
             raise unknown("weights", which, WEIGHTS)
         path = self.folder / WEIGHTS[which]
         if which == "best" and not path.exists():
-            raise MmfastError(
-                f"{self.folder} has no best weights, {path.name}: no step of train.validate_every was reached, or it "
-                "is 0; use the last"
-            )
+            why, others = "no step of train.validate_every was reached, or it is 0", self.best_of_other_data
+            if others:
+                why = f"none has been measured since the data changed ({others[-1].name} was the best before)"
+            raise MmfastError(f"{self.folder} has no best weights, {path.name}: {why}; use the last")
         try:
-            tensors, _ = load_tensors(path)
+            tensors, metadata = load_tensors(path)
             load_into(model, tensors, path)
         except MmfastError as error:
             if which == "best":
                 raise MmfastError(f"{error}; use the last weights") from None
             raise MmfastError(f"{error}; repeat the run's `mmfast train` command to write it again") from None
+        return metadata
 
     def heal_stats(self, step: int, recent: str = "") -> str:
         """Leave one line for each of the steps 1 .. step in stats.jsonl. Returns its text.
@@ -304,11 +328,11 @@ class Run:
         self.stats_size = size + len(text.encode())
 
     def check_alone(self) -> None:
-        """Raise MmfastError if there is no lock, and stats.jsonl is not as this process left it."""
+        """Raise NotAlone if there is no lock, and stats.jsonl is not as this process left it."""
         if self.lock is None and self.stats_size is not None and self.stats_file.exists():
             size = self.stats_file.stat().st_size
             if size != self.stats_size:
-                raise MmfastError(
+                raise NotAlone(
                     f"{self.stats_file} has {size:,} bytes; it should have {self.stats_size:,}, as this process left "
                     "it: another one trains in this folder, whose file system has no locks. This one stops, and saves "
                     "nothing more; when no other is left, repeat the command to resume"

@@ -53,10 +53,9 @@ def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def cells(sample: Mapping[str, Any]) -> dict[str, Any]:
     """The columns and labels of one sample as a row of a table."""
-    row: dict[str, Any] = {}
-    for name, value in sample.items():
-        row |= value if isinstance(value, dict) else {name: value} if isinstance(value, str) else {}
-    return row
+    columns = {name: x for value in sample.values() if isinstance(value, dict) for name, x in value.items()}
+    labels = {name: value for name, value in sample.items() if isinstance(value, str)}
+    return columns | {f"{name} (label)" if name in columns else name: value for name, value in labels.items()}
 
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -95,6 +95,10 @@ def sweep(
     chosen = configs(config, over)
     for _, made in chosen:
         check_sample(model, made)
+    if "clamp" in over and not model.anchor.bounded:
+        raise MmfastError(f"over has clamp, but {model.anchor_name} has no bounds, so it changes nothing; leave it out")
+    if not model.told and any(key.startswith("guidance_scale") for key in over):
+        raise MmfastError("over has guidance_scale, but told is false, so it changes nothing; leave it out")
     first = {name for _, made in chosen for name in made.sample.first}
     for key in over:
         name = key.partition(".")[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mmfast import presets
 from mmfast.config import check_name
 from mmfast.data import table
 from mmfast.errors import MmfastError
+from mmfast.guess_text import UNKNOWN
 from mmfast.words import plural
 
 # A column with more different texts is no label. A column of at most two whole numbers, below as many, is one.
@@ -28,19 +29,23 @@ def options(file: Path, source: str) -> tuple[dict[str, Any], list[str]]:
     column of numbers.
     """
     cells = table.cells(table.Spec(source=str(file)))
-    if len(cells) == 1 and ";" in next(iter(cells)):
-        raise MmfastError(f"{file} has columns that are separated by semicolons; save it with commas")
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(cells) == 1 and separator in next(iter(cells)):
+            raise MmfastError(f"{file} has columns that are separated by {name}; save it with commas")
     numbers: list[str] = []
     labels: dict[str, str] = {}  # by modality, the column
     classes: dict[str, int] = {}
     notes: list[str] = []
     for column, texts in cells.items():
         found = [x for x in texts if x]
+        known = [x for x in found if x.lower() not in UNKNOWN]
+        values = _numbers(known) if known else None
+        unknown = values is not None and len(known) < len(found)
+        found = known if unknown else found
         different = len({*found})
-        values = _numbers(found)
         if not found:
             notes.append(f"the column {column}, which is empty")
-        elif values is not None and (different > TWO or not all(x in range(MOST_CLASSES) for x in values)):
+        elif values is not None and (unknown or different > TWO or not all(x in range(MOST_CLASSES) for x in values)):
             if _counts(values) and len(found) == len(texts):
                 notes.append(f"the column {column}, which numbers the rows")
             elif len(found) < len(texts):
@@ -51,7 +56,7 @@ def options(file: Path, source: str) -> tuple[dict[str, Any], list[str]]:
             else:
                 numbers.append(column)
         elif 1 < different <= min(MOST_CLASSES, len(texts) // 2):
-            name = _name(column, labels)
+            name = _name(column, {*labels, *cells} - {column})
             # Whole numbers are the numbers of the classes, of which the last need not be their count.
             labels[name] = column
             classes[name] = 1 + max(map(int, found)) if all(x.isdecimal() for x in found) else different
@@ -86,8 +91,8 @@ def _counts(values: Sequence[float]) -> bool:
     return all(b - a == 1 for a, b in itertools.pairwise(values))
 
 
-def _name(column: str, taken: dict[str, str]) -> str:
-    """A modality's name for a column: its own as far as that is valid."""
+def _name(column: str, taken: Collection[str]) -> str:
+    """A modality's name for a column: its own as far as that is valid, and none of those taken."""
     name = re.sub(r"[^A-Za-z0-9]+", "_", column).strip("_")
     try:
         check_name(name)

@@ -118,12 +118,18 @@ def _known(pairs: Sequence[str]) -> dict[str, str]:
     return {name: text for name, (text,) in found.items()}
 
 
-def _number(option: str, pair: str, usual: str) -> tuple[str, float]:
-    name, _, text = pair.partition("=")
-    try:
-        return name, float(text)
-    except ValueError:
-        raise MmfastError(f"--{option} {pair} has no number; it should be {usual}") from None
+def _numbers(option: str, pairs: Sequence[str], usual: str) -> dict[str, float]:
+    """The number of each modality."""
+    found: dict[str, float] = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        if name in found:
+            raise MmfastError(f"--{option} has {name} twice; give one number for it")
+        try:
+            found[name] = float(text)
+        except ValueError:
+            raise MmfastError(f"--{option} {pair} has no number; it should be {usual}") from None
+    return found
 
 
 def _guidance(words: Sequence[str]) -> float | dict[str, float]:
@@ -134,7 +140,7 @@ def _guidance(words: Sequence[str]) -> float | dict[str, float]:
             return float(words[0])
         except ValueError:
             raise MmfastError(f"--guidance_scale {words[0]} has no number; it should be {usual}") from None
-    return dict(_number("guidance_scale", word, usual) for word in words)
+    return _numbers("guidance_scale", words, usual)
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -152,7 +158,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     names = ("steps", "spacing", "sampler", "eta", "first", "resample", "seed", "ranks")
     options: dict[str, Any] = {name: getattr(args, name) for name in names}
     if args.offset is not None:
-        options["offset"] = dict(_number("offset", pair, "NAME=SHARE, such as mask=0.2") for pair in args.offset)
+        options["offset"] = _numbers("offset", args.offset, "NAME=SHARE, such as mask=0.2")
     if args.guidance_scale is not None:
         options["guidance_scale"] = _guidance(args.guidance_scale)
     loaded = load(args.run, args.device, args.weights)

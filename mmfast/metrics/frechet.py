@@ -32,6 +32,5 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 def pixel_features(images: Tensor, most: int = 16) -> Tensor:
     """Flatten images [B, C, H, W], shrunk to at most `most` x `most` so that the covariance stays small."""
-    if max(images.shape[2:]) > most:
-        images = F.adaptive_avg_pool2d(images, most)
-    return images.flatten(1)
+    height, width = images.shape[2:]
+    return F.adaptive_avg_pool2d(images, (min(height, most), min(width, most))).flatten(1)

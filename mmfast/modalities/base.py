@@ -162,6 +162,10 @@ class Modality(nn.Module):
         """Derive this modality from its source x [B, ...], as a function of (seed, number); numbers: int64 [B]."""
         raise NotImplementedError
 
+    def kept(self, source: Tensor, x: Tensor) -> Tensor:
+        """What this modality is made from, as it was drawn, with the parts that x shows of it in their places."""
+        return source
+
     def encode(self, x: Tensor) -> Tensor:
         """E(x): [B, channels, H or 1, W or 1], unit RMS."""
         raise NotImplementedError

@@ -127,8 +127,9 @@ class Label(Modality):
         return torch.tensor(0)
 
     def plain(self, x: Tensor) -> str:
-        """The class's name, or its number."""
-        return self.class_name(int(x))
+        """The class's name, or its number if it has none, or shares it with another class."""
+        name = self.class_name(int(x))
+        return name if self.spec.names.count(name) < 2 else str(int(x))
 
     def values(self, text: str) -> list[str]:
         """Split at commas; "all" means every class. A text that is the name of a class is that class."""

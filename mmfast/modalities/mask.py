@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmfast.errors import MmfastError
 from mmfast.image_files import check_colour, load_picture, middle_resized
-from mmfast.mask_values import CODINGS, class_numbers, coding_of, two_classes
+from mmfast.mask_values import BLACK_AND_WHITE, CODINGS, class_numbers, coding_of, two_classes
 from mmfast.metrics.similarity import mean_iou
 from mmfast.modalities import base
 from mmfast.modalities.base import Modality, SpaceShape
@@ -61,6 +61,7 @@ class Mask(base.PictureHead, Modality):
     def __init__(self, name: str, spec: MaskSpec, space: SpaceShape) -> None:
         # A mask passed to a model may be from anywhere, so its coding is found from itself alone.
         super().__init__(name, dataclasses.replace(spec, values=""), space)
+        self.coding = spec.values  # of saved ones, so that they can be read as the others of the data
         self.channels, self.reads = space.channels or max(1, min(spec.classes - 1, 16)), spec.reads
         codes = base.code(spec.classes, self.channels)
         if spec.encoder == "learned":
@@ -136,9 +137,14 @@ class Mask(base.PictureHead, Modality):
         return numbers_of(picture, spec, where)
 
     def plain(self, x: Tensor) -> PILImage.Image:
-        """A picture of the class numbers, with a palette to show them; `ignore` where the class is not known."""
+        """A picture of the class numbers, with a palette to show them; `ignore` where the class is not known.
+
+        Black and white if the data's masks are.
+        """
         ignored = 0 if self.spec.ignore is None else self.spec.ignore
         numbers = x.masked_fill(x == IGNORED, ignored).cpu().numpy()
+        if self.coding == BLACK_AND_WHITE and not self.spec.colours and ignored <= 255:
+            return PILImage.fromarray(np.where(x.cpu().numpy() == 1, 255, numbers).astype(np.uint8))
         if max(ignored, self.spec.classes - 1) > 255:
             return PILImage.fromarray(numbers.astype(np.uint16))
         picture = PILImage.fromarray(numbers.astype(np.uint8))

@@ -25,6 +25,9 @@ from mmfast.options import option
 from mmfast.sizes import Size, height_width
 from mmfast.streams import MASK, MASK_RATIO
 
+# The least weight of visible pixels in a resized one.
+LEAST = 1e-3
+
 
 @dataclass
 class MaskedSpec(base.Spec):
@@ -148,7 +151,16 @@ class Masked(base.PictureHead, Modality):
 
     @classmethod
     def from_picture(cls, picture: PILImage.Image, spec: MaskedSpec, where: str) -> Tensor:
-        return torch.cat((pixels_of(picture, spec.channels, spec.size, None, where), _opaque(picture, spec.size)))
+        if picture.mode == "La":  # Pillow converts it to nothing else
+            picture = picture.convert("LA")
+        seen, pixels = _opaque(picture, spec.size), pixels_of(picture, spec.channels, spec.size, None, where)
+        if not bool(seen.all()):
+            visible, weight = _visible(picture.convert("RGBA"), spec)
+            pixels = torch.where(weight > LEAST, visible, pixels)
+        return torch.cat((pixels, seen))
+
+    def kept(self, source: Tensor, x: Tensor) -> Tensor:
+        return torch.where(x[:, -1:] > 0, x[:, :-1].to(source.dtype), source)
 
     def plain(self, x: Tensor) -> PILImage.Image:
         """A picture that is transparent where the image is hidden."""
@@ -159,6 +171,20 @@ class Masked(base.PictureHead, Modality):
     @classmethod
     def blank(cls, spec: MaskedSpec) -> Tensor:
         return torch.zeros(spec.channels + 1, *height_width(spec.size))
+
+
+def _visible(picture: PILImage.Image, spec: MaskedSpec) -> tuple[Tensor, Tensor]:
+    """The resized pixels, so weighted that the colours of hidden ones do not count, and their weights [1, H, W]."""
+
+    def resized(x: np.ndarray) -> Tensor:
+        plane = middle_resized(PILImage.fromarray(x), spec.size, PILImage.Resampling.LANCZOS)
+        return torch.from_numpy(np.array(plane, np.float32))[None]
+
+    alpha = np.asarray(picture.getchannel("A"), np.float32) / 255
+    weight = resized(alpha)
+    planes = picture.convert("L" if spec.channels == 1 else "RGB").split()
+    values = torch.cat([resized(np.asarray(x, np.float32) * alpha) for x in planes]) / weight.clamp(min=LEAST)
+    return (values.clamp(0, 255) / 127.5 - 1).expand(spec.channels, -1, -1), weight
 
 
 def _opaque(picture: PILImage.Image, size: Size) -> Tensor:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,11 +104,11 @@ class Table(Modality):
     def in_part(self, value: Any) -> tuple[Tensor, Tensor] | None:
         """From NAME=NUMBER for some columns, or a dict of them."""
         if isinstance(value, str) and "=" in value and not value.endswith(self.extensions):
-            pairs = [pair.rpartition("=") for pair in value.split(",")]
-            names = [name.strip() for name, _, _ in pairs]
+            pairs = self._pairs(value)
+            names = [name for name, _ in pairs]
             if twice := [name for name in names if names.count(name) > 1]:
                 raise MmfastError(f"{self.name} has column {twice[0]!r} twice; give one value for it")
-            value = {name: cell for name, (_, _, cell) in zip(names, pairs, strict=True)}
+            value = dict(pairs)
         if not isinstance(value, Mapping):
             return None
         columns = self.spec.columns
@@ -121,9 +122,29 @@ class Table(Modality):
         x = torch.tensor([number(str(value.get(c, 0)), f"{self.name}: column {c!r}") for c in columns])
         return x, torch.tensor([c in value for c in columns])
 
+    def _pairs(self, text: str) -> list[tuple[str, str]]:
+        """The names and numbers in NAME=NUMBER,NAME=NUMBER; the names of columns may have commas."""
+        names = "|".join(map(re.escape, sorted(self.spec.columns, key=len, reverse=True)))
+        pairs: list[tuple[str, str]] = []
+        while text or not pairs:
+            known = re.match(rf"\s*({names})\s*=([^,]*)(?:,|$)", text)
+            if known:
+                pairs.append((known[1], known[2]))
+                text = text[known.end() :]
+            else:
+                pair, _, text = text.partition(",")
+                name, _, cell = pair.rpartition("=")
+                pairs.append((name.strip(), cell))
+        return pairs
+
     def parse_known(self, text: str) -> Tensor:
         """Parse names of columns, separated by commas."""
-        names = [name.strip() for name in text.split(",")]
+        names, words = list[str](), text.split(",")
+        while words:  # the longest name that is a column's, because a name may have commas
+            starts = {k: ",".join(words[:k]).strip() for k in range(len(words), 0, -1)}
+            count = next((k for k, name in starts.items() if name in self.spec.columns), 1)
+            names.append(starts[count])
+            words = words[count:]
         for name in names:
             if name not in self.spec.columns:
                 raise unknown(f"known {self.name}'s column", name, self.spec.columns)
@@ -195,7 +216,8 @@ class Table(Modality):
 
     def plain(self, x: Tensor) -> dict[str, float]:
         """The numbers by column."""
-        return {name: float(f"{value:.7g}") for name, value in zip(self.spec.columns, x.tolist(), strict=True)}
+        values = x.float().cpu().numpy()
+        return {name: float(str(value)) for name, value in zip(self.spec.columns, values, strict=True)}  # the shortest
 
     def values(self, text: str) -> list[str]:
         """The text as one value, since a row has commas."""

@@ -62,6 +62,24 @@ class Ranks:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return found.bool().tolist()
 
+    def together(self, work: Callable[[], T]) -> T:
+        """work() on each rank. If it raises MmfastError on any, all raise: that rank its own, the others `Elsewhere`.
+
+        No rank then waits for one that has left.
+        """
+        error = None
+        try:
+            found = work()
+        except MmfastError as caught:
+            error = caught
+        if self.any(error is not None)[0]:
+            raise error or Elsewhere("another rank cannot go on")
+        return found
+
+    def on_first(self, work: Callable[[], object]) -> None:
+        """`together`, with work for the first rank only."""
+        self.together(work if self.first else lambda: None)
+
     def mean(self, x: Tensor) -> Tensor:
         """Replace a tensor by its mean over the ranks, in place, and return it."""
         if self.count > 1:

@@ -14,8 +14,8 @@ from mmfast.processor import slow_in_bf16
 from mmfast.sample_options import takes_eta
 
 
-def without_effect(model: Model, config: Config) -> Iterator[str]:
-    """Yield a line for each option of this config that has no effect, with the reason."""
+def without_effect(model: Model, config: Config, ranks: int = 1) -> Iterator[str]:
+    """Yield a line for each option of this config that has no effect, with the reason. ranks: how many train it."""
     specs, train, how = config.modalities, config.train, config.sample
     usual = train.given_probability
     given = {n: usual if x.given_probability is None else x.given_probability for n, x in specs.items()}
@@ -42,6 +42,8 @@ def without_effect(model: Model, config: Config) -> Iterator[str]:
         )
     if train.clean_pass and not any(model.part(name).reads == "encoder" for name in model.names):
         yield f"train.clean_pass is {train.clean_pass:g}, but no head reads the encoder"
+    if train.shard and ranks == 1:
+        yield "train.shard is true, but there is one process: start several with torchrun to divide the model"
     if how.eta and not takes_eta(how.sampler):
         yield f"sample.eta is {how.eta:g}, but the sampler {how.sampler} takes none"
     if config.evaluate.lpips_weights and not config.evaluate.lpips:
@@ -75,7 +77,9 @@ def _of_backbone(model: Model, config: Config) -> Iterator[str]:
 
 
 def slow_here(config: Config, device: torch.device) -> Iterator[str]:
-    """Yield a line for each option that is slow on this machine and gains little there."""
+    """Yield a line for each option that gains nothing on this machine, or little for the time it takes."""
+    if config.train.cuda_graphs and device.type != "cuda":
+        yield f"train.cuda_graphs is true, but the device is {device.type}, which has none"
     if config.train.precision == "bf16" and slow_in_bf16(device):
         found = torch.backends.cpu.get_cpu_capability()
         yield (

@@ -14,11 +14,11 @@ from mmfast.data import Data
 from mmfast.errors import MmfastError, notice, say
 from mmfast.evaluate import evaluate_run
 from mmfast.files import write_text
-from mmfast.from_run import check_start, record_start, recorded_start, take_weights
+from mmfast.from_run import check_start, moved_on, record_start, recorded_start, take_weights
 from mmfast.grids import Gallery, directions, sample_run
 from mmfast.progress import silenced
 from mmfast.ranks import joined
-from mmfast.run import RECORD, Run
+from mmfast.run import RECORD, NotAlone, Run
 from mmfast.signals import interrupt
 from mmfast.training.advice import slow_here, without_effect
 from mmfast.training.examples import loader
@@ -62,7 +62,7 @@ class Kept:
         self.now.allowed = list(self.before.allowed) if self.before else []
         if self.changed:
             notice(f"{run.folder}: going on with changed data: {'; '.join(self.changed)}")
-            run.guard(lambda: run.set_aside(f"data-{len(self.now.allowed)}"))
+            run.guard(lambda: run.set_aside(len(self.now.allowed)))
             self.now.allowed.append(f"after step {step}: {'; '.join(self.changed)}")
         if self.now != self.before:
             run.guard(lambda: write_text(run.folder / RECORD, self.now.to_json()))
@@ -109,18 +109,24 @@ def _fitted(
         if start is not None and Path(start).resolve() == Path(out).resolve():
             raise MmfastError(f"--from {start} is the run itself; to resume it, repeat the command that began it")
         goes_on = here.told(Run(Path(out)).begun)  # then `start` is no longer needed, and may be gone
-        remark = check_start(out, start, here.told(recorded_start(out)), goes_on)
+        before = here.told(recorded_start(out))
+        remark = check_start(out, start, before, goes_on)
         taken = take_weights(model, config, start) if start is not None and not goes_on else None
+        remark = moved_on(out, before, taken) if taken is not None else remark
         here.check_same(the_config=by_key(config), the_number_of_examples=(len(data.train), len(data.test)))
-        lines = (*without_effect(model, config), *slow_here(config, pick_device(config.train.device)))
+        lines = (*without_effect(model, config, here.count), *slow_here(config, pick_device(config.train.device)))
         for line in filter(None, (remark, *lines)) if here.first else ():
             notice(line)
         quiet = quiet or not here.first
         kept = Kept(config, data, files, allow_changed_data, quiet)
+
+        def accept(run: Run) -> None:
+            kept.compare(run)
+            if taken is not None:  # before the config: no run of these weights lacks the record
+                record_start(run, taken)
+
         with here.in_turn(machines=False):  # reading every file may take the first rank hours
-            run = Run.start(out, config, kept.compare) if here.first else Run(Path(out))
-        if here.first and start is not None and not goes_on:
-            record_start(run, start)
+            run = Run.start(out, config, accept) if here.first else Run(Path(out))
         trainer = Trainer(config, run, data, losses, here, model)
         trainer.restore()
         if trainer.done < config.train.steps:
@@ -212,7 +218,9 @@ def _steps(trainer: Trainer, quiet: bool) -> None:
                 trainer.step(batches, network)
                 if _every(train.validate_every, trainer.done):
                     watch.measured(trainer.validate())
-            except MmfastError:  # an example cannot be read: save the progress so far
+            except NotAlone:
+                raise
+            except MmfastError:  # an example cannot be read, on any rank: save the progress so far
                 if trainer.saved < trainer.done:
                     trainer.checkpoint()
                 raise

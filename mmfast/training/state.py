@@ -32,6 +32,22 @@ def _parameters(modules: Mapping[str, nn.Module]) -> list[nn.Parameter]:
     return [p for kind in OPTIMISED if kind in modules for p in modules[kind].parameters()]
 
 
+def _most_counted(tensors: Mapping[str, Tensor]) -> int:
+    """The steps that the optimiser has taken with some parameter."""
+    names = (name for name in tensors if name.startswith("optimizer.") and name.endswith(f".{COUNT}"))
+    return max((int(tensors[name]) for name in names), default=0)
+
+
+def counted(tensors: Mapping[str, Tensor], steps: int) -> dict[str, int]:
+    """What the metadata of a state says of its optimiser's count: nothing if it is the number of `steps`.
+
+    It is less if no parameter has had a gradient in every step, which the parts of a loss of one's own may take turns
+    to give.
+    """
+    taken = _most_counted(tensors)
+    return {} if taken == min(steps, MOST_COUNTED) else {"taken": taken}
+
+
 def check(
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, Any],
@@ -42,8 +58,8 @@ def check(
 ) -> None:
     """Raise MmfastError unless `unpack` can load the tensors and they match the step in their metadata, 0 .. last.
 
-    The optimiser should have taken that many steps, less those that were skipped. single: the parameters of which it
-    keeps the first moment only.
+    The optimiser should have taken that many steps, less those that were skipped, or as many as the metadata says
+    (`counted`). single: the parameters of which it keeps the first moment only.
     """
     step, skipped = metadata.get("step"), metadata.get("skipped", 0)
     if type(step) is not int or not 0 <= step <= last:
@@ -51,16 +67,14 @@ def check(
     if type(skipped) is not int or not 0 <= skipped <= step:
         raise MmfastError(f"{path} has {skipped!r} steps that were left out; it should be a number from 0 to {step}")
     wanted = {f"{kind}.{name}": x for kind, module in modules.items() for name, x in module.state_dict().items()}
-    counts = []
     for index, p in enumerate(_parameters(modules)):
         entry = {COUNT: torch.zeros(()), **dict.fromkeys(MOMENTS[:1] if p in single else MOMENTS, p)}
         named = {f"optimizer.{index}.{name}": x for name, x in entry.items()}
         if tensors.keys() & named.keys():  # none if the parameter has had no gradient
             wanted |= named
-            counts.append(f"optimizer.{index}.{COUNT}")
     check_fit(tensors, wanted, path)
-    taken = max((int(tensors[name]) for name in counts), default=0)
-    if taken != min(step - skipped, MOST_COUNTED):
+    taken = _most_counted(tensors)
+    if taken != metadata.get("taken", min(step - skipped, MOST_COUNTED)):
         but = f", less the {skipped} that were left out" if skipped else ""
         raise MmfastError(
             f"{path} is of step {step}{but}, but its optimiser has taken {taken}; both should be the same"

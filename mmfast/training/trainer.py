@@ -23,10 +23,9 @@ from mmfast.build import build_model, pick_device
 from mmfast.config import Config
 from mmfast.data import Batch, Data
 from mmfast.errors import MmfastError
-from mmfast.files import save_tensors
 from mmfast.grids import Examples, examples_for
 from mmfast.model import Model
-from mmfast.ranks import ALONE, Elsewhere, Ranks
+from mmfast.ranks import ALONE, Ranks
 from mmfast.run import BEST, Run
 from mmfast.training import graphs, shards
 from mmfast.training import optimizer as optimizers
@@ -139,8 +138,8 @@ class Trainer:
         state, every = self.state(), self.config.train.keep_every
         if self.ranks.first:
             self.stats.insist()
-            metadata = {"step": self.done, "stats": self.stats.recent}
-            more = {"skipped": self.stats.skipped, "best": self.best}
+            metadata, skipped = {"step": self.done, "stats": self.stats.recent}, self.stats.skipped
+            more = {"skipped": skipped, "best": self.best, **states.counted(state, self.done - skipped)}
             metadata |= {name: x for name, x in more.items() if x}
             due = every > 0 and self.done // every > self.saved // every
             # A state already kept for this step lacks the validation that was made up for on resuming.
@@ -157,8 +156,7 @@ class Trainer:
 
     def _export(self, file: str, module: str, metadata: dict[str, Any]) -> None:
         tensors = shards.whole(self.modules[module].state_dict(), self.ranks.first)
-        if self.ranks.first:
-            self.run.guard(lambda: save_tensors(self.run.folder / file, tensors, metadata))
+        self.ranks.on_first(lambda: self.run.save(file, tensors, metadata))
 
     def validate(self) -> float:
         """The averaged model's held-out loss. Add it to the last step's line; save the model if it is the best."""
@@ -167,26 +165,19 @@ class Trainer:
             # The file first: if it cannot be written, the validation is repeated on resuming.
             self._export(BEST, "ema", {"step": self.done, "validation": found})
             self.best = {"step": self.done, "loss": found["loss"]}
-        self.stats.add_to_last({f"validation.{name}": value for name, value in found.items()})
+        figures = {f"validation.{name}": value for name, value in found.items()}
+        self.ranks.together(lambda: self.stats.add_to_last(figures))
         return found["loss"]
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
-        """The examples of this rank's next part. If any rank cannot read its own, raise MmfastError on all ranks."""
-        error = None
+        """The examples of this rank's next part. Raises MmfastError if they cannot be read or do not fit."""
         try:
             batch = next(batches)
         except MmfastError as found:
             may_skip = getattr(self.config.data, "on_error", "") == "stop"
             hint = "; to leave such examples out, repeat the command with --data.on_error skip" if may_skip else ""
-            error = MmfastError(f"{found}{hint}")
-        else:
-            try:
-                check_batch(self.model, batch)
-            except MmfastError as found:
-                error = found
-        failed = self.ranks.any(error is not None)[0]
-        if failed:
-            raise error or Elsewhere("another rank has no examples")
+            raise MmfastError(f"{found}{hint}") from None
+        check_batch(self.model, batch)
         return batch
 
     def step(self, batches: Iterator[Batch], network: Model) -> None:
@@ -196,7 +187,7 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         weights = {f"balance.{name}": w for name, w in self.balance.weights().items()}
         for part in shares:
-            batch = self._next(batches)
+            batch = self.ranks.together(lambda: self._next(batches))
             # Only dropout draws from torch's generator; seeding makes it a function of the place in the run too.
             torch.manual_seed(seed_of(self.config.seed, part.start))
             numbers = torch.arange(part.start, part.stop, device=self.device)

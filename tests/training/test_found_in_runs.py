@@ -115,7 +115,7 @@ def test_a_run_that_began_from_another_and_was_killed_needs_it_again(other, tmp_
         kill_after(patch, 1)
         with pytest.raises(Killed):
             train(tiny(train__steps=2), str(run), quiet=True, start=str(other))
-    assert json.loads((run / "from.json").read_text()) == {"from": str(other.resolve())}
+    assert json.loads((run / "from.json").read_text()) == {"from": str(other.resolve()), "step": 1}
     assert command(run, 2) == 2
     assert f"began from the weights of {other.resolve()} and has no checkpoint yet" in capsys.readouterr().err
     assert command(run, 2, "--from", str(tmp_path)) == 2
