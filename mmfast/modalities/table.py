@@ -124,7 +124,7 @@ class Table(Modality):
 
     def _pairs(self, text: str) -> list[tuple[str, str]]:
         """The names and numbers in NAME=NUMBER,NAME=NUMBER; the names of columns may have commas."""
-        names = "|".join(map(re.escape, sorted(self.spec.columns, key=len, reverse=True)))
+        names = "|".join(map(re.escape, self.spec.columns))
         pairs: list[tuple[str, str]] = []
         while text or not pairs:
             known = re.match(rf"\s*({names})\s*=([^,]*)(?:,|$)", text)
