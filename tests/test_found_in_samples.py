@@ -147,6 +147,14 @@ def test_pictures_of_another_shape_than_the_part_to_keep_are_refused(run, tmp_pa
     check_aligned(parts, {"photo": both, "mask": [square, wide]}, {})
     with pytest.raises(MmfastError, match="mask is 16 x 8 and photo is 8 x 8"):
         check_aligned(parts, {"photo": both, "mask": wide}, {})
+    with pytest.raises(MmfastError, match="mask is 8 x 8 and photo is 16 x 8"):
+        check_aligned(parts, {"photo": both, "mask": [square, square]}, {})
+    # An array is [H, W], and a picture is turned upright.
+    tall, turned = np.zeros((16, 8), np.uint8), Image.new("RGB", (16, 8))
+    turned.getexif()[0x0112] = 6
+    check_aligned(parts, {"photo": turned, "mask": tall}, {})
+    with pytest.raises(MmfastError, match="mask is 8 x 16 and photo is 16 x 8"):
+        check_aligned(parts, {"photo": wide, "mask": tall}, {})
     # An array of x itself, and what cannot be read, are for others to check.
     check_aligned(parts, {"photo": torch.zeros(3, SIZE, SIZE), "mask": wide, "label": "a.png"}, {"photo": "no.png"})
 
@@ -210,6 +218,14 @@ def test_black_and_white_masks_are_saved_so():
     for spec in (MaskSpec(classes=2, size=2), MaskSpec(classes=2, size=2, values="0/1")):
         picture = Mask("mask", spec, SpaceShape(2, 2)).plain(x)
         assert np.asarray(picture).tolist() == x.tolist() and torch.equal(Mask.from_picture(picture, spec, "x"), x)
+
+
+def test_masks_of_two_colours_are_saved_in_them():
+    spec = MaskSpec(classes=2, size=2, values="0/255", colours=["#000000", "#ff0000"])
+    x = torch.tensor([[0, 1], [1, 0]])
+    picture = Mask("mask", spec, SpaceShape(2, 2)).plain(x)
+    assert np.asarray(picture.convert("RGB"))[0, 1].tolist() == [255, 0, 0]
+    assert torch.equal(Mask.from_picture(picture, spec, "x"), x)
 
 
 def test_a_class_that_shares_its_name_is_saved_by_its_number():
