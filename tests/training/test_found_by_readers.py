@@ -10,6 +10,7 @@ from tiny import tiny
 
 from mmfast import MmfastError
 from mmfast import config as configs
+from mmfast import run as runs
 from mmfast.build import build_data, files_of
 from mmfast.cli import main
 from mmfast.files import load_tensors
@@ -59,11 +60,9 @@ def test_pictures_that_fail_keep_what_was_learnt(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_best_average_that_could_not_be_written_is_written_by_the_next_command(tmp_path, monkeypatch):
-    from mmfast.training import trainer
-
     options = {**SMALL, "train__validate_every": 2, "train__validate_examples": 24}
     whole = fit(tiny(**options), str(tmp_path / "whole"), build_data(tiny()), quiet=True)
-    folder, real, full = tmp_path / "run", trainer.save_tensors, []
+    folder, real, full = tmp_path / "run", runs.save_tensors, []
 
     def save(path, tensors, metadata):
         if path.name == "ema.best.safetensors" and metadata["step"] == 4 and not full:
@@ -71,7 +70,7 @@ def test_a_best_average_that_could_not_be_written_is_written_by_the_next_command
             raise OSError(28, "No space left on device")
         real(path, tensors, metadata)
 
-    monkeypatch.setattr(trainer, "save_tensors", save)
+    monkeypatch.setattr(runs, "save_tensors", save)
     with pytest.raises(MmfastError, match="No space left"):
         fit(tiny(**options), str(folder), build_data(tiny()), quiet=True)
     again = fit(tiny(**options), str(folder), build_data(tiny()), quiet=True)
