@@ -177,7 +177,7 @@ def moved_on(out: str, before: Start | None, taken: Kept) -> str:
     if before is None or before.step in (None, taken.step):
         return ""
     return (
-        f"--from {taken.folder} has trained on: the run in --out {out} began from its weights of step {before.step}, "
+        f"--from {taken.folder} has changed: the run in --out {out} began from its weights of step {before.step}, "
         f"has no checkpoint yet, and begins again from those of step {taken.step}"
     )
 

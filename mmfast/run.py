@@ -157,7 +157,8 @@ class Run:
     @property
     def best_of_other_data(self) -> list[Path]:
         """The averages that were the best on data that has changed since."""
-        return sorted(self.folder.glob(f"{Path(BEST).stem}.data-*{Path(BEST).suffix}"))
+        found = self.folder.glob(f"{Path(BEST).stem}.data-*{Path(BEST).suffix}")
+        return sorted(found, key=lambda file: (len(file.name), file.name))  # by number
 
     def _check_links(self) -> None:
         """Raise MmfastError for a link where a run writes in place. Its other writes replace a link."""

@@ -156,11 +156,11 @@ def test_a_run_that_begins_again_from_later_weights_says_so(tmp_path, monkeypatc
             killed_after(patch, 1)
             with pytest.raises(Killed):
                 train(tiny(train__steps=2), run, quiet=True, start=other)
-    assert "has trained on" not in capsys.readouterr().err
+    assert "has changed" not in capsys.readouterr().err
     train(tiny(train__steps=3), other, quiet=True)
     train(tiny(train__steps=2), run, quiet=True, start=other)
     assert (
-        f"--from {other} has trained on: the run in --out {run} began from its weights of step 1, has no checkpoint "
+        f"--from {other} has changed: the run in --out {run} began from its weights of step 1, has no checkpoint "
         "yet, and begins again from those of step 3"
     ) in capsys.readouterr().err
     assert json.loads(Path(run, "from.json").read_text())["step"] == 3
