@@ -198,13 +198,13 @@ def test_the_record_is_there_before_the_config(tmp_path, monkeypatch):
 
 def test_what_is_set_aside_replaces_nothing(tmp_path):
     run = Run(tmp_path)
-    for text, number in (("a", 0), ("b", 0), ("c", 0), ("d", 7)):
+    for text, number in (("a", 0), ("b", 0), ("c", 0), ("d", 10)):
         run.metrics_file.write_text(text)
         if text != "b":
             (tmp_path / runs.BEST).write_text(text)
         run.set_aside(number)
-    figures = {n: (tmp_path / f"metrics.data-{n}.json").read_text() for n in (0, 1, 2, 7)}
-    assert figures == {0: "a", 1: "b", 2: "c", 7: "d"}
+    figures = {n: (tmp_path / f"metrics.data-{n}.json").read_text() for n in (0, 1, 2, 10)}
+    assert figures == {0: "a", 1: "b", 2: "c", 10: "d"}
     assert [file.read_text() for file in run.best_of_other_data] == ["a", "c", "d"]
     run.set_aside(0)  # nothing is there
     assert len([*tmp_path.iterdir()]) == 7
