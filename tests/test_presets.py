@@ -89,6 +89,8 @@ def test_a_preset_has_the_options_that_were_measured(preset):
     assert config.train.clean_pass == 20.0
     drawn = {"image-mask": (1.5, 0.0), "masked-image": (3.0, 0.0), "image-embedding": (1.5, 1.0)}
     assert (config.sample.spacing, config.sample.eta) == drawn.get(preset, (1.0, 0.0))
+    gamma = {"masked-image": 5.0, "image-embedding": 1.0}.get(preset)
+    assert (config.loss.target, config.loss.min_snr_gamma) == ("x0", gamma)
     steps = {name: spec.given_steps for name, spec in config.modalities.items() if spec.given_steps}
     assert steps == {"image-mask": {"image": 1}, "masked-image": {"masked": 2}, "image-embedding": {"image": 1},
                      "any-to-any": {"image": 1, "masked": 25}}[preset]  # fmt: skip
@@ -102,13 +104,13 @@ def test_help_without_one_shows_the_defaults_of_every_kind(capsys):
 
 
 def test_the_docs_say_what_the_presets_add():
-    """docs/configuration.md: the rows "(`preset`)", each with the options of the modality, the image and training."""
+    """docs/configuration.md: the rows "(`preset`)", with the options of the modality, the image, training and the loss."""
     page = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text("utf-8")
-    rows = re.findall(r"^\| [^|]*\(`([a-z-]+)`\)[^|]*\|(.*)\|(.*)\|(.*)\|$", page, re.MULTILINE)
+    rows = re.findall(r"^\| [^|]*\(`([a-z-]+)`\)[^|]*\|(.*)\|(.*)\|(.*)\|(.*)\|$", page, re.MULTILINE)
     assert [row[0] for row in rows] == ["image-label", "image-mask", "image-embedding", "masked-image"]
     for preset, *cells in rows:
         config = configs.load(preset)
         image, other = config.modalities.values()
-        for cell, spec in zip(cells, (other, image, config.train), strict=True):
+        for cell, spec in zip(cells, (other, image, config.train, config.loss), strict=True):
             for key, value in re.findall(r"`(\w+): ([^`]*)`", cell):
                 assert str(getattr(spec, key)) in (value, f"{value}.0"), (preset, key)
