@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,29 +56,15 @@ BESIDE_A_ROW = "Diffused like the row. It is predicted from a given row in one s
 # What may stand beside an image for Muon to be proposed. It was compared with AdamW for masks, labels and feature maps,
 # each alone, and for all of these with captions (docs/training.md).
 MUON = {"mask", "label", "caption", "feature_map"}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Options that were measured for what stands beside an image.
-
-    clean_pass: the weight of the pass without noise, in which the encoder alone reads the image, 0 for none; options:
-    further ones of a modality, by kind; min_snr_gamma: the loss's, None for no weighting of the noise levels.
-    """
-
-    clean_pass: float = 0.0
-    options: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-    min_snr_gamma: int | None = None
-
-
-# By the kind that is alone beside an image, as in its preset.
-ALONE = {
-    "label": Measured(0.25),
-    "mask": Measured(20.0, {"mask": {"reads": "encoder"}}),
-    "feature_map": Measured(20.0, {"feature_map": {"reads": "encoder", "loss_weight": 0.2}}, min_snr_gamma=1),
+# What the encoder alone can read off an image, in a pass without noise (train.clean_pass), if that is all that stands
+# beside it. By kind: the weight of the pass and the further options of a kind that is alone there, as in its preset.
+ALONE: dict[str, tuple[float, dict[str, Any]]] = {
+    "label": (0.25, {}),
+    "mask": (20.0, {"reads": "encoder"}),
+    "feature_map": (20.0, {"reads": "encoder", "loss_weight": 0.2}),
 }
-# Of several kinds, as in the preset any-to-any.
-TOGETHER = Measured(
+# The same for several kinds, as in the preset any-to-any.
+TOGETHER: tuple[float, dict[str, dict[str, Any]]] = (
     20.0,
     {
         "label": {"loss_weight": 0.005},
@@ -158,11 +144,11 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
     beside = {x["kind"] for name, x in specs.items() if name != guessed.anchor}
     side = _side(specs[guessed.anchor]["size"])
     backbone = _backbone(specs[guessed.anchor]["size"], "embedding" in beside)
-    measured = _measured(beside)
+    clean_pass, read = _clean_pass(beside)
     if "mask" in beside and backbone["kind"] != "unet":
-        measured = Measured()  # an encoder without a grid has nothing to read a mask off
+        clean_pass, read = 0.0, {}  # an encoder without a grid has nothing to read a mask off
     anchor: dict[str, Any] = {"given_steps": 1} if beside else {}
-    if measured.clean_pass:  # all is read off images in a pass of their own
+    if clean_pass:  # all is read off images in a pass of their own
         anchor["given_probability"] = 0.0
     else:
         anchor |= modalities.anchor_defaults(map(modalities.kind, beside))
@@ -170,7 +156,7 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
     for name, x in specs.items():
         if name != guessed.anchor:
             kind = x["kind"]
-            parts[name] = {**x, **BESIDE[kind][1], **modalities.kind(kind).beside, **measured.options.get(kind, {})}
+            parts[name] = {**x, **BESIDE[kind][1], **modalities.kind(kind).beside, **read.get(kind, {})}
     for name, share in guessed.shares.items():
         if share < OFTEN:
             often = round((1 + share) / 2, 2)
@@ -185,31 +171,31 @@ def options(guessed: Guess, batch_size: int) -> dict[str, Any]:
         "ema_decay": 0.998,
         "given_probability": 0.2 if beside & {"mask", "feature_map"} else 0.25,
     }
-    if measured.clean_pass:
-        train["clean_pass"] = measured.clean_pass
+    if clean_pass:
+        train["clean_pass"] = clean_pass
     if beside and beside <= MUON and side >= 16:
         train["optimizer"] = "muon"
-    loss: dict[str, Any] = {"target": "v" if beside == {"label"} else "x0"}
-    if measured.min_snr_gamma is not None:
-        loss["min_snr_gamma"] = measured.min_snr_gamma
     labels = [name for name, x in specs.items() if x["kind"] == "label"]
     return {
         "anchor": guessed.anchor,
         "data": guessed.data() | {"test_fraction": round(held_out, 4)},
         "modalities": parts,
         "backbone": backbone,
-        "loss": loss,
+        "loss": {"target": "v" if beside == {"label"} else "x0"},
         "train": train,
         "sample": {"sampler": "dpmpp_2m", "steps": SAMPLE_STEPS, **({"first": labels} if labels else {})},
         "evaluate": {"samples": 0},
     }
 
 
-def _measured(beside: Collection[str]) -> Measured:
+def _clean_pass(beside: Collection[str]) -> tuple[float, Mapping[str, dict[str, Any]]]:
+    """The weight of the pass without noise, 0 for none, and the further options of each of these kinds."""
     if len(beside) == 1:
         (kind,) = beside
-        return ALONE.get(kind, Measured())
-    return TOGETHER if beside and {*beside} <= {*TOGETHER.options} else Measured()
+        weight, own = ALONE.get(kind, (0.0, {}))
+        return weight, {kind: own}
+    weight, all_own = TOGETHER
+    return (weight, all_own) if beside and {*beside} <= {*all_own} else (0.0, {})
 
 
 def _side(size: Size) -> int:

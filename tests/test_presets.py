@@ -104,7 +104,7 @@ def test_help_without_one_shows_the_defaults_of_every_kind(capsys):
 
 
 def test_the_docs_say_what_the_presets_add():
-    """docs/configuration.md: the rows "(`preset`)", with the options of the modality, the image, training and the loss."""
+    """docs/configuration.md: the rows "(`preset`)", with options of the modality, the image, training and the loss."""
     page = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text("utf-8")
     rows = re.findall(r"^\| [^|]*\(`([a-z-]+)`\)[^|]*\|(.*)\|(.*)\|(.*)\|(.*)\|$", page, re.MULTILINE)
     assert [row[0] for row in rows] == ["image-label", "image-mask", "image-embedding", "masked-image"]
