@@ -43,7 +43,10 @@ Found = dict[str, list[Metric]]
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model and what its evaluation needs."""
+    """A trained model and what its evaluation needs.
+
+    measured: what the evaluation keeps for the pictures, by name, so that it is drawn only once.
+    """
 
     model: Model
     config: Config
@@ -53,6 +56,7 @@ class Trained:
     features: str
     judge: Callable[[], Model]
     examples: Config | None = None  # evaluate on the data of this config instead of its own
+    measured: dict[str, list[Metric]] = field(default_factory=dict)
 
     @cached_property
     def data(self) -> Data:

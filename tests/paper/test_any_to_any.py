@@ -12,7 +12,7 @@ from benchmarks.any_to_any import main
 from benchmarks.paper import any_to_any as task
 from benchmarks.paper import cells, core, matrix
 from benchmarks.paper.core import OURS, TOTAL, its_share
-from benchmarks.paper.report import Row
+from benchmarks.paper.report import Metric, Row
 from mmfast.data import Batch
 from mmfast.held_out import held_out
 
@@ -87,6 +87,23 @@ def test_a_smoke_run_writes_its_page(tmp_path):
                 assert task.condition(given, name) in conditions
     assert (tmp_path / "results" / "any_to_any.md").exists()
     assert list((tmp_path / "results").glob("any_to_any-matrix.png"))
+
+
+def test_the_picture_shows_what_was_measured_and_draws_nothing_again(monkeypatch):
+    drawn = []
+
+    def scores(trained, given):
+        drawn.append(given)
+        return [Metric(task.condition(given, "image"), "FD-x", len(drawn), False)]
+
+    monkeypatch.setattr(task, "_scores", scores)
+    model = SimpleNamespace(parts={name: SimpleNamespace(derived=False) for name in ("image", "mask", "label")})
+    trained = core.Trained(model, SimpleNamespace(modalities={}), 0, 8, True, "pixels", lambda: model)
+    assert [m.value for m in task.ours(trained)[OURS]] == [*range(1, 8)]  # nothing, each of three and each pair
+    (picture,) = task.pictures(trained).values()
+    assert len(drawn) == 7 and picture[1].size[1] == matrix.TOP + 7 * matrix.ROW
+    # Another model's are its own.
+    assert core.Trained(model, trained.config, 1, 8, True, "pixels", lambda: model).measured == {}
 
 
 def test_unidiffuser_has_a_time_for_each_and_no_heads():
