@@ -65,13 +65,20 @@ def is_temporary(path: Path) -> bool:
 
 
 def _begins_as_ours(path: Path) -> bool:
-    """Whether the file begins as one of save_tensors does or is empty; other programs use such names too."""
+    """Whether the file begins as one of save_tensors does; other programs use such names too.
+
+    Or it is empty or zero there: safetensors makes room for the whole file first and then writes it from the beginning.
+    """
     try:
         head = beginning(path, 256)
     except OSError:
         return False
     # The header's length comes first, then the metadata and the digest in either order.
-    return len(head) <= 8 or (head[8:].startswith(b'{"__metadata__":{"') and f'"{METADATA}":'.encode() in head)
+    return (
+        len(head) <= 8
+        or not any(head)
+        or (head[8:].startswith(b'{"__metadata__":{"') and f'"{METADATA}":'.encode() in head)
+    )
 
 
 def check_regular(path: Path) -> None:

@@ -96,11 +96,13 @@ def test_what_safetensors_left_half_written_is_temporary(tmp_path):
     """It writes to a file of its own first, by a name that is not ours: then the content tells."""
     save_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(1000)}, {"step": 1})
     whole, left = (tmp_path / "x.safetensors").read_bytes(), tmp_path / ".tmpAb0Zy9"
-    for content in (b"", whole[:8], whole[:300], whole):
+    reserved = bytes(len(whole))  # room made for the whole, of which nothing is written yet
+    for content in (b"", reserved, whole[:8], whole[:300], whole):
         left.write_bytes(content)
         assert is_temporary(left)
-    left.write_bytes(b"notes of a user, which begin otherwise")
-    assert not is_temporary(left)
+    for content in (b"notes of a user, which begin otherwise", bytes(100) + b"notes", b"notes" + bytes(1000)):
+        left.write_bytes(content)
+        assert not is_temporary(left)
     save_file({"x": torch.zeros(2)}, left, {"format": "pt"})
     assert not is_temporary(left)
     for name in ("tmpAb0Zy9", ".tmpAb0Zy", ".tmpAb0Zy9.png", ".tmp-b0Zy9"):
