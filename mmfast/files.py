@@ -67,7 +67,7 @@ def is_temporary(path: Path) -> bool:
 def _begins_as_ours(path: Path) -> bool:
     """Whether the file begins as one of save_tensors does; other programs use such names too.
 
-    Or it is empty or zero there: safetensors makes room for the whole file first and then writes it from the beginning.
+    An empty beginning or one of zeros counts too: safetensors reserves space for the whole file before it writes any.
     """
     try:
         head = beginning(path, 256)

@@ -120,9 +120,9 @@ def measured(trained: Trained, asked: Sequence[Direction]) -> list[Metric]:
 def ours(trained: Trained) -> Found:
     made_from = {n: trained.config.modalities[n].of for n, part in trained.model.parts.items() if part.derived}
     sets = given_sets(list(trained.model.parts), made_from)
-    if OURS not in trained.measured:
-        trained.measured[OURS] = [metric for given in sets for metric in _scores(trained, given)]
-    return {OURS: trained.measured[OURS]}
+    if OURS not in trained.evaluated:
+        trained.evaluated[OURS] = [metric for given in sets for metric in _scores(trained, given)]
+    return {OURS: trained.evaluated[OURS]}
 
 
 def named(trained: Trained) -> list[Metric]:

@@ -45,7 +45,7 @@ Found = dict[str, list[Metric]]
 class Trained:
     """A trained model and what its evaluation needs.
 
-    measured: what the evaluation keeps for the pictures, by name, so that it is drawn only once.
+    evaluated: measures that the evaluation leaves to the pictures, by name, so that nothing is drawn twice.
     """
 
     model: Model
@@ -56,7 +56,7 @@ class Trained:
     features: str
     judge: Callable[[], Model]
     examples: Config | None = None  # evaluate on the data of this config instead of its own
-    measured: dict[str, list[Metric]] = field(default_factory=dict)
+    evaluated: dict[str, list[Metric]] = field(default_factory=dict)
 
     @cached_property
     def data(self) -> Data:

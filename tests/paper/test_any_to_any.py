@@ -102,8 +102,6 @@ def test_the_picture_shows_what_was_measured_and_draws_nothing_again(monkeypatch
     assert [m.value for m in task.ours(trained)[OURS]] == [*range(1, 8)]  # nothing, each of three and each pair
     (picture,) = task.pictures(trained).values()
     assert len(drawn) == 7 and picture[1].size[1] == matrix.TOP + 7 * matrix.ROW
-    # Another model's are its own.
-    assert core.Trained(model, trained.config, 1, 8, True, "pixels", lambda: model).measured == {}
 
 
 def test_unidiffuser_has_a_time_for_each_and_no_heads():
