@@ -230,7 +230,11 @@ class Task:
         return notes.read(self.name)
 
     def method(self, name: str) -> Method:
-        return next(m for m in [*self.methods, *([self.judge] if self.judge else [])] if m.name == name)
+        """The method of this name, or the judge. Raises MmfastError for another name."""
+        known = {m.name: m for m in [*self.methods, *([self.judge] if self.judge else [])]}
+        if name not in known:
+            raise MmfastError(f"method is {name!r}; it should be one of {', '.join(map(repr, known))}")
+        return known[name]
 
     def config(self, method: Method, seed: int, images: int, changes: Mapping[str, Any]) -> Config:
         """The preset with the method's changes, for this many images seen."""

@@ -222,6 +222,8 @@ def test_bad_arguments_are_named(tmp_path, capsys):
                        ("train.batch_size={x", "batch_size")):  # fmt: skip
         with pytest.raises(MmfastError, match=said):
             paper.main(["image-mask", "--set", pair, "--work", str(tmp_path)])
+    with pytest.raises(MmfastError, match="method is 'mmfst'; it should be one of 'mmfast', "):
+        paper.main(["image-label", "--cell", "mmfst", "0", "--work", str(tmp_path)])
     with pytest.raises(MmfastError, match=r"data\.root"):
         paper.main(["image-label", "--data", str(tmp_path / "none"), "--work", str(tmp_path)])
 
